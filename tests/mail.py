@@ -1,9 +1,10 @@
 """mail.py FOLDER [CERTIFICATE KEY]: a mail server (aiosmtpd) that keeps each mail as a file, and asks for `ada` with `hunter2 %`.
 
-With a certificate it speaks TLS from the first byte.
+With a certificate it speaks TLS from the first byte. It offers the logins that MAIL_LOGINS names.
 """
 
 import asyncio
+import os
 import pathlib
 import ssl
 import sys
@@ -31,7 +32,10 @@ def login(server, session, envelope, mechanism, data):
 
 
 def protocol():
-    return SMTP(Keeper(), authenticator=login, auth_required=True, auth_require_tls=False, loop=loop)
+    hidden = {"PLAIN", "LOGIN"} - set(os.environ.get("MAIL_LOGINS", "PLAIN LOGIN").split())
+    return SMTP(
+        Keeper(), authenticator=login, auth_required=True, auth_require_tls=False, auth_exclude_mechanism=hidden, loop=loop
+    )
 
 
 async def main():

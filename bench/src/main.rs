@@ -1,7 +1,7 @@
-//! The ruler: our engine beside its peers on the same file, in one run, round by round in turns.
+//! The benchmark: this engine and its peers on the same file, in one run, in alternating rounds.
 //!
-//! `textnlp-bench MODEL.gguf --threads 2`; with `--features peer` stock candle-transformers runs beside. A model is made
-//! by `bench/make_gguf.py`. Every decode figure is printed with the share of the read bandwidth that it reaches, measured in
+//! `textnlp-bench MODEL.gguf --threads 2`; with `--features peer` stock candle-transformers runs too. `bench/make_gguf.py` creates
+//! a model. Every decode result is printed with the share of the read bandwidth that it reaches, measured in
 //! the same minute.
 #![allow(clippy::print_stdout)]
 
@@ -14,10 +14,10 @@ use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// How fast is the engine on this machine, beside its peers?
+/// Measure the speed of the engine on this machine, next to its peers
 #[derive(Parser)]
 struct Args {
-    /// A GGUF file (Llama-shaped when a peer runs beside), or a model folder.
+    /// A GGUF file (of the Llama architecture when a peer runs too), or a model folder.
     model: PathBuf,
     /// Compute threads of each engine.
     #[arg(long, default_value_t = 2)]
@@ -25,19 +25,19 @@ struct Args {
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 128)]
     prompt: usize,
-    /// Tokens generated after it.
+    /// Generated tokens.
     #[arg(long, default_value_t = 128)]
     generate: usize,
-    /// Rounds, after one that does not count.
+    /// Measured rounds, after one warm-up round.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
-    /// Also decode so many sequences at once.
+    /// Number of sequences of the batched decode.
     #[arg(long, default_value_t = 8)]
     batch: usize,
-    /// Weights as `f32`, `f16` or `q8_0`; as the file has them when not given. Ours only.
+    /// Weights as `f32`, `f16` or `q8_0`; if unset, as in the file. Only for this engine.
     #[arg(long)]
     quantize: Option<textnlp_inference::cpu::Quant>,
-    /// Fail when ours is not so many times as fast as the peer, in decode and in prefill.
+    /// Lowest speed relative to the peer, in decode and in prefill; fail below it.
     #[arg(long)]
     floor: Option<f64>,
 }
@@ -157,7 +157,7 @@ fn prompt(length: usize, vocab: usize) -> Vec<u32> {
     (0..length).map(|i| ((300 + i * 7919) % 20000 % vocab) as u32).collect()
 }
 
-/// The likeliest token.
+/// The token with the highest logit.
 fn likeliest(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
     best.map_or(0, |(token, _)| token as u32)

@@ -1,4 +1,4 @@
-//! Our engine: the serving executor, without scheduler and server.
+//! The built-in engine: the serving executor, without scheduler and server.
 
 use crate::{Args, Round, likeliest, prompt};
 use std::time::Instant;
@@ -59,7 +59,7 @@ impl Engine {
         Ok(Round { prefill: args.prompt as f64 / prefill, decode: args.generate as f64 / decode })
     }
 
-    /// Tokens per second of several sequences decoded together, their sum.
+    /// Tokens per second of several sequences decoded together, in total.
     pub(crate) fn batch(&mut self, args: &Args) -> Result<f64> {
         let vocab = self.cpu.architecture().vocab;
         let ids = prompt(args.prompt, vocab);

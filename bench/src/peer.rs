@@ -1,4 +1,4 @@
-//! The peer: candle-transformers' `quantized_llama` as it comes.
+//! The peer: candle-transformers' `quantized_llama`, unmodified.
 
 use crate::{Args, Round, likeliest, prompt};
 use candle_core::quantized::gguf_file;

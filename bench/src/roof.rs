@@ -1,12 +1,12 @@
-//! What the machine can do: the roof under which every figure stands.
+//! The memory bandwidth of the machine: the upper limit of all results.
 
 use std::time::Instant;
 
-/// Memory that caches cannot hold.
+/// Larger than the caches.
 const BYTES: usize = 512 << 20;
 const ROUNDS: usize = 5;
 
-/// Gigabytes per second that `threads` threads read together; the best of a few rounds.
+/// Gigabytes per second that `threads` threads read together; the best of several rounds.
 pub(crate) fn read_gb_per_second(threads: usize) -> f64 {
     let memory: Vec<u64> = (0..BYTES as u64 / 8).collect();
     let part = memory.len().div_ceil(threads.max(1));

@@ -4,7 +4,7 @@
 #     tar -xf BUNDLE install.sh bin
 #     sh install.sh BUNDLE [--trust KEY.pub] [flags of `textnlp-deploy bundle install`]
 #
-# The program that is started verifies every byte of the bundle, against KEY.pub when it is given, before anything is used.
+# The program verifies every byte of the bundle before it uses any, with KEY.pub if it is given.
 set -eu
 
 say() { printf '%s\n' "$*"; }
@@ -17,7 +17,7 @@ fail() {
 case "${1:-}" in
     '' | -h | --help)
         say "usage: sh install.sh BUNDLE [--env NAME] [--root DIR] [--trust KEY.pub] [--yes]"
-        say "BUNDLE is the sealed file, its first volume (FILE.001), or - for standard input."
+        say "BUNDLE is the bundle file, its first volume (FILE.001), or - for standard input."
         [ -n "${1:-}" ] && exit 0
         exit 2
         ;;
@@ -28,19 +28,19 @@ shift
 case "$(uname -s)-$(uname -m)" in
     Linux-x86_64 | Linux-amd64) platform=linux-amd64 ;;
     Linux-aarch64 | Linux-arm64) platform=linux-arm64 ;;
-    *) fail "this machine is $(uname -s) on $(uname -m), for which the bundle holds no program" "install on a Linux machine, x86-64 or ARM64" ;;
+    *) fail "this machine is $(uname -s) on $(uname -m), and the bundle has no program for it" "install on a Linux machine, x86-64 or ARM64" ;;
 esac
 
 here=$(cd "$(dirname "$0")" && pwd)
 program=$here/bin/$platform/textnlp-deploy
 if [ ! -f "$program" ]; then
-    fail "the program is not beside this script: bin/$platform/textnlp-deploy" "take it out of the bundle first: tar -xf $bundle install.sh bin"
+    fail "the program is missing next to this script: bin/$platform/textnlp-deploy" "extract it from the bundle first: tar -xf $bundle install.sh bin"
 fi
 if [ ! -x "$program" ]; then
     chmod 0755 "$program" || fail "$program cannot be made executable" "copy install.sh and bin/ to a folder that you own"
 fi
 if [ "$bundle" != "-" ] && [ ! -f "$bundle" ]; then
-    fail "$bundle is not there" "give the path of the sealed file, or of its first volume"
+    fail "$bundle does not exist" "give the path of the bundle file, or of its first volume"
 fi
 
 say "Installing $bundle with $("$program" --version)"

@@ -1,4 +1,5 @@
-//! Applying a delta onto an installed site: the next content is built beside the one in use, from its files and the carried chunks.
+//! Applies a delta to an installed site: the next content is built beside the active one, from its files and the
+//! included chunks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
@@ -20,16 +21,16 @@ use crate::site::{FORMAT, Installed, Site, Source, Stamp, remove};
 use crate::unpack::{UnpackOptions, Unpacked};
 
 impl Site {
-    /// Applies a delta to the content in use. The result is a content of its own and is not in use before [`Site::activate`]. After a
-    /// kill, the same call goes on. A delta whose result is there already changes nothing.
+    /// Applies a delta to the active content. The result is a content of its own, inactive before [`Site::activate`].
+    /// After a kill, the same call resumes. A delta whose result exists already changes nothing.
     pub fn apply(&self, bundle: &mut Bundle, options: &UnpackOptions<'_>) -> Result<Unpacked> {
         let begun = Instant::now();
-        bundle.want(Kind::Delta, "a delta is applied, a full one is installed")?;
+        bundle.want(Kind::Delta, "this command installs full bundles")?;
         bundle.sound()?;
         let _lock = self.lock()?;
         let nothing = || Error::Site {
             root: self.root().to_owned(),
-            why: "nothing is installed that a delta could change".into(),
+            why: "no bundle is installed that the delta can be applied to".into(),
         };
         let base_name = self.current()?.ok_or_else(nothing)?;
         let base = self.record(&base_name)?;
@@ -111,7 +112,7 @@ impl Site {
     }
 }
 
-/// Whether the site already is what the delta makes of one.
+/// Whether the delta is applied already.
 fn applied(there: &Contents, manifest: &Manifest, delta: &Delta) -> bool {
     let items = there.by_key();
     manifest.files.iter().all(|file| {
@@ -121,7 +122,7 @@ fn applied(there: &Contents, manifest: &Manifest, delta: &Delta) -> bool {
         && delta.drops.iter().all(|key| !items.contains_key(key))
 }
 
-/// Everything that is not as the delta expects it.
+/// All differences from what the delta expects.
 fn fits(site: &Site, there: &Contents, delta: &Delta) -> Result<()> {
     let mut mismatches = Vec::new();
     let mut expect = |subject: &dyn Fn() -> String, found: Option<Digest>, expected: Option<Digest>| {
@@ -139,7 +140,7 @@ fn fits(site: &Site, there: &Contents, delta: &Delta) -> Result<()> {
     if mismatches.is_empty() { Ok(()) } else { Err(Error::WrongBase { root: site.root().to_owned(), mismatches }) }
 }
 
-/// A delta may not leave a site that no full bundle could be.
+/// The result of a delta must be a valid content of a full bundle.
 fn whole(contents: &Contents, delta: &Manifest) -> Result<()> {
     let Contents { items, files } = contents.clone();
     let full = Manifest {
@@ -154,8 +155,8 @@ fn whole(contents: &Contents, delta: &Manifest) -> Result<()> {
     full.validate()
 }
 
-/// Where a chunk's bytes are on this machine.
-type Place = (Utf8PathBuf, u64);
+/// The local sources of chunks.
+type ChunkSource = (Utf8PathBuf, u64);
 
 struct Assembly<'a> {
     incoming: Incoming<'a>,
@@ -164,11 +165,11 @@ struct Assembly<'a> {
     base_folder: Utf8PathBuf,
     manifest: &'a Manifest,
     /// Chunks of the files that the delta expects.
-    there: HashMap<Chunk, Place>,
-    /// Carried chunks: their index, and their offset in the member.
+    there: HashMap<Chunk, ChunkSource>,
+    /// Included chunks: their index, and their offset in the member.
     carried: HashMap<Chunk, (usize, u64)>,
-    /// Carried chunks that stand in a file already.
-    placed: HashMap<Chunk, Place>,
+    /// Included chunks that are in a file already.
+    placed: HashMap<Chunk, ChunkSource>,
     written: u64,
     linked: u64,
     resumed: u64,
@@ -206,7 +207,7 @@ impl<'a> Assembly<'a> {
         Assembly { incoming, site, base, base_folder, manifest, there, carried, placed, written, linked, resumed }
     }
 
-    /// Links what stays as it is, and writes what follows from the rest.
+    /// Links unchanged files, and writes the derived ones.
     fn keep(
         &mut self,
         contents: &Contents,
@@ -225,7 +226,7 @@ impl<'a> Assembly<'a> {
             }
             let from = self.base_folder.join(&file.path);
             if !Stamp::at(&from).is_ok_and(|now| stamps.get(file.path.as_str()) == Some(&&now)) {
-                return Err(Error::Altered { path: from, why: "its size, time or inode is another".into() });
+                return Err(Error::Altered { path: from, why: "its size, modification time or inode differs".into() });
             }
             if !self.incoming.link(&from, file)? {
                 self.copy(&from, file, behind)?;
@@ -235,7 +236,7 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
-    /// Where a link is not possible.
+    /// Copies a file where a link is not possible.
     fn copy(&mut self, from: &Utf8Path, file: &File, behind: &mut WriteBehind) -> Result<()> {
         let have = self.incoming.have(file)?;
         if file.size == 0 {
@@ -252,7 +253,7 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
-    /// Writes the files that are new or changed, in the order of the carried chunks.
+    /// Writes the new and changed files, in the order of the included chunks.
     fn assemble(&mut self, feed: &mut Feed, data_at: u64, drive: &Drive<'_>, behind: &mut WriteBehind) -> Result<()> {
         let older = Older::of(self.site)?;
         let manifest = self.manifest;
@@ -293,7 +294,7 @@ impl<'a> Assembly<'a> {
                 done += u64::from(chunk.size);
                 (drive.progress)(Event::Bytes { done });
             }
-            // Of the whole file: nothing else stands between its digest and the site's.
+            // The digest of the whole file is verified here, because no later step does.
             proof.end(n, file)?;
         }
         Ok(())
@@ -304,7 +305,7 @@ impl<'a> Assembly<'a> {
             return verified(path, *at, chunk);
         }
         let Some((index, at)) = self.carried.get(chunk) else {
-            let why = "the delta needs a chunk of an installed file that is cut otherwise".to_owned();
+            let why = "the delta needs a chunk of an installed file with other chunk boundaries".to_owned();
             return Err(Error::Altered { path: self.base_folder.join(&file.path), why });
         };
         let mut bytes = vec![0; chunk.size as usize];
@@ -323,8 +324,6 @@ fn verified(path: &Utf8Path, at: u64, chunk: &Chunk) -> Result<Vec<u8>> {
     let bytes = read_part(path, at, chunk.size)?;
     match <[u8; 32]>::from(Sha256::digest(&bytes)) == chunk.digest {
         true => Ok(bytes),
-        false => {
-            Err(Error::Altered { path: path.to_owned(), why: format!("the {} bytes at {at} are others", chunk.size) })
-        }
+        false => Err(Error::Altered { path: path.to_owned(), why: format!("the {} bytes at {at} differ", chunk.size) }),
     }
 }

@@ -3,10 +3,10 @@
 use std::fs::File;
 
 /// No boundary before this many bytes.
-const LEAST: usize = 16 << 10;
+const MIN_CHUNK_BYTES: usize = 16 << 10;
 const AVERAGE: usize = 128 << 10;
 /// A boundary after this many bytes at the latest.
-pub(crate) const MOST: usize = 512 << 10;
+pub(crate) const MAX_CHUNK_BYTES: usize = 512 << 10;
 /// A file never has more chunks than one for each of these, which bounds the manifest before anything is read: boundaries that come too
 /// often are passed over.
 const SPARSE: u64 = 64 << 10;
@@ -26,7 +26,7 @@ impl Cuts {
         textnlp_models::cuts(path, file, size).map_or(Cuts::Gear, Cuts::Fixed)
     }
 
-    /// At most so many chunks.
+    /// The maximum count of chunks.
     pub(crate) fn bound(&self, size: u64) -> u64 {
         match self {
             Cuts::Fixed(sizes) => sizes.len() as u64,
@@ -36,23 +36,23 @@ impl Cuts {
     }
 }
 
-/// The length of the next chunk: `window` holds the next [`MOST`] bytes of the file, or all that is left; it begins at `offset`, and
+/// The length of the next chunk: `window` holds the next [`MAX_CHUNK_BYTES`] bytes of the file, or all that is left; it begins at `offset`, and
 /// `index` chunks lie before it.
 pub(crate) fn gear(window: &[u8], offset: u64, index: u64) -> usize {
     /// More ones before the average, fewer after it: lengths come closer to the average.
     const STRICT: u64 = 0xffff_e000_0000_0000;
     const LOOSE: u64 = 0xfffe_0000_0000_0000;
-    let end = window.len().min(MOST);
-    if end <= LEAST {
+    let end = window.len().min(MAX_CHUNK_BYTES);
+    if end <= MIN_CHUNK_BYTES {
         return end;
     }
     let earliest = (index * SPARSE).saturating_sub(offset);
     // Bytes further back than 64 have left the hash.
     let mut hash = 0u64;
-    for (n, byte) in window[..end].iter().enumerate().skip(LEAST - 64) {
+    for (n, byte) in window[..end].iter().enumerate().skip(MIN_CHUNK_BYTES - 64) {
         hash = (hash << 1).wrapping_add(GEAR[*byte as usize]);
         let mask = if n < AVERAGE { STRICT } else { LOOSE };
-        if hash & mask == 0 && n >= LEAST && (n + 1) as u64 >= earliest {
+        if hash & mask == 0 && n >= MIN_CHUNK_BYTES && (n + 1) as u64 >= earliest {
             return n + 1;
         }
     }
@@ -108,7 +108,7 @@ pub(crate) mod tests {
     #[test]
     fn chunks_have_about_the_average_size_and_stay_within_the_bounds() {
         let sizes = cut(&noise(1, 32 << 20));
-        assert!(sizes.iter().rev().skip(1).all(|size| (LEAST..=MOST).contains(size)));
+        assert!(sizes.iter().rev().skip(1).all(|size| (MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(size)));
         let average = (32 << 20) / sizes.len();
         assert!((90 << 10..200 << 10).contains(&average), "{average}");
     }

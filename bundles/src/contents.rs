@@ -1,4 +1,4 @@
-//! What a site or a full bundle holds, and the one digest that names it.
+//! The content of a site or of a full bundle, and the digest that identifies it.
 
 use std::collections::BTreeMap;
 
@@ -19,13 +19,14 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// What a full bundle holds; none of a delta.
+    /// The content of a full bundle; none of a delta.
     pub fn of(manifest: &Manifest) -> Option<Contents> {
         (manifest.kind == Kind::Full).then(|| Contents { items: manifest.items.clone(), files: manifest.files.clone() })
     }
 
-    /// Names the content: the digest of its sorted (path, executable, digest) and of its items. Neither the version nor the way in
-    /// which files were cut counts, so a site that was brought up by deltas has the digest of one that was installed at once.
+    /// The identity of the content: the digest of its sorted (path, executable, digest) and of its items. It excludes
+    /// the version and the chunk boundaries, so a site that was updated by deltas has the digest of a full
+    /// installation.
     pub fn digest(&self) -> Digest {
         content_digest(&self.items, &self.files)
     }
@@ -53,7 +54,7 @@ pub(crate) fn content_digest(items: &[Item], files: &[File]) -> Digest {
     let mut sorted: Vec<&File> = files.iter().collect();
     sorted.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     for file in sorted {
-        // Paths hold no line feeds and digests have one length: no two lists give the same text.
+        // Paths have no line feeds and digests have one length, so different lists give different texts.
         hasher.update(if file.executable { "x " } else { "- " });
         hasher.update(file.digest.hex());
         hasher.update(" ");

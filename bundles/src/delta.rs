@@ -1,5 +1,5 @@
-//! Bundles that bring only what changed. A delta says what it expects to find, so it is refused where it does not fit; deltas that touch
-//! different things can be applied in any order and end in the same content.
+//! Bundles with changes only. A delta lists its preconditions and is refused where they fail. Deltas of different items
+//! can be applied in any order with the same result.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -8,47 +8,47 @@ use textnlp_models::Digest;
 
 use crate::contents::{Contents, content_digest};
 use crate::error::{Error, Result};
-use crate::flow::{self, Ahead, Batch, Drive, Event, Sheet, Whole, WriteBehind};
+use crate::flow::{self, Ahead, Batch, Drive, Event, Sheet, WholeFileHashing, WriteBehind};
 use crate::layout::{BLOCK, Layout, Outline};
 use crate::listing;
 use crate::manifest::{Chunk, Delta, ExpectedItem, FORMAT, File, Item, ItemKey, Kind, Manifest};
 use crate::open::{Bundle, chunk_damage};
-use crate::pack::{Inputs, Journal, Scan, Writing, head, padded, tail};
+use crate::pack::{ArchiveWriter, Inputs, Journal, Scan, head, padded, tail};
 use crate::rules::order;
 use crate::volumes::Volumes;
 
-/// Which part of the target a delta brings.
+/// The part of the target that a delta contains.
 #[derive(Clone, Debug, Default)]
 pub enum Scope {
-    /// All of it: afterwards the site holds what the target holds.
+    /// Everything: afterwards the site has the content of the target.
     #[default]
     Everything,
-    /// These items and their files; the rest of the site stays as it is.
+    /// These items and their files; the rest of the site is unchanged.
     Items(Vec<ItemKey>),
 }
 
-/// What a delta leads to.
+/// The target of a delta.
 pub enum Target<'a> {
     /// A full bundle's content.
     Bundle(&'a Bundle),
-    /// What a full bundle would be made of; it is read twice.
+    /// The inputs of a full bundle; they are read twice.
     Inputs(&'a Inputs),
 }
 
-/// A delta that was made.
+/// A created delta.
 #[derive(Clone, Debug)]
-pub struct Made {
+pub struct CreatedDelta {
     /// The file.
     pub path: Utf8PathBuf,
     /// Its length.
     pub bytes: u64,
-    /// Bytes of the chunks that it carries.
+    /// Bytes of the included chunks.
     pub carried: u64,
     /// What it says of itself.
     pub manifest: Manifest,
 }
 
-/// Writes the delta from `base` to `target`. Without a base it carries all of its files, and fits any site. `base` is
+/// Writes the delta from `base` to `target`. Without a base it includes all of its files, and fits any site. `base` is
 /// [`Contents::of`] another bundle, or [`Installed::contents`](crate::Installed::contents).
 pub fn make_delta(
     base: Option<&Contents>,
@@ -56,7 +56,7 @@ pub fn make_delta(
     scope: &Scope,
     out: &Utf8Path,
     drive: &Drive<'_>,
-) -> Result<Made> {
+) -> Result<CreatedDelta> {
     match target {
         Target::Bundle(bundle) => {
             bundle.sound()?;
@@ -64,29 +64,29 @@ pub fn make_delta(
             let volumes = bundle.volumes("reading single chunks")?;
             let place = |file: usize, at: u64| bundle.layout.members[file + 3].data_at + at;
             let read = |file: usize, at: u64, buffer: &mut [u8]| volumes.read_at(buffer, place(file, at));
-            let other = |(file, index, at, chunk): &Carried| Error::Damaged {
+            let other = |(file, index, at, chunk): &IncludedChunk| Error::Damaged {
                 damages: vec![chunk_damage(&wanted.files[*file].path, *index, place(*file, *at), chunk.size)],
             };
-            let made = Making { base, wanted: &wanted, scope, drive };
+            let made = DeltaBuilder { base, wanted: &wanted, scope, drive };
             made.write(&bundle.manifest().version, bundle.manifest().epoch, out, read, other)
         }
         Target::Inputs(inputs) => {
             let scan = Scan::of(inputs, drive)?;
-            let made = Making { base, wanted: &scan.contents, scope, drive };
+            let made = DeltaBuilder { base, wanted: &scan.contents, scope, drive };
             let read = |file: usize, at: u64, buffer: &mut [u8]| scan.read(file, at, buffer);
             made.write(&inputs.version, inputs.epoch, out, read, |(file, ..)| scan.changed(*file))
         }
     }
 }
 
-struct Making<'a> {
+struct DeltaBuilder<'a> {
     base: Option<&'a Contents>,
     wanted: &'a Contents,
     scope: &'a Scope,
     drive: &'a Drive<'a>,
 }
 
-/// What the site will hold, and which of the target's files that brings.
+/// The resulting content of the site, and the files of the target for it.
 struct Outcome {
     after: Contents,
     /// Indices into the target's files.
@@ -96,18 +96,18 @@ struct Outcome {
     removes: Vec<String>,
 }
 
-/// A carried chunk: the target's file, the chunk's index, its place, itself.
-type Carried = (usize, usize, u64, Chunk);
+/// An included chunk: the target's file, the chunk's index, its offset, the chunk.
+type IncludedChunk = (usize, usize, u64, Chunk);
 
-impl Making<'_> {
+impl DeltaBuilder<'_> {
     fn write(
         &self,
         version: &str,
         epoch: u64,
         out: &Utf8Path,
         read: impl Fn(usize, u64, &mut [u8]) -> Result<()> + Sync,
-        other: impl Fn(&Carried) -> Error,
-    ) -> Result<Made> {
+        other: impl Fn(&IncludedChunk) -> Error,
+    ) -> Result<CreatedDelta> {
         let result = self.result()?;
         let (delta, carried) = self.delta(&result);
         let files: Vec<File> = result.changed.iter().map(|n| self.wanted.files[*n].clone()).collect();
@@ -117,7 +117,7 @@ impl Making<'_> {
         let reserve = padded(manifest.to_bytes()?.len() as u64)?;
         let layout = Layout::new(&Outline::of(&manifest), reserve);
         let volumes = Volumes::partial(out, layout.total, None)?;
-        volumes.lock()?;
+        let _lock = volumes.lock()?;
         // What is written is known beforehand, by its digests: they name the work, wherever the bytes come from.
         let work = format!("delta {reserve} {}", Digest::of(&manifest.to_bytes()?));
         let (mut journal, progress) = Journal::open(out, &work, volumes.has_length(layout.total), &|_| true)?;
@@ -134,7 +134,7 @@ impl Making<'_> {
         if done > 0 {
             (self.drive.progress)(Event::Resume { bytes: done });
         }
-        let mut writing = Writing { layout: &layout, volumes: &volumes, file: 0, offset: done };
+        let mut writing = ArchiveWriter { layout: &layout, volumes: &volumes, file: 0, offset: done };
         let (mut at, mut tail) = (done, tail(&layout, &volumes, 0, done)?);
         let source = |batch: &mut Batch| -> Result<()> {
             self.drive.check(|| format!("writing {out}"))?;
@@ -154,7 +154,7 @@ impl Making<'_> {
         };
         WriteBehind::beside(|behind| {
             let write = |sheet: &Sheet| writing.put(sheet, behind);
-            flow::run_beside(self.drive.threads, Ahead::Little, Whole::No, source, write, |batch| {
+            flow::run_with_writer(self.drive.threads, Ahead::Little, WholeFileHashing::No, source, write, |batch| {
                 for piece in &batch.pieces {
                     let wanted = &carried[piece.chunk];
                     if piece.digest != wanted.3.digest {
@@ -172,10 +172,10 @@ impl Making<'_> {
         volumes.sync()?;
         volumes.publish()?;
         journal.remove()?;
-        Ok(Made { path: out.to_owned(), bytes: layout.total, carried: total, manifest })
+        Ok(CreatedDelta { path: out.to_owned(), bytes: layout.total, carried: total, manifest })
     }
 
-    /// What is to be brought and taken away.
+    /// The items to add and to remove.
     fn result(&self) -> Result<Outcome> {
         let nothing = Contents::default();
         let base = self.base.unwrap_or(&nothing);
@@ -243,7 +243,7 @@ impl Making<'_> {
     }
 
     /// The delta's own part of the manifest, and where the carried chunks come from.
-    fn delta(&self, result: &Outcome) -> (Delta, Vec<Carried>) {
+    fn delta(&self, result: &Outcome) -> (Delta, Vec<IncludedChunk>) {
         let nothing = Contents::default();
         let base = self.base.unwrap_or(&nothing);
         let mut anywhere: HashMap<Chunk, &File> = HashMap::new();
@@ -267,7 +267,7 @@ impl Making<'_> {
                 base.file(&file.path).map(|file| file.chunks.iter().collect()).unwrap_or_default();
             let mut at = 0;
             for (index, chunk) in file.chunks.iter().enumerate() {
-                // The file's own former self first: a delta that leans on other files fits fewer sites.
+                // The previous version of the file first: a delta that depends on other files fits fewer sites.
                 if !own.contains(chunk) {
                     match anywhere.get(chunk) {
                         Some(from) => drop(expects.insert(from.path.clone(), Some(from.digest))),

@@ -1,4 +1,4 @@
-//! What differs between two contents, in items, files and bytes.
+//! The difference between two contents, in items, files and bytes.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -20,26 +20,26 @@ pub struct Diff {
     pub bytes_before: u64,
     /// Bytes of files after.
     pub bytes_after: u64,
-    /// Bytes of chunks that are nowhere in the former content: what a delta would carry.
+    /// Bytes of chunks that are not in the old content: the size of a delta.
     pub bytes_new: u64,
 }
 
-/// What became of a thing.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// It is new.
+    /// Added.
     Added,
-    /// It is gone.
+    /// Removed.
     Removed,
-    /// It is another.
+    /// Changed.
     Changed,
 }
 
 /// One item that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ItemChange {
-    /// How.
+    /// The kind of the change.
     pub change: Change,
     /// `model textnlp-tiny`.
     pub item: String,
@@ -52,7 +52,7 @@ pub struct ItemChange {
 /// One file that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FileChange {
-    /// How.
+    /// The kind of the change.
     pub change: Change,
     /// Its path.
     pub path: String,
@@ -60,7 +60,7 @@ pub struct FileChange {
     pub bytes_before: u64,
     /// Bytes after.
     pub bytes_after: u64,
-    /// Of those, bytes of chunks that are nowhere in the former content.
+    /// Of those, bytes of chunks that are not in the old content.
     pub bytes_new: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Whether a program is one static file, and which machine it is for: what runs in an image without a C library, and on a host
-//! that nobody has seen.
+//! Whether a program is one static file, and for which machine. It must run in an image without a C library, and on
+//! unknown hosts.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -20,7 +20,7 @@ pub enum NotStatic {
         source: std::io::Error,
     },
     /// It is something else, or damaged.
-    #[error("{path} is no Linux program: {why}")]
+    #[error("{path} is not a Linux program: {why}")]
     NoProgram {
         /// The file.
         path: Utf8PathBuf,
@@ -50,7 +50,7 @@ impl NotStatic {
     pub fn hint(&self) -> &'static str {
         match self {
             NotStatic::Io { .. } => "check the path and its permissions",
-            NotStatic::NoProgram { .. } => "name the program itself, not a script that starts it",
+            NotStatic::NoProgram { .. } => "give the path of the executable itself, not of a script that starts it",
             NotStatic::Needs { .. } => {
                 "build it static (`-C target-feature=+crt-static`, as .cargo/config.toml does for this repository)"
             }
@@ -101,7 +101,7 @@ pub fn is_static(path: &Utf8Path) -> Result<Platform, NotStatic> {
     }
     let (at, each, count) = (u64_at(&head, 32), u16_at(&head, 54), u16_at(&head, 56));
     if each != 56 || count == 0 || count > MOST_HEADERS {
-        return Err(elf.no("its program headers make no sense"));
+        return Err(elf.no("its program headers are invalid"));
     }
     let table = elf.bytes(at, u64::from(each) * u64::from(count))?;
     let headers: Vec<Header> = table.chunks_exact(56).map(Header::of).collect();

@@ -23,7 +23,7 @@ pub enum Error {
         source: io::Error,
     },
     /// No bundle at all.
-    #[error("{path} is no bundle: {why}")]
+    #[error("{path} is not a bundle: {why}")]
     NotABundle {
         /// The file.
         path: Utf8PathBuf,
@@ -81,7 +81,7 @@ pub enum Error {
         paths: Vec<String>,
     },
     /// Inputs that cannot become a bundle; every problem is listed.
-    #[error("these inputs cannot become a bundle: {}", list(problems))]
+    #[error("a bundle cannot be created from these inputs: {}", list(problems))]
     Inputs {
         /// One line each.
         problems: Vec<String>,
@@ -104,7 +104,7 @@ pub enum Error {
         /// What is there.
         free: u64,
     },
-    /// Somebody else works on the same file or folder.
+    /// Another process works on the same file or folder.
     #[error("{path} is in use by another process")]
     Busy {
         /// The lock or the file.
@@ -127,7 +127,7 @@ pub enum Error {
         mismatches: Vec<Mismatch>,
     },
     /// What was installed is not what the record says.
-    #[error("{path} is not as it was installed: {why}")]
+    #[error("{path} was changed after installation: {why}")]
     Altered {
         /// The file.
         path: Utf8PathBuf,
@@ -216,6 +216,13 @@ impl std::fmt::Display for Mismatch {
     }
 }
 
+impl From<textnlp_files::Error> for Error {
+    fn from(error: textnlp_files::Error) -> Error {
+        let path = Utf8PathBuf::from(error.path.to_string_lossy().into_owned());
+        Error::Io { action: error.action, path, source: error.source }
+    }
+}
+
 impl Error {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<String> {
@@ -223,15 +230,15 @@ impl Error {
             Error::NotABundle { .. } => "give the .tar that `bundle create` wrote, or its first volume".into(),
             Error::NewerFormat { .. } => "install it with the program inside the bundle: `tar xOf FILE bin/…`".into(),
             Error::Manifest { .. } | Error::Damaged { .. } | Error::Signature { .. } => {
-                "the bundle was altered or damaged: copy it again from where it was made, and compare `bundle verify` there".into()
+                "the bundle was altered or damaged: copy it again from the machine that created it, and run `bundle verify` there".into()
             }
             Error::Truncated { .. } => "the copy is not complete: copy it again; what was installed so far is kept".into(),
             Error::Volume { .. } => "put all volumes into one folder under their own names".into(),
-            Error::InputChanged { .. } => "stop whatever writes to it and run the same command again".into(),
+            Error::InputChanged { .. } => "stop the process that writes to it, then run the same command again".into(),
             Error::NotAsPromised { .. } => {
-                "what it was stored as is damaged: fetch it again with `textnlp-deploy model pull SOURCE`, then create again".into()
+                "the stored copy is damaged: fetch it again with `textnlp-deploy model pull SOURCE`, then create the bundle again".into()
             }
-            Error::Stopped { .. } => "run the same command again; it goes on where it stopped".into(),
+            Error::Stopped { .. } => "run the same command again; it resumes where it stopped".into(),
             Error::Room { unit, .. } => format!("free some {unit} there, or choose another folder"),
             Error::Busy { .. } => "wait for the other process, or stop it".into(),
             Error::Kind { found: "delta", .. } => "use `bundle update apply` for a delta".into(),
@@ -241,7 +248,7 @@ impl Error {
             }
             Error::Altered { .. } => "install the full bundle again; what is intact is kept".into(),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "free some space and run the same command again; it goes on where it stopped".into()
+                "free some space and run the same command again; it resumes where it stopped".into()
             }
             Error::Stream { .. } => "save the stream to a file first".into(),
             _ => return None,

@@ -1,31 +1,30 @@
-//! Bytes on their way: read in order, hashed beside one another, handed on in order. Memory is a fixed number of buffers.
+//! The streaming pipeline: reads, hashes and writes in order. Memory is a fixed number of buffers.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 
-use sha2::digest::common::hazmat::SerializableState;
-use sha2::{Digest as _, Sha256};
-use textnlp_models::{Digest, sha};
+use textnlp_models::Digest;
+use textnlp_models::sha::{self, Sha256};
 
 use crate::error::{Error, Result};
 use crate::rules::MOST_CHUNK;
 
-/// Bytes of a file stand in a batch as they stand on pages, so that they can go to the disk from there.
+/// The bytes of a batch are aligned as on the file's pages, for direct I/O.
 pub(crate) const PAGE: usize = 4096;
-/// A batch holds no more bytes than the longest chunk.
-const MOST: usize = MOST_CHUNK as usize;
-/// With room for where the buffer's first page begins, for what lies on the first bytes' page before them, and on the last's after them.
-const CAPACITY: usize = MOST + 3 * PAGE;
-/// A piece takes forty bytes; a batch of one-byte chunks may not become the larger part.
+/// A batch is no larger than the longest chunk.
+const MAX_BATCH_BYTES: usize = MOST_CHUNK as usize;
+/// Extra space for page alignment before the first and after the last bytes.
+const CAPACITY: usize = MAX_BATCH_BYTES + 3 * PAGE;
+/// A piece takes forty bytes; a batch of one-byte chunks must not become mostly metadata.
 const MOST_PIECES: usize = 8192;
 
-/// What is told about the work as it goes on.
+/// Progress events.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// The work is known.
+    /// The amount of work is known.
     Start {
         /// `create`, `verify`, `unpack`, `apply`, `delta`.
         what: &'static str,
@@ -34,31 +33,31 @@ pub enum Event<'a> {
         /// Files.
         files: usize,
     },
-    /// An earlier run got this far.
+    /// Resumed from an earlier run.
     Resume {
         /// Bytes that are not read again.
         bytes: u64,
     },
-    /// Work on this file begins.
+    /// A file is started.
     File {
         /// Its path in the bundle.
         path: &'a str,
     },
-    /// So many of the bytes are done.
+    /// Bytes done so far.
     Bytes {
         /// Since the start, resumed ones included.
         done: u64,
     },
 }
 
-/// How a long work is done and watched.
+/// Options of a long operation.
 #[derive(Clone, Copy)]
 pub struct Drive<'a> {
-    /// Threads that hash, one or more.
+    /// Hashing threads, one or more.
     pub threads: usize,
     /// Called from the caller's thread and from one other.
     pub progress: &'a (dyn Fn(Event<'_>) + Sync),
-    /// Set it, and the work ends with [`Error::Stopped`] within one batch.
+    /// A cancellation flag: the operation ends with [`Error::Stopped`] within one batch.
     pub stop: &'a AtomicBool,
 }
 
@@ -81,12 +80,12 @@ impl Drive<'_> {
     }
 }
 
-/// How far reading goes ahead of the sink.
+/// How far reading runs ahead of the sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ahead {
     /// Two batches: after a kill at most eight MiB are read again.
     Little,
-    /// Eight, for what begins anew in any case.
+    /// Eight, for work that is not resumable.
     Far,
 }
 
@@ -99,27 +98,27 @@ impl Ahead {
     }
 }
 
-/// One chunk on its way.
+/// One chunk in the pipeline.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Piece {
     pub(crate) file: usize,
-    /// Which chunk of the file.
+    /// The index of the chunk in its file.
     pub(crate) chunk: usize,
     pub(crate) start: usize,
     pub(crate) size: usize,
-    /// Whether the file's digest is taken anew from here.
+    /// Whether the file's digest starts from here.
     pub(crate) first: bool,
     /// Whether the file ends with it.
     pub(crate) last: bool,
-    /// Whether the file's digest is known otherwise, and not taken.
+    /// Whether the file's digest is known already and not computed.
     pub(crate) known: bool,
-    /// Filled in on the way.
+    /// Set by the pipeline.
     pub(crate) digest: [u8; 32],
 }
 
 /// Some pieces, and the buffer that holds them.
 pub(crate) struct Batch {
-    /// Shared with whoever writes it meanwhile, and only read then.
+    /// Shared with the writer, and only read then.
     data: Arc<Vec<u8>>,
     /// The first that begins a page.
     begin: usize,
@@ -127,8 +126,8 @@ pub(crate) struct Batch {
     pub(crate) pieces: Vec<Piece>,
     /// Files that ended in this batch, with the digests of all their bytes; empty where these are not asked for.
     pub(crate) ends: Vec<(usize, Digest)>,
-    /// The whole-file digest's state after the last piece, when that piece does not end its file.
-    pub(crate) state: Option<Vec<u8>>,
+    /// The digest of the whole file as far as the last piece, when that piece does not end its file.
+    pub(crate) state: Option<Sha256>,
 }
 
 impl Batch {
@@ -145,12 +144,13 @@ impl Batch {
         self.state = None;
     }
 
-    /// Whether it takes another piece of so many bytes; an empty one takes any.
+    /// Whether it has space for another piece of this size; an empty batch takes any.
     pub(crate) fn fits(&self, size: usize) -> bool {
-        self.pieces.is_empty() || (self.used - self.begin + PAGE + size <= MOST && self.pieces.len() < MOST_PIECES)
+        self.pieces.is_empty()
+            || (self.used - self.begin + PAGE + size <= MAX_BATCH_BYTES && self.pieces.len() < MOST_PIECES)
     }
 
-    /// Room for the next piece, of at most `MOST_CHUNK` bytes, which begins at this offset of its file.
+    /// Space for the next piece, of at most `MOST_CHUNK` bytes, which starts at this offset of its file.
     pub(crate) fn room(&mut self, offset: u64) -> &mut [u8] {
         let on_page = (offset % PAGE as u64) as usize;
         self.used += (PAGE + on_page - (self.used - self.begin) % PAGE) % PAGE;
@@ -158,7 +158,7 @@ impl Batch {
         &mut self.bytes_mut()[used..]
     }
 
-    /// The pages on which the next piece will lie, and where it begins on the first. What lies before it there is another piece's.
+    /// The pages of the next piece, and its offset on the first. The bytes before it belong to another piece.
     pub(crate) fn room_on_pages(&mut self, offset: u64, size: usize) -> (&mut [u8], usize) {
         self.room(offset);
         let head = (offset % PAGE as u64) as usize;
@@ -167,12 +167,12 @@ impl Batch {
         (&mut self.bytes_mut()[used - head..end], head)
     }
 
-    /// Nobody else holds the buffer while pieces are added; if somebody did, this would be a copy.
+    /// The buffer has one owner while pieces are added; a second owner would cause a copy.
     fn bytes_mut(&mut self) -> &mut [u8] {
         Arc::make_mut(&mut self.data).as_mut_slice()
     }
 
-    /// Takes the first bytes of the room as a piece, and fills the rest of its last page with zeros.
+    /// Adds the first bytes of the space as a piece, and pads its last page with zeros.
     pub(crate) fn take(&mut self, file: usize, chunk: usize, size: usize, first: bool, last: bool) {
         let known = false;
         self.pieces.push(Piece { file, chunk, start: self.used, size, first, last, known, digest: [0; 32] });
@@ -224,31 +224,31 @@ impl Batch {
         // They are longer than the pieces, so they come first and the pieces run beside them.
         let files = stretches.iter_mut().map(|stretch| {
             let begun = std::mem::take(&mut stretch.hash);
-            (Of::File(&mut stretch.hash), begun, &data[stretch.bytes.clone()])
+            (DigestOf::File(&mut stretch.hash), begun, &data[stretch.bytes.clone()])
         });
         let wanted = if with_pieces { pieces.as_mut_slice() } else { &mut [] };
-        let chunks = wanted
-            .iter_mut()
-            .map(|piece| (Of::Piece(&mut piece.digest), Sha256::new(), &data[piece.start..piece.start + piece.size]));
+        let chunks = wanted.iter_mut().map(|piece| {
+            (DigestOf::Piece(&mut piece.digest), Sha256::new(), &data[piece.start..piece.start + piece.size])
+        });
         sha::update(files.chain(chunks), |of, hash| match of {
-            Of::File(place) => *place = hash,
-            Of::Piece(place) => *place = hash.finalize().into(),
+            DigestOf::File(place) => *place = hash,
+            DigestOf::Piece(place) => *place = hash.finish(),
         });
         let Some(whole) = whole else { return };
         let mut stretches = stretches.into_iter();
         for piece in pieces.iter().filter(|piece| piece.last && !piece.known) {
             let longer = if piece.first { None } else { stretches.next() };
-            let digest = longer.map_or(piece.digest, |stretch| stretch.hash.finalize().into());
+            let digest = longer.map_or(piece.digest, |stretch| stretch.hash.finish());
             ends.push((piece.file, Digest::from(digest)));
         }
         *state = stretches.next().map(|open| {
             *whole = open.hash;
-            whole.serialize().to_vec()
+            open.hash
         });
     }
 }
 
-/// The bytes of a batch, for somebody who writes them while they are hashed.
+/// The bytes of a batch, for a writer that runs beside the hashing.
 pub(crate) struct Sheet {
     data: Arc<Vec<u8>>,
     begin: usize,
@@ -257,7 +257,8 @@ pub(crate) struct Sheet {
 }
 
 impl Sheet {
-    /// Neighbouring bytes of a file, with so many that lie before them on their first page, and zeros up to the end of their last.
+    /// Adjacent bytes of a file, with the count of bytes before them on their first page, and zeros up to the end of
+    /// their last.
     pub(crate) fn pages(&self, bytes: &Range<usize>, before: usize) -> &[u8] {
         let end = self.begin + (bytes.end - self.begin).next_multiple_of(PAGE);
         &self.data[bytes.start - before..end]
@@ -290,7 +291,7 @@ impl Tail {
 }
 
 /// What a digest is of, and its place.
-enum Of<'a> {
+enum DigestOf<'a> {
     Piece(&'a mut [u8; 32]),
     File(&'a mut Sha256),
 }
@@ -303,32 +304,32 @@ fn hash_pieces<'a>(batches: impl Iterator<Item = &'a mut Batch>) {
             .iter_mut()
             .map(move |piece| (&mut piece.digest, Sha256::new(), &data[piece.start..piece.start + piece.size]))
     });
-    sha::update(pieces, |place, hash| *place = hash.finalize().into());
+    sha::update(pieces, |place, hash| *place = hash.finish());
 }
 
 /// What of a batch belongs to one file, and that file's hash.
-struct Stretch {
+struct FileSpan {
     bytes: Range<usize>,
     hash: Sha256,
 }
 
 /// Of all files but those whose digest is known, and those of one piece, whose digest is the piece's. The first goes on with `whole` where its file began earlier.
-fn stretches(pieces: &[Piece], whole: &mut Sha256) -> Vec<Stretch> {
-    let mut stretches: Vec<Stretch> = Vec::new();
+fn stretches(pieces: &[Piece], whole: &mut Sha256) -> Vec<FileSpan> {
+    let mut stretches: Vec<FileSpan> = Vec::new();
     for piece in pieces.iter().filter(|piece| !(piece.known || piece.first && piece.last)) {
         let end = piece.start + piece.size;
         match stretches.last_mut() {
             Some(stretch) if !piece.first => stretch.bytes.end = end,
             _ => {
                 let hash = if piece.first { Sha256::new() } else { std::mem::take(whole) };
-                stretches.push(Stretch { bytes: piece.start..end, hash });
+                stretches.push(FileSpan { bytes: piece.start..end, hash });
             }
         }
     }
     stretches
 }
 
-/// A batch that whoever comes first hashes.
+/// A batch that the first free thread hashes.
 type Slot = Arc<Mutex<Option<Batch>>>;
 
 fn claim(slot: &Slot) -> Option<Batch> {
@@ -342,44 +343,40 @@ fn asks(slot: &Slot) -> bool {
 }
 
 /// Whether, and from where, whole files are hashed beside their chunks.
-pub(crate) enum Whole {
+pub(crate) enum WholeFileHashing {
     No,
     /// Those with few of the bytes; the digests of the others are known.
     Few(Box<Sha256>),
     Yes(Box<Sha256>),
 }
 
-impl Whole {
+impl WholeFileHashing {
     fn hash(&mut self) -> Option<&mut Sha256> {
         match self {
-            Whole::No => None,
-            Whole::Few(hash) | Whole::Yes(hash) => Some(hash),
+            WholeFileHashing::No => None,
+            WholeFileHashing::Few(hash) | WholeFileHashing::Yes(hash) => Some(hash),
         }
     }
 }
 
-/// A whole-file digest that another run began.
-pub(crate) fn restore(state: &[u8]) -> Option<Sha256> {
-    let state = sha2::digest::common::hazmat::SerializedState::<Sha256>::try_from(state).ok()?;
-    Sha256::deserialize(&state).ok()
-}
-
-/// Fills batches with `source` until it leaves one empty, hashes them, and gives them to `sink` in order. The first error ends all.
+/// Fills batches with `source` until it leaves one empty, hashes them, and passes them to `sink` in order. The first
+/// error ends the operation.
 pub(crate) fn run(
     threads: usize,
     ahead: Ahead,
-    whole: Whole,
+    whole: WholeFileHashing,
     source: impl FnMut(&mut Batch) -> Result<()> + Send,
     sink: impl FnMut(&mut Batch) -> Result<()>,
 ) -> Result<()> {
-    run_beside(threads, ahead, whole, source, |_| Ok(()), sink)
+    run_with_writer(threads, ahead, whole, source, |_| Ok(()), sink)
 }
 
-/// The same, with `write` beside the hashing: it gets each batch's bytes in order, and `sink` the batch when both are done with it.
-pub(crate) fn run_beside(
+/// The same, with `write` beside the hashing: it gets each batch's bytes in order, and `sink` gets the batch after
+/// both.
+pub(crate) fn run_with_writer(
     threads: usize,
     ahead: Ahead,
-    whole: Whole,
+    whole: WholeFileHashing,
     mut source: impl FnMut(&mut Batch) -> Result<()> + Send,
     mut write: impl FnMut(&Sheet) -> Result<()> + Send,
     mut sink: impl FnMut(&mut Batch) -> Result<()>,
@@ -400,8 +397,8 @@ pub(crate) fn run_beside(
     }
     // A file's digest takes one piece after another, so one thread takes it. The others take those of the pieces; what they have not come
     // to when it is that thread's turn, it takes beside the file's. Where no file's digest is asked for, it waits.
-    let ordered = !matches!(whole, Whole::No);
-    let others = if matches!(whole, Whole::Yes(_)) { threads - 1 } else { threads };
+    let ordered = !matches!(whole, WholeFileHashing::No);
+    let others = if matches!(whole, WholeFileHashing::Yes(_)) { threads - 1 } else { threads };
     let on_the_way = ahead.batches();
     // Reading, hashing pieces, hashing files, writing and the sink: stages that hand one another the buffers. When any ends early its
     // channels close, and the others end.
@@ -493,7 +490,7 @@ pub(crate) fn run_beside(
         });
         let mut result = Ok(());
         while let Ok(mut batch) = sink_in.recv() {
-            // A writer that ended has an error to tell.
+            // The error of a writer that ended is returned below.
             if written.recv().is_err() {
                 break;
             }
@@ -501,18 +498,18 @@ pub(crate) fn run_beside(
             if result.is_err() {
                 break;
             }
-            // The reader may be at its end already.
+            // The reader may have ended already.
             let _ = recycle.try_send(batch);
         }
         drop((sink_in, written, recycle));
-        // The errors in the order of the archive: the sink's came first. A panic goes on in the caller.
+        // Errors in the order of the archive: the sink's is first. A panic continues in the caller.
         let wrote = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         result.and(wrote).and(read)
     })
 }
 
-/// Writes dirty pages out while the work goes on, so that the disk is not idle first and the processor afterwards.
+/// Writes dirty pages back during the work, so that disk and processor are busy at the same time.
 pub(crate) struct WriteBehind {
     queue: SyncSender<std::fs::File>,
     waiting: u64,
@@ -522,7 +519,7 @@ impl WriteBehind {
     /// Large enough that a sync costs little, small enough that the last one is short.
     const OFTEN: u64 = 64 << 20;
 
-    /// Runs the work beside a thread that syncs. A sync that failed is the work's failure: the system tells it only once.
+    /// Runs the work beside a sync thread. A failed sync fails the work: the system reports it only once.
     pub(crate) fn beside<T>(work: impl FnOnce(&mut WriteBehind) -> Result<T>) -> Result<T> {
         std::thread::scope(|scope| {
             let (queue, files) = mpsc::sync_channel::<std::fs::File>(1);
@@ -535,7 +532,7 @@ impl WriteBehind {
         })
     }
 
-    /// So many bytes were written to the file.
+    /// Adds bytes that were written to the file.
     pub(crate) fn wrote(&mut self, bytes: u64, file: &std::fs::File) {
         self.waiting += bytes;
         // While the last sync still runs, the bytes wait for the next.

@@ -1,14 +1,15 @@
-//! A content on its way into a site: a folder that nobody else looks at until it is whole. Nothing stands in it that was not verified
-//! before it was written, so after a kill the lengths of its files say how far it got.
+//! An incoming content of a site: a folder that is not visible until it is complete. Bytes are verified before they are
+//! written, so the lengths of the files are the progress after a kill.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File as OsFile, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use textnlp_files::{Filesystem, Replace, filesystem};
 use textnlp_models::Digest;
 
 use crate::error::{Error, Result};
@@ -17,33 +18,31 @@ use crate::manifest::File;
 use crate::pack::boot;
 use crate::site::{Installed, Site, Stamp, remove};
 
-/// What the target must have room for.
+/// The space that the target needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Needs {
     /// Bytes to be written.
     pub bytes: u64,
     /// Files and folders to be made.
     pub inodes: u64,
-    /// Bytes that are there already: from an older content, or from a run that was stopped.
+    /// Bytes that exist already: from an older content, or from an interrupted run.
     pub kept: u64,
 }
 
 impl Needs {
-    /// Holds them against the file system of a folder, or of the nearest folder above that exists.
+    /// Checks the free space of a folder, or of its nearest existing parent.
     pub fn check(&self, folder: &Utf8Path) -> Result<()> {
         let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Utf8Path::new("."));
         let there = if there.as_str().is_empty() { Utf8Path::new(".") } else { there };
-        let room = rustix::fs::statvfs(there.as_std_path()).map_err(Error::os("look at", there))?;
-        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        let Filesystem { free, free_inodes, .. } = filesystem(there)?;
         let short = |unit, needed, free| Err(Error::Room { path: there.to_owned(), unit, needed, free });
         if self.bytes > free {
             return short("bytes", self.bytes, free);
         }
-        // Some file systems make inodes as they are needed, and say so with a zero.
-        if room.f_files > 0 && self.inodes > room.f_favail {
-            return short("inodes", self.inodes, room.f_favail);
+        match free_inodes {
+            Some(free) if self.inodes > free => short("inodes", self.inodes, free),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -55,7 +54,7 @@ pub(crate) struct Incoming<'a> {
     open: Option<(usize, OsFile, u64)>,
 }
 
-/// Written beside the folder when it is begun.
+/// Written beside the folder at the start.
 #[derive(Serialize, Deserialize, PartialEq)]
 struct Note {
     manifest: Digest,
@@ -63,13 +62,13 @@ struct Note {
     boot: String,
 }
 
-/// Files of older contents that nobody wrote to since.
+/// Unchanged files of older contents.
 pub(crate) struct Older {
     /// By digest and size.
     files: HashMap<(Digest, u64), Vec<OldFile>>,
 }
 
-/// Where it is, what the record says of it, and what shows that it is untouched.
+/// Its path, its entry in the record, and its stamp.
 type OldFile = (Utf8PathBuf, File, Stamp);
 
 impl Older {
@@ -77,7 +76,7 @@ impl Older {
     pub(crate) fn of(site: &Site) -> Result<Older> {
         let mut files: HashMap<_, Vec<OldFile>> = HashMap::new();
         for name in site.contents()? {
-            // A record that cannot be read makes its content useless for us, no more.
+            // A content with an unreadable record is only not reused.
             let Ok(Installed { contents, stamps, .. }) = site.record(&name) else { continue };
             let folder = site.folder(&name);
             for (file, stamp) in contents.files.into_iter().zip(stamps) {
@@ -87,13 +86,13 @@ impl Older {
         Ok(Older { files })
     }
 
-    /// Forgets files that turned out to be damaged.
+    /// Forgets damaged files.
     pub(crate) fn without(mut self, bad: &BTreeSet<Utf8PathBuf>) -> Older {
         self.files.values_mut().for_each(|files| files.retain(|(path, ..)| !bad.contains(path)));
         self
     }
 
-    /// A file with the same chunks: digests of whole files are not held against bytes when a bundle is unpacked, those of chunks are.
+    /// A file with the same chunks: unpacking verifies the digests of chunks, not those of whole files.
     pub(crate) fn same(&self, wanted: &File) -> Option<&Utf8Path> {
         let found = self.files.get(&(wanted.digest, wanted.size))?.iter().find(|(path, file, stamp)| {
             file.executable == wanted.executable
@@ -105,7 +104,7 @@ impl Older {
 }
 
 impl<'a> Incoming<'a> {
-    /// Begins, or goes on with what an earlier run of the same work left. The caller holds the site's lock.
+    /// Starts, or resumes an earlier run of the same work. The caller holds the site's lock.
     pub(crate) fn open(
         site: &'a Site,
         name: &str,
@@ -119,7 +118,7 @@ impl<'a> Incoming<'a> {
         let found = std::fs::read(&note).ok().and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
         match found {
             Some(found) if found == begun => {}
-            // The machine was started anew: what was not yet on the disk may be missing anywhere in the files.
+            // After a reboot, unsynced bytes may be missing anywhere in the files.
             Some(found) if (found.manifest, found.base) == (manifest, base) && folder.exists() => {
                 remove(&proof_path(&folder))?;
                 recheck(&folder, files)?
@@ -136,14 +135,14 @@ impl<'a> Incoming<'a> {
         Ok(Incoming { site, folder, note, open: None })
     }
 
-    /// How many chunks of a file are there. What goes beyond a whole chunk is cut off.
+    /// The count of complete chunks of a file. Bytes beyond them are truncated.
     pub(crate) fn have(&self, file: &File) -> Result<usize> {
         let path = self.folder.join(&file.path);
         let length = match std::fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.is_file() => metadata.len(),
             Ok(_) => return Err(Error::Altered { path, why: "it is not a file".into() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(error) => return Err(Error::io("look at", path)(error)),
+            Err(error) => return Err(Error::io("check", path)(error)),
         };
         let (count, whole) = whole_chunks(file, length);
         if whole < length {
@@ -158,13 +157,13 @@ impl<'a> Incoming<'a> {
         proof_path(&self.folder)
     }
 
-    /// Takes a file over from an older content.
+    /// Reuses a file of an older content by a hard link.
     pub(crate) fn link(&self, from: &Utf8Path, file: &File) -> Result<bool> {
         let path = self.folder.join(&file.path);
         self.parents(&file.path)?;
         match std::fs::hard_link(from, &path) {
             Ok(()) => Ok(true),
-            // Another file system, or too many links: it is written like any other.
+            // Another filesystem, or too many links: it is written like any other.
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Ok(false),
             Err(_) => {
                 remove(&path)?;
@@ -204,7 +203,7 @@ impl<'a> Incoming<'a> {
         let mut options = OpenOptions::new();
         options.write(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).mode(0o644);
         if have == 0 {
-            // A link to an older content's file must never be written through.
+            // A hard link to an older content's file must never be written through.
             remove(&path)?;
             options.create_new(true);
         }
@@ -224,7 +223,7 @@ impl<'a> Incoming<'a> {
         Ok(())
     }
 
-    /// Every file is there: gives them their modes, writes the record and gives the folder its name.
+    /// All files are complete: sets their modes, writes the record and renames the folder.
     pub(crate) fn finish(self, mut record: Installed, name: &str) -> Result<Installed> {
         let mut stamps = Vec::with_capacity(record.contents.files.len());
         for file in &record.contents.files {
@@ -237,7 +236,7 @@ impl<'a> Incoming<'a> {
                 stamp = Stamp::at(&path).map_err(|error| altered(error.to_string()))?;
             }
             if !stamp.has(file.size, mode) {
-                return Err(altered("it has another size or mode than it was just given".into()));
+                return Err(altered("its size or mode is not the one that was just set".into()));
             }
             stamps.push(stamp);
         }
@@ -296,10 +295,10 @@ fn recheck(folder: &Utf8Path, files: &[File]) -> Result<()> {
         if good < metadata.len() {
             // It may be a link to an older content's file, which stays as it is.
             let mut kept = OsFile::open(&path).map_err(Error::io("open", &path))?;
-            let temporary = folder.join(".recheck.tmp");
-            let mut copy = OsFile::create(&temporary).map_err(Error::io("create", &temporary))?;
-            io::copy(&mut io::Read::take(&mut kept, good), &mut copy).map_err(Error::io("copy", &path))?;
-            copy.flush().and_then(|()| std::fs::rename(&temporary, &path)).map_err(Error::io("rename", &temporary))?;
+            // Without a sync: what stands here was not synced before either, and is checked again after a restart of the machine.
+            Replace::umask().sole_writer().without_sync().with(&path, |copy| {
+                io::copy(&mut io::Read::take(&mut kept, good), copy).map(drop).map_err(Error::io("copy", &path))
+            })?;
         }
     }
     Ok(())

@@ -1,12 +1,12 @@
-//! Where everything stands in the archive: a pure function of names, sizes and the epoch.
+//! The layout of the archive: a pure function of names, sizes and the epoch.
 
 use crate::manifest::{File, Kind, Manifest};
 
-/// A tar's unit.
+/// The block size of a tar.
 pub(crate) const BLOCK: u64 = 512;
-/// Every signature block has this size, so that signing later moves nothing.
+/// Every signature block has this size, so that signing later moves no other bytes.
 pub(crate) const SIGNATURE: u64 = 1024;
-/// Weights begin at a multiple of this, so that they can be mapped where they are.
+/// The alignment of weights, so that they can be memory-mapped.
 const PAGE: u64 = 4096;
 /// Eleven octal digits.
 const USTAR_MOST: u64 = 0o77_777_777_777;
@@ -28,7 +28,7 @@ pub(crate) enum Role {
     Chunks,
 }
 
-/// One member and where it stands.
+/// One member and its offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) role: Role,
@@ -54,7 +54,7 @@ pub(crate) struct Layout {
     epoch: u64,
 }
 
-/// What the layout needs to know of a manifest before its digests are known.
+/// The inputs of the layout, before the digests are known.
 pub(crate) struct Outline<'a> {
     pub(crate) epoch: u64,
     pub(crate) files: &'a [File],
@@ -118,8 +118,8 @@ pub(crate) fn name(role: Role, files: &[File]) -> (&str, bool) {
     }
 }
 
-/// `SHA256SUMS`: the manifest as it stands in the archive, then every file of a full bundle. The manifest's line makes a flipped bit in
-/// an unsigned manifest visible.
+/// `SHA256SUMS`: the manifest as stored in the archive, then every file of a full bundle. The manifest's line reveals a
+/// flipped bit in an unsigned manifest.
 pub(crate) fn sums(manifest: &[u8], parsed: &Manifest) -> Vec<u8> {
     let mut text = format!("{}  {MANIFEST_NAME}\n", textnlp_models::Digest::of(manifest).hex());
     if parsed.kind == Kind::Full {

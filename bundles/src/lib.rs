@@ -1,4 +1,4 @@
-//! The sealed package: one file that holds everything a service needs, every byte of it covered by one signature.
+//! Bundles: one file with everything that a service needs, every byte of it covered by one signature.
 //!
 //! A bundle is a tar that any `tar` can list and unpack. Its first member, the [`Manifest`], decides every byte of the rest:
 //! names, order, sizes, modes and digests. A reader therefore never trusts an archive's own headers; it compares them with those
@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod elf;
+pub mod file_source;
 pub mod legacy;
 pub mod manifest;
 pub mod oci;
@@ -14,7 +15,6 @@ pub mod recipe;
 pub mod report;
 pub mod sbom;
 pub mod scan;
-pub mod shelf;
 
 mod apply;
 mod contents;
@@ -39,7 +39,7 @@ mod volumes;
 mod walk;
 
 pub use contents::Contents;
-pub use delta::{Made, Scope, Target, make_delta};
+pub use delta::{CreatedDelta, Scope, Target, make_delta};
 pub use diff::{Change, Diff, FileChange, ItemChange, diff};
 pub use error::{Damage, Error, Mismatch, Result};
 pub use flow::{Drive, Event};

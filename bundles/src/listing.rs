@@ -22,12 +22,12 @@ pub(crate) fn of(contents: &Contents) -> Result<BTreeMap<String, (File, Vec<u8>)
         let name = item.version.as_ref().map_or_else(|| item.name.clone(), |tag| format!("{}:{tag}", item.name));
         let manifest = contents.file(&path_of(item.digest));
         let (Some(media_type), Some(manifest)) = (item.media_type.clone(), manifest) else {
-            let why = "is of an older program, or its manifest is missing: it cannot be listed beside others; bring all images anew";
+            let why = "was created by an older version, or its manifest is missing: it cannot be listed with other images; give all images again";
             return Err(refuse(&name, why));
         };
         let platform = item.platform.as_deref().unwrap_or_default();
-        let platform = platform.parse().map_err(|_| refuse(&name, &format!("is for `{platform}`, which is no platform")))?;
-        Ok(layout::Line { name, platform, media_type, digest: item.digest, size: manifest.size })
+        let platform = platform.parse().map_err(|_| refuse(&name, &format!("is for `{platform}`, which is not a valid platform")))?;
+        Ok(layout::ImageSummary { name, platform, media_type, digest: item.digest, size: manifest.size })
     });
     let lists = layout::lists(entries.collect::<Result<Vec<_>>>()?)
         .map_err(|error| Error::Manifest { problems: vec![error.to_string()] })?;

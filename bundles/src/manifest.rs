@@ -1,5 +1,5 @@
-//! What a bundle says of itself: the items that it brings, and every file with the digest of each of its chunks.
-//! The rules that a manifest must keep are in `rules.rs`.
+//! The manifest of a bundle: its items, and every file with the digest of each of its chunks. The rules of a manifest
+//! are in `rules.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -67,8 +67,8 @@ pub struct Item {
     /// Where it came from: `bundled`, `hf:org/name@rev`, `docker.io/library/postgres:15`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Of an image: the media type of its manifest. With name, version, platform and digest it makes the image's entry in the list of images,
-    /// so that the list follows from the items and is nobody's file.
+    /// Of an image: the media type of its manifest. With name, version, platform and digest it makes the image's entry
+    /// in the list of images, so that the list is derived from the items.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
     /// The files that belong to it; a blob may belong to several images.

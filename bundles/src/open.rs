@@ -1,4 +1,4 @@
-//! Opening a bundle: its first three members are read and checked; after that every byte of the rest is known by its digest.
+//! Opens a bundle: reads and verifies its first three members; all other bytes are covered by digests.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +9,7 @@ use textnlp_models::Digest;
 
 use crate::contents::{Contents, content_digest};
 use crate::error::{Damage, Error, Result};
+use crate::file_source::{Entry, FileSource};
 use crate::flow::Batch;
 use crate::layout::{
     self, BLOCK, Layout, MANIFEST_NAME, Member, Outline, Role, SIGNATURE, SIGNATURE_NAME, SUMS_NAME, checksum,
@@ -16,11 +17,10 @@ use crate::layout::{
 };
 use crate::manifest::{File, Item, Kind, Manifest};
 use crate::rules::MOST_MANIFEST;
-use crate::shelf::{Entry, Shelf};
 use crate::sign::{Authenticity, Signature, TrustSet};
 use crate::volumes::Volumes;
 
-/// A bundle whose manifest has been read and holds together.
+/// A bundle with a valid manifest.
 #[derive(Debug)]
 pub struct Bundle {
     pub(crate) feed: Feed,
@@ -38,17 +38,17 @@ impl Bundle {
         Bundle::read(Feed::Volumes(Volumes::open(path, false)?))
     }
 
-    /// Opens what comes in on a stream, which can be verified or unpacked once.
+    /// Opens a stream, which can be verified or unpacked once.
     pub fn from_stream(reader: impl Read + Send + 'static) -> Result<Bundle> {
         Bundle::read(Feed::Stream { reader: Mutex::new(Box::new(reader)), at: 0 })
     }
 
-    /// What the bundle says of itself.
+    /// The manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Of the first member as it stands in the archive, with its padding: what is signed.
+    /// Digest of the first member as stored in the archive, with its padding: the signed bytes.
     pub fn manifest_digest(&self) -> Digest {
         self.manifest_digest
     }
@@ -76,12 +76,12 @@ impl Bundle {
         &self.signature
     }
 
-    /// Whether somebody who is trusted from outside stands behind it.
+    /// Whether a trusted key signed it.
     pub fn authenticity(&self, trust: &TrustSet) -> Authenticity {
         self.signature.authenticity(trust)
     }
 
-    /// Damages in the signature block and in `SHA256SUMS`, with which a bundle can still be looked at, but not used.
+    /// Damage in the signature block and in `SHA256SUMS`: the bundle can be inspected, but not used.
     pub fn head_damages(&self) -> &[Damage] {
         &self.damages
     }
@@ -92,7 +92,7 @@ impl Bundle {
         Some(self.member(index)?.data_at)
     }
 
-    /// Reads one file of a full bundle, each chunk held against its digest before a byte of it is given out.
+    /// Reads one file of a full bundle; each chunk is verified before its bytes are returned.
     pub fn reader(&self, path: &str) -> Result<FileReader<'_>> {
         let missing =
             || Error::Io { action: "find in the bundle", path: path.into(), source: io::ErrorKind::NotFound.into() };
@@ -181,7 +181,7 @@ impl Bundle {
         let layout = Layout::new(&Outline::of(&manifest), text.len() as u64);
         let [own, signature, sums] = [layout.members[0], layout.members[1], layout.members[2]];
         if layout.header(&own, &[]) != first {
-            return Err(Error::damaged(MANIFEST_NAME, 0, BLOCK, "its header is not the one that the manifest implies"));
+            return Err(Error::damaged(MANIFEST_NAME, 0, BLOCK, "its header does not match the manifest"));
         }
         if let Feed::Volumes(volumes) = &feed
             && volumes.length() < layout.total
@@ -205,7 +205,8 @@ impl Bundle {
         let mut found = vec![0; sums.size as usize];
         feed.read_at(&mut found, sums.data_at)?;
         if found != expected {
-            // A wrong line for the manifest alone: was it the manifest or the line? A flipped bit in the line changes a character or two.
+            // A wrong line for the manifest alone: damage in the manifest or in the line? A flipped bit in the line
+            // changes a character or two.
             let line = |text: &[u8]| text[..64.min(text.len())].to_vec();
             let differ = line(&found).iter().zip(line(&expected)).filter(|(a, b)| **a != *b).count();
             let trusted = matches!(status, Signature::Valid { .. });
@@ -213,7 +214,7 @@ impl Bundle {
                 let why = "its digest is not the one in SHA256SUMS";
                 return Err(Error::damaged(MANIFEST_NAME, own.data_at, own.size, why));
             }
-            damages.push(damage(SUMS_NAME, sums.data_at, sums.size, "it is not the list that the manifest implies"));
+            damages.push(damage(SUMS_NAME, sums.data_at, sums.size, "it does not match the manifest"));
         }
         padding(&mut feed, &sums, SUMS_NAME, &mut damages)?;
         Ok(Bundle {
@@ -228,7 +229,7 @@ impl Bundle {
     }
 }
 
-/// The first header as it is, and the data after it. Nothing of the header is believed but the size, and that only up to a bound.
+/// The first header, unparsed, and the data after it. Only its size is used, within a bound.
 fn first_member(feed: &mut Feed) -> Result<(Vec<u8>, Vec<u8>)> {
     let no_bundle = |path: Utf8PathBuf, why: &str| Error::NotABundle { path, why: why.to_owned() };
     let mut header = [0u8; BLOCK as usize];
@@ -260,7 +261,7 @@ fn first_member(feed: &mut Feed) -> Result<(Vec<u8>, Vec<u8>)> {
     {
         return Err(volumes.too_short(BLOCK + size));
     }
-    // From a stream memory is taken as bytes come, not as they are claimed.
+    // For a stream, memory grows with the received bytes, not with the declared size.
     let mut data = Vec::new();
     while (data.len() as u64) < size {
         let at = data.len();
@@ -288,7 +289,7 @@ pub(crate) fn member_header(
     Ok(())
 }
 
-/// Says what somebody tried, where that can be seen.
+/// Describes how a member's header differs from the expected one.
 fn what_header(found: &[u8], expected: &[u8]) -> String {
     let last = |bytes: &[u8]| bytes[bytes.len() - BLOCK as usize..].to_vec();
     let (found, expected) = (last(found), last(expected));
@@ -312,7 +313,7 @@ fn what_header(found: &[u8], expected: &[u8]) -> String {
     } else {
         "its header differs".to_owned()
     };
-    format!("{}, which the manifest does not imply", crate::rules::plain(&what))
+    format!("{}, which is not in the manifest", crate::rules::plain(&what))
 }
 
 /// The bytes between a member's end and the next block must be zero.
@@ -321,7 +322,7 @@ pub(crate) fn padding(feed: &mut Feed, member: &Member, name: &str, damages: &mu
     let mut bytes = vec![0; (member.end() - end) as usize];
     feed.read_at(&mut bytes, end)?;
     if bytes.iter().any(|byte| *byte != 0) {
-        damages.push(damage(name, end, bytes.len() as u64, "the filling after it is not zero"));
+        damages.push(damage(name, end, bytes.len() as u64, "the padding after it is not zero"));
     }
     Ok(())
 }
@@ -355,7 +356,7 @@ pub(crate) fn chunk_damage(file: &str, index: usize, offset: u64, bytes: u32) ->
 pub(crate) enum Feed {
     Volumes(Volumes),
     Stream {
-        /// Behind a lock only so that bundles can be shared between threads; it is never waited for.
+        /// The lock only makes bundles shareable between threads; there is no contention.
         reader: Mutex<Box<dyn Read + Send>>,
         /// Bytes taken so far.
         at: u64,
@@ -512,13 +513,13 @@ impl TryFrom<&Bundle> for Contents {
     }
 }
 
-/// A member's role tells whether chunks follow.
+/// Whether chunks follow a member.
 pub(crate) fn is_content(member: &Member) -> bool {
     matches!(member.role, Role::File(_) | Role::Chunks)
 }
 
-/// Whole bundles are shelves: what is served or exported was held against its chunk's digest. A delta's shelf is empty.
-impl Shelf for Bundle {
+/// Only full bundles are file sources: each chunk is verified on reading. A delta has no files.
+impl FileSource for Bundle {
     fn items(&self) -> &[Item] {
         if self.manifest.kind == Kind::Full { &self.manifest.items } else { &[] }
     }
@@ -560,12 +561,12 @@ impl Shelf for Bundle {
     }
 }
 
-/// Chunks that were verified just now: who reads in blocks reads the same one several times.
+/// The last verified chunks: a client that reads in blocks reads the same chunk several times.
 #[derive(Debug, Default)]
 struct Recent(Mutex<Vec<(u64, Arc<Vec<u8>>)>>);
 
 impl Recent {
-    /// 32 MiB at most; clients that read at the same time have one each.
+    /// At most 32 MiB; each concurrent client has one.
     const MOST: usize = 8;
 
     fn get(&self, at: u64, read: impl FnOnce() -> Result<Vec<u8>>) -> Result<Arc<Vec<u8>>> {

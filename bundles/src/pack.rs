@@ -1,5 +1,5 @@
-//! Making a bundle: one pass over the inputs reads, cuts, hashes and writes them. The same inputs give the same bytes, at any number
-//! of threads, and a run that was killed goes on where it was.
+//! Creates a bundle: one pass over the inputs reads, cuts, hashes and writes them. The same inputs give the same bytes
+//! with any number of threads, and a killed run is resumable.
 
 mod inputs;
 mod journal;
@@ -10,24 +10,24 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use sha2::Sha256;
 use textnlp_models::Digest;
+use textnlp_models::sha::Sha256;
 
 use crate::chunk::{self, Cuts};
 use crate::contents::{Contents, content_digest};
 use crate::error::{Error, Result};
-use crate::flow::{self, Ahead, Batch, Drive, Event, PAGE, Sheet, Tail, Whole, WriteBehind};
+use crate::flow::{self, Ahead, Batch, Drive, Event, PAGE, Sheet, Tail, WholeFileHashing, WriteBehind};
 use crate::layout::{self, BLOCK, Layout, Outline, Role, SIGNATURE, round_up};
 use crate::manifest::{Chunk, FORMAT, File, Item, Kind, Manifest};
 use crate::rules::{MOST_CHUNK, MOST_MANIFEST};
 use crate::volumes::Volumes;
-use inputs::{Known, look};
+use inputs::{StampedInput, check};
 use journal::Progress;
 
 pub use inputs::{Content, Input};
 pub(crate) use journal::{Journal, boot};
 
-/// What a full bundle is made of.
+/// The inputs of a full bundle.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// See [`Manifest::version`].
@@ -38,15 +38,16 @@ pub struct Inputs {
     pub items: Vec<Item>,
     /// In any order.
     pub files: Vec<Input>,
-    /// What files must be, by their paths. When one is something else, nothing takes the bundle's name.
+    /// Expected digests by path. If a file differs, the bundle is not created.
     pub promised: BTreeMap<String, Digest>,
-    /// The chunks of promised files, taken from the same bytes as the digest. Such a file is hashed once, by chunks: the same chunks are the
-    /// same bytes, so it has the digest; others are refused as any broken promise. Whoever may write here may make a bundle lie about a
-    /// file's digest, which [`VerifyOptions::whole_files`](crate::VerifyOptions::whole_files) finds.
+    /// The chunks of files with an expected digest, computed from the same bytes. Such a file is hashed once, by
+    /// chunks: equal chunks mean an equal digest, and others are refused. A process that may write this list can make a
+    /// bundle contain a wrong file digest, which [`VerifyOptions::whole_files`](crate::VerifyOptions::whole_files)
+    /// finds.
     pub recorded: BTreeMap<String, Vec<Chunk>>,
 }
 
-/// How it is written.
+/// Options of the output.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PackOptions<'a> {
     /// Splits the bundle into `FILE.001`, `FILE.002`, … of this many bytes.
@@ -55,7 +56,7 @@ pub struct PackOptions<'a> {
     pub drive: Drive<'a>,
 }
 
-/// What was made.
+/// The created bundle.
 #[derive(Clone, Debug)]
 pub struct Packed {
     /// The file, or its volumes.
@@ -72,19 +73,19 @@ pub struct Packed {
     pub elapsed: Duration,
 }
 
-/// Writes a full bundle to `out`, which appears under its name when it is whole. While it is made there are `out.partial` and
-/// `out.partial.journal`; running it again with the same inputs goes on from them.
+/// Writes a full bundle to `out`, which appears when it is complete. Until then there are `out.partial` and
+/// `out.partial.journal`; a second run with the same inputs resumes from them.
 pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Result<Packed> {
     let begun = Instant::now();
-    let known = look(inputs)?;
+    let known = check(inputs)?;
     let mut manifest = skeleton(inputs, &known)?;
     let reserve = reserve(&manifest, &known)?;
     let layout = Layout::new(&Outline::of(&manifest), reserve);
 
     let volumes = Volumes::partial(out, layout.total, options.volume_size)?;
-    volumes.lock()?;
+    let _lock = volumes.lock()?;
     let fingerprint = inputs::fingerprint(&manifest, &known, reserve, options.volume_size);
-    // A run that was killed while it named its volumes left some of them only; then the work begins anew.
+    // A run that was killed while it renamed its volumes left only some of them; then the work starts from zero.
     let kept = volumes.has_length(layout.total);
     let (mut journal, progress) =
         Journal::open(out, &fingerprint, kept, &|file| known.get(file).is_some_and(|known| known.recorded.is_some()))?;
@@ -104,7 +105,7 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
         .and_then(|()| as_promised(&manifest, &inputs.promised));
     match made {
         Err(error @ Error::NotAsPromised { .. }) => {
-            // Going on from there would end here again.
+            // Resuming from there would fail here again.
             volumes.discard()?;
             journal.remove()?;
             return Err(error);
@@ -126,9 +127,9 @@ fn as_promised(manifest: &Manifest, promised: &BTreeMap<String, Digest>) -> Resu
 }
 
 /// The manifest as far as it is known before content is read: everything but digests and chunks.
-fn skeleton(inputs: &Inputs, known: &[Known<'_>]) -> Result<Manifest> {
+fn skeleton(inputs: &Inputs, known: &[StampedInput<'_>]) -> Result<Manifest> {
     let nothing = Digest::of(b"");
-    let file = |known: &Known<'_>| File {
+    let file = |known: &StampedInput<'_>| File {
         path: known.input.path.clone(),
         executable: known.input.executable,
         size: known.size,
@@ -163,7 +164,7 @@ fn skeleton(inputs: &Inputs, known: &[Known<'_>]) -> Result<Manifest> {
 }
 
 /// The first member's size: what the manifest can need at most.
-fn reserve(manifest: &Manifest, known: &[Known<'_>]) -> Result<u64> {
+fn reserve(manifest: &Manifest, known: &[StampedInput<'_>]) -> Result<u64> {
     /// `[4194304,"` 43 characters `"],`
     const CHUNK: u64 = 57;
     let most: u64 = known.iter().map(|known| known.cuts.bound(known.size) * CHUNK).sum();
@@ -182,7 +183,7 @@ pub(crate) fn padded(length: u64) -> Result<u64> {
 
 fn content(
     manifest: &mut Manifest,
-    known: &[Known<'_>],
+    known: &[StampedInput<'_>],
     layout: &Layout,
     volumes: &Volumes,
     journal: &mut Journal,
@@ -196,6 +197,11 @@ fn content(
             file.digest = digest;
         }
     }
+    let begun = match state {
+        Some(state) => state,
+        None if offset > 0 && known[next].recorded.is_none() => hash_again(layout, volumes, next, offset, drive)?,
+        None => Sha256::new(),
+    };
     let mut source = Source {
         known,
         at: next,
@@ -206,12 +212,12 @@ fn content(
         drive,
     };
     let mut done: u64 = known[..next].iter().map(|known| known.size).sum::<u64>() + offset;
-    let mut writing = Writing { layout, volumes, file: next, offset };
+    let mut writing = ArchiveWriter { layout, volumes, file: next, offset };
     WriteBehind::beside(|behind| {
-        flow::run_beside(
+        flow::run_with_writer(
             drive.threads,
             Ahead::Little,
-            whole(known, state),
+            whole(known, begun),
             |batch| source.fill(batch),
             |sheet| writing.put(sheet, behind),
             |batch| {
@@ -229,7 +235,7 @@ fn content(
             },
         )
     })?;
-    // Headers and padding: few bytes, written anew in any case.
+    // Headers and padding: few bytes, rewritten in any case.
     for member in &layout.members {
         volumes.write_at(&layout.header(member, &manifest.files), member.header_at)?;
         let end = member.data_at + member.size;
@@ -240,16 +246,16 @@ fn content(
 }
 
 /// One thread takes the digests of files, unless nearly all are known.
-fn whole(known: &[Known<'_>], state: Option<Midstate>) -> Whole {
+fn whole(known: &[StampedInput<'_>], begun: Sha256) -> WholeFileHashing {
     let bytes = |recorded| {
         known.iter().filter(|known| known.recorded.is_some() == recorded).map(|known| known.size).sum::<u64>()
     };
-    let state = Box::new(state.unwrap_or_default());
-    if bytes(true) > 4 * bytes(false) { Whole::Few(state) } else { Whole::Yes(state) }
+    let begun = Box::new(begun);
+    if bytes(true) > 4 * bytes(false) { WholeFileHashing::Few(begun) } else { WholeFileHashing::Yes(begun) }
 }
 
 /// Holds chunks against those that were recorded; at the end of such a file its digest follows.
-fn as_recorded(batch: &mut Batch, known: &[Known<'_>]) -> Result<()> {
+fn as_recorded(batch: &mut Batch, known: &[StampedInput<'_>]) -> Result<()> {
     for piece in &batch.pieces {
         let known = &known[piece.file];
         let Some((digest, chunks)) = known.recorded else { continue };
@@ -263,6 +269,20 @@ fn as_recorded(batch: &mut Batch, known: &[Known<'_>]) -> Result<()> {
     Ok(())
 }
 
+/// The digest of a file as far as it is written.
+fn hash_again(layout: &Layout, volumes: &Volumes, file: usize, length: u64, drive: &Drive<'_>) -> Result<Sha256> {
+    let mut sha = Sha256::new();
+    let mut buffer = vec![0; MOST_CHUNK as usize];
+    while sha.length() < length {
+        drive.check(|| "reading what an earlier run wrote".into())?;
+        let part = &mut buffer[..usize::try_from(length - sha.length())
+            .map_or(MOST_CHUNK as usize, |left| left.min(MOST_CHUNK as usize))];
+        volumes.read_at(part, layout.members[file + 3].data_at + sha.length())?;
+        sha.update(part);
+    }
+    Ok(sha)
+}
+
 /// What stands before this byte of a file on its page.
 pub(crate) fn tail(layout: &Layout, volumes: &Volumes, file: usize, offset: u64) -> Result<Tail> {
     let begun = offset % PAGE as u64;
@@ -274,7 +294,7 @@ pub(crate) fn tail(layout: &Layout, volumes: &Volumes, file: usize, offset: u64)
 }
 
 /// Puts pieces where they stand in the archive.
-pub(crate) struct Writing<'a> {
+pub(crate) struct ArchiveWriter<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) volumes: &'a Volumes,
     pub(crate) file: usize,
@@ -282,7 +302,7 @@ pub(crate) struct Writing<'a> {
     pub(crate) offset: u64,
 }
 
-impl Writing<'_> {
+impl ArchiveWriter<'_> {
     pub(crate) fn put(&mut self, sheet: &Sheet, behind: &mut WriteBehind) -> Result<()> {
         for (file, bytes) in &sheet.stretches {
             if *file != self.file {
@@ -311,7 +331,7 @@ pub(crate) fn head(manifest: &Manifest, layout: &Layout, volumes: &Volumes, rese
     let mut text = manifest.to_bytes()?;
     if text.len() as u64 > reserve {
         return Err(Error::Manifest {
-            problems: vec![format!("it has {} bytes, {reserve} were left for it", text.len())],
+            problems: vec![format!("it has {} bytes; {reserve} were reserved for it", text.len())],
         });
     }
     manifest.validate()?;
@@ -333,7 +353,7 @@ const WINDOW: usize = 1 << 20;
 
 /// Reads the inputs in order and cuts them.
 struct Source<'a> {
-    known: &'a [Known<'a>],
+    known: &'a [StampedInput<'a>],
     at: usize,
     offset: u64,
     tail: Tail,
@@ -392,10 +412,10 @@ impl Source<'_> {
             }
             Cuts::Gear => {
                 // What the window holds would be read again as well.
-                if !batch.fits(chunk::MOST + WINDOW / 2) {
+                if !batch.fits(chunk::MAX_CHUNK_BYTES + WINDOW / 2) {
                     return Ok(false);
                 }
-                let wanted = left.min(chunk::MOST as u64) as usize;
+                let wanted = left.min(chunk::MAX_CHUNK_BYTES as u64) as usize;
                 if open.window.len() - open.used < wanted {
                     open.window.drain(..open.used);
                     open.used = 0;
@@ -405,7 +425,7 @@ impl Source<'_> {
                     known.read(open.file.as_ref(), &mut open.window[have..], open.read)?;
                     open.read += more as u64;
                 }
-                let window = &open.window[open.used..open.window.len().min(open.used + chunk::MOST)];
+                let window = &open.window[open.used..open.window.len().min(open.used + chunk::MAX_CHUNK_BYTES)];
                 let size = chunk::gear(window, self.offset, self.index as u64);
                 batch.room(self.offset)[..size].copy_from_slice(&window[..size]);
                 open.used += size;
@@ -426,20 +446,20 @@ impl Source<'_> {
 
 /// Inputs that were read once: their digests are known, nothing was written.
 pub(crate) struct Scan<'a> {
-    known: Vec<Known<'a>>,
+    known: Vec<StampedInput<'a>>,
     pub(crate) contents: Contents,
 }
 
 impl<'a> Scan<'a> {
     pub(crate) fn of(inputs: &'a Inputs, drive: &Drive<'_>) -> Result<Scan<'a>> {
-        let known = look(inputs)?;
+        let known = check(inputs)?;
         let mut manifest = skeleton(inputs, &known)?;
         let mut source = Source { known: &known, at: 0, offset: 0, tail: Tail::default(), index: 0, open: None, drive };
         let files = &mut manifest.files;
         flow::run(
             drive.threads,
             Ahead::Far,
-            whole(&known, None),
+            whole(&known, Sha256::new()),
             |batch| source.fill(batch),
             |batch| {
                 as_recorded(batch, &known)?;
@@ -472,6 +492,3 @@ pub(crate) fn read_input(file: &OsFile, path: &Utf8Path, buffer: &mut [u8], offs
         _ => Error::io("read", path)(error),
     })
 }
-
-/// A state of hashing that a journal kept.
-pub(crate) type Midstate = Sha256;

@@ -1,24 +1,24 @@
-//! The digests of whole files, taken as their bytes come. How far that got is written down, so that after a kill little is read again.
+//! The digests of whole files, computed as their bytes are written. The progress is stored, so that little is read
+//! again after a kill.
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
-use sha2::digest::common::hazmat::SerializableState;
-use sha2::{Digest as _, Sha256};
+use textnlp_files::Replace;
 use textnlp_models::Digest;
+use textnlp_models::sha::Sha256;
 
 use crate::error::{Error, Result};
-use crate::flow::restore;
 use crate::manifest::File;
 
 /// Files come in their order, each from its beginning to its end.
 pub(crate) struct Proof {
     path: Utf8PathBuf,
-    /// The file that is proven next; those before it are what they should be.
+    /// The next file to verify; those before it are verified.
     next: usize,
     /// How much of it is in the hash.
     offset: u64,
     hash: Sha256,
-    /// Bytes since it was last written down.
+    /// Bytes since the progress was last stored.
     since: u64,
 }
 
@@ -26,18 +26,23 @@ pub(crate) struct Proof {
 struct Note {
     next: usize,
     offset: u64,
-    state: String,
+    /// See [`Sha256`]. Earlier versions kept a state in another form, under another name: that file is hashed from its beginning.
+    #[serde(default)]
+    sha256: String,
 }
 
 impl Proof {
     /// With what still has to be read of what is there, less than eight MiB are read again: this, and a chunk.
     const OFTEN: u64 = 4 << 20;
 
-    /// Goes on where an earlier run of the same work was.
+    /// Resumes an earlier run of the same work.
     pub(crate) fn resume(path: Utf8PathBuf) -> Proof {
         let note = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Note>(&text).ok());
-        let state = |note: Note| Some((note.next, note.offset, restore(&hex::decode(note.state).ok()?)?));
-        let (next, offset, hash) = note.and_then(state).unwrap_or_default();
+        let state = |note: Note| {
+            let hash: Option<Sha256> = note.sha256.parse().ok().filter(|hash: &Sha256| hash.length() == note.offset);
+            hash.map_or((note.next, 0, Sha256::new()), |hash| (note.next, note.offset, hash))
+        };
+        let (next, offset, hash) = note.map(state).unwrap_or_default();
         Proof { path, next, offset, hash, since: 0 }
     }
 
@@ -58,13 +63,13 @@ impl Proof {
         if self.since >= Self::OFTEN { self.write() } else { Ok(()) }
     }
 
-    /// All bytes of the file were added, now or by an earlier run: whether they are what they should be.
+    /// Whether the file is correct, after all of its bytes were added, now or by an earlier run.
     pub(crate) fn end(&mut self, index: usize, file: &File) -> Result<()> {
         if index < self.next {
             return Ok(());
         }
         let hash = if index == self.next { std::mem::take(&mut self.hash) } else { Sha256::new() };
-        let found = Digest::from(<[u8; 32]>::from(hash.finalize()));
+        let found = Digest::from(hash.finish());
         if found != file.digest {
             return Err(Error::Result { expected: file.digest, found });
         }
@@ -73,12 +78,47 @@ impl Proof {
     }
 
     fn write(&mut self) -> Result<()> {
-        let note = Note { next: self.next, offset: self.offset, state: hex::encode(self.hash.serialize()) };
-        let fresh = Utf8PathBuf::from(format!("{}.new", self.path));
-        let text = serde_json::to_vec(&note).map_err(|error| Error::io("write", &fresh)(error.into()))?;
-        std::fs::write(&fresh, text).map_err(Error::io("write", &fresh))?;
-        std::fs::rename(&fresh, &self.path).map_err(Error::io("rename", &fresh))?;
+        let note = Note { next: self.next, offset: self.offset, sha256: self.hash.to_string() };
+        let text = serde_json::to_vec(&note).map_err(|error| Error::io("write", &self.path)(error.into()))?;
+        // After a reboot the work starts from zero: nothing depends on it then.
+        Replace::umask().sole_writer().without_sync().write(&self.path, &text)?;
         self.since = 0;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_gone_on_with_and_without_a_state_its_file_is_hashed_from_its_beginning() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(folder.path().join("proof")).unwrap();
+        let bytes: Vec<u8> = (0..9u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let (begun, rest) = bytes.split_at(5 << 20);
+        let file = File {
+            path: "a".into(),
+            executable: false,
+            size: bytes.len() as u64,
+            digest: Digest::of(&bytes),
+            chunks: Vec::new(),
+        };
+        Proof::resume(path.clone()).add(1, 0, begun).unwrap();
+        let note = std::fs::read_to_string(&path).unwrap();
+
+        let mut proof = Proof::resume(path.clone());
+        assert!(!proof.wants(1, begun.len() as u64) && proof.wants(1, bytes.len() as u64));
+        proof.add(1, begun.len() as u64, rest).unwrap();
+        proof.end(1, &file).unwrap();
+
+        for earlier in [note.replace("sha256", "state"), note.replace(&begun.len().to_string(), "77")] {
+            std::fs::write(&path, earlier).unwrap();
+            let mut proof = Proof::resume(path.clone());
+            assert!(!proof.wants(0, u64::MAX), "files before it are proven");
+            assert!(proof.wants(1, 1));
+            proof.add(1, 0, &bytes).unwrap();
+            proof.end(1, &file).unwrap();
+        }
     }
 }

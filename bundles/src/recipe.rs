@@ -1,4 +1,4 @@
-//! What goes into a bundle and where it lies: from the things that a person names to the files and items of the archive.
+//! The inputs of a bundle and their paths: from named items to the files and items of the archive.
 //!
 //! The texts that every bundle carries are in `bundles/recipes/`.
 
@@ -22,7 +22,7 @@ pub const MODELS: &str = "models";
 /// Where its images are, as one OCI layout.
 pub const IMAGES: &str = "images";
 
-/// Everything that a bundle is made of.
+/// All inputs of a bundle.
 #[derive(Debug, Default)]
 pub struct Ingredients {
     /// The release's version.
@@ -57,11 +57,11 @@ pub struct ProgramFile {
 /// One model.
 #[derive(Debug)]
 pub struct ModelFolder {
-    /// The name that environments call it by.
+    /// Its name in environments.
     pub name: String,
     /// The folder with its files.
     pub path: Utf8PathBuf,
-    /// What the folder says of itself.
+    /// The manifest of the folder.
     pub manifest: ModelManifest,
     /// The chunks of its weights, by the names of the files, where they were recorded with the digests.
     pub recorded: BTreeMap<String, Vec<Cut>>,
@@ -100,7 +100,8 @@ pub fn list_path(kind: ItemKind, name: &str, platform: Option<&str>) -> String {
     format!("sbom/{kind}-{plain}.cdx.json")
 }
 
-/// The files and items of a bundle of these ingredients. Every file belongs to an item, but the list of images, which follows from them.
+/// The files and items of a bundle from these inputs. Every file belongs to an item, except the list of images, which
+/// is derived from them.
 pub fn inputs(from: Ingredients) -> Result<Inputs> {
     let mut files = vec![text("install.sh", true, INSTALL), text("scripts/README.md", false, READ_ME)];
     let mut items = from.images;

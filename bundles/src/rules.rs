@@ -1,5 +1,5 @@
-//! The rules of a manifest. It is the only part of a bundle that is parsed, so whatever a stranger could try is refused here: all
-//! breaches in one report, before anything is read that it describes.
+//! The rules of a manifest. It is the only part of a bundle that is parsed, so malicious input is refused here: all
+//! violations in one report, before any described file is read.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ const MOST_STRINGS: usize = 2_000_000;
 pub const TOPS: [&str; 8] = ["install.sh", "bin", "configs", "scripts", "packages", "sbom", "images", "models"];
 /// ustar has eleven octal digits for a time.
 const LATEST: u64 = 0o77_777_777_777;
-/// More than this is no report that a person reads.
+/// A report with more violations is not readable.
 const MOST_PROBLEMS: usize = 100;
 const MOST_PATH: usize = 1024;
 const MOST_NAME: usize = 255;
@@ -36,7 +36,7 @@ impl Manifest {
         }
         let end = bytes.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
         let text = &bytes[..end];
-        // A later format may have any fields; its number is what a person needs to hear about.
+        // A later format may have any fields; the operator needs its number.
         #[derive(serde::Deserialize)]
         struct Format {
             format: u32,
@@ -63,7 +63,7 @@ impl Manifest {
         serde_json::to_vec(self).map_err(|error| Error::Manifest { problems: vec![error.to_string()] })
     }
 
-    /// Holds the manifest against every rule.
+    /// Checks the manifest against every rule.
     pub fn validate(&self) -> Result<()> {
         let mut found = Problems::default();
         if self.format != FORMAT {
@@ -71,7 +71,7 @@ impl Manifest {
         }
         text(&mut found, "version", &self.version);
         if self.epoch > LATEST {
-            found.add(|| format!("the epoch {} is later than an archive can say", self.epoch));
+            found.add(|| format!("the time {} is later than an archive can record", self.epoch));
         }
         files(&mut found, &self.files);
         items(&mut found, &self.items);
@@ -86,12 +86,12 @@ impl Manifest {
 }
 
 impl Item {
-    /// What tells it from other items.
+    /// Its identity.
     pub fn key(&self) -> ItemKey {
         (self.kind, self.name.clone(), self.platform.clone())
     }
 
-    /// The digest of everything that is said about it.
+    /// The digest of all its fields.
     pub fn identity(&self) -> Digest {
         // Serialising plain strings and digests into memory cannot fail.
         Digest::of(&serde_json::to_vec(self).unwrap_or_default())
@@ -104,7 +104,7 @@ pub(crate) fn order(path: &str) -> (usize, &str) {
     (TOPS.iter().position(|known| *known == top).unwrap_or(TOPS.len()), path)
 }
 
-/// Why a path may not be in a bundle.
+/// Why a path is not allowed in a bundle.
 pub(crate) fn unsafe_path(path: &str) -> Option<&'static str> {
     if path.is_empty() {
         return Some("it is empty");
@@ -132,7 +132,7 @@ pub(crate) fn unsafe_path(path: &str) -> Option<&'static str> {
             Some("its first part is none of install.sh, bin, configs, scripts, packages, sbom, images, models")
         }
         0 if path != TOPS[0] => Some("install.sh is a file"),
-        rank if rank > 0 && !path.contains('/') => Some("it stands where a folder must be"),
+        rank if rank > 0 && !path.contains('/') => Some("a folder is expected there"),
         _ => None,
     }
 }
@@ -161,7 +161,7 @@ impl Problems {
     }
 }
 
-/// A stranger's text, fit for a terminal.
+/// Untrusted text, escaped for a terminal.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain: String =
         text.chars().take(400).map(|c| if c.is_control() || invisible(c) { '\u{fffd}' } else { c }).collect();
@@ -171,7 +171,7 @@ pub(crate) fn plain(text: &str) -> String {
     plain
 }
 
-/// The beginning of a long name, so that what is wrong with it is still read.
+/// The start of a long name, so that the message stays readable.
 fn short(text: &str) -> String {
     const SHOWN: usize = 120;
     let shown: String = text.chars().take(SHOWN).collect();
@@ -210,9 +210,9 @@ fn files(found: &mut Problems, files: &[File]) {
     for pair in files.windows(2) {
         let (before, after) = (&pair[0].path, &pair[1].path);
         if before == after {
-            found.add(|| format!("`{after}` is there twice"));
+            found.add(|| format!("`{after}` is listed twice"));
         } else if order(before) > order(after) {
-            found.add(|| format!("`{after}` stands after `{before}`, which is not the order of a bundle"));
+            found.add(|| format!("`{after}` follows `{before}`, which breaks the order of a bundle"));
         }
     }
     // A name that is both a file and a folder: sorting by bytes can put others between the two, so all files are kept at hand.
@@ -274,7 +274,7 @@ fn delta_rules(found: &mut Problems, manifest: &Manifest, delta: &Delta) {
     let files: BTreeSet<&str> = manifest.files.iter().map(|file| file.path.as_str()).collect();
     for path in &delta.removes {
         if files.contains(path.as_str()) {
-            found.add(|| format!("`{path}` is both removed and brought"));
+            found.add(|| format!("`{path}` is both removed and added"));
         }
         if !matches!(delta.expects.get(path), Some(Some(_))) {
             found.add(|| format!("`{path}` is removed, but not expected"));
@@ -285,16 +285,16 @@ fn delta_rules(found: &mut Problems, manifest: &Manifest, delta: &Delta) {
     sorted(found, "the expected items", &expected);
     for key in &delta.drops {
         if manifest.items.iter().any(|item| item.key() == *key) {
-            found.add(|| format!("item `{}` is both dropped and brought", key.1));
+            found.add(|| format!("item `{}` is both dropped and added", key.1));
         }
     }
     let mut carried = BTreeSet::new();
     for (n, chunk) in delta.carries.iter().enumerate() {
         if chunk.size == 0 || chunk.size > MOST_CHUNK {
-            found.add(|| format!("carried chunk {n} has {} bytes; 1 to {MOST_CHUNK} are allowed", chunk.size));
+            found.add(|| format!("included chunk {n} has {} bytes; 1 to {MOST_CHUNK} are allowed", chunk.size));
         }
         if !carried.insert((chunk.digest, chunk.size)) {
-            found.add(|| format!("carried chunk {n} is there twice"));
+            found.add(|| format!("included chunk {n} is listed twice"));
         }
     }
     // First use in the order of the files is the order of the member, so a stream can be applied.
@@ -307,19 +307,19 @@ fn delta_rules(found: &mut Problems, manifest: &Manifest, delta: &Delta) {
             if !carried.contains(&key) {
                 if !copies {
                     found.add(|| {
-                        format!("`{}` needs a chunk that is neither carried nor in an expected file", file.path)
+                        format!("`{}` needs a chunk that is neither included nor in an expected file", file.path)
                     });
                 }
             } else if used.insert(key) {
                 if delta.carries.get(next) != Some(chunk) {
-                    found.add(|| format!("carried chunk {next} is not the next that `{}` needs", file.path));
+                    found.add(|| format!("included chunk {next} is not the next that `{}` needs", file.path));
                 }
                 next += 1;
             }
         }
     }
     if used.len() != carried.len() {
-        found.add(|| format!("{} carried chunks belong to no file", carried.len() - used.len()));
+        found.add(|| format!("{} included chunks belong to no file", carried.len() - used.len()));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who stands behind a bundle: a minisign signature over its manifest, and keys that are trusted from outside the bundle.
+//! Signatures of bundles: a minisign signature over the manifest, and trusted keys from outside the bundle.
 //!
 //! `tar xf FILE manifest.json manifest.json.minisig && minisign -Vm manifest.json -P KEY` checks the same with stock tools.
 
@@ -18,30 +18,30 @@ use crate::open::Bundle;
 use crate::volumes::Volumes;
 pub use detached::{sign_bytes, signature_of, verify_file};
 
-/// A key that anyone may know.
+/// A public key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicKey(minisign::PublicKey);
 
-/// A key that signs. It cannot be printed.
+/// A secret key. It cannot be printed.
 pub struct SecretKey(minisign::SecretKey);
 
-/// What opens an encrypted secret key. It cannot be printed and is wiped when dropped.
+/// The password of a secret key. It cannot be printed and is wiped on drop.
 pub struct Password(Zeroizing<String>);
 
-/// The keys that this site trusts.
+/// The trusted keys of this site.
 #[derive(Clone, Debug, Default)]
 pub struct TrustSet {
     keys: Vec<PublicKey>,
 }
 
-/// What the signature block holds.
+/// The content of the signature block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signature {
     /// Nothing.
     None,
-    /// A signature that fits the manifest and the key that it names; whether that key is trusted is another question.
+    /// A signature that fits the manifest and the key that it names; the key may still be untrusted.
     Valid {
-        /// Who signed, by their own account.
+        /// The key id that the signature claims.
         key: PublicKey,
     },
     /// Something else.
@@ -51,16 +51,16 @@ pub enum Signature {
     },
 }
 
-/// What is known about who made a bundle. Recorded with an installed site.
+/// The verified origin of a bundle. Recorded with an installed site.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "authenticity", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Authenticity {
-    /// Signed with a key that was trusted from outside.
+    /// Signed with a trusted key.
     Verified {
         /// Its id, 16 hexadecimal digits.
         key: String,
     },
-    /// Anybody may have made it.
+    /// Unverified origin.
     Unverified {
         /// `it is not signed`, `it is signed with the unknown key …`.
         why: String,
@@ -74,8 +74,8 @@ impl Authenticity {
     }
 }
 
-/// Writes a new pair of keys, the secret one with mode 0600. Files that exist are not replaced. Without a password the file alone
-/// signs; callers warn.
+/// Writes a new pair of keys, the secret one with mode 0600. Existing files are not replaced. Without a password the
+/// file alone is enough to sign; callers warn.
 pub fn keygen(secret: &Utf8Path, public: &Utf8Path, password: Option<&Password>) -> Result<PublicKey> {
     let failed = |error: minisign::PError| key_error(secret, &error);
     let pair = match password {
@@ -88,20 +88,20 @@ pub fn keygen(secret: &Utf8Path, public: &Utf8Path, password: Option<&Password>)
     let text = Zeroizing::new(text.into_string());
     write_new(secret, text.as_bytes(), 0o600)?;
     if let Err(error) = write_new(public, key.to_file().as_bytes(), 0o644) {
-        // Half a pair is of no use to anyone.
+        // Half a pair is useless.
         let _ = std::fs::remove_file(secret);
         return Err(error);
     }
     Ok(key)
 }
 
-/// Signs a bundle where it lies: its signature block is written, nothing else is touched. Signing again replaces the signature.
+/// Signs a bundle in place: writes its signature block only. Signing again replaces the signature.
 pub fn sign(path: &Utf8Path, key: &SecretKey) -> Result<PublicKey> {
     let bundle = Bundle::open(path)?;
     let member = bundle.layout.members[0];
     let block = bundle.layout.members[1];
     let volumes = Volumes::open(path, true)?;
-    volumes.lock()?;
+    let _lock = volumes.lock()?;
     let mut manifest = vec![0; member.size as usize];
     volumes.read_at(&mut manifest, member.data_at)?;
     let public = key.public()?;
@@ -109,7 +109,7 @@ pub fn sign(path: &Utf8Path, key: &SecretKey) -> Result<PublicKey> {
     volumes.sync()?;
     match Bundle::open(path)?.signature() {
         Signature::Valid { key } if *key == public => Ok(public),
-        _ => Err(Error::Signature { why: "the signature that was just written does not hold".into() }),
+        _ => Err(Error::Signature { why: "the signature that was just written is invalid".into() }),
     }
 }
 
@@ -120,7 +120,7 @@ impl PublicKey {
         let shown: String = line.chars().take(80).collect();
         let key = minisign::PublicKey::from_base64(line).map_err(|error| Error::Key {
             path: format!("`{shown}`"),
-            why: format!("it is no minisign public key ({error})"),
+            why: format!("it is not a minisign public key ({error})"),
         })?;
         Ok(PublicKey(key))
     }
@@ -188,7 +188,7 @@ impl Password {
 }
 
 impl SecretKey {
-    /// Reads a secret key file of ours or of minisign.
+    /// Reads a secret key file of this program or of minisign.
     pub fn read(path: &Utf8Path, password: Option<&Password>) -> Result<SecretKey> {
         let text = Zeroizing::new(read_key(path)?);
         if let Some(key) = without_checksum(&text) {
@@ -199,7 +199,7 @@ impl SecretKey {
             // Without this branch the library would ask on the terminal.
             None => boxed.into_unencrypted_secret_key().map_err(|_| Error::Key {
                 path: path.to_string(),
-                why: "it is encrypted, or no minisign secret key; give the password by reference".into(),
+                why: "it is encrypted, or not a minisign secret key; give the password by reference".into(),
             })?,
             Some(password) => {
                 boxed.into_secret_key(Some(password.0.to_string())).map_err(|error| key_error(path, &error))?
@@ -208,7 +208,7 @@ impl SecretKey {
         Ok(SecretKey(key))
     }
 
-    /// Its other half.
+    /// The public key.
     pub fn public(&self) -> Result<PublicKey> {
         minisign::PublicKey::from_secret_key(&self.0)
             .map(PublicKey)
@@ -228,16 +228,14 @@ impl SecretKey {
         );
         let mut block = signed.map_err(failed)?.into_string().into_bytes();
         if block.len() as u64 > SIGNATURE {
-            return Err(Error::Signature {
-                why: format!("it has {} bytes; there is room for {SIGNATURE}", block.len()),
-            });
+            return Err(Error::Signature { why: format!("it has {} bytes; the maximum is {SIGNATURE}", block.len()) });
         }
         block.resize(SIGNATURE as usize, b'\n');
         Ok(block)
     }
 }
 
-/// The key stands in the signed comment, so that a flipped bit shows without any key at hand. It proves nothing about who signed.
+/// The key is in the signed comment, so that a flipped bit is noticed without a key. It does not prove the signer.
 fn trusted_comment(key: &PublicKey) -> String {
     format!("{TRUSTED}{}", key.to_base64())
 }
@@ -261,7 +259,7 @@ impl Signature {
         }
     }
 
-    /// Holds it against the keys that are trusted.
+    /// Verifies it with the trusted keys.
     pub fn authenticity(&self, trust: &TrustSet) -> Authenticity {
         match self {
             Signature::None => Authenticity::Unverified { why: "it is not signed".into() },
@@ -275,12 +273,12 @@ impl Signature {
 }
 
 fn valid(block: &[u8], manifest: &[u8]) -> Result<PublicKey, String> {
-    let text = std::str::from_utf8(block).map_err(|_| "it is no text".to_owned())?;
+    let text = std::str::from_utf8(block).map_err(|_| "it is not text".to_owned())?;
     let lines: Vec<&str> = text.lines().collect();
     let [_, signature, comment, global] = lines[..] else {
         return Err(format!("it has {} lines instead of 4", lines.len()));
     };
-    // The library takes what it gets; lengths are held here first: 74 and 64 bytes.
+    // The library does not check lengths, so they are checked here: 74 and 64 bytes.
     if signature.len() != 100 || global.len() != 88 {
         return Err("its lines do not have the length of a signature".into());
     }
@@ -288,13 +286,13 @@ fn valid(block: &[u8], manifest: &[u8]) -> Result<PublicKey, String> {
     let key = key.ok_or("its comment does not name the key")?;
     let key = PublicKey::parse(key).map_err(|_| "its comment does not name a key".to_owned())?;
     let parsed = minisign::SignatureBox::from_string(text).map_err(|error| error.to_string())?;
-    // One signature has one text: whatever else was changed in it is found by writing it again.
+    // A signature has one canonical text: any other change is found by encoding it again.
     let expected_comment = parsed.untrusted_comment().ok() == Some(untrusted_comment(&key));
     if !expected_comment
         || parsed.to_string().trim_end() != text
         || comment != format!("trusted comment: {}", trusted_comment(&key))
     {
-        return Err("it is not in the form in which signatures are written".into());
+        return Err("it is not in canonical form".into());
     }
     minisign::verify(&key.0, &parsed, Cursor::new(manifest), true, false, false).map_err(|error| error.to_string())?;
     Ok(key)
@@ -314,13 +312,13 @@ impl TrustSet {
         Ok(TrustSet { keys: texts.into_iter().map(key).collect::<Result<_>>()? })
     }
 
-    /// Whether nobody is trusted.
+    /// Whether no key is trusted.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 }
 
-/// `minisign -G -W` (0.11) leaves the checksum of an unencrypted key at zero, which the library takes for damage.
+/// `minisign -G -W` (0.11) leaves the checksum of an unencrypted key at zero, which the library rejects.
 fn without_checksum(text: &str) -> Option<minisign::SecretKey> {
     use base64::Engine as _;
     const LENGTH: usize = 158;
@@ -340,13 +338,13 @@ fn key_error(path: &Utf8Path, error: &minisign::PError) -> Error {
     Error::Key { path: path.to_string(), why: error.to_string() }
 }
 
-/// Key files are small; anything else is none.
+/// Key files are small; a larger file is none.
 fn read_key(path: &Utf8Path) -> Result<String> {
     use std::io::Read as _;
-    const MOST: u64 = 16 << 10;
+    const MAX_KEY_FILE_BYTES: u64 = 16 << 10;
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-    file.take(MOST).read_to_string(&mut text).map_err(Error::io("read", path))?;
+    file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text).map_err(Error::io("read", path))?;
     Ok(text)
 }
 

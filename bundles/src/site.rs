@@ -1,5 +1,5 @@
-//! The folder where a bundle is installed: each content in a folder of its own that is never changed, and one link that says which of
-//! them is in use.
+//! The folder where bundles are installed: each content in an immutable folder of its own, and one link to the active
+//! one.
 //!
 //! ```text
 //! ROOT/content-4f1d…/          the files of one content (0444, 0555), and installed.json
@@ -7,20 +7,20 @@
 //! ROOT/installed.json -> current/installed.json
 //! ```
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{MetadataExt, symlink};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::{AtFlags, FlockOperation, RenameFlags};
+use rustix::fs::{AtFlags, RenameFlags};
 use serde::{Deserialize, Serialize};
+use textnlp_files::{Lock, Replace, sync_folder};
 use textnlp_models::Digest;
 
 use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::manifest::Kind;
 use crate::sign::Authenticity;
-use crate::volumes::sync_folder;
 
 /// The record's name, in each content's folder and at the root.
 pub const INSTALLED: &str = "installed.json";
@@ -29,7 +29,7 @@ const CONTENT: &str = "content-";
 /// Of the record.
 pub(crate) const FORMAT: u32 = 1;
 
-/// What is installed, and where it came from.
+/// The installed content, and its origin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Installed {
@@ -41,18 +41,18 @@ pub struct Installed {
     pub version: String,
     /// See [`Manifest::epoch`](crate::Manifest::epoch).
     pub epoch: u64,
-    /// The bundles that made it: a full one, then deltas.
+    /// The bundles that it was installed from: a full one, then deltas.
     pub sources: Vec<Source>,
-    /// The content's folder that was in use before this one.
+    /// The folder of the content that was active before.
     pub previous: Option<String>,
     /// What it holds.
     #[serde(flatten)]
     pub contents: Contents,
-    /// Of each file, in their order, what shows that nobody wrote to it.
+    /// For each file, in order, the stamp that shows whether it was changed.
     pub stamps: Vec<Stamp>,
 }
 
-/// One bundle that was taken in.
+/// One installed bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// Full or delta.
@@ -78,7 +78,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// What a path has now. A link is not followed.
+    /// The current stamp of a path. A link is not followed.
     pub(crate) fn at(path: &Utf8Path) -> io::Result<Stamp> {
         let metadata = std::fs::symlink_metadata(path)?;
         if !metadata.is_file() {
@@ -102,7 +102,7 @@ impl From<Stamp> for (u64, i64, u64, u32) {
 }
 
 impl Installed {
-    /// Whether a trusted key had signed everything that this content was made from.
+    /// Whether a trusted key had signed every bundle of this content.
     pub fn is_verified(&self) -> bool {
         self.sources.iter().all(|source| source.authenticity.is_verified())
     }
@@ -114,20 +114,11 @@ pub struct Site {
     root: Utf8PathBuf,
 }
 
-/// Held while a site is changed.
+/// The lock of a site, held during changes.
 #[derive(Debug)]
-pub struct SiteLock {
-    file: File,
-}
+pub struct SiteLock(#[expect(dead_code, reason = "held for its lock")] Lock);
 
-impl Drop for SiteLock {
-    fn drop(&mut self) {
-        // Closing is not enough: a process that is just being started by another thread holds the file open until it is another program.
-        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
-    }
-}
-
-/// What [`Site::gc`] took away.
+/// The result of [`Site::gc`].
 #[derive(Clone, Debug, Default)]
 pub struct Collected {
     /// Names of folders.
@@ -135,7 +126,7 @@ pub struct Collected {
 }
 
 impl Site {
-    /// The site at `root`; the folder is made when something is first installed.
+    /// The site at `root`; the folder is created by the first installation.
     pub fn new(root: &Utf8Path) -> Site {
         Site { root: root.to_owned() }
     }
@@ -155,7 +146,7 @@ impl Site {
         self.root.join(name)
     }
 
-    /// The name of the content in use.
+    /// The name of the active content.
     pub fn current(&self) -> Result<Option<String>> {
         let link = self.root.join(CURRENT);
         match link.read_link_utf8() {
@@ -165,7 +156,7 @@ impl Site {
         }
     }
 
-    /// The record of the content in use; none where nothing was activated.
+    /// The record of the active content; `None` before the first activation.
     pub fn installed(&self) -> Result<Option<Installed>> {
         match self.current()? {
             Some(name) => self.record(&name).map(Some),
@@ -177,25 +168,27 @@ impl Site {
     pub fn record(&self, name: &str) -> Result<Installed> {
         let path = self.folder(name).join(INSTALLED);
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let record: Installed = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::Altered { path: path.clone(), why: format!("it is no record of ours: {error}") })?;
+        let record: Installed = serde_json::from_slice(&bytes).map_err(|error| Error::Altered {
+            path: path.clone(),
+            why: format!("it is not an installation record: {error}"),
+        })?;
         let whole = record.stamps.len() == record.contents.files.len() && record.contents.digest() == record.content;
         let why = "its content digest is not that of its files".to_owned();
         if whole { Ok(record) } else { Err(Error::Altered { path, why }) }
     }
 
-    /// The names of all contents that are there.
+    /// The names of all installed contents.
     pub fn contents(&self) -> Result<Vec<String>> {
         self.names(CONTENT)
     }
 
-    /// Makes a content the one in use, in one step. The one before is kept for [`Site::rollback`].
+    /// Activates a content in one step. The previous one is kept for [`Site::rollback`].
     pub fn activate(&self, name: &str) -> Result<()> {
         let _lock = self.lock()?;
         self.switch(name)
     }
 
-    /// Goes back to the content that was in use before; doing it twice comes back here. Gives the name.
+    /// Activates the previous content; a second call returns to this one. Returns the name.
     pub fn rollback(&self) -> Result<String> {
         let _lock = self.lock()?;
         let none = |why: &str| Error::Site { root: self.root.clone(), why: why.to_owned() };
@@ -205,7 +198,7 @@ impl Site {
         Ok(previous)
     }
 
-    /// Takes away contents that are neither in use nor the one before, and what an unfinished install left.
+    /// Removes contents that are neither active nor the previous one, and the rest of an unfinished installation.
     pub fn gc(&self) -> Result<Collected> {
         let _lock = self.lock()?;
         let current = self.current()?;
@@ -220,38 +213,23 @@ impl Site {
         Ok(collected)
     }
 
-    /// Keeps others from changing the site. Fails at once when somebody does.
+    /// Takes the lock of the site. Fails at once when another process holds it.
     pub fn lock(&self) -> Result<SiteLock> {
         std::fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
         let path = self.root.join(".lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(Error::io("open", &path))?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-            rustix::io::Errno::WOULDBLOCK => Error::Busy { path: path.clone() },
-            errno => Error::os("lock", &path)(errno),
-        })?;
-        Ok(SiteLock { file })
+        let held = Lock::try_exclusive(&path, 0o666)?;
+        held.map(SiteLock).ok_or(Error::Busy { path })
     }
 
-    /// Writes a content's record into a folder, in one step.
+    /// Writes a content's record into a folder, durably.
     pub(crate) fn write_record(&self, folder: &Utf8Path, record: &Installed) -> Result<()> {
-        let temporary = self.root.join(".record.tmp");
-        let text = serde_json::to_vec(record).map_err(|error| Error::io("write", &temporary)(error.into()))?;
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
-            file.set_permissions(PermissionsExt::from_mode(0o644))?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, folder.join(INSTALLED))
-        };
-        write().map_err(Error::io("write", folder.join(INSTALLED)))
+        let path = folder.join(INSTALLED);
+        let text = serde_json::to_vec(record).map_err(|error| Error::io("write", &path)(error.into()))?;
+        // The caller holds the lock of the site.
+        Ok(Replace::mode(0o644).sole_writer().write(path, &text)?)
     }
 
-    /// Gives a finished folder its name. A folder of that name goes, in the same step.
+    /// Renames a finished folder. An existing folder of that name is removed in the same step.
     pub(crate) fn publish(&self, incoming: &Utf8Path, name: &str) -> Result<()> {
         let target = self.folder(name);
         // Everything under the folder is on the disk before its name is.
@@ -283,14 +261,14 @@ impl Site {
             other => other,
         };
         renamed.map_err(Error::os("rename", incoming))?;
-        sync_folder(&self.root)
+        Ok(sync_folder(&self.root)?)
     }
 
     fn switch(&self, name: &str) -> Result<()> {
         let mut record = self.record(name)?;
         let before = self.current()?;
         if before.as_deref() != Some(name) {
-            // First the way back, then the step.
+            // First the link for a rollback, then the switch.
             if before.is_some() && record.previous != before {
                 record.previous = before;
                 self.write_record(&self.folder(name), &record)?;
@@ -304,7 +282,7 @@ impl Site {
         if std::fs::symlink_metadata(&link).is_err() {
             symlink(format!("{CURRENT}/{INSTALLED}"), &link).map_err(Error::io("link", &link))?;
         }
-        sync_folder(&self.root)
+        Ok(sync_folder(&self.root)?)
     }
 
     fn names(&self, prefix: &str) -> Result<Vec<String>> {
@@ -332,7 +310,7 @@ fn remove_link(path: &Utf8Path) -> Result<()> {
     }
 }
 
-/// Takes a file or a folder away; nothing there is fine.
+/// Removes a file or a folder; a missing one is no error.
 pub(crate) fn remove(path: &Utf8Path) -> Result<()> {
     let removed = match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),

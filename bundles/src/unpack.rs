@@ -1,4 +1,5 @@
-//! Installing a full bundle's files: from a file, from volumes or from a stream, each chunk verified before it is written.
+//! Installs a full bundle's files: from a file, from volumes or from a stream, each chunk verified before it is
+//! written.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::contents::Contents;
 use crate::error::{Damage, Error, Result};
-use crate::flow::{self, Ahead, Batch, Drive, Event, Whole, WriteBehind};
+use crate::flow::{self, Ahead, Batch, Drive, Event, WholeFileHashing, WriteBehind};
 use crate::incoming::{Incoming, Needs, Older};
 use crate::layout::name;
 use crate::manifest::{File, Kind};
@@ -18,18 +19,18 @@ use crate::site::{FORMAT, Installed, Site, Source, Stamp};
 use crate::volumes::in_order;
 use crate::walk::Walk;
 
-/// How a bundle is unpacked.
+/// Options of unpacking.
 #[derive(Clone, Debug)]
 pub struct UnpackOptions<'a> {
-    /// What the caller found out with [`Bundle::authenticity`]; it is recorded.
+    /// The result of [`Bundle::authenticity`] by the caller; it is recorded.
     pub authenticity: Authenticity,
-    /// Reads what is installed and holds it against the digests, instead of trusting sizes and times.
+    /// Verifies the digests of installed files, instead of relying on sizes and times.
     pub deep: bool,
     /// Threads, progress and stopping.
     pub drive: Drive<'a>,
 }
 
-/// What was done.
+/// The result of unpacking.
 #[derive(Clone, Debug)]
 pub struct Unpacked {
     /// The content's name, for [`Site::activate`].
@@ -38,11 +39,11 @@ pub struct Unpacked {
     pub folder: Utf8PathBuf,
     /// Its record.
     pub record: Installed,
-    /// Whether all of it was there before.
+    /// Whether all of it existed already.
     pub unchanged: bool,
     /// Bytes written by this run.
     pub written: u64,
-    /// Bytes taken over from older contents.
+    /// Bytes reused from older contents.
     pub linked: u64,
     /// Bytes that an earlier, killed run had written.
     pub resumed: u64,
@@ -51,9 +52,9 @@ pub struct Unpacked {
 }
 
 impl Site {
-    /// What a full bundle will need here.
+    /// The space that a full bundle will need here.
     pub fn needs(&self, bundle: &Bundle) -> Result<Needs> {
-        bundle.want(Kind::Full, "its room cannot be told without the site's content")?;
+        bundle.want(Kind::Full, "the space it needs is unknown without the content of the site")?;
         let name = Site::name_of(&bundle.content_digest());
         let older = Older::of(self)?;
         let files = &bundle.manifest().files;
@@ -66,11 +67,11 @@ impl Site {
         Ok(needs(files, kept))
     }
 
-    /// Unpacks a full bundle into a folder of its own. It is not in use before [`Site::activate`]. After a kill, the same call goes on;
-    /// when all is there already, it is looked at and nothing is written.
+    /// Unpacks a full bundle into a folder of its own, inactive before [`Site::activate`]. After a kill, the same call
+    /// resumes; when everything exists already, it is checked and nothing is written.
     pub fn unpack(&self, bundle: &mut Bundle, options: &UnpackOptions<'_>) -> Result<Unpacked> {
         let begun = Instant::now();
-        bundle.want(Kind::Full, "a full one is installed, a delta is applied")?;
+        bundle.want(Kind::Full, "this command applies deltas")?;
         bundle.sound()?;
         let _lock = self.lock()?;
         let contents = Contents::try_from(&*bundle)?;
@@ -95,7 +96,7 @@ impl Site {
 
         let mut bad = BTreeSet::new();
         if let Ok(mut record) = self.record(&name) {
-            // Files of the same names and digests that were cut otherwise are not taken on trust.
+            // Files with equal names and digests but other chunks are verified.
             let same = record.contents == contents;
             bad = self.altered(&name, &record, options.deep, &options.drive)?;
             if same && bad.is_empty() {
@@ -108,7 +109,7 @@ impl Site {
             }
         }
 
-        // From a file all headers are looked at before anything is written; from a stream each is when it comes.
+        // From a file, all headers are checked before anything is written; from a stream, each one when it arrives.
         scan(bundle)?;
         let older = Older::of(self)?.without(&bad);
         let mut incoming = Incoming::open(self, &name, bundle.manifest_digest(), None, &contents.files)?;
@@ -129,7 +130,7 @@ impl Site {
             flow::run(
                 drive.threads,
                 Ahead::Little,
-                Whole::No,
+                WholeFileHashing::No,
                 |batch| walk.fill(batch),
                 |batch| {
                     for piece in &batch.pieces {
@@ -160,7 +161,7 @@ impl Site {
         Ok(done(record, false, written, plan.linked, plan.resumed))
     }
 
-    /// Files of an installed content that are not as they were installed: by size, time and inode, or by their bytes.
+    /// Changed files of an installed content: by size, time and inode, or by their bytes.
     pub fn altered(
         &self,
         name: &str,
@@ -186,7 +187,7 @@ impl Site {
     }
 }
 
-/// Looks at every header and all filling.
+/// Checks every header and all padding.
 fn scan(bundle: &mut Bundle) -> Result<()> {
     let (feed, layout, manifest) = bundle.parts();
     if matches!(feed, Feed::Stream { .. }) {
@@ -210,7 +211,7 @@ pub(crate) struct Plan {
     pub(crate) resumed: u64,
 }
 
-/// Looks at what an earlier run left, links what older contents have, makes empty files.
+/// Checks the files of an earlier run, links those of older contents, creates empty files.
 fn prepare(incoming: &Incoming<'_>, older: &Older, files: &[File]) -> Result<Plan> {
     let mut plan = Plan { skip: Vec::with_capacity(files.len()), kept: Default::default(), linked: 0, resumed: 0 };
     for file in files {
@@ -253,7 +254,7 @@ fn needs(files: &[File], kept: impl Fn(&File) -> u64) -> Needs {
     needs
 }
 
-/// Holds a piece against the manifest.
+/// Verifies a piece against the manifest.
 pub(crate) fn check(batch: &Batch, piece: &flow::Piece, file: &File, data_at: u64) -> Result<()> {
     debug_assert_eq!(batch.bytes(piece).len(), piece.size);
     let expected = &file.chunks[piece.chunk];
@@ -264,7 +265,7 @@ pub(crate) fn check(batch: &Batch, piece: &flow::Piece, file: &File, data_at: u6
     Err(Error::Damaged { damages: vec![chunk_damage(&file.path, piece.chunk, data_at + before, expected.size)] })
 }
 
-/// Reads installed files and holds them against their chunks.
+/// Reads installed files and verifies their chunks.
 fn rehash(folder: &Utf8Path, files: &[&File], drive: &Drive<'_>) -> Result<Vec<Damage>> {
     use std::os::unix::fs::FileExt;
     let mut place = (0, 0, 0u64);
@@ -297,7 +298,7 @@ fn rehash(folder: &Utf8Path, files: &[&File], drive: &Drive<'_>) -> Result<Vec<D
             place = (n, chunk + 1, at + size as u64);
         }
     };
-    flow::run(drive.threads, Ahead::Far, Whole::No, source, |batch| {
+    flow::run(drive.threads, Ahead::Far, WholeFileHashing::No, source, |batch| {
         for piece in &batch.pieces {
             let file = files[piece.file];
             if file.chunks[piece.chunk].digest != piece.digest {

@@ -1,31 +1,31 @@
-//! Whether every byte of a bundle is as it was made: all damage in one run, each with its file and chunk.
+//! Verifies every byte of a bundle: reports all damage in one run, each with its file and chunk.
 
 use std::time::{Duration, Instant};
 
 use crate::error::{Damage, Error, Result};
-use crate::flow::{self, Ahead, Drive, Event, Whole};
+use crate::flow::{self, Ahead, Drive, Event, WholeFileHashing};
 use crate::layout::{Role, name};
 use crate::manifest::Kind;
 use crate::open::{Bundle, chunk_damage};
 use crate::walk::{Walk, chunks};
 
-/// More is not listed; it is counted.
+/// Further damage is counted, not listed.
 const MOST_LISTED: usize = 10_000;
 
-/// How a bundle is verified.
+/// Options of a verification.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VerifyOptions<'a> {
-    /// Takes the digests of whole files too, as `bundle verify` does. Those of the chunks cover every byte already; this asks besides whether
-    /// whoever made the bundle told the truth in `SHA256SUMS`, and hashes everything twice.
+    /// Computes the digests of whole files too, as `bundle verify` does. The chunk digests cover every byte already.
+    /// This also checks that `SHA256SUMS` is correct, and hashes everything twice.
     pub whole_files: bool,
     /// Threads, progress and stopping.
     pub drive: Drive<'a>,
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Verified {
-    /// Empty when all is well. In the order of the archive.
+    /// Empty without damage. In the order of the archive.
     pub damages: Vec<Damage>,
     /// Damages beyond those that are listed.
     pub more: u64,
@@ -42,7 +42,7 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// Whether every byte is as it was made.
+    /// Whether no damage was found.
     pub fn is_whole(&self) -> bool {
         self.damages.is_empty()
     }
@@ -52,14 +52,14 @@ impl Verified {
         self.elapsed
     }
 
-    /// All is well, or the damages as an error.
+    /// No damage, or the damage as an error.
     pub fn into_result(self) -> Result<Verified> {
         if self.is_whole() { Ok(self) } else { Err(Error::Damaged { damages: self.damages }) }
     }
 }
 
 impl Bundle {
-    /// Reads all of it. Damage is in the report; an error means that it could not be read to the end for another reason.
+    /// Reads the whole bundle. Damage is in the report; an error means that reading failed for another reason.
     pub fn verify(&mut self, options: &VerifyOptions<'_>) -> Result<Verified> {
         let begun = Instant::now();
         let head = self.head_damages().to_vec();
@@ -77,9 +77,9 @@ impl Bundle {
         let mut add = |damage: Damage| if found.len() < MOST_LISTED { found.push(damage) } else { more += 1 };
         let (mut bytes, mut counted) = (0u64, 0);
         let mut place = (usize::MAX, 0u64);
-        // Whole files are told by their digests only in a full bundle; a delta's chunks are no file.
+        // Only a full bundle has whole files; a delta's chunks are no file.
         let whole = manifest.kind == Kind::Full && options.whole_files;
-        let whole = if whole { Whole::Yes(Box::default()) } else { Whole::No };
+        let whole = if whole { WholeFileHashing::Yes(Box::default()) } else { WholeFileHashing::No };
         let read = flow::run(
             options.drive.threads,
             Ahead::Far,
@@ -123,7 +123,7 @@ impl Bundle {
                 chunk: None,
                 offset: found,
                 bytes: expected - found,
-                what: format!("it ends at byte {found}, {} are still to come", expected - found),
+                what: format!("it ends at byte {found}; {} bytes are missing", expected - found),
             }),
             Err(error) => return Err(error),
         }
@@ -133,7 +133,7 @@ impl Bundle {
                 add(Damage { member: file.path.clone(), chunk: None, offset: 0, bytes: 0, what });
             }
         }
-        // A file with a damaged chunk in an earlier batch is told once, by its chunk.
+        // A file with a damaged chunk in an earlier batch is reported once, by its chunk.
         let chunky: std::collections::BTreeSet<String> =
             found.iter().filter(|damage| damage.chunk.is_some()).map(|damage| damage.member.clone()).collect();
         found.retain(|damage| {

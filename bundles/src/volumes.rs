@@ -1,4 +1,4 @@
-//! One archive in one file or in several: `FILE`, or `FILE.001`, `FILE.002` and so on, all of one size but the last.
+//! One archive in one or several files: `FILE`, or `FILE.001`, `FILE.002` and so on, all of one size but the last.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,17 +7,18 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
+use textnlp_files::{Lock, sync_folder};
 
 use crate::error::{Error, Result};
 use crate::flow::PAGE;
 
-/// Smaller volumes would only be many.
+/// Smaller volumes would be too many.
 pub(crate) const LEAST_VOLUME: u64 = 1 << 20;
 const MOST_VOLUMES: u64 = 999;
-/// Fewer bytes at a time are not read past the page cache.
+/// Smaller reads go through the page cache.
 const LEAST_DIRECT: usize = 1 << 20;
 
-/// The parts, seen as one run of bytes.
+/// The volumes as one range of bytes.
 #[derive(Debug)]
 pub(crate) struct Volumes {
     parts: Vec<Part>,
@@ -32,15 +33,6 @@ struct Part {
     /// The same file past the page cache, where its file system takes that.
     direct: Option<File>,
     length: u64,
-}
-
-impl Drop for Volumes {
-    fn drop(&mut self) {
-        // See `SiteLock`. Where there was no lock this does nothing.
-        if let Some(part) = self.parts.first() {
-            let _ = rustix::fs::flock(&part.file, rustix::fs::FlockOperation::Unlock);
-        }
-    }
 }
 
 /// The name of a volume, counted from 0.
@@ -78,7 +70,7 @@ impl Volumes {
         Ok(Volumes { parts, size })
     }
 
-    /// Opens or makes the files that will hold `total` bytes, `FILE.partial` or `FILE.001.partial` and so on.
+    /// Opens or creates the files for `total` bytes, `FILE.partial` or `FILE.001.partial` and so on.
     pub(crate) fn partial(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Result<Volumes> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).mode(0o644);
@@ -101,7 +93,7 @@ impl Volumes {
         Ok(Volumes { parts: parts.collect::<Result<_>>()?, size })
     }
 
-    /// Gives the finished parts their names, the first one last: whoever sees it sees all.
+    /// Renames the finished volumes, the first one last: if it exists, all exist.
     pub(crate) fn publish(&self) -> Result<Vec<Utf8PathBuf>> {
         let mut names = Vec::new();
         for part in self.parts.iter().rev() {
@@ -116,7 +108,7 @@ impl Volumes {
         Ok(names)
     }
 
-    /// Takes unfinished parts away.
+    /// Removes unfinished volumes.
     pub(crate) fn discard(&self) -> Result<()> {
         self.parts.iter().try_for_each(|part| std::fs::remove_file(&part.path).map_err(Error::io("remove", &part.path)))
     }
@@ -125,7 +117,7 @@ impl Volumes {
         self.parts.iter().map(|part| part.length).sum()
     }
 
-    /// The name to speak of.
+    /// The name in messages.
     pub(crate) fn path(&self) -> &Utf8Path {
         &self.parts[0].path
     }
@@ -164,8 +156,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// Reads `size` bytes to where they begin on the pages. Many that the page cache does not hold come past it: it would cost more to put
-    /// them there than to use them.
+    /// Reads `size` bytes with their page alignment. Large reads bypass the page cache when it does not hold them:
+    /// filling the cache would cost more than it saves.
     pub(crate) fn read_on_pages(&self, pages: &mut [u8], head: usize, size: usize, at: u64) -> Result<()> {
         let (part, (inside, here)) = self.locate(at, size);
         let part = self.parts.get(part).filter(|_| here == size && size >= LEAST_DIRECT);
@@ -177,7 +169,7 @@ impl Volumes {
         self.read_at(&mut pages[head..head + size], at)
     }
 
-    /// Gives how many of the bytes are in the page cache and not yet on the disk.
+    /// Writes the bytes. Returns the count of those that went to the page cache, not directly to the disk.
     pub(crate) fn write_at(&self, mut bytes: &[u8], mut at: u64) -> Result<u64> {
         let mut cached = 0;
         while !bytes.is_empty() {
@@ -209,7 +201,7 @@ impl Volumes {
                 Err(errno) => {
                     // What it did get is of no use.
                     let _ = part.file.set_len(part.length);
-                    return Err(Error::os("take room for", &part.path)(errno));
+                    return Err(Error::os("reserve space for", &part.path)(errno));
                 }
             }
             rest -= length;
@@ -227,14 +219,11 @@ impl Volumes {
         self.parts.iter().try_for_each(|part| part.file.sync_data().map_err(Error::io("sync", &part.path)))
     }
 
-    /// Keeps a second process from writing to the same files.
-    pub(crate) fn lock(&self) -> Result<()> {
-        rustix::fs::flock(&self.parts[0].file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
-            match errno {
-                rustix::io::Errno::WOULDBLOCK => Error::Busy { path: self.parts[0].path.clone() },
-                errno => Error::os("lock", &self.parts[0].path)(errno),
-            }
-        })
+    /// Locks the files against a second writer.
+    pub(crate) fn lock(&self) -> Result<Lock> {
+        let part = &self.parts[0];
+        let file = part.file.try_clone().map_err(Error::io("lock", &part.path))?;
+        Lock::try_file(file, &part.path)?.ok_or_else(|| Error::Busy { path: part.path.clone() })
     }
 
     /// The part, and the offset and length within it.
@@ -321,7 +310,7 @@ fn is_cached(path: &Utf8Path, length: u64) -> bool {
 fn part(path: &Utf8Path, options: &mut OpenOptions) -> Result<Part> {
     let file = options.open(path).map_err(Error::io("open", path))?;
     in_order(&file);
-    let metadata = file.metadata().map_err(Error::io("look at", path))?;
+    let metadata = file.metadata().map_err(Error::io("check", path))?;
     if !metadata.is_file() {
         return Err(Error::NotABundle { path: path.to_owned(), why: "it is not a file".into() });
     }
@@ -332,10 +321,4 @@ fn part(path: &Utf8Path, options: &mut OpenOptions) -> Result<Part> {
 pub(crate) fn in_order(file: &File) {
     // An advice; where it is not taken nothing else changes.
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
-}
-
-/// Makes renames in a folder last.
-pub(crate) fn sync_folder(folder: &Utf8Path) -> Result<()> {
-    let folder = if folder.as_str().is_empty() { Utf8Path::new(".") } else { folder };
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
 }

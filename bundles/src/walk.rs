@@ -1,4 +1,4 @@
-//! The way through the content of an archive, in order: every header, every chunk, every byte of filling.
+//! Reads the content of an archive in order: every header, every chunk, every byte of padding.
 
 use crate::error::{Damage, Error, Result};
 use crate::flow::{Batch, Drive, Event};
@@ -15,14 +15,14 @@ pub(crate) struct Walk<'a> {
     pub(crate) skip: &'a [usize],
     pub(crate) drive: &'a Drive<'a>,
     pub(crate) doing: &'static str,
-    /// Goes on after damage, and lists it.
+    /// Continues after damage, and lists it.
     pub(crate) lenient: bool,
     pub(crate) damages: Vec<Damage>,
-    at: Place,
+    at: Cursor,
 }
 
 #[derive(Default)]
-struct Place {
+struct Cursor {
     member: usize,
     entered: bool,
     chunk: usize,
@@ -47,7 +47,7 @@ impl<'a> Walk<'a> {
             doing: "reading",
             lenient: false,
             damages,
-            at: Place::default(),
+            at: Cursor::default(),
         }
     }
 

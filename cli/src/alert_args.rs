@@ -1,4 +1,4 @@
-//! What may be typed after `alert`.
+//! Arguments of `alert`.
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand};
@@ -11,14 +11,14 @@ use clap::{Args, Subcommand};
     oncall: secret:env:ONCALL_URL     # https://hooks.example.com/… with its token\n      \
     team: secret:env:TEAM_MAIL        # smtps://USER:PASSWORD@HOST?from=a@example.com&to=b@example.com\n\n\
     Examples:\n  \
-    textnlp-deploy alert test --env staging                   a message to every receiver, now\n  \
-    textnlp-deploy alert list --env staging                   what is wrong, and what waits to be sent")]
+    textnlp-deploy alert test --env staging                   send a test message to every receiver\n  \
+    textnlp-deploy alert list --env staging                   list active alerts and unsent messages")]
 pub enum Alert {
-    /// Sends a message to every receiver, and says of each whether it arrived
+    /// Send a test message to every receiver
     Test(Test),
-    /// What the supervisors see going wrong now, and what still waits to be sent
+    /// List active alerts and unsent messages
     List,
-    /// What the supervisor runs
+    /// Send queued alerts; started by the supervisor
     #[command(hide = true)]
     Send(Send),
 }
@@ -26,7 +26,7 @@ pub enum Alert {
 /// `alert test`.
 #[derive(Debug, Args)]
 pub struct Test {
-    /// Only this receiver; may be repeated
+    /// Use only this receiver (repeatable)
     #[arg(long, value_name = "NAME")]
     pub receiver: Vec<String>,
 }
@@ -34,7 +34,7 @@ pub struct Test {
 /// `alert send`.
 #[derive(Debug, Args)]
 pub struct Send {
-    /// The folder of the site
+    /// Folder of the site
     #[arg(long)]
     pub folder: Utf8PathBuf,
 }

@@ -1,25 +1,25 @@
-//! What a person may type. Every flag but `--set` can also be given as a variable `TEXTNLP_<FLAG>`.
+//! Command-line arguments. Most global flags can also be set by a variable `TEXTNLP_<FLAG>`.
 
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Run your own text-generation service anywhere.
+/// Deploy your own text-generation service anywhere.
 #[derive(Debug, Parser)]
 #[command(
     name = "textnlp-deploy",
     version,
-    about = "Run your own text-generation service anywhere",
-    long_about = "Takes one environment file and makes it so: provisions, delivers, and proves by gates that the service is\n\
-                  healthy. It plans before it acts, survives being killed at any point, and a second `up` plans nothing.",
+    about = "Deploy your own text-generation service anywhere",
+    long_about = "Deploy your own text-generation service anywhere.\n\n\
+                  One environment file describes the service. `up` plans the changes, applies them and measures a gate on\n\
+                  the running service. An interrupted command resumes when you run it again.",
     after_help = "Examples:\n  \
-        textnlp-deploy up --env staging          provision, deliver, verify; prints the address, the key and a curl to try\n  \
-        textnlp-deploy plan --env staging        show what `up` would do, and do nothing\n  \
-        textnlp-deploy generate \"Once upon a time\"   text from the running environment\n  \
-        textnlp-deploy status --env staging      what runs, and what differs from the plan\n  \
+        textnlp-deploy up --env staging          deploy and verify; print the address, the key and a curl command\n  \
+        textnlp-deploy plan --env staging        show what `up` would do; change nothing\n  \
+        textnlp-deploy generate \"Once upon a time\"   generate text with the running service\n  \
+        textnlp-deploy status --env staging      show what runs, and drift\n  \
         textnlp-deploy down --env staging        remove everything that holds no data\n\n\
-        Exit codes: 0 done, 1 failed, 2 usage, 3 a gate is not open, 4 refused for safety, 5 stopped and resumable, 6 changes are planned.",
+        Exit statuses: 0 done, 1 failed, 2 usage, 3 a gate is not open, 4 refused for safety, 5 stopped and resumable, 6 changes are planned.",
     max_term_width = 110,
-    disable_help_subcommand = true,
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -30,13 +30,13 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Flags that every command knows.
+/// Flags of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The environment, by name
+    /// Use the environment with this name
     #[arg(long, global = true, env = "TEXTNLP_ENV", value_name = "NAME", help_heading = "Environment")]
     pub env: Option<String>,
-    /// The environment, by file
+    /// Use this environment file
     #[arg(
         long,
         global = true,
@@ -46,34 +46,34 @@ pub struct Global {
         help_heading = "Environment"
     )]
     pub file: Option<Utf8PathBuf>,
-    /// Changes one value for this run: `--set gates.users=20`; may be repeated
+    /// Set one value for this run: `--set gates.users=20` (repeatable)
     #[arg(long, global = true, value_name = "KEY=VALUE", help_heading = "Environment")]
     pub set: Vec<String>,
-    /// Where state, keys and reports live [default: .textnlp beside `environments/`, else the user's state directory]
+    /// Keep state, keys and reports in this folder [default: .textnlp beside `environments/`, else the user's state directory]
     #[arg(long, global = true, env = "TEXTNLP_STATE_DIR", value_name = "DIR", help_heading = "Environment")]
     pub state_dir: Option<Utf8PathBuf>,
-    /// Only this site
+    /// Limit the command to this site
     #[arg(long, global = true, env = "TEXTNLP_SITE", value_name = "NAME", help_heading = "Environment")]
     pub site: Option<String>,
-    /// Another provider for every site
+    /// Use this provider for every site
     #[arg(long, global = true, env = "TEXTNLP_PROVIDER", value_name = "NAME", help_heading = "Environment")]
     pub provider: Option<String>,
-    /// Agrees to the plan without being asked
+    /// Approve the plan without a prompt
     #[arg(long, short = 'y', global = true, env = "TEXTNLP_YES", help_heading = "Behaviour")]
     pub yes: bool,
-    /// Takes a field of objects in clusters from whoever owns it, as a refusal names it: `--take-ownership spec.replicas`; may be repeated
+    /// Force ownership of a field on a server-side apply conflict: `--take-ownership spec.replicas` (repeatable)
     #[arg(long, global = true, value_name = "FIELD", help_heading = "Behaviour")]
     pub take_ownership: Vec<String>,
-    /// Why, for the journal
+    /// Record this reason in the journal
     #[arg(long, global = true, env = "TEXTNLP_REASON", value_name = "TEXT", help_heading = "Behaviour")]
     pub reason: Option<String>,
-    /// How results are written to stdout
+    /// Set the output format
     #[arg(long, short = 'o', global = true, env = "TEXTNLP_OUTPUT", value_enum, default_value_t = Output::Text, help_heading = "Behaviour")]
     pub output: Output,
-    /// Says more; twice says everything
+    /// Print more; `-vv` prints everything
     #[arg(long, short = 'v', global = true, action = clap::ArgAction::Count, help_heading = "Behaviour")]
     pub verbose: u8,
-    /// Says only results and errors
+    /// Print only results and errors
     #[arg(
         long,
         short = 'q',
@@ -83,23 +83,23 @@ pub struct Global {
         conflicts_with = "verbose"
     )]
     pub quiet: bool,
-    /// The program that becomes server and gateway [default: `textnlp-server` beside this program, else this program]
+    /// Deploy this program as server and gateway [default: `textnlp-server` beside this program, else this program]
     #[arg(long, global = true, env = "TEXTNLP_SERVER", value_name = "FILE", help_heading = "Environment")]
     pub server: Option<Utf8PathBuf>,
 }
 
-/// How results are written to stdout.
+/// Format of the results on stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people
+    /// Text for people
     Text,
     /// One JSON document, also on failure
     Json,
-    /// An event a line; the last line is the document
+    /// One JSON event a line; the last line is the document
     Jsonl,
 }
 
-/// How results were wanted by a command line that is wrong: what it says of `--output`, else the variable.
+/// The output format of an invalid command line: its `--output`, else the variable.
 pub fn output_of(args: impl Iterator<Item = String>) -> Output {
     let mut wanted = std::env::var("TEXTNLP_OUTPUT").ok();
     let mut before = String::new();
@@ -115,134 +115,139 @@ pub fn output_of(args: impl Iterator<Item = String>) -> Output {
     wanted.and_then(|word| Output::from_str(&word, true).ok()).unwrap_or(Output::Text)
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Copies the environment files here, to be changed
+    /// Copy the shipped environment files into a folder
     Init(Init),
-    /// Shows, checks and makes environment files
+    /// Show, check and create environment files
     #[command(subcommand)]
     Env(Env),
-    /// What each provider offers here, and why not
+    /// List providers and whether each is available
     Providers,
-    /// Looks for what would make `up` fail; changes nothing
+    /// Check for problems that would make `up` fail
     Preflight,
-    /// Shows what `up` would do; changes nothing
+    /// Show what `up` would do; change nothing
     Plan(Plan),
-    /// Does what a saved plan says: exactly that, or nothing
+    /// Apply a saved plan exactly, or change nothing
     Apply(Apply),
-    /// Provisions, delivers and verifies
+    /// Deploy an environment and measure its gate
     Up(Up),
-    /// What runs, and what differs from what is wanted
+    /// Show what runs, and drift
     Status,
-    /// What happened to one resource and what it waits for
+    /// Show a resource's state, dependencies and history
     Explain(Explain),
-    /// The logs of what runs
+    /// Show logs of the running processes
     Logs(Logs),
-    /// Measures the environment's gate on the running service
+    /// Measure the gate on the running service
     Gate(Gate),
-    /// Removes everything that holds no data
+    /// Remove everything that holds no data
     Down(Down),
-    /// What differs between the record and reality
+    /// Show differences between recorded and observed state
     Drift,
-    /// What was written down of an environment: shown, compared, mended, moved
+    /// Inspect, repair, move and import state
     #[command(subcommand)]
     State(crate::state_args::State),
-    /// Freezes an environment: `up` and `down` are refused until it is released
+    /// Block `up` and `down` for an environment, or release it
     Hold(crate::state_args::Hold),
-    /// Looks at everything that this program needs, and says how to mend what is not well
+    /// Check the machine, state and service, and suggest fixes
     Doctor,
-    /// What is recorded or wanted, in the words of other tools: Terraform, kubectl, Kustomize, Helm
+    /// Export to Terraform, Kubernetes YAML, Kustomize or Helm
     #[command(subcommand)]
     Export(crate::state_args::Export),
-    /// One file with what somebody who helps needs to see, and no secret
+    /// Create a support bundle (secrets redacted)
     SupportBundle(crate::state_args::SupportBundle),
-    /// Makes, lists and revokes API keys
+    /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     Key(Key),
-    /// What runs, by digest: the lock, its history, and what differs
+    /// Export the audit log: who did what, when and from where
+    #[command(subcommand)]
+    Audit(Audit),
+    /// Show, set and compare releases
     #[command(subcommand)]
     Release(Release),
-    /// Makes the release that one environment has proven the next one's
+    /// Promote a tested release to another environment
     Promote(Promote),
-    /// Sets the lock back to an earlier release
+    /// Set the release lock back to an earlier release
     Rollback(Rollback),
-    /// A new release on its first pods in a cluster: how it goes, and a person's word on it
+    /// Show, promote, abort or pause a rollout in a cluster
     #[command(subcommand)]
     Rollout(Rollout),
-    /// Lists, pulls and inspects models
+    /// List, pull and inspect models
     #[command(subcommand)]
     Model(Model),
-    /// One sealed file for a machine without a network: made, checked, installed, updated
+    /// Create, verify, install and update offline bundles
     #[command(subcommand)]
     Bundle(Box<crate::bundle_args::Bundle>),
-    /// Losing a site: how things are, failover, failback, and the rehearsal of it
+    /// Manage disaster recovery: status, failover, failback, drills
     #[command(subcommand)]
     Dr(crate::dr_args::Dr),
-    /// Copies that bring the deployment back: made, listed, proven, let go
+    /// Create, list, verify and prune backups
     #[command(subcommand)]
     Backup(crate::backup_args::Backup),
-    /// Who is told when something is wrong: a test message, what is wrong now
+    /// Test alert receivers and list active alerts
     #[command(subcommand)]
     Alert(crate::alert_args::Alert),
-    /// Brings a deployment back from a copy, also onto a bare machine
+    /// Restore a deployment from a backup
     Restore(crate::backup_args::Restore),
-    /// Text from the running environment
+    /// Generate text with the running service
     Generate(Generate),
-    /// A conversation with the running environment
+    /// Chat with the running service
     Chat(Chat),
-    /// The tokens of a text
+    /// Show the tokens of a text
     Tokenize(Tokenize),
-    /// How close one text is to another (BLEU, ROUGE)
+    /// Score a text against a reference (BLEU, ROUGE)
     Validate(Validate),
-    /// Asks the running environment whether it is well
+    /// Check whether the running service is healthy
     Health,
-    /// Puts load on an address and measures
+    /// Run a load test against the service or an endpoint
     Load(Load),
-    /// Runs the inference server, the gateway, or their chores
-    Serve(textnlp_server::ServeArgs),
-    /// Runs a site's supervisor
+    #[command(flatten)]
+    Server(ServerCommand),
+    /// Run a site's supervisor
     #[command(hide = true)]
     Supervise(Supervise),
-    /// Tells the autoscaler of a cluster how many requests there are; runs in the cluster
+    /// Serve the custom metrics API for the autoscaler; runs in the cluster
     #[command(hide = true)]
     Adapter(Adapter),
-    /// Signs in to a cluster of EKS, GKE or AKS for kubectl, Helm and this program: a kubeconfig names it under `exec`
+    /// Print a credential for an EKS, GKE or AKS cluster (kubeconfig `exec` plugin)
     #[command(subcommand)]
     KubeToken(KubeToken),
-    /// A completion script for a shell
+    /// Print a shell completion script
     Completions(Completions),
 }
 
 /// See [`Command::KubeToken`].
 #[derive(Debug, Clone, Subcommand)]
 pub enum KubeToken {
-    /// For a cluster of EKS, as whoever AWS's own tools would sign in as
+    /// Sign in to an EKS cluster with the AWS default credential chain
     Aws {
-        /// The cluster's name; its token is good for no other
+        /// Name of the cluster; the token is valid for this cluster only
         #[arg(long, value_name = "NAME")]
         cluster: String,
-        /// Its region [default: AWS_REGION, else the profile's, else the machine's]
+        /// Region of the cluster [default: AWS_REGION, else the profile's, else the machine's]
         #[arg(long, value_name = "REGION")]
         region: Option<String>,
-        /// The profile in the files of AWS; counts before AWS_ACCESS_KEY_ID
+        /// AWS profile; takes precedence over AWS_ACCESS_KEY_ID
         #[arg(long, value_name = "NAME")]
         profile: Option<String>,
-        /// A role that is taken on first
+        /// IAM role to assume
         #[arg(long, value_name = "ARN")]
         role_arn: Option<String>,
     },
-    /// For any cluster of GKE, by application default credentials
+    /// Sign in to GKE clusters with application default credentials
     Gcp,
-    /// For a cluster of AKS that asks Entra: a federated token, a client secret, a managed identity, else `az`
+    /// Sign in to an AKS cluster with Entra ID
+    ///
+    /// Tries a federated token, a client secret, a managed identity and the Azure CLI, in this order.
     Azure {
-        /// The application that stands for the API server
+        /// Application ID of the API server
         #[arg(long, value_name = "ID", default_value = "6dae42f8-4368-4678-94ff-3960e28e3630")]
         server_id: String,
-        /// The tenant [default: AZURE_TENANT_ID]
+        /// Entra tenant [default: AZURE_TENANT_ID]
         #[arg(long, value_name = "ID")]
         tenant: Option<String>,
-        /// The application or managed identity that signs in [default: AZURE_CLIENT_ID]
+        /// Application or managed identity that signs in [default: AZURE_CLIENT_ID]
         #[arg(long, value_name = "ID")]
         client_id: Option<String>,
     },
@@ -251,28 +256,28 @@ pub enum KubeToken {
 /// See [`Command::Rollout`].
 #[derive(Debug, Subcommand)]
 pub enum Rollout {
-    /// How the rollout goes, or what the last one came to
+    /// Show the current rollout, or the result of the last one
     Status,
-    /// All pods become new ones now, if the first ones answer
+    /// Promote the new release now, if its pods are ready
     Promote,
-    /// The old release is put back now
+    /// Abort the rollout and revert to the old release now
     Abort,
-    /// It does not go on by itself; its deadline stays
+    /// Pause the rollout (the deadline keeps running)
     Pause,
-    /// It goes on by itself again
+    /// Resume a paused rollout
     Resume,
-    /// A release that was put back may be tried once more as it is
+    /// Allow a reverted release to be tried again unchanged
     Retry,
-    /// Judges the new pods and ends the rollout; runs in the cluster
+    /// Analyse the new pods and finish the rollout; runs in the cluster
     #[command(hide = true)]
     Watch {
-        /// The folder with the service account's token and authority
+        /// Folder with the service account's token and CA certificate
         #[arg(long)]
         account: Utf8PathBuf,
-        /// The folder with the token and the authority of the Prometheus that is asked too
+        /// Folder with the token and CA certificate of the Prometheus server to query
         #[arg(long)]
         prometheus: Option<Utf8PathBuf>,
-        /// Said where clients are shared by the weights of a route: whoever takes it knows how
+        /// Enable weighted traffic splitting
         #[arg(long)]
         shares: bool,
     },
@@ -281,22 +286,22 @@ pub enum Rollout {
 /// See [`Command::Adapter`].
 #[derive(Debug, Args)]
 pub struct Adapter {
-    /// The folder with the service account's token and authority
+    /// Folder with the service account's token and CA certificate
     #[arg(long)]
     pub account: Utf8PathBuf,
-    /// The folder with `tls.crt` and `tls.key`, which the API server is shown
+    /// Folder with `tls.crt` and `tls.key` of this server
     #[arg(long)]
     pub tls: Utf8PathBuf,
-    /// The namespace of the pods
+    /// Namespace of the pods
     #[arg(long)]
     pub namespace: String,
-    /// The labels of the pods: `app=textnlp-api`
+    /// Label selector of the pods: `app=textnlp-api`
     #[arg(long)]
     pub pods: String,
-    /// Where it listens
+    /// Address to listen on
     #[arg(long)]
     pub address: std::net::IpAddr,
-    /// The port there
+    /// Port to listen on
     #[arg(long)]
     pub port: u16,
 }
@@ -304,7 +309,7 @@ pub struct Adapter {
 /// See [`Command::Init`].
 #[derive(Debug, Args)]
 pub struct Init {
-    /// Where `environments/` is made
+    /// Create `environments/` in this folder
     #[arg(default_value = ".", value_name = "DIR")]
     pub dir: Utf8PathBuf,
 }
@@ -312,64 +317,64 @@ pub struct Init {
 /// See [`Command::Env`].
 #[derive(Debug, Subcommand)]
 pub enum Env {
-    /// Every environment that is found, and where
+    /// List environments and where each one is found
     List,
-    /// The environment with all layers applied
+    /// Show an environment with all layers applied
     Show {
-        /// The environment [default: the one of --env]
+        /// Name of the environment [default: the one of --env]
         name: Option<String>,
-        /// Says of every value where it comes from
+        /// Show where every value comes from
         #[arg(long)]
         explain: bool,
     },
-    /// What differs between two environments
+    /// Compare two environments
     Diff {
-        /// One environment
+        /// First environment
         left: String,
-        /// Another
+        /// Second environment
         right: String,
     },
-    /// All mistakes of an environment at once
+    /// Check environments and report every problem at once
     Check {
-        /// The environments [default: the one of --env, else all]
+        /// Names of environments [default: the one of --env, else all]
         names: Vec<String>,
     },
-    /// Makes a new environment file
+    /// Create an environment file
     New {
-        /// Its name
+        /// Name of the new environment
         name: String,
-        /// What it extends
+        /// Environment to extend
         #[arg(long, value_name = "NAME", default_value = "staging")]
         from: String,
     },
-    /// Turns an older configuration file into an environment file
+    /// Convert an older configuration file to an environment file
     Migrate {
-        /// The older file
+        /// The file to convert
         from: Utf8PathBuf,
-        /// Where the new one goes [default: stdout]
+        /// Write to this file [default: stdout]
         #[arg(long, value_name = "PATH")]
         out: Option<Utf8PathBuf>,
     },
-    /// The JSON Schema of environment files
+    /// Print the JSON Schema of environment files
     Schema,
 }
 
 /// See [`Command::Plan`].
 #[derive(Debug, Args)]
 pub struct Plan {
-    /// Exits with 6 when changes are planned
+    /// Exit with status 6 when changes are planned
     #[arg(long)]
     pub exit_code: bool,
-    /// Plans the removal instead
+    /// Plan `down` instead of `up`
     #[arg(long, conflicts_with = "gated")]
     pub down: bool,
-    /// Plans a gate in front of what is replaced or no longer wanted, as `up --gated` does
+    /// Plan a gate before removals, as `up --gated` does
     #[arg(long)]
     pub gated: bool,
-    /// Plans the removal of data too; the environment's name, typed
+    /// Plan the removal of data too; type the environment's name
     #[arg(long, value_name = "ENV", requires = "down")]
     pub delete_data: Option<String>,
-    /// Saves the plan for `apply`
+    /// Save the plan for `apply`
     #[arg(long, value_name = "FILE")]
     pub out: Option<Utf8PathBuf>,
 }
@@ -377,17 +382,17 @@ pub struct Plan {
 /// See [`Command::Apply`].
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A saved plan is the agreement: nobody is asked again. Whoever applies it plans anew from what is there then; when that is not\n\
-                        the saved plan, what changed since is named and nothing is done.\n\n\
+    after_help = "A saved plan counts as approval: there is no prompt. `apply` plans again from the current state. When the result differs\n\
+                        from the saved plan, it names what changed and changes nothing.\n\n\
                         Example:\n  \
-        textnlp-deploy plan --env staging --out staging.plan     here, for somebody to read\n  \
-        textnlp-deploy apply staging.plan                        there, once they agreed"
+        textnlp-deploy plan --env staging --out staging.plan     save a plan for review\n  \
+        textnlp-deploy apply staging.plan                        apply it after the review"
 )]
 pub struct Apply {
-    /// What `plan --out` saved
+    /// File written by `plan --out`
     #[arg(value_name = "PLAN")]
     pub plan: Utf8PathBuf,
-    /// Does not measure the gate at the end
+    /// Skip the gate at the end
     #[arg(long)]
     pub no_gate: bool,
 }
@@ -395,13 +400,13 @@ pub struct Apply {
 /// See [`Command::Up`].
 #[derive(Debug, Default, Args)]
 pub struct Up {
-    /// Does not measure the gate at the end
+    /// Skip the gate at the end
     #[arg(long, conflicts_with = "gated")]
     pub no_gate: bool,
-    /// Removes what is replaced or no longer wanted only when the new passes the gate
+    /// Remove replaced and unwanted resources only after the gate is open
     #[arg(long)]
     pub gated: bool,
-    /// The prompt of the first text
+    /// Prompt of the first text
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
 }
@@ -409,22 +414,22 @@ pub struct Up {
 /// See [`Command::Explain`].
 #[derive(Debug, Args)]
 pub struct Explain {
-    /// A resource id, as `status` shows it
+    /// Resource ID, as shown by `status`
     pub resource: String,
 }
 
 /// See [`Command::Logs`].
 #[derive(Debug, Args)]
 pub struct Logs {
-    /// Which process [default: all]
+    /// Name of the process [default: all]
     pub name: Option<String>,
-    /// How many lines of each
+    /// Number of lines of each process
     #[arg(long, short = 'n', default_value_t = 40)]
     pub lines: usize,
-    /// Goes on as lines come
+    /// Follow the logs
     #[arg(long, short = 'f')]
     pub follow: bool,
-    /// Only lines of at least this level
+    /// Show only lines of at least this level
     #[arg(long, value_name = "LEVEL")]
     pub level: Option<String>,
 }
@@ -432,7 +437,7 @@ pub struct Logs {
 /// See [`Command::Gate`].
 #[derive(Debug, Args)]
 pub struct Gate {
-    /// Measures again although nothing changed since the recorded evidence
+    /// Measure again, even when valid evidence exists
     #[arg(long)]
     pub again: bool,
 }
@@ -440,7 +445,7 @@ pub struct Gate {
 /// See [`Command::Down`].
 #[derive(Debug, Args)]
 pub struct Down {
-    /// Removes data too; the environment's name, typed
+    /// Remove data too; type the environment's name
     #[arg(long, value_name = "ENV")]
     pub delete_data: Option<String>,
 }
@@ -448,62 +453,92 @@ pub struct Down {
 /// See [`Command::Key`].
 #[derive(Debug, Subcommand)]
 pub enum Key {
-    /// Makes a key and prints it once
+    /// Create a key and print it once
     Create {
-        /// What it is for
+        /// Description of the key
         name: String,
-        /// Whose it is
+        /// Tenant that owns the key
         #[arg(long, default_value = "default")]
         tenant: String,
-        /// Requests it may make: `1000/hour`, `20/minute`
+        /// Request limit: `1000/hour`, `20/minute`
         #[arg(long, value_name = "RATE")]
         rate_limit: Option<String>,
-        /// Tokens it may spend: `100000/hour`
+        /// Token limit: `100000/hour`
         #[arg(long, value_name = "RATE")]
         token_rate_limit: Option<String>,
-        /// Tokens that one bearer token from `/auth/token` may spend; left out, `server.security.jwt_token_limit`
+        /// Token budget of each bearer token from `/auth/token` [default: `server.security.jwt_token_limit`]
         #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 50))]
         token_limit: Option<u64>,
-        /// Days until it ends
+        /// Days until the key expires
         #[arg(long, value_name = "DAYS")]
         expires_days: Option<u32>,
+        /// Allow this scope (repeatable) [default: everything]
+        #[arg(long = "scope", value_name = "SCOPE", value_parser = scope_values())]
+        scopes: Vec<String>,
     },
-    /// All keys without their secrets
+    /// List keys without their secrets
     List,
-    /// A new secret in the place of an old one
+    /// Replace the secret of a key
     Rotate {
-        /// The public id, as `key list` shows it
+        /// Public ID, as shown by `key list`
         id: String,
     },
-    /// Ends a key at once
+    /// Revoke a key immediately
     Revoke {
-        /// The public id, as `key list` shows it
+        /// Public ID, as shown by `key list`
         id: String,
     },
+}
+
+/// The scopes that a key can have, `*` for everything.
+fn scope_values() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(["*"].iter().chain(textnlp_server::auth::SCOPES).copied())
+}
+
+/// See [`Command::Audit`].
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// Export the audit log as JSON lines
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy audit export --env pilot > audit.jsonl\n  \
+        textnlp-deploy audit export --env pilot --since 2026-11-01\n  \
+        textnlp-deploy audit export --env pilot --since 2026-11-01T08:00:00Z")]
+    Export {
+        /// Events since this date (UTC) or time; left out, all
+        #[arg(long, value_name = "TIME", value_parser = since)]
+        since: Option<jiff::Timestamp>,
+    },
+}
+
+/// A date, from its first second in UTC, or a time.
+fn since(text: &str) -> Result<jiff::Timestamp, String> {
+    let of_day = |day: jiff::civil::Date| day.to_zoned(jiff::tz::TimeZone::UTC).map(|at| at.timestamp());
+    let parsed = text.parse::<jiff::Timestamp>().or_else(|_| text.parse::<jiff::civil::Date>().and_then(of_day));
+    parsed.map_err(|_| "write a date like 2026-11-01 or a time like 2026-11-01T08:00:00Z".to_owned())
 }
 
 /// See [`Command::Release`].
 #[derive(Debug, Subcommand)]
 pub enum Release {
-    /// What the lock names, and what is here
+    /// Show the release lock and the local release
     Show,
-    /// Writes what is here into the lock: the next `up` rolls to it
+    /// Write the local release into the lock; the next `up` rolls it out
     Set,
-    /// Every release that `up` applied here: when, by whom, why, and the digests
+    /// List the releases that `up` applied
     #[command(after_help = "Examples:\n  \
         textnlp-deploy release history --env staging\n  \
-        textnlp-deploy release history --env staging -o json   with whole digests")]
+        textnlp-deploy release history --env staging -o json   include complete digests")]
     History,
-    /// What differs between two releases
+    /// Compare two releases
     #[command(after_help = "Examples:\n  \
-        textnlp-deploy release diff --env staging          the lock, and what is here\n  \
-        textnlp-deploy release diff 3 --env staging        release 3 of the history, and the lock\n  \
-        textnlp-deploy release diff 3 here --env staging   release 3, and what is here")]
+        textnlp-deploy release diff --env staging          compare the lock with the local release\n  \
+        textnlp-deploy release diff 3 --env staging        compare release 3 with the lock\n  \
+        textnlp-deploy release diff 3 here --env staging   compare release 3 with the local release")]
     Diff {
-        /// A number of the history, `lock` or `here` [default: lock]
+        /// Number from `release history`, `lock` or `here` [default: lock]
         #[arg(value_name = "A")]
         left: Option<Side>,
-        /// The same [default: the lock for a number, else what is here]
+        /// Number from `release history`, `lock` or `here` [default: `lock` for a number, else `here`]
         #[arg(value_name = "B")]
         right: Option<Side>,
     },
@@ -547,19 +582,19 @@ impl std::fmt::Display for Side {
 /// See [`Command::Promote`].
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The digests of server, models, templates and schema go over; the configuration stays the target's own.\n\
-                        Refused with 3 and every blocker when the gate of the source was not measured open for exactly\n\
+    after_help = "Copies the digests of server, models, templates and schema. The target keeps its configuration.\n\
+                        Exits with status 3 and lists every problem unless the gate of the source is open for exactly\n\
                         the release that runs there.\n\n\
                         Example:\n  \
-        textnlp-deploy up --env staging                          runs it, and measures its gate\n  \
+        textnlp-deploy up --env staging                          deploy and measure the gate\n  \
         textnlp-deploy promote --from staging --to pilot\n  \
-        textnlp-deploy up --env pilot"
+        textnlp-deploy up --env pilot --no-gate                  this version does not measure the gate of phase pilot"
 )]
 pub struct Promote {
-    /// Where the release was proven
+    /// Source environment
     #[arg(long, value_name = "ENV")]
     pub from: String,
-    /// Whose lock is written
+    /// Target environment
     #[arg(long, value_name = "ENV")]
     pub to: String,
 }
@@ -567,14 +602,14 @@ pub struct Promote {
 /// See [`Command::Rollback`].
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Changes the lock alone; the `up` that is printed rolls to it. Refused with 4 when the server or a model\n\
-                        of that release is not here any more, or the database has a schema that its server does not work with.\n\n\
+    after_help = "Changes only the release lock; run the printed `up` to roll back. Exits with status 4 when the server or a model\n\
+                        of that release is not available, or its server does not support the database schema.\n\n\
                         Examples:\n  \
-        textnlp-deploy rollback --env staging            to the newest release other than the lock's\n  \
-        textnlp-deploy rollback --env staging --to 3     to that one of `release history`"
+        textnlp-deploy rollback --env staging            roll back to the newest other release\n  \
+        textnlp-deploy rollback --env staging --to 3     roll back to release 3 of `release history`"
 )]
 pub struct Rollback {
-    /// The number in the history [default: the newest release other than the lock's]
+    /// Number from `release history` [default: the newest release other than the lock's]
     #[arg(long, value_name = "N")]
     pub to: Option<u64>,
 }
@@ -582,35 +617,35 @@ pub struct Rollback {
 /// See [`Command::Model`].
 #[derive(Debug, Subcommand)]
 pub enum Model {
-    /// The catalogue and what is in the cache
+    /// List the model catalogue and the cache
     List,
-    /// Fetches a model into the cache
+    /// Download a model into the cache
     Pull {
         /// A catalogue name, `hf:ORG/NAME@REVISION`, `https://…`, `file:…` or `bundled`
         source: String,
-        /// Uses only what is in the cache
+        /// Use only the cache
         #[arg(long)]
         offline: bool,
     },
-    /// What a model is made of
+    /// Show a model's architecture, size and files
     Inspect {
-        /// A source, or a folder
+        /// Model source or folder
         source: String,
     },
-    /// Memory needed against memory there
+    /// Compare a model's memory needs with free memory
     Fit {
-        /// A source, or a folder
+        /// Model source or folder
         source: String,
-        /// `f32`, `f16`, `q8_0`
+        /// Weight format: `f32`, `f16` or `q8_0`
         #[arg(long)]
         quantize: Option<String>,
-        /// Tokens of context
+        /// Context length in tokens
         #[arg(long)]
         context: Option<u32>,
     },
 }
 
-/// JSON has no NaN and no Infinity: sent on, they would quietly become the server's default.
+/// JSON has no NaN and no Infinity; the server would silently use its default.
 fn finite(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() => Ok(number),
@@ -619,7 +654,7 @@ fn finite(text: &str) -> Result<f64, String> {
     }
 }
 
-/// From a tenth of a second to an hour.
+/// Between 0.1 and 3600 seconds.
 fn span(text: &str) -> Result<f64, String> {
     finite(text).and_then(|seconds| match (0.1..=3600.0).contains(&seconds) {
         true => Ok(seconds),
@@ -627,34 +662,34 @@ fn span(text: &str) -> Result<f64, String> {
     })
 }
 
-/// How the next token is chosen.
+/// Sampling parameters and the server to call.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
-    /// Which model [default: the environment's default]
+    /// Model to use [default: the environment's default]
     #[arg(long, short = 'm')]
     pub model: Option<String>,
-    /// The most tokens to generate
+    /// Maximum number of tokens to generate
     #[arg(long, default_value_t = 160, allow_negative_numbers = true)]
     pub max_tokens: u32,
-    /// 0 is greedy
+    /// Sampling temperature; 0 is greedy
     #[arg(long, default_value_t = 0.7, allow_negative_numbers = true, value_parser = finite)]
     pub temperature: f64,
-    /// The likeliest tokens that make up this probability
+    /// Nucleus sampling threshold
     #[arg(long, allow_negative_numbers = true, value_parser = finite)]
     pub top_p: Option<f64>,
-    /// The same seed gives the same text
+    /// Random seed; the same seed gives the same text
     #[arg(long)]
     pub seed: Option<u64>,
-    /// A text that ends the answer; may be repeated
+    /// Stop sequence (repeatable)
     #[arg(long)]
     pub stop: Vec<String>,
-    /// Another server than the environment's: its address
+    /// Base URL of another server
     #[arg(long, value_name = "URL")]
     pub address: Option<String>,
-    /// The key for that server [default: the environment's first key]
+    /// API key for that server [default: the environment's first key]
     #[arg(long, value_name = "KEY", env = "TEXTNLP_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
-    /// The certificate authority of that server
+    /// CA certificate of that server
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<Utf8PathBuf>,
 }
@@ -662,11 +697,11 @@ pub struct SamplingArgs {
 /// See [`Command::Generate`].
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// The prompt; `-` reads standard input
+    /// Prompt; `-` reads standard input
     pub prompt: String,
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Waits for the whole text instead of streaming it
+    /// Print the complete text instead of streaming it
     #[arg(long)]
     pub no_stream: bool,
 }
@@ -674,7 +709,7 @@ pub struct Generate {
 /// See [`Command::Chat`].
 #[derive(Debug, Args)]
 pub struct Chat {
-    /// How the assistant should be
+    /// System prompt
     #[arg(long)]
     pub system: Option<String>,
     #[command(flatten)]
@@ -684,9 +719,9 @@ pub struct Chat {
 /// See [`Command::Tokenize`].
 #[derive(Debug, Args)]
 pub struct Tokenize {
-    /// The text; `-` reads standard input
+    /// Text; `-` reads standard input
     pub text: String,
-    /// Which model
+    /// Model to use
     #[arg(long, short = 'm')]
     pub model: Option<String>,
 }
@@ -694,10 +729,10 @@ pub struct Tokenize {
 /// See [`Command::Validate`].
 #[derive(Debug, Args)]
 pub struct Validate {
-    /// The text as it should be
+    /// Reference text
     #[arg(long)]
     pub reference: String,
-    /// The text as it is
+    /// Candidate text
     #[arg(long)]
     pub candidate: String,
 }
@@ -705,46 +740,78 @@ pub struct Validate {
 /// See [`Command::Load`].
 #[derive(Debug, Args)]
 pub struct Load {
-    /// Another server than the environment's: its address
+    /// Base URL of another server
     #[arg(long, value_name = "URL")]
     pub address: Option<String>,
-    /// The key for that server [default: a temporary key of the environment]
+    /// API key for that server [default: a temporary key of the environment]
     #[arg(long, value_name = "KEY", env = "TEXTNLP_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
-    /// The certificate authority of that server
+    /// CA certificate of that server
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<Utf8PathBuf>,
-    /// How many users at once
+    /// Number of concurrent users
     #[arg(long, default_value_t = 100)]
     pub users: u32,
-    /// Holds so many open sessions instead, each with a connection of its own
+    /// Hold this number of open sessions instead, each with its own connection
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["users", "find_limit"],
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub sessions: Option<u32>,
-    /// Seconds between two questions of one session
+    /// Seconds between two requests of a session
     #[arg(long, requires = "sessions", default_value_t = 20.0, value_parser = span)]
     pub every: f64,
-    /// Tokens that a question of a session asks for
+    /// Tokens to generate for each session request
     #[arg(long, requires = "sessions", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub tokens: u32,
-    /// Users, or sessions, that come each second [default: 10 users, 200 sessions]
+    /// New users or sessions each second [default: 10 users, 200 sessions]
     #[arg(long, allow_negative_numbers = true, value_parser = finite)]
     pub ramp: Option<f64>,
-    /// How long, in seconds, once all of them are there
+    /// Duration in seconds after ramp-up
     #[arg(long, default_value_t = 30)]
     pub seconds: u32,
-    /// Searches how many users the address bears
+    /// Find the maximum sustainable number of users (takes several minutes)
     #[arg(long)]
     pub find_limit: bool,
-    /// The p95 that still counts as good, in milliseconds
+    /// Maximum p95 latency in milliseconds
     #[arg(long, default_value_t = 500.0, allow_negative_numbers = true, value_parser = finite)]
     pub p95_ms: f64,
+}
+
+/// The programs of `textnlp-server`. Only `serve` is in the help: the others are started by providers.
+#[derive(Debug)]
+pub struct ServerCommand(pub textnlp_server::Command);
+
+impl Subcommand for ServerCommand {
+    fn augment_subcommands(command: clap::Command) -> clap::Command {
+        let programs = textnlp_server::Command::augment_subcommands(clap::Command::new("textnlp-server"));
+        command.subcommands(programs.get_subcommands().map(|program| {
+            let is_hidden = program.get_name() != "serve";
+            program.clone().hide(is_hidden)
+        }))
+    }
+
+    fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        textnlp_server::Command::has_subcommand(name)
+    }
+}
+
+impl clap::FromArgMatches for ServerCommand {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        textnlp_server::Command::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
 }
 
 /// See [`Command::Supervise`].
 #[derive(Debug, Args)]
 pub struct Supervise {
-    /// Passed on as they are
+    /// Arguments for the supervisor
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<String>,
 }
@@ -752,6 +819,6 @@ pub struct Supervise {
 /// See [`Command::Completions`].
 #[derive(Debug, Args)]
 pub struct Completions {
-    /// For which shell
+    /// Shell to generate the script for
     pub shell: clap_complete::Shell,
 }

@@ -1,4 +1,4 @@
-//! What a person may type after `backup` and `restore`.
+//! Arguments of `backup` and `restore`.
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand};
@@ -6,25 +6,25 @@ use clap::{Args, Subcommand};
 /// See `Command::Backup`.
 #[derive(Debug, Subcommand)]
 pub enum Backup {
-    /// Makes a copy now, while the service runs
+    /// Create a backup of the running service
     Create(Create),
-    /// Every copy, its age and its proof
+    /// List backups with age and verification result
     List,
-    /// Reads a copy whole and proves it: restored beside, asked with its own key, taken away again
+    /// Verify a backup by a temporary restore
     Verify(Verify),
-    /// Removes copies that are older than `backup.keep`; the newest and the newest proven one stay
+    /// Remove backups older than `backup.keep`; keep the newest and the newest verified one
     Prune {
-        /// Another age than `backup.keep`: `14d`, `12h`
+        /// Maximum age instead of `backup.keep`: `14d`, `12h`
         #[arg(long, value_name = "AGE")]
         keep: Option<String>,
     },
-    /// The key that opens this environment's copies
+    /// Show the backup encryption key
     #[command(subcommand)]
     Key(Key),
-    /// What the supervisor runs
+    /// Run the backup schedule; started by the supervisor
     #[command(hide = true)]
     Run(Run),
-    /// Takes the parts of a PostgreSQL's log: what the supervisor keeps running
+    /// Archive the PostgreSQL log; started by the supervisor
     #[command(hide = true)]
     Archive(Archive),
 }
@@ -32,34 +32,34 @@ pub enum Backup {
 /// See [`Backup::Create`].
 #[derive(Debug, Args)]
 pub struct Create {
-    /// Somebody else's public key that opens it too: `age1…`; may be repeated
+    /// Encrypt for this additional public key: `age1…` (repeatable)
     #[arg(long, value_name = "KEY", conflicts_with_all = ["passphrase_file", "passphrase_env", "plain"])]
     pub recipient: Vec<String>,
     #[command(flatten)]
     pub passphrase: Passphrase,
-    /// Does not seal it: whoever reads the file has every key
+    /// Write an unencrypted backup; it contains every secret
     #[arg(long, conflicts_with_all = ["passphrase_file", "passphrase_env"])]
     pub plain: bool,
-    /// Takes the models' content in, for places where it cannot be fetched again
+    /// Include the models' content
     #[arg(long)]
     pub with_models: bool,
 }
 
-/// A passphrase, from where it is kept.
+/// Source of a passphrase.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Passphrase {
-    /// Sealed with the passphrase in this file
+    /// Use the passphrase in this file
     #[arg(long, value_name = "FILE", env = "TEXTNLP_PASSPHRASE_FILE", conflicts_with = "passphrase_env")]
     pub passphrase_file: Option<Utf8PathBuf>,
-    /// Sealed with the passphrase in this variable
+    /// Use the passphrase in this environment variable
     #[arg(long, value_name = "VARIABLE")]
     pub passphrase_env: Option<String>,
 }
 
-/// What opens a copy.
+/// How to decrypt a backup.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Opening {
-    /// The file with the key, as `backup key show` printed it [default: the environment's own, while it is here]
+    /// Key file, as printed by `backup key show` [default: the environment's key on this machine]
     #[arg(long, value_name = "FILE", env = "TEXTNLP_KEY")]
     pub key: Option<Utf8PathBuf>,
     #[command(flatten)]
@@ -69,11 +69,11 @@ pub struct Opening {
 /// See [`Backup::Verify`].
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// Which copy [default: the newest]
+    /// Backup file [default: the newest]
     pub backup: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub opening: Opening,
-    /// Loads no model: proves the keys and the database, not an answer
+    /// Verify keys and database only; load no model
     #[arg(long)]
     pub light: bool,
 }
@@ -81,17 +81,17 @@ pub struct Verify {
 /// See [`Backup::Key`].
 #[derive(Debug, Subcommand)]
 pub enum Key {
-    /// Prints it, to be carried to where a fire here does not reach
+    /// Print the backup key for off-site storage
     Show,
 }
 
 /// See [`Backup::Run`].
 #[derive(Debug, Args)]
 pub struct Run {
-    /// The state folder of the environment
+    /// State folder of the environment
     #[arg(long)]
     pub folder: Utf8PathBuf,
-    /// What the environment says of copies
+    /// File with the backup settings
     #[arg(long)]
     pub order: Utf8PathBuf,
 }
@@ -99,13 +99,13 @@ pub struct Run {
 /// See [`Backup::Archive`].
 #[derive(Debug, Args)]
 pub struct Archive {
-    /// The state folder of the environment
+    /// State folder of the environment
     #[arg(long)]
     pub folder: Utf8PathBuf,
-    /// What the environment says of copies
+    /// File with the backup settings
     #[arg(long)]
     pub order: Utf8PathBuf,
-    /// The folder of the PostgreSQL
+    /// Data folder of the PostgreSQL server
     #[arg(long)]
     pub postgres: Utf8PathBuf,
 }
@@ -113,18 +113,22 @@ pub struct Archive {
 /// See `Command::Restore`.
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// The copy; with --at also a folder of them [default with --at: the environment's own]
+    /// Backup file, or with --at a backup folder [default with --at: the environment's own folder]
     #[arg(required_unless_present = "at")]
     pub backup: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub opening: Opening,
-    /// Puts it in the place of the same deployment's state; the environment's name, typed. What is replaced is kept beside
+    /// Replace the state of the same deployment; type the environment's name
+    ///
+    /// The replaced state is kept as ENV.replaced-TIME.
     #[arg(long, value_name = "ENV")]
     pub replace: Option<String>,
-    /// Runs `up` right after
+    /// Run `up` after the restore
     #[arg(long)]
     pub up: bool,
-    /// A moment to go back to, with its zone: 2026-11-20T12:00:00Z. Takes `backup.point_in_time`; what was stored in that very moment is there
+    /// Restore the database to this point in time: 2026-11-20T12:00:00Z
+    ///
+    /// Requires `backup.point_in_time`. Changes acknowledged at that time are included.
     #[arg(long, value_name = "TIME")]
     pub at: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What may be typed after `bundle`.
+//! Arguments of `bundle`.
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
@@ -6,76 +6,95 @@ use clap::{Args, Subcommand, ValueEnum};
 /// See [`crate::args::Command::Bundle`].
 #[derive(Debug, Subcommand)]
 pub enum Bundle {
-    /// Seals programs, models, images and environments into one file
+    /// Create a bundle of programs, models, images and environments
     Create(Create),
-    /// Checks every byte of a bundle
+    /// Verify every byte of a bundle
     Verify(Verify),
-    /// What is in a bundle
+    /// Show the content of a bundle
     Inspect(Inspect),
-    /// What differs between two bundles
+    /// Compare two bundles
     Diff(Diff),
-    /// Installs a bundle on this machine, with no network
+    /// Install a bundle on this machine, without a network
     Install(Install),
-    /// Serves a bundle's images and models to others, straight from the file
+    /// Serve a bundle's images and models over HTTP
     Serve(Serve),
-    /// Looks for known vulnerabilities, weak settings and forgotten secrets
+    /// Scan for vulnerabilities, weak settings and leaked secrets
     Scan(Scan),
-    /// Makes and applies bundles that hold only what changed
+    /// Create, apply and roll back updates
     #[command(subcommand)]
     Update(Update),
-    /// Writes a bundle's content in another layout
+    /// Export a bundle's content in another layout
     Export(Export),
-    /// Makes a pair of keys to sign bundles with
+    /// Create a key pair for signing bundles
     Keygen(Keygen),
-    /// Signs a bundle in place
+    /// Sign a bundle in place
     Sign(Sign),
 }
 
 /// `bundle create`.
 #[derive(Debug, Args)]
 pub struct Create {
-    /// The file to write
+    /// File to write
     #[arg(long, env = "TEXTNLP_OUT", value_name = "FILE")]
     pub out: Utf8PathBuf,
-    /// A further environment beside the one of --env; may be repeated
+    /// Include another environment (repeatable)
     #[arg(long, value_name = "NAME")]
     pub with_env: Vec<String>,
-    /// A further model: a source, or NAME=SOURCE; may be repeated
+    /// Include another model: SOURCE or NAME=SOURCE (repeatable)
     #[arg(long, value_name = "SOURCE")]
     pub model: Vec<String>,
-    /// The program for a platform: `linux/arm64=FILE`, or FILE, whose platform is read; may be repeated [default: this program]
+    /// Include a program: `linux/arm64=FILE`, or FILE to detect its platform (repeatable) [default: this program]
     #[arg(long, value_name = "FILE")]
     pub program: Vec<String>,
-    /// A container image: `NAME:TAG@sha256:…` of a registry, or `oci:FOLDER[:TAG]`; may be repeated
+    /// Include a container image: `NAME:TAG@sha256:…`, or `oci:FOLDER[:TAG]` (repeatable)
     #[arg(long, value_name = "IMAGE")]
     pub image: Vec<String>,
-    /// A package of an operating system or a language, taken as it is; may be repeated
+    /// Include a package file unchanged (repeatable)
     #[arg(long, value_name = "FILE")]
     pub package: Vec<Utf8PathBuf>,
-    /// Leaves out the container image of the server
+    /// Leave out the container image of the server
     #[arg(long)]
     pub no_server_image: bool,
-    /// The version that the bundle says it has [default: this program's]
+    /// Version of the bundle [default: this program's]
     #[arg(long, value_name = "VERSION")]
     pub version: Option<String>,
-    /// Splits the file into FILE.001, FILE.002, … of this size: `4GB`, `700MiB`
+    /// Split the bundle into FILE.001, FILE.002, … of this size: `4GB`, `700MiB`
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub volume_size: Option<u64>,
-    /// Signs with this secret key
+    /// Sign with this secret key
     #[arg(long, value_name = "FILE", env = "TEXTNLP_SIGN_KEY")]
     pub sign_key: Option<Utf8PathBuf>,
-    /// A folder of RustSec advisories, carried along for scans on the other side
+    /// Include this copy of the RustSec advisory database [default: the newest found]
+    ///
+    /// A bundle with an air-gapped environment includes the newest of: `advisory-db` in the working directory, beside the checkout or in the
+    /// caches of cargo-audit and cargo-deny, and a clone of --advisories-url unless --offline is given.
     #[arg(long, value_name = "DIR", env = "TEXTNLP_ADVISORIES")]
     pub advisories: Option<Utf8PathBuf>,
-    /// Takes models only from the cache
+    /// Clone advisories from this git repository
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TEXTNLP_ADVISORIES_URL",
+        default_value = "https://github.com/RustSec/advisory-db.git"
+    )]
+    pub advisories_url: String,
+    /// Download nothing: take models from the cache and advisories from folders
     #[arg(long)]
     pub offline: bool,
 }
 
-/// Which keys are trusted: they come on another way than the bundle.
+/// How old advisories may be.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Age {
+    /// Warn if advisories are older than this number of days
+    #[arg(long, value_name = "DAYS", default_value_t = textnlp_bundle::scan::MAX_AGE_DAYS, value_parser = clap::value_parser!(i64).range(0..=36_500))]
+    pub advisories_max_age: i64,
+}
+
+/// Trusted public keys, obtained by another channel than the bundle.
 #[derive(Debug, Args)]
 pub struct Trust {
-    /// A public key whose signature is believed; may be repeated
+    /// Trust signatures of this public key (repeatable)
     #[arg(long, value_name = "KEY.pub", env = "TEXTNLP_TRUST", value_delimiter = ',')]
     pub trust: Vec<Utf8PathBuf>,
 }
@@ -83,18 +102,20 @@ pub struct Trust {
 /// `bundle verify`.
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// The bundle, its first volume, or `-` for standard input
+    /// Bundle, its first volume, or `-` for standard input
     pub bundle: Utf8PathBuf,
     #[command(flatten)]
     pub trust: Trust,
+    #[command(flatten)]
+    pub age: Age,
 }
 
 /// `bundle inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// The bundle, or its first volume
+    /// Bundle, or its first volume
     pub bundle: Utf8PathBuf,
-    /// Lists every file
+    /// List every file
     #[arg(long)]
     pub files: bool,
     #[command(flatten)]
@@ -104,16 +125,16 @@ pub struct Inspect {
 /// `bundle diff`.
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// One bundle
+    /// First bundle
     pub left: Utf8PathBuf,
-    /// Another
+    /// Second bundle
     pub right: Utf8PathBuf,
 }
 
-/// Where bundles are installed.
+/// Installation folder.
 #[derive(Debug, Args)]
 pub struct Root {
-    /// Where content, environments and state are kept
+    /// Installation folder for content, environments and state
     #[arg(long, value_name = "DIR", env = "TEXTNLP_ROOT", default_value = "/opt/textnlp")]
     pub root: Utf8PathBuf,
 }
@@ -121,19 +142,19 @@ pub struct Root {
 /// `bundle install`.
 #[derive(Debug, Args)]
 pub struct Install {
-    /// The bundle, its first volume, or `-` for standard input
+    /// Bundle, its first volume, or `-` for standard input
     pub bundle: Utf8PathBuf,
     #[command(flatten)]
     pub root: Root,
     #[command(flatten)]
     pub trust: Trust,
-    /// Unpacks and verifies, and starts nothing
+    /// Unpack and verify, but start nothing
     #[arg(long)]
     pub no_up: bool,
-    /// Starts, and does not measure the gate
+    /// Skip the gate at the end
     #[arg(long)]
     pub no_gate: bool,
-    /// Only looks for what would stand in the way
+    /// Run only the preflight checks
     #[arg(long)]
     pub preflight: bool,
 }
@@ -141,9 +162,9 @@ pub struct Install {
 /// `bundle serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// The bundle, or its first volume
+    /// Bundle, or its first volume
     pub bundle: Utf8PathBuf,
-    /// Where to listen; port 0 takes a free one
+    /// Address to listen on; port 0 picks a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000", env = "TEXTNLP_LISTEN")]
     pub listen: std::net::SocketAddr,
     #[command(flatten)]
@@ -153,109 +174,115 @@ pub struct Serve {
 /// `bundle scan`.
 #[derive(Debug, Args)]
 pub struct Scan {
-    /// A bundle or an unpacked folder [default: this program and the environment of --env]
+    /// Bundle or unpacked folder [default: this program and the environment of --env]
     pub target: Option<Utf8PathBuf>,
-    /// Where reports are written: scan.json, scan.html, scan.pdf
+    /// Write scan.json, scan.html and scan.pdf into this folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<Utf8PathBuf>,
-    /// A folder of RustSec advisories, or of OSV files; may be repeated [default: those that the bundle carries]
+    /// Folder of RustSec or OSV advisories (repeatable) [default: the bundle's, else the newest on this machine]
     #[arg(long, value_name = "DIR", env = "TEXTNLP_ADVISORIES")]
     pub advisories: Vec<Utf8PathBuf>,
-    /// The severity that shuts the gate
+    #[command(flatten)]
+    pub age: Age,
+    /// Fail on findings of at least this severity
     #[arg(long, value_enum, default_value_t = FailOn::Critical)]
     pub fail_on: FailOn,
-    /// Findings that are known and borne, with reasons
+    /// File of accepted findings with reasons
     #[arg(long, value_name = "FILE")]
     pub allow: Option<Utf8PathBuf>,
-    /// Writes one file for each image, scan_IMAGE.json, and scan_configs.json into the folder of --out
+    /// Also write scan_IMAGE.json for each image and scan_configs.json
     #[arg(long, requires = "out")]
     pub per_image: bool,
-    /// Scans nothing, and makes one report of those that are there: `scan_*.json`
+    /// Merge existing scan files instead of scanning: `scan_*.json`
     #[arg(long, value_name = "PATTERN", alias = "docker-scans", conflicts_with_all = ["target", "per_image"])]
     pub reports: Option<String>,
 }
 
-/// From which severity on a scan is no pass.
+/// Lowest severity that fails a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FailOn {
-    /// Anything that is found
+    /// Any finding
     Low,
-    /// Medium and worse
+    /// Medium and above
     Medium,
     /// High and critical
     High,
-    /// Critical alone
+    /// Critical only
     Critical,
 }
 
 /// `bundle update …`.
 #[derive(Debug, Subcommand)]
 pub enum Update {
-    /// Seals what is new in one bundle against another
+    /// Create an update with the changes from one bundle to another
     Create {
-        /// The bundle that the site has
+        /// Installed bundle
         #[arg(long, value_name = "BUNDLE")]
         from: Utf8PathBuf,
-        /// The bundle that the site shall have
+        /// New bundle
         #[arg(long, value_name = "BUNDLE")]
         to: Utf8PathBuf,
-        /// The file to write
+        /// File to write
         #[arg(long, value_name = "FILE")]
         out: Utf8PathBuf,
-        /// Only these items: `model/textnlp-tiny`, `environment/air-gapped`; may be repeated
+        /// Include only these items: `model/textnlp-tiny`, `environment/air-gapped` (repeatable)
         #[arg(long, value_name = "KIND/NAME")]
         only: Vec<String>,
-        /// Signs with this secret key
+        /// Sign with this secret key
         #[arg(long, value_name = "FILE", env = "TEXTNLP_SIGN_KEY")]
         sign_key: Option<Utf8PathBuf>,
     },
-    /// Applies such bundles onto what is installed, and rolls to it
+    /// Apply updates and roll out the result
     Apply {
-        /// The bundles, in the order in which they are applied
+        /// Updates, in the order to apply
         #[arg(required = true)]
         bundles: Vec<Utf8PathBuf>,
         #[command(flatten)]
         root: Root,
         #[command(flatten)]
         trust: Trust,
-        /// Applies, and starts nothing
+        /// Apply, but start nothing
         #[arg(long)]
         no_up: bool,
-        /// Starts, and does not measure the gate
+        /// Skip the gate at the end
         #[arg(long)]
         no_gate: bool,
     },
-    /// Puts models of a folder into a zip file, as older sites take them; a model that is not there is skipped
+    /// Pack models into a zip file for older sites
+    ///
+    /// Models that do not exist are skipped.
     Zip {
-        /// The models
+        /// Names of models
         #[arg(required = true)]
         names: Vec<String>,
-        /// The folder that holds them
+        /// Folder of the models
         #[arg(long, value_name = "DIR", default_value = "/opt/textnlp/models")]
         models: Utf8PathBuf,
-        /// The file to write
+        /// File to write
         #[arg(long, value_name = "FILE")]
         out: Utf8PathBuf,
-        /// The version that the update says it has
+        /// Version of the update
         #[arg(long, value_name = "VERSION", default_value = env!("CARGO_PKG_VERSION"))]
         version: String,
     },
-    /// Brings the models of such a zip file into a folder; nothing is replaced before all of it was compared
+    /// Unpack models from a zip file into a folder
+    ///
+    /// All checksums are verified before any file is replaced.
     Unzip {
-        /// The zip file
+        /// Zip file
         file: Utf8PathBuf,
-        /// The folder
+        /// Folder of the models
         #[arg(long, value_name = "DIR", default_value = "/opt/textnlp/models")]
         models: Utf8PathBuf,
     },
-    /// Goes back to the content that was installed before
+    /// Roll back to the previously installed content
     Rollback {
         #[command(flatten)]
         root: Root,
-        /// Goes back, and starts nothing
+        /// Roll back, but start nothing
         #[arg(long)]
         no_up: bool,
-        /// Starts, and does not measure the gate
+        /// Skip the gate at the end
         #[arg(long)]
         no_gate: bool,
     },
@@ -264,32 +291,32 @@ pub enum Update {
 /// `bundle export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// The bundle, or its first volume
+    /// Bundle, or its first volume
     pub bundle: Utf8PathBuf,
-    /// Which layout
+    /// Layout to write
     #[arg(long, value_enum, default_value_t = Layout::Legacy)]
     pub layout: Layout,
-    /// The folder to write into
+    /// Folder to write into
     #[arg(long, value_name = "DIR")]
     pub out: Utf8PathBuf,
     #[command(flatten)]
     pub trust: Trust,
 }
 
-/// How a bundle's content may be laid out.
+/// Layouts of an exported bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Layout {
-    /// `offline_bundle/` with image archives that `docker load` reads, and its own install.sh
+    /// `offline_bundle/` with image archives for `docker load` and an install.sh
     Legacy,
 }
 
 /// `bundle keygen`.
 #[derive(Debug, Args)]
 pub struct Keygen {
-    /// The two files: NAME.key, which is secret, and NAME.pub
+    /// Write NAME.key (secret) and NAME.pub
     #[arg(long, value_name = "NAME", default_value = "textnlp-bundle")]
     pub out: Utf8PathBuf,
-    /// Protects the secret key with the password in this file
+    /// Protect the secret key with the password in this file
     #[arg(long, value_name = "FILE", env = "TEXTNLP_PASSWORD_FILE")]
     pub password_file: Option<Utf8PathBuf>,
 }
@@ -297,12 +324,12 @@ pub struct Keygen {
 /// `bundle sign`.
 #[derive(Debug, Args)]
 pub struct Sign {
-    /// The bundle, or its first volume
+    /// Bundle, or its first volume
     pub bundle: Utf8PathBuf,
-    /// The secret key
+    /// Secret key
     #[arg(long, value_name = "FILE", env = "TEXTNLP_SIGN_KEY")]
     pub key: Utf8PathBuf,
-    /// The file with the key's password
+    /// File with the key's password
     #[arg(long, value_name = "FILE", env = "TEXTNLP_PASSWORD_FILE")]
     pub password_file: Option<Utf8PathBuf>,
 }

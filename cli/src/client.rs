@@ -1,37 +1,36 @@
-//! Talking to a running service as any of its users would: HTTPS, a key, JSON.
+//! HTTPS client of a running service: API key and JSON, as for any other client.
 
 use std::time::Duration;
 
 use anyhow::Context;
-use camino::Utf8Path;
 use futures::StreamExt;
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
-use textnlp_orchestrator::load::system_authorities;
+use textnlp_net::client::{ClientOptions, build, same_host};
+use textnlp_net::trust::TrustRoots;
 use textnlp_provider::{EnvironmentName, Secret};
 
-use crate::again::Again;
 use crate::args::SamplingArgs;
 use crate::report::{Exit, Failure};
+use crate::rerun_flags::RerunFlags;
 
-/// How long connecting may take.
+/// Timeout of connecting.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long a whole answer may take: the server's own bound and a little.
+/// Timeout of a whole response: slightly above the server's own.
 const ANSWER: Duration = Duration::from_secs(310);
 
-/// Where a service is and how to be let in.
+/// The address and credentials of a service.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// The address without a trailing slash: `https://localhost:8443`.
     pub address: String,
     /// The API key, when there is one.
     pub key: Option<Secret>,
-    /// The certificate authority to trust besides the system's, PEM.
-    pub ca_pem: Option<Vec<u8>>,
-    /// The environment that it is, where it is one of ours.
+    /// The certificate authorities to trust.
+    pub trust: TrustRoots,
+    /// The environment, if the service belongs to one.
     pub environment: Option<EnvironmentName>,
-    /// Commands to type next.
-    pub again: Again,
+    /// Builds the commands that hints suggest.
+    pub again: RerunFlags,
 }
 
 impl Target {
@@ -43,7 +42,7 @@ impl Target {
     }
 }
 
-/// A connection to a service.
+/// An HTTP client for one service.
 #[derive(Debug, Clone)]
 pub struct Client {
     target: Target,
@@ -51,31 +50,27 @@ pub struct Client {
 }
 
 impl Client {
-    /// Prepares a client; nothing is sent yet.
+    /// Creates a client. Sends nothing yet.
     pub fn new(target: Target) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(target.ca_pem.as_deref())?)
-            .connect_timeout(CONNECT)
-            .timeout(ANSWER)
-            .no_proxy()
-            .user_agent(concat!("textnlp-deploy/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .context("prepare a client")?;
+        let trust = target.trust.clone();
+        let options =
+            ClientOptions { trust, connect_timeout: CONNECT, timeout: Some(ANSWER), ..ClientOptions::default() };
+        let http = build(options.builder()?.redirect(same_host()))?;
         Ok(Self { target, http })
     }
 
-    /// A GET that answers with JSON.
+    /// Sends a GET and reads the JSON response.
     pub async fn get(&self, path: &str) -> Result<Value, Failure> {
         self.answer(self.http.get(self.url(path))).await
     }
 
-    /// A POST of JSON that answers with JSON.
+    /// Sends a POST with a JSON body and reads the JSON response.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         self.answer(self.http.post(self.url(path)).json(body)).await
     }
 
-    /// A POST whose answer streams as server-sent events; `each` gets the JSON of every event until
-    /// `[DONE]` (OpenAI's dialect) or the event `done` (ours).
+    /// Sends a POST and reads the response as server-sent events. `each` gets the JSON of every event until `[DONE]`
+    /// (OpenAI's API) or the event `done` (the native API).
     pub async fn stream(&self, path: &str, body: &Value, mut each: impl FnMut(Value)) -> Result<(), Failure> {
         let response = self.send(self.http.post(self.url(path)).json(body)).await?;
         let mut events = Events::default();
@@ -93,7 +88,8 @@ impl Client {
                 each(event);
             }
         }
-        Err(Failure::from(anyhow::anyhow!("the stream ended before the text did")).hint(self.target.next("logs")))
+        Err(Failure::from(anyhow::anyhow!("the stream ended before the text was complete"))
+            .hint(self.target.next("logs")))
     }
 
     fn url(&self, path: &str) -> String {
@@ -120,20 +116,20 @@ impl Client {
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
         let hint = if error.is_connect() {
-            format!("is it running? {}", self.target.next("status"))
+            format!("check that the service runs: {}", self.target.next("status"))
         } else {
             self.target.next("logs")
         };
         Failure::new(
             Exit::Failed,
             "unreachable",
-            anyhow::Error::new(error).context(format!("ask {}", self.target.address)),
+            anyhow::Error::new(error).context(format!("send the request to {}", self.target.address)),
         )
         .hint(hint)
     }
 }
 
-/// The members of a request that [`SamplingArgs`] set; what is not set is left to the server.
+/// The members of a request that [`SamplingArgs`] sets. The server chooses the others.
 pub fn sampling(args: &SamplingArgs) -> Value {
     let mut body = json!({ "max_tokens": args.max_tokens, "temperature": args.temperature });
     if let Some(model) = &args.model {
@@ -151,30 +147,7 @@ pub fn sampling(args: &SamplingArgs) -> Value {
     body
 }
 
-/// Reads a certificate authority's file.
-pub fn read_ca(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("read certificate authority {path}"))
-}
-
-/// Trust: the given authority alone when there is one, else the roots that ship with the program and those of this machine.
-pub fn tls(ca_pem: Option<&[u8]>) -> anyhow::Result<rustls::ClientConfig> {
-    let mut roots = rustls::RootCertStore::empty();
-    match ca_pem {
-        Some(pem) => {
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                roots.add(certificate.context("read certificate authority")?).context("trust certificate authority")?;
-            }
-            anyhow::ensure!(!roots.is_empty(), "the certificate authority's file holds no certificate");
-        }
-        None => {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-            roots.add_parsable_certificates(system_authorities());
-        }
-    }
-    Ok(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
-}
-
-/// What the server refused, in its own words.
+/// The server's own error message.
 fn refusal(status: u16, body: &Value) -> Failure {
     let error = &body["error"];
     let message = error["message"].as_str().unwrap_or("the server gave no reason");
@@ -183,17 +156,17 @@ fn refusal(status: u16, body: &Value) -> Failure {
     failure
 }
 
-/// Splits a byte stream into the data of server-sent events.
+/// Splits a byte stream into server-sent events.
 #[derive(Default)]
 struct Events {
     buffer: Vec<u8>,
 }
 
 impl Events {
-    /// No single event of ours comes near this.
+    /// Limit of one event in bytes, far above any event that the server sends.
     const LONGEST: usize = 1 << 20;
 
-    /// The name and the data of every event that is whole now.
+    /// The name and the data of each complete event.
     fn feed(&mut self, piece: &[u8]) -> Result<Vec<(String, String)>, Failure> {
         self.buffer.extend_from_slice(piece);
         let mut found = Vec::new();
@@ -208,7 +181,7 @@ impl Events {
             }
         }
         if self.buffer.len() > Self::LONGEST {
-            return Err(Failure::from(anyhow::anyhow!("the server sent an event without an end")));
+            return Err(Failure::from(anyhow::anyhow!("the server sent an event without an end marker")));
         }
         Ok(found)
     }

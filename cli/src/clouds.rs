@@ -1,197 +1,136 @@
-//! The providers that are linked into this program: the only place that names them.
+//! The providers that are linked into this program. Only this module names them and depends on cargo features.
 
 #[cfg(feature = "kubernetes")]
 mod adapter;
 #[cfg(feature = "kubernetes")]
 mod cluster;
-#[cfg(not(feature = "kubernetes"))]
-#[path = "clouds/no_cluster.rs"]
-mod cluster;
+mod detection;
 mod faults;
+mod platform;
 #[cfg(feature = "kubernetes")]
 mod queries;
 #[cfg(feature = "kubernetes")]
 mod token;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_keys::FileSecretStore;
 use textnlp_models::FetchOptions;
-pub use textnlp_onprem::{Beside, SiteCopy, archive_socket};
-use textnlp_onprem::{FileSecretStore, OnPrem, Options, fault, supervise};
-use textnlp_orchestrator::dr::talk::Places;
-use textnlp_orchestrator::environment::model::{Address, Environment};
+use textnlp_onprem::{LocalOperations, OnPrem, Options, fault};
+use textnlp_orchestrator::dr::control_client::SocketPaths;
+use textnlp_orchestrator::environment::model::{Environment, SiteSettings, UrlSource};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
-use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, told};
+use textnlp_provider::operations::{Endpoint, Operations, RolloutStatus, ServerProgram, SiteOutputs};
+use textnlp_provider::{Capabilities, Lineage, Provider, SecretStore, Site, SiteName, error_chain};
 
-#[cfg(not(feature = "kubernetes"))]
-pub use cluster::kube_token;
-pub use cluster::{adapter, dump_now, errand, exported, last_dump, pods, rollout, see_to};
-pub use faults::{faults, lost_clusters, take_back};
-#[cfg(feature = "kubernetes")]
-pub use token::kube_token;
+use crate::args;
+use crate::dr_args::TakeBack;
+use crate::report::Failure;
+pub use faults::{end_outage_of, faults, open_outages};
+pub use platform::Linked;
+pub use textnlp_onprem::{alert, supervise};
 
-/// One row of `providers`.
+/// What a provider and its operations are created from.
+pub struct Context<'a> {
+    folder: &'a Utf8Path,
+    secrets: Arc<dyn SecretStore>,
+    environment: &'a Environment,
+    site: &'a SiteName,
+    /// Fields whose ownership is forced on a server-side apply conflict.
+    take: &'a [String],
+    /// The site's server program, if it runs on this machine.
+    server: Option<ServerProgram>,
+}
+
+/// One provider: its capabilities and how its parts are created.
 pub struct Row {
     /// Its name in environment files.
     pub name: &'static str,
-    /// What it is.
+    /// A one-line description.
     pub about: &'static str,
-    /// How programs run there.
-    pub runtimes: &'static [&'static str],
-    /// Settings that it can fulfil, `FIELD=VALUE`.
-    pub choices: &'static [&'static str],
-    /// Whether it is linked in, or why not.
+    /// What it supports.
+    pub capabilities: Capabilities,
+    /// Why this program does not contain it; `None` when it does.
     pub missing: Option<&'static str>,
+    /// Whether a site without an account is bound to this machine.
+    is_this_machine: bool,
+    /// The account that a site is bound to.
+    account: fn(&Environment, &Site) -> anyhow::Result<String>,
+    provider: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Provider>>,
+    operations: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Operations>>,
+    endpoint: fn(&SiteOutputs) -> Option<Endpoint>,
 }
+
+const ONPREM: Row = Row {
+    name: "onprem",
+    about: "your own machines: local processes under a supervisor",
+    capabilities: textnlp_onprem::CAPABILITIES,
+    missing: None,
+    is_this_machine: true,
+    account: |_, site| Ok(if site.account.is_empty() { this_machine() } else { site.account.clone() }),
+    provider: local_provider,
+    operations: |context| Ok(Arc::new(LocalOperations::new(context.server.clone()))),
+    endpoint: textnlp_onprem::endpoint,
+};
+
+#[cfg(feature = "kubernetes")]
+const KUBERNETES: Row = cluster::ROW;
+#[cfg(not(feature = "kubernetes"))]
+const KUBERNETES: Row = Row { name: "kubernetes", about: "any conformant cluster", missing: Some(FEATURE), ..MISSING };
+
+/// A provider that is not part of this build. It supports nothing.
+const MISSING: Row = Row {
+    name: "",
+    about: "",
+    capabilities: Capabilities { runtimes: &[], supported: &[] },
+    missing: Some(LATER),
+    is_this_machine: false,
+    account: |_, site| Ok(site.account.clone()),
+    provider: |context| anyhow::bail!("the provider of site {} is not part of this program", context.site),
+    operations: |_| Ok(Arc::new(LocalOperations::default())),
+    endpoint: |_| None,
+};
 
 /// Every provider that environment files may name.
 pub const PROVIDERS: &[Row] = &[
-    Row {
-        name: "onprem",
-        about: "your own machines: local processes under a supervisor",
-        runtimes: &["process"],
-        choices: &[
-            "database.kind=sqlite",
-            "database.kind=postgres/external",
-            "database.kind=postgres/cluster",
-            "cache.kind=memory",
-            "tls.mode=local-ca",
-            "tls.mode=existing",
-            "tls.mode=off",
-            "gpu.size=none",
-            "dr.mode=none",
-            "dr.mode=manual",
-            "dr.mode=automatic",
-            "traffic.mode=gateway",
-            "monitoring.stack=false",
-            "state.store=local",
-            "state.store=s3",
-            "state.store=gs",
-            "state.store=az",
-            "network.waf=false",
-            "rollout.strategy=rolling",
-            // What local processes do nothing with is refused, not ignored.
-            "network.policies=false",
-            "network.subnets=none",
-            "network.open_ports=none",
-            "account.permission_boundary=none",
-            "account.existing_role=none",
-            "backup.enabled=false",
-            "backup.enabled=true",
-            "backup.destination=folder",
-            "backup.size=none",
-            "replication.database.mode=none",
-            "replication.database.mode=streaming",
-            "rollout.bake=none",
-            "rollout.deadline=none",
-            "traffic.ttl=none",
-            "traffic.health_path=none",
-            "monitoring.retention=none",
-            "monitoring.alerts=none",
-            "monitoring.alerts.latency=none",
-            "monitoring.alerts.error_rate=none",
-            "scaling.max=none",
-            "cluster.version=none",
-            "cluster.max_nodes=1",
-            "cache.max_size=default",
-            "storage.archive_after=none",
-            "storage.existing_key=none",
-            "registry.url=none",
-            "features=none",
-        ],
-        missing: None,
-    },
-    Row {
-        name: "kubernetes",
-        about: "any conformant cluster",
-        runtimes: &["kubernetes"],
-        choices: &[
-            "database.kind=postgres/external",
-            "database.kind=postgres/cluster",
-            "cache.kind=memory",
-            "tls.mode=local-ca",
-            "tls.mode=existing",
-            "gpu.size=none",
-            "dr.mode=none",
-            "dr.mode=manual",
-            "dr.mode=automatic",
-            "traffic.mode=gateway",
-            "monitoring.stack=false",
-            "monitoring.stack=true",
-            "state.store=local",
-            "state.store=s3",
-            "state.store=gs",
-            "state.store=az",
-            "network.waf=false",
-            "network.waf=true",
-            "network.policies=false",
-            "network.policies=true",
-            "network.subnets=none",
-            "network.open_ports=none",
-            "account.permission_boundary=none",
-            "account.existing_role=none",
-            "backup.enabled=false",
-            "backup.enabled=true",
-            "backup.destination=folder",
-            "replication.database.mode=none",
-            "replication.database.mode=streaming",
-            "rollout.strategy=rolling",
-            "rollout.strategy=canary",
-            "rollout.strategy=blue-green",
-            "rollout.bake=none",
-            "rollout.deadline=none",
-            "traffic.ttl=none",
-            "traffic.health_path=none",
-            "monitoring.retention=none",
-            "monitoring.alerts=none",
-            "monitoring.alerts.latency=none",
-            "monitoring.alerts.error_rate=none",
-            "cluster.version=none",
-            "cluster.restricted=true",
-            "cache.max_size=default",
-            "storage.archive_after=none",
-            "storage.existing_key=none",
-            "storage.model_folder=none",
-            "registry.url=none",
-            "features=none",
-        ],
-        missing: if cfg!(feature = "kubernetes") { None } else { Some(FEATURE) },
-    },
-    Row { name: "aws", about: "Amazon Web Services", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
-    Row { name: "gcp", about: "Google Cloud", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
-    Row { name: "azure", about: "Microsoft Azure", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
+    ONPREM,
+    KUBERNETES,
+    Row { name: "aws", about: "Amazon Web Services", ..MISSING },
+    Row { name: "gcp", about: "Google Cloud", ..MISSING },
+    Row { name: "azure", about: "Microsoft Azure", ..MISSING },
 ];
 
-/// What was left out when this program was built.
-const FEATURE: &str = "it was left out when this program was built: build it with `--features kubernetes`";
+/// The message for providers behind a cargo feature.
+#[cfg(not(feature = "kubernetes"))]
+const FEATURE: &str = "not part of this build; build it with `cargo build --release --features kubernetes`";
 
-const LATER: &str = "not in this version: it comes with a later release";
+const LATER: &str = "not part of this version";
 
-/// What environment files may ask for in this program.
+fn row(name: &str) -> anyhow::Result<&'static Row> {
+    let found = PROVIDERS.iter().find(|row| row.name == name);
+    found.ok_or_else(|| anyhow::anyhow!("provider `{name}` is not part of this program"))
+}
+
+/// The provider catalogue that environment files are validated against.
 pub fn catalogue() -> Catalogue {
-    let offer = |row: &Row| Offer {
-        linked: row.missing.is_none(),
-        how_to_get: row.missing.unwrap_or_default().to_owned(),
-        runtimes: row.runtimes.iter().map(ToString::to_string).collect(),
-        choices: row.choices.iter().map(ToString::to_string).collect::<BTreeSet<_>>(),
-    };
+    let offer = |row: &Row| Offer { missing: row.missing.map(str::to_owned), capabilities: row.capabilities };
     Catalogue {
-        providers: PROVIDERS.iter().map(|row| (row.name.to_owned(), offer(row))).collect::<BTreeMap<_, _>>(),
-        detected: Some(("onprem".to_owned(), "no cloud provider is linked in".to_owned())),
+        providers: PROVIDERS.iter().map(|row| (row.name.to_owned(), offer(row))).collect(),
+        surroundings: Some(detection::SystemView::here().surroundings()),
     }
 }
 
-/// The folder of an environment's secrets, within that of its state.
+/// The folder for an environment's secrets, within its state folder.
 pub const SECRETS: &str = "secrets";
 
-/// Where the secrets of an environment are.
+/// The secret store of an environment.
 pub fn secrets(folder: &Utf8Path) -> Arc<FileSecretStore> {
     Arc::new(FileSecretStore::new(folder.join(SECRETS)))
 }
 
-/// The provider of a name, for an environment whose state lies in `folder`; `take` are the fields that it takes from whoever owns them.
+/// The provider with this name, for an environment whose state is in `folder`. `take` lists the fields whose ownership
+/// is forced.
 pub fn provider(
     name: &str,
     folder: &Utf8Path,
@@ -200,21 +139,28 @@ pub fn provider(
     site: &SiteName,
     take: &[String],
 ) -> anyhow::Result<Arc<dyn Provider>> {
+    (row(name)?.provider)(&Context { folder, secrets, environment, site, take, server: None })
+}
+
+/// Options that both providers on this machine share.
+fn options(context: &Context<'_>) -> anyhow::Result<Options> {
     let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
-    let mut options = Options::new(folder.to_owned(), program)?;
-    options.secrets = secrets.clone();
-    #[cfg(feature = "kubernetes")]
-    if name == cluster::NAME {
-        // Nothing is served by this machine: it keeps the site's secrets and issues its certificate.
-        options.serves_elsewhere = true;
-        return Ok(Arc::new(cluster::InCluster::new(OnPrem::new(options), secrets, environment, site, take)?));
-    }
-    anyhow::ensure!(name == "onprem", "provider `{name}` is not linked into this program");
-    anyhow::ensure!(take.is_empty(), "--take-ownership is of objects in clusters, and site {site} is in none");
-    // A machine that only looks after clusters serves nothing.
-    if environment.sites.iter().any(|site| site.provider == name) {
-        options.minimum = environment.phase.minimum();
-        options.minimum.blocks &= !environment.prerequisites.allow_below_minimum;
+    let mut options = Options::new(context.folder.to_owned(), program)?;
+    options.secrets = context.secrets.clone();
+    options.needs_git = context.environment.prerequisites.git.is_some();
+    Ok(options)
+}
+
+fn local_provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
+    let Context { environment, site, take, .. } = context;
+    anyhow::ensure!(
+        take.is_empty(),
+        "--take-ownership applies to Kubernetes objects only, and site {site} is not in a cluster"
+    );
+    let mut options = options(context)?;
+    // A machine that only operates clusters serves nothing.
+    if environment.sites.iter().any(|site| site.provider == ONPREM.name) {
+        options.minimum = environment.minimum();
     }
     options.models = fetching(environment)?;
     if let Some(cache) = model_folder(environment)? {
@@ -223,15 +169,101 @@ pub fn provider(
     Ok(Arc::new(OnPrem::new(options)))
 }
 
-/// How models are fetched: as the variables of whoever runs the command say, and as the environment says where it does.
+/// The operations of a site. `server` is set if the site runs on this machine.
+fn operations(
+    folder: &Utf8Path,
+    environment: &Environment,
+    site: &SiteSettings,
+    server: Option<ServerProgram>,
+) -> anyhow::Result<Arc<dyn Operations>> {
+    let secrets = secrets(folder);
+    (row(&site.provider)?.operations)(&Context { folder, secrets, environment, site: &site.name, take: &[], server })
+}
+
+/// The first site with an ability: the named one, else the home site, else in file order.
+pub fn find<T>(
+    folder: &Utf8Path,
+    environment: &Environment,
+    named: Option<&str>,
+    ability: impl Fn(Arc<dyn Operations>) -> Option<T>,
+) -> anyhow::Result<Option<T>> {
+    let named = environment.sites.iter().filter(|site| named == Some(site.name.as_str()));
+    for site in named.chain(environment.primary()).chain(&environment.sites) {
+        if let Some(found) = ability(operations(folder, environment, site, None)?) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// The operations of the site with this name, or `None` if the environment has no such site.
+pub fn operations_of(
+    folder: &Utf8Path,
+    environment: &Environment,
+    name: &str,
+    server: Option<ServerProgram>,
+) -> anyhow::Result<Option<Arc<dyn Operations>>> {
+    let site = environment.sites.iter().find(|site| site.name.as_str() == name);
+    site.map(|site| operations(folder, environment, site, server)).transpose()
+}
+
+/// `rollout watch`, which runs in the pod of the rollout's job.
+pub async fn control_rollout(
+    account: &Utf8Path,
+    prometheus: Option<&Utf8Path>,
+    report: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<RolloutStatus> {
+    #[cfg(feature = "kubernetes")]
+    return cluster::control_rollout(account, prometheus, report).await;
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = (account, prometheus, report);
+        anyhow::bail!(FEATURE)
+    }
+}
+
+/// `adapter`, which runs in the pod of the metrics adapter.
+pub async fn adapter(args: &args::Adapter, report: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
+    #[cfg(feature = "kubernetes")]
+    return adapter::run(args, report).await;
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = (args, report);
+        anyhow::bail!(FEATURE)
+    }
+}
+
+/// `kube-token`: a credential for `kubectl`.
+pub async fn kube_token(args: &args::KubeToken) -> Result<serde_json::Value, Failure> {
+    #[cfg(feature = "kubernetes")]
+    return token::kube_token(args).await;
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = args;
+        Err(Failure::usage("not_linked", anyhow::anyhow!(FEATURE)))
+    }
+}
+
+/// Ends a drill's outage.
+async fn end_outage(args: &TakeBack) -> anyhow::Result<usize> {
+    #[cfg(feature = "kubernetes")]
+    return cluster::end_outage(args).await;
+    #[cfg(not(feature = "kubernetes"))]
+    {
+        let _ = args;
+        anyhow::bail!(FEATURE)
+    }
+}
+
+/// How models are fetched: by this process's variables, overridden by the environment.
 pub fn fetching(environment: &Environment) -> anyhow::Result<FetchOptions> {
     let mut options = FetchOptions::from_env();
     let network = &environment.network;
-    // What is not there was refused before anything runs; what only looks at the record needs no proxy.
-    if let Some(proxy) = network.proxy.https.as_ref().and_then(Address::read) {
+    // Missing secrets were refused before the run. Commands that only read records need no proxy.
+    if let Some(proxy) = network.proxy.https.as_ref().and_then(UrlSource::read) {
         options.proxy.https = Some(proxy);
     }
-    if let Some(proxy) = network.proxy.http.as_ref().and_then(Address::read) {
+    if let Some(proxy) = network.proxy.http.as_ref().and_then(UrlSource::read) {
         options.proxy.http = Some(proxy);
     }
     if !network.proxy.no_proxy.is_empty() {
@@ -243,24 +275,19 @@ pub fn fetching(environment: &Environment) -> anyhow::Result<FetchOptions> {
     Ok(options)
 }
 
-/// The folder that the environment gives to models, if it gives one.
+/// The environment's model folder, if it sets one.
 pub fn model_folder(environment: &Environment) -> anyhow::Result<Option<Utf8PathBuf>> {
     environment.storage.model_folder.as_deref().map(absolute).transpose()
 }
 
-/// A relative path begins where the program was started.
+/// Resolves a relative path against the working directory.
 fn absolute(path: &str) -> anyhow::Result<Utf8PathBuf> {
     Ok(Utf8PathBuf::try_from(std::env::current_dir()?)?.join(path))
 }
 
-/// What of a site belongs into a copy that brings it back.
-pub fn copied(folder: &Utf8Path, site: &SiteName) -> anyhow::Result<SiteCopy> {
-    Ok(SiteCopy::of(folder, site)?)
-}
-
 pub use textnlp_onprem::supervise::EXPIRES;
 
-/// Puts a copied database where a site of another deployment finds it as its own.
+/// Puts a backed-up database where a site of another deployment uses it as its own.
 pub fn seed(
     from: &Utf8Path,
     to: &Utf8Path,
@@ -271,22 +298,7 @@ pub fn seed(
     Ok(textnlp_onprem::seed(from, to, site, lineage, database)?)
 }
 
-/// An empty PostgreSQL on this machine, to prove a dump on; `place` is a folder that goes after it.
-pub fn postgres_beside(place: &Utf8Path) -> anyhow::Result<Beside> {
-    Beside::make(place).map_err(anyhow::Error::msg)
-}
-
-/// A folder for the files of a PostgreSQL of this very version, with its programs; see [`postgres_beside`].
-pub fn postgres_files_beside(place: &Utf8Path, version: u32) -> anyhow::Result<Beside> {
-    Beside::empty(place, version).map_err(anyhow::Error::msg)
-}
-
-/// What is missing on this machine to read the files of a PostgreSQL of this version.
-pub fn postgres_lacks(version: u32) -> Option<String> {
-    Beside::lacks(version)
-}
-
-/// The processes that a site's service is made of, as far as they run on this machine.
+/// The process ids of a site's service that run on this machine.
 pub async fn processes(folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
     match supervise::status(&folder.join("sites").join(site.as_str())).await {
         Ok(Some(status)) => status.units.iter().filter_map(|unit| unit.pid).chain([status.pid]).collect(),
@@ -294,10 +306,10 @@ pub async fn processes(folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
     }
 }
 
-/// What keeps a site's programs running on this machine; `None` when nothing does.
-pub async fn keeper(folder: &Utf8Path, site: &SiteName) -> Result<Option<Keeper>, String> {
-    let status = supervise::status(&folder.join("sites").join(site.as_str())).await.map_err(|e| told(&e))?;
-    Ok(status.map(|status| Keeper {
+/// The supervisor of a site on this machine, or `None` if there is none.
+pub async fn keeper(folder: &Utf8Path, site: &SiteName) -> Result<Option<SupervisorInfo>, String> {
+    let status = supervise::status(&folder.join("sites").join(site.as_str())).await.map_err(|e| error_chain(&e))?;
+    Ok(status.map(|status| SupervisorInfo {
         pid: status.pid,
         version: status.version,
         rejected: status.rejected.iter().map(|unit| format!("{unit:?}")).collect(),
@@ -305,119 +317,44 @@ pub async fn keeper(folder: &Utf8Path, site: &SiteName) -> Result<Option<Keeper>
             .units
             .iter()
             .filter(|unit| unit.failures > 0)
-            .map(|unit| format!("{} ended by itself {} times since it was last ready", unit.name, unit.failures))
+            .map(|unit| format!("{} exited {} times since it was last ready", unit.name, unit.failures))
             .collect(),
     }))
 }
 
-/// What keeps a site's programs running.
-pub struct Keeper {
-    /// Its process.
+/// The supervisor of a site's programs.
+pub struct SupervisorInfo {
+    /// Its process id.
     pub pid: u32,
     /// Its version.
     pub version: String,
-    /// Unit files that it did not believe.
+    /// Unit files that it rejected.
     pub rejected: Vec<String>,
-    /// Programs that keep ending.
+    /// Programs that fail repeatedly.
     pub failing: Vec<String>,
 }
 
-/// A site's objects as files for another tool, and what they lack.
-pub struct Exported {
-    /// Path below the folder, and text.
-    pub files: Vec<(String, String)>,
-    /// The Secrets that somebody has to bring: name, type, keys; no keys where others make it.
-    pub secrets: Vec<(String, String, Vec<String>)>,
-}
-
-/// Tools that read the objects of a cluster from files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tool {
-    /// One stream.
-    Kubectl,
-    /// A base.
-    Kustomize,
-    /// A chart.
-    Helm,
-}
-
-impl std::fmt::Display for Tool {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Kubectl => "kubectl",
-            Self::Kustomize => "kustomize",
-            Self::Helm => "helm",
-        })
-    }
-}
-
-/// How the servers of a site in a cluster stand.
-pub struct Scale {
-    /// Pods that there should be now.
-    pub wanted: u32,
-    /// Pods that are ready.
-    pub ready: u32,
-    /// What decides how many there are; `None` where nothing does.
-    pub autoscaler: Option<Autoscaler>,
-}
-
-/// What decides how many pods there are.
-pub struct Autoscaler {
-    /// The metrics that it reads.
-    pub reads: Vec<String>,
-    /// How many it was told to read.
-    pub told: usize,
-    /// Why it does not decide.
-    pub blind: Option<String>,
-}
-
-/// What a program in a cluster answered.
-pub struct Said {
-    /// The JSON object that it printed last, if it printed one.
-    pub answer: Option<serde_json::Value>,
-    /// Why it failed, if it did.
-    pub failed: Option<String>,
-}
-
-/// Whether dumps of its database are made where its servers run, and not by this program.
-pub fn dumps_itself(environment: &Environment) -> bool {
-    environment.backup.enabled && environment.primary().is_some_and(|site| site.provider == cluster::NAME)
-}
-
-/// Where the watches and the witness of an environment are asked.
-pub fn places(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Places> {
+/// The addresses of an environment's site agents and its witness.
+pub fn places(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<SocketPaths> {
     let home = environment.primary().map(|site| site.name.to_string()).unwrap_or_default();
     let sites = environment.sites.iter();
     let sites = sites.map(|site| (site.name.to_string(), fault::socket(folder, &site.name, "watch"))).collect();
     let witness = fault::socket(folder, &SiteName::new(fault::WITNESS)?, "witness");
-    Ok(Places { sites, witness, home })
+    Ok(SocketPaths { sites, witness, home })
 }
 
-/// What a site of an environment is bound to: a cluster is its API server, whatever it is called; any other what the environment names,
-/// else what is found.
+/// The account of a site: from the environment, else as its provider detects it.
 pub fn account_of(environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String> {
-    if provider == cluster::NAME {
-        return cluster::account(environment, &site.name);
-    }
-    Ok(if site.account.is_empty() { account(provider) } else { site.account.clone() })
+    (row(provider)?.account)(environment, site)
 }
 
-/// What a site's lineage is bound to when the environment names no account: for machines of one's own, the machine.
-pub fn account(provider: &str) -> String {
-    if provider != "onprem" {
-        return String::new();
-    }
+fn this_machine() -> String {
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let id: String = id.trim().chars().filter(char::is_ascii_hexdigit).take(12).collect();
     if id.is_empty() { format!("host-{}", host_name()) } else { format!("machine-{id}") }
 }
 
-/// Whether a lineage is bound to a machine of one's own, as [`account`] names it.
-pub fn is_machine(provider: &str, account: &str) -> bool {
-    provider == "onprem" && (account.starts_with("machine-") || account.starts_with("host-"))
-}
-
-/// The name of this machine.
+/// The host name of this machine.
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -1,4 +1,4 @@
-//! What may be typed after `dr`.
+//! Arguments of `dr`.
 
 use camino::Utf8PathBuf;
 use clap::{Args, Parser as _, Subcommand, ValueEnum};
@@ -6,30 +6,36 @@ use textnlp_orchestrator::environment::model::Span;
 
 /// See [`crate::args::Command::Dr`].
 #[derive(Debug, Subcommand)]
-#[command(after_help = "At night:\n  \
-    textnlp-deploy dr status                 who is primary, who is behind, what would be lost\n  \
-    textnlp-deploy dr failover --to SITE     another site takes over; refused where that would lose data\n  \
-    textnlp-deploy dr failback               the home site is primary again, once it has caught up\n\n\
-    By day:\n  \
-    textnlp-deploy dr drill                  takes the primary away for a moment, and proves that nothing is lost")]
+#[command(after_help = "In an incident:\n  \
+    textnlp-deploy dr status                 show the primary, lag and data at risk\n  \
+    textnlp-deploy dr failover --to SITE     make SITE the primary; refused if data would be lost\n  \
+    textnlp-deploy dr failback               make the home site primary again\n\n\
+    Before an incident:\n  \
+    textnlp-deploy dr drill                  fail the primary on purpose and measure RTO and RPO")]
 pub enum Dr {
-    /// Who is primary, who is behind, and what would be lost; exits with 1 when something is not well
+    /// Show the primary, replication lag and data at risk
+    ///
+    /// Exits with status 1 when a site is unhealthy.
     Status,
-    /// The status, again and again until Ctrl-C
+    /// Show the status continuously until Ctrl-C
     Watch,
-    /// Makes another site primary: by a handover while the primary lives, by a claim when it is gone
+    /// Make another site the primary
+    ///
+    /// A live primary hands over. A dead primary is replaced after its grace period.
     Failover(Failover),
-    /// Makes the home site primary again, once it has caught up
+    /// Make the home site the primary again
     Failback(Failback),
-    /// Rehearses the loss of a site, and measures what it costs; exits with 3 when a target is missed
+    /// Run a disaster-recovery drill
+    ///
+    /// Exits with status 3 when a target is missed.
     Drill(Drill),
-    /// All drills with their figures
+    /// List drills with their results
     History,
-    /// What a drill found
+    /// Show the report of a drill
     Report(Report),
-    /// Whether a report is as it was signed
+    /// Verify the signature of a report
     VerifyReport(VerifyReport),
-    /// Gives back the nodes of a cluster that a drill took; what keeps the witness begins it when a drill died
+    /// Revert the fault of a drill in a cluster; started by the supervisor when a drill died
     #[command(hide = true)]
     TakeBack(TakeBack),
 }
@@ -37,22 +43,22 @@ pub enum Dr {
 /// `dr take-back`.
 #[derive(Debug, Clone, Args)]
 pub struct TakeBack {
-    /// The environment's state folder
+    /// State folder of the environment
     #[arg(long, value_name = "FOLDER")]
     pub state: Utf8PathBuf,
-    /// The fault
+    /// ID of the fault
     #[arg(long, value_name = "ID")]
     pub fault: String,
-    /// The kubeconfig [default: as for kubectl]
+    /// Path of the kubeconfig [default: as for kubectl]
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<Utf8PathBuf>,
-    /// The context in it [default: its current one]
+    /// Context in the kubeconfig [default: the current one]
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
-    /// The API server that was lost: another one behind the same names is left alone
+    /// URL of the API server; a server with another URL is not changed
     #[arg(long, value_name = "URL")]
     pub api_server: String,
-    /// Only asks whether it could be done
+    /// Only check whether the fault could be reverted
     #[arg(long)]
     pub look: bool,
 }
@@ -60,7 +66,7 @@ pub struct TakeBack {
 /// `dr failover`.
 #[derive(Debug, Args)]
 pub struct Failover {
-    /// The site that becomes primary
+    /// Site to make the primary
     #[arg(long, value_name = "SITE")]
     pub to: String,
 }
@@ -68,38 +74,38 @@ pub struct Failover {
 /// `dr failback`.
 #[derive(Debug, Args)]
 pub struct Failback {
-    /// How long the home site may take to catch up
+    /// Maximum time for the home site to catch up
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = span)]
     pub wait: Span,
 }
 
-/// What is done to the site.
+/// Faults of a drill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum FaultWord {
-    /// Every process is gone at once
+    /// Kill every process at once
     Kill,
-    /// Every process stands still
+    /// Freeze every process
     Freeze,
-    /// Nothing passes between the site and the others
+    /// Cut the network between the site and the others
     Blackhole,
-    /// The site's disk takes no more bytes; only where it has a filesystem of its own
+    /// Fill the site's disk; requires a separate filesystem
     DiskFull,
 }
 
 /// `dr drill`. Which site: `--site`, else the primary.
 #[derive(Debug, Args)]
 pub struct Drill {
-    /// What is done to the site
+    /// Fault to inject
     #[arg(long, value_enum, default_value_t = FaultWord::Kill)]
     pub fault: FaultWord,
-    /// Its data is gone too; only with `--fault kill`
+    /// Make the site's data unreadable too; only with `--fault kill`
     #[arg(long)]
     pub lose_data: bool,
-    /// The fault ends after this, whatever happens to the drill
+    /// End the fault after this time, even if the drill dies
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = span)]
     pub ttl: Span,
-    /// Agrees to rehearse on the running service: the environment's name, typed
+    /// Run the drill on the running service; type the environment's name
     #[arg(long, value_name = "ENV")]
     pub live: Option<String>,
 }
@@ -107,9 +113,9 @@ pub struct Drill {
 /// `dr report`.
 #[derive(Debug, Args)]
 pub struct Report {
-    /// Which drill [default: the last one]
+    /// ID of the drill [default: the last one]
     pub id: Option<String>,
-    /// Prints only the path of the page
+    /// Print only the path of the HTML report
     #[arg(long)]
     pub open_path: bool,
 }
@@ -117,17 +123,17 @@ pub struct Report {
 /// `dr verify-report`.
 #[derive(Debug, Args)]
 pub struct VerifyReport {
-    /// `report.html` or `report.json`, with its signature beside it
+    /// `report.html` or `report.json`, next to its signature
     // Not `file`: that is the environment's.
     #[arg(value_name = "FILE")]
     pub report: Utf8PathBuf,
-    /// The key that must have signed it, or its file [default: the environment's]
+    /// Public key or key file [default: the environment's key]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
 }
 
 impl TakeBack {
-    /// As it is typed, after the program's name.
+    /// The arguments after the program's name.
     pub fn arguments(&self) -> Vec<String> {
         let mut typed = vec!["dr", "take-back", "--state", self.state.as_str(), "--fault", &self.fault];
         typed.extend(["--api-server", &self.api_server]);
@@ -137,18 +143,18 @@ impl TakeBack {
         typed.into_iter().map(str::to_owned).collect()
     }
 
-    /// What was typed so.
+    /// Parse the arguments of `arguments()`.
     pub fn of(typed: &[String]) -> Result<Self, String> {
         let program = std::iter::once("textnlp-deploy".to_owned());
         let read = crate::args::Cli::try_parse_from(program.chain(typed.iter().cloned()));
         match read.map_err(|error| error.to_string())?.command {
             crate::args::Command::Dr(Dr::TakeBack(args)) => Ok(args),
-            _ => Err("what takes the fault back is no command that does".to_owned()),
+            _ => Err("the command that reverts the fault is invalid".to_owned()),
         }
     }
 }
 
-/// A time as in environment files.
+/// Parse a duration as in environment files.
 fn span(text: &str) -> Result<Span, String> {
     text.parse::<Span>().map_err(|misread| misread.to_string())
 }

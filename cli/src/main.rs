@@ -1,10 +1,9 @@
-//! `textnlp-deploy`: one program, many roles. The verbs live in `commands/`, one file each; this file only picks one.
+//! `textnlp-deploy`: one program with many roles. This file dispatches to the modules in `commands/`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
-// A program has no outside: `pub` says here which module offers what.
+// Nothing outside uses a program's items, so `pub` marks what a module offers to the others.
 #![allow(unreachable_pub)]
 
-mod again;
 mod alert_args;
 mod args;
 mod backup_args;
@@ -14,14 +13,15 @@ mod clouds;
 mod commands;
 mod deployment;
 mod dr_args;
+mod network;
 mod plan_view;
 mod progress;
 mod report;
+mod rerun_flags;
 mod session;
 mod signals;
 mod state_args;
 mod stores;
-mod workplace;
 
 use std::process::ExitCode;
 
@@ -31,28 +31,33 @@ use crate::args::{Cli, Command};
 use crate::report::{Console, Exit, Failure};
 
 fn main() -> ExitCode {
-    // aws-lc is the only provider that is linked in; installing it twice is harmless.
+    // aws-lc is the only provider that is linked in. A second installation fails harmlessly.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(textnlp_server::current(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
-            // `--help` and `--version` are errors to clap, and done to a person.
+            // clap reports `--help` and `--version` as errors, but for users they succeed.
             if !error.use_stderr() {
                 let _ = error.print();
                 return code(Exit::Done);
             }
-            return code(match args::output_of(std::env::args().skip(1)) {
+            let typed: Vec<String> =
+                std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+            let hint = meant(&error, &typed);
+            return code(match args::output_of(typed.into_iter()) {
                 args::Output::Text => {
                     let _ = error.print();
+                    hint.into_iter()
+                        .for_each(|hint| Console::new(args::Output::Text, false).say(format!("\nhint: {hint}")));
                     Exit::Usage
                 }
-                output => Console::new(output, true).fail(&usage(&error)),
+                output => Console::new(output, true).fail(&usage(&error, hint)),
             });
         }
     };
-    // A server's own exit statuses and error lines; nothing of ours around them.
-    if let Command::Serve(args) = cli.command {
-        return textnlp_server::run(args);
+    // The server prints its own errors and sets its own exit status.
+    if let Command::Server(command) = cli.command {
+        return textnlp_server::run(command.0);
     }
     let console = Console::new(cli.global.output, cli.global.quiet);
     code(match commands::run(cli, console) {
@@ -61,13 +66,54 @@ fn main() -> ExitCode {
     })
 }
 
-/// A mistyped command line, for programs: they get one document whatever happens.
-fn usage(error: &clap::Error) -> Failure {
+/// The failure for an invalid command line. With JSON output it is a document too.
+fn usage(error: &clap::Error, hint: Option<String>) -> Failure {
     let text = error.render().to_string();
     let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    Failure::usage("usage", anyhow::anyhow!("{message}")).hint("textnlp-deploy --help")
+    Failure::usage("usage", anyhow::anyhow!("{message}"))
+        .hint(hint.unwrap_or_else(|| "textnlp-deploy --help".to_owned()))
+}
+
+/// Suggests `--env NAME` for an environment that was typed as a positional argument or with a single dash.
+fn meant(error: &clap::Error, typed: &[String]) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else { return None };
+    let after = typed.iter().position(|word| word == "-env").map(|at| typed.get(at + 1));
+    let name = match after {
+        Some(name) => name.map_or("NAME", String::as_str),
+        None => unknown.as_str(),
+    };
+    textnlp_provider::EnvironmentName::new(name).ok().map(|name| format!("did you mean `--env {name}`?"))
 }
 
 fn code(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_without_its_flag_is_recognised() {
+        let hint = |typed: &[&str]| {
+            let error = Cli::try_parse_from(["textnlp-deploy"].iter().chain(typed)).unwrap_err();
+            meant(&error, &typed.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(hint(&["up", "staging"]).as_deref(), Some("did you mean `--env staging`?"));
+        assert_eq!(hint(&["-env", "staging", "up"]).as_deref(), Some("did you mean `--env staging`?"));
+        assert_eq!(hint(&["up", "--nonsense"]), None);
+        assert_eq!(hint(&["stauts"]), None);
+    }
+
+    #[test]
+    fn help_is_a_command() {
+        for typed in [&["help"][..], &["help", "up"], &["help", "state", "repair"]] {
+            let error = Cli::try_parse_from(["textnlp-deploy"].iter().chain(typed)).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp, "{typed:?}");
+        }
+    }
 }

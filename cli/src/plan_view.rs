@@ -1,16 +1,16 @@
-//! A plan as people and programs read it.
+//! The text and JSON output of a plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use textnlp_orchestrator::plan::{Branch, Call, Facts, Node, Note, Plan, Step, permissions};
+use textnlp_orchestrator::plan::{Branch, Call, Cost, Facts, Node, Note, Plan, Step, permissions};
 use textnlp_provider::{Effect, FieldChange};
 
-/// Values longer than this are cut: a plan is read on a terminal.
+/// Limit of a printed value in characters, so that a plan fits a terminal.
 const VALUE: usize = 60;
 
-/// The plan in lines: a sign for what happens, the resource, its kind, why; below it the fields that differ.
+/// The plan as text: a sign for the action, the resource, its kind and the reason, followed by the changed fields.
 pub fn text(plan: &Plan) -> String {
     let mut out = String::new();
     for step in &plan.steps {
@@ -27,21 +27,26 @@ pub fn text(plan: &Plan) -> String {
         let _ = writeln!(out, "  = {:<34} kept: {}", kept.resource.as_str(), kept.because);
     }
     for problem in plan.refusals.iter().chain(&plan.warnings) {
-        let _ = writeln!(out, "  {}: {}: {}\n           {}", problem.word(), problem.place, problem.cause, problem.fix);
+        let _ = writeln!(out, "{}", finding(problem));
     }
     let _ = write!(out, "{}", sum(plan));
     out
 }
 
-/// One line: how many of each.
+/// A problem, formatted below the steps of a plan.
+pub fn finding(problem: &textnlp_provider::Problem) -> String {
+    format!("  {}: {}: {}\n           {}", problem.word(), problem.place, problem.cause, problem.fix)
+}
+
+/// The counts of each action on one line.
 pub fn sum(plan: &Plan) -> String {
     let s = &plan.summary;
     let undone = match plan.blocked.len() {
         0 => String::new(),
-        count => format!(" {count} cannot be planned now and stay as they are."),
+        count => format!(" {count} cannot be planned now and stay unchanged."),
     };
     if !plan.has_changes() {
-        return format!("Nothing to do: {} resources are as they should be.{undone}", s.unchanged);
+        return format!("No changes: {} resources are up to date.{undone}", s.unchanged);
     }
     let mut parts = Vec::new();
     for (count, word) in
@@ -52,13 +57,14 @@ pub fn sum(plan: &Plan) -> String {
         }
     }
     if s.possible > 0 {
-        parts.push(format!("{} decided on the way", s.possible));
+        parts.push(format!("{} decided during the run", s.possible));
     }
     parts.push(format!("{} unchanged", s.unchanged));
     format!("Plan: {}.{undone}", parts.join(", "))
 }
 
-/// What cannot be planned, and why. Many resources of one site with one reason, such as a site that does not answer, are named together.
+/// The blocked resources and the reasons. Many resources of one site with the same reason, such as an unreachable site,
+/// are listed together.
 pub fn blocked(plan: &Plan) -> Vec<(String, &str)> {
     const TOGETHER: usize = 4;
     let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
@@ -76,7 +82,7 @@ pub fn blocked(plan: &Plan) -> Vec<(String, &str)> {
     lines
 }
 
-/// The sites of which nothing can be planned, and those that can be worked on.
+/// The sites that cannot be planned, and those that can.
 pub fn away(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
     let steps = plan.steps.iter().map(|step| &step.resource);
     let works: BTreeSet<&str> = plan.unchanged.iter().chain(steps).map(|id| id.site()).collect();
@@ -84,14 +90,14 @@ pub fn away(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
     (away.collect(), works)
 }
 
-/// The counts, as every document that holds a plan has them.
+/// The counts, for every document with a plan.
 pub fn counts(plan: &Plan) -> Value {
     let s = &plan.summary;
     json!({ "create": s.create, "update": s.update, "replace": s.replace, "delete": s.delete, "unchanged": s.unchanged, "possible": s.possible })
 }
 
-/// The whole plan for programs.
-pub fn document(plan: &Plan, facts: &Facts, currency: &str) -> Value {
+/// The whole plan as JSON.
+pub fn document(plan: &Plan, facts: &Facts, cost: &Cost) -> Value {
     let steps: Vec<_> = plan
         .steps
         .iter()
@@ -117,34 +123,18 @@ pub fn document(plan: &Plan, facts: &Facts, currency: &str) -> Value {
         "retained": plan.retained,
         "refusals": problems(&plan.refusals),
         "warnings": problems(&plan.warnings),
-        "cost": cost(plan, facts, currency),
+        "cost": cost,
         "permissions": permissions(plan, facts),
     })
 }
 
-/// What the plan costs by the price keys of its kinds: a kind without one costs nothing, one with a key that no table here
-/// knows is named.
-fn cost(plan: &Plan, facts: &Facts, currency: &str) -> Value {
-    let has_price = |step: &&Step| {
-        let kinds = facts.sites.get(&step.site).map(|site| site.provider.kinds()).unwrap_or_default();
-        kinds.iter().any(|kind| kind.name == step.kind.as_str() && kind.price_key.is_some())
-    };
-    let unknown: Vec<_> = plan.steps.iter().filter(has_price).map(|step| &step.resource).collect();
-    let note = match (unknown.is_empty(), plan.steps.is_empty()) {
-        (true, false) => Some("nothing in this plan has a price: it runs on machines of your own"),
-        (true, true) => None,
-        (false, _) => Some("what is listed under `unknown` has a price that is not known here"),
-    };
-    json!({ "monthly": 0, "currency": currency, "unknown": unknown, "note": note })
-}
-
-/// Problems for programs.
+/// Problems as JSON.
 pub fn problems(problems: &[textnlp_provider::Problem]) -> Vec<Value> {
     let one = |p: &textnlp_provider::Problem| json!({ "place": p.place, "cause": p.cause, "fix": p.fix, "warning": p.warning, "note": p.note });
     problems.iter().map(one).collect()
 }
 
-/// What a step does, in one word.
+/// The action of a step in one word.
 fn action(step: &Step) -> &'static str {
     match &step.node {
         Node::Call(Call::Create { beside: true, .. }) => "replace",
@@ -178,8 +168,8 @@ fn field(change: &FieldChange) -> String {
     let shown = |value: &Option<Value>| value.as_ref().map_or("(nothing)".to_owned(), value_text);
     let effect = match &change.effect {
         Effect::InPlace => String::new(),
-        Effect::Replace => "  (forces a new one)".to_owned(),
-        Effect::Refuse(why) => format!("  (cannot: {why})"),
+        Effect::Replace => "  (forces replacement)".to_owned(),
+        Effect::Refuse(why) => format!("  (not possible: {why})"),
     };
     format!("{}: {} → {}{effect}", change.field, shown(&change.before), shown(&change.after))
 }

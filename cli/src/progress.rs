@@ -1,4 +1,4 @@
-//! What happens during an apply, on a terminal or in a log.
+//! Progress of an apply, on a terminal or in a log.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -6,11 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use textnlp_orchestrator::event::{Event, Events, What};
+use serde_json::Value;
+use textnlp_orchestrator::event::{Event, EventKind, Events};
 
 use crate::report::Console;
 
-/// Shows events: a line for each thing that is done, and on a terminal a last line that says what is waited for.
+/// Prints events: one line per completed step, and on a terminal a last line with pending work.
 pub struct Progress {
     console: Console,
     bar: ProgressBar,
@@ -18,7 +19,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A spinner only where somebody watches it.
+    /// A spinner is shown only on a terminal.
     pub fn new(console: Console) -> Self {
         let watched = !console.is_quiet() && std::io::stderr().is_terminal();
         let bar = ProgressBar::new_spinner();
@@ -32,17 +33,17 @@ impl Progress {
         Self { console, bar, waiting: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Says what the program is doing now.
+    /// Shows the current activity.
     pub fn doing(&self, text: &str) {
         self.bar.set_message(text.to_owned());
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     pub fn line(&self, line: impl AsRef<str>) {
         self.bar.suspend(|| self.console.say(line));
     }
 
-    /// Takes the spinner away.
+    /// Removes the spinner.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
@@ -60,6 +61,24 @@ impl Progress {
     }
 }
 
+impl textnlp_service::Progress for Progress {
+    fn doing(&self, activity: &str) {
+        self.doing(activity);
+    }
+
+    fn line(&self, line: &str) {
+        self.line(line);
+    }
+
+    fn warn(&self, warning: &str) {
+        self.bar.suspend(|| self.console.warn(warning));
+    }
+
+    fn event(&self, event: &Value) {
+        self.console.event(event);
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.finish();
@@ -72,33 +91,33 @@ impl Events for Progress {
             self.console.event(&value);
         }
         match event.what {
-            What::Looking { site } => self.doing(&format!("looking at {site}")),
-            What::Recovering { resource, verb, operation } => {
+            EventKind::Looking { site } => self.doing(&format!("reading {site}")),
+            EventKind::Recovering { resource, verb, operation } => {
                 self.line(format!(
                     "  ↺ {resource}: finishing `{verb}`, left open by an earlier run (operation {operation})"
                 ));
             }
-            What::Planned { .. } => {}
-            What::Started { resource, verb, .. } => self.wait_for(resource.to_string(), Some(verb.to_string())),
-            What::Says { resource, text } => self.wait_for(resource.to_string(), Some(text)),
-            What::Retrying { resource, because, in_ms } => {
+            EventKind::Planned { .. } => {}
+            EventKind::Started { resource, verb, .. } => self.wait_for(resource.to_string(), Some(verb.to_string())),
+            EventKind::Says { resource, text } => self.wait_for(resource.to_string(), Some(text)),
+            EventKind::Retrying { resource, because, in_ms } => {
                 self.line(format!("  … {resource}: {because}; again in {in_ms} ms"));
             }
-            What::GateAsked { site } => {
-                self.line(format!("  ◇ {site}: measured from outside before anything of the old goes"))
+            EventKind::GateAsked { site } => {
+                self.line(format!("  ◇ {site}: measuring the gate before the previous version is removed"))
             }
-            What::GateAnswered { site, shut_because } if shut_because.is_empty() => {
+            EventKind::GateAnswered { site, shut_because } if shut_because.is_empty() => {
                 self.line(format!("  {} {site}: the gate is open", self.console.paint("32", "◇")));
             }
-            What::GateAnswered { site, shut_because } => {
+            EventKind::GateAnswered { site, shut_because } => {
                 self.line(format!(
-                    "  {} {site}: the gate is shut: {}",
+                    "  {} {site}: the gate is not open: {}",
                     self.console.paint("31", "◇"),
                     shut_because.join("; ")
                 ));
             }
-            What::Chose { .. } | What::Noted { .. } => {}
-            What::Done { resource, verb, ms } => {
+            EventKind::Chose { .. } | EventKind::Noted { .. } => {}
+            EventKind::Done { resource, verb, ms } => {
                 self.wait_for(resource.to_string(), None);
                 self.line(format!(
                     "  {} {verb:<7} {resource}  {:.1} s",
@@ -106,15 +125,15 @@ impl Events for Progress {
                     ms as f64 / 1000.0
                 ));
             }
-            What::Failed { resource, verb, because, .. } => {
+            EventKind::Failed { resource, verb, because, .. } => {
                 self.wait_for(resource.to_string(), None);
                 self.line(format!("  {} {verb:<7} {resource}: {because}", self.console.paint("31", "✗")));
             }
-            What::Skipped { resource, because } => self.line(format!("  - skipped {resource}: {because}")),
-            What::LeftOpen { resource, .. } => {
+            EventKind::Skipped { resource, because } => self.line(format!("  - skipped {resource}: {because}")),
+            EventKind::LeftOpen { resource, .. } => {
                 self.line(format!("  ↻ {resource}: still open; the next run finishes it"))
             }
-            What::Note { text } => self.line(format!("  {text}")),
+            EventKind::Note { text } => self.line(format!("  {text}")),
         }
     }
 }

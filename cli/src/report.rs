@@ -1,132 +1,29 @@
-//! What a person or a program reads: results on stdout, everything else on stderr. Only this file prints.
+//! Output for people and programs: results on stdout, everything else on stderr. Only this module prints.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::io::{IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 
 use serde_json::{Map, Value, json};
+pub use textnlp_service::failure::{Exit, Failure, size};
 
 use crate::args::Output;
 
-/// The version of the JSON documents. Members are only ever added to a format.
+/// The version of the JSON documents. Members are only added within a version.
 pub const FORMAT: u32 = 1;
 
-/// How a command ended; also the process's exit status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// Everything asked for was done.
-    Done = 0,
-    /// It failed.
-    Failed = 1,
-    /// An invalid environment, an unknown name, a provider that is not there.
-    Usage = 2,
-    /// A gate is not open.
-    GateShut = 3,
-    /// Refused for safety; also changes wanted off a terminal without `--yes`.
-    Refused = 4,
-    /// Stopped by a signal; the same command goes on from here.
-    Stopped = 5,
-    /// `plan --exit-code` found changes.
-    ChangesPlanned = 6,
-}
-
-/// A number of bytes for people: in thousands, as disks and networks are sold.
-pub fn size(bytes: u64) -> String {
-    let (unit, divisor, digits) = match bytes {
-        b if b >= 1_000_000_000 => ("GB", 1e9, 2),
-        b if b >= 1_000_000 => ("MB", 1e6, 1),
-        b if b >= 1_000 => ("kB", 1e3, 1),
-        b => return format!("{b} bytes"),
-    };
-    format!("{:.digits$} {unit}", bytes as f64 / divisor)
-}
-
-/// Why a command failed, for people and programs.
-#[derive(Debug)]
-pub struct Failure {
-    /// How the process ends.
-    pub exit: Exit,
-    /// A stable word for programs: `invalid_environment`, `port_in_use`.
-    pub code: &'static str,
-    /// The error with its causes.
-    pub error: anyhow::Error,
-    /// The exact command to run next, or what to change.
-    pub hint: Option<String>,
-    /// Which resource it is about.
-    pub resource: Option<String>,
-    /// Further members of the JSON document.
-    pub document: Map<String, Value>,
-}
-
-impl Failure {
-    /// A failure of a given kind.
-    pub fn new(exit: Exit, code: &'static str, error: impl Into<anyhow::Error>) -> Self {
-        Self { exit, code, error: error.into(), hint: None, resource: None, document: Map::new() }
-    }
-
-    /// A wrong argument, name or file.
-    pub fn usage(code: &'static str, error: impl Into<anyhow::Error>) -> Self {
-        Self::new(Exit::Usage, code, error)
-    }
-
-    /// Something that was refused for safety.
-    pub fn refused(code: &'static str, error: impl Into<anyhow::Error>) -> Self {
-        Self::new(Exit::Refused, code, error)
-    }
-
-    /// Adds what to do next.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// Adds which resource it is about.
-    #[must_use]
-    pub fn resource(mut self, resource: impl Into<String>) -> Self {
-        self.resource = Some(resource.into());
-        self
-    }
-
-    /// Adds members to the JSON document.
-    #[must_use]
-    pub fn document(mut self, document: Value) -> Self {
-        if let Value::Object(members) = document {
-            self.document.extend(members);
-        }
-        self
-    }
-
-    /// The causes under the error, outermost first, without repeats.
-    fn causes(&self) -> Vec<String> {
-        let mut causes: Vec<String> = Vec::new();
-        for cause in self.error.chain().skip(1).map(ToString::to_string) {
-            if causes.last() != Some(&cause) {
-                causes.push(cause);
-            }
-        }
-        causes
-    }
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::new(Exit::Failed, "failed", error)
-    }
-}
-
-/// What a command that worked says: members for the JSON document and lines for people.
+/// The output of a successful command: members of the JSON document, and text.
 #[derive(Debug, Default)]
 pub struct Success {
-    /// How the process ends when not with 0: changes planned.
+    /// The exit status if it is not 0: changes planned.
     pub exit: Option<Exit>,
     /// Members of the JSON document.
     pub document: Map<String, Value>,
-    /// What people read on stdout; empty when everything was said already.
+    /// The text for stdout, empty if everything was printed already.
     pub text: String,
 }
 
 impl Success {
-    /// Text for people and members for programs.
+    /// Creates an output from text and JSON members.
     pub fn new(text: impl Into<String>, document: Value) -> Self {
         let document = match document {
             Value::Object(members) => members,
@@ -135,7 +32,7 @@ impl Success {
         Self { exit: None, document, text: text.into() }
     }
 
-    /// Ends with another status than 0.
+    /// Sets an exit status other than 0.
     #[must_use]
     pub fn exit(mut self, exit: Exit) -> Self {
         self.exit = Some(exit);
@@ -143,7 +40,15 @@ impl Success {
     }
 }
 
-/// Where a run writes, and how much.
+/// Limit of an answer to a question in bytes.
+const ANSWER_BYTES: u64 = 1024;
+
+/// Whether the answer to a `[y/N]` question is yes.
+fn is_yes(answer: &str) -> bool {
+    ["y", "yes"].iter().any(|yes| answer.trim().eq_ignore_ascii_case(yes))
+}
+
+/// The output format and verbosity of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Console {
     output: Output,
@@ -152,55 +57,65 @@ pub struct Console {
 }
 
 impl Console {
-    /// Colours only on a terminal that wants them (`NO_COLOR`, `TERM=dumb`).
+    /// Colours are used only on a terminal, unless `NO_COLOR` or `TERM=dumb` is set.
     pub fn new(output: Output, quiet: bool) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
             || std::env::var_os("TERM").is_some_and(|t| t == "dumb");
         Self { output, quiet, colour: !plain && std::io::stderr().is_terminal() }
     }
 
-    /// Whether results are for people.
+    /// Whether results are printed as text.
     pub fn is_text(&self) -> bool {
         self.output == Output::Text
     }
 
-    /// Whether events go to stdout as lines.
+    /// Whether events are printed to stdout as JSON lines.
     pub fn is_jsonl(&self) -> bool {
         self.output == Output::Jsonl
     }
 
-    /// Whether only results and errors are wanted.
+    /// Whether only results and errors are printed.
     pub fn is_quiet(&self) -> bool {
         self.quiet
     }
 
-    /// A line about what happens, on stderr.
+    /// Prints a progress line to stderr.
     pub fn say(&self, line: impl AsRef<str>) {
         if !self.quiet {
             complain(line.as_ref());
         }
     }
 
-    /// Something that deserves a look, on stderr even when quiet.
+    /// Asks the operator for a confirmation. Without a terminal, or with JSON output, the answer is no.
+    pub fn confirm(&self, question: &str) -> bool {
+        if !std::io::stdin().is_terminal() || !self.is_text() {
+            return false;
+        }
+        complain(&format!("{question} [y/N]"));
+        let mut answer = String::new();
+        std::io::stdin().lock().take(ANSWER_BYTES).read_line(&mut answer).is_ok() && is_yes(&answer)
+    }
+
+    /// Prints a warning to stderr, even when quiet.
     pub fn warn(&self, line: impl AsRef<str>) {
         complain(&format!("{} {}", self.paint("33", "warning:"), line.as_ref()));
     }
 
-    /// A piece of a result for people, as it comes: streamed text.
+    /// Prints a piece of streamed text.
     pub fn stream(&self, piece: &str) {
         if self.is_text() {
             put(piece);
         }
     }
 
-    /// An event for programs; a line of its own under `--output jsonl`.
+    /// Prints an event as a JSON line, under `--output jsonl` only.
     pub fn event(&self, event: &Value) {
         if self.is_jsonl() {
             put(&format!("{event}\n"));
         }
     }
 
-    /// Ends a command that worked.
+    /// Prints the output of a successful command.
     pub fn finish(&self, success: Success) -> Exit {
         let exit = success.exit.unwrap_or(Exit::Done);
         match self.output {
@@ -219,7 +134,7 @@ impl Console {
         exit
     }
 
-    /// Ends a command that failed: error, causes and hint.
+    /// Prints a failure: error, causes and hint.
     pub fn fail(&self, failure: &Failure) -> Exit {
         if self.output == Output::Text {
             complain(&format!("{} {}", self.paint("31;1", "error:"), failure.error));
@@ -247,7 +162,7 @@ impl Console {
         failure.exit
     }
 
-    /// Wraps a text in a colour when colours are wanted.
+    /// Colours a text if colours are enabled.
     pub fn paint(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
@@ -269,7 +184,7 @@ fn indented(head: &str, text: &str) -> String {
     format!("{head}{}", text.replace('\n', "\n         "))
 }
 
-/// A reader that went away (`| head`) is no reason to fail.
+/// A closed pipe (`| head`) is not a failure.
 fn put(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -277,4 +192,19 @@ fn put(text: &str) {
 
 fn complain(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_y_and_yes_confirm() {
+        for yes in ["y", "Y", "yes", "YES", " yes \n"] {
+            assert!(is_yes(yes), "{yes}");
+        }
+        for no in ["", "\n", "n", "no", "ja", "j", "yes!", "yeah", "1"] {
+            assert!(!is_yes(no), "{no}");
+        }
+    }
 }

@@ -1,67 +1,85 @@
-//! What every command starts from: which environment, where its state lies, and how its service is reached.
+//! The context of a command: the environment, the location of its state, and how to reach its service.
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::Source;
 use textnlp_orchestrator::environment::{FlagValue, Library, LoadError, Loaded, Overrides, Severity};
+use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
+use textnlp_service::{Scope, Subject};
 
-use crate::again::Again;
 use crate::args::Global;
-use crate::client::{self, Target};
-use crate::clouds;
+use crate::client::Target;
 use crate::report::{Console, Failure};
+use crate::rerun_flags::{self, RerunFlags};
+use crate::{clouds, network};
 
-/// The flags, and where things are.
+/// The global flags and the locations.
 pub struct Session {
-    /// The flags.
+    /// The global flags.
     pub global: Global,
-    /// Where the command was typed.
+    /// The working directory.
     pub here: Utf8PathBuf,
-    /// Where environment files are found.
+    /// The library of environment files.
     pub library: Library,
-    /// Whether variables that change values are passed over: its file says everything.
+    /// Whether variables that change values are ignored, because the file is complete.
     pub is_alone: bool,
 }
 
-/// An environment that was loaded, with the place of its state.
-pub struct Chosen {
+/// A loaded environment and its state folder.
+pub struct ChosenEnvironment {
     /// The environment.
     pub loaded: Loaded,
     /// Its name.
     pub name: EnvironmentName,
-    /// The folder of its state.
+    /// The state folder.
     pub folder: Utf8PathBuf,
 }
 
+impl ChosenEnvironment {
+    /// The environment with its scope and the path of its release lock, for the services.
+    pub fn subject<'s>(&'s self, scope: &'s Scope, lock_path: &'s Utf8Path) -> Subject<'s> {
+        Subject { scope, environment: &self.loaded.environment, lock_path }
+    }
+}
+
 impl Session {
-    /// Looks around; reads nothing but the working directory's name.
+    /// Reads only the path of the working directory.
     pub fn new(global: Global) -> Result<Self, Failure> {
         let here = std::env::current_dir().context("find the working directory")?;
         let here = Utf8PathBuf::try_from(here).map_err(|e| {
             Failure::usage("path_not_utf8", anyhow::Error::new(e).context("the working directory's name is not UTF-8"))
-                .hint("work in a folder whose path is UTF-8")
+                .hint("run it in a folder whose path is UTF-8")
         })?;
         let library = Library::from_working_directory(&here);
         Ok(Self { global, here, library, is_alone: false })
     }
 
-    /// A session about an environment whose file says everything, whatever variables say.
+    /// A session for a complete environment file. Variables that change values are ignored.
     pub fn alone(global: Global) -> Result<Self, Failure> {
         Ok(Self { is_alone: true, ..Self::new(global)? })
     }
 
-    /// Where this session writes, and how much.
+    /// The console of this session.
     pub fn console(&self) -> Console {
         Console::new(self.global.output, self.global.quiet)
     }
 
-    /// Commands to type next.
-    pub fn again(&self) -> Again {
-        Again::of(&self.global)
+    /// Builds the commands that hints suggest.
+    pub fn again(&self) -> RerunFlags {
+        rerun_flags::of(&self.global)
     }
 
-    /// Variables, `--set` and the flags that are short for one.
+    /// The scope of the services for an environment.
+    pub fn scope(&self, chosen: &ChosenEnvironment) -> Scope {
+        self.scope_of(&chosen.name, &chosen.folder)
+    }
+
+    fn scope_of(&self, name: &EnvironmentName, folder: &Utf8Path) -> Scope {
+        Scope { platform: &clouds::Linked, again: self.again(), name: name.clone(), folder: folder.to_owned() }
+    }
+
+    /// The overrides from variables, `--set` and its short forms.
     pub fn overrides(&self) -> Overrides {
         let changes = |name: &str| self.is_alone && name.starts_with("TEXTNLP_SET__");
         let variables = std::env::vars_os()
@@ -81,8 +99,8 @@ impl Session {
         Overrides { variables, sets: self.global.set.clone(), flags }
     }
 
-    /// The environment of `--file` or `--env`.
-    pub fn load(&self, console: Console) -> Result<Chosen, Failure> {
+    /// Loads the environment of `--file` or `--env`.
+    pub fn load(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
         let loaded = match (&self.global.file, &self.global.env) {
             (Some(file), _) => self.library.load_file(file, &self.overrides(), &clouds::catalogue()),
             (None, Some(name)) => self.library.load(name, &self.overrides(), &clouds::catalogue()),
@@ -100,26 +118,26 @@ impl Session {
             self.global.env.as_deref().filter(|asked| *asked != name.as_str() && self.global.file.is_none())
         {
             let file = loaded.files.first().map_or("its file", String::as_str);
-            let error = anyhow::anyhow!("{file} says `environment: {name}`, and `{asked}` was asked for");
+            let error = anyhow::anyhow!("{file} has `environment: {name}`, but --env is `{asked}`");
             return Err(Failure::usage("other_environment", error)
-                .hint(format!("write `environment: {asked}` there, or ask for --env {name}")));
+                .hint(format!("set `environment: {asked}` there, or use --env {name}")));
         }
         known_models(&loaded, &self.again())?;
         let folder = self.state_folder(&name)?;
-        Ok(Chosen { loaded, name, folder })
+        Ok(ChosenEnvironment { loaded, name, folder })
     }
 
-    /// Loads the environment and refuses one that cannot run here: a provider that is not there yet.
-    pub fn load_to_run(&self, console: Console) -> Result<Chosen, Failure> {
+    /// Loads the environment. Rejects one that cannot run, because its provider is not available.
+    pub fn load_to_run(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
         self.load_unless(console, |_| true)
     }
 
-    /// Loads the environment to take away what runs. Only what says where that is matters; what it is made of may be missing.
-    pub fn load_to_remove(&self, console: Console) -> Result<Chosen, Failure> {
+    /// Loads the environment for a removal. Its location must be valid, but its inputs may be missing.
+    pub fn load_to_remove(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
         self.load_unless(console, |path| path.starts_with("state.") || path.starts_with("sites["))
     }
 
-    fn load_unless(&self, console: Console, matters: impl Fn(&str) -> bool) -> Result<Chosen, Failure> {
+    fn load_unless(&self, console: Console, matters: impl Fn(&str) -> bool) -> Result<ChosenEnvironment, Failure> {
         let chosen = self.load(console)?;
         let refusals = chosen.loaded.report.refusals().filter(|problem| matters(&problem.path));
         let refusals: Vec<_> = refusals.map(ToString::to_string).collect();
@@ -128,30 +146,34 @@ impl Session {
         }
         let error = anyhow::anyhow!("environment {} cannot run here", chosen.name);
         Err(Failure::usage("not_available", error.context_last(&refusals.join("\n"))).hint(format!(
-            "`textnlp-deploy providers` says what is there; `{}` explains",
+            "`textnlp-deploy providers` lists what is available; `{}` shows what is missing",
             self.again().check(chosen.name.as_str())
         )))
     }
 
-    /// Where the state of an environment lies: `--state-dir`, else `.textnlp` beside `environments/`, else the user's state directory.
+    /// The state folder of an environment: `--state-dir`, else `.textnlp` beside `environments/`, else the user's state
+    /// directory.
     pub fn state_folder(&self, environment: &EnvironmentName) -> Result<Utf8PathBuf, Failure> {
         Ok(self.state_root()?.join(environment.as_str()))
     }
 
-    /// Where models are kept for every environment of this state folder.
+    /// The model cache that all environments of this state folder share.
     pub fn model_cache(&self) -> Result<Utf8PathBuf, Failure> {
         Ok(self.state_root()?.join("model-cache"))
     }
 
-    /// The folder that the states of all environments lie in.
+    /// The folder with the states of all environments.
     pub fn state_root(&self) -> Result<Utf8PathBuf, Failure> {
         if let Some(folder) = &self.global.state_dir {
             return Ok(if folder.is_absolute() { folder.clone() } else { self.here.join(folder) });
         }
         if let Some(project) = self.library.folder().and_then(Utf8Path::parent) {
-            return Ok(
-                if project.is_absolute() { project.to_owned() } else { self.here.join(project) }.join(".textnlp")
-            );
+            let project = self.here.join(project);
+            let folder = project.join(".textnlp");
+            // An installed site may link to a state folder elsewhere. The link is resolved, because recorded paths must
+            // not depend on it.
+            let elsewhere = project.join("installed.json").exists().then(|| folder.read_link_utf8().ok()).flatten();
+            return Ok(elsewhere.map_or(folder, |elsewhere| project.join(elsewhere)));
         }
         let absolute = |name: &str| std::env::var(name).ok().map(Utf8PathBuf::from).filter(|p| p.is_absolute());
         absolute("XDG_STATE_HOME")
@@ -160,21 +182,26 @@ impl Session {
             .ok_or_else(|| {
                 Failure::usage(
                     "no_state_folder",
-                    anyhow::anyhow!("there is no place for state: no `environments/` folder, no HOME"),
+                    anyhow::anyhow!("there is no folder for the state: no `environments/` folder, and HOME is not set"),
                 )
-                .hint("say where with --state-dir DIR")
+                .hint("choose a folder with --state-dir DIR")
             })
     }
 
-    /// Where the release lock of an environment lies: beside its file, else with its state.
-    pub fn lock_folder(&self, chosen: &Chosen) -> Utf8PathBuf {
+    /// The folder of an environment's release lock: that of its file, else its state folder.
+    pub fn lock_folder(&self, chosen: &ChosenEnvironment) -> Utf8PathBuf {
         match self.library.folder() {
             Some(folder) if self.global.file.is_none() => folder.to_owned(),
             _ => chosen.folder.clone(),
         }
     }
 
-    /// The one environment that has state here, for commands that talk to what runs.
+    /// The path of an environment's release lock.
+    pub fn lock_path(&self, chosen: &ChosenEnvironment) -> Utf8PathBuf {
+        Lock::path(&self.lock_folder(chosen), &chosen.name)
+    }
+
+    /// The only environment with a state here, for commands about what runs.
     fn only_environment(&self) -> Result<String, Failure> {
         let root = self.state_root()?;
         let mut found: Vec<String> = match root.read_dir_utf8() {
@@ -190,22 +217,22 @@ impl Session {
             [only] => Ok(only.clone()),
             [] => Err(Failure::usage(
                 "no_environment",
-                anyhow::anyhow!("no environment is named and none has been put up here"),
+                anyhow::anyhow!("no environment is given, and none is deployed here"),
             )
-            .hint("name one: --env staging; `textnlp-deploy env list` shows them")),
+            .hint("choose one: --env staging; `textnlp-deploy env list` shows them")),
             several => {
-                let error = anyhow::anyhow!("several environments are up here: {}", several.join(", "));
-                Err(Failure::usage("which_environment", error).hint(format!("name one: --env {}", several[0])))
+                let error = anyhow::anyhow!("several environments are deployed here: {}", several.join(", "));
+                Err(Failure::usage("which_environment", error).hint(format!("choose one: --env {}", several[0])))
             }
         }
     }
 
-    /// How the running environment is reached.
+    /// The address and credentials of the running environment.
     pub async fn target(&self) -> Result<Target, Failure> {
         self.target_or(None, None, None).await
     }
 
-    /// How a server is reached: the one that the flags name, else the running environment's.
+    /// The address and credentials of a server: the one of the flags, else the running environment's.
     pub async fn target_or(
         &self,
         address: Option<&str>,
@@ -213,52 +240,62 @@ impl Session {
         ca: Option<&Utf8Path>,
     ) -> Result<Target, Failure> {
         let key = key.map(|k| Secret::new(k.as_bytes()));
-        let ca_pem = ca.map(client::read_ca).transpose()?;
         if let Some(address) = address {
             let address = address.trim_end_matches('/').to_owned();
-            return Ok(Target { address, key, ca_pem, environment: None, again: self.again() });
+            let trust = network::trust(ca, None)?;
+            return Ok(Target { address, key, trust, environment: None, again: self.again() });
         }
-        let (name, folder) = match (&self.global.env, &self.global.file) {
+        let (name, folder, environment) = match (&self.global.env, &self.global.file) {
             (Some(name), None) => {
                 let name = EnvironmentName::new(name.clone()).map_err(|e| Failure::usage("invalid_name", e))?;
                 let folder = self.state_folder(&name)?;
-                (name, folder)
+                (name, folder, None)
             }
             (_, Some(_)) => {
                 let chosen = self.load(Console::new(self.global.output, true))?;
-                (chosen.name, chosen.folder)
+                (chosen.name, chosen.folder, Some(chosen.loaded.environment))
             }
             (None, None) => {
                 let name = self.only_environment()?;
                 let name = EnvironmentName::new(name).map_err(|e| Failure::usage("invalid_name", e))?;
                 let folder = self.state_folder(&name)?;
-                (name, folder)
+                (name, folder, None)
             }
         };
-        let mut target = crate::commands::running::target(self, &name, &folder).await?;
+        let mut target = crate::commands::reach::target(&self.scope_of(&name, &folder), environment.as_ref()).await?;
         target.key = key.or(target.key);
-        target.ca_pem = ca_pem.or(target.ca_pem);
+        if ca.is_some() {
+            target.trust = network::trust(ca, None)?;
+        }
         Ok(target)
     }
 }
 
-/// Refuses sources that no model can come from, all of them at once, before anything is done.
-pub fn known_models(loaded: &Loaded, again: &Again) -> Result<(), Failure> {
+/// Rejects unknown model sources, all of them at once, before anything changes.
+pub fn known_models(loaded: &Loaded, again: &RerunFlags) -> Result<(), Failure> {
     let wrong: Vec<String> = loaded
         .environment
         .models
         .iter()
-        .filter_map(|m| Some(format!("models.{}.source: {}", m.name, Source::check(m.source()).err()?)))
+        .enumerate()
+        .filter_map(|(i, m)| {
+            let why = Source::check(m.source()).err()?;
+            let path = format!("models[{i}].source");
+            // Without a source, the name is the source.
+            let facts = [loaded.explain(&path), loaded.explain(&format!("models[{i}].name"))].concat();
+            let origin = facts.first().map(|fact| format!("{}: ", fact.origin)).unwrap_or_default();
+            Some(format!("{origin}error: `{path}`: {why}"))
+        })
         .collect();
     if wrong.is_empty() {
         return Ok(());
     }
-    let error = anyhow::anyhow!("{}", wrong.join("\n")).context("the environment names models that there are not");
+    let error = anyhow::anyhow!("{}", wrong.join("\n")).context("the environment names models that do not exist");
     Err(Failure::usage("no_such_model", error).hint(again.bare("model list")))
 }
 
-/// Errors of loading, for people and programs.
-pub fn invalid(error: LoadError, again: &Again) -> Failure {
+/// Converts an error of loading an environment.
+pub fn invalid(error: LoadError, again: &RerunFlags) -> Failure {
     match error {
         LoadError::NoSuch(no) => {
             let hint = no.fix();
@@ -274,15 +311,15 @@ pub fn invalid(error: LoadError, again: &Again) -> Failure {
                     _ => format!("the environment has {count} mistakes"),
                 }),
             )
-            .hint(format!("mend what is named, then look again: {}", again.check("")))
+            .hint(format!("fix it, then check again: {}", again.check("")))
             .document(serde_json::json!({ "problems": problems }))
         }
         other => Failure::usage("unreadable_environment", other)
-            .hint("name one that is there: textnlp-deploy env list, or --file PATH"),
+            .hint("choose an existing one: textnlp-deploy env list, or --file PATH"),
     }
 }
 
-/// Puts a text under an error as its cause.
+/// Appends a text to an error as its innermost cause.
 trait ContextLast {
     fn context_last(self, cause: &str) -> anyhow::Error;
 }

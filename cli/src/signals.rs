@@ -1,4 +1,4 @@
-//! Stop means: start nothing new, record what is in flight, leave. A second signal leaves at once; both are safe.
+//! Signals: the first one stops new steps and records those in progress. A second one exits immediately. Both are safe.
 
 use std::sync::OnceLock;
 
@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::report::{Console, Exit};
 
-/// A token that the first SIGINT or SIGTERM cancels; the same one for every part of a command, so that it is said once.
+/// A token that the first SIGINT or SIGTERM cancels. All parts of a command share it, so the message is printed once.
 pub fn stop(console: Console) -> CancellationToken {
     static STOP: OnceLock<CancellationToken> = OnceLock::new();
     STOP.get_or_init(|| listen(console)).clone()
@@ -17,11 +17,11 @@ fn listen(console: Console) -> CancellationToken {
     let token = CancellationToken::new();
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
-        console.warn("signals cannot be caught here: Ctrl-C leaves at once, which is safe too");
+        console.warn("cannot handle signals: Ctrl-C exits immediately, which is also safe");
         return token;
     };
     let told = token.clone();
-    // Lives as long as the runtime, which is as long as the command.
+    // The task lives as long as the runtime, and thus as the command.
     tokio::spawn(async move {
         for first in [true, false] {
             tokio::select! {
@@ -30,10 +30,10 @@ fn listen(console: Console) -> CancellationToken {
             }
             if first {
                 console
-                    .warn("stopping: nothing new is started, what is in flight is recorded; once more leaves at once");
+                    .warn("stopping: no new step starts, and steps in progress are recorded; press Ctrl-C again to exit immediately");
                 told.cancel();
             } else {
-                // What was begun is in the journal; the next run finishes it.
+                // Started operations are in the journal, and the next run finishes them.
                 std::process::exit(Exit::Stopped as i32);
             }
         }

@@ -1,59 +1,59 @@
-//! What may be typed after `state`, and what belongs to it: `hold`, `doctor`, `support-bundle`.
+//! Arguments of `state`, `hold`, `support-bundle` and `export`.
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand};
 
 /// See [`crate::args::Command::State`].
 #[derive(Debug, Subcommand)]
-#[command(after_help = "Looking (no lock, nothing is changed):\n  \
-    textnlp-deploy state list --env staging                   what is recorded\n  \
-    textnlp-deploy state history here/gateway/process         everything that ever happened to it\n  \
-    textnlp-deploy state diff 2h                              what changed in the last two hours\n  \
-    textnlp-deploy state at 2026-05-01T08:00:00Z              what was recorded then\n\n\
-    Changing (each says first what it would do, and asks):\n  \
-    textnlp-deploy state repair                               what is damaged, and what can be done without a guess\n  \
-    textnlp-deploy state move --to s3://bucket/prefix         into another store\n  \
-    textnlp-deploy state import --lineage UUID                a lost state again, from what the providers show\n  \
-    textnlp-deploy state import --from-tfstate state.json     what a Terraform state names, and why the rest is left")]
+#[command(after_help = "Read (no lock, no changes):\n  \
+    textnlp-deploy state list --env staging                   list recorded resources\n  \
+    textnlp-deploy state history here/gateway/process         show a resource's history\n  \
+    textnlp-deploy state diff 2h                              show changes of the last two hours\n  \
+    textnlp-deploy state at 2026-05-01T08:00:00Z              show the state at that time\n\n\
+    Change (each shows its changes and asks first):\n  \
+    textnlp-deploy state repair                               check the state and repair damage\n  \
+    textnlp-deploy state move --to s3://bucket/prefix         move the state to another store\n  \
+    textnlp-deploy state import --lineage UUID                rebuild a lost state from the providers\n  \
+    textnlp-deploy state import --from-tfstate state.json     import from a Terraform state")]
 pub enum State {
-    /// What is recorded, and which operations are open
+    /// List recorded resources and open operations
     List,
-    /// One record as a whole
+    /// Show the complete record of a resource
     Show {
-        /// A resource id, as `state list` shows it
+        /// Resource ID, as shown by `state list`
         resource: String,
     },
-    /// What was written down, oldest first
+    /// List journal records, oldest first
     History(History),
-    /// What was recorded at an earlier moment
+    /// Show the state at an earlier time
     At {
-        /// A record's number, a time (`2026-05-01T08:00:00Z`), or how long ago (`90m`, `2h`, `3d`)
+        /// Record number, time (`2026-05-01T08:00:00Z`) or age (`90m`, `2h`, `3d`)
         moment: String,
-        /// Only this resource, with its whole record
+        /// Show only this resource, with its complete record
         resource: Option<String>,
     },
-    /// What differs between two moments
+    /// Compare the state at two times
     Diff {
-        /// A record's number, a time, or how long ago
+        /// Record number, time or age
         from: String,
-        /// The later moment [default: now]
+        /// Record number, time or age to compare with [default: now]
         to: Option<String>,
     },
-    /// Looks at every byte of the state, and mends what can be mended without a guess
+    /// Check the state and repair what can be repaired safely
     Repair(Repair),
-    /// Takes the state into another store, or binds a site to the place that the environment says now
+    /// Move the state to another store, or rebind a site
     Move(Move),
-    /// Lets go of records; the objects themselves stay
+    /// Remove resources from the state without destroying them
     Remove {
-        /// Resource ids, as `state list` shows them
+        /// Resource IDs, as shown by `state list`
         #[arg(required = true)]
         resources: Vec<String>,
     },
-    /// Takes objects of this deployment into the record: those that a look finds, or those that are named
+    /// Import existing objects of this deployment into the state
     Import(Import),
-    /// The whole state as one JSON document
+    /// Export the state as one JSON document
     Export {
-        /// Where it goes [default: stdout]
+        /// Write to this file [default: stdout]
         #[arg(long, value_name = "FILE")]
         out: Option<Utf8PathBuf>,
     },
@@ -62,9 +62,9 @@ pub enum State {
 /// `state history`.
 #[derive(Debug, Args)]
 pub struct History {
-    /// Only this resource
+    /// Show only this resource
     pub resource: Option<String>,
-    /// Only this many of the newest lines
+    /// Show only this number of the newest records
     #[arg(long, short = 'n', value_name = "LINES")]
     pub last: Option<usize>,
 }
@@ -72,7 +72,7 @@ pub struct History {
 /// `state repair`.
 #[derive(Debug, Args)]
 pub struct Repair {
-    /// Agrees that records which are missing stay missing; the environment's name, typed
+    /// Accept the loss of missing records; type the environment's name
     #[arg(long, value_name = "ENV")]
     pub accept_loss: Option<String>,
 }
@@ -81,10 +81,10 @@ pub struct Repair {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Move {
-    /// The new store: `local`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`
+    /// Move to this store: `local`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`
     #[arg(long, value_name = "STORE", conflicts_with = "rebind")]
     pub to: Option<String>,
-    /// Binds this site to the account, region and runtime that the environment says now
+    /// Bind this site to the environment's current account, region and runtime
     #[arg(long, value_name = "SITE")]
     pub rebind: Option<String>,
 }
@@ -92,13 +92,13 @@ pub struct Move {
 /// `state import`.
 #[derive(Debug, Args)]
 pub struct Import {
-    /// Objects by name: `RESOURCE=ID`, with the provider's own id
+    /// Objects to import: `RESOURCE=ID`, with the provider's ID
     #[arg(value_name = "RESOURCE=ID")]
     pub objects: Vec<String>,
-    /// The deployment whose objects are looked for, where the state that knew it is lost
+    /// Lineage of the deployment, if its state is lost
     #[arg(long, value_name = "UUID")]
     pub lineage: Option<uuid::Uuid>,
-    /// A state file of Terraform or OpenTofu (version 4): the objects that it names are asked for
+    /// Import objects from this Terraform or OpenTofu state file (version 4)
     #[arg(long, value_name = "FILE", conflicts_with = "objects")]
     pub from_tfstate: Option<Utf8PathBuf>,
 }
@@ -106,11 +106,11 @@ pub struct Import {
 /// See [`crate::args::Command::Hold`].
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    textnlp-deploy hold --env staging --reason 'exam week'   `up` and `down` are refused from now on\n  \
-    textnlp-deploy hold --env staging                        who holds it, and why\n  \
-    textnlp-deploy hold --env staging --release              it may be changed again")]
+    textnlp-deploy hold --env staging --reason 'exam week'   block `up` and `down`\n  \
+    textnlp-deploy hold --env staging                        show the hold\n  \
+    textnlp-deploy hold --env staging --release              remove the hold")]
 pub struct Hold {
-    /// Lets the environment be changed again
+    /// Remove the hold
     #[arg(long)]
     pub release: bool,
 }
@@ -118,10 +118,10 @@ pub struct Hold {
 /// See [`crate::args::Command::SupportBundle`].
 #[derive(Debug, Args)]
 pub struct SupportBundle {
-    /// The file to make [default: support-ENV-TIME.tar here]
+    /// File to write [default: support-ENV-TIME.tar]
     #[arg(long, value_name = "FILE")]
     pub out: Option<Utf8PathBuf>,
-    /// How many lines of each log go in
+    /// Number of lines of each log
     #[arg(long, short = 'n', default_value_t = 2000)]
     pub lines: usize,
 }
@@ -129,36 +129,40 @@ pub struct SupportBundle {
 /// See [`crate::args::Command::Export`].
 #[derive(Debug, Subcommand)]
 pub enum Export {
-    /// JSON that Terraform and OpenTofu read: each resource as documented data with what it needs; it makes nothing
+    /// Export recorded resources as Terraform JSON
+    ///
+    /// Each resource becomes a `terraform_data` block with its dependencies. Terraform creates nothing from it.
     #[command(after_help = "Example:\n  \
         textnlp-deploy export terraform --env staging --out staging.tf.json && terraform init && terraform validate")]
     Terraform {
-        /// Where it goes [default: stdout]
+        /// Write to this file [default: stdout]
         #[arg(long, value_name = "FILE")]
         out: Option<Utf8PathBuf>,
     },
-    /// The objects of a site in a cluster as one stream of YAML, for `kubectl apply`; nothing has to be up, and no cluster is asked
+    /// Export a cluster site as YAML for `kubectl apply`
+    ///
+    /// Needs neither a cluster nor a running environment.
     #[command(after_help = "Example:\n  \
         textnlp-deploy export yaml --env pilot --out textnlp.yaml && kubectl apply --server-side -f textnlp.yaml")]
     Yaml {
-        /// Where it goes [default: stdout]
+        /// Write to this file [default: stdout]
         #[arg(long, value_name = "FILE")]
         out: Option<Utf8PathBuf>,
     },
-    /// The same as a Kustomize base
+    /// Export a cluster site as a Kustomize base
     #[command(after_help = "Example:\n  \
         textnlp-deploy export kustomize --env pilot --out deploy/base && kubectl apply --server-side -k deploy/base")]
     Kustomize(ExportFolder),
-    /// The same as a Helm chart
+    /// Export a cluster site as a Helm chart
     #[command(after_help = "Example:\n  \
         textnlp-deploy export helm --env pilot --out chart && helm lint chart && cat chart/README.md")]
     Helm(ExportFolder),
 }
 
-/// Where files for another tool go.
+/// Output folder of an export.
 #[derive(Debug, Args)]
 pub struct ExportFolder {
-    /// A folder that is empty, not there yet, or holds an earlier export, which is replaced
+    /// Folder to write; it must be new, empty, or hold an earlier export
     #[arg(long, value_name = "FOLDER")]
     pub out: Utf8PathBuf,
 }

@@ -1,7 +1,7 @@
-//! Where the state of an environment lies: its folder on this machine, or a cloud's object store. The only place that names those.
+//! The state stores: the local folder, or a cloud's object store. Only this module names them.
 //!
-//! A state in an object store leaves `store.json` in the environment's folder on each machine that has put it up: commands that know
-//! the folder and not the file find the state by it.
+//! For a state in an object store, each machine that ran `up` has a `store.json` in the environment's folder. Commands
+//! that know only the folder find the state with it.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -20,34 +20,34 @@ use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::model::{Environment, StateSettings};
 use textnlp_orchestrator::state::{Folder, Objects, Store};
 use textnlp_provider::{EnvironmentName, Secret};
+use textnlp_service::backup::put_file;
 
-use crate::again::Again;
 use crate::args::Output;
-use crate::commands::backup::put_file;
 use crate::report::{Console, Exit, Failure};
-use crate::session::{Chosen, Session};
+use crate::rerun_flags::RerunFlags;
+use crate::session::{ChosenEnvironment, Session};
 
-/// The pointer to a state that lies elsewhere.
+/// The file that points to a remote state.
 const POINTER: &str = "store.json";
-/// The folder of this machine.
+/// The name of the local store.
 pub const LOCAL: &str = "local";
-/// How long a connection may take to come about.
+/// Timeout of connecting.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long one request may take; the engine itself asks less of those that cannot wait.
+/// Timeout of one request. The state engine uses shorter ones where it cannot wait.
 const REQUEST: Duration = Duration::from_secs(60);
 
-/// How a state's place is written down.
+/// The location of a state, as stored in `store.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Located {
+pub struct StateLocation {
     environment: EnvironmentName,
-    /// As the environment says.
+    /// The environment's state settings.
     pub state: StateSettings,
-    /// The authority of a store of one's own.
+    /// The private CA of the store.
     private_ca: Option<Utf8PathBuf>,
 }
 
-impl Located {
-    /// Where an environment says that its state is.
+impl StateLocation {
+    /// The location of the state in an environment file.
     pub fn of(environment: &Environment) -> anyhow::Result<Self> {
         let here = || Utf8PathBuf::try_from(std::env::current_dir()?).map_err(anyhow::Error::new);
         let absolute = |path: &String| Ok::<_, anyhow::Error>(here()?.join(path));
@@ -58,7 +58,7 @@ impl Located {
         })
     }
 
-    /// The same environment with its state elsewhere.
+    /// The same settings with another store.
     pub fn moved_to(&self, store: &str) -> Self {
         let mut moved = self.clone();
         moved.state.store = store.to_owned();
@@ -72,7 +72,7 @@ impl Located {
         self.state.store == LOCAL
     }
 
-    /// Opens it. Nothing is asked of the store yet.
+    /// Opens the store. Sends no request yet.
     pub fn open(&self, folder: &Utf8Path, console: Console) -> Result<Arc<dyn Store>, Failure> {
         if self.is_local() {
             return Ok(Arc::new(Folder::at(folder)));
@@ -90,22 +90,23 @@ impl Located {
         let objects = Objects::new(store, root, place, Arc::new(SystemClock)).telling(move |text| console.say(text));
         let Some(source) = &self.state.encryption_key else { return Ok(Arc::new(objects)) };
         let no_key = |error: anyhow::Error| {
-            Failure::usage("no_state_key", error.context(format!("read the state's key ({source})")))
-                .hint("name a key that `age-keygen` made: a line AGE-SECRET-KEY-1…; without it nobody reads the state")
+            Failure::usage("no_state_key", error.context(format!("read the state's key ({source})"))).hint(
+                "give a key from `age-keygen`: a line AGE-SECRET-KEY-1…; without it the state cannot be decrypted",
+            )
         };
-        let text = source.read().ok_or_else(|| no_key(anyhow::anyhow!("it is not there")))?;
+        let text = source.read().ok_or_else(|| no_key(anyhow::anyhow!("it is not set")))?;
         let keys = Key::parse(&Secret::new(text.into_bytes())).map_err(|error| no_key(anyhow::Error::new(error)))?;
         let key = keys.into_iter().next().ok_or_else(|| no_key(anyhow::anyhow!("it is empty")))?;
         Ok(Arc::new(objects.sealed(key)))
     }
 
-    /// The bucket, and where in it.
+    /// The bucket and the prefix in it.
     fn bucket(&self) -> anyhow::Result<(Arc<dyn ObjectStore>, &str)> {
         let (scheme, rest) = self.state.store.split_once("://").context("it has no scheme")?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let endpoint = self.state.endpoint.as_deref().map(|endpoint| endpoint.trim_end_matches('/'));
         let options = self.client(endpoint)?;
-        // The engine asks again by itself, and knows when it must not.
+        // The state engine has its own retries, and knows which requests must not be repeated.
         let backoff = BackoffConfig::default();
         let retry = RetryConfig { backoff, max_retries: 0, retry_timeout: REQUEST };
         let store: Arc<dyn ObjectStore> = match scheme {
@@ -133,7 +134,7 @@ impl Located {
                 }
                 Arc::new(az.with_container_name(bucket).build()?)
             }
-            other => anyhow::bail!("`{other}://` is no kind of store that this program knows"),
+            other => anyhow::bail!("`{other}://` is not a supported state store"),
         };
         Ok((store, prefix))
     }
@@ -152,28 +153,29 @@ impl Located {
     }
 }
 
-/// What a folder says of where its environment's state is; `None` where it is the folder itself, or nothing was ever put up.
-pub fn recorded(folder: &Utf8Path) -> Result<Option<Located>, Failure> {
+/// The location in a folder's `store.json`. `None` if the state is in the folder itself, or `up` never ran.
+pub fn recorded(folder: &Utf8Path) -> Result<Option<StateLocation>, Failure> {
     let path = folder.join(POINTER);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
-        // A file in the place of a folder is told by whoever writes there first.
+        // A file in place of the folder is reported by the first write.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
         Err(error) => {
             let error = anyhow::Error::new(error).context(format!("read {path}"));
             return Err(Failure::new(Exit::Failed, "state", error).hint(
-                "state needs a folder that can be read and written: mend this one, or choose another with --state-dir DIR",
+                "the state folder must be readable and writable: fix its permissions, or choose another with --state-dir DIR",
             ));
         }
     };
     let located = serde_json::from_slice(&text).with_context(|| format!("read {path}"));
     located.map(Some).map_err(|error| {
-        Failure::new(Exit::Failed, "damaged_state", error)
-            .hint("it only says where the state is: remove it, and the environment's file says so again")
+        Failure::new(Exit::Failed, "damaged_state", error).hint(
+            "it only records where the state is: remove it, and `state.store` of the environment file applies again",
+        )
     })
 }
 
-/// The state that a folder keeps or points to.
+/// The state that a folder contains or points to.
 pub fn of_folder(folder: &Utf8Path) -> Result<Arc<dyn Store>, Failure> {
     match recorded(folder)? {
         Some(located) => located.open(folder, Console::new(Output::Text, true)),
@@ -181,9 +183,9 @@ pub fn of_folder(folder: &Utf8Path) -> Result<Arc<dyn Store>, Failure> {
     }
 }
 
-/// The state of an environment, where it says; refused where the state is known to lie elsewhere.
-pub fn of(session: &Session, chosen: &Chosen) -> Result<Arc<dyn Store>, Failure> {
-    let wanted = Located::of(&chosen.loaded.environment)?;
+/// The state of an environment file. Refused if the recorded location is another one.
+pub fn of(session: &Session, chosen: &ChosenEnvironment) -> Result<Arc<dyn Store>, Failure> {
+    let wanted = StateLocation::of(&chosen.loaded.environment)?;
     let there = recorded(&chosen.folder)?;
     let is = match &there {
         Some(there) => Some(there.state.store.as_str()),
@@ -193,21 +195,21 @@ pub fn of(session: &Session, chosen: &Chosen) -> Result<Arc<dyn Store>, Failure>
     if let Some(is) = is.filter(|is| *is != wanted.state.store) {
         let name = |store: &str| if store == LOCAL { chosen.folder.to_string() } else { store.to_owned() };
         let error = anyhow::anyhow!(
-            "the state of {} lies in {}, and the environment says {}",
+            "the state of {} is in {}, but the environment file names {}",
             chosen.name,
             name(is),
             name(&wanted.state.store)
         );
-        let again: Again = session.again();
+        let again: RerunFlags = session.again();
         let move_it = again.same(&format!("state move --to {}", wanted.state.store), &chosen.name);
         return Err(Failure::refused("state_elsewhere", error)
-            .hint(format!("move it: {move_it}\nor put `state.store: {is}` back")));
+            .hint(format!("move it: {move_it}\nor restore `state.store: {is}`")));
     }
     wanted.open(&chosen.folder, session.console())
 }
 
-/// Writes down on this machine where the state is.
-pub fn remember(located: &Located, folder: &Utf8Path) -> anyhow::Result<()> {
+/// Records the location of the state on this machine.
+pub fn remember(located: &StateLocation, folder: &Utf8Path) -> anyhow::Result<()> {
     let path = folder.join(POINTER);
     if located.is_local() {
         return match std::fs::remove_file(&path) {
@@ -216,7 +218,7 @@ pub fn remember(located: &Located, folder: &Utf8Path) -> anyhow::Result<()> {
             Err(error) => Err(anyhow::Error::new(error).context(format!("remove {path}"))),
         };
     }
-    let text = serde_json::to_vec_pretty(located).context("write where the state is")?;
+    let text = serde_json::to_vec_pretty(located).context("record where the state is")?;
     if std::fs::read(&path).is_ok_and(|there| there == text) {
         return Ok(());
     }

@@ -1,6 +1,6 @@
-//! Time, injected: the wall clock for records, a steady clock for deadlines, and sleeping.
+//! Injected time: the wall clock for records, a monotonic clock for deadlines, and sleeping.
 //!
-//! The engine asks nothing else for the time, so a test runs hours of it in a moment and lets the wall clock jump.
+//! Nothing else in the engine reads the time, so a test runs hours of it at once and can make the wall clock jump.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -13,29 +13,30 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 
-/// Where time comes from.
+/// A source of time.
 pub trait Clock: Send + Sync {
-    /// The wall clock: for records and for people. It may jump; nothing is decided by a difference of two of these alone.
+    /// The wall clock, for records and display. It may jump, so no decision uses a difference of two of its readings
+    /// alone.
     fn now(&self) -> Timestamp;
-    /// Time since some fixed moment; it never goes back, and it goes on while the machine sleeps.
+    /// Monotonic time since a fixed instant. It continues while the machine sleeps.
     fn steady(&self) -> Duration;
-    /// Returns after this long.
+    /// Sleeps for this long.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
-    /// Does this work beside whatever else is done, until it ends or what is returned is dropped.
-    fn beside(&self, work: BoxFuture<'static, ()>) -> Beside;
+    /// Runs `work` in the background until it ends or the returned handle is dropped.
+    fn spawn(&self, work: BoxFuture<'static, ()>) -> BackgroundTask;
 }
 
-/// Work that goes on beside; dropping this ends it.
-pub struct Beside(Option<Box<dyn FnOnce() + Send + Sync>>);
+/// The handle of background work; dropping it ends the work.
+pub struct BackgroundTask(Option<Box<dyn FnOnce() + Send + Sync>>);
 
-impl Beside {
-    /// `end` ends the work.
+impl BackgroundTask {
+    /// A handle that calls `end` when it is dropped.
     pub fn new(end: impl FnOnce() + Send + Sync + 'static) -> Self {
         Self(Some(Box::new(end)))
     }
 }
 
-impl Drop for Beside {
+impl Drop for BackgroundTask {
     fn drop(&mut self) {
         if let Some(end) = self.0.take() {
             end();
@@ -43,7 +44,7 @@ impl Drop for Beside {
     }
 }
 
-/// The machine's clocks; sleeps on tokio's timer and works beside on its runtime.
+/// The machine's clocks; sleeps and background work use the tokio runtime.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -53,8 +54,7 @@ impl Clock for SystemClock {
     }
 
     fn steady(&self) -> Duration {
-        // The clock of `Instant` stands still while a laptop is closed: whoever trusted it would take a lease that others saw
-        // run out for a fresh one.
+        // `Instant` stops while a laptop sleeps. With it, a run would take a lease for fresh that others saw expire.
         let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Duration::new(since_boot.tv_sec as u64, since_boot.tv_nsec as u32)
     }
@@ -63,15 +63,15 @@ impl Clock for SystemClock {
         Box::pin(tokio::time::sleep(time))
     }
 
-    fn beside(&self, work: BoxFuture<'static, ()>) -> Beside {
+    fn spawn(&self, work: BoxFuture<'static, ()>) -> BackgroundTask {
         let task = tokio::spawn(work);
-        Beside::new(move || task.abort())
+        BackgroundTask::new(move || task.abort())
     }
 }
 
-/// A clock that stands still until everybody waits, then goes to the next thing that anybody waits for.
+/// A clock that stops until every task waits, then jumps to the next wake-up time.
 ///
-/// [`VirtualClock::run`] drives a future by itself, without a runtime: same program, same order, every time.
+/// [`VirtualClock::run`] drives a future without a runtime. The same program gives the same order of events every time.
 #[derive(Clone)]
 pub struct VirtualClock(Arc<Mutex<Virtual>>);
 
@@ -84,31 +84,31 @@ struct Virtual {
 }
 
 impl VirtualClock {
-    /// A clock whose wall time begins here.
+    /// A clock whose wall time starts here.
     pub fn at(wall: Timestamp) -> Self {
         let (sleepers, beside) = (BTreeMap::new(), BTreeMap::new());
         Self(Arc::new(Mutex::new(Virtual { wall, steady: Duration::ZERO, next: 0, sleepers, beside })))
     }
 
-    /// Somebody sets the wall clock; the steady one does not notice.
+    /// Sets the wall clock; the monotonic one is unaffected.
     pub fn jump(&self, by: SignedDuration) {
         let mut inner = self.lock();
         inner.wall = inner.wall.saturating_add(by).unwrap_or(inner.wall);
     }
 
-    /// Time passes while nobody works.
+    /// Advances the time while no task runs.
     pub fn pass(&self, time: Duration) {
         let mut inner = self.lock();
         inner.go(time);
     }
 
-    /// Drives a future to its end. `None` when it waits for something that no passing of time brings: then it is dropped,
-    /// as a process is that was killed.
+    /// Drives a future to its end. `None` when it waits for something that time alone cannot bring. It is then dropped,
+    /// like a killed process.
     pub fn run<F: Future>(&self, future: F) -> Option<F::Output> {
         self.run_while(future, || true)
     }
 
-    /// Like [`run`](Self::run), but the future is dropped as soon as `alive` says no: time does not help a dead process.
+    /// Like [`run`](Self::run), but the future is dropped as soon as `alive` returns false.
     pub fn run_while<F: Future>(&self, future: F, alive: impl Fn() -> bool) -> Option<F::Output> {
         struct Flag(AtomicBool);
         impl Wake for Flag {
@@ -133,7 +133,7 @@ impl VirtualClock {
         }
     }
 
-    /// The work may itself ask for the time, so it is taken out while it is polled; what was ended meanwhile is not put back.
+    /// The work may read this clock, so it is taken out while it is polled. Work that ended meanwhile is not put back.
     fn work_beside(&self, cx: &mut Context<'_>) {
         let keys: Vec<u64> = self.lock().beside.keys().copied().collect();
         for key in keys {
@@ -153,7 +153,7 @@ impl VirtualClock {
         }
     }
 
-    /// Lets time pass until the first sleeper wakes. Says whether there was one.
+    /// Advances to the first sleeper's wake-up time. Returns whether there was a sleeper.
     fn to_next_sleeper(&self) -> bool {
         let wakers: Vec<Waker> = {
             let mut inner = self.lock();
@@ -201,7 +201,7 @@ impl Clock for VirtualClock {
         Box::pin(Sleep { clock: self.clone(), key })
     }
 
-    fn beside(&self, work: BoxFuture<'static, ()>) -> Beside {
+    fn spawn(&self, work: BoxFuture<'static, ()>) -> BackgroundTask {
         let key = {
             let mut inner = self.lock();
             inner.next += 1;
@@ -210,8 +210,8 @@ impl Clock for VirtualClock {
             key
         };
         let clock = self.clone();
-        Beside::new(move || {
-            // Dropped outside of the lock: what the work holds may ask this clock for something as it goes.
+        BackgroundTask::new(move || {
+            // Dropped outside of the lock: dropping the work may call this clock.
             let ended = clock.lock().beside.remove(&key);
             drop(ended);
         })
@@ -274,7 +274,7 @@ mod tests {
                 }
             }
         };
-        let beside = clock.beside(Box::pin(work));
+        let beside = clock.spawn(Box::pin(work));
         clock.run(clock.sleep(Duration::from_secs(21))).unwrap();
         assert_eq!(*count.lock().unwrap(), 4);
         drop(beside);

@@ -1,149 +1,149 @@
-//! What happens while a plan is applied, for progress on a terminal and for `--output jsonl`.
+//! Events while a plan is applied, for the progress display and for `--output jsonl`.
 
 use jiff::Timestamp;
 use serde::Serialize;
 use textnlp_provider::{OperationId, ResourceId, SiteName, Verb};
 
-/// Something happened.
+/// An event of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Event {
     /// When, by the wall clock.
     pub at: Timestamp,
-    /// What.
+    /// The event.
     #[serde(flatten)]
-    pub what: What,
+    pub what: EventKind,
 }
 
-/// What happened.
+/// The kind of an event.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum What {
-    /// Providers are asked what is there.
+pub enum EventKind {
+    /// Providers are asked for the actual objects.
     Looking {
-        /// Where.
+        /// The site.
         site: SiteName,
     },
-    /// An operation that a dead run left open is finished first.
+    /// An operation that a crashed run left open is finished first.
     Recovering {
-        /// Which.
+        /// The operation's id.
         operation: OperationId,
-        /// On what.
+        /// The resource.
         resource: ResourceId,
-        /// Doing what.
+        /// The verb of the call.
         verb: Verb,
     },
     /// A plan was made and approved; this many steps follow.
     Planned {
-        /// How many.
+        /// The count of steps.
         steps: usize,
     },
-    /// An operation is durable in the journal and its call is about to be made.
+    /// An operation was written to the journal and its call is about to be made.
     Started {
-        /// Which.
+        /// The operation's id.
         operation: OperationId,
-        /// On what.
+        /// The resource.
         resource: ResourceId,
-        /// Doing what.
+        /// The verb of the call.
         verb: Verb,
     },
-    /// A longer operation says what it waits for.
+    /// A longer operation reports what it waits for.
     Says {
-        /// On what.
+        /// The resource.
         resource: ResourceId,
-        /// The provider's words.
+        /// The provider's message.
         text: String,
     },
-    /// A call failed in a way that may pass; it is made again.
+    /// A call failed with a transient error and is retried.
     Retrying {
-        /// On what.
+        /// The resource.
         resource: ResourceId,
-        /// What went wrong.
+        /// The error.
         because: String,
         /// Milliseconds until the next attempt.
         in_ms: u64,
     },
-    /// What was made is measured from outside before anything of the old goes.
+    /// A site is measured from outside before any old object is removed.
     GateAsked {
-        /// Of which site.
+        /// The site.
         site: SiteName,
     },
-    /// A gate was measured: open where nothing speaks against it.
+    /// A gate was measured. It is open if there is no reason against it.
     GateAnswered {
-        /// Of which site.
+        /// The site.
         site: SiteName,
-        /// Every reason why it is shut.
+        /// Every reason that keeps it closed.
         shut_because: Vec<String>,
     },
-    /// What the planned alternatives left open was decided.
+    /// A choice that the plan left open was made.
     Chose {
-        /// On what.
+        /// The resource.
         resource: ResourceId,
-        /// `nothing`, `update`, `replace`.
+        /// The branch: `nothing`, `update` or `replace`.
         branch: String,
     },
-    /// Only our own record changed.
+    /// Only the record changed; no call was made.
     Noted {
-        /// On what.
+        /// The resource.
         resource: ResourceId,
-        /// `adopt`, `remember`, `forget`.
+        /// The change: `adopt`, `remember` or `forget`.
         what: String,
     },
-    /// An operation is finished, durably.
+    /// An operation is done and recorded durably.
     Done {
-        /// On what.
+        /// The resource.
         resource: ResourceId,
-        /// Doing what.
+        /// The verb of the call.
         verb: Verb,
-        /// How long it took.
+        /// The duration in milliseconds.
         ms: u64,
     },
     /// An operation failed.
     Failed {
-        /// On what.
+        /// The resource.
         resource: ResourceId,
-        /// Doing what.
+        /// The verb of the call.
         verb: Verb,
-        /// Why, causes included.
+        /// The error with its causes.
         because: String,
-        /// What to do.
+        /// How to fix it.
         hint: Option<String>,
     },
-    /// A step was not begun because something before it failed, or because a person asked to stop.
+    /// A step was not started because a step before it failed, or because the operator asked to stop.
     Skipped {
-        /// On what.
+        /// The resource.
         resource: ResourceId,
-        /// Why.
+        /// The reason.
         because: String,
     },
-    /// An operation stays open; the next run finishes it.
+    /// An operation stays open; the next run recovers it.
     LeftOpen {
-        /// Which.
+        /// The operation's id.
         operation: OperationId,
-        /// On what.
+        /// The resource.
         resource: ResourceId,
     },
-    /// Something that a person should know.
+    /// A notice for the operator.
     Note {
-        /// The text.
+        /// The message.
         text: String,
     },
 }
 
-/// Whoever listens. A listener must be quick: the engine waits for it.
+/// Receives events. It must return quickly: the engine waits for it.
 pub trait Events: Send + Sync {
-    /// Takes an event.
+    /// Receives an event.
     fn tell(&self, event: Event);
 }
 
-/// Nobody listens.
+/// Discards every event.
 #[derive(Debug, Clone, Copy)]
-pub struct Quiet;
+pub struct DiscardEvents;
 
-impl Events for Quiet {
+impl Events for DiscardEvents {
     fn tell(&self, _event: Event) {}
 }
 
-/// Any closure listens.
+/// Any closure is a receiver.
 impl<F: Fn(Event) + Send + Sync> Events for F {
     fn tell(&self, event: Event) {
         self(event);

@@ -1,17 +1,22 @@
-//! What is recorded, in the words of other people's tools.
+//! Exports of the state in the formats of other tools.
 //!
-//! Terraform and OpenTofu: JSON syntax (`.tf.json`), every resource a `terraform_data` of the built-in provider, with what we recorded as
-//! its input and what it needs as its dependencies. It documents and can be validated, planned and queried; it makes nothing.
+//! Terraform and OpenTofu: JSON syntax (`.tf.json`). Every resource is a `terraform_data` of the built-in provider,
+//! with its record as input and its dependencies as `depends_on`. It is documentation that can be validated, planned
+//! and queried; it creates nothing.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use textnlp_provider::{EnvironmentName, Lineage, ResourceId};
 
-use crate::state::Holding;
+use crate::state::RecordedObjects;
 
-/// The configuration of a state.
-pub fn terraform(environment: &EnvironmentName, lineage: Lineage, holdings: &BTreeMap<ResourceId, Holding>) -> Value {
+/// The Terraform configuration of a state.
+pub fn terraform(
+    environment: &EnvironmentName,
+    lineage: Lineage,
+    holdings: &BTreeMap<ResourceId, RecordedObjects>,
+) -> Value {
     let names = names(holdings.keys());
     let mut resources = Map::new();
     for (id, holding) in holdings {
@@ -37,7 +42,7 @@ pub fn terraform(environment: &EnvironmentName, lineage: Lineage, holdings: &BTr
         resources.insert(names[id].clone(), resource);
     }
     let mut document = json!({
-        "//": format!("environment {environment}, lineage {lineage}: what textnlp-deploy recorded; it documents and makes nothing"),
+        "//": format!("environment {environment}, lineage {lineage}: recorded by textnlp-deploy, as documentation: it creates nothing"),
         "terraform": { "required_version": ">= 1.4" },
         "locals": { "environment": environment, "lineage": lineage },
     });
@@ -47,7 +52,7 @@ pub fn terraform(environment: &EnvironmentName, lineage: Lineage, holdings: &BTr
     document
 }
 
-/// A name for each resource that Terraform takes: letters, digits and underscores, each one once.
+/// A unique Terraform name for each resource: letters, digits and underscores.
 fn names<'a>(ids: impl Iterator<Item = &'a ResourceId>) -> BTreeMap<ResourceId, String> {
     let mut taken = BTreeMap::new();
     let mut names = BTreeMap::new();
@@ -55,14 +60,14 @@ fn names<'a>(ids: impl Iterator<Item = &'a ResourceId>) -> BTreeMap<ResourceId, 
         let plain: String = id.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         let count = taken.entry(plain.clone()).or_insert(0);
         *count += 1;
-        // Two underscores stand in no name that has none of its own.
+        // Plain names have no double underscore, so the suffix is unambiguous.
         let name = if *count == 1 { plain } else { format!("{plain}__{count}") };
         names.insert(id.clone(), name);
     }
     names
 }
 
-/// In this syntax every text is a template: what would be read as one is written so that it is not.
+/// Every string is a template in this syntax, so template markers are escaped.
 fn literal(value: Value) -> Value {
     match value {
         Value::String(text) => Value::String(plain(&text)),

@@ -1,7 +1,7 @@
-//! From what a person wrote to what runs: environments, plans, apply, state, gates and releases.
+//! The engine from an environment file to a running service: environments, plans, apply, state, gates and releases.
 //!
-//! Read in the order of the road: [`environment`] (the file, typed), [`release`] (which bytes run).
-//! This crate knows no cloud by name, no command line and prints nothing.
+//! Start with [`environment`] (the typed file), then [`release`] (the artifacts that run). This crate has no code that
+//! is specific to a cloud or to the command line, and prints nothing.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -19,6 +19,6 @@ pub mod load;
 pub mod plan;
 pub mod release;
 pub mod report;
-pub mod road;
+pub mod run;
 pub mod state;
 pub mod status;

@@ -1,4 +1,4 @@
-//! What there is, what differs from the record, and how it came about: pure functions over facts and journals.
+//! Status, drift and history: pure functions over facts and journals.
 
 use std::collections::BTreeMap;
 
@@ -10,108 +10,108 @@ use textnlp_provider::{
 };
 
 use crate::plan::{Facts, SiteFacts};
-use crate::state::{End, Entry, Holding, Open, Place, Record, State, StateError};
+use crate::state::{End, Entry, OpenOperation, Record, RecordedObjects, SiteLocation, State, StateError};
 
-/// What there is of an environment.
+/// The status of an environment.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// Which environment.
+    /// The environment.
     pub environment: EnvironmentName,
-    /// Which deployment; `None` when there was never any.
+    /// The lineage of the deployment; `None` if there was never any.
     pub lineage: Option<Lineage>,
-    /// Everything recorded is there and does its work, and nothing is open.
+    /// Every recorded resource exists and is healthy, and no operation is open.
     pub ready: bool,
     /// Its sites.
     pub sites: Vec<SiteStatus>,
-    /// What is recorded, in order of ids.
+    /// The recorded resources, in order of ids.
     pub resources: Vec<ResourceStatus>,
-    /// Where reality differs from the record.
+    /// Differences between the actual state and the record.
     pub drift: Vec<Drift>,
-    /// Operations that were begun and have not ended.
+    /// Operations that were started and have not ended.
     pub open: Vec<OpenStatus>,
 }
 
-/// One site.
+/// The status of a site.
 #[derive(Debug, Clone, Serialize)]
 pub struct SiteStatus {
     /// Its name.
     pub site: SiteName,
-    /// What it is bound to.
-    pub place: Option<Place>,
-    /// Recorded resources.
+    /// The location it is bound to.
+    pub place: Option<SiteLocation>,
+    /// The count of recorded resources.
     pub resources: usize,
-    /// Those that are there and do their work.
+    /// The count of resources that exist and are healthy.
     pub ready: usize,
 }
 
-/// One recorded resource.
+/// The status of a recorded resource.
 #[derive(Debug, Clone, Serialize)]
 pub struct ResourceStatus {
     /// Its id.
     pub resource: ResourceId,
-    /// What it is.
+    /// Its kind.
     pub kind: KindName,
-    /// Where.
+    /// Its site.
     pub site: SiteName,
-    /// How it stands.
+    /// Its health.
     #[serde(flatten)]
-    pub standing: Standing,
-    /// What the provider calls it.
+    pub standing: ResourceHealth,
+    /// The provider's id of its object.
     pub cloud_id: CloudId,
-    /// When it was last made or changed.
+    /// When it was last created or changed.
     pub since: Timestamp,
-    /// What others read of it.
+    /// Outputs that other resources read.
     pub outputs: Outputs,
-    /// Whether removing it takes a typed consent.
+    /// Whether its removal needs a typed confirmation.
     pub protected: bool,
 }
 
-/// How a recorded resource stands.
+/// The health of a recorded resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "standing", content = "why", rename_all = "snake_case")]
-pub enum Standing {
-    /// It is there and does its work.
+pub enum ResourceHealth {
+    /// It exists and is healthy.
     Ready,
-    /// It is there and does not.
+    /// It exists and is unhealthy: the reason.
     Degraded(String),
-    /// It is not there.
+    /// It does not exist.
     Gone,
-    /// It could not be seen.
+    /// It could not be read: the reason.
     Unknown(String),
-    /// Its creation failed half-way.
+    /// Its creation failed halfway.
     Tainted,
 }
 
-/// A difference between the record and reality.
+/// A difference between the record and the actual state.
 #[derive(Debug, Clone, Serialize)]
 pub struct Drift {
-    /// Of which resource.
+    /// The resource.
     pub resource: ResourceId,
-    /// In a few words: `gone`, `changed`, `degraded`, `unknown`, `not recorded`.
+    /// One of `gone`, `changed`, `degraded`, `unknown`, `not recorded`.
     pub what: String,
-    /// The provider's words, if it had any.
+    /// The provider's message, if it gave one.
     pub why: Option<String>,
-    /// The fields that differ: `before` is what is there, `after` is what was recorded.
+    /// The fields that differ: `before` is the actual value, `after` is the recorded one.
     pub fields: Vec<FieldChange>,
 }
 
 /// An open operation.
 #[derive(Debug, Clone, Serialize)]
 pub struct OpenStatus {
-    /// Which.
+    /// Its id.
     pub operation: OperationId,
-    /// On what.
+    /// The resource.
     pub resource: ResourceId,
-    /// What it does.
+    /// The verb of the call.
     pub verb: Verb,
-    /// What it waited for.
+    /// The provider's last message about what it waits for.
     pub says: Option<String>,
-    /// When it was begun.
+    /// When it was started.
     pub begun: Timestamp,
 }
 
-/// Sums the facts up.
-pub fn status(facts: &Facts, places: &BTreeMap<SiteName, Place>) -> Status {
+/// Summarizes the facts.
+pub fn status(facts: &Facts, places: &BTreeMap<SiteName, SiteLocation>) -> Status {
     let mut status = Status {
         environment: facts.environment.clone(),
         lineage: (!facts.is_new).then_some(facts.lineage),
@@ -129,7 +129,7 @@ pub fn status(facts: &Facts, places: &BTreeMap<SiteName, Place>) -> Status {
             }
         }
         let here = &status.resources[before..];
-        let ready = here.iter().filter(|resource| resource.standing == Standing::Ready).count();
+        let ready = here.iter().filter(|resource| resource.standing == ResourceHealth::Ready).count();
         let place = places.get(name).cloned();
         status.sites.push(SiteStatus { site: name.clone(), place, resources: here.len(), ready });
         status.open.extend(site.open.iter().map(|(operation, open)| OpenStatus {
@@ -142,19 +142,19 @@ pub fn status(facts: &Facts, places: &BTreeMap<SiteName, Place>) -> Status {
     }
     status.ready = !status.resources.is_empty()
         && status.open.is_empty()
-        && status.resources.iter().all(|resource| resource.standing == Standing::Ready);
+        && status.resources.iter().all(|resource| resource.standing == ResourceHealth::Ready);
     status
 }
 
 fn resource_status(id: &ResourceId, recorded: &Recorded, since: Timestamp, site: &SiteFacts) -> ResourceStatus {
     let standing = match sight(id, recorded, site) {
-        _ if recorded.tainted => Standing::Tainted,
+        _ if recorded.tainted => ResourceHealth::Tainted,
         Observed::Present(object) => match &object.health {
-            Health::Ready => Standing::Ready,
-            Health::Degraded(reason) => Standing::Degraded(reason.clone()),
+            Health::Ready => ResourceHealth::Ready,
+            Health::Degraded(reason) => ResourceHealth::Degraded(reason.clone()),
         },
-        Observed::Absent => Standing::Gone,
-        Observed::Unknown(why) => Standing::Unknown(why.0),
+        Observed::Absent => ResourceHealth::Gone,
+        Observed::Unknown(why) => ResourceHealth::Unknown(why.0),
     };
     ResourceStatus {
         resource: id.clone(),
@@ -168,7 +168,7 @@ fn resource_status(id: &ResourceId, recorded: &Recorded, since: Timestamp, site:
     }
 }
 
-/// The object that a record is about, as the provider shows it.
+/// The observation of the recorded object.
 fn sight(id: &ResourceId, recorded: &Recorded, site: &SiteFacts) -> Observed {
     let mut answers = site.observed.iter().filter(|(seen, _)| seen == id).map(|(_, seen)| seen);
     let mut last = None;
@@ -179,10 +179,12 @@ fn sight(id: &ResourceId, recorded: &Recorded, site: &SiteFacts) -> Observed {
             _ => last = last.or(Some(Observed::Absent)),
         }
     }
-    last.unwrap_or_else(|| Observed::Unknown(textnlp_provider::Why("the provider did not mention it".to_owned())))
+    last.unwrap_or_else(|| {
+        Observed::Unknown(textnlp_provider::ReadFailure("the provider did not report it".to_owned()))
+    })
 }
 
-/// Compares what was recorded with what is there. What the environment file says now plays no part.
+/// Compares the record with the actual state. The environment file plays no part.
 pub fn drift(facts: &Facts) -> Vec<Drift> {
     let mut all = Vec::new();
     for site in facts.sites.values() {
@@ -193,11 +195,11 @@ pub fn drift(facts: &Facts) -> Vec<Drift> {
         }
         for (id, seen) in &site.observed {
             let Observed::Present(object) = seen else { continue };
-            let ids = site.holdings.get(id).into_iter().flat_map(Holding::cloud_ids);
+            let ids = site.holdings.get(id).into_iter().flat_map(RecordedObjects::cloud_ids);
             let recorded = ids.into_iter().any(|cloud_id| *cloud_id == object.cloud_id);
             let ours = object.lineage == Some(facts.lineage);
             if ours && !recorded {
-                let why = Some(format!("`{}` is ours and no record mentions it", object.cloud_id));
+                let why = Some(format!("`{}` belongs to this deployment and is not in the state", object.cloud_id));
                 all.push(Drift { resource: id.clone(), what: "not recorded".to_owned(), why, fields: Vec::new() });
             }
         }
@@ -224,7 +226,7 @@ fn drift_of(id: &ResourceId, recorded: &Recorded, site: &SiteFacts) -> Option<Dr
     }
 }
 
-/// What would be wanted if the record were the wish.
+/// The resource as wanted if the record were the environment file.
 fn as_recorded(recorded: &Recorded) -> Wanted {
     Wanted {
         id: recorded.id.clone(),
@@ -238,45 +240,45 @@ fn as_recorded(recorded: &Recorded) -> Wanted {
     }
 }
 
-/// Everything that is known of one resource.
+/// Everything known about one resource.
 #[derive(Debug, Clone, Serialize)]
 pub struct Explanation {
-    /// Which.
+    /// The resource.
     pub resource: ResourceId,
-    /// As recorded.
-    pub holding: Option<Holding>,
-    /// How it stands.
-    pub standing: Option<Standing>,
-    /// Where it differs.
+    /// Its record.
+    pub holding: Option<RecordedObjects>,
+    /// Its health.
+    pub standing: Option<ResourceHealth>,
+    /// Its drift.
     pub drift: Option<Drift>,
-    /// Operations on it that are open.
+    /// Its open operations.
     pub open: Vec<OpenStatus>,
-    /// What was done with it, oldest first.
+    /// Its history, oldest first.
     pub history: Vec<Line>,
 }
 
-/// One line of history, for people.
+/// One line of history.
 #[derive(Debug, Clone, Serialize)]
 pub struct Line {
-    /// Where.
+    /// The site.
     pub site: SiteName,
-    /// The number of the record.
+    /// The number of the record in the journal.
     pub n: u64,
-    /// When.
+    /// When it was written.
     pub at: Timestamp,
     /// The operator.
     pub by: String,
-    /// Why, as the operator said.
+    /// The reason that the operator gave.
     pub reason: Option<String>,
-    /// Name and version of the tool.
+    /// Name and version of the program.
     pub tool: String,
-    /// The resource, if it is about one.
+    /// The resource, if the record is about one.
     pub resource: Option<ResourceId>,
-    /// What happened.
+    /// The event, as text.
     pub text: String,
 }
 
-/// Says everything about one resource.
+/// Collects everything known about one resource.
 pub async fn explain(state: &State, facts: &Facts, resource: &ResourceId) -> Result<Explanation, StateError> {
     let mut explanation = Explanation {
         resource: resource.clone(),
@@ -293,7 +295,7 @@ pub async fn explain(state: &State, facts: &Facts, resource: &ResourceId) -> Res
                 current.map(|recorded| resource_status(resource, recorded, holding.since, site).standing);
             explanation.holding = Some(holding.clone());
         }
-        let of_it = |open: &&Open| open.intent.operation.resource == *resource;
+        let of_it = |open: &&OpenOperation| open.intent.operation.resource == *resource;
         explanation.open.extend(site.open.iter().filter(|(_, open)| of_it(open)).map(|(operation, open)| OpenStatus {
             operation: *operation,
             resource: resource.clone(),
@@ -307,7 +309,7 @@ pub async fn explain(state: &State, facts: &Facts, resource: &ResourceId) -> Res
     Ok(explanation)
 }
 
-/// Everything that was ever written down at a site, oldest first.
+/// Every record of a site's journal, oldest first.
 pub async fn history(state: &State, site: &SiteName) -> Result<Vec<Line>, StateError> {
     let mut operations: BTreeMap<OperationId, (Verb, ResourceId)> = BTreeMap::new();
     let records = state.history(site).await?;
@@ -326,7 +328,7 @@ fn line(site: &SiteName, record: Record, operations: &mut BTreeMap<OperationId, 
         }
         Entry::Begun { op, verb, resource, .. } => {
             operations.insert(*op, (*verb, resource.clone()));
-            (Some(resource.clone()), format!("operation {op}: {verb} {resource} begun"))
+            (Some(resource.clone()), format!("operation {op}: {verb} {resource} started"))
         }
         Entry::Pending { op, says, .. } => {
             let (resource, text) = of(op);
@@ -337,7 +339,7 @@ fn line(site: &SiteName, record: Record, operations: &mut BTreeMap<OperationId, 
             let end = match end {
                 End::Made { .. } | End::Gone => "done".to_owned(),
                 End::Failed { left, because } => {
-                    let left = if left.is_some() { ", leaving something behind" } else { "" };
+                    let left = if left.is_some() { ", with objects left behind" } else { "" };
                     format!("failed{left}: {because}")
                 }
             };

@@ -1,20 +1,20 @@
-//! Who may still ask for how much: rates of requests, and tokens set aside for one generation and settled after it.
+//! Rate limits: requests, and tokens reserved for a generation and settled after it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
+use textnlp_net::retry::retry;
+use textnlp_store::rate::{Left, Taken, take};
+use textnlp_store::{BudgetRefusal, RETRIES, Reservation, StoreError, now_ms};
 
 use crate::app::App;
 use crate::auth::Caller;
 use crate::config::Rate;
-use crate::database::{self, BudgetRefusal, Reservation, StoreError, now_ms};
 use crate::error::{ApiError, chain};
-use crate::rate::{Left, Taken, take};
-use crate::retry::{Backoff, retry};
 
-/// Takes one request of the caller's rate.
+/// Consumes one request of the caller's rate limit.
 pub(crate) async fn take_request(app: &App, caller: &Caller) -> Result<Option<Left>, (ApiError, Option<Left>)> {
     let Some(rate) = caller.rate else { return Ok(None) };
     let taken = if app.local_rates.is_alone(&caller.user) {
@@ -27,7 +27,7 @@ pub(crate) async fn take_request(app: &App, caller: &Caller) -> Result<Option<Le
             }
             // A database that cannot be written must not stop generation: this replica counts alone until it can.
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "rates are counted by this replica alone");
+                tracing::warn!(error = %chain(&error), "rate limits are counted by this replica only");
                 app.local_rates.begin_alone(&caller.user);
                 app.local_rates.take(&caller.user, rate)
             }
@@ -40,8 +40,8 @@ pub(crate) async fn take_request(app: &App, caller: &Caller) -> Result<Option<Le
     }
 }
 
-/// Sets tokens aside for one generation: from the token that pays, and from the key's rate of tokens. `None` when nothing
-/// limits the caller.
+/// Reserves tokens for one generation: from the token budget, and from the key's token rate. `None` when the caller has
+/// no limit.
 pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<Option<Reservation>, ApiError> {
     if caller.token.is_none() && caller.token_rate.is_none() {
         return Ok(None);
@@ -53,17 +53,18 @@ pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<O
         tokens,
     };
     let (limit, expires) = caller.token.as_ref().map_or((0, now_ms()), |token| (token.limit, token.expires_at_ms));
-    let reserved = database::change(StoreError::passes, || app.store.reserve(&reservation, limit, expires)).await?;
+    let reserved =
+        textnlp_store::change(StoreError::passes, || app.store.reserve(&reservation, limit, expires)).await?;
     match (reserved, caller.token_rate) {
         (Ok(_), _) => Ok(Some(reservation)),
         (Err(BudgetRefusal::Spent { limit, left }), _) => Err(ApiError::new(
             StatusCode::FORBIDDEN,
             "token_limit_exceeded",
-            format!("this needs up to {tokens} tokens, and this token may spend {left} more of its {limit}"),
+            format!("this request needs up to {tokens} tokens, but this token has {left} left of {limit}"),
         )
         .param("max_tokens")
         .hint(if left > 0 {
-            "ask for fewer tokens, or get a new token from /auth/token"
+            "request fewer tokens, or get a new token from /auth/token"
         } else {
             "get a new token from /auth/token"
         })),
@@ -74,22 +75,22 @@ pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<O
             StatusCode::FORBIDDEN,
             "token_rate_exceeded",
             format!(
-                "this needs up to {tokens} tokens, more than this key's {} ever gives",
+                "this request needs up to {tokens} tokens, more than this key's {} allows",
                 rate.map_or_else(String::new, |r| r.to_string())
             ),
         )
         .param("max_tokens")
-        .hint("ask for fewer tokens")),
+        .hint("request fewer tokens")),
     }
 }
 
-/// Settles what a generation used, also after its client has left. What cannot be written stays set aside until the token
-/// expires: never too little is counted.
+/// Settles what a generation used, also after its client disconnected. If the write fails, the reservation stays until
+/// the token expires, so usage is never undercounted.
 pub(crate) async fn settle(app: &App, reservation: Option<Reservation>, used: u64) {
     let Some(reservation) = reservation else { return };
-    let settled = retry(Backoff::DATABASE, StoreError::passes, || app.store.settle(&reservation, used)).await;
+    let settled = retry(RETRIES, StoreError::passes, || app.store.settle(&reservation, used)).await;
     if let Err(error) = settled {
-        tracing::warn!(key = %reservation.subject, used, error = %chain(&error), "used tokens could not be settled");
+        tracing::warn!(key = %reservation.subject, used, error = %chain(&error), "token usage could not be recorded");
     }
 }
 
@@ -114,14 +115,14 @@ pub(crate) struct LocalRates(Mutex<HashMap<String, Local>>);
 #[derive(Debug, Default)]
 struct Local {
     arrival_ms: f64,
-    /// Until then nobody waits again for a store that let one wait in vain.
+    /// Until then no request waits for the store, after one timed out.
     alone_until: Option<Instant>,
 }
 
-/// Keys counted at once; beyond it the table starts anew.
+/// Maximum number of keys counted locally; beyond it the table is cleared.
 const MAX_LOCAL: usize = 10_000;
 
-/// How long a key is counted alone before the store is asked again.
+/// How long a key is counted locally before the store is tried again.
 const ALONE: Duration = Duration::from_secs(1);
 
 impl LocalRates {
@@ -134,7 +135,7 @@ impl LocalRates {
         self.with(subject, |local| local.alone_until = Some(Instant::now() + ALONE));
     }
 
-    /// What all replicas together had given when this one could still ask.
+    /// Records the state of all replicas from the last successful query.
     fn learn(&self, subject: &str, taken: Taken) {
         let arrival_ms = match taken {
             Taken::Yes { arrival_ms, .. } => arrival_ms,

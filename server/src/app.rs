@@ -1,34 +1,36 @@
-//! What all requests share.
+//! State shared by all requests.
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde_json::json;
 use textnlp_inference::engine::Handle;
+use textnlp_process::Leaving;
+use textnlp_store::{Action, Actor, AuditEvent, AuditLog, Store, UsageLog};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
 use crate::auth::jwt::Signer;
 use crate::config::Config;
-use crate::database::{Store, UsageLog};
-use crate::leaving::Leaving;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
 
-/// What all requests share.
+/// State shared by all requests.
 pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) store: Store,
     pub(crate) signer: Signer,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) usage: UsageLog,
+    pub(crate) audit: AuditLog,
     pub(crate) engine: Handle,
     pub(crate) models: Arc<Models>,
     pub(crate) readiness: Readiness,
     pub(crate) local_rates: LocalRates,
     pub(crate) began: Instant,
-    /// Work that outlives the request which began it: generations, until they are settled.
+    /// Tasks that outlive their request: generations until they are settled.
     pub(crate) tasks: TaskTracker,
     /// Long texts being turned into tokens, each on a thread of its own.
     pub(crate) tokenizing: Arc<Semaphore>,
@@ -39,6 +41,14 @@ pub(crate) struct App {
 pub(crate) const TOKENIZING: usize = 2;
 
 impl App {
+    /// An act of this replica.
+    pub(crate) fn event(&self, action: Action) -> AuditEvent {
+        let detail = json!({
+            "version": env!("CARGO_PKG_VERSION"), "environment": self.config.environment, "site": self.config.site,
+        });
+        AuditEvent::new(&Actor::Server, action).detail(detail)
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.leaving.is_going()
     }

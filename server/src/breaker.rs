@@ -19,7 +19,7 @@ impl Default for BreakerOptions {
     }
 }
 
-/// Where it stands.
+/// The state of a breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Calls pass.
@@ -45,7 +45,7 @@ impl Breaker {
         Self { options, failures: 0, opened: None, trial: None }
     }
 
-    /// Whether a call may be made now; the error is how long to wait. Every permitted call is followed by
+    /// Whether a call may be made now; the error is the time to wait. Every permitted call must be followed by
     /// [`Breaker::succeeded`], [`Breaker::failed`] or [`Breaker::abandoned`].
     pub fn permit(&mut self, now: Instant) -> Result<(), Duration> {
         let Some(opened) = self.opened else { return Ok(()) };
@@ -77,12 +77,12 @@ impl Breaker {
         }
     }
 
-    /// A call ended without saying anything about the thing: its client left, its deadline passed.
+    /// A call ended without success or failure: its client disconnected, or its deadline passed.
     pub fn abandoned(&mut self) {
         self.trial = None;
     }
 
-    /// Where it stands.
+    /// The current state.
     pub fn state(&self) -> State {
         match (self.opened, self.trial) {
             (None, _) => State::Closed,

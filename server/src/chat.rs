@@ -1,5 +1,5 @@
-//! Chat templates: the Jinja text that a model brings along, turned into a prompt. It comes from a file that anyone may have
-//! written, so it runs with a bounded amount of work and cannot reach anything.
+//! Chat templates: renders a model's Jinja template into a prompt. The template is untrusted, so it runs with a bounded
+//! amount of work and without access to anything else.
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior};
@@ -10,7 +10,7 @@ use serde::Serialize;
 pub(crate) struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// What was said.
+    /// The text of the message.
     pub content: String,
 }
 
@@ -21,7 +21,7 @@ pub(crate) struct ChatTemplate {
     eos: String,
 }
 
-/// Steps that one rendering may take: a hundred times what long conversations need.
+/// Maximum steps of one rendering: a hundred times what long conversations need.
 const FUEL: u64 = 2_000_000;
 
 /// The longest prompt that a rendering may make.
@@ -31,7 +31,7 @@ impl ChatTemplate {
     /// Parses a template.
     pub(crate) fn new(source: &str, bos: Option<String>, eos: Option<String>) -> Result<Self, Error> {
         let mut environment = Environment::new();
-        // What is not there cannot be printed; templates may ask whether it is, as they do everywhere.
+        // Printing an undefined value is an error; testing for it is allowed.
         environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
         environment.set_fuel(Some(FUEL));
         environment
@@ -45,7 +45,7 @@ impl ChatTemplate {
         Ok(Self { environment, bos: bos.unwrap_or_default(), eos: eos.unwrap_or_default() })
     }
 
-    /// The prompt of a conversation, up to where the assistant speaks.
+    /// The prompt of a conversation, up to the assistant's turn.
     pub(crate) fn render(&self, messages: &[Message]) -> Result<String, Error> {
         let template = self.environment.get_template("chat")?;
         let prompt = template.render(minijinja::context! {

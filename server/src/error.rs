@@ -1,4 +1,4 @@
-//! What a client is told when something is wrong: OpenAI's shape, plus a hint.
+//! API errors: OpenAI's format, plus a hint.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use textnlp_inference::engine::Failure;
 
-use crate::database::StoreError;
+use textnlp_store::StoreError;
 
 /// An answer that is a refusal or a failure.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiError {
     /// The HTTP status.
     pub status: StatusCode,
-    /// A word for programs, such as `context_length_exceeded`; errors are counted by it.
+    /// The machine-readable code, such as `context_length_exceeded`; also a metric label.
     pub code: &'static str,
-    /// What is wrong.
+    /// The problem.
     pub message: String,
     /// Which field of the request.
     pub param: Option<String>,
-    /// What to do.
+    /// The hint.
     pub hint: Option<String>,
     /// When to try again.
     pub retry_after: Option<Duration>,
@@ -53,14 +53,14 @@ impl ApiError {
         self
     }
 
-    /// Says what to do.
+    /// Sets the hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Says when to try again.
+    /// Sets `Retry-After`.
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
@@ -87,7 +87,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.body())).into_response();
         if let Some(after) = self.retry_after {
-            // Whole seconds, upwards, at least one: a client that comes back at 0 would only be refused again.
+            // Rounded up to at least one second: a retry after 0 would fail again.
             let seconds = after.as_millis().div_ceil(1000).max(1);
             if let Ok(value) = HeaderValue::from_str(&seconds.to_string()) {
                 response.headers_mut().insert(header::RETRY_AFTER, value);
@@ -105,14 +105,10 @@ impl IntoResponse for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        tracing::warn!(error = %chain(&error), "the database could not be asked");
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "storage_unavailable",
-            "the server's database cannot be asked right now",
-        )
-        .hint("try again in a moment; operators: see the server's log")
-        .retry_after(Duration::from_secs(2))
+        tracing::warn!(error = %chain(&error), "the database query failed");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "the server's database is not available")
+            .hint("try again in a moment; operators: see the server's log")
+            .retry_after(Duration::from_secs(2))
     }
 }
 
@@ -122,37 +118,25 @@ impl From<Failure> for ApiError {
         match failure {
             Failure::NoModel(name) => Self::new(StatusCode::NOT_FOUND, "model_not_found", message)
                 .param("model")
-                .hint(format!("GET /v1/models lists what can be asked instead of `{name}`")),
+                .hint(format!("GET /v1/models lists the models that can be used instead of `{name}`")),
             Failure::TooLong { context, .. } => Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
                 .param("prompt")
                 .hint(format!("shorten it to fewer than {context} tokens; POST /v1/tokenize counts them")),
             Failure::BadPrompt(_) => Self::invalid(message).param("prompt"),
-            Failure::Busy { retry_after_ms } => Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "queue_full",
-                "the server has as many requests waiting as it takes",
-            )
-            .hint("try again after the time in Retry-After")
-            .retry_after(Duration::from_millis(retry_after_ms)),
+            Failure::Busy { retry_after_ms } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", "the server's request queue is full")
+                    .hint("try again after the time in Retry-After")
+                    .retry_after(Duration::from_millis(retry_after_ms))
+            }
             Failure::Draining => Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message)
                 .hint("try again: another replica answers")
                 .retry_after(Duration::from_secs(1)),
             Failure::Deadline => Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
-                .hint("ask for fewer tokens, or stream the answer"),
+                .hint("request fewer tokens, or stream the answer"),
             other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model_failed", other.to_string())
-                .hint("try again; if it stays, the model's files may be damaged"),
+                .hint("try again; if it happens again, the model's files may be damaged"),
         }
     }
 }
 
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
-}
+pub(crate) use textnlp_net::error_chain as chain;

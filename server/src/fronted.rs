@@ -1,7 +1,8 @@
-//! HTTPS behind a front proxy: whoever asks may show a certificate, and whoever answers is told whether it is the front's. What is asked and answered
-//! is somebody else's; here are the sockets, the certificates and the bounds.
+//! HTTPS behind a front proxy. A client may present a certificate, and the handler learns whether it is
+//! the proxy's. This module has the sockets, the certificates and the limits; the handler has the content.
 //!
-//! A certificate of another authority ends the handshake. None at all does not: probes show none, and whoever answers refuses what is not theirs.
+//! A client certificate of another CA ends the handshake. No certificate is allowed, because probes have none; the
+//! handler rejects other requests.
 
 use std::convert::Infallible;
 use std::io;
@@ -23,30 +24,31 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use textnlp_net::listen::{Limits, Listener, Stream};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::border::identity;
+use textnlp_sites::border::identity;
 
-/// Connections at once; a front keeps a few.
-const MOST: usize = 128;
+/// Maximum connections; a proxy keeps a few.
+const MAX_CONNECTIONS: usize = 128;
 /// From the first byte to the end of the TLS handshake.
-const SHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// For the head of a request, also while a connection rests: whoever asks again after that connects again.
-const HEAD_WITHIN: Duration = Duration::from_secs(120);
-/// The same for whoever is not the front: probes ask at once, and strangers hold no place.
-const STRANGER_WITHIN: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout for a request's headers, also on an idle connection.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(120);
+/// The same for other clients: probes send at once, and unauthenticated clients must not hold connections.
+const UNAUTHENTICATED_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest head of a request.
 const MOST_HEAD: usize = 64 << 10;
-/// What is being answered when it ends has so long.
-const LEAVES_WITHIN: Duration = Duration::from_secs(5);
+/// Grace period for open requests at shutdown.
+const GRACE_PERIOD: Duration = Duration::from_secs(5);
 
-/// By which certificates the front is known.
+/// The CA and names that identify the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Front {
     /// The authorities that certify it, PEM.
@@ -60,11 +62,11 @@ pub struct Front {
 pub struct Question {
     /// `/path?query` of a GET.
     pub target: String,
-    /// Whether the front asks.
+    /// Whether the client is the proxy.
     pub is_front: bool,
 }
 
-/// Who answers: the status and a JSON document.
+/// The handler: returns the status and a JSON document.
 pub type Answering = Arc<dyn Fn(Question) -> BoxFuture<'static, (u16, Vec<u8>)> + Send + Sync>;
 
 /// A server of this kind that runs.
@@ -75,8 +77,8 @@ pub struct Fronted {
 }
 
 impl Fronted {
-    /// Listens, and answers from now on. The files are read for each connection, so that renewed ones need no restart; the same goes for
-    /// `front`, and as long as nobody knows it, nobody is.
+    /// Listens and serves. The certificate files are read for each connection, so renewed ones need no restart. The
+    /// same applies to `front`; without a value no client is the proxy.
     pub async fn start(
         listen: SocketAddr,
         certificate_file: Utf8PathBuf,
@@ -84,60 +86,48 @@ impl Fronted {
         front: watch::Receiver<Option<Front>>,
         answering: Answering,
     ) -> io::Result<Self> {
-        // What is wrong with the files is said now, and not to the first who asks.
+        // Report invalid files now rather than on the first request.
         config(&certificate_file, &key_file, None)?;
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (stopped, tracked) = (stop.clone(), tasks.clone());
         tasks.spawn(async move {
-            let places = Arc::new(Semaphore::new(MOST));
-            loop {
-                let next = async { (places.clone().acquire_owned().await, listener.accept().await) };
-                let (Ok(place), accepted) = (tokio::select! {
-                    next = next => next,
-                    () = stopped.cancelled() => return,
-                }) else {
-                    return;
-                };
-                let Ok((stream, _)) = accepted else {
-                    // Out of file numbers, mostly: others must end first.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                };
+            let handle = |stream| {
                 let mut front = front.clone();
                 let known = front.borrow_and_update().clone();
                 let config = config(&certificate_file, &key_file, known.as_ref());
                 let (answering, stopped) = (answering.clone(), stopped.clone());
-                // Whoever was judged by what was known before is judged anew.
+                // Connections classified by the old configuration are closed.
                 let over = async move {
                     tokio::select! {
                         Ok(()) = front.changed() => {}
                         () = stopped.cancelled() => {}
                     }
                 };
-                tracked.spawn(async move {
+                async move {
                     match config {
                         Ok(config) => connection(stream, config, known, answering, over).await,
-                        Err(error) => tracing::warn!(%error, "the certificate cannot be shown"),
+                        Err(error) => tracing::warn!(%error, "the certificate cannot be loaded"),
                     }
-                    drop(place);
-                });
-            }
+                }
+            };
+            let limits = Limits { name: "metrics API", max_connections: MAX_CONNECTIONS };
+            Listener::Tcp(listener).serve(limits, &stopped, &tracked, handle).await;
         });
         Ok(Self { address, stop, tasks })
     }
 
-    /// Where it listens.
+    /// The listening address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Takes nothing new, gives what is being answered a moment, and ends.
+    /// Accepts no new connections, waits for open requests, and ends.
     pub async fn leave(self) {
         self.stop.cancel();
         self.tasks.close();
-        let _ = timeout(LEAVES_WITHIN, self.tasks.wait()).await;
+        let _ = timeout(GRACE_PERIOD, self.tasks.wait()).await;
     }
 }
 
@@ -151,9 +141,9 @@ fn config(certificate_file: &Utf8Path, key_file: &Utf8Path, front: Option<&Front
         Some(front) => {
             let mut roots = RootCertStore::empty();
             let listed: Vec<_> = CertificateDer::pem_slice_iter(front.authorities.as_bytes()).flatten().collect();
-            // One of an odd form says nothing of the others.
+            // An unparsable certificate does not invalidate the others.
             if roots.add_parsable_certificates(listed).0 == 0 {
-                return Err(io::Error::other("none of the front's authorities can be read"));
+                return Err(io::Error::other("none of the adapter's CA certificates can be read"));
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             config.with_client_cert_verifier(verifier.allow_unauthenticated().build().map_err(io::Error::other)?)
@@ -166,13 +156,13 @@ fn config(certificate_file: &Utf8Path, key_file: &Utf8Path, front: Option<&Front
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: Stream,
     config: Arc<ServerConfig>,
     front: Option<Front>,
     answering: Answering,
     over: impl Future<Output = ()>,
 ) {
-    let shaken = timeout(SHAKE_WITHIN, TlsAcceptor::from(config).accept(stream)).await;
+    let shaken = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await;
     let stream = match shaken {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "a handshake failed"),
@@ -187,7 +177,7 @@ async fn connection(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(if is_front { HEAD_WITHIN } else { STRANGER_WITHIN })
+        .header_read_timeout(if is_front { HEADERS_TIMEOUT } else { UNAUTHENTICATED_TIMEOUT })
         .keep_alive(is_front)
         .max_buf_size(MOST_HEAD)
         .serve_connection(TokioIo::new(stream), service);
@@ -200,7 +190,7 @@ async fn connection(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(error = %crate::error::chain(&error), "a connection broke off");
+        tracing::debug!(error = %crate::error::chain(&error), "a connection was interrupted");
     }
 }
 
@@ -234,6 +224,7 @@ mod tests {
     use rustls::ClientConfig;
     use rustls::pki_types::{PrivateKeyDer, ServerName};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio_rustls::TlsConnector;
 
     struct Authority(CertificateParams, KeyPair);

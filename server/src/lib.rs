@@ -1,11 +1,14 @@
-//! The server: HTTP, keys and tokens, tenants, limits, metrics and storage around the inference engine. It knows nothing of
-//! clouds and deployments.
+//! The API server: HTTP, keys and tokens, tenants, limits and metrics around the inference engine, and the commands of
+//! all server programs. The database is in `textnlp-store`, the gateway in `textnlp-gateway`, the programs of a site in
+//! `textnlp-sites`. It does not depend on clouds or deployments.
 //!
-//! Read in this order: [`config`] (what a replica is told), [`Server`] (how it runs), `endpoints` (what it answers), `work` (one
-//! generation from request to settled end).
+//! Read in this order: [`config`] (settings of a replica), [`Server`] (its lifecycle), `endpoints` (the API), `work`
+//! (one generation from request to settlement).
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
-mod serve;
+mod admin;
+mod commands;
+mod legacy;
 mod server;
 
 pub mod config;
@@ -19,35 +22,21 @@ mod allowance;
 pub mod auth;
 mod chat;
 mod models;
-mod models_role;
 mod ready;
-mod ready_role;
 mod record;
 mod work;
 
 pub mod breaker;
-mod keys_role;
-mod leaving;
 mod log;
 pub mod metrics;
 pub mod quality;
-pub mod rate;
-pub mod retry;
-
-pub mod database;
-
-pub mod control;
-
-pub mod gateway;
-
-pub mod border;
 
 pub mod fronted;
 
 pub mod mirror;
 
-pub mod postgres;
-
-pub use keys_role::{KeysError, keys};
-pub use serve::{Role, ServeArgs, ServeError, run, serve};
+pub use admin::audit::audit;
+pub use admin::keys::{KeysError, keys};
+pub use commands::{Admin, Command, CommandError, Configuration, JsonCommand, run};
+pub use legacy::current;
 pub use server::{Server, StartError};

@@ -10,10 +10,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Monitoring;
 
-/// Begins logging. The file is opened for appending, so that whoever rotates it by copying and truncating loses nothing.
+/// Starts logging. The file is opened for appending, so that rotation by copy and truncate loses nothing.
 pub(crate) fn begin(monitoring: &Monitoring) -> std::io::Result<()> {
     let level = monitoring.log_level;
-    // What libraries say matters from a warning on; sqlx would otherwise log every statement.
+    // Libraries log warnings and above; sqlx would otherwise log every statement.
     let targets = Targets::new()
         .with_default(level.min(tracing::Level::WARN))
         .with_target("textnlp", level)

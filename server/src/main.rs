@@ -1,18 +1,17 @@
-//! The lean build of the server, without clouds and without the command line for deploying.
+//! The lean build of the server programs, without clouds and without the command line for deploying.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use textnlp_server::ServeArgs;
+use textnlp_server::Command;
 
 #[derive(Parser)]
 #[command(name = "textnlp-server", version, about = "Text generation over HTTP")]
-enum Program {
-    /// Run a server, a gateway, a migration or a command about keys
-    Serve(ServeArgs),
+struct Program {
+    #[command(subcommand)]
+    command: Command,
 }
 
 fn main() -> ExitCode {
-    let Program::Serve(args) = Program::parse();
-    textnlp_server::run(args)
+    textnlp_server::run(Program::parse_from(textnlp_server::current(std::env::args_os())).command)
 }

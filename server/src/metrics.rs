@@ -1,18 +1,18 @@
-//! What is measured, under the names that dashboards and alerts use. Text in the OpenMetrics form on a listener of its own.
+//! The metrics that dashboards and alerts use, in OpenMetrics format on a separate listener.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::{Duration, Instant};
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use textnlp_inference::engine::Stats;
+use textnlp_process::encoded;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByModelAndUser {
@@ -50,7 +50,7 @@ struct ByType {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Place {
+struct InfoLabels {
     environment: String,
     phase: &'static str,
     region: String,
@@ -60,19 +60,6 @@ struct Place {
 type Count = Counter<u64, AtomicU64>;
 type Level = Gauge<i64, AtomicI64>;
 type Real = Gauge<f64, AtomicU64>;
-
-/// What figures are told as.
-pub(crate) const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// The figures of a registry, in that form.
-pub(crate) fn encoded(registry: &Registry) -> String {
-    let mut out = String::new();
-    if let Err(error) = text::encode(&mut out, registry) {
-        // Writing to a String cannot fail; if a metric cannot be encoded, the reader must see it.
-        let _ = write!(out, "# {error}\n# EOF\n");
-    }
-    out
-}
 
 /// All of it.
 pub struct Metrics {
@@ -99,6 +86,8 @@ pub struct Metrics {
     resident: Level,
     cpu: Counter<f64, AtomicU64>,
     usage_lost: Count,
+    audit_lost: Count,
+    usage_deleted: Count,
     ready: Level,
     users: Mutex<HashSet<String>>,
     window: Mutex<Window>,
@@ -112,7 +101,7 @@ fn seconds() -> Histogram {
 }
 
 impl Metrics {
-    /// Everything at zero, and one series that says where this is.
+    /// All metrics at zero, and one info series with environment, phase and region.
     pub fn new(environment: &str, phase: &'static str, region: &str) -> Self {
         let metrics = Self {
             registry: Registry::default(),
@@ -138,6 +127,8 @@ impl Metrics {
             resident: Level::default(),
             cpu: Counter::default(),
             usage_lost: Count::default(),
+            audit_lost: Count::default(),
+            usage_deleted: Count::default(),
             ready: Level::default(),
             users: Mutex::default(),
             window: Mutex::new(Window::new(Instant::now())),
@@ -181,9 +172,11 @@ impl Metrics {
         r.register("process_resident_memory_bytes", "Resident memory", metrics.resident.clone());
         r.register("process_cpu_seconds", "CPU time used", metrics.cpu.clone());
         r.register("textnlp_usage_rows_lost", "Rows of usage that could not be written", metrics.usage_lost.clone());
+        r.register("textnlp_usage_rows_deleted", "Rows of usage deleted by retention", metrics.usage_deleted.clone());
+        r.register("textnlp_audit_events_lost", "Audit events that could not be written", metrics.audit_lost.clone());
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
-        let info = Family::<Place, Level>::default();
-        let place = Place {
+        let info = Family::<InfoLabels, Level>::default();
+        let place = InfoLabels {
             environment: environment.to_owned(),
             phase,
             region: region.to_owned(),
@@ -194,7 +187,7 @@ impl Metrics {
         Self { registry: r, ..metrics }
     }
 
-    /// Counts one generation that ended, well or not.
+    /// Counts one finished or failed generation.
     pub fn record_generation(&self, model: &str, user: &str, prompt_tokens: u64, tokens: u64, duration: Duration) {
         let labels = ByModelAndUser { model: model.to_owned(), user: self.bounded(user) };
         self.tokens.get_or_create(&labels).inc_by(tokens);
@@ -207,7 +200,7 @@ impl Metrics {
         self.first_token.get_or_create(&ByModel { model: model.to_owned() }).observe(duration.as_secs_f64());
     }
 
-    /// Notes that a request came in.
+    /// Counts a started request.
     pub fn request_began(&self) {
         self.open.inc();
         if let Ok(mut window) = self.window.lock() {
@@ -229,6 +222,11 @@ impl Metrics {
         self.errors.get_or_create(&ByType { r#type: code }).inc();
     }
 
+    /// Counts rows of usage that retention deleted.
+    pub fn usage_deleted(&self, rows: u64) {
+        self.usage_deleted.inc_by(rows);
+    }
+
     /// Notes whether a request found its model loaded.
     pub fn model_asked(&self, loaded: bool) {
         if loaded { &self.model_hits } else { &self.model_misses }.inc();
@@ -245,7 +243,7 @@ impl Metrics {
     }
 
     /// Everything as text.
-    pub fn text(&self, stats: &Stats, usage_lost: u64) -> String {
+    pub fn text(&self, stats: &Stats, usage_lost: u64, audit_lost: u64) -> String {
         self.queued.set(stats.queued as i64);
         self.running.set(stats.running as i64);
         self.tokens_per_second.set(stats.tokens_per_second);
@@ -253,6 +251,7 @@ impl Metrics {
         advance(&self.steps, stats.steps);
         advance(&self.failed_steps, stats.failed_steps);
         advance(&self.usage_lost, usage_lost);
+        advance(&self.audit_lost, audit_lost);
         self.memory.clear();
         for model in &stats.models {
             for (kind, bytes) in [("weights", model.memory.weights), ("kv", model.memory.kv)] {
@@ -316,7 +315,7 @@ impl Window {
     }
 }
 
-/// What the kernel says about this process.
+/// Process statistics from the kernel.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Process {
     /// Resident memory.
@@ -325,14 +324,14 @@ pub struct Process {
     pub cpu_seconds: f64,
 }
 
-/// Reads `/proc/self`; zeros where there is none.
+/// Reads `/proc/self`; zeros if it does not exist.
 pub fn process() -> Process {
     let resident = std::fs::read_to_string("/proc/self/status").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
     });
     let cpu = std::fs::read_to_string("/proc/self/stat").ok().and_then(|text| {
-        // The name in the second field may hold anything; what follows its closing bracket is numbers.
+        // The second field may contain any character; only numbers follow its closing bracket.
         let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
         Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
     });
@@ -350,7 +349,7 @@ mod tests {
         for n in 0..600 {
             metrics.record_generation("m", &format!("user{n}"), 2, 1, Duration::from_millis(3));
         }
-        let text = metrics.text(&Stats::default(), 0);
+        let text = metrics.text(&Stats::default(), 0, 0);
         assert_eq!(text.matches("textnlp_tokens_generated_total{").count(), 501);
         assert!(text.contains("textnlp_tokens_generated_total{model=\"m\",user=\"other\"} 100"), "{text}");
         assert!(text.contains("textnlp_inference_duration_seconds_bucket{le=\"0.005\",model=\"m\"} 600"), "{text}");

@@ -1,7 +1,7 @@
-//! The models of this server: which there are, which are loaded, and loading one when somebody asks for it first.
+//! The models of this server: configured, loaded, and loaded on first use.
 //!
-//! One load at a time, however many requests wait for it; a model whose loading or answers fail again and again is left alone
-//! for a while by its circuit breaker; loaded models that nobody asked for longest make room for others.
+//! One load at a time, however many requests wait for it. A circuit breaker pauses a model that fails repeatedly. The
+//! least recently used models make room for others.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,28 +20,28 @@ use crate::config::{self, ByteSize, Weights};
 use crate::error::{ApiError, chain};
 use crate::metrics::Metrics;
 
-/// A model that can be asked.
+/// A loaded model.
 pub(crate) struct Ready {
-    /// What the engine knows of it.
+    /// Its description from the engine.
     pub info: ModelInfo,
     /// Its chat template, if it has one that can be read.
     pub chat: Option<ChatTemplate>,
-    /// Why there is none, when it has one that cannot be read.
+    /// Why its chat template is unusable, if it has one.
     pub chat_problem: Option<String>,
     /// Sentences for operators.
     pub notes: Vec<String>,
     /// Number of weights.
     pub parameters: u64,
-    /// Bytes of the longest token: a text of more than so many times the context cannot fit.
+    /// Bytes of the longest token: a longer text than this times the context cannot fit.
     pub longest_token: usize,
     /// How long loading took.
     pub load_ms: u64,
 }
 
-/// Where a model stands.
+/// The state of a model.
 #[derive(Clone)]
-pub(crate) enum Standing {
-    /// Not asked for yet, or evicted.
+pub(crate) enum ModelState {
+    /// Not requested yet, or evicted.
     Idle,
     /// Being loaded since then.
     Loading(Instant),
@@ -53,9 +53,9 @@ pub(crate) enum Standing {
 
 struct Entry {
     config: config::Model,
-    standing: Mutex<Standing>,
+    standing: Mutex<ModelState>,
     breaker: Mutex<Breaker>,
-    /// Held while it is being loaded: whoever comes second waits for the first.
+    /// Locked during a load, so that concurrent requests wait for it.
     loading: Arc<tokio::sync::Mutex<()>>,
     asked: AtomicU64,
 }
@@ -71,19 +71,19 @@ pub(crate) struct Models {
     metrics: Arc<Metrics>,
     began: Instant,
     created: u64,
-    /// Loads run here, so that they end although the request that began them has left.
+    /// Loads run here, so that they finish even if their request is gone.
     tasks: TaskTracker,
     /// One load at a time: two would fight for the same disk and cores, and their memory would add up.
     one_load: Arc<tokio::sync::Semaphore>,
 }
 
 impl Models {
-    /// Nothing is loaded yet.
+    /// Starts without any loaded model.
     pub(crate) fn new(config: &config::Models, engine: Handle, metrics: Arc<Metrics>, tasks: TaskTracker) -> Arc<Self> {
         let entries = config.serve.iter().map(|model| {
             Arc::new(Entry {
                 config: model.clone(),
-                standing: Mutex::new(Standing::Idle),
+                standing: Mutex::new(ModelState::Idle),
                 breaker: Mutex::new(Breaker::new(BreakerOptions::default())),
                 loading: Arc::default(),
                 asked: AtomicU64::new(0),
@@ -109,27 +109,27 @@ impl Models {
         &self.default
     }
 
-    /// When this server began to offer them, in seconds since 1970.
+    /// When this server started, in seconds since 1970.
     pub(crate) fn created(&self) -> u64 {
         self.created
     }
 
-    /// All models with where they stand.
-    pub(crate) fn list(&self) -> Vec<(config::Model, Standing)> {
+    /// All models with their states.
+    pub(crate) fn list(&self) -> Vec<(config::Model, ModelState)> {
         self.entries.iter().map(|entry| (entry.config.clone(), entry.standing())).collect()
     }
 
-    /// One model with where it stands.
-    pub(crate) fn find(&self, name: &str) -> Option<(config::Model, Standing)> {
+    /// One model with its state.
+    pub(crate) fn find(&self, name: &str) -> Option<(config::Model, ModelState)> {
         self.entry(name).map(|entry| (entry.config.clone(), entry.standing()))
     }
 
-    /// The models to load before the server is ready, with where they stand.
-    pub(crate) fn preloads(&self) -> Vec<(String, Standing)> {
+    /// The models to load before the server is ready, with their states.
+    pub(crate) fn preloads(&self) -> Vec<(String, ModelState)> {
         self.preload.iter().filter_map(|name| Some((name.clone(), self.entry(name)?.standing()))).collect()
     }
 
-    /// Loads what is to be loaded before the server is ready. What fails is logged, and `/ready` says so.
+    /// Loads the models needed for readiness. Failures are logged and reported by `/ready`.
     pub(crate) async fn preload(self: &Arc<Self>) {
         for name in &self.preload {
             if let Err(error) = self.get(Some(name)).await {
@@ -138,29 +138,29 @@ impl Models {
         }
     }
 
-    /// A model that can be asked; it is loaded if it is not. `None` is the default one.
+    /// A loaded model; loads it if needed. `None` is the default model.
     pub(crate) async fn get(self: &Arc<Self>, name: Option<&str>) -> Result<Arc<Ready>, ApiError> {
         let name = name.unwrap_or(&self.default);
         let entry = self.entry(name).cloned().ok_or_else(|| self.unknown(name))?;
         entry.asked.store(self.began.elapsed().as_micros() as u64 + 1, Ordering::Relaxed);
-        if let Standing::Ready(ready) = entry.standing() {
+        if let ModelState::Ready(ready) = entry.standing() {
             self.metrics.model_asked(true);
             return Ok(ready);
         }
         self.metrics.model_asked(false);
         let guard = entry.loading.clone().lock_owned().await;
-        if let Standing::Ready(ready) = entry.standing() {
+        if let ModelState::Ready(ready) = entry.standing() {
             return Ok(ready);
         }
         self.permit(&entry)?;
-        entry.stand(Standing::Loading(Instant::now()));
+        entry.stand(ModelState::Loading(Instant::now()));
         let (models, loading) = (self.clone(), entry.clone());
         let load = self.tasks.spawn(async move {
             let result = models.load(&loading).await;
             models.outcome(&loading, result.is_ok());
             match &result {
-                Ok(ready) => loading.stand(Standing::Ready(ready.clone())),
-                Err(why) => loading.stand(Standing::Failed(why.clone())),
+                Ok(ready) => loading.stand(ModelState::Ready(ready.clone())),
+                Err(why) => loading.stand(ModelState::Failed(why.clone())),
             }
             drop(guard);
             result
@@ -169,13 +169,13 @@ impl Models {
             Ok(Ok(ready)) => Ok(ready),
             Ok(Err(why)) => Err(cannot(name, &why)),
             Err(_) => {
-                entry.stand(Standing::Failed("its loading broke off".into()));
-                Err(cannot(name, "its loading broke off"))
+                entry.stand(ModelState::Failed("its loading was aborted".into()));
+                Err(cannot(name, "its loading was aborted"))
             }
         }
     }
 
-    /// Whether a model may be asked now, by its breaker. Followed by [`Models::outcome`] or [`Models::no_outcome`].
+    /// Whether the breaker allows a call now. Must be followed by [`Models::outcome`] or [`Models::no_outcome`].
     pub(crate) fn may_ask(&self, name: &str) -> Result<(), ApiError> {
         self.entry(name).map_or(Ok(()), |entry| self.permit(entry))
     }
@@ -187,7 +187,7 @@ impl Models {
         }
     }
 
-    /// Notes that a call ended without saying anything about the model.
+    /// Records a call that says nothing about the model's health: its client disconnected, or its deadline passed.
     pub(crate) fn no_outcome(&self, name: &str) {
         if let Some(entry) = self.entry(name) {
             entry.breaker.lock().unwrap_or_else(PoisonError::into_inner).abandoned();
@@ -197,15 +197,18 @@ impl Models {
     fn permit(&self, entry: &Entry) -> Result<(), ApiError> {
         entry.breaker.lock().unwrap_or_else(PoisonError::into_inner).permit(Instant::now()).map_err(|wait| {
             let why = match entry.standing() {
-                Standing::Failed(why) => format!(": {why}"),
+                ModelState::Failed(why) => format!(": {why}"),
                 _ => String::new(),
             };
             ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "circuit_open",
-                format!("model `{}` failed several times and is left alone for a while{why}", entry.config.name),
+                format!(
+                    "model `{}` failed several times, so requests to it are refused for a while{why}",
+                    entry.config.name
+                ),
             )
-            .hint("try again after the time in Retry-After, or ask another model")
+            .hint("try again after the time in Retry-After, or use another model")
             .retry_after(wait)
         })
     }
@@ -224,7 +227,7 @@ impl Models {
         self.entries.iter().find(|entry| entry.config.name == name)
     }
 
-    /// What is said about a name that no model has.
+    /// The error for an unknown name.
     pub(crate) fn unknown(&self, name: &str) -> ApiError {
         let names: Vec<&str> = self.entries.iter().map(|entry| entry.config.name.as_str()).collect();
         let shown: String = name.chars().take(128).collect();
@@ -259,11 +262,11 @@ impl Models {
         Ok(Arc::new(ready))
     }
 
-    /// Unloads models that nobody asked for longest until the new one fits into the budget.
+    /// Unloads the least recently used models until the new one fits into the budget.
     fn make_room(&self, entry: &Arc<Entry>, needed: u64) -> Result<(), String> {
         if needed > self.budget.0 {
             return Err(format!(
-                "it needs about {}, and models.max_cache_size is {}; quantize it (q8_0) or raise the limit",
+                "it needs about {}, but models.max_cache_size is {}; quantize it (q8_0) or raise the limit",
                 ByteSize(needed),
                 self.budget
             ));
@@ -271,7 +274,7 @@ impl Models {
         loop {
             let mut loaded: Vec<(&Arc<Entry>, u64)> = Vec::new();
             for other in self.entries.iter().filter(|other| !Arc::ptr_eq(other, entry)) {
-                if let Standing::Ready(ready) = other.standing() {
+                if let ModelState::Ready(ready) = other.standing() {
                     loaded.push((other, ready.info.memory.weights + ready.info.memory.kv));
                 }
             }
@@ -279,25 +282,25 @@ impl Models {
             if held + needed <= self.budget.0 {
                 return fits_in_memory(needed);
             }
-            // There is one: with none loaded, `held` is 0 and the check above ended it.
+            // Never empty: without loaded models `held` is 0, and the check above returned.
             let Some((oldest, _)) = loaded.iter().min_by_key(|(other, _)| other.asked.load(Ordering::Relaxed)) else {
                 return Ok(());
             };
             tracing::info!(model = %oldest.config.name, "unloaded to make room");
             self.engine.unload(&oldest.config.name);
-            oldest.stand(Standing::Idle);
+            oldest.stand(ModelState::Idle);
         }
     }
 }
 
-/// A load that would only end with the kernel killing the process is not begun.
+/// Refuses a load that would exceed the available memory, which would end in an OOM kill.
 fn fits_in_memory(needed: u64) -> Result<(), String> {
     let memory = textnlp_models::Memory::here();
     if needed <= memory.available || memory.total == 0 {
         return Ok(());
     }
     Err(format!(
-        "it needs about {}, and {} of {} are free ({}); quantize it (q8_0) or serve fewer models",
+        "it needs about {}, but {} of {} are free ({}); quantize it (q8_0) or serve fewer models",
         ByteSize(needed),
         ByteSize(memory.available),
         ByteSize(memory.total),
@@ -306,11 +309,11 @@ fn fits_in_memory(needed: u64) -> Result<(), String> {
 }
 
 impl Entry {
-    fn standing(&self) -> Standing {
+    fn standing(&self) -> ModelState {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn stand(&self, standing: Standing) {
+    fn stand(&self, standing: ModelState) {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 }
@@ -326,9 +329,9 @@ fn cannot(name: &str, why: &str) -> ApiError {
     .retry_after(Duration::from_secs(5))
 }
 
-/// Runs work that takes its time on a thread for such; a panic in it is an error of that work alone.
+/// Runs blocking work on a separate thread; a panic becomes an error.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("the loader broke off".to_owned()))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("the loader was aborted".to_owned()))
 }
 
 struct Opened {
@@ -395,7 +398,7 @@ fn load(config: &config::Model, opened: Opened, engine: &Handle, threads: usize)
     let longest_token = (0..tokenizer.vocab() as u32).map(|id| tokenizer.bytes(id).len()).max().unwrap_or(1).max(1);
     let model = LoadedModel { executor: Box::new(cpu), tokenizer: Arc::new(tokenizer), context: config.context };
     engine.load(&config.name, model).map_err(|failure| failure.to_string())?;
-    let info = engine.model(&config.name).ok_or("the engine let go of it")?;
+    let info = engine.model(&config.name).ok_or("the engine released it")?;
     Ok(Ready { info, chat, chat_problem, notes, parameters, longest_token, load_ms: 0 })
 }
 

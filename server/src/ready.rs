@@ -1,4 +1,4 @@
-//! Whether this replica can answer: its models are loaded, and the engine has computed something lately or does so now.
+//! Readiness of this replica: its models are loaded, and the engine computes or has computed recently.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,18 +8,18 @@ use textnlp_inference::engine::{Event, Failure, Request, Sampling};
 use tokio::sync::{Mutex, mpsc};
 
 use crate::app::App;
-use crate::models::Standing;
+use crate::models::ModelState;
 
 /// A step as recent as this is proof enough.
 const RECENT: Duration = Duration::from_secs(30);
 
-/// The engine is asked for a token at most this often.
-const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// Minimum interval between two probes of the engine.
+const MIN_PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a probe may take.
+/// Timeout of a probe.
 const PROBE_FOR: Duration = Duration::from_secs(5);
 
-/// What `/ready` says.
+/// The answer of `/ready`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Verdict {
     Ready,
@@ -35,7 +35,7 @@ pub(crate) struct Readiness {
     retried: Mutex<Option<Instant>>,
 }
 
-/// Looks, and asks the engine only when nothing else tells.
+/// Determines readiness; probes the engine only if nothing else proves it.
 pub(crate) async fn verdict(app: &Arc<App>) -> Verdict {
     let verdict = look(app).await;
     app.metrics.ready(verdict == Verdict::Ready);
@@ -48,22 +48,22 @@ async fn look(app: &Arc<App>) -> Verdict {
     }
     let preloads = app.models.preloads();
     let total = preloads.len();
-    let loaded = preloads.iter().filter(|(_, standing)| matches!(standing, Standing::Ready(_))).count();
+    let loaded = preloads.iter().filter(|(_, standing)| matches!(standing, ModelState::Ready(_))).count();
     for (name, standing) in &preloads {
         match standing {
-            Standing::Failed(why) => {
+            ModelState::Failed(why) => {
                 load_again(app).await;
                 return Verdict::Failing(format!("model `{name}` cannot be loaded: {why}"));
             }
-            Standing::Loading(since) => {
+            ModelState::Loading(since) => {
                 let seconds = since.elapsed().as_secs_f64();
                 return Verdict::Loading(json!({ "loaded": loaded, "of": total, "model": name, "seconds": seconds }));
             }
-            Standing::Idle if app.began.elapsed() < RECENT => {
+            ModelState::Idle if app.began.elapsed() < RECENT => {
                 return Verdict::Loading(json!({ "loaded": loaded, "of": total, "model": name, "seconds": null }));
             }
-            // Evicted for another model since: it comes back when somebody asks for it.
-            Standing::Idle | Standing::Ready(_) => {}
+            // Evicted for another model: it is loaded again on demand.
+            ModelState::Idle | ModelState::Ready(_) => {}
         }
     }
     let stats = app.engine.stats();
@@ -72,7 +72,7 @@ async fn look(app: &Arc<App>) -> Verdict {
     }
     let mut last = app.readiness.last.lock().await;
     if let Some((at, result)) = last.as_ref()
-        && at.elapsed() < PROBE_EVERY
+        && at.elapsed() < MIN_PROBE_INTERVAL
     {
         return result.clone().map_or_else(Verdict::Failing, |()| Verdict::Ready);
     }
@@ -128,10 +128,10 @@ async fn probe(app: &App) -> Result<(), String> {
         .unwrap_or_else(|_| Err("the engine does not answer".into()))
 }
 
-/// A model that failed to load is tried again now and then: its files may have been mended.
+/// Retries loading a failed model from time to time: its files may have been repaired.
 async fn load_again(app: &Arc<App>) {
     let mut retried = app.readiness.retried.lock().await;
-    if retried.is_some_and(|at| at.elapsed() < PROBE_EVERY) {
+    if retried.is_some_and(|at| at.elapsed() < MIN_PROBE_INTERVAL) {
         return;
     }
     *retried = Some(Instant::now());

@@ -1,17 +1,19 @@
-//! The record of one request: filled in by whoever learns something, written when the last holder lets go: the access log, the
-//! metrics and the row of usage. So an answer that streams for minutes, and one whose client left, are recorded like any other.
+//! The record of one request: handlers fill it in, and it is written when the last reference is dropped: the access
+//! log, the metrics and the usage row. So long streams and requests of disconnected clients are recorded like any
+//! other.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use textnlp_store::rate::Left;
+use textnlp_store::{Usage, now_ms};
+
 use crate::app::App;
 use crate::auth::Caller;
-use crate::database::{Usage, now_ms};
-use crate::rate::Left;
 
-/// What is known of a request so far.
+/// The fields known so far.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Known {
+pub(crate) struct RecordFields {
     pub(crate) user: Option<String>,
     pub(crate) tenant: Option<String>,
     pub(crate) model: Option<String>,
@@ -33,7 +35,7 @@ pub(crate) struct Record {
     pub(crate) method: &'static str,
     pub(crate) route: String,
     pub(crate) began: Instant,
-    known: Mutex<Known>,
+    known: Mutex<RecordFields>,
 }
 
 /// The status of a request whose client left before it was answered, by nginx's custom.
@@ -45,8 +47,8 @@ impl Record {
         Arc::new(Self { app, id, method, route, began: Instant::now(), known: Mutex::default() })
     }
 
-    /// Notes something.
-    pub(crate) fn note(&self, change: impl FnOnce(&mut Known)) {
+    /// Updates the record.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut RecordFields)) {
         change(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -77,7 +79,7 @@ impl Drop for Record {
         } else if status == CLIENT_LEFT {
             self.app.metrics.error("client_left");
         }
-        // Probes come every second: they are worth a line only when something is wrong, or when everything is wanted.
+        // Probes run every second: they are logged only on failure, or at the debug level.
         let probe = matches!(self.route.as_str(), "/health" | "/ready") && status < 400;
         macro_rules! line {
             ($level:ident) => {

@@ -1,4 +1,4 @@
-//! One server replica: built from its configuration, run until it is stopped, drained on the way out.
+//! One server replica: created from its configuration, run until shutdown, then drained.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::routing::get;
 use textnlp_inference::engine::{Engine, EngineOptions};
+use textnlp_process::{Listener, Serving};
+use textnlp_store::{Action, AuditLog, Store, StoreError, UsageLog, now_ms};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,9 +16,8 @@ use crate::allowance::LocalRates;
 use crate::app::{App, TOKENIZING};
 use crate::auth::jwt::{Signer, SignerError};
 use crate::config::{Address, Config};
-use crate::database::{Store, StoreError, UsageLog};
 use crate::endpoints;
-use crate::http::{self, Listener, Serving};
+use crate::http;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
@@ -62,20 +63,28 @@ pub struct Server {
     listener: JoinHandle<()>,
     metrics_listener: Option<JoinHandle<()>>,
     usage_writer: JoinHandle<()>,
+    audit_writer: JoinHandle<()>,
 }
 
 /// Readers of metrics at once.
 const MOST_METRICS: usize = 64;
 
-/// What is left of the drain for the database and the usage log.
+/// Part of the drain timeout that is reserved for the database and the usage log.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
 impl Server {
-    /// Builds everything and begins to listen; models are loaded while `/health` answers already.
+    /// Creates everything and listens; `/health` already answers while models are loaded.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let database = |source| StartError::Database { at: config.database.at.to_string(), source };
         let store = Store::open(&config.database).await.map_err(database)?;
         store.prepare().await.map_err(database)?;
+        if let Some(role) = store.role_above_row_security().await.map_err(database)? {
+            tracing::warn!(
+                %role,
+                "the database role bypasses row-level security: tenants are isolated by the server's statements only; use a role \
+                 that is neither superuser nor BYPASSRLS"
+            );
+        }
         let signer = Signer::new(&config.security)?;
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
         let options = EngineOptions { queue: config.api.queue, ..EngineOptions::default() };
@@ -98,6 +107,7 @@ impl Server {
         };
         let tasks = TaskTracker::new();
         let (usage, usage_writer) = UsageLog::start(store.clone());
+        let (audit, audit_writer) = AuditLog::start(store.clone());
         let app = Arc::new(App {
             models: Models::new(&config.models, engine.handle(), metrics.clone(), tasks.clone()),
             engine: engine.handle(),
@@ -105,6 +115,7 @@ impl Server {
             signer,
             metrics,
             usage,
+            audit,
             readiness: Readiness::default(),
             local_rates: LocalRates::default(),
             began: Instant::now(),
@@ -127,7 +138,7 @@ impl Server {
         };
         let for_metrics = Serving {
             max_connections: MOST_METRICS,
-            // Who reads metrics neither sends work nor is told to go elsewhere.
+            // Metrics clients send no requests that need draining.
             leaving: Arc::default(),
             stop: metrics_stop.clone(),
             connections: metrics_connections.clone(),
@@ -140,6 +151,13 @@ impl Server {
         });
         let models = app.models.clone();
         app.tasks.spawn(async move { models.preload().await });
+        let (swept, stop_sweeping) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move {
+            let days = swept.config.usage.retention_days;
+            let deleted = |rows| swept.metrics.usage_deleted(rows);
+            textnlp_store::retention::run(&swept.store, days, now_ms, deleted, &stop_sweeping).await;
+        });
+        app.audit.push(app.event(Action::ServerStart));
         tracing::info!(
             %address,
             metrics = metrics_address.as_ref().map(tracing::field::display),
@@ -160,15 +178,16 @@ impl Server {
             listener,
             metrics_listener,
             usage_writer,
+            audit_writer,
         })
     }
 
-    /// Where requests come in, with the port that it got.
+    /// The address for requests, with the assigned port.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Where metrics are read.
+    /// The address for metrics.
     pub fn metrics_address(&self) -> Option<&Address> {
         self.metrics_address.as_ref()
     }
@@ -178,12 +197,13 @@ impl Server {
         &self.app.store
     }
 
-    /// Says that it goes and serves on until those who send requests know, stops accepting, lets what is running finish up to the
-    /// configured time, writes everything down and ends. Answers whether everything could finish.
+    /// Reports draining and serves until clients have noticed, stops accepting, waits for running requests up to the
+    /// configured timeout, writes everything and ends. Returns whether everything could finish.
     pub async fn drain(self) -> bool {
         let app = self.app;
         let deadline = Instant::now() + app.config.api.drain;
         tracing::info!(seconds = app.config.api.drain.as_secs(), "draining");
+        app.audit.push(app.event(Action::ServerDrain));
         app.leaving.go(app.config.api.lame_duck, app.config.api.drain).await;
         self.stop.cancel();
         let _ = self.listener.await;
@@ -203,13 +223,15 @@ impl Server {
         })
         .await;
         clean &= emptied.unwrap_or(false);
-        // Whatever was cut off is settled too.
+        // Settle generations that were cut off, too.
         clean &= tokio::time::timeout(LAST_WRITES, app.tasks.wait()).await.is_ok();
         let _ = tokio::time::timeout(LAST_WRITES, self.connections.wait()).await;
         self.metrics_connections.close();
         let _ = tokio::time::timeout(LAST_WRITES, self.metrics_connections.wait()).await;
         app.usage.close();
+        app.audit.close();
         clean &= tokio::time::timeout(LAST_WRITES, self.usage_writer).await.is_ok();
+        clean &= tokio::time::timeout(LAST_WRITES, self.audit_writer).await.is_ok();
         let _ = tokio::task::spawn_blocking(move || self.engine.shutdown()).await;
         app.store.close().await;
         tracing::info!(clean, "stopped");

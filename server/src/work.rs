@@ -1,37 +1,37 @@
-//! One generation, from the checked request to its settled end.
+//! One generation, from the validated request to its settlement.
 //!
-//! A task of its own stands between the engine and the client: it forwards events, notices when the client has left (streaming or
-//! not), cancels the work then, and settles what was used, whatever happened to the client.
+//! A separate task between the engine and the client forwards events, notices when the client disconnects (streaming or
+//! not), cancels the work then, and always settles what was used.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use textnlp_inference::engine::{Done, Event, Failure, Finish, Push, Request, Sampling, Sink, Ticket, Token};
+use textnlp_store::Reservation;
 use tokio::sync::mpsc;
 
 use crate::allowance;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::database::Reservation;
 use crate::error::ApiError;
 use crate::models::Ready;
 use crate::record::Record;
 
-/// What a generation begins with.
+/// The input of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Prompt {
     /// A text, with whatever the model wants around it.
     Text(String),
-    /// A text that says everything already: a rendered chat.
+    /// A rendered chat, which contains all special tokens already.
     Rendered(String),
     /// Tokens.
     Tokens(Vec<u32>),
 }
 
-/// What a generation is asked for.
+/// The parameters of a generation.
 #[derive(Debug, Clone)]
-pub(crate) struct Ask {
+pub(crate) struct GenerationParameters {
     pub(crate) prompt: Prompt,
     /// `None`: as many as the context and the server's limit allow.
     pub(crate) max_tokens: Option<usize>,
@@ -41,32 +41,32 @@ pub(crate) struct Ask {
     pub(crate) ignore_end: bool,
 }
 
-/// A generation under way. Dropping it cancels the work.
+/// A running generation. Dropping it cancels the work.
 pub(crate) struct Running {
     pub(crate) model: Arc<Ready>,
     pub(crate) events: mpsc::Receiver<Event>,
     pub(crate) seed: u64,
-    /// Kept, so that the request's record is written only after the answer.
+    /// Held so that the request's record is written only after the answer.
     pub(crate) record: Arc<Record>,
 }
 
-/// Events between engine and task, and between task and client. A slow client holds up only itself.
+/// Queue length between engine and task, and between task and client. A slow client delays only itself.
 const EVENTS: usize = 64;
 
-/// How long an answer may find no room at its client before it is given up. Longer than the engine's own patience, so that the
-/// engine ends it first and says so.
+/// How long a client may not accept data before the generation is given up. Longer than the engine's own timeout, so
+/// that the engine ends it first and reports it.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(75);
 
-/// How long the engine may take to say how much a cancelled generation had used.
+/// How long the engine may take to report the usage of a cancelled generation.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
-/// Begins a generation.
+/// Starts a generation.
 pub(crate) async fn start(
     app: &Arc<App>,
     record: &Arc<Record>,
     caller: &Caller,
     model: Arc<Ready>,
-    ask: Ask,
+    ask: GenerationParameters,
 ) -> Result<Running, ApiError> {
     let deadline = record.deadline();
     let name = model.info.name.clone();
@@ -93,12 +93,12 @@ pub(crate) async fn start(
     let (out, events) = mpsc::channel(EVENTS);
     // A task of its own from here on: a client that leaves now must find its tokens neither set aside for ever nor unpaid.
     let submitted = app.tasks.spawn(submit(app.clone(), record.clone(), caller.clone(), request, out));
-    let gone = |_| ApiError::from(Failure::Model("the request broke off".into()));
+    let gone = |_| ApiError::from(Failure::Model("the request was aborted".into()));
     submitted.await.map_err(gone)??;
     Ok(Running { model, events, seed, record: record.clone() })
 }
 
-/// Sets tokens aside, hands the request to the engine and lets a task drive it.
+/// Reserves tokens, submits the request to the engine and spawns the task that drives it.
 async fn submit(
     app: Arc<App>,
     record: Arc<Record>,
@@ -113,11 +113,11 @@ async fn submit(
         app.engine.submit(request, Box::new(Outlet(outlet))).map_err(|failure| {
             app.models.no_outcome(&name);
             match failure {
-                // Between being found and being asked it made room for another.
+                // It was evicted between lookup and submission.
                 Failure::NoModel(_) => {
                     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", "the model was just unloaded")
                         .param("model")
-                        .hint("try again: it is loaded anew")
+                        .hint("try again: it is loaded again")
                         .retry_after(Duration::from_secs(1))
                 }
                 other => other.into(),
@@ -145,8 +145,8 @@ async fn tokens(app: &App, model: &Arc<Ready>, prompt: Prompt) -> Result<Vec<u32
         Prompt::Text(text) => (text, true),
         Prompt::Rendered(text) => (text, false),
     };
-    // No need to look at ten megabytes to know that they do not fit into a thousand tokens. The factor leaves room for
-    // tokenizers that shorten a text before they cut it.
+    // Reject texts that obviously exceed the context without tokenizing them. The factor allows for tokenizers that
+    // normalize to a shorter text first.
     if text.len() / 4 > model.info.context.saturating_mul(model.longest_token) {
         let prompt = text.len() / model.longest_token;
         return Err(Failure::TooLong { prompt, context: model.info.context }.into());
@@ -155,25 +155,25 @@ async fn tokens(app: &App, model: &Arc<Ready>, prompt: Prompt) -> Result<Vec<u32
     if tokens.is_empty() {
         let first = model.info.tokenizer.bos().or_else(|| model.info.tokenizer.eos());
         let missing =
-            || ApiError::invalid("`prompt` is empty, and this model cannot begin with nothing").param("prompt");
+            || ApiError::invalid("`prompt` is empty, but this model requires at least one token").param("prompt");
         tokens.push(first.ok_or_else(missing)?);
     }
     Ok(tokens)
 }
 
-/// Texts up to this many bytes are cut into tokens where they are: it takes less than a thread's turn.
-const SHORT: usize = 4096;
+/// Texts up to this many bytes are tokenized on the current thread: a thread switch takes longer.
+const SHORT_TEXT_BYTES: usize = 4096;
 
 /// Cuts a text into tokens.
 pub(crate) async fn encode(app: &App, model: &Arc<Ready>, text: String, special: bool) -> Result<Vec<u32>, ApiError> {
     let failed = |error: &dyn std::error::Error| {
         ApiError::invalid(format!("the text cannot be tokenized: {}", crate::error::chain(error)))
     };
-    if text.len() <= SHORT {
+    if text.len() <= SHORT_TEXT_BYTES {
         return model.info.tokenizer.encode(&text, special).map_err(|error| failed(&error));
     }
     let busy = || ApiError::from(Failure::Draining);
-    // The thread goes on when its client has left.
+    // The thread continues after its client disconnected.
     let permit = app.tokenizing.clone().acquire_owned().await.map_err(|_| busy())?;
     let tokenizer = model.info.tokenizer.clone();
     let work = move || {
@@ -214,7 +214,7 @@ impl Drive {
         let mut end = None;
         loop {
             let event = tokio::select! {
-                // The client's leaving is noticed also while nothing comes: in the queue, or before the first token.
+                // Notices a disconnect even without events: in the queue, or before the first token.
                 () = out.closed() => break,
                 event = inbox.recv() => event,
             };
@@ -236,7 +236,7 @@ impl Drive {
         }
         drop(inbox);
         let used = self.finish(end.as_ref(), seen);
-        // Settled before the client sees the end: its next request finds what is left.
+        // Settled before the client sees the end, so that its next request finds the remaining budget.
         allowance::settle(&self.app, self.reservation, used).await;
         if let Some(end) = end {
             let _ = tokio::time::timeout(CLIENT_PATIENCE, out.send(end)).await;
@@ -257,7 +257,7 @@ impl Drive {
                     let first = Duration::from_secs_f64(done.first_token_ms.max(0.0) / 1000.0);
                     self.app.metrics.record_first_token(&self.model, first);
                 }
-                // A request may hold several generations: the slowest to begin tells how long it waited.
+                // A request may have several generations: the slowest first token counts.
                 self.record.note(|known| {
                     known.queued_ms = Some(known.queued_ms.unwrap_or(0.0).max(done.queued_ms));
                     known.first_token_ms = Some(known.first_token_ms.unwrap_or(0.0).max(done.first_token_ms));
@@ -283,7 +283,7 @@ impl Drive {
         };
         self.app.metrics.record_generation(&self.model, &self.user, self.prompt_tokens, generated, took);
         self.record.note(|known| known.generated_tokens += generated);
-        // A prompt that was refused or never begun costs nothing.
+        // A prompt that was rejected or never started costs nothing.
         if generated == 0 && !matches!(end, Some(Event::Done(_))) { 0 } else { self.prompt_tokens + generated }
     }
 }
@@ -322,21 +322,21 @@ pub(crate) async fn collect(running: &mut Running, keep_tokens: bool) -> Result<
             Event::Failed(failure) => return Err(failure.into()),
         }
     }
-    Err(broke_off())
+    Err(interrupted())
 }
 
-/// Waits for the whole answers of several, side by side: one that nobody reads would hold its place in the engine. The first failure
+/// Collects several answers concurrently: one that is not read would block its place in the engine. The first failure
 /// ends all.
 pub(crate) async fn collect_all(running: &mut [Running], keep_tokens: bool) -> Result<Vec<Answer>, ApiError> {
     futures::future::try_join_all(running.iter_mut().map(|one| collect(one, keep_tokens))).await
 }
 
-/// The engine let go of a request without a word.
-pub(crate) fn broke_off() -> ApiError {
-    ApiError::from(Failure::Model("the answer broke off".into()))
+/// The engine dropped a request without a final event.
+pub(crate) fn interrupted() -> ApiError {
+    ApiError::from(Failure::Model("the answer was aborted".into()))
 }
 
-/// How an answer ended, by OpenAI's words.
+/// The finish reason in OpenAI's terms.
 pub(crate) fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",

@@ -154,11 +154,17 @@ impl World {
         })
     }
 
+    /// `role` is also the name of the program's files.
     fn run(&mut self, place: &str, role: &str) {
+        let program = match role {
+            "border" => "relay",
+            "watch" => "agent",
+            other => other,
+        };
         let log = self.root.join(format!("{place}-{role}.log"));
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let child = Command::new("ip")
-            .args(["netns", "exec", &self.cables.space(place), PROGRAM, "serve", "--role", role, "--config"])
+            .args(["netns", "exec", &self.cables.space(place), PROGRAM, program, "--config"])
             .arg(self.root.join(place).join(format!("{role}.yaml")))
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -263,7 +269,7 @@ fn cables_are_cut_and_plugged_in_again_and_nothing_acknowledged_is_lost() {
     let space = world.cables.space("tertiary");
     let log = std::fs::File::create(world.root.join("stranger-border.log")).unwrap();
     let child = Command::new("ip")
-        .args(["netns", "exec", &space, PROGRAM, "serve", "--role", "border", "--config"])
+        .args(["netns", "exec", &space, PROGRAM, "relay", "--config"])
         .arg(world.root.join("stranger/border.yaml"))
         .stdout(log.try_clone().unwrap())
         .stderr(log)

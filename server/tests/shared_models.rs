@@ -19,7 +19,7 @@ fn pod(folder: &Utf8Path, shared: &Utf8Path, digest: &str) -> Child {
         json!({ "name": "textnlp-tiny", "source": "bundled", "digest": digest, "path": folder.join("models/tiny") });
     std::fs::write(&list, json!({ "shared": shared, "models": [model] }).to_string()).unwrap();
     let mut begun = Command::new("unshare");
-    begun.args(["--pid", "--fork", "--kill-child", PROGRAM, "serve", "--role", "models", "--config", list.as_str()]);
+    begun.args(["--pid", "--fork", "--kill-child", PROGRAM, "admin", "models", "--config", list.as_str()]);
     begun.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

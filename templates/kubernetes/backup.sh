@@ -1,18 +1,18 @@
-# `backup`: one dump of the database, proven by reading it back, and an end to those that are too old. `restore`: a dump into the database.
-# FOLDER has the dumps, WORK has room for one database. PostgreSQL's own variables say where the database is.
+# `backup`: takes one dump of the database, verifies it by a restore, and prunes expired dumps. `restore`: restores a dump into the database.
+# FOLDER has the dumps, WORK has space for one database. PostgreSQL's environment variables give the connection.
 set -eu
 umask 077
 for folder in /usr/lib/postgresql/*/bin; do PATH=$PATH:$folder; done
-# Rows of all tenants, which row security keeps apart.
+# Read the rows of all tenants despite row-level security.
 export PATH PGOPTIONS="-c textnlp.tenant=*" PGCONNECT_TIMEOUT=10 LC_ALL=C
 cd "$FOLDER"
 
-# Keys and requests that are accounted for, in two words.
-figures() {
+# Prints the number of keys and of recorded requests.
+count_rows() {
   psql -X -q -A -t -F ' ' -v ON_ERROR_STOP=1 -c 'SELECT (SELECT count(*) FROM api_keys), (SELECT count(*) FROM api_usage)'
 }
 
-# Nothing of before the dump is missing in what was read back, and nothing was made up.
+# The restored counts must be between those before and after the dump.
 within() {
   [ "$3" -ge "$1" ] && [ "$3" -le "$5" ] && [ "$4" -ge "$2" ] && [ "$4" -le "$6" ]
 }
@@ -20,30 +20,30 @@ within() {
 backup() {
   new=.new-$(uname -n)-$$
   beside=$WORK/proof-$$
-  # A server that was left by a failure ends with this process's container; its files and half a dump go here.
+  # A server that a failure left ends with the container; its files and an incomplete dump are removed here.
   trap 'rm -rf "$new" "$beside"' EXIT
   trap 'exit 143' TERM INT
-  # Of tries that were killed nothing is left to them; none takes as long as six hours.
+  # Remove files of killed runs; no run takes six hours.
   find . -maxdepth 1 \( -name '.new-*' -o -name '.backup_*' \) -mmin +360 -exec rm -f {} +
   prune
-  before=$(figures)
+  before=$(count_rows)
   pg_dump --format=custom --no-owner --no-privileges --enable-row-security --no-password --file="$new"
-  after=$(figures)
-  proof="not proven"
+  after=$(count_rows)
+  proof="not verified"
   if [ "$VERIFY" = true ]; then
     restored=$(prove)
     # shellcheck disable=SC2086
-    within $before $restored $after || { echo "read back: $restored, and the database has $before to $after" >&2; exit 1; }
-    proof="proven: read back with $restored keys and requests"
+    within $before $restored $after || { echo "verification failed: restored $restored keys and requests, expected $before to $after" >&2; exit 1; }
+    proof="verified: restored with $restored keys and requests"
   fi
   day=$(date -u +%Y%m%d)
   number=1
   name=backup_$day.dump
-  # Two that run at once take two names.
+  # Concurrent runs use different names.
   while [ -e "$name" ] || ! (set -C; : >".$name") 2>/dev/null; do
     number=$((number + 1))
     name=backup_$day-$number.dump
-    [ "$number" -lt 10000 ] || { echo "no name is left for a dump of $day" >&2; exit 1; }
+    [ "$number" -lt 10000 ] || { echo "too many dumps on $day: no free name" >&2; exit 1; }
   done
   sync "$new" 2>/dev/null || sync
   mv "$new" "$name"
@@ -52,13 +52,13 @@ backup() {
   echo "$name: $(wc -c <"$name") bytes, $proof"
 }
 
-# What is too old, but for the newest there is.
+# Removes expired dumps, but never the newest one.
 prune() {
   newest=$(ls -t | grep '^backup_.*\.dump$' | head -n 1)
   find . -maxdepth 1 -name 'backup_*.dump' ! -name "$newest" -mmin "+$((KEEP_SECONDS / 60))" -exec rm -f {} +
 }
 
-# A server of its own, which nobody else can reach, with what the dump brings; says its figures.
+# Restores the dump into a temporary server on a private socket, and prints its counts.
 prove() {
   initdb --pgdata="$beside" --username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync >/dev/null
   socket=@textnlp-proof-$(uname -n)-$$
@@ -67,22 +67,22 @@ prove() {
     { cat "$beside/log" >&2; exit 1; }
   restored=$(
     export PGHOST="$socket" PGUSER=postgres PGDATABASE=postgres PGSSLMODE=disable
-    pg_restore --exit-on-error --no-owner --dbname=postgres "$new" >&2 && figures
+    pg_restore --exit-on-error --no-owner --dbname=postgres "$new" >&2 && count_rows
   ) || restored=
   pg_ctl --pgdata="$beside" --silent --mode=immediate stop >&2
   [ -n "$restored" ] && echo "$restored"
 }
 
-# All or nothing: what goes wrong leaves the database as it was.
+# One transaction: a failure leaves the database unchanged.
 restore() {
   dump=${DUMP:-$(ls -t backup_*.dump | head -n 1)}
-  [ -f "$dump" ] || { echo "there is no dump \`$dump\`; there are:" >&2; ls >&2; exit 1; }
-  # Tables of another release would stand beside those of this one.
+  [ -f "$dump" ] || { echo "dump \`$dump\` does not exist; the dumps are:" >&2; ls >&2; exit 1; }
+  # The schema must match: tables of another release would remain.
   there=$(psql -X -q -A -t -v ON_ERROR_STOP=1 -c 'SELECT max(version) FROM schema_version')
   has=$(pg_restore --data-only --table=schema_version --file=- "$dump" | sed -n '/^COPY /,/^\\\.$/p' | cut -f 1 | grep -E '^[0-9]+$' | sort -n | tail -n 1)
-  [ "$there" = "$has" ] || { echo "$dump has schema ${has:-none}, and the database has $there: go to the release of that dump first" >&2; exit 1; }
+  [ "$there" = "$has" ] || { echo "$dump has schema ${has:-none}, and the database has $there: deploy the release of that dump first" >&2; exit 1; }
   pg_restore --clean --if-exists --no-owner --no-privileges --exit-on-error --single-transaction --dbname="$PGDATABASE" "$dump"
-  echo "$dump is restored: $(figures) keys and requests"
+  echo "$dump is restored: $(count_rows) keys and requests"
 }
 
 "$1"

@@ -1,9 +1,9 @@
-//! A bucket of S3's protocol in which the program keeps a state.
+//! An S3 bucket for the state of a test environment.
 
 use crate::http;
 use crate::servers::{Server, moto};
 
-/// The bucket, on a server of its own.
+/// A bucket on a server of its own.
 pub struct Bucket {
     server: Server,
 }
@@ -12,7 +12,7 @@ const NAME: &str = "states";
 const PREFIX: &str = "company";
 
 impl Bucket {
-    /// An empty one; nothing where its server cannot be had.
+    /// Creates an empty bucket; `None` if the server cannot be installed.
     pub fn start() -> Option<Self> {
         let bucket = Self { server: moto(env!("CARGO_MANIFEST_DIR"))? };
         let made = http::ask(bucket.port(), "PUT", &format!("/{NAME}"), &[("Content-Length", "0")], b"");
@@ -20,7 +20,7 @@ impl Bucket {
         Some(bucket)
     }
 
-    /// What tells the program that its state lies here.
+    /// The variables that select this bucket as the state backend.
     pub fn variables(&self) -> [(&'static str, String); 5] {
         [
             ("AWS_ACCESS_KEY_ID", "test".to_owned()),
@@ -31,7 +31,7 @@ impl Bucket {
         ]
     }
 
-    /// How many objects an environment has in a folder of its state; the first thousand are counted.
+    /// The number of objects in a state folder of an environment, at most one thousand.
     pub fn count(&self, environment: &str, folder: &str) -> usize {
         let listed = http::get(self.port(), &format!("/{NAME}?list-type=2&prefix={PREFIX}/{environment}/{folder}/"));
         listed.map_or(0, |answer| answer.text().matches("<Key>").count())

@@ -1,4 +1,4 @@
-//! A very small HTTP/1.1 client: stories must be able to send what no well-behaved client would.
+//! A minimal HTTP/1.1 client: tests must be able to send requests that a regular client would not.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Longer than any answer of a healthy service; a service that hangs fails the story instead of stopping it.
+/// Longer than any answer of a healthy service; a service that hangs fails the test instead of blocking it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a server answered.
+/// An HTTP answer.
 #[derive(Debug)]
 pub struct Answer {
     /// The status.
     pub status: u16,
-    /// The head, as it came.
+    /// The head, as received.
     pub head: String,
-    /// The body; chunks are put together.
+    /// The body; chunks are joined.
     pub body: Vec<u8>,
 }
 
 impl Answer {
-    /// The body as JSON; null when it is none.
+    /// The body as JSON; null if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
@@ -32,7 +32,7 @@ impl Answer {
     }
 }
 
-/// A connection to a port of this machine.
+/// Connects to a port of this machine.
 pub fn connect(port: u16) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -40,7 +40,7 @@ pub fn connect(port: u16) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// The head of a request that is the last on its connection.
+/// The head of a request with `Connection: close`.
 pub fn head(method: &str, path: &str, headers: &[(&str, &str)], length: usize) -> String {
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     if method == "POST" {
@@ -52,7 +52,7 @@ pub fn head(method: &str, path: &str, headers: &[(&str, &str)], length: usize) -
     head + "\r\n"
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a new connection.
 pub fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Answer> {
     let mut stream = connect(port)?;
     stream.write_all(head(method, path, headers, body.len()).as_bytes())?;
@@ -60,17 +60,17 @@ pub fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: 
     read(stream)
 }
 
-/// A GET.
+/// Sends a GET request.
 pub fn get(port: u16, path: &str) -> std::io::Result<Answer> {
     ask(port, "GET", path, &[], b"")
 }
 
-/// A POST of JSON.
+/// Sends a POST request with a JSON body.
 pub fn post(port: u16, path: &str, body: &Value) -> std::io::Result<Answer> {
     ask(port, "POST", path, &[], body.to_string().as_bytes())
 }
 
-/// The whole answer, until the server closes; one that was cut is an error.
+/// Reads an answer until the server closes the connection; a truncated one is an error.
 pub fn read(mut stream: impl Read) -> std::io::Result<Answer> {
     let mut raw = Vec::new();
     let ended = stream.read_to_end(&mut raw);

@@ -1,6 +1,6 @@
-//! What the stories share: a sandbox in which the real program is run as an operator would run it.
+//! Support for end-to-end tests: a sandbox that runs the real program as an operator would.
 //!
-//! A sandbox has its own folder, state, home and ports, and takes down what it put up, whatever happened in the story.
+//! A sandbox has its own folder, state, home and ports. It stops everything it started, also after a failed test.
 
 pub mod bucket;
 pub mod http;
@@ -18,22 +18,22 @@ use tempfile::TempDir;
 
 use ports::Ports;
 
-/// A folder of its own with everything that one story needs.
+/// A folder with everything that one test needs.
 pub struct Sandbox {
     folder: TempDir,
-    /// The port that clients use.
+    /// The service port.
     pub port: u16,
-    /// The port of the metrics.
+    /// The metrics port.
     pub metrics_port: u16,
     _ports: Ports,
-    /// Variables that every run of the program has.
+    /// Variables for every run of the program.
     pub variables: Vec<(&'static str, String)>,
 }
 
-/// What a run of the program said.
+/// The output of a run.
 #[derive(Debug)]
 pub struct Said {
-    /// The exit status; -1 when a signal ended it.
+    /// The exit status; -1 if a signal ended the process.
     pub exit: i32,
     /// Standard output.
     pub out: String,
@@ -42,13 +42,13 @@ pub struct Said {
 }
 
 impl Said {
-    /// The JSON document on standard output.
+    /// Standard output as a JSON document.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.out)
             .unwrap_or_else(|e| panic!("no JSON document ({e}):\n{}\n{}", self.out, self.err))
     }
 
-    /// Fails the story unless the status is this one.
+    /// Fails the test unless the exit status is this one.
     #[track_caller]
     pub fn expect(self, exit: i32) -> Self {
         assert_eq!(self.exit, exit, "\n--- stdout\n{}\n--- stderr\n{}", self.out, self.err);
@@ -63,12 +63,12 @@ impl Default for Sandbox {
 }
 
 impl Sandbox {
-    /// An empty sandbox; `name` becomes part of its path.
+    /// Creates an empty sandbox; `name` becomes part of its path.
     pub fn new(name: &str) -> Self {
         Self::at(tempfile::Builder::new().prefix(name).tempdir().expect("make a folder"))
     }
 
-    /// A sandbox in a folder that the story made.
+    /// Creates a sandbox in an existing folder.
     pub fn at(folder: TempDir) -> Self {
         let ports = Ports::ask(2);
         let (port, metrics_port) = (ports.numbers()[0], ports.numbers()[1]);
@@ -85,7 +85,7 @@ impl Sandbox {
         self.folder().join("state").join(environment)
     }
 
-    /// Prepares a run of the program; the environment's ports are set, and nothing of the caller's environment leaks in.
+    /// Prepares a run of the program, with the sandbox's ports and without the caller's environment variables.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program());
         command
@@ -94,7 +94,7 @@ impl Sandbox {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.folder().join("home"))
-            // Not a `textnlp-server` that another build may have left beside it.
+            // Not a `textnlp-server` that another build may have left in the same folder.
             .env("TEXTNLP_SERVER", program())
             .env("TEXTNLP_STATE_DIR", self.folder().join("state"))
             .env("TEXTNLP_SET__server__api__port", self.port.to_string())
@@ -109,12 +109,12 @@ impl Sandbox {
         said(self.command(args).output().expect("start the program"))
     }
 
-    /// Starts the program and leaves it running.
+    /// Starts the program in the background.
     pub fn start(&self, args: &[&str]) -> Child {
         self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the program")
     }
 
-    /// Puts an environment up without its gate.
+    /// Runs `up` for an environment without its gate.
     #[track_caller]
     pub fn up(&self, environment: &str) -> Said {
         self.run(&["up", "--env", environment, "--yes", "--no-gate"]).expect(0)
@@ -134,19 +134,19 @@ impl Sandbox {
         std::fs::read_to_string(newest.path()).expect("read the key").trim().to_owned()
     }
 
-    /// The id of the one process whose command line has this word.
+    /// The id of the only process whose command line contains this word.
     pub fn pid(&self, word: &str) -> Option<u32> {
         let found: Vec<_> = self.processes().into_iter().filter(|(_, line)| line.contains(word)).collect();
         assert!(found.len() < 2, "more than one process of {word}: {found:?}");
         found.first().map(|(pid, _)| *pid)
     }
 
-    /// Ends a process at once.
+    /// Kills a process.
     pub fn kill(&self, pid: u32) {
         signal(pid, rustix::process::Signal::KILL);
     }
 
-    /// Every file below a folder of the sandbox, relative to it, sorted.
+    /// All files below a folder of the sandbox: relative paths, sorted.
     pub fn files(&self, folder: &Utf8Path) -> Vec<String> {
         let (mut found, mut todo) = (Vec::new(), vec![folder.to_owned()]);
         while let Some(next) = todo.pop() {
@@ -162,7 +162,7 @@ impl Sandbox {
         found
     }
 
-    /// Every process whose command line names this sandbox.
+    /// All processes whose command line contains the sandbox's path.
     pub fn processes(&self) -> Vec<(u32, String)> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").expect("list processes").flatten() {
@@ -179,7 +179,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        // Supervisors first, or they would bring their children back.
+        // Supervisors first: they would restart their children.
         for only_supervisors in [true, false] {
             for (pid, line) in self.processes() {
                 if !only_supervisors || line.contains("supervise") {
@@ -190,14 +190,14 @@ impl Drop for Sandbox {
     }
 }
 
-/// Sends a signal to a process; one that is gone already is fine.
+/// Sends a signal to a process; it may have ended already.
 pub fn signal(pid: u32, signal: rustix::process::Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
         let _ = rustix::process::kill_process(pid, signal);
     }
 }
 
-/// Numbers that look random and are the same for the same seed (SplitMix64).
+/// A pseudorandom number generator with a seed (SplitMix64).
 pub struct Dice(pub u64);
 
 impl Dice {
@@ -211,7 +211,7 @@ impl Dice {
     }
 }
 
-/// Output as text.
+/// Converts a process output.
 pub fn said(output: Output) -> Said {
     Said {
         exit: output.status.code().unwrap_or(-1),
@@ -220,22 +220,41 @@ pub fn said(output: Output) -> Said {
     }
 }
 
-/// Waits until something holds; fails the story after five minutes. That is for what never comes: beside other stories on two cores the
-/// slowest thing that does, a copy of the schedule, which gives way to everything else, takes a minute now and then.
+/// The first poll interval.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// The longest poll interval: most polls start a process.
+const POLL_INTERVAL_MAX: Duration = Duration::from_millis(250);
+/// The timeout of a poll, reached only if the condition never holds. The slowest one that does is a scheduled backup:
+/// it yields to everything else, and sometimes takes a minute beside other tests on two cores.
+const POLL_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Polls after 20, 40, … 250 ms until a condition holds; fails the test after five minutes.
 #[track_caller]
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(300);
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    poll(what, POLL_INTERVAL_MAX, look)
+}
+
+/// The same for a condition that holds only briefly, such as work that is about to be killed: polls every 20 ms.
+#[track_caller]
+pub fn promptly<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    poll(what, POLL_INTERVAL, look)
+}
+
+#[track_caller]
+fn poll<T>(what: &str, longest: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + POLL_TIMEOUT;
+    let mut pause = POLL_INTERVAL;
     loop {
         if let Some(found) = look() {
             return found;
         }
         assert!(Instant::now() < until, "{what} did not come true within five minutes");
-        std::thread::yield_now();
-        std::thread::park_timeout(Duration::from_millis(20));
+        std::thread::park_timeout(pause);
+        pause = (pause * 2).min(longest);
     }
 }
 
-/// The program under test, beside this test's own folder.
+/// The program under test, from the same target folder as the test.
 pub fn program() -> Utf8PathBuf {
     let this = std::env::current_exe().expect("find this test");
     let release = this.parent().and_then(|deps| deps.parent()).expect("tests lie in target/…/deps");
@@ -244,7 +263,7 @@ pub fn program() -> Utf8PathBuf {
     program
 }
 
-/// Every key, `a.b` for one inside of another, is in the document.
+/// Asserts that the document contains every key; `a.b` is a nested one.
 #[track_caller]
 pub fn has(document: &Value, keys: &[&str]) {
     for key in keys {
@@ -253,7 +272,7 @@ pub fn has(document: &Value, keys: &[&str]) {
     }
 }
 
-/// What the document of an `up` promises to programs.
+/// The keys of the `up` document that are part of its contract.
 pub const UP_KEYS: &[&str] = &[
     "format",
     "ok",
@@ -274,14 +293,14 @@ pub const UP_KEYS: &[&str] = &[
     "seconds",
 ];
 
-/// What a plan creates, updates, replaces, deletes and leaves.
+/// The counts of a plan: create, update, replace, delete, unchanged.
 pub fn counts(document: &Value) -> [i64; 5] {
     ["create", "update", "replace", "delete", "unchanged"].map(|word| {
         document["plan"][word].as_i64().unwrap_or_else(|| panic!("plan.{word} is no integer: {document:#}"))
     })
 }
 
-/// A folder with everything in it but sockets, which live with their processes.
+/// Copies a folder without sockets, which belong to running processes.
 pub fn copy(from: &Utf8Path, to: &Utf8Path) {
     std::fs::create_dir_all(to).expect("make a folder");
     for entry in from.read_dir_utf8().expect("list a folder").flatten() {

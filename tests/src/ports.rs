@@ -1,24 +1,25 @@
-//! Ports for programs that are told theirs before they start.
+//! Ports for programs that need a port number before they start.
 //!
-//! A port that was asked for by binding port 0 is anybody's again as soon as it is let go, and the kernel gives the same range to outgoing
-//! connections: with dozens of programs starting at once, one of them took another's every few hundred runs. These lie below that range,
-//! and a name in the abstract namespace keeps other tests from them, other processes' too, for as long as the value lives.
+//! A port from a bind to port 0 is free again as soon as it is closed, and the kernel uses the same range for outgoing
+//! connections. With dozens of programs starting at once, this caused a conflict every few hundred runs. These ports
+//! lie below that range. An abstract socket name reserves each one against other tests and processes for as long as the
+//! value lives.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-/// Below 32768, where Linux begins to give out ports by itself (`net.ipv4.ip_local_port_range`), and below what clones of drills ask for.
+/// Below 32768, where Linux's own range begins (`net.ipv4.ip_local_port_range`), and below the range of drill clones.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 6_000;
 
-/// Ports that nobody listens on, and that no other test is given while this lives.
+/// Unused ports, reserved for as long as the value lives.
 pub struct Ports {
     held: Vec<(u16, UnixListener)>,
 }
 
 impl Ports {
-    /// So many of them, all different.
+    /// Reserves this number of different ports.
     pub fn ask(count: usize) -> Self {
         let start = (std::process::id() % u32::from(COUNT)) as u16;
         let candidates = (0..COUNT).map(|n| FIRST + (start + n) % COUNT);
@@ -27,7 +28,7 @@ impl Ports {
         Self { held }
     }
 
-    /// In the order in which they were found.
+    /// The ports in the order in which they were reserved.
     pub fn numbers(&self) -> Vec<u16> {
         self.held.iter().map(|(port, _)| *port).collect()
     }

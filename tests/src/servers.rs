@@ -1,12 +1,12 @@
-//! Other people's servers that tests talk to, installed once by their package managers, pinned by version.
+//! Third-party servers for tests, installed once by their package managers and pinned by version.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
-/// A server that ends with the test.
+/// A server that stops with the test.
 pub struct Server {
     child: Child,
-    /// Where it answers: `http://127.0.0.1:PORT`.
+    /// Its address: `http://127.0.0.1:PORT`.
     pub address: String,
 }
 
@@ -18,7 +18,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Starts a program and waits until it says where it listens: the word after `says`.
+    /// Starts a program and waits for its listen address: the word after `says` in its output.
     pub fn start(command: &mut Command, says: &str) -> Self {
         let started = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut server = Self { child: started.expect("start the server"), address: String::new() };
@@ -29,7 +29,7 @@ impl Server {
         let (tell, told) = std::sync::mpsc::channel();
         for pipe in pipes {
             let tell = tell.clone();
-            // Read to the end, so that the server never waits for a reader.
+            // Reads to the end, so that the server never blocks on its output.
             std::thread::spawn(move || {
                 BufReader::new(pipe).lines().map_while(Result::ok).for_each(|line| drop(tell.send(line)));
             });
@@ -49,7 +49,8 @@ impl Server {
     }
 }
 
-/// S3's protocol by moto: its conditional writes and listings are to be relied on, little else is. `tests` is the folder of this crate.
+/// An S3 server (moto), reliable for conditional writes and listings, and for little else. `tests` is the folder of
+/// this crate.
 pub fn moto(tests: &str) -> Option<Server> {
     let python = installed(tests, "python.sh", "moto[server,s3]==5.2.5")?;
     let mut command = Command::new(python);
@@ -57,10 +58,10 @@ pub fn moto(tests: &str) -> Option<Server> {
     Some(Server::start(&mut command, "Running on http://"))
 }
 
-/// Blob's protocol by Azurite, with its data in this folder.
+/// An Azure Blob server (Azurite), with its data in this folder.
 pub fn azurite(tests: &str, folder: &std::path::Path) -> Option<Server> {
     let modules = installed(tests, "node.sh", "azurite@3.37.0")?;
-    let mut command = Command::new("node");
+    let mut command = Command::new(format!("{modules}/.bin/node"));
     command.arg(format!("{modules}/azurite/dist/src/blob/main.js"));
     command.args([
         "--blobHost",
@@ -75,16 +76,16 @@ pub fn azurite(tests: &str, folder: &std::path::Path) -> Option<Server> {
     Some(Server::start(&mut command, "successfully listens on http://"))
 }
 
-/// Google Cloud Storage's two protocols by a stand-in of ours, as the ones that can be had do not keep its conditions where our client
-/// speaks to it. `lax` ignores them like those.
+/// A fake Google Cloud Storage with both of its protocols: existing emulators ignore preconditions in the protocol of
+/// this project's client. `lax` ignores them too.
 pub fn gcs(tests: &str, lax: bool) -> Option<Server> {
-    // Any Python will do, and the one that checks the stand-in is there for sure.
+    // Any Python works; this one is installed for the check below anyway.
     let mut command = Command::new(installed(tests, "python.sh", GCS_CLIENT)?);
     command.arg(format!("{tests}/gcs.py")).args(lax.then_some("--lax"));
     Some(Server::start(&mut command, "listening on http://"))
 }
 
-/// What Google's own client says of a stand-in: whether it keeps generation preconditions, and what of them it does not keep.
+/// Checks the fake with Google's own client: whether it enforces generation preconditions, and which ones it does not.
 pub fn checked_by_google(tests: &str, server: &Server) -> Option<(bool, String)> {
     let mut command = Command::new(installed(tests, "python.sh", GCS_CLIENT)?);
     let out = command.arg(format!("{tests}/gcs_check.py")).arg(&server.address).output().expect("start Python");
@@ -92,14 +93,24 @@ pub fn checked_by_google(tests: &str, server: &Server) -> Option<(bool, String)>
     Some((out.status.success(), String::from_utf8_lossy(&text).into_owned()))
 }
 
-/// A mail server that keeps what it gets in this folder; with a certificate and its key it speaks TLS.
+/// A mail server that stores messages in this folder; with a certificate and its key it uses TLS.
 pub fn mail(tests: &str, folder: &std::path::Path, tls: Option<[&std::path::Path; 2]>) -> Option<Server> {
+    mail_offering("PLAIN LOGIN", tests, folder, tls)
+}
+
+/// The same, with these authentication mechanisms only.
+pub fn mail_offering(
+    logins: &str,
+    tests: &str,
+    folder: &std::path::Path,
+    tls: Option<[&std::path::Path; 2]>,
+) -> Option<Server> {
     let mut command = Command::new(installed(tests, "python.sh", "aiosmtpd==1.4.6")?);
-    command.arg(format!("{tests}/mail.py")).arg(folder).args(tls.into_iter().flatten());
+    command.arg(format!("{tests}/mail.py")).arg(folder).args(tls.into_iter().flatten()).env("MAIL_LOGINS", logins);
     Some(Server::start(&mut command, "listening on http://"))
 }
 
-/// What AWS's and Google's own libraries say of a token: `what` of `kube_token.py`.
+/// Checks a token with AWS's and Google's own libraries; `what` is a command of `kube_token.py`.
 pub fn token_oracle(tests: &str, what: &str, asked: &serde_json::Value) -> Option<serde_json::Value> {
     use std::io::Write;
     let packages = "botocore==1.44.5 google-auth==2.62.2 cryptography==46.0.3";
@@ -114,7 +125,8 @@ pub fn token_oracle(tests: &str, what: &str, asked: &serde_json::Value) -> Optio
 
 const GCS_CLIENT: &str = "google-cloud-storage==3.17.1";
 
-/// Where a package is; nothing, said loudly, where it cannot be had, unless everything must be there.
+/// The path of an installed package. `None` with a message if it cannot be installed; a failure if the tests require
+/// all tools.
 #[allow(clippy::print_stderr)]
 fn installed(tests: &str, script: &str, package: &str) -> Option<String> {
     let out = Command::new("sh").arg(format!("{tests}/{script}")).arg(package).output().expect("start sh");

@@ -1,15 +1,15 @@
-//! A filesystem of a size of its own, for disks that are full. Only who may mount has one.
+//! A filesystem of limited size, to test full disks. Mounting needs root.
 
 use std::process::{Command, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-/// It is there for as long as this lives, and what is on it goes along.
+/// A mounted filesystem; it is unmounted, and its content lost, when the value is dropped.
 pub struct Small(Utf8PathBuf);
 
 impl Small {
-    /// Mounts one at `place`, which is made if need be. `None`, said loudly, where that is not permitted; where everything must be
-    /// there, that is a failure.
+    /// Mounts a filesystem at `place`, which is created if necessary. `None` with a message if mounting is not
+    /// permitted; a failure if the tests require all tools.
     #[allow(clippy::print_stderr)]
     pub fn mount(place: impl Into<Utf8PathBuf>, options: &str) -> Option<Self> {
         let place = place.into();
@@ -23,12 +23,12 @@ impl Small {
         None
     }
 
-    /// Where it is.
+    /// The mount point.
     pub fn place(&self) -> &Utf8Path {
         &self.0
     }
 
-    /// Another size, other rights.
+    /// Changes the size or the mount options.
     pub fn remount(&self, options: &str) {
         let options = format!("remount,{options}");
         assert!(call("mount", &["-o", &options, self.0.as_str()]), "mount -o {options} {}", self.0);

@@ -1,22 +1,22 @@
-//! A service that somebody else runs, as far as a story needs it: requests come in and are kept, what is answered the story says.
+//! A fake HTTP service: it records requests, and the test determines the answers.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     /// `GET /path?query`.
     pub line: String,
-    /// Names in small letters.
+    /// Headers, with lowercase names.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: String,
 }
 
 impl Request {
-    /// A header's value, or nothing.
+    /// A header's value, or an empty text.
     pub fn header(&self, name: &str) -> &str {
         self.headers.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
     }
@@ -28,17 +28,17 @@ impl Request {
     }
 }
 
-/// What is answered.
+/// The answer to a request.
 pub enum Reply {
     /// A status and a body.
     Answer(u16, String),
-    /// A status, a line of the head, and a body.
+    /// A status, an additional header line, and a body.
     Headed(u16, &'static str, String),
-    /// Nothing, for as long as the other side waits.
+    /// No answer, until the client gives up.
     Silence,
 }
 
-/// It answers until the test program ends.
+/// A fake service; it runs until the test program ends.
 pub struct StandIn {
     /// `127.0.0.1:PORT`.
     pub address: String,
@@ -46,7 +46,7 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// Starts one on a free port.
+    /// Starts a service on a free port.
     pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen on a free port");
         let address = listener.local_addr().expect("its address").to_string();
@@ -61,7 +61,7 @@ impl StandIn {
         Self { address, requests }
     }
 
-    /// One that always answers the same.
+    /// Starts a service that always returns the same answer.
     pub fn of(status: u16, body: impl Into<String>) -> Self {
         let body = body.into();
         Self::start(move |_| Reply::Answer(status, body.clone()))
@@ -72,7 +72,7 @@ impl StandIn {
         format!("http://{}", self.address)
     }
 
-    /// What came so far.
+    /// The requests so far.
     pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().expect("nobody panics with it").clone()
     }
@@ -97,7 +97,7 @@ fn serve(stream: TcpStream, kept: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request
     match reply {
         Reply::Answer(status, body) => say(&stream, status, "x-nothing: more", &body),
         Reply::Headed(status, line, body) => say(&stream, status, line, &body),
-        // It ends when the other side gives up.
+        // Ends when the client gives up.
         Reply::Silence => reader.read_to_end(&mut Vec::new()).map(drop),
     }
 }
@@ -108,7 +108,7 @@ fn say(mut stream: &TcpStream, status: u16, line: &str, body: &str) -> std::io::
     stream.write_all((head + body).as_bytes())
 }
 
-/// The text of a value in a form or in an address.
+/// Decodes a value of a form or a query.
 pub fn decoded(value: &str) -> String {
     let (mut bytes, mut rest) = (Vec::new(), value.as_bytes());
     while let Some((&first, after)) = rest.split_first() {

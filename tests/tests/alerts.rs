@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use textnlp_tests::servers::mail;
-use textnlp_tests::{Sandbox, eventually};
+use textnlp_tests::{Sandbox, eventually, http};
 
 const ENV: [&str; 2] = ["--env", "development"];
 
@@ -88,7 +88,7 @@ fn what_goes_wrong_is_told_once_to_everybody_who_is_named() {
     );
     assert!(!tested.out.contains("hunter2"), "{}", tested.out);
     assert_eq!((hook.took(), mails_of("test: test message")), (vec!["test test message".to_owned()], 1));
-    assert!(run(&["alert", "list"]).expect(0).out.contains("Nobody is told"));
+    assert!(run(&["alert", "list"]).expect(0).out.contains("has no alert receivers"));
     run(&["alert", "test", "--receiver", "nobody"]).expect(2);
 
     // A unit that cannot be believed is wrong. The first attempt at the webhook fails, and is made again.
@@ -124,6 +124,38 @@ fn what_goes_wrong_is_told_once_to_everybody_who_is_named() {
     sandbox.run(&["down", "--env", "development", "--yes", "--delete-data", "development"]).expect(0);
     let left = sandbox.files(&state.join("sites"));
     assert!(left.is_empty(), "down left {left:?}");
+}
+
+#[test]
+fn slow_and_failed_answers_raise_alerts_and_clear_them() {
+    let hook = Hook::start();
+    let mut sandbox = Sandbox::new("limits");
+    sandbox.variables.extend([
+        ("TEXTNLP_SET__monitoring__receivers__oncall", hook.address.clone()),
+        ("TEXTNLP_SET__monitoring__alerts__latency", "1ms".to_owned()),
+        ("TEXTNLP_SET__monitoring__alerts__latency_for", "1s".to_owned()),
+        ("TEXTNLP_SET__monitoring__alerts__error_rate_for", "1s".to_owned()),
+        // What takes longer is a failure of the server.
+        ("TEXTNLP_SET__server__api__timeout", "1s".to_owned()),
+        ("TEXTNLP_SET__gates__p95_ms", "500".to_owned()),
+    ]);
+    sandbox.up("development");
+    let key = sandbox.first_key("development");
+    let ask = |tokens: u32| {
+        let body = serde_json::json!({ "prompt": "Once upon a time", "max_tokens": tokens }).to_string();
+        let _ = http::ask(sandbox.port, "POST", "/v1/generate", &[("X-API-Key", &key)], body.as_bytes());
+    };
+    let took = |line: &str| hook.took().contains(&line.to_owned()).then_some(());
+    eventually("slow answers are reported", || {
+        ask(8);
+        took("raised latency service")
+    });
+    eventually("failed answers are reported", || {
+        // Together they take longer than a request may.
+        std::thread::scope(|scope| (0..64).for_each(|_| drop(scope.spawn(|| ask(1_000)))));
+        took("raised errors service")
+    });
+    sandbox.run(&["down", "--env", "development", "--yes", "--delete-data", "development"]).expect(0);
 }
 
 #[test]

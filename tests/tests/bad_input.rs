@@ -62,7 +62,7 @@ fn wrong_environment_files_are_explained_with_their_place() {
         (
             "double",
             format!("extends: base\nenvironment: double\nenvironment: double\nphase: staging\n{site}").into(),
-            &["double.yaml:3:1", "twice", "double.yaml:2:1"],
+            &["double.yaml:3:1", "duplicated", "double.yaml:2:1"],
         ),
         (
             "types",
@@ -76,7 +76,7 @@ fn wrong_environment_files_are_explained_with_their_place() {
         ),
         ("variable", b"extends: staging\nenvironment: variable\ndescription: \"${NOT_THERE}\"".to_vec(), &["variable.yaml:3", "`NOT_THERE` is not set"]),
         ("circle", b"extends: circle\nenvironment: circle".to_vec(), &["circle.yaml:1:10", "extends itself"]),
-        ("orphan", b"extends: nobody\nenvironment: orphan".to_vec(), &["orphan.yaml:1", "nobody"]),
+        ("orphan", b"extends: nobody\nenvironment: orphan".to_vec(), &["orphan.yaml:1", "nobody", "has a mistake"]),
         ("empty", Vec::new(), &["empty.yaml:1:1", "`environment`"]),
         ("binary", vec![0xff, 0xfe, 0], &["binary.yaml:1:1", "UTF-8"]),
     ];
@@ -151,7 +151,12 @@ fn wrong_words_are_refused_before_anything_happens() {
             &["`cloudy`", "`onprem`"],
         ),
         wrong(&["up", "--env", "pilot", "--yes"], 2, "no_way_in", &["kubeconfig", "set KUBECONFIG"]),
-        wrong(&["up", "--env", "enterprise", "--yes"], 2, "not_available", &["`kubernetes`", "env check enterprise"]),
+        wrong(
+            &["up", "--env", "enterprise", "--yes"],
+            2,
+            "not_available",
+            &["`kubernetes`", "env check --env enterprise"],
+        ),
         wrong(
             &["up", "--env", "staging", "--yes", "--set", "gates.usres=5"],
             2,
@@ -187,8 +192,35 @@ fn wrong_words_are_refused_before_anything_happens() {
             "wrong_name",
             &["--delete-data staging"],
         ),
-        wrong(&["up", "--env", "staging"], 4, "not_approved", &["nobody agreed", "--yes"]),
+        wrong(&["up", "--env", "staging"], 4, "not_approved", &["not approved", "--yes"]),
         wrong(&["stauts"], 2, "usage", &["'status'"]),
+        wrong(&["up", "staging"], 2, "usage", &["did you mean `--env staging`?"]),
+        wrong(&["-env", "staging", "up"], 2, "usage", &["did you mean `--env staging`?"]),
+        wrong(&["down", "--yes"], 2, "no_environment", &["down --yes --env NAME"]),
+        wrong(
+            &["plan", "--env", "staging", "--set", "models[0].source=nosuch"],
+            2,
+            "no_such_model",
+            &["--set models[0].source: error: `models[0].source`", "the catalogue has no model of this name"],
+        ),
+        wrong(
+            &["plan", "--env", "staging", "--set", "models[0].source=file:/nowhere/model"],
+            1,
+            "preflight",
+            &["has no file /nowhere/model", "correct the model's `source`"],
+        ),
+        wrong(
+            &["plan", "--env", "staging", "--set", "gates.availability=0.9"],
+            2,
+            "not_available",
+            &["`gates.availability`: no gate in this version measures availability", "remove it"],
+        ),
+        wrong(
+            &["plan", "--env", "staging", "--set", "traffic.health_path=/ready"],
+            2,
+            "not_available",
+            &["`traffic.health_path`: provider `onprem` does not support this setting (`/ready`)", "remove it"],
+        ),
         wrong(&["generate"], 2, "usage", &["<PROMPT>"]),
         wrong(&["plan", "--env", "a", "--file", "b"], 2, "usage", &["--file"]),
         wrong(&["generate", "hi", "--temperature", "NaN"], 2, "usage", &["finite number"]),
@@ -227,13 +259,42 @@ fn nothing_was_made(sandbox: &Sandbox) {
 }
 
 #[test]
+fn a_gate_that_is_never_measured_is_named_before_anything_is_made() {
+    let sandbox = Sandbox::new("unmeasured");
+    let pilot = ["--set", "phase=pilot", "--set", "scaling.min=3"];
+    let typed = |args: &[&'static str]| [args, &pilot].concat();
+    let says = ["does not measure the gate of phase pilot", "nothing was changed", "up --no-gate --env staging"];
+    for more in [&["--yes"][..], &["--yes", "--gated"]] {
+        let up = typed(&[&["up", "--env", "staging"], more].concat());
+        refused(&sandbox, &wrong(&up, 3, "gate_not_measured", &says));
+    }
+    let says = ["does not measure the gate of phase pilot", "only a release that passed its gate is promoted"];
+    let promote = typed(&["promote", "--from", "staging", "--to", "air-gapped"]);
+    refused(&sandbox, &wrong(&promote, 3, "gate_not_open", &says));
+    let plan = sandbox.run(&typed(&["plan", "--env", "staging", "-o", "json"])).expect(0).json();
+    assert_eq!(plan["gate"], json!({ "phase": "pilot", "measured": false }));
+    let plan = sandbox.run(&typed(&["plan", "--env", "staging"])).expect(0);
+    assert!(plan.out.contains("To apply: textnlp-deploy up --no-gate --env staging"), "{}", plan.out);
+    nothing_was_made(&sandbox);
+}
+
+#[test]
+fn a_state_folder_may_be_named_by_any_path() {
+    let sandbox = Sandbox::new("roundabout");
+    sandbox.run(&["up", "--env", "development", "--yes", "--no-gate", "--state-dir", "a/./b/../c"]).expect(0);
+    sandbox.run(&["status", "--env", "development", "--state-dir", "a/c"]).expect(0);
+    sandbox.run(&["down", "--env", "development", "--yes", "--state-dir", "a/c"]).expect(0);
+    assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
+}
+
+#[test]
 fn a_port_in_use_is_named_with_its_holder_and_never_moved() {
     let sandbox = Sandbox::new("port");
     let taken = TcpListener::bind(("127.0.0.1", sandbox.port)).unwrap();
     let pid = std::process::id().to_string();
     let port = format!("127.0.0.1:{}", sandbox.port);
     let up = ["up", "--env", "development", "--yes", "--no-gate"];
-    refused(&sandbox, &wrong(&up, 1, "preflight", &[&port, "taken", &pid, "choose another `port`"]));
+    refused(&sandbox, &wrong(&up, 1, "preflight", &[&port, "taken", &pid, "--set server.api.port=PORT"]));
     nothing_was_made(&sandbox);
     drop(taken);
     sandbox.up("development");
@@ -256,7 +317,7 @@ fn no_home_and_no_environments_folder() {
         &["generate", "hi"],
     ] {
         let said = bare(verb).expect(2);
-        assert!(said.err.contains("hint: say where with --state-dir DIR"), "{verb:?}: {}", said.err);
+        assert!(said.err.contains("hint: choose a folder with --state-dir DIR"), "{verb:?}: {}", said.err);
     }
     bare(&["plan", "--env", "development", "--state-dir", "here"]).expect(0);
 }

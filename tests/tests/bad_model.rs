@@ -102,7 +102,7 @@ fn a_model_that_changes_where_it_lies_is_delivered_when_it_is_released() {
     let (models, said) = planned();
     assert!(models == 0 && said.contains("release set"), "the lock keeps what was released and says so: {said}");
     let said = up_with_model(&sandbox, &folder).expect(0);
-    assert!(said.err.contains("The release lock keeps model textnlp-tiny"), "{}", said.err);
+    assert!(said.err.contains("The release lock pins model textnlp-tiny"), "{}", said.err);
     assert_eq!(delivered(), first);
 
     let set = ["release", "set", "--env", "development", "--set", &source];

@@ -67,7 +67,7 @@ fn wrong_bodies_are_refused_by_field_and_hint() {
 fn a_hundred_megabytes_are_refused_without_being_kept() {
     let sandbox = up("huge");
     let server = sandbox.pid("bin/server serve").unwrap();
-    let gateway = sandbox.pid("--role gateway").unwrap();
+    let gateway = sandbox.pid(" gateway --config").unwrap();
     let before = [server, gateway].map(resident);
     let piece = vec![b'a'; 1 << 20];
     for chunked in [false, true] {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use textnlp_tests::bucket::Bucket;
-use textnlp_tests::{Dice, Said, Sandbox, eventually, http, said, signal};
+use textnlp_tests::{Dice, Said, Sandbox, eventually, http, promptly, said, signal};
 
 const UP: [&str; 5] = ["up", "--env", "development", "--yes", "--no-gate"];
 const DOWN: [&str; 4] = ["down", "--env", "development", "--yes"];
@@ -249,7 +249,7 @@ fn up_killed_together_with_everything_it_started() {
 fn started_and_at_work(sandbox: &Sandbox, args: &[&str]) -> Child {
     let before = journal(sandbox);
     let mut child = sandbox.start(args);
-    eventually("it is at work", || {
+    promptly("it is at work", || {
         assert!(child.try_wait().expect("look").is_none(), "it ended before it could be disturbed");
         (journal(sandbox) > before + 400).then_some(())
     });

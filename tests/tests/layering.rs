@@ -9,17 +9,36 @@ use std::path::{Path, PathBuf};
 
 /// Crate, and which crates of ours it may import.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("textnlp-files", &[]),
+    ("textnlp-net", &[]),
     ("textnlp-provider", &[]),
     ("textnlp-models", &[]),
     ("textnlp-inference", &[]),
     ("textnlp-control", &[]),
-    ("textnlp-onprem", &["textnlp-provider", "textnlp-models"]),
-    ("textnlp-kubernetes", &["textnlp-provider"]),
+    ("textnlp-keys", &["textnlp-provider"]),
+    ("textnlp-onprem", &["textnlp-provider", "textnlp-keys", "textnlp-models"]),
+    ("textnlp-kubernetes", &["textnlp-provider", "textnlp-models"]),
     ("textnlp-token", &["textnlp-provider"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
+    ("textnlp-service", &["textnlp-orchestrator", "textnlp-provider", "textnlp-models"]),
     ("textnlp-bundle", &["textnlp-models"]),
     ("textnlp-training", &["textnlp-inference", "textnlp-models"]),
-    ("textnlp-server", &["textnlp-control", "textnlp-inference", "textnlp-models", "textnlp-bundle"]),
+    ("textnlp-process", &[]),
+    ("textnlp-store", &[]),
+    ("textnlp-gateway", &["textnlp-process"]),
+    ("textnlp-sites", &["textnlp-process", "textnlp-store", "textnlp-gateway", "textnlp-control", "textnlp-models"]),
+    (
+        "textnlp-server",
+        &[
+            "textnlp-process",
+            "textnlp-store",
+            "textnlp-gateway",
+            "textnlp-sites",
+            "textnlp-inference",
+            "textnlp-models",
+            "textnlp-bundle",
+        ],
+    ),
     (
         "textnlp-deploy",
         &[
@@ -28,8 +47,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "textnlp-inference",
             "textnlp-kubernetes",
             "textnlp-token",
+            "textnlp-keys",
             "textnlp-onprem",
             "textnlp-orchestrator",
+            "textnlp-service",
             "textnlp-server",
             "textnlp-bundle",
         ],
@@ -39,8 +60,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-cluster", &[]),
 ];
 
+/// Crates without domain words, which every crate may import. They import none of ours.
+const LEAVES: &[&str] = &["textnlp-files"];
+
 /// Crate, and what it must not know: a part of a dependency's name.
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
+    ("textnlp-files", &["textnlp", "tokio", "serde", "camino", "tracing", "anyhow"]),
+    ("textnlp-net", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "hyper", "axum", "serde"]),
     ("textnlp-provider", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     ("textnlp-models", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
     (
@@ -48,15 +74,31 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
         &["aws-sdk", "google-cloud", "azure", "kube", "clap", "hyper", "axum", "reqwest", "tokio", "sqlx"],
     ),
     ("textnlp-control", &["tokio", "hyper", "axum", "reqwest", "sqlx", "jiff"]),
+    ("textnlp-keys", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     ("textnlp-onprem", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     // Who one is for each cloud, and nothing that is done there.
     ("textnlp-token", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-kubernetes", &["aws-sdk", "aws-config", "google-cloud", "azure", "clap", "indicatif", "rcgen"]),
     ("textnlp-bundle", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "axum", "candle"]),
     ("textnlp-orchestrator", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
+    ("textnlp-service", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
     ("textnlp-training", &["axum", "hyper", "reqwest"]),
-    ("textnlp-server", &["aws-sdk", "google-cloud", "azure", "kube", "indicatif", "candle"]),
+    ("textnlp-process", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "sqlx", "candle", "jsonwebtoken"]),
+    ("textnlp-store", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "axum", "hyper", "reqwest", "candle"]),
+    (
+        "textnlp-gateway",
+        &["aws-sdk", "google-cloud", "azure", "kube", "clap", "axum", "sqlx", "candle", "jsonwebtoken"],
+    ),
+    ("textnlp-sites", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "candle", "tokenizers"]),
+    ("textnlp-server", &["aws-sdk", "google-cloud", "azure", "kube", "indicatif", "candle", "sqlx"]),
 ];
+
+/// Every crate may import the network layer, except those that are pure computation.
+const NETWORK: &str = "textnlp-net";
+const WITHOUT_NETWORK: &[&str] = &["textnlp-inference", "textnlp-control"];
+
+/// Crates below `providers/` that are parts of providers, not providers: no environment names them.
+const PARTS: &[&str] = &["textnlp-keys", "textnlp-token"];
 
 #[test]
 fn crates_import_only_what_the_table_allows() {
@@ -69,7 +111,8 @@ fn crates_import_only_what_the_table_allows() {
             continue;
         };
         for dependency in dependencies.iter().filter(|d| d.starts_with("textnlp-")) {
-            if !allowed.contains(&dependency.as_str()) {
+            let is_network = dependency == NETWORK && name != NETWORK && !WITHOUT_NETWORK.contains(&name.as_str());
+            if !is_network && !allowed.contains(&dependency.as_str()) && !LEAVES.contains(&dependency.as_str()) {
                 wrong.push(format!("`{name}` may not import `{dependency}`"));
             }
         }
@@ -92,21 +135,120 @@ fn crates_do_not_know_what_they_must_not_know() {
 }
 
 #[test]
-fn the_orchestrator_names_no_cloud() {
+fn the_orchestrator_names_no_provider_and_no_runtime() {
+    let crates = provider_crates();
+    let mut banned: Vec<String> = crates.iter().map(|name| format!("{}::", name.replace('-', "_"))).collect();
+    banned.extend(["println!", "eprintln!"].map(str::to_owned));
+    // Their names in environment files, as literals.
+    let names = crates.iter().filter(|name| !PARTS.contains(&name.as_str()));
+    let names = names.filter_map(|name| name.strip_prefix("textnlp-"));
+    banned.extend(names.chain(["aws", "gcp", "azure", "process"]).map(|name| format!("\"{name}\"")));
+    for folder in ["orchestrator/src", "orchestrator/service/src"] {
+        assert_eq!(named_in(&root().join(folder), &banned, |_| false), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn services_print_nothing_and_ask_nothing() {
+    let banned = ["print!", "println!", "io::stdin", "io::stdout", "io::stderr", "clap::"];
+    let found = named_in(&root().join("orchestrator/service/src"), &banned.map(str::to_owned), |_| false);
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn only_the_wiring_of_the_command_line_names_providers() {
+    let banned: Vec<String> = provider_crates().iter().map(|name| format!("{}::", name.replace('-', "_"))).collect();
+    let is_wiring =
+        |file: &Path| file.ends_with("cli/src/clouds.rs") || file.parent().is_some_and(|f| f.ends_with("clouds"));
+    assert_eq!(named_in(&root().join("cli/src"), &banned, is_wiring), Vec::<String>::new());
+}
+
+#[test]
+fn a_provider_knows_the_contract_and_no_other_provider() {
+    let crates = provider_crates();
+    assert!(crates.len() >= 3, "{crates:?}");
+    for name in &crates {
+        let (_, allowed) = MAY_IMPORT.iter().find(|(ours, _)| ours == name).expect("a row in the table");
+        let is_provider = |other: &&str| !PARTS.contains(other) && crates.iter().any(|one| one == other);
+        assert!(!allowed.iter().any(is_provider), "{name} may import {allowed:?}");
+    }
+}
+
+#[test]
+fn every_path_in_the_architecture_exists() {
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let mut known = Vec::new();
+    paths(&root(), &mut known);
+    let (mut missing, mut checked, mut in_block) = (Vec::new(), 0, false);
+    for line in text.lines() {
+        if line.starts_with("```") {
+            in_block = !in_block;
+            continue;
+        }
+        let words: Vec<&str> = match in_block {
+            true => line
+                .split(|c: char| c.is_whitespace() || "(),;:".contains(c))
+                .filter(|word| is_file(word) || word.ends_with('/'))
+                .collect(),
+            false => line.split('`').skip(1).step_by(2).filter(|word| is_file(word) || word.contains('/')).collect(),
+        };
+        let is_path =
+            |word: &&str| word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-./".contains(&b));
+        for word in words.into_iter().filter(is_path) {
+            checked += 1;
+            if !known.iter().any(|path| path.ends_with(word.trim_end_matches('/'))) {
+                missing.push(word);
+            }
+        }
+    }
+    assert!(checked > 20, "{checked} paths were found");
+    assert!(missing.is_empty(), "ARCHITECTURE.md names what does not exist: {missing:?}");
+}
+
+/// The lines below a folder that name any of these outside of comments, but for the files that may.
+fn named_in(folder: &Path, banned: &[String], may: impl Fn(&Path) -> bool) -> Vec<String> {
     let mut wrong = Vec::new();
-    for file in rust_files(&root().join("orchestrator/src")) {
+    for file in rust_files(folder).into_iter().filter(|file| !may(file)) {
         let text = std::fs::read_to_string(&file).unwrap();
-        for (number, line) in text.lines().enumerate() {
+        let product = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for (number, line) in product.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            if ["textnlp_onprem", "textnlp_aws", "textnlp_gcp", "textnlp_azure", "println!", "eprintln!"]
-                .iter()
-                .any(|w| code.contains(w))
-            {
+            if banned.iter().any(|word| code.contains(word.as_str())) {
                 wrong.push(format!("{}:{}: {}", file.display(), number + 1, line.trim()));
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    wrong
+}
+
+/// The crates below `providers/`, but for the contract.
+fn provider_crates() -> Vec<String> {
+    let manifest = read(&root().join("Cargo.toml"));
+    let members = manifest["workspace"]["members"].as_array().expect("workspace members").iter();
+    let members = members.filter_map(|member| member.as_str()?.strip_prefix("providers/"));
+    members
+        .filter(|folder| *folder != "contract" && !folder.contains('/'))
+        .map(|folder| format!("textnlp-{folder}"))
+        .collect()
+}
+
+fn is_file(word: &str) -> bool {
+    [".rs", ".md", ".py", ".yaml"].iter().any(|end| word.ends_with(end))
+}
+
+/// Everything below a folder, but for what is built and what is hidden.
+fn paths(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with('.') || name == "target" {
+            continue;
+        }
+        if path.is_dir() {
+            paths(&path, found);
+        }
+        found.push(path);
+    }
 }
 
 /// Every member of the workspace with the names of its normal dependencies.

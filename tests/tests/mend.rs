@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_tests::{Sandbox, eventually, http};
 
 const SERVER: &str = "bin/server serve";
-const GATEWAY: &str = "--role gateway";
+const GATEWAY: &str = " gateway --config";
 const SUPERVISOR: &str = "supervise --folder";
 
 fn answers(sandbox: &Sandbox) -> Option<()> {
@@ -52,7 +53,7 @@ fn a_killed_supervisor_is_named_and_replaced_while_its_children_go_on() {
     let status = sandbox.run(&["status", "--env", "development"]).expect(1);
     let line = status.out.lines().find(|l| l.contains("here/cluster ")).expect("the supervisor has a line");
     assert!(line.contains("stopped"), "{line}");
-    assert!(status.out.contains("To mend it: textnlp-deploy up --env development"), "{}", status.out);
+    assert!(status.out.contains("To fix it: textnlp-deploy up --env development"), "{}", status.out);
     answers(&sandbox).expect("clients notice nothing");
 
     sandbox.up("development");
@@ -189,6 +190,8 @@ fn two_replicas_roll_without_losing_a_request() {
                 scope.spawn(move || {
                     let mut lost = Vec::new();
                     while !stop.load(Ordering::Relaxed) {
+                        // Four clients ask 20 times a second in all.
+                        std::thread::sleep(Duration::from_millis(200));
                         let body = json!({ "prompt": "Once upon a time", "max_tokens": 24, "seed": client });
                         match http::post(sandbox.port, "/v1/generate", &body) {
                             Ok(answer)

@@ -135,7 +135,7 @@ fn a_database_goes_back_to_between_two_keys_also_on_a_bare_machine() {
     // A proof takes the base and the log as far as it goes, and asks a server on it.
     let proof = run(&sandbox, &["backup", "verify"]).expect(0).json();
     let says = proof["proof"]["says"].as_str().unwrap();
-    assert!(says.contains("base and log up to") && says.contains("a server on it answered"), "{says}");
+    assert!(says.contains("base backup and log up to") && says.contains("a server with it answered"), "{says}");
 
     // The machine is gone; the folder of its copies is not.
     run(&sandbox, &["down", "--yes"]).expect(0);
@@ -158,7 +158,7 @@ fn a_database_goes_back_to_between_two_keys_also_on_a_bare_machine() {
     refused(restore("yesterday", &with_key), "usage");
     for (at, why) in [("2001-01-01T00:00:00Z", "before the base"), ("2101-01-01T00:00:00Z", "ends at")] {
         let problems = refused(restore_file(at, &with_key), "no_such_moment");
-        assert!(problems.contains(why) && problems.contains("every moment from"), "{problems}");
+        assert!(problems.contains(why) && problems.contains("any time from"), "{problems}");
         refused(restore(at, &with_key), "no_such_moment");
     }
     let later = restore_file("2101-01-01T00:00:00Z", &with_key).json();
@@ -332,7 +332,10 @@ fn a_log_that_nobody_could_archive_is_refused_with_its_reason() {
         (said.exit, said.out)
     };
     for (set, why) in [
-        (&["backup.enabled=true", "backup.point_in_time=1m"][..], "only the log of a PostgreSQL of our own"),
+        (
+            &["backup.enabled=true", "backup.point_in_time=1m"][..],
+            "only the log of a PostgreSQL that this program runs",
+        ),
         (&["database.kind=postgres", "backup.point_in_time=1m"], "backup.enabled: true"),
         (&["database.kind=postgres", "backup.enabled=true", "backup.point_in_time=1s"], "write at least `5s`"),
         (&["database.kind=postgres", "backup.enabled=true", "backup.point_in_time=2h"], "write at most `1h`"),

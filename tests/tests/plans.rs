@@ -15,7 +15,7 @@ fn a_saved_plan_is_the_agreement() {
     let file = sandbox.folder().join("first.plan");
     let file = file.as_str();
     let said = plan(&sandbox, &["--out", file, "--exit-code"]).expect(6);
-    assert!(said.out.contains(&format!("To do it: textnlp-deploy apply {file}")), "{}", said.out);
+    assert!(said.out.contains(&format!("To apply: textnlp-deploy apply {file}")), "{}", said.out);
     // Nobody is asked, and no --yes is needed: the plan was read before.
     let said = sandbox.run(&["apply", file, "--no-gate", "-o", "json"]).expect(0);
     let document = said.json();
@@ -37,6 +37,14 @@ fn a_saved_plan_is_the_agreement() {
     sandbox.run(&["apply", file, "--no-gate", "--quiet"]).expect(0);
     plan(&sandbox, &[&change[..], &["--exit-code"]].concat()).expect(0);
 
+    // Records that do not exist are not taken for now; and a removal that nobody agreed to is looked at as a removal.
+    for past in [&["state", "at", "9999"][..], &["state", "diff", "9999", "10000"]] {
+        let said = sandbox.run(&[past, &DEVELOPMENT].concat()).expect(2);
+        assert!(said.err.contains("there is no record 9999"), "{}", said.err);
+    }
+    let down = sandbox.run(&["down", "--env", "development"]).expect(4);
+    assert!(down.err.contains("textnlp-deploy plan --down --env development"), "{}", down.err);
+
     plan(&sandbox, &["--down", "--out", file]).expect(0);
     let down = sandbox.run(&["apply", file]).expect(0);
     assert!(down.out.contains("development is down"), "{}", down.out);
@@ -45,6 +53,45 @@ fn a_saved_plan_is_the_agreement() {
     // Now it is known how long it takes.
     let again = plan(&sandbox, &["-o", "json"]).expect(0).json();
     assert!(again["estimate"]["seconds"].as_f64().unwrap() > 0.0, "{again}");
+}
+
+#[test]
+fn a_plan_says_what_it_costs_as_far_as_that_is_known() {
+    let sandbox = Sandbox::new("cost");
+    let document = plan(&sandbox, &["-o", "json"]).json();
+    assert!(document["cost"]["monthly"].is_null() && document["cost"]["currency"] == "USD", "{}", document["cost"]);
+    assert_eq!(
+        document["cost"]["unknown"].as_array().unwrap().len(),
+        document["steps"].as_array().unwrap().len(),
+        "no price of a machine of one's own is known: {document:#}"
+    );
+    let text = plan(&sandbox, &[]).out;
+    assert!(text.contains("Cost: unknown: there are no prices for"), "{text}");
+    let said = plan(&sandbox, &["--set", "budget.monthly=100"]);
+    assert!(said.out.contains("the budget of 100.00 USD is not checked"), "{}", said.out);
+}
+
+#[test]
+fn the_provider_is_detected_by_what_is_there_and_the_reason_is_told() {
+    let mut sandbox = Sandbox::new("detected");
+    let folder = sandbox.folder().join("environments");
+    std::fs::create_dir(&folder).unwrap();
+    let text = "extends: base\nenvironment: mine\nphase: staging\nsites: [{ name: here, provider: auto }]\n";
+    std::fs::write(folder.join("mine.yaml"), text).unwrap();
+    let plan = sandbox.run(&["plan", "--env", "mine"]).expect(0);
+    assert!(plan.err.contains("`onprem` is detected: no other provider was detected"), "{}", plan.err);
+
+    let kube = sandbox.folder().join("home/.kube");
+    std::fs::create_dir_all(&kube).unwrap();
+    let config = "current-context: lab\ncontexts: [{ name: lab, context: { cluster: c, user: u } }]\n\
+                  clusters: [{ name: c, cluster: { server: \"https://127.0.0.1:1\" } }]\nusers: [{ name: u, user: {} }]\n";
+    std::fs::write(kube.join("config"), config).unwrap();
+    sandbox.variables.push(("AWS_PROFILE", "hunter2".to_owned()));
+    let document = sandbox.run(&["providers", "-o", "json"]).expect(0).json();
+    assert_eq!(document["detected"]["provider"], "kubernetes", "{document:#}");
+    let shown = sandbox.run(&["env", "show", "mine", "--explain"]).expect(0).out;
+    let reason = "detected (~/.kube/config has the current context `lab`; AWS_PROFILE is set, but `aws` is not part of this program";
+    assert!(shown.contains(reason) && !shown.contains("hunter2"), "{shown}");
 }
 
 #[test]
@@ -59,11 +106,11 @@ fn what_is_no_plan_of_this_environment_is_refused_before_anything_happens() {
         assert!(said.err.contains(says), "{}", said.err);
     };
     check(&good.replace("here/gateway", "here/getaway"), &[], 4, "changed after it was saved");
-    check(&good.replacen("\"textnlp_plan\":1", "\"textnlp_plan\":7", 1), &[], 4, "knows formats up to 1");
+    check(&good.replacen("\"textnlp_plan\":1", "\"textnlp_plan\":7", 1), &[], 4, "supports formats up to 1");
     check(&good[..good.len() / 2], &[], 4, "not a saved plan");
     check("{}", &[], 4, "`textnlp_plan` is missing");
     check(&good, &["--env", "staging"], 4, "is a plan for `development`");
-    check(&good, &["--set", "gates.users=3"], 2, "a saved plan says everything");
+    check(&good, &["--set", "gates.users=3"], 2, "uses the options of the saved plan");
     let said = sandbox.run(&["apply", "nowhere.plan"]).expect(2);
     assert!(said.err.contains("nowhere.plan"), "{}", said.err);
     let said = plan(&sandbox, &["--delete-data", "development"]).expect(2);
@@ -95,7 +142,7 @@ fn the_old_goes_only_through_the_gate() {
     assert!(both.err.contains("--no-gate"), "{}", both.err);
     let shut = run("up", "1", "1", &["--yes", "--gated"]).expect(3);
     assert!(
-        shut.err.contains("nothing of the old was removed") && shut.err.contains("here/server/replica-1"),
+        shut.err.contains("the previous version was not removed") && shut.err.contains("here/server/replica-1"),
         "{}",
         shut.err
     );

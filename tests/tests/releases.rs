@@ -107,7 +107,7 @@ fn only_what_was_proven_goes_on_to_the_next_environment() {
         let hint = document["error"]["hint"].as_str().unwrap();
         assert_eq!(hint, format!("textnlp-deploy {next} --env development"), "{document}");
     };
-    refused(&old, "nothing ran there", "up");
+    refused(&old, "nothing was deployed there", "up");
     with(&sandbox, &old, &UP).expect(0);
     refused(&old, "was not measured", "gate --again");
     with(&sandbox, &old, &["gate"]).expect(0);

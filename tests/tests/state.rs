@@ -48,7 +48,7 @@ fn what_was_written_down_is_shown_compared_and_frozen() {
     let export = json_of(&sandbox, &["state", "export"]);
     has(&export, &["export", "lineage", "places", "heads.here", "resources", "open", "history"]);
     let clean = run(&sandbox, &["state", "repair"]).expect(0);
-    assert!(clean.out.contains("as it was written"), "{}", clean.out);
+    assert!(clean.out.contains("matches its digest"), "{}", clean.out);
 
     // Frozen: whoever wants to change something is told by whom and why.
     let hold = json_of(&sandbox, &["hold", "--reason", "exam week"]);
@@ -172,7 +172,7 @@ fn a_terraform_state_brings_lost_records_back() {
         assert!(said.err.contains(because) && said.err.contains("hint: "), "{}", said.err);
     };
     run(&sandbox, &from).expect(2);
-    refused("", "it is no JSON");
+    refused("", "it is not JSON");
     refused(r#"{"version":5,"serial":1}"#, "its version is 5");
     refused(r#"{"lineage":"a","encrypted_data":"AAAA","encryption_version":"v0"}"#, "it is encrypted");
     let state = tfstate(&exported);

@@ -9,10 +9,10 @@ use camino::Utf8Path;
 use serde::Serialize;
 
 use super::error::{Error, Result};
+use crate::file_source::FileSource;
 use crate::oci::catalogue::path_of;
 use crate::oci::layer::{Access, header, padding};
 use crate::oci::{Descriptor, Manifest};
-use crate::shelf::Shelf;
 
 const FILE: Access = Access { mode: 0o644, owner: 0 };
 
@@ -25,7 +25,13 @@ struct Loaded<'a> {
 }
 
 /// Writes what `docker load` (and podman, nerdctl, skopeo) read: the configuration, the layers and a list of both.
-pub(crate) fn docker(shelf: &dyn Shelf, tag: &str, manifest: &Manifest, epoch: u64, target: &Utf8Path) -> Result<()> {
+pub(crate) fn docker(
+    shelf: &dyn FileSource,
+    tag: &str,
+    manifest: &Manifest,
+    epoch: u64,
+    target: &Utf8Path,
+) -> Result<()> {
     let fail = |error| Error::io("write", target)(error);
     let mut out = BufWriter::with_capacity(1 << 20, File::create_new(target).map_err(fail)?);
     let layer_name = |layer: &Descriptor| format!("{}.tar", layer.digest.hex());
@@ -43,7 +49,7 @@ pub(crate) fn docker(shelf: &dyn Shelf, tag: &str, manifest: &Manifest, epoch: u
         let path = path_of(part.digest);
         let entry = shelf.find(&path).ok_or_else(|| Error::Missing { what: path.clone() })?;
         if (entry.digest, entry.size) != (part.digest, part.size) {
-            return Err(Error::malformed(path, "it is not what the image's manifest says"));
+            return Err(Error::malformed(path, "it does not match the image's manifest"));
         }
         let content = shelf.reader(&path, entry);
         append(&mut out, &name, FILE, entry.size, epoch, content).map_err(fail)?;
@@ -52,8 +58,8 @@ pub(crate) fn docker(shelf: &dyn Shelf, tag: &str, manifest: &Manifest, epoch: u
     out.write_all(&[0; 1024]).and_then(|()| out.flush()).map_err(fail)
 }
 
-/// A folder as `.tar.gz`, sorted, under another name, with one time everywhere. It is stored rather than compressed: weights do not
-/// become smaller, and a medium is read faster than packed bytes are opened.
+/// A folder as `.tar.gz`, sorted, under another name, with one modification time. It is stored, not compressed: weights
+/// do not compress, and decompression is slower than reading.
 pub(crate) fn folder(root: &Utf8Path, called: &str, epoch: u64, target: &Utf8Path) -> Result<()> {
     let fail = |error| Error::io("write", target)(error);
     let mut out = Gzip::new(File::create(target).map_err(fail)?, epoch).map_err(fail)?;
@@ -99,10 +105,10 @@ fn append(
     content: impl Read,
 ) -> io::Result<()> {
     out.write_all(&header(name, access, size, epoch, b'0'))?;
-    // One byte more is asked for: so the end is seen, where a checked reader speaks up.
+    // Reads one byte more, so that a verifying reader reaches its end and reports damage.
     let copied = io::copy(&mut content.take(size + 1), out)?;
     if copied != size {
-        let why = format!("{name} has {copied} bytes, {size} were announced");
+        let why = format!("{name} has {copied} bytes; its header declares {size}");
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     out.write_all(&[0; 512][..padding(size)])

@@ -1,4 +1,4 @@
-//! What can go wrong with the older form.
+//! Errors of the legacy formats.
 
 use std::io;
 
@@ -6,10 +6,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::oci;
 
-/// The result of work on the older form.
+/// The result of work on the legacy formats.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why something cannot be exported or applied.
+/// Why an export or update failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file system, or a damaged bundle that is read.
@@ -25,7 +25,7 @@ pub enum Error {
     /// The images.
     #[error(transparent)]
     Image(#[from] oci::Error),
-    /// Something that says what it should not.
+    /// Invalid content.
     #[error("{what}: {why}")]
     Malformed {
         /// The file, entry or argument.
@@ -33,14 +33,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// Something that is not there.
+    /// Something that is missing.
     #[error("{what} is not there")]
     Missing {
         /// What.
         what: String,
     },
     /// A model that is not what the manifest says.
-    #[error("the model {name} is not what the update's manifest says: {expected} was promised, {found} came")]
+    #[error("the digest of model {name} does not match the update's manifest: expected {expected}, found {found}")]
     Mismatch {
         /// The model.
         name: String,
@@ -49,6 +49,13 @@ pub enum Error {
         /// Found.
         found: String,
     },
+}
+
+impl From<textnlp_files::Error> for Error {
+    fn from(error: textnlp_files::Error) -> Error {
+        let path = Utf8PathBuf::from(error.path.to_string_lossy().into_owned());
+        Error::Io { action: error.action, path, source: error.source }
+    }
 }
 
 impl Error {
@@ -61,7 +68,7 @@ impl Error {
         Error::Malformed { what: what.into(), why: why.into() }
     }
 
-    /// What to do about it.
+    /// The fix.
     pub fn hint(&self) -> String {
         match self {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::InvalidData => {
@@ -69,9 +76,9 @@ impl Error {
             }
             Error::Io { .. } => "check the path, its permissions and the free space".to_owned(),
             Error::Image(error) => error.hint(),
-            Error::Malformed { .. } => "nothing was changed; correct it, or have the file made again".to_owned(),
-            Error::Missing { .. } => "check the name, or put it into the bundle".to_owned(),
-            Error::Mismatch { .. } => "nothing was changed: have the update made and copied again".to_owned(),
+            Error::Malformed { .. } => "nothing was changed; correct the file, or create it again".to_owned(),
+            Error::Missing { .. } => "check the name, or add it to the bundle".to_owned(),
+            Error::Mismatch { .. } => "nothing was changed: create the update again and copy it again".to_owned(),
         }
     }
 }

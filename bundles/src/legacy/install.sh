@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs TextNLP @VERSION@ from this folder alone: nothing is asked of any network or package index.
+# Installs TextNLP @VERSION@ from this folder only, without a network or package index.
 #
 #   TEXTNLP_ENGINE      the container engine [docker]; `none` loads no images
 #   TEXTNLP_PREFIX      where the program goes [/usr/local]
@@ -18,7 +18,7 @@ fail() {
 
 echo "Installing TextNLP @VERSION@ from this offline bundle..."
 
-# Everything is looked at before anything is changed.
+# All checks run before any change.
 sha256sum -c SHA256SUMS >/dev/null || fail "a file of this bundle is damaged" "copy the bundle again"
 images=no
 for image in images/*.tar; do
@@ -37,7 +37,7 @@ if [ "$engine" != none ]; then
   done
 fi
 
-# From this folder only: `dpkg` and `pip --no-index` ask nobody.
+# From this folder only: `dpkg` and `pip --no-index` use no network.
 wheels=no
 while IFS= read -r package; do
   case $package in
@@ -59,7 +59,7 @@ if [ "$wheels" = yes ]; then
   if [ -f packages/requirements.txt ]; then
     python3 -m pip install --no-index --find-links packages -r packages/requirements.txt
   else
-    fail "there are language packages but no packages/requirements.txt" "have the bundle made again"
+    fail "there are language packages but no packages/requirements.txt" "create the bundle again"
   fi
 fi
 

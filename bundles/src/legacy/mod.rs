@@ -1,5 +1,5 @@
-//! The older form of an offline delivery: a folder `offline_bundle/` with image archives for `docker load`, packages, models,
-//! configurations, scripts and an installer, the same as one `.tar.gz`, and zip files with new models.
+//! The legacy formats of offline delivery: a folder `offline_bundle/` with image archives for `docker load`, packages,
+//! models, configurations, scripts and an installer; the same as one `.tar.gz`; and zip files with new models.
 
 pub mod update;
 
@@ -17,11 +17,11 @@ use textnlp_models::Digest;
 
 pub use error::{Error, Result};
 
+use crate::file_source::{Entry, FileSource};
 use crate::oci::Platform;
-use crate::oci::catalogue::{Catalogue, Listed};
-use crate::shelf::{Entry, Shelf};
+use crate::oci::catalogue::{Catalogue, IndexEntry};
 
-/// What to export.
+/// Options of an export.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// `1.0.0`: part of the archive's name.
@@ -34,7 +34,7 @@ pub struct Options {
     pub archive: bool,
 }
 
-/// What was written.
+/// The created files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exported {
     /// `offline_bundle/`.
@@ -87,9 +87,9 @@ const COMPOSE: &str = include_str!("../../../templates/compose/docker-compose.ai
 const SERVER: &str = include_str!("../../../templates/compose/server.yaml");
 const FOLDERS: [&str; 5] = ["images", "packages", "models", "configs", "scripts"];
 
-/// Writes the folder `offline_bundle/` and the archive of it below `out`, which must not hold them yet. Everything is written
-/// under a name of its own first: what is there under its final name is whole.
-pub fn export(shelf: &dyn Shelf, out: &Utf8Path, options: &Options) -> Result<Exported> {
+/// Writes the folder `offline_bundle/` and its archive below `out`, which must not contain them yet. Everything is
+/// written under a temporary name first: a file with its final name is complete.
+pub fn export(shelf: &dyn FileSource, out: &Utf8Path, options: &Options) -> Result<Exported> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
     if options.version.is_empty() || options.version.len() > 100 || !options.version.chars().all(plain) {
         return Err(Error::malformed("the version", format!("`{}` cannot be part of a file's name", options.version)));
@@ -144,7 +144,7 @@ fn remove(folder: &Utf8Path) -> Result<()> {
 }
 
 struct Writer<'a> {
-    shelf: &'a dyn Shelf,
+    shelf: &'a dyn FileSource,
     root: Utf8PathBuf,
     sums: BTreeMap<String, Digest>,
 }
@@ -239,7 +239,7 @@ impl Writer<'_> {
     fn file(&mut self, from: &str, entry: Entry, to: &str, executable: bool) -> Result<()> {
         let path = self.place(to)?;
         let mut out = BufWriter::with_capacity(1 << 20, create(&path, executable)?);
-        // The reader compares with the digest at the end: a damaged bundle ends here and not on the target.
+        // The reader verifies the digest at the end: a damaged bundle fails here and not on the target.
         io::copy(&mut self.shelf.reader(from, entry), &mut out).map_err(Error::io("write", &path))?;
         out.flush().map_err(Error::io("write", &path))?;
         self.sums.insert(to.to_owned(), entry.digest);
@@ -262,7 +262,7 @@ impl Writer<'_> {
 
     fn place(&self, to: &str) -> Result<Utf8PathBuf> {
         if !safe(to) {
-            return Err(Error::malformed(format!("`{to}`"), "it is no path below a folder"));
+            return Err(Error::malformed(format!("`{to}`"), "it is not a path below a folder"));
         }
         let path = self.root.join(to);
         let folder = path.parent().unwrap_or(&self.root);
@@ -285,12 +285,12 @@ pub(crate) fn safe(path: &str) -> bool {
 }
 
 /// As people and `docker` write it: without the public registry's name.
-fn familiar(image: &Listed) -> String {
+fn familiar(image: &IndexEntry) -> String {
     let name = image.name.strip_prefix("docker.io/").unwrap_or(&image.name);
     name.strip_prefix("library/").unwrap_or(name).to_owned()
 }
 
-fn file_name(image: &Listed, whole: bool) -> String {
+fn file_name(image: &IndexEntry, whole: bool) -> String {
     let (repository, tag) = image.repository_and_tag();
     if whole {
         return format!("{}-{tag}.tar", repository.replace(['/', ':'], "-"));

@@ -1,12 +1,12 @@
-//! New models in a zip file: made from a models folder, applied to another one. Names in the zip are relative to the models folder;
-//! `manifest.json` says what each model must be, and nothing is replaced before all of it has been compared.
+//! Model updates as zip files: created from a models folder, applied to another one. Names in the zip are relative to
+//! the models folder. `manifest.json` has the digest of each model; all of them are verified before any is replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use sha2::Digest as _;
+use textnlp_files::{Lock, Replace, copy_sha256};
 use textnlp_models::Digest;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
@@ -19,28 +19,28 @@ const MOST_MANIFEST: u64 = 4 << 20;
 /// A model has a handful of files, the largest some hundred shards.
 const MOST_FILES: usize = 65_536;
 
-/// What went into an update.
+/// The content of an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Created {
     /// As the manifest in it says.
     pub manifest: Models,
-    /// Models that were asked for and are not there.
+    /// Requested models that do not exist.
     pub skipped: Vec<String>,
 }
 
-/// What an update did.
+/// The result of an update.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Models that were not there before.
+    /// Added models.
     pub added: Vec<String>,
-    /// Models that were there in another form.
+    /// Replaced models.
     pub replaced: Vec<String>,
-    /// Models that were there already as they are in the update.
+    /// Unchanged models.
     pub unchanged: Vec<String>,
 }
 
-/// Puts the chosen models of a folder into a zip file. A model that is not there is skipped, and the answer says so; if none is there,
-/// no file is made. The same models give the same bytes.
+/// Writes the chosen models of a folder into a zip file. Missing models are skipped and reported; if all are missing,
+/// no file is created. The same models give the same bytes.
 pub fn create(folder: &Utf8Path, names: &[String], output: &Utf8Path, version: &str, epoch: u64) -> Result<Created> {
     let mut manifest = Models { version: version.to_owned(), created_at: time(epoch)?, models: BTreeMap::new() };
     let mut skipped = Vec::new();
@@ -48,7 +48,7 @@ pub fn create(folder: &Utf8Path, names: &[String], output: &Utf8Path, version: &
     let mut present = Vec::new();
     for name in wanted {
         if !safe(name) || name.contains('/') || name.starts_with('.') {
-            return Err(Error::malformed(format!("the model `{name}`"), "its name cannot be a folder's"));
+            return Err(Error::malformed(format!("the model `{name}`"), "its name is not a valid folder name"));
         }
         if folder.join(name).is_dir() { present.push(name) } else { skipped.push(name.clone()) }
     }
@@ -56,11 +56,21 @@ pub fn create(folder: &Utf8Path, names: &[String], output: &Utf8Path, version: &
         return Err(Error::Missing { what: format!("any of the models {} in {folder}", names.join(", ")) });
     }
 
-    let part = Utf8PathBuf::from(format!("{output}.part"));
-    let fail = |error| Error::io("write", &part)(error);
-    let zipped = |error: zip::result::ZipError| Error::io("write", &part)(error.into());
-    let mut zip = ZipWriter::new(File::create(&part).map_err(fail)?);
-    // The year 1980, the first that a zip file knows, so that the day of making does not show.
+    Replace::umask().sole_writer().with(output, |file| write(file, folder, &present, &mut manifest, output))?;
+    Ok(Created { manifest, skipped })
+}
+
+/// Writes the models and their manifest.
+fn write(
+    file: &mut File,
+    folder: &Utf8Path,
+    present: &[&String],
+    manifest: &mut Models,
+    output: &Utf8Path,
+) -> Result<()> {
+    let zipped = |error: zip::result::ZipError| Error::io("write", output)(error.into());
+    let mut zip = ZipWriter::new(file);
+    // The year 1980, the first of the zip format, so that the bytes do not depend on the date.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .last_modified_time(DateTime::default())
@@ -68,32 +78,27 @@ pub fn create(folder: &Utf8Path, names: &[String], output: &Utf8Path, version: &
     for name in present {
         let mut files = Vec::new();
         for (path, relative) in files_of(&folder.join(name))? {
-            let file = File::open(&path).map_err(Error::io("open", &path))?;
+            let mut file = File::open(&path).map_err(Error::io("open", &path))?;
             let size = file.metadata().map_err(Error::io("read", &path))?.len();
             let entry = format!("{name}/{relative}");
             zip.start_file(entry, options.large_file(size >= u64::from(u32::MAX))).map_err(zipped)?;
-            let mut passing = Passing { inner: file, hasher: sha2::Sha256::default(), size: 0 };
-            io::copy(&mut passing, &mut zip).map_err(Error::io("pack", &path))?;
-            let (digest, size) = passing.finish(&path)?;
-            files.push((relative, digest, size));
+            let found = copy_sha256(&mut file, &mut zip).map_err(Error::io("pack", &path))?;
+            files.push((relative, Digest::from(found.sha256), found.bytes));
         }
         let model = Model::of(files.iter().map(|(name, digest, size)| (name.as_str(), *digest, *size)));
-        manifest.models.insert(name.clone(), model);
+        manifest.models.insert((*name).clone(), model);
     }
     zip.start_file(MANIFEST, options).map_err(zipped)?;
-    zip.write_all(&pretty(&manifest)).map_err(fail)?;
-    zip.finish().map_err(zipped)?.sync_all().map_err(fail)?;
-    fs::rename(&part, output).map_err(Error::io("write", output))?;
-    Ok(Created { manifest, skipped })
+    zip.write_all(&pretty(manifest)).map_err(Error::io("write", output))?;
+    zip.finish().map(drop).map_err(zipped)
 }
 
-/// Brings the models of an update into a folder. Everything is unpacked beside it and compared with the manifest first; a mistake anywhere
-/// leaves the folder as it was. Each model is exchanged at once. Repeated after a kill it ends the same.
+/// Applies an update to a models folder. Everything is unpacked next to it and verified first; any error leaves the
+/// folder unchanged. Each model is replaced atomically. A repetition after a kill has the same result.
 pub fn apply(update: &Utf8Path, folder: &Utf8Path) -> Result<Applied> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let lock_path = folder.join(".update.lock");
-    let lock = File::create(&lock_path).map_err(Error::io("write", &lock_path))?;
-    lock.lock().map_err(Error::io("lock", &lock_path))?;
+    let _lock = Lock::exclusive(&lock_path, 0o666)?;
     let staging = folder.join(".update");
     remove(&staging)?;
     let applied = unpack(update, &staging).and_then(|manifest| exchange(&manifest, &staging, folder));
@@ -107,7 +112,8 @@ fn unpack(update: &Utf8Path, staging: &Utf8Path) -> Result<Models> {
     let no = |why: String| Error::malformed(update.as_str(), why);
     let file = File::open(update).map_err(Error::io("open", update))?;
     let length = file.metadata().map_err(Error::io("read", update))?.len();
-    let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|error| no(format!("it is no update ({error})")))?;
+    let mut zip =
+        ZipArchive::new(BufReader::new(file)).map_err(|error| no(format!("it is not an update ({error})")))?;
     if zip.len() > MOST_FILES {
         return Err(no(format!("it holds {} files", zip.len())));
     }
@@ -143,7 +149,7 @@ fn unpack(update: &Utf8Path, staging: &Utf8Path) -> Result<Models> {
         total = total.saturating_add(entry.size());
         entries.insert(name, (index, entry.size()));
     }
-    // Stored bytes cannot be more than the file: otherwise entries lie upon each other.
+    // Stored bytes cannot exceed the file's size: otherwise entries overlap.
     if total > length {
         return Err(no("its files would be larger than itself".to_owned()));
     }
@@ -155,10 +161,10 @@ fn unpack(update: &Utf8Path, staging: &Utf8Path) -> Result<Models> {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         let mut out = File::create_new(&path).map_err(Error::io("create", &path))?;
         let entry = zip.by_index(*index).map_err(|error| no(format!("`{name}` cannot be read ({error})")))?;
-        let mut passing = Passing { inner: entry.take(size + 1), hasher: sha2::Sha256::default(), size: 0 };
-        io::copy(&mut passing, &mut out).map_err(|error| no(format!("`{name}` cannot be read ({error})")))?;
+        let copied = copy_sha256(&mut entry.take(size + 1), &mut out);
+        let copied = copied.map_err(|error| no(format!("`{name}` cannot be read ({error})")))?;
         out.sync_all().map_err(Error::io("write", &path))?;
-        let (digest, size) = passing.finish(&path)?;
+        let (digest, size) = (Digest::from(copied.sha256), copied.bytes);
         let (model, file) = name.split_once('/').unwrap_or((name, ""));
         found.entry(model.to_owned()).or_default().push((file.to_owned(), digest, size));
     }
@@ -195,7 +201,7 @@ fn exchange(manifest: &Models, staging: &Utf8Path, folder: &Utf8Path) -> Result<
                 swap(&new, &place)?;
                 applied.replaced.push(name.clone());
             }
-            Ok(_) => return Err(Error::malformed(place.as_str(), "it is in the way and no model's folder")),
+            Ok(_) => return Err(Error::malformed(place.as_str(), "it already exists and is not a model folder")),
         }
     }
     let path = folder.join(MANIFEST);
@@ -204,14 +210,12 @@ fn exchange(manifest: &Models, staging: &Utf8Path, folder: &Utf8Path) -> Result<
     for (name, model) in known.map(|known| known.models).unwrap_or_default() {
         merged.models.entry(name).or_insert(model);
     }
-    let part = staging.join(MANIFEST);
-    fs::create_dir_all(staging).map_err(Error::io("create", staging))?;
-    fs::write(&part, pretty(&merged)).map_err(Error::io("write", &part))?;
-    fs::rename(&part, &path).map_err(Error::io("write", &path))?;
+    // The caller holds the lock of the folder.
+    Replace::umask().sole_writer().write(&path, &pretty(&merged))?;
     Ok(applied)
 }
 
-/// Exchanges two folders at once; where the file system cannot, the old one is out of the way for a moment.
+/// Exchanges two folders atomically; where the filesystem does not support it, the old one is missing for a moment.
 fn swap(new: &Utf8Path, place: &Utf8Path) -> Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, new.as_std_path(), CWD, place.as_std_path(), RenameFlags::EXCHANGE) {
@@ -220,7 +224,7 @@ fn swap(new: &Utf8Path, place: &Utf8Path) -> Result<()> {
             let old = Utf8PathBuf::from(format!("{new}.old"));
             fs::rename(place, &old).map_err(Error::io("replace", place))?;
             fs::rename(new, place).map_err(|error| {
-                // Back, so that the model is there whatever happened.
+                // Restores the old model on any error.
                 let back = fs::rename(&old, place);
                 Error::io("replace", place)(back.err().unwrap_or(error))
             })
@@ -264,28 +268,4 @@ fn files_of(root: &Utf8Path) -> Result<Vec<(Utf8PathBuf, String)>> {
     }
     files.sort_by(|a, b| a.1.cmp(&b.1));
     Ok(files)
-}
-
-/// Takes the digest of what passes.
-struct Passing<R> {
-    inner: R,
-    hasher: sha2::Sha256,
-    size: u64,
-}
-
-impl<R: Read> Read for Passing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..n]);
-        self.size += n as u64;
-        Ok(n)
-    }
-}
-
-impl<R> Passing<R> {
-    fn finish(self, path: &Utf8Path) -> Result<(Digest, u64)> {
-        let digits = hex::encode(self.hasher.finalize());
-        let digest = digits.parse().map_err(|_| Error::malformed(path.as_str(), "it has no digest"))?;
-        Ok((digest, self.size))
-    }
 }

@@ -1,4 +1,4 @@
-//! The images on a shelf: read from `images/index.json`, for whoever serves or exports them.
+//! The catalogue of images in a file source: read from `images/index.json`, to serve or export them.
 
 use std::collections::BTreeMap;
 
@@ -8,27 +8,27 @@ use super::content::blob_path;
 use super::document::{Descriptor, Document, Index, MOST_DOCUMENT, Manifest, Platform, REF_NAME, media};
 use super::error::{Error, Result};
 use super::layout::agree;
-use crate::shelf::Shelf;
+use crate::file_source::FileSource;
 
-/// The images of a shelf.
+/// The images of a file source.
 #[derive(Clone, Debug, Default)]
 pub struct Catalogue {
     /// Sorted by name.
-    pub images: Vec<Listed>,
+    pub images: Vec<IndexEntry>,
 }
 
 /// One name in the layout's index.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct IndexEntry {
     /// `textnlp:1.0.0`, `docker.io/library/postgres:15`.
     pub name: String,
-    /// What the name leads to: a manifest, or a list with one for each platform.
+    /// The target of the name: a manifest, or a list with one for each platform.
     pub target: Descriptor,
     /// The images behind it.
     pub platforms: Vec<(Option<Platform>, Descriptor, Manifest)>,
 }
 
-impl Listed {
+impl IndexEntry {
     /// The name without its tag, and the tag.
     pub fn repository_and_tag(&self) -> (&str, &str) {
         match self.name.rsplit_once(':') {
@@ -38,7 +38,7 @@ impl Listed {
     }
 }
 
-/// Where the layout stands in a bundle.
+/// The path of the layout in a bundle.
 pub const FOLDER: &str = "images";
 
 /// The path of a blob in a bundle.
@@ -47,15 +47,15 @@ pub fn path_of(digest: Digest) -> String {
 }
 
 impl Catalogue {
-    /// Reads the index and every manifest. A shelf without images has an empty catalogue.
-    pub fn read(shelf: &dyn Shelf) -> Result<Catalogue> {
+    /// Reads the index and every manifest. A source without images has an empty catalogue.
+    pub fn read(shelf: &dyn FileSource) -> Result<Catalogue> {
         let path = format!("{FOLDER}/index.json");
         if shelf.find(&path).is_none() {
             return Ok(Catalogue::default());
         }
         let text = shelf.read(&path, MOST_DOCUMENT).map_err(Error::io("read", path.as_str().into()))?;
         let Document::Index(index) = Document::parse(&path, media::INDEX, &text)? else {
-            return Err(Error::malformed(path, "it is no index"));
+            return Err(Error::malformed(path, "it is not an index"));
         };
         let mut images = BTreeMap::new();
         for target in index.manifests {
@@ -71,7 +71,7 @@ impl Catalogue {
                     }
                 }
             }
-            if images.insert(name.clone(), Listed { name: name.clone(), target, platforms }).is_some() {
+            if images.insert(name.clone(), IndexEntry { name: name.clone(), target, platforms }).is_some() {
                 return Err(Error::malformed(path, format!("it names {name} twice")));
             }
         }
@@ -79,7 +79,7 @@ impl Catalogue {
     }
 }
 
-fn document(shelf: &dyn Shelf, descriptor: &Descriptor) -> Result<Document> {
+fn document(shelf: &dyn FileSource, descriptor: &Descriptor) -> Result<Document> {
     let path = path_of(descriptor.digest);
     let text = shelf.read(&path, MOST_DOCUMENT).map_err(Error::io("read", path.as_str().into()))?;
     agree(&path, descriptor, (Digest::of(&text), text.len() as u64))?;

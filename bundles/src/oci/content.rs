@@ -1,5 +1,5 @@
-//! Bytes that are somewhere: in memory, in files, or in pieces of both. A layer with gigabytes of weights is a list of pieces, so
-//! that it needs neither memory nor a copy on disk.
+//! Content in memory, in files, or in pieces of both. A layer with gigabytes of weights is a list of pieces, so that it
+//! needs neither memory nor a copy on disk.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
@@ -24,7 +24,7 @@ pub struct Blob {
     pub content: Content,
 }
 
-/// Where bytes are: one part after another.
+/// The source of bytes: one part after another.
 #[derive(Clone, Debug, Default)]
 pub struct Content(pub Vec<Part>);
 
@@ -35,7 +35,7 @@ pub enum Part {
     Bytes(Arc<[u8]>),
     /// A whole file that must have exactly this size when it is read.
     File {
-        /// Where.
+        /// The region.
         path: Utf8PathBuf,
         /// Its bytes.
         size: u64,

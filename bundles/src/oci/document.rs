@@ -198,7 +198,7 @@ impl Document {
     /// Parses by media type; the text must not contradict it.
     pub fn parse(what: &str, media_type: &str, text: &[u8]) -> Result<Document> {
         let no =
-            |error: serde_json::Error| Error::malformed(what, format!("it cannot be read as {media_type} ({error})"));
+            |error: serde_json::Error| Error::malformed(what, format!("it cannot be parsed as {media_type} ({error})"));
         let (own, version, document) = match media_type {
             media::INDEX | media::DOCKER_LIST => {
                 let index: Index = serde_json::from_slice(text).map_err(no)?;
@@ -215,8 +215,7 @@ impl Document {
                 if let Some(layer) =
                     manifest.layers.iter().find(|l| !l.urls.is_empty() || l.media_type.contains("foreign"))
                 {
-                    let why =
-                        format!("the layer {} is to be fetched from elsewhere and may not be passed on", layer.digest);
+                    let why = format!("the layer {} is a foreign layer, which may not be redistributed", layer.digest);
                     return Err(Error::malformed(what, why));
                 }
                 (manifest.media_type.clone(), manifest.schema_version, Document::Manifest(manifest))
@@ -227,7 +226,7 @@ impl Document {
             }
         };
         if version != 2 || own.is_some_and(|own| own != media_type) {
-            return Err(Error::malformed(what, format!("it is not what its media type {media_type} says")));
+            return Err(Error::malformed(what, format!("it does not match its media type {media_type}")));
         }
         Ok(document)
     }
@@ -255,7 +254,7 @@ impl Index {
                 .collect();
             Error::Missing {
                 what: format!("{what} for {wanted}"),
-                why: format!("it is there for {}", there.join(", ")),
+                why: format!("it is available for {}", there.join(", ")),
             }
         })
     }

@@ -3,6 +3,9 @@
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_net::client::{ClientError, shown};
+use textnlp_net::retry::GaveUp;
+use textnlp_net::trust::TrustError;
 
 use crate::elf::NotStatic;
 
@@ -34,7 +37,7 @@ pub enum Error {
         why: String,
     },
     /// Content that is not what its digest says.
-    #[error("{what} is not what its digest says: {expected} was promised, {found} came")]
+    #[error("{what} does not match its digest: expected {expected}, found {found}")]
     Mismatch {
         /// The blob.
         what: String,
@@ -44,7 +47,7 @@ pub enum Error {
         found: String,
     },
     /// Something that is not there.
-    #[error("{what} is not there: {why}")]
+    #[error("{what} does not exist: {why}")]
     Missing {
         /// The image, blob or platform.
         what: String,
@@ -60,7 +63,7 @@ pub enum Error {
         platform: String,
     },
     /// A reference by tag where a digest is needed.
-    #[error("{reference} names no digest, and a tag can mean something else tomorrow")]
+    #[error("{reference} has no digest, and a tag can change")]
     Unpinned {
         /// The reference.
         reference: String,
@@ -76,7 +79,7 @@ pub enum Error {
         hint: String,
     },
     /// The network, after all attempts.
-    #[error("{what} did not come after {attempts} attempts: {why}")]
+    #[error("{what} could not be fetched after {attempts} attempts: {why}")]
     Network {
         /// The address without its query.
         what: String,
@@ -85,15 +88,15 @@ pub enum Error {
         /// The last reason.
         why: String,
     },
-    /// The registry wants to be left alone for longer than we wait.
-    #[error("{what} asks to wait {seconds} s")]
+    /// The registry limits how often it is asked.
+    #[error("{what}: too many requests{}", .seconds.map(|seconds| format!("; the registry asks to wait {seconds} s")).unwrap_or_default())]
     Throttled {
         /// The address without its query.
         what: String,
-        /// For how long.
-        seconds: u64,
+        /// How long it asks to wait.
+        seconds: Option<u64>,
     },
-    /// A setting of ours.
+    /// An invalid setting.
     #[error("{what} cannot be used: {why}")]
     Setting {
         /// Its name.
@@ -103,7 +106,42 @@ pub enum Error {
     },
 }
 
+impl From<TrustError> for Error {
+    fn from(error: TrustError) -> Error {
+        Error::Setting { what: format!("the CA file {}", error.source_name), why: error.problem.to_string() }
+    }
+}
+
+impl From<ClientError> for Error {
+    fn from(error: ClientError) -> Error {
+        match error {
+            ClientError::Proxy { variable } => {
+                Error::Setting { what: variable.to_owned(), why: "not the URL of a proxy".to_owned() }
+            }
+            ClientError::Build(why) => Error::Setting { what: "network settings".to_owned(), why },
+        }
+    }
+}
+
+impl From<textnlp_files::Error> for Error {
+    fn from(error: textnlp_files::Error) -> Error {
+        let path = Utf8PathBuf::from(error.path.to_string_lossy().into_owned());
+        Error::Io { action: error.action, path, source: error.source }
+    }
+}
+
 impl Error {
+    /// The error of a transfer that is not retried any more.
+    pub(super) fn gave_up(url: &reqwest::Url, gave_up: GaveUp) -> Error {
+        let what = shown(url);
+        match gave_up {
+            GaveUp::Throttled { retry_after } => {
+                Error::Throttled { what, seconds: retry_after.map(|after| after.as_secs()) }
+            }
+            GaveUp::Exhausted { attempts, reason } => Error::Network { what, attempts, why: reason },
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
         move |source| Error::Io { action, path, source }
@@ -120,16 +158,16 @@ impl Error {
             Error::Program(error) => error.hint().to_owned(),
             Error::Malformed { .. } => "make the image again, or name another one".to_owned(),
             Error::Mismatch { .. } => {
-                "it was damaged or exchanged on its way: fetch it again, from a source that you trust".to_owned()
+                "it was damaged or replaced in transit: fetch it again, from a source that you trust".to_owned()
             }
-            Error::Missing { .. } => "see what there is with `skopeo inspect --raw`".to_owned(),
-            Error::Conflict { .. } => "name one of them differently, or leave one out".to_owned(),
+            Error::Missing { .. } => "list what the registry has with `skopeo inspect --raw`".to_owned(),
+            Error::Conflict { .. } => "rename one of them, or omit one".to_owned(),
             Error::Unpinned { reference } => {
-                format!("pin it: ask once what {reference} means today and write `@sha256:…` after it")
+                format!("pin it: look up the current digest of {reference} and append `@sha256:…`")
             }
             Error::Denied { hint, .. } => hint.clone(),
-            Error::Network { .. } => "repeat: what has arrived is kept and not fetched again".to_owned(),
-            Error::Throttled { .. } => "repeat later, or log in to the registry for a higher limit".to_owned(),
+            Error::Network { .. } => "run the command again: what was fetched is kept".to_owned(),
+            Error::Throttled { .. } => "try again later, or log in to the registry for a higher limit".to_owned(),
             Error::Setting { .. } => "correct the setting".to_owned(),
         }
     }

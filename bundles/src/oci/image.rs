@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use textnlp_models::Digest;
 
 use super::Image;
 use super::content::{Blob, Content};
@@ -15,6 +16,7 @@ use super::document::{Manifest, media};
 use super::error::{Error, Result};
 use super::layer::{Access, Layer};
 use crate::elf;
+use crate::sbom::File;
 
 /// What the image is made of.
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ pub struct Recipe {
     pub models: Vec<(String, Utf8PathBuf)>,
 }
 
-/// Nobody in particular: the number that images without root have agreed on.
+/// A conventional uid of images without root.
 pub const USER: u32 = 65532;
 /// The program's place in the image, and the image's entry point.
 pub const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
@@ -110,6 +112,21 @@ pub fn assemble(recipe: &Recipe) -> Result<Image> {
     })
 }
 
+/// The files of the image with their digests: the program, and the certificate authorities.
+pub fn files(version: &str, program: Digest) -> [File; 2] {
+    let file = |kind, path: &str, name: &str, version: &str, digest| File {
+        kind,
+        path: path.to_owned(),
+        name: name.to_owned(),
+        version: version.to_owned(),
+        digest,
+    };
+    [
+        file("application", PROGRAM, "textnlp-deploy", version, program),
+        file("file", ROOTS, "ca-certificates.crt", "", Digest::of(authorities().as_bytes())),
+    ]
+}
+
 /// What hardly ever changes, so that it is a layer of its own.
 fn base(epoch: u64) -> Content {
     let mut layer = Layer::new(epoch);
@@ -159,7 +176,7 @@ fn models(recipe: &Recipe) -> Result<Content> {
     layer.folder(&format!("{HOME}/models")[1..], own);
     for (name, folder) in models {
         if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
-            return Err(Error::malformed(format!("the model `{name}`"), "its name cannot be a folder's"));
+            return Err(Error::malformed(format!("the model `{name}`"), "its name is not a valid folder name"));
         }
         let inside = format!("{HOME}/models/{name}");
         layer.folder(&inside[1..], own);

@@ -1,4 +1,4 @@
-//! A layer as a plain tar whose bytes follow from what is in it: fixed order, owners, modes and times.
+//! A layer as a deterministic plain tar: fixed order, owners, modes and times.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ const BLOCK: u64 = 512;
 /// The largest size that eleven octal digits hold.
 const MOST_OCTAL: u64 = 0o77_777_777_777;
 
-/// A layer in the making. Entries stand in the order in which they are added; folders come before what is in them.
+/// A layer under construction. Entries keep the order of their addition; folders come before their content.
 pub(crate) struct Layer {
     parts: Vec<Part>,
     /// Bytes that wait to become a part, so that headers and padding between files are one piece.

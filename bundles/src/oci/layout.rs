@@ -1,4 +1,4 @@
-//! OCI layouts: reading those of others, strictly and within bounds, and merging images into ours.
+//! OCI layouts: reads external ones, strictly and within bounds, and merges images into one.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -16,7 +16,7 @@ use super::document::{
 use super::error::{Error, Result};
 use super::image::json;
 
-/// Lists of lists of lists: nobody needs more.
+/// Nested lists of images: real layouts have fewer levels.
 const MOST_DEPTH: usize = 3;
 
 /// A folder with images.
@@ -35,14 +35,14 @@ impl Layout {
             .map_err(|error| Error::malformed(marker.as_str(), format!("it cannot be read ({error})")))?;
         match marked.get("imageLayoutVersion").and_then(|v| v.as_str()) {
             Some(version) if version.starts_with("1.") => {}
-            _ => return Err(Error::malformed(marker.as_str(), "it is not a layout of version 1")),
+            _ => return Err(Error::malformed(marker.as_str(), "it is not an OCI layout of version 1")),
         }
         let path = root.join("index.json");
         let text = read(&path, MOST_DOCUMENT)?;
         // A layout's index may leave its media type out; it is an index by its place.
         match Document::parse(path.as_str(), media::INDEX, &text)? {
             Document::Index(index) => Ok(Layout { root: root.to_owned(), index }),
-            Document::Manifest(_) => Err(Error::malformed(path.as_str(), "it is no index")),
+            Document::Manifest(_) => Err(Error::malformed(path.as_str(), "it is not an index")),
         }
     }
 
@@ -100,7 +100,7 @@ impl Layout {
                 }
             }
         }
-        Err(Error::malformed(what, "its lists of images lie too deep in each other"))
+        Err(Error::malformed(what, "its image indexes are nested too deeply"))
     }
 
     fn document(&self, descriptor: &Descriptor, most: u64) -> Result<Vec<u8>> {
@@ -136,7 +136,7 @@ impl Layout {
 /// Several images as one layout: the blobs of all, each once, the index that names them, and the marker. Images of one name for
 /// several platforms become one list of that name. Sorted by path; the order in which the images come does not matter.
 pub fn merge(images: &[Image]) -> Result<Vec<Blob>> {
-    let entries = images.iter().map(|image| Line {
+    let entries = images.iter().map(|image| ImageSummary {
         name: image.name.clone(),
         platform: image.platform.clone(),
         media_type: image.manifest.media_type.clone(),
@@ -151,7 +151,7 @@ pub fn merge(images: &[Image]) -> Result<Vec<Blob>> {
 }
 
 /// What a list of images needs to know of one.
-pub(crate) struct Line {
+pub(crate) struct ImageSummary {
     pub(crate) name: String,
     pub(crate) platform: Platform,
     pub(crate) media_type: String,
@@ -160,9 +160,9 @@ pub(crate) struct Line {
 }
 
 /// The list of these images: the index, the marker, and a list for each name with several platforms. Their order does not matter.
-pub(crate) fn lists(images: impl IntoIterator<Item = Line>) -> Result<Vec<Blob>> {
+pub(crate) fn lists(images: impl IntoIterator<Item = ImageSummary>) -> Result<Vec<Blob>> {
     let mut by_name: BTreeMap<String, BTreeMap<Platform, Descriptor>> = BTreeMap::new();
-    for Line { name, platform, media_type, digest, size } in images {
+    for ImageSummary { name, platform, media_type, digest, size } in images {
         let platforms = by_name.entry(name.clone()).or_default();
         let manifest =
             Descriptor { media_type, digest, size, platform: Some(platform.clone()), ..Descriptor::default() };

@@ -26,20 +26,20 @@ use crate::manifest::{Item, ItemKind};
 /// One image for one platform: its manifest and everything that the manifest names.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// What it will be called in the layout: `textnlp:1.0.0`, `docker.io/library/postgres:15`.
+    /// Its name in the layout: `textnlp:1.0.0`, `docker.io/library/postgres:15`.
     pub name: String,
-    /// What it runs on.
+    /// Its platform.
     pub platform: Platform,
     /// The manifest's media type, digest and size. The digest is the image's identity.
     pub manifest: Descriptor,
-    /// The digest under which it was asked for: of an index with several platforms that index, else the manifest.
+    /// The requested digest: of the index of several platforms, if any, else of the manifest.
     pub pinned: Digest,
     /// The manifest, the configuration and the layers, each once, sorted by path.
     pub blobs: Vec<Blob>,
 }
 
 impl Image {
-    /// What a bundle's manifest says of it. `source`: where it came from, for people.
+    /// Its item in a bundle's manifest. `source`: its origin, as text.
     pub fn item(&self, source: Option<String>) -> Item {
         let (name, tag) = match self.name.rsplit_once(':') {
             Some((name, tag)) if !tag.contains('/') => (name, Some(tag.to_owned())),

@@ -1,4 +1,4 @@
-//! The name of an image as people write it, read once: `postgres:15`, `registry.example.com:5000/a/b@sha256:…`.
+//! Image references: `postgres:15`, `registry.example.com:5000/a/b@sha256:…`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,8 +7,8 @@ use textnlp_models::Digest;
 
 use super::error::{Error, Result};
 
-/// Where an image is: a registry, a repository in it, and a tag or digest or both. With both the digest decides, and the tag is
-/// a remark for people.
+/// A registry, a repository in it, and a tag or digest or both. With both, the digest decides, and the tag is
+/// informational.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     /// Host and port: `docker.io`, `127.0.0.1:5000`.
@@ -17,11 +17,11 @@ pub struct Reference {
     pub repository: String,
     /// `15`.
     pub tag: Option<String>,
-    /// What it must be.
+    /// The digest of the image.
     pub digest: Option<Digest>,
 }
 
-/// What is meant by a name without a host.
+/// The registry of a name without a host.
 const PUBLIC: &str = "docker.io";
 
 impl Reference {
@@ -65,7 +65,7 @@ impl FromStr for Reference {
             None => (rest, None),
         };
         if tag.is_some_and(|tag| !is_tag(tag)) {
-            return no("its tag is none");
+            return no("its tag is invalid");
         }
         // The first part is a host if it could not be a repository's.
         let (host, repository) = match rest.split_once('/') {
@@ -75,7 +75,7 @@ impl FromStr for Reference {
         };
         let host = if host == "index.docker.io" { PUBLIC } else { host };
         if !is_host(host) {
-            return no("its host is none");
+            return no("its host is invalid");
         }
         if !is_repository(&repository) {
             return no("a repository has lower-case letters, digits, and `.`, `_`, `-`, `/` between them");

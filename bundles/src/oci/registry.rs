@@ -1,15 +1,17 @@
-//! Images from a registry, by digest: what a tag means is asked once, shown and pinned. Blobs come into a folder that has the shape of an
-//! OCI layout and may be kept: what is there is not fetched again, and what was cut goes on where it was.
+//! Images from a registry, by digest: a tag is resolved once, shown and pinned. Blobs are stored in a folder with the
+//! shape of an OCI layout. A kept folder is a cache, and interrupted downloads are resumed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{self, Write as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{StatusCode, Url};
-use sha2::Digest as _;
-use textnlp_models::{Digest, Event, Progress};
+use textnlp_files::{Hashing, Lock};
+use textnlp_models::{Attempts, Digest, Event, Progress};
+use textnlp_net::error_chain;
+use textnlp_net::retry::Transient;
 use tokio::io::AsyncWriteExt as _;
 
 pub use super::net::{Credentials, Options, PlainHttp, Secret};
@@ -18,22 +20,22 @@ use super::content::{Blob, Content, blob_path};
 use super::document::{Descriptor, Document, ImageConfig, MOST_CONFIG, MOST_DOCUMENT, Platform, media};
 use super::error::{Error, Result};
 use super::layout::agree;
-use super::net::{Fault, Line, Patience, chain, shown};
+use super::net::{Fault, RepositoryClient, shown};
 use super::{Image, Reference};
 
 /// Lists of lists: registries have one level.
 const MOST_DEPTH: usize = 2;
-/// No layer of an image that anybody runs is larger.
+/// Far above the size of a usual layer.
 const MOST_BLOB: u64 = 1 << 40;
 
-/// Asks the registry what a tag means now. The answer is a reference with a digest, to be shown and written down. A reference that has a
-/// digest already is handed back without a request.
+/// Resolves a tag now. Returns a reference with a digest, to be shown and stored. A reference with a digest is returned
+/// without a request.
 pub async fn resolve(reference: &Reference, options: &Options, progress: &Progress<'_>) -> Result<Reference> {
     if reference.digest.is_some() {
         return Ok(reference.clone());
     }
     progress(Event::Resolving { what: reference.to_string() });
-    let line = Line::new(&reference.host, &reference.repository, options)?;
+    let line = RepositoryClient::new(&reference.host, &reference.repository, options)?;
     let tag = reference.tag.as_deref().unwrap_or("latest");
     let (headers, text) = ask(&line, reference, tag, progress).await?;
     let digest = Digest::of(&text);
@@ -43,13 +45,13 @@ pub async fn resolve(reference: &Reference, options: &Options, progress: &Progre
         let said = said.chars().take(100).collect();
         return Err(Error::Mismatch { what: reference.to_string(), expected: said, found: digest.to_string() });
     }
-    // It must be an image or a list of images before anybody pins it.
+    // It must be an image or a list of images before it is pinned.
     Document::parse(&reference.to_string(), &media_type(&headers), &text)?;
     Ok(reference.pin(digest))
 }
 
-/// Brings the image of a pinned reference into `folder`: its manifest, configuration and layers, each checked against its digest while it comes. A
-/// reference without a digest is refused. `folder` can be used for several images and kept for the next time.
+/// Downloads the image of a pinned reference into `folder`: its manifest, configuration and layers, each verified by
+/// its digest. A reference without a digest is refused. `folder` can be shared by several images and reused.
 pub async fn pull(
     reference: &Reference,
     platform: &Platform,
@@ -61,22 +63,19 @@ pub async fn pull(
         return Err(Error::Unpinned { reference: reference.to_string() });
     };
     progress(Event::Resolving { what: reference.to_string() });
-    let line = Line::new(&reference.host, &reference.repository, options)?;
+    let line = RepositoryClient::new(&reference.host, &reference.repository, options)?;
     let blobs = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs).map_err(Error::io("create", &blobs))?;
-    // Two pulls into one folder would write the same parts. The lock ends with the file.
+    // Two pulls into one folder would write the same parts. The lock is released with the file.
     let path = folder.join(".lock");
-    let lock = File::create(&path).map_err(Error::io("write", &path))?;
-    let lock = joined(
-        tokio::task::spawn_blocking(move || lock.lock().map(|()| lock).map_err(Error::io("lock", &path))).await,
-    )?;
+    let lock = joined(tokio::task::spawn_blocking(move || Ok(Lock::exclusive(&path, 0o666)?)).await)?;
     let image = fetch(&line, reference, pinned, platform, folder, progress).await;
     drop(lock);
     image
 }
 
 async fn fetch(
-    line: &Line,
+    line: &RepositoryClient,
     reference: &Reference,
     pinned: Digest,
     platform: &Platform,
@@ -103,7 +102,7 @@ async fn fetch(
                     manifest.layers.iter().map(|layer| layer.size).try_fold(manifest.config.size, u64::checked_add);
                 let most = Some(line.most_bytes()).filter(|most| *most > 0).unwrap_or(MOST_BLOB);
                 if total.is_none_or(|total| total > most) || manifest.config.size > MOST_CONFIG {
-                    return Err(Error::malformed(what, format!("it says that it is larger than {most} bytes")));
+                    return Err(Error::malformed(what, format!("its declared size is larger than {most} bytes")));
                 }
                 let mut blobs = BTreeMap::new();
                 for wanted in [&manifest.config].into_iter().chain(&manifest.layers) {
@@ -133,11 +132,16 @@ async fn fetch(
             }
         }
     }
-    Err(Error::malformed(what, "its lists of images lie too deep in each other"))
+    Err(Error::malformed(what, "its image indexes are nested too deeply"))
 }
 
 /// A manifest by tag or digest.
-async fn ask(line: &Line, reference: &Reference, which: &str, progress: &Progress<'_>) -> Result<(HeaderMap, Vec<u8>)> {
+async fn ask(
+    line: &RepositoryClient,
+    reference: &Reference,
+    which: &str,
+    progress: &Progress<'_>,
+) -> Result<(HeaderMap, Vec<u8>)> {
     let url = line.address("manifests", which)?;
     let mut headers = HeaderMap::new();
     for accepted in media::ALL {
@@ -155,7 +159,7 @@ fn media_type(headers: &HeaderMap) -> String {
 fn explain(fault: Fault, what: String) -> Error {
     match fault {
         Fault::Fatal(error) => error,
-        Fault::Again { why, .. } => Error::Network { what, attempts: 1, why },
+        Fault::Again(failure) => Error::Network { what, attempts: 1, why: failure.reason },
         Fault::Refused { status: StatusCode::NOT_FOUND } => {
             Error::Missing { what, why: "the registry has no such repository, tag or digest".to_owned() }
         }
@@ -167,15 +171,20 @@ fn explain(fault: Fault, what: String) -> Error {
 }
 
 /// Why one attempt at a blob ended.
-enum Broken {
-    Again { why: String, after: Option<std::time::Duration> },
+enum AttemptError {
+    Again(Transient),
     Error(Error),
 }
 
-async fn download(line: &Line, wanted: &Descriptor, folder: &Utf8Path, progress: &Progress<'_>) -> Result<Utf8PathBuf> {
+async fn download(
+    line: &RepositoryClient,
+    wanted: &Descriptor,
+    folder: &Utf8Path,
+    progress: &Progress<'_>,
+) -> Result<Utf8PathBuf> {
     let path = folder.join(blob_path(wanted.digest));
     if let Ok(file) = File::open(&path) {
-        // Kept from an earlier time: believed only after reading.
+        // A cached blob is verified before use.
         let found = hash(file, &path).await?;
         if found == (wanted.digest, wanted.size) {
             return Ok(path);
@@ -184,7 +193,7 @@ async fn download(line: &Line, wanted: &Descriptor, folder: &Utf8Path, progress:
     }
     let part = Utf8PathBuf::from(format!("{path}.part"));
     let url = line.address("blobs", &wanted.digest.to_string())?;
-    let mut patience = Patience::new(line.limits());
+    let mut attempts = Attempts::new(line.limits());
     let mut damaged = 0;
     loop {
         let before = length(&part);
@@ -194,7 +203,7 @@ async fn download(line: &Line, wanted: &Descriptor, folder: &Utf8Path, progress:
                 return Ok(path);
             }
             Ok(found) => {
-                // The part may be from before a power cut. Two whole downloads that are wrong are no accident.
+                // The part may be from before a power failure. Two complete downloads with a wrong digest are an error.
                 fs::remove_file(&part).map_err(Error::io("remove", &part))?;
                 damaged += 1;
                 if damaged > 1 {
@@ -206,30 +215,31 @@ async fn download(line: &Line, wanted: &Descriptor, folder: &Utf8Path, progress:
                 }
                 progress(Event::Retrying { attempt: 2, why: format!("{} was damaged", wanted.digest) });
             }
-            Err(Broken::Again { why, after }) => {
-                patience.pause(&url, why, after, length(&part) > before, progress).await?;
+            Err(AttemptError::Again(failure)) => {
+                let paused = attempts.pause(&shown(&url), failure, length(&part) > before, progress).await;
+                paused.map_err(|gave_up| Error::gave_up(&url, gave_up))?;
             }
-            Err(Broken::Error(error)) => return Err(error),
+            Err(AttemptError::Error(error)) => return Err(error),
         }
     }
 }
 
 /// One request; goes on where the part ends. The digest is that of the whole part.
 async fn attempt(
-    line: &Line,
+    line: &RepositoryClient,
     wanted: &Descriptor,
     url: &Url,
     part: &Utf8Path,
     progress: &Progress<'_>,
-) -> Result<Digest, Broken> {
-    let fatal = |action| move |error| Broken::Error(Error::io(action, part)(error));
+) -> Result<Digest, AttemptError> {
+    let fatal = |action| move |error| AttemptError::Error(Error::io(action, part)(error));
     if length(part) > wanted.size {
         fs::remove_file(part).map_err(fatal("remove"))?;
     }
     let mut offset = length(part);
-    let mut hasher = sha2::Sha256::default();
+    let mut hasher = Hashing::new(io::sink());
     if offset > 0 {
-        hasher = resume(part.to_owned(), hasher).await.map_err(Broken::Error)?;
+        hasher = resume(part.to_owned()).await.map_err(AttemptError::Error)?;
     }
     if offset < wanted.size || wanted.size == 0 {
         let mut headers = HeaderMap::new();
@@ -240,20 +250,20 @@ async fn attempt(
         }
         let mut response = match line.get(url, &headers, progress).await {
             Ok(response) => response,
-            Err(Fault::Again { why, after }) => return Err(Broken::Again { why, after }),
-            Err(fault) => return Err(Broken::Error(explain(fault, shown(url)))),
+            Err(Fault::Again(failure)) => return Err(AttemptError::Again(failure)),
+            Err(fault) => return Err(AttemptError::Error(explain(fault, shown(url)))),
         };
         match response.status() {
             StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), offset) => {}
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
                 fs::remove_file(part).or_else(gone).map_err(fatal("remove"))?;
-                let why = "it answered with another part than was asked for".to_owned();
-                return Err(Broken::Again { why, after: None });
+                let why = "it answered with another byte range than requested";
+                return Err(AttemptError::Again(Transient::connection(why)));
             }
             // The registry knows no ranges: from the beginning.
             _ => {
                 offset = 0;
-                hasher = sha2::Sha256::default();
+                hasher = Hashing::new(io::sink());
             }
         }
         let mut file =
@@ -265,16 +275,20 @@ async fn attempt(
             let chunk = match response.chunk().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break Ok(()),
-                Err(error) => break Err(chain(&error.without_url())),
+                Err(error) => break Err(error_chain(&error.without_url())),
             };
             offset += chunk.len() as u64;
             if offset > wanted.size {
                 drop(file);
                 fs::remove_file(part).or_else(gone).map_err(fatal("remove"))?;
                 let expected = format!("{} bytes", wanted.size);
-                return Err(Broken::Error(Error::Mismatch { what: shown(url), expected, found: "more".to_owned() }));
+                return Err(AttemptError::Error(Error::Mismatch {
+                    what: shown(url),
+                    expected,
+                    found: "more".to_owned(),
+                }));
             }
-            hasher.update(&chunk);
+            hasher.write_all(&chunk).map_err(fatal("write"))?;
             file.write_all(&chunk).await.map_err(fatal("write"))?;
             if offset - told >= 1 << 20 {
                 told = offset;
@@ -286,15 +300,14 @@ async fn attempt(
         file.sync_all().await.map_err(fatal("write"))?;
         progress(Event::File { name, done: offset, total: Some(wanted.size) });
         if let Err(why) = end {
-            return Err(Broken::Again { why, after: None });
+            return Err(AttemptError::Again(Transient::connection(why)));
         }
         if offset < wanted.size {
-            let why = format!("it ended after {offset} of {} bytes", wanted.size);
-            return Err(Broken::Again { why, after: None });
+            let why = format!("the download ended after {offset} of {} bytes", wanted.size);
+            return Err(AttemptError::Again(Transient::connection(why)));
         }
     }
-    let digits = hex::encode(hasher.finalize());
-    digits.parse().map_err(|_| Broken::Error(Error::malformed(digits, "it is no digest")))
+    Ok(Digest::from(hasher.finish().1.sha256))
 }
 
 fn gone(error: std::io::Error) -> std::io::Result<()> {
@@ -310,16 +323,13 @@ fn length(path: &Utf8Path) -> u64 {
     fs::metadata(path).map_or(0, |found| found.len())
 }
 
-async fn resume(path: Utf8PathBuf, mut hasher: sha2::Sha256) -> Result<sha2::Sha256> {
+/// The digest so far of a blob that was cut.
+async fn resume(path: Utf8PathBuf) -> Result<Hashing<io::Sink>> {
     let job = move || {
         let mut file = File::open(&path).map_err(Error::io("open", &path))?;
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer).map_err(Error::io("read", &path))? {
-                0 => return Ok(hasher),
-                n => hasher.update(&buffer[..n]),
-            }
-        }
+        let mut hasher = Hashing::new(io::sink());
+        io::copy(&mut file, &mut hasher).map_err(Error::io("read", &path))?;
+        Ok(hasher)
     };
     joined(tokio::task::spawn_blocking(job).await)
 }

@@ -1,4 +1,4 @@
-//! The inputs, looked at once before anything is read, and once more after each was read.
+//! The inputs: checked once before reading, and again after each was read.
 
 use std::fs::{File, Metadata};
 use std::io::Write as _;
@@ -28,29 +28,29 @@ pub struct Input {
     pub content: Content,
 }
 
-/// Where the bytes come from.
+/// The source of the bytes.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// A file on disk; a link is followed.
     File(Utf8PathBuf),
-    /// These.
+    /// Bytes in memory.
     Bytes(Vec<u8>),
     /// Pieces of both, one after another: a layer of an image needs no copy on disk.
     Parts(oci::Content),
 }
 
-/// An input, as it was when it was looked at.
-pub(crate) struct Known<'a> {
+/// An input with its stamp.
+pub(crate) struct StampedInput<'a> {
     pub(crate) input: &'a Input,
     pub(crate) size: u64,
     pub(crate) cuts: Cuts,
-    /// What it was when its digest was taken; it is held against that, and the digest is not taken again.
+    /// Its stamp and digest when it was hashed; it must be unchanged, and is not hashed again.
     pub(crate) recorded: Option<(Digest, &'a [Chunk])>,
     /// Of each file that the content comes from.
     stamps: Vec<Stamp>,
 }
 
-/// What changes when somebody writes to a file or replaces it.
+/// The stamp of a file: it changes when the file is written or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -72,8 +72,8 @@ impl Stamp {
     }
 }
 
-impl Known<'_> {
-    /// The file, when it still is the one that was looked at; none for bytes in memory and for pieces.
+impl StampedInput<'_> {
+    /// The file, if it is unchanged; `None` for bytes in memory and for pieces.
     pub(crate) fn open(&self) -> Result<Option<File>> {
         let Content::File(path) = &self.input.content else {
             self.unchanged(None)?;
@@ -85,14 +85,14 @@ impl Known<'_> {
         Ok(Some(file))
     }
 
-    /// Looks again.
+    /// Checks the stamps again.
     pub(crate) fn unchanged(&self, file: Option<&File>) -> Result<()> {
         let now = |path: &Utf8Path| -> Result<Stamp> {
             let metadata = match file {
                 Some(file) => file.metadata(),
                 None => std::fs::metadata(path),
             };
-            Ok(Stamp::of(&metadata.map_err(Error::io("look at", path))?))
+            Ok(Stamp::of(&metadata.map_err(Error::io("check", path))?))
         };
         for (path, then) in self.input.content.paths().zip(&self.stamps) {
             if now(path)? != *then {
@@ -155,8 +155,8 @@ fn read_parts(parts: &oci::Content, mut buffer: &mut [u8], offset: u64) -> Resul
     Ok(())
 }
 
-/// Looks at all inputs, in the order of the archive. Every problem is reported at once.
-pub(crate) fn look(inputs: &Inputs) -> Result<Vec<Known<'_>>> {
+/// Checks all inputs, in the order of the archive. Reports all problems at once.
+pub(crate) fn check(inputs: &Inputs) -> Result<Vec<StampedInput<'_>>> {
     let mut sorted: Vec<&Input> = inputs.files.iter().collect();
     sorted.sort_by(|a, b| order(&a.path).cmp(&order(&b.path)));
     let mut problems = Vec::new();
@@ -165,7 +165,7 @@ pub(crate) fn look(inputs: &Inputs) -> Result<Vec<Known<'_>>> {
         match &input.content {
             Content::Bytes(bytes) => {
                 let (size, recorded) = (bytes.len() as u64, None);
-                known.push(Known { input, size, cuts: Cuts::Gear, recorded, stamps: Vec::new() });
+                known.push(StampedInput { input, size, cuts: Cuts::Gear, recorded, stamps: Vec::new() });
             }
             Content::Parts(parts) => {
                 let mut stamps = Vec::new();
@@ -179,14 +179,14 @@ pub(crate) fn look(inputs: &Inputs) -> Result<Vec<Known<'_>>> {
                         Err(error) => problems.push(format!("`{}`: {path}: {error}", input.path)),
                     }
                 }
-                known.push(Known { input, size: parts.size(), cuts: Cuts::Gear, recorded: None, stamps });
+                known.push(StampedInput { input, size: parts.size(), cuts: Cuts::Gear, recorded: None, stamps });
             }
             Content::File(path) => match at(path) {
                 Ok((file, metadata)) if metadata.is_file() => {
                     let size = metadata.len();
                     let cuts = Cuts::plan(&input.path, &file, size);
                     let recorded = recorded(inputs, &input.path, &cuts);
-                    known.push(Known { input, size, cuts, recorded, stamps: vec![Stamp::of(&metadata)] });
+                    known.push(StampedInput { input, size, cuts, recorded, stamps: vec![Stamp::of(&metadata)] });
                 }
                 Ok(_) => problems.push(format!("`{}`: {path} is not a file", input.path)),
                 Err(error) => problems.push(format!("`{}`: {path}: {error}", input.path)),
@@ -205,15 +205,20 @@ fn recorded<'a>(inputs: &'a Inputs, path: &str, cuts: &Cuts) -> Option<(Digest, 
 }
 
 fn at(path: &Utf8Path) -> std::io::Result<(File, Metadata)> {
-    // A pipe would be waited for.
+    // Opening a pipe would block.
     let metadata = std::fs::metadata(path)?;
     let file = File::open(path)?;
     let opened = file.metadata()?;
     Ok((file, if metadata.is_file() { opened } else { metadata }))
 }
 
-/// Names this work: an earlier run's partial file is only gone on with when everything is as it was then.
-pub(crate) fn fingerprint(manifest: &Manifest, known: &[Known<'_>], reserve: u64, volume_size: Option<u64>) -> String {
+/// The identity of this work: a partial file is resumed only when all inputs and options are unchanged.
+pub(crate) fn fingerprint(
+    manifest: &Manifest,
+    known: &[StampedInput<'_>],
+    reserve: u64,
+    volume_size: Option<u64>,
+) -> String {
     let mut hasher = Sha256::new();
     let mut text = Vec::new();
     // Writing into memory cannot fail.
@@ -267,11 +272,11 @@ mod tests {
 
         let input = Input { path: "images/blob".into(), executable: false, content: Content::Parts(parts) };
         let inputs = Inputs { files: vec![input], ..Inputs::default() };
-        let known = look(&inputs).unwrap();
+        let known = check(&inputs).unwrap();
         known[0].unchanged(None).unwrap();
         std::fs::write(&path, b"defgH").unwrap();
         assert!(matches!(known[0].unchanged(None), Err(Error::InputChanged { .. })));
         std::fs::write(&path, b"longer than before").unwrap();
-        assert!(matches!(look(&inputs), Err(Error::Inputs { .. })));
+        assert!(matches!(check(&inputs), Err(Error::Inputs { .. })));
     }
 }

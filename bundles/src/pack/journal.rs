@@ -1,18 +1,16 @@
-//! How far a run has got, so that the next one can go on after a kill. A line is written after its bytes are in the partial file; pages
-//! outlive the process, not the machine, so after a restart of the machine the work begins anew.
+//! The progress of a run, so that the next one can resume after a kill. A line is written after its bytes are in the
+//! partial file. Unsynced pages survive a kill but not a reboot, so the work restarts from zero after a reboot.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use textnlp_models::Digest;
+use textnlp_models::sha::Sha256;
 
-use super::Midstate;
 use crate::error::{Error, Result};
-use crate::flow::{Batch, restore};
+use crate::flow::Batch;
 use crate::manifest::Chunk;
 use crate::volumes::partial_name;
 
@@ -24,14 +22,14 @@ pub(crate) struct Journal {
 /// What is done.
 #[derive(Default)]
 pub(crate) struct Progress {
-    /// As far as they were read, in order.
+    /// In the order of reading.
     pub(crate) files: Vec<Done>,
-    /// The file to go on with.
+    /// The file to resume.
     pub(crate) next: usize,
-    /// Where in it.
+    /// The offset in it.
     pub(crate) offset: u64,
-    /// Of the whole-file digest at that place.
-    pub(crate) state: Option<Midstate>,
+    /// The digest state of that file up to that offset; `None` where it is not computed or not stored.
+    pub(crate) state: Option<Sha256>,
 }
 
 #[derive(Default)]
@@ -50,7 +48,9 @@ struct First {
 struct Line {
     chunks: Vec<(usize, Chunk)>,
     ends: Vec<(usize, Digest)>,
-    state: Option<String>,
+    /// See [`Sha256`]. Earlier versions kept a state in another form, under another name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
 }
 
 impl Progress {
@@ -58,16 +58,9 @@ impl Progress {
         self.files.iter().flat_map(|file| &file.chunks).map(|chunk| u64::from(chunk.size)).sum()
     }
 
-    /// Takes a line; false when it does not follow the ones before. `known` says of which files the digest is not taken.
+    /// Adds a line; false when it does not follow the previous ones. `known` lists the files whose digest is not
+    /// computed.
     fn take(&mut self, line: Line, known: &dyn Fn(usize) -> bool) -> bool {
-        let state = match line.state.map(|text| BASE64.decode(text)) {
-            None => None,
-            Some(Ok(bytes)) => match restore(&bytes) {
-                Some(state) => Some(state),
-                None => return false,
-            },
-            Some(Err(_)) => return false,
-        };
         let mut ends = line.ends.into_iter().peekable();
         for (file, chunk) in line.chunks {
             // Empty files have no chunk and no line.
@@ -85,21 +78,20 @@ impl Progress {
         }
         let Some(last) = self.files.last() else { return false };
         let ended = last.digest.is_some();
-        let open = !ended && !known(self.files.len() - 1);
-        if open != state.is_some() {
-            return false;
-        }
-        self.state = state;
         (self.next, self.offset) = match ended {
             true => (self.files.len(), 0),
             false => (self.files.len() - 1, last.chunks.iter().map(|chunk| u64::from(chunk.size)).sum()),
         };
+        let state = line.sha256.and_then(|text| text.parse().ok());
+        let is_taken = !ended && !known(self.next);
+        self.state = state.filter(|state: &Sha256| is_taken && state.length() == self.offset);
         true
     }
 }
 
 impl Journal {
-    /// The journal of this work, and what an earlier run got done. A journal of other work, or without its partial file, begins anew.
+    /// Opens the journal of this work, with the progress of an earlier run. It restarts from zero for other work, or
+    /// without the partial file.
     pub(crate) fn open(
         out: &Utf8Path,
         work: &str,
@@ -133,7 +125,7 @@ impl Journal {
             .map(|piece| (piece.file, Chunk { size: piece.size as u32, digest: piece.digest }))
             .collect();
         let ends = batch.ends.iter().map(|(file, digest)| (*file, *digest)).collect();
-        self.line(&Line { chunks, ends, state: batch.state.as_ref().map(|state| BASE64.encode(state)) })
+        self.line(&Line { chunks, ends, sha256: batch.state.map(|state| state.to_string()) })
     }
 
     fn line(&mut self, line: &impl Serialize) -> Result<()> {
@@ -158,7 +150,7 @@ fn read(file: &File, first: &First, known: &dyn Fn(usize) -> bool) -> (Progress,
         text.clear();
         match input.read_until(b'\n', &mut text) {
             Ok(read) if read > 0 && text.ends_with(b"\n") => {}
-            // The end, or a line that a kill cut off.
+            // The end, or a line that a kill truncated.
             _ => break,
         }
         if valid == 0 {
@@ -166,7 +158,7 @@ fn read(file: &File, first: &First, known: &dyn Fn(usize) -> bool) -> (Progress,
                 break;
             }
         } else {
-            // Whole lines that make no sense were not written by us: nothing here is to be trusted.
+            // A whole line that is invalid was not written by this program: the journal is not trusted.
             if !serde_json::from_slice::<Line>(&text).is_ok_and(|line| progress.take(line, known)) {
                 return (Progress::default(), 0);
             }
@@ -176,7 +168,7 @@ fn read(file: &File, first: &First, known: &dyn Fn(usize) -> bool) -> (Progress,
     (progress, valid)
 }
 
-/// Changes when the machine starts anew.
+/// The boot id, which changes with a reboot.
 pub(crate) fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

@@ -36,7 +36,7 @@ pub fn from_json(bytes: &[u8], path: &str) -> Result<Report, Error> {
 pub fn to_html(title: &str, reports: &[Report], fail_on: Option<Severity>) -> String {
     let mut templates = minijinja::Environment::new();
     templates.set_auto_escape_callback(|_| minijinja::AutoEscape::Html);
-    templates.add_template("scan.html", include_str!("scan.html")).expect("the template is ours and parses");
+    templates.add_template("scan.html", include_str!("scan.html")).expect("the built-in template parses");
     let parts: Vec<Value> = reports.iter().map(|r| part(r, fail_on)).collect();
     let context = json!({
         "title": title,
@@ -48,7 +48,7 @@ pub fn to_html(title: &str, reports: &[Report], fail_on: Option<Severity>) -> St
         "several": reports.len() > 1,
     });
     let page = templates.get_template("scan.html").and_then(|page| page.render(minijinja::value::Serde(context)));
-    page.expect("the template is ours and renders any report")
+    page.expect("the built-in template renders any report")
 }
 
 /// `2026-11-20 12:00:00 UTC`: of the newest scan among them.
@@ -57,19 +57,19 @@ fn latest(reports: &[Report]) -> String {
     at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// `open` or `shut`, where somebody asked.
+/// `open` or `shut`, with `fail_on`.
 fn state(reports: &[Report], fail_on: Option<Severity>) -> Option<&'static str> {
     let fail_on = fail_on?;
     Some(if reports.iter().all(|r| gate(r, fail_on).is_open()) { "open" } else { "shut" })
 }
 
-/// How many of each severity, the worst first, and what was borne or not looked at.
+/// Counts by severity, worst first, and of accepted and unscanned items.
 fn tiles(reports: &[Report]) -> Vec<(&'static str, u64)> {
     let sum = |of: &dyn Fn(&Report) -> u64| reports.iter().map(of).sum();
     let mut tiles: Vec<(&'static str, u64)> =
         Severity::WORST_FIRST.into_iter().map(|s| (s.as_str(), sum(&|r| r.summary.of(s)))).collect();
     tiles.push(("allowed", sum(&|r| r.summary.allowed)));
-    tiles.push(("not looked at", sum(&|r| r.summary.not_looked_at)));
+    tiles.push(("not scanned", sum(&|r| r.summary.not_looked_at)));
     tiles
 }
 
@@ -78,7 +78,7 @@ fn part(report: &Report, fail_on: Option<Severity>) -> Value {
         Some(Gate::Shut { blockers }) => blockers,
         _ => Vec::new(),
     };
-    let unseen: Vec<&String> = blockers.iter().filter(|b| b.starts_with("not looked at")).collect();
+    let unseen: Vec<&String> = blockers.iter().filter(|b| b.starts_with("not scanned")).collect();
     json!({
         "target": report.target,
         "databases": databases(report),

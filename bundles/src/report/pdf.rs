@@ -46,8 +46,8 @@ fn head(paper: &mut Paper, title: &str, reports: &[Report], fail_on: Option<Seve
         paper.gap(8.0);
         let colour = if state == "open" { GOOD } else { BAD };
         let said = match state {
-            "open" => format!("Gate: open. Nothing is {limit} or worse, and everything required was looked at."),
-            _ => format!("Gate: shut. Something is {limit} or worse, or was not looked at."),
+            "open" => format!("Gate: passed. No finding is {limit} or worse, and everything required was scanned."),
+            _ => format!("Gate: failed. A finding is {limit} or worse, or something required was not scanned."),
         };
         paper.lines(&said, Font::Bold, 11.0, colour, LEFT, RIGHT - LEFT);
     }
@@ -63,13 +63,13 @@ fn body(paper: &mut Paper, report: &Report) {
     }
     paper.heading("Findings", 13.0);
     if report.findings.is_empty() {
-        paper.lines("Nothing was found in what was looked at.", Font::Regular, 10.0, INK, LEFT, RIGHT - LEFT);
+        paper.lines("No findings in what was scanned.", Font::Regular, 10.0, INK, LEFT, RIGHT - LEFT);
     }
     for group in groups(&report.findings) {
         paper.finding(&group);
     }
     if !report.not_looked_at.is_empty() {
-        paper.heading("Not looked at", 13.0);
+        paper.heading("Not scanned", 13.0);
         let rows = report.not_looked_at.iter().map(|n| {
             let need = if n.required { "required" } else { "" };
             vec![n.what.clone(), n.why.clone(), need.to_owned()]
@@ -89,7 +89,7 @@ fn body(paper: &mut Paper, report: &Report) {
         paper.table(&["finding", "where", "reason", "until"], &[125.0, 140.0, 165.0, 65.0], rows);
     }
     if !report.listed.is_empty() {
-        paper.heading("Looked at", 13.0);
+        paper.heading("Scanned", 13.0);
         let rows = report.listed.iter().map(|l| vec![l.what.clone(), l.count.to_string(), l.how.clone()]);
         paper.table(&["what", "count", "how"], &[220.0, 50.0, 225.0], rows);
     }
@@ -221,7 +221,7 @@ impl Paper {
             let fixed = finding
                 .fixed_in
                 .as_ref()
-                .map_or_else(|| ", no mended version".to_owned(), |f| format!(", mended in {f}"));
+                .map_or_else(|| ", no fixed version".to_owned(), |f| format!(", fixed in {f}"));
             rows.push(("package", format!("{package} {installed}{fixed}{score}")));
         }
         let shown = group.places.len().min(15);

@@ -95,7 +95,7 @@ fn the_page_says_everything_escapes_everything_and_needs_nothing() {
         "✗ shut",
         "RUSTSEC-2026-0001",
         "&lt;markup&gt; &amp;",
-        "mended in &gt;= 0.4.36, CVSS 9.8",
+        "fixed in &gt;= 0.4.36, CVSS 9.8",
         "40 places",
         "no advisory data for debian 12",
         "✗ required",
@@ -108,7 +108,7 @@ fn the_page_says_everything_escapes_everything_and_needs_nothing() {
     }
     let clean = Report::new("a", "2026-09-01T12:00:00Z".parse().unwrap()).finish();
     let page = to_html("Security scan", &[clean], Some(Severity::High));
-    assert!(page.contains("✓ open") && page.contains("Nothing was found in what was looked at."));
+    assert!(page.contains("✓ open") && page.contains("No findings in what was scanned."));
 }
 
 #[test]

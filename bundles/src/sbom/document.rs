@@ -63,7 +63,9 @@ impl Component {
         put("type", json!(self.kind));
         put("bom-ref", json!(self.reference));
         put("name", json!(self.name));
-        put("version", json!(self.version));
+        if !self.version.is_empty() {
+            put("version", json!(self.version));
+        }
         if let Some(sha256) = &self.sha256 {
             put("hashes", json!([{"alg": "SHA-256", "content": sha256}]));
         }
@@ -91,9 +93,9 @@ fn properties(list: &[(&'static str, String)]) -> Value {
 #[derive(Default)]
 pub(super) struct Parts {
     pub(super) components: Vec<Component>,
-    /// Who needs whom, by reference.
+    /// Dependencies, by reference.
     pub(super) needs: Vec<(String, Vec<String>)>,
-    /// What the subject itself needs.
+    /// The dependencies of the subject.
     pub(super) top: Vec<String>,
     pub(super) properties: Vec<(&'static str, String)>,
 }

@@ -1,7 +1,7 @@
-//! What is inside: lists of software in CycloneDX 1.6, the same bytes for the same content.
+//! Software bills of materials in CycloneDX 1.6: the same bytes for the same content.
 //!
-//! Three kinds: [`program`] from a `Cargo.lock`, [`image`] from what was read in its layers, [`models`] from what the catalogue
-//! says of them. Licenses stand there only where they are known; nothing is guessed.
+//! Three kinds: [`program`] from a `Cargo.lock`, [`image`] from its layers, [`models`] from the catalogue. Licenses are
+//! listed only where they are known.
 
 mod document;
 mod licenses;
@@ -16,25 +16,72 @@ pub use licenses::license_of_crate;
 pub use lock::Lock;
 
 use document::{Component, Parts};
+use licenses::is_elsewhere;
 
-/// What a list is about and when: its head.
+/// The subject and the time of a document.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// `textnlp-deploy`.
     pub name: String,
     /// `1.0.0`.
     pub version: String,
-    /// Seconds since 1970, from `SOURCE_DATE_EPOCH`. None for a list that follows from what it lists alone, whoever made it and when: it
-    /// stays the same as long as that does.
+    /// Seconds since 1970, from `SOURCE_DATE_EPOCH`. `None` for a document that depends on its components alone, so
+    /// that it changes only with them.
     pub epoch: Option<u64>,
 }
 
-/// The crates of a program, and which needs which. `root`: the crate of the workspace that it is made from; without such a crate, all of the file.
+/// A file with its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// `application` or `file`, as CycloneDX has it.
+    pub kind: &'static str,
+    /// Its path.
+    pub path: String,
+    /// Its name.
+    pub name: String,
+    /// Its version, where it has one.
+    pub version: String,
+    /// Its SHA-256.
+    pub digest: Digest,
+}
+
+impl File {
+    fn component(&self) -> Component {
+        let mut component = Component::new(self.kind, &self.name, &self.version, format!("file:{}", self.path));
+        component.sha256 = Some(self.digest.hex());
+        component.properties.push(("textnlp:path", self.path.clone()));
+        component
+    }
+}
+
+/// The crates of a program and their dependencies. `root`: the workspace crate of the program; if it is missing, all
+/// crates of the file.
 ///
-/// A lock file holds the crates of all platforms and of tests too; the list says so of itself.
-pub fn program(subject: &Subject, lock: &Lock, root: &str) -> Sbom {
-    let wanted = lock.reached_from(root);
+/// `lock` is `None` where the dependencies of the program are unknown: the document then lists its `files` alone.
+pub fn program(subject: &Subject, files: &[File], lock: Option<&Lock>, root: &str) -> Sbom {
     let mut parts = Parts::default();
+    for file in files {
+        let component = file.component();
+        parts.top.push(component.reference.clone());
+        parts.components.push(component);
+    }
+    let scope = match lock {
+        Some(lock) => {
+            crates(&mut parts, lock, root);
+            "every crate that is linked into it on Linux"
+        }
+        None => "the program only: it is not the program that wrote this list, so its dependencies are unknown",
+    };
+    parts.properties.push(("textnlp:scope", scope.to_owned()));
+    document::make(subject, "application", parts)
+}
+
+fn crates(parts: &mut Parts, lock: &Lock, root: &str) {
+    let linked = |at: &usize| {
+        let package = &lock.packages[*at];
+        !package.is_from_registry() || !is_elsewhere(&package.name, &package.version)
+    };
+    let wanted: Vec<usize> = lock.reached_from(root).into_iter().filter(linked).collect();
     let reference = |at: usize| {
         let package = &lock.packages[at];
         match (&package.source, package.is_from_registry()) {
@@ -55,25 +102,28 @@ pub fn program(subject: &Subject, lock: &Lock, root: &str) -> Sbom {
         let source = if own { "workspace" } else { package.source.as_deref().unwrap_or_default() };
         component.properties.push(("textnlp:source", source.to_owned()));
         parts.components.push(component);
-        let mut needs: Vec<String> = package.dependencies.iter().filter_map(|l| lock.meant(l)).map(reference).collect();
+        let needs = package.dependencies.iter().filter_map(|line| lock.meant(line)).filter(linked);
+        let mut needs: Vec<String> = needs.map(reference).collect();
         needs.sort();
         parts.needs.push((reference(at), needs));
     }
     let root = wanted.iter().copied().find(|at| lock.packages[*at].name == root && lock.packages[*at].source.is_none());
-    parts.top = match root {
-        Some(at) => vec![reference(at)],
-        None => wanted.iter().filter(|at| lock.packages[**at].source.is_none()).map(|at| reference(*at)).collect(),
-    };
-    parts.properties.push((
-        "textnlp:scope",
-        "every crate of Cargo.lock that it reaches, also those for other platforms and for tests".to_owned(),
-    ));
-    document::make(subject, "application", parts)
+    match root {
+        Some(at) => parts.top.push(reference(at)),
+        None => {
+            parts.top.extend(wanted.iter().filter(|at| lock.packages[**at].source.is_none()).map(|at| reference(*at)));
+        }
+    }
 }
 
-/// What was found in an image.
-pub fn image(subject: &Subject, image: &Image) -> Sbom {
+/// The packages of an image, and the `files` that were added to it.
+pub fn image(subject: &Subject, image: &Image, files: &[File]) -> Sbom {
     let mut parts = Parts::default();
+    for file in files {
+        let component = file.component();
+        parts.top.push(component.reference.clone());
+        parts.components.push(component);
+    }
     let mut add = |package: &Package, place: Option<&str>| {
         let purl = package.purl();
         if let Some(before) = parts.components.iter_mut().find(|c: &&mut Component| c.reference == purl) {
@@ -146,7 +196,7 @@ pub fn models(subject: &Subject, models: &[Model]) -> Sbom {
 pub fn packages(bytes: &[u8]) -> Result<Vec<Package>, String> {
     let value: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if value["bomFormat"] != "CycloneDX" {
-        return Err("it is no CycloneDX document".to_owned());
+        return Err("it is not a CycloneDX document".to_owned());
     }
     let components = value["components"].as_array().map(Vec::as_slice).unwrap_or_default();
     let purls = components.iter().filter_map(|c| c["purl"].as_str());

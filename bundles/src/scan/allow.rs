@@ -1,4 +1,4 @@
-//! What an operator has decided to live with, until a day, for a reason.
+//! Findings that the operator accepts until a date, for a reason.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -14,11 +14,11 @@ use super::finding::{Allowed, Finding, Kind, Report, Severity};
 pub struct Allow {
     /// The finding's id.
     pub id: String,
-    /// Where it may be: the beginning of its place, `*` standing for anything. `*` alone: anywhere.
+    /// The start of the accepted place, with `*` as a wildcard. `*` alone: anywhere.
     pub path: String,
-    /// Why it is borne.
+    /// Why it is accepted.
     pub reason: String,
-    /// The last day on which it is.
+    /// The last day of the acceptance.
     pub until: Date,
 }
 
@@ -61,7 +61,7 @@ fn fits(pattern: &str, place: &str) -> bool {
     open || rest.is_empty() || rest.starts_with(':')
 }
 
-/// Moves what is allowed aside, and says which allowances have run out or fit nothing.
+/// Moves accepted findings aside, and reports allowances that have expired or match nothing.
 pub(crate) fn apply(report: &mut Report, list: &[Allow], now: Timestamp) {
     let today = now.to_zoned(TimeZone::UTC).date();
     let mut used = vec![false; list.len()];
@@ -97,17 +97,17 @@ pub(crate) fn apply(report: &mut Report, list: &[Allow], now: Timestamp) {
             report.findings.push(note(
                 "allowance-expired",
                 Severity::Low,
-                format!("The allowance of {} ended on {}", allow.id, allow.until),
-                "What it allowed counts again; nobody has looked at it anew.",
-                "mend the finding, or write a new day with a reason that still holds",
+                format!("The allowance for {} expired on {}", allow.id, allow.until),
+                "The finding counts again until the allowance is reviewed.",
+                "fix the finding, or set a new date with a reason that still holds",
             ));
         } else if !used {
             report.findings.push(note(
                 "allowance-unused",
                 Severity::Info,
-                format!("Nothing needs the allowance of {}", allow.id),
-                "An allowance that fits nothing may one day hide something new.",
-                "take it out of the list",
+                format!("The allowance for {} is unused", allow.id),
+                "An allowance that matches no finding can hide a new one.",
+                "remove it from the list",
             ));
         }
     }

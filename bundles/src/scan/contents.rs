@@ -1,4 +1,4 @@
-//! What is scanned: files by path, whether they lie in a folder or in a sealed bundle.
+//! The scanned content: files by path, in a folder or in a bundle.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,7 +20,7 @@ pub struct Entry {
     pub mode: u32,
 }
 
-/// Files that can be read by path. A folder is one; a bundle that nobody unpacked is another.
+/// Files by path: a folder or a bundle.
 pub trait Contents {
     /// Every file, sorted by path.
     fn entries(&self) -> Vec<Entry>;
@@ -28,16 +28,16 @@ pub trait Contents {
     /// The bytes of one, from the beginning.
     fn open(&self, path: &str) -> io::Result<Box<dyn Read + '_>>;
 
-    /// What lies there and cannot be read as a file: links, devices, names that are not text. With the reason.
+    /// Paths that cannot be read as a file, with the reason: links, devices, names that are not text.
     fn unreadable(&self) -> Vec<(String, String)> {
         Vec::new()
     }
 }
 
-/// No folder has more files than this; what does is not ours.
+/// Far above the file count of a folder of this program.
 const MOST_FILES: usize = 1_000_000;
 
-/// A folder on disk. Links are not followed: what they point to may lie outside.
+/// A folder on disk. Links are not followed: their targets may be outside.
 #[derive(Clone, Debug)]
 pub struct Folder {
     root: Utf8PathBuf,
@@ -64,7 +64,7 @@ impl Folder {
     fn list(&mut self, under: &Utf8Path, waiting: &mut Vec<Utf8PathBuf>) -> io::Result<()> {
         let listing = match std::fs::read_dir(self.root.join(under)) {
             Ok(listing) => listing,
-            // The root must be there; a folder within it that may not be read is said, not passed over.
+            // The root must exist; an unreadable folder inside it is reported, not skipped.
             Err(error) if !under.as_str().is_empty() => {
                 self.unreadable.push((under.to_string(), error.to_string()));
                 return Ok(());
@@ -108,7 +108,7 @@ impl Contents for Folder {
     }
 }
 
-/// A bundle that nobody unpacked; every chunk is held against its digest while it is read.
+/// A bundle that is not unpacked; every chunk is verified while it is read.
 impl Contents for Bundle {
     fn entries(&self) -> Vec<Entry> {
         let entry = |file: &crate::manifest::File| Entry {
@@ -126,11 +126,11 @@ impl Contents for Bundle {
     }
 }
 
-/// What is going to be a bundle.
+/// The inputs of a new bundle.
 #[derive(Clone, Copy, Debug)]
-pub struct Unsealed<'a>(pub &'a [Input]);
+pub struct BundleInputs<'a>(pub &'a [Input]);
 
-impl Contents for Unsealed<'_> {
+impl Contents for BundleInputs<'_> {
     fn entries(&self) -> Vec<Entry> {
         let size = |input: &Input| match &input.content {
             Content::Bytes(bytes) => bytes.len() as u64,

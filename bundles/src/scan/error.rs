@@ -48,7 +48,7 @@ pub enum Error {
         why: String,
     },
     /// A list of allowances that cannot be read.
-    #[error("read {path} as a list of allowances: {why}")]
+    #[error("{path} is not a valid list of allowances: {why}")]
     Allow {
         /// Which.
         path: String,
@@ -69,19 +69,19 @@ impl Error {
     /// What to do next.
     pub fn hint(&self) -> String {
         match self {
-            Error::Read { .. } => "look whether it is there and may be read".to_owned(),
+            Error::Read { .. } => "check that it exists and is readable".to_owned(),
             Error::NoAdvisories(_) => {
-                "name a copy of the RustSec database (with `crates/NAME/RUSTSEC-….md`) or a folder of OSV documents (`*.json`)"
+                "give a copy of the RustSec database (with `crates/NAME/RUSTSEC-….md`) or a folder of OSV documents (`*.json`)"
                     .to_owned()
             }
             Error::Advisories { .. } | Error::Digest { .. } => {
-                "make it anew: `textnlp-deploy bundle create` carries a fresh copy".to_owned()
+                "create the bundle again: `textnlp-deploy bundle create` includes a new copy".to_owned()
             }
             Error::Lock { .. } => "cargo writes it: `cargo generate-lockfile`".to_owned(),
             Error::Allow { .. } => {
-                "write `allow: [ { id: RUSTSEC-…, path: sbom/*, reason: why it is borne, until: 2027-01-31 } ]`".to_owned()
+                "write `allow: [ { id: RUSTSEC-…, path: sbom/*, reason: why it is tolerated, until: 2027-01-31 } ]`".to_owned()
             }
-            Error::Report { .. } => "name documents that `bundle scan --format json` wrote".to_owned(),
+            Error::Report { .. } => "give documents that `bundle scan --format json` wrote".to_owned(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a scan says: findings, what was looked at, what could not be, and whether that is good enough.
+//! The result of a scan: findings, what was scanned, what could not be, and whether the gate is open.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,28 +11,28 @@ use textnlp_models::Digest;
 /// The format of a scan's document.
 pub const FORMAT: &str = "textnlp-scan/1";
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Worth knowing.
+    /// Informational.
     Info,
-    /// To be mended at leisure.
+    /// Fix at leisure.
     Low,
-    /// To be mended soon.
+    /// Fix soon.
     Medium,
-    /// To be mended before this serves anybody.
+    /// Fix before the service goes live.
     High,
-    /// Whoever finds it owns the service.
+    /// An attacker who finds it controls the service.
     Critical,
 }
 
 impl Severity {
-    /// All, the worst first.
+    /// All, worst first.
     pub const WORST_FIRST: [Severity; 5] =
         [Severity::Critical, Severity::High, Severity::Medium, Severity::Low, Severity::Info];
 
-    /// As it stands in documents: `critical`.
+    /// The name in documents: `critical`.
     pub fn as_str(self) -> &'static str {
         match self {
             Severity::Info => "info",
@@ -50,9 +50,9 @@ impl fmt::Display for Severity {
     }
 }
 
-/// A word that is no severity.
+/// An unknown severity.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no severity: critical, high, medium, low or info")]
+#[error("`{0}` is not a severity: use critical, high, medium, low or info")]
 pub struct UnknownSeverity(String);
 
 impl std::str::FromStr for Severity {
@@ -64,7 +64,7 @@ impl std::str::FromStr for Severity {
     }
 }
 
-/// Which part of a scan found it.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -74,36 +74,36 @@ pub enum Kind {
     Warning,
     /// A setting.
     Configuration,
-    /// A key or a password that lies in a file.
+    /// A key or a password in a file.
     Secret,
-    /// The way an image is built.
+    /// The build of an image.
     Image,
-    /// The scan itself: its advisories are old, its list of allowances has run out.
+    /// The scan itself: outdated advisories, expired allowances.
     Scan,
 }
 
-/// One thing found.
+/// One finding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Finding {
     /// `RUSTSEC-2021-0080`, `tls-off`, `private-key`: what an allowance names.
     pub id: String,
-    /// Who found it.
+    /// The kind of the finding.
     pub kind: Kind,
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
     /// One line for people.
     pub title: String,
     /// The file, and the line or the path within it.
     #[serde(rename = "where")]
     pub place: String,
-    /// The package that has it.
+    /// The affected package.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package: Option<String>,
     /// Its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installed: Option<String>,
-    /// The versions that do not have it.
+    /// The versions with the fix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fixed_in: Option<String>,
     /// The CVSS base score, where the advisory has one.
@@ -116,64 +116,64 @@ pub struct Finding {
     pub reason: String,
     /// What to do.
     pub fix: String,
-    /// Where to read on.
+    /// Further reading.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
 
-/// A finding that somebody has decided to live with.
+/// A finding that the operator has accepted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Allowed {
     /// What was found.
     pub finding: Finding,
-    /// Why that is borne.
+    /// Why it is accepted.
     pub reason: String,
-    /// The last day on which it is.
+    /// The last day of the acceptance.
     pub until: Date,
 }
 
-/// What was looked at.
+/// What was scanned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Listed {
+pub struct ScannedItem {
     /// `crates of sbom/program.cdx.json`, `configurations`.
     pub what: String,
-    /// How many.
+    /// The count.
     pub count: u64,
-    /// What was done with them: `matched against 1225 advisories`.
+    /// The check: `matched against 1225 advisories`.
     pub how: String,
 }
 
-/// What was not looked at.
+/// What was not scanned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NotLookedAt {
+pub struct NotScanned {
     /// The file, or the group of packages.
     pub what: String,
-    /// Why not.
+    /// The reason.
     pub why: String,
-    /// Whether a gate stays shut for it.
+    /// Whether it closes a gate.
     pub required: bool,
 }
 
-/// The advisories that packages were held against.
+/// The advisories that packages were matched against.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatabaseFacts {
-    /// `RustSec`, or the folder of an operator's own.
+    /// `RustSec`, or the name of a user-provided folder.
     pub name: String,
     /// The day of its newest advisory.
     pub date: Date,
-    /// Of what it says, whatever the form it was read from.
+    /// Digest of the content, independent of the source format.
     pub digest: Digest,
-    /// From that day to the scan.
+    /// Days from that date to the scan.
     pub age_days: i64,
-    /// How many.
+    /// The count of advisories.
     pub advisories: u64,
 }
 
-/// How many of each.
+/// Counts by severity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)] // each field is the severity or the list of its name
@@ -188,7 +188,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// How many findings of one severity.
+    /// The count of findings of one severity.
     pub fn of(&self, severity: Severity) -> u64 {
         match severity {
             Severity::Info => self.info,
@@ -199,7 +199,7 @@ impl Summary {
         }
     }
 
-    /// How many findings in all, without the allowed ones.
+    /// The count of all findings, without the accepted ones.
     pub fn findings(&self) -> u64 {
         Severity::WORST_FIRST.into_iter().map(|s| self.of(s)).sum()
     }
@@ -212,24 +212,24 @@ pub struct Report {
     pub format: String,
     /// What was scanned.
     pub target: String,
-    /// When.
+    /// The time of the scan.
     pub made_at: Timestamp,
-    /// What packages were held against; empty when there were no advisories at all.
+    /// The advisories that packages were matched against; empty without advisories.
     pub databases: Vec<DatabaseFacts>,
-    /// The worst first; then by kind, id and place.
+    /// Worst first; then by kind, id and place.
     pub findings: Vec<Finding>,
-    /// What was found and is borne.
+    /// The accepted findings.
     pub allowed: Vec<Allowed>,
-    /// What was looked at.
-    pub listed: Vec<Listed>,
-    /// What was not.
-    pub not_looked_at: Vec<NotLookedAt>,
-    /// How many of each.
+    /// What was scanned.
+    pub listed: Vec<ScannedItem>,
+    /// What was not scanned.
+    pub not_looked_at: Vec<NotScanned>,
+    /// Counts by severity.
     pub summary: Summary,
 }
 
 impl Report {
-    /// A report of nothing, to be filled.
+    /// An empty report.
     pub(crate) fn new(target: &str, made_at: Timestamp) -> Report {
         Report {
             format: FORMAT.to_owned(),
@@ -245,14 +245,14 @@ impl Report {
     }
 
     pub(crate) fn listed(&mut self, what: impl Into<String>, count: u64, how: impl Into<String>) {
-        self.listed.push(Listed { what: what.into(), count, how: how.into() });
+        self.listed.push(ScannedItem { what: what.into(), count, how: how.into() });
     }
 
     pub(crate) fn not_looked_at(&mut self, what: impl Into<String>, why: impl Into<String>, required: bool) {
-        self.not_looked_at.push(NotLookedAt { what: what.into(), why: why.into(), required });
+        self.not_looked_at.push(NotScanned { what: what.into(), why: why.into(), required });
     }
 
-    /// Sorts, drops what is said twice, counts.
+    /// Sorts, removes duplicates, and counts.
     pub(crate) fn finish(mut self) -> Report {
         self.findings.sort_by(|a, b| {
             let key = |f: &Finding| {
@@ -289,7 +289,7 @@ impl Report {
         self
     }
 
-    /// The worst there is.
+    /// The worst severity.
     pub fn worst(&self) -> Option<Severity> {
         self.findings.iter().map(|f| f.severity).max()
     }
@@ -300,13 +300,13 @@ impl Report {
     }
 }
 
-/// Whether a scan lets pass.
+/// The result of a gate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum Gate {
-    /// Nothing stands in the way.
+    /// No problem was found.
     Open,
-    /// Something does, in words.
+    /// The problems.
     Shut {
         /// One line each.
         blockers: Vec<String>,
@@ -314,13 +314,13 @@ pub enum Gate {
 }
 
 impl Gate {
-    /// Whether nothing stands in the way.
+    /// Whether no problem was found.
     pub fn is_open(&self) -> bool {
         matches!(self, Gate::Open)
     }
 }
 
-/// Open when nothing as bad as `fail_on` was found and everything that must be looked at was.
+/// Open when no finding reaches `fail_on` and all required parts were scanned.
 pub fn gate(report: &Report, fail_on: Severity) -> Gate {
     let bad = report.findings.iter().filter(|f| f.severity >= fail_on).map(|f| {
         let package = match (&f.package, &f.installed) {
@@ -330,7 +330,7 @@ pub fn gate(report: &Report, fail_on: Severity) -> Gate {
         format!("{}: {}{package}: {} ({})", f.severity, f.id, f.title, f.place)
     });
     let unseen = report.not_looked_at.iter().filter(|n| n.required);
-    let blockers: Vec<String> = bad.chain(unseen.map(|n| format!("not looked at: {}: {}", n.what, n.why))).collect();
+    let blockers: Vec<String> = bad.chain(unseen.map(|n| format!("not scanned: {}: {}", n.what, n.why))).collect();
     if blockers.is_empty() { Gate::Open } else { Gate::Shut { blockers } }
 }
 
@@ -378,7 +378,7 @@ mod tests {
         report.not_looked_at("crates", "no advisories", true);
         assert_eq!(
             gate(&report, Severity::Critical),
-            Gate::Shut { blockers: vec!["not looked at: crates: no advisories".to_owned()] }
+            Gate::Shut { blockers: vec!["not scanned: crates: no advisories".to_owned()] }
         );
     }
 

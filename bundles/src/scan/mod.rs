@@ -1,7 +1,9 @@
-//! Looks for what is known to be wrong: crates and packages with advisories, settings, secrets left in files, the way images are built.
+//! Scans for known problems: vulnerable crates and packages, insecure settings, secrets in files, insecure builds of
+//! images.
 //!
-//! A [`Scan`] needs no network. It reads a folder or a bundle through [`Contents`], holds what it finds against a [`Database`], and says in its
-//! [`Report`] also what it could *not* look at: a scan that looks clean because it saw nothing is worse than none. [`gate`] decides.
+//! A [`Scan`] needs no network. It reads a folder or a bundle through [`Contents`] and matches it against a
+//! [`Database`]. Its [`Report`] also lists what could *not* be scanned: an incomplete scan must not look clean.
+//! [`gate`] decides.
 
 pub mod advisory;
 pub mod allow;
@@ -26,43 +28,46 @@ use crate::sbom::Lock;
 pub use advisory::Database;
 pub use allow::Allow;
 pub use configuration::{Check, checks};
-pub use contents::{Contents, Entry, Folder, Unsealed};
+pub use contents::{BundleInputs, Contents, Entry, Folder};
 pub use error::Error;
 pub use finding::{
-    Allowed, DatabaseFacts, FORMAT, Finding, Gate, Kind, Listed, NotLookedAt, Report, Severity, Summary,
+    Allowed, DatabaseFacts, FORMAT, Finding, Gate, Kind, NotScanned, Report, ScannedItem, Severity, Summary,
     UnknownSeverity, gate,
 };
 pub use image::Image;
 pub(crate) use package::unescaped;
 pub use package::{CRATES, Package};
 
-/// Where a bundle carries its advisories.
+/// The path of the advisories in a bundle.
 pub const CARRIED: &str = "sbom/advisories.json";
 
-/// How to scan.
+/// The default maximum age of advisories.
+pub const MAX_AGE_DAYS: i64 = 90;
+
+/// Options of a scan.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The time of the scan: what ages are counted from.
+    /// The time of the scan: the reference of all ages.
     pub now: Timestamp,
     /// Advisories older than this are a finding.
     pub max_age_days: i64,
-    /// What is borne. Comes from whoever scans, never from what is scanned.
+    /// Accepted findings. They come from the operator, never from the scanned content.
     pub allow: Vec<Allow>,
-    /// Whether a gate stays shut while packages of an image's distribution are not matched.
+    /// Whether unmatched packages of an image's distribution close a gate.
     pub require_os_advisories: bool,
-    /// Bounds of reading images.
+    /// Limits of reading images.
     pub limits: image::Limits,
 }
 
 impl Settings {
-    /// The usual ones.
+    /// The defaults.
     pub fn at(now: Timestamp) -> Settings {
         let limits = image::Limits::default();
-        Settings { now, max_age_days: 30, allow: Vec::new(), require_os_advisories: false, limits }
+        Settings { now, max_age_days: MAX_AGE_DAYS, allow: Vec::new(), require_os_advisories: false, limits }
     }
 }
 
-/// A way of scanning: settings and advisories.
+/// A scan: options and advisories.
 #[derive(Clone, Debug)]
 pub struct Scan {
     settings: Settings,
@@ -70,12 +75,13 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Without advisories: those that a bundle carries are used, where there are any.
+    /// Without a database of its own: uses the one of the scanned bundle, if any.
     pub fn new(settings: Settings) -> Scan {
         Scan { settings, database: None }
     }
 
-    /// With these. Called more than once, with all of them. What a bundle carries is then left aside: it may be older, and it is the bundle's own word.
+    /// Adds a database; several calls combine them. The one in the scanned bundle is then ignored: it may be older, and
+    /// the bundle must not vouch for itself.
     #[must_use]
     pub fn with(mut self, database: Database) -> Scan {
         self.database = Some(match self.database.take() {
@@ -141,14 +147,10 @@ impl Scan {
     }
 
     fn database_or_carried(&self, contents: &dyn Contents) -> Result<Option<Cow<'_, Database>>, Error> {
-        if self.database.is_some() || !contents.entries().iter().any(|e| e.path == CARRIED) {
-            return Ok(self.database.as_ref().map(Cow::Borrowed));
+        match &self.database {
+            Some(database) => Ok(Some(Cow::Borrowed(database))),
+            None => Ok(Database::carried(contents)?.map(Cow::Owned)),
         }
-        let read = contents::whole(contents, CARRIED, advisory::MOST_BYTES);
-        let bytes = read.map_err(|source| Error::Read { path: CARRIED.to_owned(), source })?;
-        let why = format!("longer than {} bytes", advisory::MOST_BYTES);
-        let bytes = bytes.ok_or(Error::Advisories { path: CARRIED.to_owned(), why })?;
-        Database::from_bytes(&bytes, CARRIED).map(|database| Some(Cow::Owned(database)))
     }
 }
 

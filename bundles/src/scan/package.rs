@@ -1,4 +1,4 @@
-//! A package that is somewhere inside what is scanned.
+//! A package in the scanned content.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ pub struct Package {
     pub name: String,
     /// Its version.
     pub version: String,
-    /// The source package that it was built from, and that one's version: what a distribution's advisories speak of.
+    /// The source package that it was built from, with its version: the subject of a distribution's advisories.
     pub origin: Option<(String, String)>,
     /// `amd64`.
     pub architecture: Option<String>,

@@ -9,7 +9,7 @@ use super::contents::{Contents, Entry, whole};
 use super::finding::{Finding, Kind, Report, Severity};
 use super::image::{self, Image};
 use super::package::{CRATES, Package};
-use super::secrets::{self, Care, Looked};
+use super::secrets::{self, FileContent, ScanDepth};
 use super::{CARRIED, Settings, allow};
 use crate::sbom::{self, Lock};
 
@@ -56,7 +56,7 @@ impl<'a> Run<'a> {
                 score: None,
                 aliases: Vec::new(),
                 reason: format!(
-                    "Their newest is of {}; what became known since then is not found. At most {most} days are wanted.",
+                    "The newest is from {}; vulnerabilities published later are not found. The limit is {most} days.",
                     d.date
                 ),
                 fix: "scan with a newer copy: `--advisories FOLDER`".to_owned(),
@@ -68,7 +68,7 @@ impl<'a> Run<'a> {
         self.report.finish()
     }
 
-    /// Holds packages that lie at one place against the advisories, and says what was and was not matched.
+    /// Matches packages of one place against the advisories, and reports what was and was not matched.
     pub(super) fn packages(&mut self, place: &str, packages: &[Package]) {
         let mut groups: BTreeMap<&str, u64> = BTreeMap::new();
         packages.iter().for_each(|p| *groups.entry(&p.ecosystem).or_default() += 1);
@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
         // Without any list of what they are made of, programs have not been looked at.
         if !known {
             for path in silent {
-                self.report.not_looked_at(path, "there is no list of the crates that it is made of", true);
+                self.report.not_looked_at(path, "there is no list of its crates", true);
             }
         }
     }
@@ -174,7 +174,7 @@ impl<'a> Run<'a> {
         self.report.listed(
             format!("files of {place}"),
             image.files,
-            format!("{} texts looked through for secrets", image.texts),
+            format!("{} text files scanned for secrets", image.texts),
         );
         for (what, why, required) in &image.unread {
             let required = *required || self.settings.require_os_advisories;
@@ -188,8 +188,7 @@ impl<'a> Run<'a> {
                 Severity::Medium,
                 "Its process runs as root",
                 &place,
-                "Root inside is root for the kernel: one flaw in it, and the machine belongs to the intruder."
-                    .to_owned(),
+                "Root in a container is root for the kernel: one flaw in it gives an attacker the machine.".to_owned(),
                 "set `USER` to a number other than 0 when it is built, or the user where it is run",
             );
         }
@@ -197,33 +196,33 @@ impl<'a> Run<'a> {
             self.of_image(
                 "image-setuid",
                 Severity::Low,
-                "Programs that run with the rights of their owner",
+                "Setuid or setgid programs",
                 &place,
-                format!("They are a way from any user to root: {}.", some(&image.setuid)),
-                "take them out of the image, or run it with `no-new-privileges`",
+                format!("They let any user become root: {}.", some(&image.setuid)),
+                "remove them from the image, or run it with `no-new-privileges`",
             );
         }
         if !image.world_writable.is_empty() {
             self.of_image(
                 "image-world-writable",
                 Severity::Low,
-                "Files that anybody may write",
+                "World-writable files",
                 &place,
                 format!(
                     "Any process in the container can change what another one reads: {}.",
                     some(&image.world_writable)
                 ),
-                "take the right away when the image is built: `chmod o-w`",
+                "remove the permission when the image is built: `chmod o-w`",
             );
         }
         if !image.shells.is_empty() {
             self.of_image(
                 "image-shell",
                 Severity::Info,
-                "It holds a shell",
+                "It contains a shell",
                 &place,
-                format!("An intruder finds a tool at hand: {}.", some(&image.shells)),
-                "nothing, unless the image can do without",
+                format!("An attacker can use it: {}.", some(&image.shells)),
+                "remove it if the image does not need it",
             );
         }
     }
@@ -275,27 +274,28 @@ impl<'a> Run<'a> {
             }
             // What is assigned to passwords is looked at in the documents, which know what is a reference.
             let reader: &mut dyn Read = &mut text.as_bytes();
-            let looked = secrets::look(name, text.len() as u64, Care::Shapes, reader, &mut self.report.findings);
+            let looked =
+                secrets::scan_file(name, text.len() as u64, ScanDepth::Shapes, reader, &mut self.report.findings);
             self.looked(name, looked);
         }
-        self.report.listed("files", self.texts, "looked through for secrets");
+        self.report.listed("files", self.texts, "scanned for secrets");
         self.checks(documents);
     }
 
     fn checks(&mut self, mut documents: Vec<Document>) {
         configuration::share_phases(&mut documents);
-        let how = format!("held against {} checks", super::checks().count());
+        let how = format!("checked with {} rules", super::checks().count());
         self.report.listed("configurations", documents.len() as u64, how);
         self.report.findings.extend(configuration::findings(&documents));
     }
 
-    /// Every text, looked through for secrets; and who may read the keys.
+    /// Every text, scanned for secrets; and who may read the keys.
     pub(super) fn files(&mut self, contents: &dyn Contents, entries: &[Entry]) {
         for entry in entries.iter().filter(|e| !e.path.starts_with("images/blobs/") && e.path != CARRIED) {
             let before = self.report.findings.len();
             self.report.findings.extend(secrets::by_name(&entry.path, &entry.path));
             let looked = contents.open(&entry.path).and_then(|mut reader| {
-                secrets::look(&entry.path, entry.size, care(&entry.path), &mut reader, &mut self.report.findings)
+                secrets::scan_file(&entry.path, entry.size, care(&entry.path), &mut reader, &mut self.report.findings)
             });
             self.looked(&entry.path, looked);
             let private = self.report.findings[before..].iter().any(|f| f.id == "private-key" || f.id == "key-store");
@@ -304,29 +304,29 @@ impl<'a> Run<'a> {
                     id: "key-readable".to_owned(),
                     kind: Kind::Secret,
                     severity: Severity::High,
-                    title: "A private key that others on the machine may read".to_owned(),
+                    title: "A private key that other users can read".to_owned(),
                     place: entry.path.clone(),
                     package: None,
                     installed: None,
                     fixed_in: None,
                     score: None,
                     aliases: Vec::new(),
-                    reason: format!("Its mode is {:04o}: every user of the machine can take it.", entry.mode & 0o7777),
-                    fix: "`chmod 600`, and replace the key if others have been on the machine".to_owned(),
+                    reason: format!("Its mode is {:04o}: every user of the machine can read it.", entry.mode & 0o7777),
+                    fix: "run `chmod 600`, and replace the key if other users had access to the machine".to_owned(),
                     url: None,
                 });
             }
         }
-        self.report.listed("files", self.texts, "looked through for secrets");
+        self.report.listed("files", self.texts, "scanned for secrets");
     }
 
-    fn looked(&mut self, path: &str, looked: io::Result<Looked>) {
+    fn looked(&mut self, path: &str, looked: io::Result<FileContent>) {
         match looked {
-            Ok(Looked::Text) => self.texts += 1,
-            Ok(Looked::Binary) => {}
-            Ok(Looked::TooLong) => {
+            Ok(FileContent::Text) => self.texts += 1,
+            Ok(FileContent::Binary) => {}
+            Ok(FileContent::TooLong) => {
                 let why =
-                    format!("a text longer than {} MiB is not looked through for secrets", secrets::MOST_BYTES >> 20);
+                    format!("text files larger than {} MiB are not scanned for secrets", secrets::MOST_BYTES >> 20);
                 self.report.not_looked_at(path, why, false);
             }
             Err(error) => self.report.not_looked_at(path, error.to_string(), true),
@@ -335,11 +335,11 @@ impl<'a> Run<'a> {
 }
 
 /// Documents know best what is a reference; vocabularies and lists hold any word there is.
-fn care(path: &str) -> Care {
+fn care(path: &str) -> ScanDepth {
     let documents = [".yaml", ".yml", ".json"].iter().any(|e| path.ends_with(e));
     let lists =
         ["models/", "sbom/", "packages/"].iter().any(|folder| path.starts_with(folder)) || path == "manifest.json";
-    if documents || lists { Care::Shapes } else { Care::All }
+    if documents || lists { ScanDepth::Shapes } else { ScanDepth::All }
 }
 
 /// `Debian:12` as people say it.

@@ -19,7 +19,7 @@ const MOST_PER_FILE: usize = 50;
 
 /// What one file turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Looked {
+pub(crate) enum FileContent {
     /// Read to its end.
     Text,
     /// Not a text: not read further.
@@ -30,7 +30,7 @@ pub(crate) enum Looked {
 
 /// How closely a file is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Care {
+pub(crate) enum ScanDepth {
     /// Shapes of keys, and everything that is assigned to a `password`.
     All,
     /// Shapes of keys only: texts for people, vocabularies, programs of others.
@@ -152,32 +152,32 @@ const SHAPES: [Shape; 14] = [
 ];
 
 static SET: LazyLock<RegexSet> =
-    LazyLock::new(|| RegexSet::new(SHAPES.iter().map(|s| s.pattern)).expect("the patterns are ours"));
+    LazyLock::new(|| RegexSet::new(SHAPES.iter().map(|s| s.pattern)).expect("the patterns are constants"));
 static EACH: LazyLock<Vec<Regex>> =
-    LazyLock::new(|| SHAPES.iter().map(|s| Regex::new(s.pattern).expect("the pattern is ours")).collect());
+    LazyLock::new(|| SHAPES.iter().map(|s| Regex::new(s.pattern).expect("the pattern is a constant")).collect());
 /// A telling name, `=` or `:`, and a value: quoted (2), or up to the next blank (3).
 static ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
         r#"(?i)([A-Za-z0-9_.-]{0,40}(?:password|passwd|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key))["']?\s{0,4}(?::|=)\s{0,4}(?:["']([^"'\s]{8,200})["']|([^\s"',;#]{8,200}))"#,
     )
-    .expect("the pattern is ours")
+    .expect("the pattern is a constant")
 });
 
 /// Looks through one file. Bounded in memory whatever the file's length.
-pub(crate) fn look(
+pub(crate) fn scan_file(
     place: &str,
     size: u64,
-    care: Care,
+    care: ScanDepth,
     reader: &mut dyn Read,
     findings: &mut Vec<Finding>,
-) -> io::Result<Looked> {
+) -> io::Result<FileContent> {
     let mut buffer = Vec::with_capacity(8192);
     reader.take(8192).read_to_end(&mut buffer)?;
     if buffer.contains(&0) {
-        return Ok(Looked::Binary);
+        return Ok(FileContent::Binary);
     }
     if size > MOST_BYTES {
-        return Ok(Looked::TooLong);
+        return Ok(FileContent::TooLong);
     }
     let mut file = InFile { place, care, code: is_code(place), line: 1, begun: None, seen: BTreeSet::new(), findings };
     let mut reader = reader.take(MOST_BYTES);
@@ -200,7 +200,7 @@ pub(crate) fn look(
         }
     }
     file.line(&buffer);
-    Ok(Looked::Text)
+    Ok(FileContent::Text)
 }
 
 /// Files that are a finding by their name alone.
@@ -213,16 +213,16 @@ pub(crate) fn by_name(place: &str, path: &str) -> Option<Finding> {
                 "environment-file",
                 Severity::Medium,
                 "A file of environment variables",
-                "Such files are where passwords are kept on a developer's machine; they are not meant to travel.",
-                "take it out; give the values as `secret:env:…` where the service runs",
+                "Such files hold passwords of a developer's machine; they do not belong into a bundle.",
+                "remove it; give the values as `secret:env:…` where the service runs",
             )
         } else if [".p12", ".pfx", ".jks", ".keystore", ".kdbx"].iter().any(|e| name.ends_with(e)) {
             (
                 "key-store",
                 Severity::High,
-                "A store of keys",
-                "It holds private keys; the password that guards it is often short or lies beside it.",
-                "take it out; let the target make or fetch its own keys",
+                "A key store",
+                "It holds private keys; its password is often short or stored next to it.",
+                "remove it; let the target create or fetch its own keys",
             )
         } else {
             return None;
@@ -241,7 +241,7 @@ fn is_code(place: &str) -> bool {
 
 struct InFile<'a> {
     place: &'a str,
-    care: Care,
+    care: ScanDepth,
     code: bool,
     line: u64,
     /// A private key's first line was here: what comes next decides.
@@ -265,7 +265,7 @@ impl InFile<'_> {
             }
         }
         // A line that holds a known shape has been told of already.
-        if self.care == Care::All && !self.seen.iter().any(|(_, line)| *line == self.line) {
+        if self.care == ScanDepth::All && !self.seen.iter().any(|(_, line)| *line == self.line) {
             self.assignment(line);
         }
     }
@@ -314,8 +314,8 @@ impl InFile<'_> {
         if self.seen.len() >= MOST_PER_FILE || !self.seen.insert((id, line)) {
             return;
         }
-        let reason = format!("`{shown}***`: whoever gets this file has it; it must be taken for known");
-        let fix = "take it out, and replace the key or password where it is used: it stays in copies and older layers";
+        let reason = format!("`{shown}***`: every recipient of this file has it; treat it as compromised");
+        let fix = "remove it, and rotate the key or password: it stays in copies and older layers";
         self.findings.push(finding(id, severity, title, format!("{}:{line}", self.place), reason, fix));
     }
 }
@@ -414,7 +414,7 @@ mod tests {
 
     fn check(path: &str, text: &str) -> Vec<String> {
         let mut findings = Vec::new();
-        look(path, text.len() as u64, Care::All, &mut text.as_bytes(), &mut findings).unwrap();
+        scan_file(path, text.len() as u64, ScanDepth::All, &mut text.as_bytes(), &mut findings).unwrap();
         // Whatever is found, nothing of it may be shown.
         for finding in &findings {
             let shown = serde_json::to_string(finding).unwrap();
@@ -493,15 +493,15 @@ mod tests {
         let mut findings = Vec::new();
         let mut one = |bytes: &[u8], size: u64| {
             findings.clear();
-            (look("f", size, Care::All, &mut &*bytes, &mut findings).unwrap(), findings.len())
+            (scan_file("f", size, ScanDepth::All, &mut &*bytes, &mut findings).unwrap(), findings.len())
         };
-        assert_eq!(one(b"a\0b DB_PASSWORD=kX8/tq0aZ2w", 30), (Looked::Binary, 0));
-        assert_eq!(one(b"DB_PASSWORD=kX8/tq0aZ2w", MOST_BYTES + 1), (Looked::TooLong, 0));
+        assert_eq!(one(b"a\0b DB_PASSWORD=kX8/tq0aZ2w", 30), (FileContent::Binary, 0));
+        assert_eq!(one(b"DB_PASSWORD=kX8/tq0aZ2w", MOST_BYTES + 1), (FileContent::TooLong, 0));
         // Across the border of two pieces of a long line.
         for before in [LONGEST_LINE - 10, LONGEST_LINE, LONGEST_LINE * 3 + 8192 - 20] {
             let mut text = vec![b' '; before];
             text.extend_from_slice(format!("ghp_{}", body(36)).as_bytes());
-            assert_eq!(one(&text, text.len() as u64), (Looked::Text, 1), "after {before}");
+            assert_eq!(one(&text, text.len() as u64), (FileContent::Text, 1), "after {before}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Third-party tools that tests hold our answers against.
+//! Third-party tools that tests compare our results with.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

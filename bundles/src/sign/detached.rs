@@ -7,8 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::{PublicKey, SecretKey, key_error, read_key};
 use crate::error::{Error, Result};
 
-/// No signed report is near this.
-const MOST: u64 = 64 << 20;
+/// Far above the size of a signed report.
+const MAX_REPORT_BYTES: u64 = 64 << 20;
 
 /// Where the signature of a file lies.
 pub fn signature_of(file: &Utf8Path) -> Utf8PathBuf {
@@ -25,7 +25,7 @@ pub fn sign_bytes(bytes: &[u8], key: &SecretKey, what: &str) -> Result<String> {
     signed.map(|signature| signature.into_string()).map_err(|error| Error::Signature { why: error.to_string() })
 }
 
-/// Says what a file was signed as, when its signature is by this key and holds.
+/// Returns what a file was signed as, when its signature is by this key and valid.
 pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
     use std::io::Read as _;
     let beside = signature_of(file);
@@ -34,9 +34,9 @@ pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
     let signature = minisign::SignatureBox::from_string(&text).map_err(|error| key_error(&beside, &error))?;
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(file).map_err(Error::io("open", file))?;
-    opened.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", file))?;
-    if bytes.len() as u64 > MOST {
-        return Err(invalid(format!("{file} is larger than {MOST} bytes")));
+    opened.take(MAX_REPORT_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", file))?;
+    if bytes.len() as u64 > MAX_REPORT_BYTES {
+        return Err(invalid(format!("{file} is larger than {MAX_REPORT_BYTES} bytes")));
     }
     minisign::verify(&key.0, &signature, Cursor::new(&bytes), true, false, false)
         .map_err(|error| invalid(format!("{beside} does not fit {file} and key {}: {error}", key.id())))?;

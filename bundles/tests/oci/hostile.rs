@@ -226,7 +226,7 @@ async fn a_registry_that_asks_to_wait_is_waited_for_but_not_for_ever() {
     fetch(&stand, &image, &quick()).await.unwrap();
     assert_eq!(stand.seen("/manifests/").len(), 2);
     let error = fetch(&busy("86400", blobs), &image, &quick()).await.unwrap_err();
-    assert!(matches!(error, Error::Throttled { seconds: 86400, .. }), "{error}");
+    assert!(matches!(error, Error::Throttled { seconds: Some(86400), .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

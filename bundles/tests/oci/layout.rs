@@ -123,7 +123,7 @@ fn damaged_and_hostile_layouts_are_refused_by_name() {
         "not a plain file",
     );
     check("marker", &|root| std::fs::write(root.join("oci-layout"), "{}").unwrap(), "version 1");
-    check("index", &|root| std::fs::write(root.join("index.json"), "[").unwrap(), "cannot be read");
+    check("index", &|root| std::fs::write(root.join("index.json"), "[").unwrap(), "cannot be parsed");
     check(
         "huge",
         &|root| {

@@ -5,11 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use camino::Utf8Path;
+use textnlp_bundle::file_source::Folder;
 use textnlp_bundle::legacy::update::{apply, create};
 use textnlp_bundle::legacy::{Error, Exported, Models, Options, export};
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::oci::Platform;
-use textnlp_bundle::shelf::Folder;
 use textnlp_models::Digest;
 
 use crate::tools::{Dir, has, program, skopeo, stand_in, write_images};
@@ -249,17 +249,17 @@ fn an_update_that_is_not_what_it_says_changes_nothing() {
     let copy = "for n in z.namelist(): w.writestr(n, z.read(n))\n";
     assert!(
         spoil("for n in z.namelist(): w.writestr(n, b'new x' if n=='b/config.json' else z.read(n))")
-            .contains("the model b is not")
+            .contains("the digest of model b does not match")
     );
     assert!(
         spoil("for n in z.namelist():\n if n!='b/config.json': w.writestr(n, z.read(n))")
-            .contains("the model b is not")
+            .contains("the digest of model b does not match")
     );
     assert!(spoil(&format!("{copy}w.writestr('../evil', b'x')")).contains("belongs to no model"));
     assert!(spoil(&format!("{copy}w.writestr('a/../../evil', b'x')")).contains("belongs to no model"));
     assert!(spoil(&format!("{copy}w.writestr('/evil', b'x')")).contains("belongs to no model"));
     assert!(spoil(&format!("{copy}w.writestr('c/x', b'x')")).contains("belongs to no model"));
-    assert!(spoil(&format!("{copy}w.writestr('a/more', b'x')")).contains("the model a is not"));
+    assert!(spoil(&format!("{copy}w.writestr('a/more', b'x')")).contains("the digest of model a does not match"));
     assert!(spoil(&format!("{copy}w.writestr('a/big', b'0'*100000, zipfile.ZIP_DEFLATED)")).contains("compressed"));
     assert!(spoil(&format!("{copy}i=zipfile.ZipInfo('a/link'); i.create_system=3; i.external_attr=0o120777<<16; w.writestr(i, '/etc/passwd')")).contains("not a plain file"));
     assert!(spoil("w.writestr('a/config.json', b'x')").contains("manifest.json"));

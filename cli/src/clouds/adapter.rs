@@ -1,4 +1,4 @@
-//! What the adapter's pod runs: the pods of the servers on one side, the API server on the other.
+//! The metrics adapter's pod: reads the pods of the servers and answers the API server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +9,17 @@ use textnlp_server::fronted::{Answering, Front, Fronted, Question};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::cluster::Figures;
+use super::queries::Figures;
 use crate::args;
 
-/// How often it is looked by which certificate the API server is known: those are renewed once a year.
-const LOOK: Duration = Duration::from_secs(60);
-/// The same until it is known.
-const SOON: Duration = Duration::from_secs(2);
+/// Poll interval of the API server's client CA, which is renewed about once a year.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
+/// Poll interval until the client CA is known.
+const FIRST_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What the adapter's pod runs until it is told to end: tells autoscalers how many requests there are.
+/// Runs the metrics adapter until a signal ends it. It serves request metrics to autoscalers.
 pub async fn run(args: &args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
-    // Before the first socket: whoever ends it during the start ends it well.
+    // Installed before the first socket, so that a signal during the start also ends the adapter cleanly.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let access = Access::Account(args.account.clone().into());
@@ -42,7 +42,7 @@ pub async fn run(args: &args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::
     let figures = Figures::new()?;
     tokio::select! {
         () = adapter.keep(&figures, tell) => {}
-        () = look(&adapter, &known, tell) => {}
+        () = poll_client_ca(&adapter, &known, tell) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -50,8 +50,8 @@ pub async fn run(args: &args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::
     Ok(())
 }
 
-/// Looks for ever by which certificate the API server is known. What was known stays known while nobody tells.
-async fn look(adapter: &Adapter, known: &watch::Sender<Option<Front>>, tell: &(dyn Fn(&str) + Sync)) {
+/// Polls the client CA of the API server forever. A failed poll keeps the last known one.
+async fn poll_client_ca(adapter: &Adapter, known: &watch::Sender<Option<Front>>, tell: &(dyn Fn(&str) + Sync)) {
     loop {
         match adapter.front().await {
             Ok(front) => {
@@ -62,8 +62,8 @@ async fn look(adapter: &Adapter, known: &watch::Sender<Option<Front>>, tell: &(d
                     is_new
                 });
             }
-            Err(error) => tell(&textnlp_provider::told(&error)),
+            Err(error) => tell(&textnlp_provider::error_chain(&error)),
         }
-        tokio::time::sleep(if known.borrow().is_some() { LOOK } else { SOON }).await;
+        tokio::time::sleep(if known.borrow().is_some() { POLL_INTERVAL } else { FIRST_POLL_INTERVAL }).await;
     }
 }

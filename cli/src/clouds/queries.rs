@@ -1,27 +1,25 @@
-//! How the job that judges a release asks a Prometheus of the operator's.
+//! HTTP requests of the job that analyses a rollout: queries of an external Prometheus, and the metrics of pods.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::Context;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use textnlp_kubernetes::Ask;
+use textnlp_kubernetes::{QueryApi, Scrape};
+use textnlp_net::client::{ClientOptions, ProxySettings, read_body};
+use textnlp_net::trust::TrustRoots;
 
-use crate::client;
+use crate::network;
 
-/// How long one answer may take. Prometheus gives up when we do.
-const WITHIN: Duration = Duration::from_secs(5);
-/// One number takes less; so do its warnings.
+/// Timeout of one query. Prometheus gets the same one.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit of a response in bytes. A single number with warnings is far smaller.
 const ANSWER_MAX: usize = 256 << 10;
-/// An authority, and those beside it.
-const AUTHORITY_MAX: usize = 64 << 10;
 
-/// Asks as a dashboard would, with the token and the authority of a folder, where it has them.
+/// Queries like a dashboard, with the token and the CA from a folder if they exist.
 pub(super) struct Queries {
-    /// Or why nobody can be asked: the pods are looked at all the same.
+    /// The client, or why there is none. The analysis of the pods continues without it.
     http: Result<reqwest::Client, String>,
     token: Option<Utf8PathBuf>,
 }
@@ -33,31 +31,25 @@ impl Queries {
         Self { http, token: file("token") }
     }
 
-    /// Read each time: whoever renews it need not tell.
+    /// The token is read for every query, so a renewed one is used at once.
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         let Some(file) = &self.token else { return Ok(None) };
         let token = std::fs::read_to_string(file).map_err(|error| format!("read its token: {error}"))?;
         let mut header = HeaderValue::try_from(format!("Bearer {}", token.trim()))
-            .map_err(|_| "its token holds what no header can".to_owned())?;
+            .map_err(|_| "its token has characters that are not allowed in an HTTP header".to_owned())?;
         header.set_sensitive(true);
         Ok(Some(header))
     }
 }
 
 fn prepared(ca: Option<&Utf8Path>) -> anyhow::Result<reqwest::Client> {
-    let ca = ca.map(client::read_ca).transpose()?;
-    let http = reqwest::Client::builder()
-        .tls_backend_preconfigured(client::tls(ca.as_deref())?)
-        .timeout(WITHIN)
-        .no_proxy()
-        // It would lead a secret elsewhere.
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("textnlp-deploy/", env!("CARGO_PKG_VERSION")));
-    http.build().context("prepare a client")
+    let options =
+        ClientOptions { trust: network::trust(ca, None)?, timeout: Some(QUERY_TIMEOUT), ..ClientOptions::default() };
+    Ok(options.client()?)
 }
 
 #[async_trait]
-impl Ask for Queries {
+impl QueryApi for Queries {
     async fn ask(&self, url: &str, query: &str) -> Result<(u16, String), String> {
         let http = self.http.as_ref().map_err(Clone::clone)?;
         let mut request = http.post(format!("{url}/api/v1/query"));
@@ -66,41 +58,51 @@ impl Ask for Queries {
             request = request.header(AUTHORIZATION, authorization);
         }
         let asked = async {
-            let mut answer = request.send().await?;
-            let mut read = Vec::new();
-            while let Some(part) = answer.chunk().await?.filter(|part| read.len() + part.len() <= ANSWER_MAX) {
-                read.extend_from_slice(&part);
-            }
-            Ok::<_, reqwest::Error>((answer.status().as_u16(), String::from_utf8_lossy(&read).into_owned()))
+            let answer = request.send().await?;
+            let status = answer.status().as_u16();
+            Ok::<_, anyhow::Error>((
+                status,
+                String::from_utf8_lossy(&read_body(answer, ANSWER_MAX).await?).into_owned(),
+            ))
         };
-        // The cause says more than that there was one.
-        asked.await.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+        asked.await.map_err(|error| format!("{error:#}"))
     }
 }
 
 fn form(query: &str) -> Result<String, String> {
     let mut form = reqwest::Url::parse("form:/").map_err(|error| error.to_string())?;
-    form.query_pairs_mut().append_pair("query", query).append_pair("timeout", &format!("{}s", WITHIN.as_secs()));
-    // Thanos would answer with what some of its stores have; Prometheus knows no such word.
+    form.query_pairs_mut().append_pair("query", query).append_pair("timeout", &format!("{}s", QUERY_TIMEOUT.as_secs()));
+    // Thanos would otherwise return partial results. Prometheus ignores this parameter.
     form.query_pairs_mut().append_pair("partial_response", "false");
     Ok(form.query().unwrap_or_default().to_owned())
 }
 
-/// The authority in a file, for the cluster; a key in it would be no secret there.
-pub(super) fn authority(file: &Utf8Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-    if text.len() > AUTHORITY_MAX {
-        return Err(format!("{file} is longer than {} KiB", AUTHORITY_MAX >> 10));
+/// Timeout of one request for a pod's metrics.
+const SCRAPED_WITHIN: Duration = Duration::from_secs(2);
+/// Limit of a metrics response in bytes.
+const FIGURES_MAX: usize = 4 << 20;
+
+/// Scrapes metrics like Prometheus.
+pub(super) struct Figures(reqwest::Client);
+
+impl Figures {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let (trust, proxy) = (TrustRoots::none(), ProxySettings::from_env());
+        let options = ClientOptions { trust, proxy, timeout: Some(SCRAPED_WITHIN), ..ClientOptions::default() };
+        Ok(Self(options.client()?))
     }
-    if text.contains("PRIVATE KEY") {
-        return Err(format!("{file} holds a private key, which is nobody's but the authority's"));
+}
+
+#[async_trait]
+impl Scrape for Figures {
+    async fn scrape(&self, address: IpAddr, port: u16) -> Result<String, String> {
+        let url = format!("http://{}/metrics", SocketAddr::new(address, port));
+        let asked = async {
+            let answer = self.0.get(url).send().await?.error_for_status()?;
+            Ok::<_, anyhow::Error>(String::from_utf8_lossy(&read_body(answer, FIGURES_MAX).await?).into_owned())
+        };
+        asked.await.map_err(|error| error.to_string())
     }
-    let mut certificates = CertificateDer::pem_slice_iter(text.as_bytes()).peekable();
-    if certificates.peek().is_none() || certificates.any(|one| one.is_err()) {
-        return Err(format!("{file} holds no certificates in PEM form"));
-    }
-    client::tls(Some(text.as_bytes())).map_err(|error| format!("{file}: {error:#}"))?;
-    Ok(text)
 }
 
 #[cfg(test)]
@@ -147,22 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_is_certificates_and_nothing_else() {
+    fn unusable_credentials_do_not_end_the_job() {
         let kept = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(kept.path()).unwrap();
-        let file = folder.join("ca.pem");
-        let said = |text: &str| {
-            std::fs::write(&file, text).unwrap();
-            authority(&file).unwrap_err()
-        };
-        assert!(said("nothing").contains("no certificates"));
-        assert!(said("-----BEGIN PRIVATE KEY-----").contains("a private key"));
         let framed = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";
-        assert!(said(framed).contains("ca.pem"), "what is framed as one need not be one");
-        // The job is not ended by what it cannot ask with.
         std::fs::write(folder.join("ca.crt"), framed).unwrap();
         assert!(Queries::new(Some(folder)).http.is_err());
-        assert!(said(&"x".repeat(AUTHORITY_MAX + 1)).contains("longer than"));
-        assert!(authority(&folder.join("gone")).is_err());
     }
 }

@@ -1,13 +1,13 @@
-//! Signing in to the clusters of clouds, for whoever reads a kubeconfig.
+//! Credentials for the clusters of clouds, for programs that read a kubeconfig.
 
 use serde_json::Value;
-use textnlp_provider::{Error, Sort};
+use textnlp_provider::{Error, ErrorKind};
 use textnlp_token::{AwsSignIn, AzureSignIn, SignIn, Variables, Version, token};
 
 use crate::args::KubeToken;
 use crate::report::{Exit, Failure};
 
-/// An ExecCredential, in the version that `KUBERNETES_EXEC_INFO` asks for.
+/// Creates an ExecCredential in the version that `KUBERNETES_EXEC_INFO` requests.
 pub async fn kube_token(args: &KubeToken) -> Result<Value, Failure> {
     let sign_in = match args.clone() {
         KubeToken::Aws { cluster, region, profile, role_arn } => {
@@ -25,8 +25,8 @@ pub async fn kube_token(args: &KubeToken) -> Result<Value, Failure> {
 }
 
 fn failure(mut error: Error) -> Failure {
-    let (exit, code) = match error.sort {
-        Sort::Invalid => (Exit::Usage, "invalid_sign_in"),
+    let (exit, code) = match error.kind {
+        ErrorKind::Invalid => (Exit::Usage, "invalid_sign_in"),
         _ => (Exit::Failed, "not_signed_in"),
     };
     let hint = error.hint.take();

@@ -1,4 +1,4 @@
-//! `adapter`: what the autoscaler of a cluster is told, by a pod of our own.
+//! `adapter`: the metrics adapter for autoscalers, in its own pod.
 
 use serde_json::json;
 
@@ -6,8 +6,8 @@ use crate::args::Adapter;
 use crate::clouds;
 use crate::report::{Console, Failure, Success};
 
-/// `adapter …`, until it is told to end.
+/// `adapter …`, until a signal ends it.
 pub async fn adapter(args: &Adapter, console: Console) -> Result<Success, Failure> {
     clouds::adapter(args, &|says| console.say(says)).await?;
-    Ok(Success::new("it was told to end".to_owned(), json!({})))
+    Ok(Success::new("it was asked to stop".to_owned(), json!({})))
 }

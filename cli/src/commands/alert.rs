@@ -1,4 +1,4 @@
-//! `alert`: whether messages arrive, what is wrong now, and the sending that supervisors have done.
+//! `alert`: sends test alerts, lists active alerts, and delivers queued alerts for supervisors.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,29 +7,31 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures::StreamExt;
 use jiff::Timestamp;
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::json;
-use textnlp_onprem::alert::{AlertOrder, Outbox, Receiver};
-use textnlp_orchestrator::alert::{Arrived, Destination, Sender};
+use textnlp_net::client::ProxySettings;
+use textnlp_net::trust::TrustRoots;
+use textnlp_orchestrator::alert::{DeliveredAlert, Destination, Sender};
 use textnlp_provider::alert::{Alert, AlertState};
-use textnlp_provider::told;
+use textnlp_provider::error_chain;
 use uuid::Uuid;
 
 use crate::alert_args::{self, Test};
+use crate::clouds::alert::{AlertOrder, Outbox, Receiver};
+use crate::network;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
-/// Messages that a receiver is sent in one go; the supervisor comes again for the rest. Counted for each: what waits for one that is down
-/// keeps nobody else waiting.
+/// Alerts to one receiver in one run. The supervisor runs the command again for the rest. Counted per receiver, so that
+/// one that is down does not delay the others.
 const AT_ONCE: usize = 20;
 
-/// Receivers that are talked to at the same time.
+/// Concurrent receivers.
 const BESIDE: usize = 8;
 
-/// No address of ours is near this size.
+/// Limit of a file with an address in bytes.
 const ADDRESS_MAX: u64 = 64 << 10;
 
-/// Picks the verb.
+/// Runs the subcommand.
 pub async fn alert(session: &Session, verb: &alert_args::Alert, console: Console) -> Result<Success, Failure> {
     match verb {
         alert_args::Alert::Test(args) => test(session, args, console).await,
@@ -38,19 +40,19 @@ pub async fn alert(session: &Session, verb: &alert_args::Alert, console: Console
     }
 }
 
-/// What is known of one receiver: where to, or why not.
-type Known = Result<Destination, String>;
+/// The destination of a receiver, or why it has none.
+type ReceiverDestination = Result<Destination, String>;
 
-/// `alert test`: to the receivers of the environment file as it is now, with the secrets of whoever types this.
+/// `alert test`: to the receivers in the current environment file, with the caller's secrets.
 async fn test(session: &Session, args: &Test, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
     let name = &chosen.name;
     let environment = &chosen.loaded.environment;
     let receivers = &environment.monitoring.receivers;
     if receivers.is_empty() {
-        let error = anyhow::anyhow!("environment {name} names nobody who is told");
+        let error = anyhow::anyhow!("environment {name} has no alert receivers");
         return Err(Failure::usage("no_receivers", error)
-            .hint("write `monitoring: { receivers: { oncall: secret:env:ONCALL_URL } }` into the environment file"));
+            .hint("add `monitoring: { receivers: { oncall: secret:env:ONCALL_URL } }` to the environment file"));
     }
     if let Some(unknown) = args.receiver.iter().find(|wanted| !receivers.contains_key(*wanted)) {
         let known: Vec<&str> = receivers.keys().map(String::as_str).collect();
@@ -61,13 +63,13 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
         .hint(format!("its receivers: {}", known.join(", "))));
     }
     let chosen_ones = receivers.iter().filter(|(name, _)| args.receiver.is_empty() || args.receiver.contains(name));
-    let known: BTreeMap<String, Known> = chosen_ones
+    let known: BTreeMap<String, ReceiverDestination> = chosen_ones
         .map(|(name, address)| {
-            let text = address.read().ok_or_else(|| format!("its address ({address}) is not there"));
+            let text = address.read().ok_or_else(|| format!("its address ({address}) is not set"));
             (name.clone(), text.and_then(|text| Destination::parse(&text).map_err(|why| why.to_string())))
         })
         .collect();
-    let sender = sender(environment.network.private_ca.as_deref().map(Utf8Path::new))?;
+    let sender = Sender::new(network::trust(None, Some(environment))?, network::proxies(Some(environment))?)?;
     let message = Alert {
         id: format!("test-{}", Uuid::new_v4()),
         environment: name.to_string(),
@@ -76,7 +78,7 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
         state: AlertState::Test,
         name: "test".to_owned(),
         about: "message".to_owned(),
-        says: "Nothing is wrong: somebody wanted to see that messages arrive.".to_owned(),
+        says: "This is a test message: no action is required.".to_owned(),
     };
     let tries = futures::stream::iter(known).map(|(receiver, known)| {
         let (sender, message) = (&sender, &message);
@@ -84,7 +86,7 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
             let (to, sent) = match known {
                 Ok(destination) => {
                     let sent = sender.send(&destination, message).await;
-                    (Some(destination.to_string()), sent.map_err(|error| told(&error)))
+                    (Some(destination.to_string()), sent.map_err(|error| error_chain(&error)))
                 }
                 Err(why) => (None, Err(why)),
             };
@@ -98,8 +100,10 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
     for (receiver, to, sent) in &tried {
         let to = to.as_deref().unwrap_or("nowhere");
         let _ = match sent {
-            Ok(Arrived { refused }) if refused.is_empty() => writeln!(text, "✓ {receiver}: {to}"),
-            Ok(Arrived { refused }) => writeln!(text, "! {receiver}: {to}, but not to all: {}", refused.join("; ")),
+            Ok(DeliveredAlert { refused }) if refused.is_empty() => writeln!(text, "✓ {receiver}: {to}"),
+            Ok(DeliveredAlert { refused }) => {
+                writeln!(text, "! {receiver}: {to}, but some recipients were refused: {}", refused.join("; "))
+            }
             Err(why) => writeln!(text, "✗ {receiver}: {to}: {why}"),
         };
         let refused = sent.as_ref().map(|arrived| arrived.refused.as_slice()).unwrap_or_default();
@@ -112,10 +116,10 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
     if failed == 0 {
         return Ok(Success::new(text.trim_end(), document));
     }
-    let error =
-        anyhow::anyhow!("{}", text.trim_end()).context(format!("{failed} of {} receivers have nothing", tried.len()));
+    let error = anyhow::anyhow!("{}", text.trim_end())
+        .context(format!("{failed} of {} receivers did not accept the message", tried.len()));
     Err(Failure::new(Exit::Failed, "alert_not_sent", error)
-        .hint(format!("mend `monitoring.receivers`, then: {}", session.again().command("alert test", name)))
+        .hint(format!("fix `monitoring.receivers`, then: {}", session.again().command("alert test", name)))
         .document(document))
 }
 
@@ -132,42 +136,45 @@ fn list(session: &Session, console: Console) -> Result<Success, Failure> {
     for folder in folders {
         let outbox = Outbox::of(&folder);
         let site = folder.file_name().unwrap_or_default();
-        let Some(order) = outbox.order().with_context(|| format!("read who is told at site {site}"))? else { continue };
+        let Some(order) = outbox.order().with_context(|| format!("read the alert receivers of site {site}"))? else {
+            continue;
+        };
         let active = outbox.active();
-        let waiting = outbox.waiting(Timestamp::now()).with_context(|| format!("read what waits at site {site}"))?;
+        let waiting =
+            outbox.waiting(Timestamp::now()).with_context(|| format!("read the unsent messages of site {site}"))?;
         let receivers: Vec<&str> = order.receivers.keys().map(String::as_str).collect();
-        let _ = writeln!(text, "{site}: told are {}", receivers.join(", "));
+        let _ = writeln!(text, "{site}: receivers {}", receivers.join(", "));
         for one in &active {
-            let well = if one.well_since.is_some() { " (it looks well again)" } else { "" };
+            let well = if one.well_since.is_some() { " (recovering)" } else { "" };
             let _ = writeln!(text, "  ✗ {} {}: {} — since {:.0}{well}", one.name, one.about, one.says, one.since);
         }
         if active.is_empty() {
-            text.push_str("  ✓ nothing is wrong\n");
+            text.push_str("  ✓ no active alerts\n");
         }
         for one in &waiting {
-            let _ = writeln!(text, "  … waits to be sent: {} ({:.0})", one.alert, one.alert.at);
+            let _ = writeln!(text, "  … unsent: {} ({:.0})", one.alert, one.alert.at);
         }
         sites.push(json!({ "site": site, "receivers": receivers, "active": active, "waiting": waiting }));
     }
     if sites.is_empty() {
-        text = format!("Nobody is told of anything in {name}: no `monitoring.receivers` were put up");
+        text = format!("{name} has no alert receivers: no `monitoring.receivers` were applied");
     }
     Ok(Success::new(text.trim_end(), json!({ "environment": name, "sites": sites })))
 }
 
-/// `alert send`: what waits at a site. Fails when anything is left, so that the supervisor comes again later.
+/// `alert send`: delivers the queued alerts of a site. Fails if any remain, so that the supervisor retries later.
 async fn send(folder: &Utf8Path) -> Result<Success, Failure> {
     let outbox = Outbox::of(folder);
-    let order = outbox.order().context("read who is told")?;
+    let order = outbox.order().context("read the alert receivers")?;
     let Some(order) = order else { return Ok(Success::default()) };
-    let Some(_sole) = outbox.sole_sender().context("see who sends")? else { return Ok(Success::default()) };
-    let sender = sender(order.ca_file.as_deref())?;
+    let Some(_sole) = outbox.sole_sender().context("check for another sender")? else { return Ok(Success::default()) };
+    let sender = Sender::new(TrustRoots::public_and(order.ca_file.as_deref())?, ProxySettings::from_env())?;
     let known = receivers(&order);
     let (mut sent, mut problems, mut refused) = (0, BTreeMap::new(), BTreeMap::<String, Vec<String>>::new());
     let mut tried: BTreeMap<&String, usize> = BTreeMap::new();
-    for mut waiting in outbox.waiting(Timestamp::now()).context("read what waits")? {
-        // A receiver that is down is asked once in each go.
-        let mut open: Vec<(&String, &Known)> = known.iter().collect();
+    for mut waiting in outbox.waiting(Timestamp::now()).context("read the unsent messages")? {
+        // A receiver that is down gets one attempt per run.
+        let mut open: Vec<(&String, &ReceiverDestination)> = known.iter().collect();
         open.retain(|(name, _)| !waiting.arrived.contains(*name) && !problems.contains_key(*name));
         open.retain(|(name, _)| tried.get(name).is_none_or(|tried| *tried < AT_ONCE));
         open.iter().for_each(|(name, _)| *tried.entry(*name).or_default() += 1);
@@ -175,7 +182,7 @@ async fn send(folder: &Utf8Path) -> Result<Success, Failure> {
             let (sender, alert) = (&sender, &waiting.alert);
             async move {
                 let sent = match known {
-                    Ok(destination) => sender.send(destination, alert).await.map_err(|error| told(&error)),
+                    Ok(destination) => sender.send(destination, alert).await.map_err(|error| error_chain(&error)),
                     Err(why) => Err(why.clone()),
                 };
                 (name.clone(), sent)
@@ -183,18 +190,18 @@ async fn send(folder: &Utf8Path) -> Result<Success, Failure> {
         });
         for (name, result) in tries.buffer_unordered(BESIDE).collect::<Vec<_>>().await {
             match result {
-                Ok(Arrived { refused: not_to }) => {
+                Ok(DeliveredAlert { refused: not_to }) => {
                     sent += 1;
                     if !not_to.is_empty() {
                         refused.insert(name.clone(), not_to);
                     }
-                    outbox.arrived(&mut waiting, &name).context("remember who was told")?;
+                    outbox.arrived(&mut waiting, &name).context("record the delivery")?;
                 }
                 Err(why) => drop(problems.insert(name, why)),
             }
         }
         if known.keys().all(|name| waiting.arrived.contains(name)) {
-            outbox.done(&waiting).context("take a message away that was sent")?;
+            outbox.done(&waiting).context("remove a sent message")?;
         }
     }
     let document = json!({ "sent": sent, "problems": problems, "refused": refused });
@@ -204,11 +211,11 @@ async fn send(folder: &Utf8Path) -> Result<Success, Failure> {
         return Ok(Success::new(text, document));
     }
     let text: Vec<String> = problems.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-    let text = if text.is_empty() { "more is waiting".to_owned() } else { text.join("; ") };
+    let text = if text.is_empty() { "more messages are unsent".to_owned() } else { text.join("; ") };
     Err(Failure::new(Exit::Failed, "alert_not_sent", anyhow::anyhow!("{text}")).document(document))
 }
 
-fn receivers(order: &AlertOrder) -> BTreeMap<String, Known> {
+fn receivers(order: &AlertOrder) -> BTreeMap<String, ReceiverDestination> {
     let address = |receiver: &Receiver| match receiver {
         Receiver::Address { address } => Ok(address.clone()),
         Receiver::File { file: path } => {
@@ -229,30 +236,18 @@ fn receivers(order: &AlertOrder) -> BTreeMap<String, Known> {
     order.receivers.iter().map(|(name, receiver)| (name.clone(), known(receiver))).collect()
 }
 
-/// Trusts the public authorities that ship with the program, and one's own.
-fn sender(own: Option<&Utf8Path>) -> anyhow::Result<Sender> {
-    let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(path) = own {
-        for certificate in CertificateDer::pem_slice_iter(&crate::client::read_ca(path)?) {
-            roots.add(certificate.context("read certificate authority")?).context("trust certificate authority")?;
-        }
-    }
-    let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    Sender::new(tls).context("prepare a client")
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use textnlp_provider::component::AlertLimits;
+    use textnlp_provider::component::{AlertLimits, ServiceLimits};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
 
-    /// A webhook on this machine that takes everything, and how much that was.
+    /// Starts a local webhook that accepts everything. Also returns the count of its requests.
     async fn hook() -> (String, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}/", listener.local_addr().unwrap());
@@ -261,7 +256,7 @@ mod tests {
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut seen = Vec::new();
-                // A body ends with its last brace.
+                // The last brace ends the body.
                 while !seen.ends_with(b"}") && stream.read_buf(&mut seen).await.is_ok_and(|read| read > 0) {}
                 counts.fetch_add(1, Ordering::SeqCst);
                 let answer = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -282,7 +277,15 @@ mod tests {
             BTreeMap::from([("down".to_owned(), to("http://127.0.0.1:1/")), ("up".to_owned(), to(&address))]);
         let (environment, place) = ("staging".to_owned(), "here".to_owned());
         let limits = AlertLimits::default();
-        let order = AlertOrder { environment, site: place, receivers, limits, home: true, ca_file: None };
+        let order = AlertOrder {
+            environment,
+            site: place,
+            receivers,
+            limits,
+            service: ServiceLimits::default(),
+            home: true,
+            ca_file: None,
+        };
         std::fs::create_dir(site.join("config")).unwrap();
         std::fs::write(site.join("config/alerts.yaml"), serde_yaml::to_string(&order).unwrap()).unwrap();
         let outbox = Outbox::of(site);
@@ -301,7 +304,7 @@ mod tests {
             };
             outbox.put(alert).unwrap();
         }
-        // Each go ends with what is down; all of them stay in the outbox for that one.
+        // Each run ends at the receiver that is down, and its alerts all remain in the outbox.
         for expected in [AT_ONCE, total, total] {
             let failed = send(site).await.map(drop).unwrap_err();
             assert!(failed.document["problems"]["down"].is_string(), "{:?}", failed.document);

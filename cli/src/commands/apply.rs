@@ -1,7 +1,7 @@
-//! `apply PLAN`: exactly the plan that somebody read and agreed to, or nothing.
+//! `apply PLAN`: applies exactly the saved plan that was approved, or nothing.
 
 use camino::Utf8Path;
-use textnlp_orchestrator::plan::{MOST_BYTES, NotSaved, Purpose, Saved};
+use textnlp_orchestrator::plan::{MOST_BYTES, Purpose, Saved, SavedPlanError};
 
 use super::{down, plan, up};
 use crate::args::{Apply, Up};
@@ -17,11 +17,11 @@ pub async fn apply(session: &Session, args: &Apply, console: Console) -> Result<
     match planned.purpose {
         Purpose::Up => {
             let up = Up { no_gate: args.no_gate, ..Up::default() };
-            up::whole(&session, &up, Some(planned), console).await
+            up::run(&session, &up, Some(planned), console).await
         }
         Purpose::Down => {
             let typed = planned.delete_data.then(|| planned.environment.to_string());
-            down::whole(&session, typed.as_deref(), Some(planned), console).await
+            down::run(&session, typed.as_deref(), Some(planned), console).await
         }
     }
 }
@@ -29,38 +29,38 @@ pub async fn apply(session: &Session, args: &Apply, console: Console) -> Result<
 fn read(file: &Utf8Path) -> Result<Saved, Failure> {
     let unreadable = |error: std::io::Error| {
         Failure::usage("unreadable_plan", anyhow::Error::new(error).context(format!("read plan {file}")))
-            .hint("name what `textnlp-deploy plan --out FILE` wrote")
+            .hint("give a file that `textnlp-deploy plan --out FILE` wrote")
     };
     if std::fs::metadata(file).map_err(unreadable)?.len() > MOST_BYTES {
-        return Err(Failure::usage("unreadable_plan", anyhow::anyhow!("{file} is longer than any plan")));
+        return Err(Failure::usage("unreadable_plan", anyhow::anyhow!("{file} is too large to be a plan")));
     }
     let bytes = std::fs::read(file).map_err(unreadable)?;
     Saved::read(&bytes).map_err(|error| {
         let (code, hint) = match error {
-            NotSaved::Other(_) => ("unreadable_plan", "name what `textnlp-deploy plan --out FILE` wrote"),
-            NotSaved::Future { .. } => {
+            SavedPlanError::Other(_) => ("unreadable_plan", "give a file that `textnlp-deploy plan --out FILE` wrote"),
+            SavedPlanError::Future { .. } => {
                 ("newer_plan", "apply it with the program that saved it, or plan again with this one")
             }
-            NotSaved::Changed => ("changed_plan", "plan again, and have that one read"),
+            SavedPlanError::Changed => ("changed_plan", "plan again, and have the new plan reviewed"),
         };
         Failure::refused(code, anyhow::Error::new(error).context(format!("read plan {file}"))).hint(hint)
     })
 }
 
-/// The session in which it was planned: the same environment, changed in the same way. What is typed now may not say otherwise.
+/// The session of the saved plan: the same environment with the same changed values. Flags that contradict it are an
+/// error.
 fn as_planned(session: &Session, saved: &Saved, file: &Utf8Path) -> Result<Session, Failure> {
     let mut global = session.global.clone();
     let environment = &saved.plan.environment;
     if let Some(other) = global.env.as_deref().filter(|typed| *typed != environment.as_str()) {
-        let error = anyhow::anyhow!("{file} is a plan for `{environment}`, and `{other}` was asked for");
-        return Err(
-            Failure::refused("other_environment", error).hint("leave --env out: the plan names its environment")
-        );
+        let error = anyhow::anyhow!("{file} is a plan for `{environment}`, but --env is `{other}`");
+        return Err(Failure::refused("other_environment", error).hint("omit --env: the plan names its environment"));
     }
     let flags = plan::flags(&global);
     if let Some((flag, value)) = flags.iter().find(|typed| typed.0 != "--file" && !saved.flags.contains(typed)) {
-        let error = anyhow::anyhow!("{file} was planned without {flag} {value}: a saved plan says everything");
-        return Err(Failure::usage("usage", error).hint(format!("leave {flag} out, or plan again with it")));
+        let error =
+            anyhow::anyhow!("{file} was planned without {flag} {value}: `apply` uses the options of the saved plan");
+        return Err(Failure::usage("usage", error).hint(format!("omit {flag}, or plan again with it")));
     }
     global.set.clear();
     global.take_ownership.clear();

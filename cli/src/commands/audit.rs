@@ -1,24 +1,29 @@
-//! The recorded result of holding this program's dependencies against an advisory database.
+//! Known vulnerabilities: the age limit of advisories, and the recorded audit of this program's dependencies.
 
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Unit};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use textnlp_orchestrator::environment::model::Gates;
 use textnlp_orchestrator::gate::Check;
 
 const RECORD: &str = include_str!("../../evidence/audit.json");
 const LOCK: &[u8] = include_bytes!("../../../Cargo.lock");
+/// The name of the check, for every source of advisories.
+pub const NAME: &str = "known vulnerabilities";
 
 #[derive(Deserialize)]
 struct Record {
     lock_sha256: String,
     advisories: u64,
-    newest_advisory: String,
+    newest_advisory: Date,
     dependencies: u64,
     vulnerabilities: Vec<String>,
 }
 
-/// The staging gate's check: no known vulnerability, found in the very dependencies that this program was built from.
-pub fn check() -> Check {
-    const NAME: &str = "known vulnerabilities";
+/// The check of this program: no known vulnerability in the dependencies that it was built from.
+pub fn check(gates: &Gates, now: Timestamp) -> Check {
     let record: Record = match serde_json::from_str(RECORD) {
         Ok(record) => record,
         Err(error) => return Check::unmeasured(NAME, 0, "found", format!("the record cannot be read: {error}")),
@@ -28,27 +33,78 @@ pub fn check() -> Check {
             NAME,
             0,
             "found",
-            "the record is of other dependencies: run .ci/audit DATABASE --write",
+            "the record does not match Cargo.lock: run .ci/audit DATABASE --write",
         );
     }
     let found = record.vulnerabilities.len();
+    let age = age_days(record.newest_advisory, now);
     let mut note = format!(
-        "{} dependencies, {} advisories, newest {}",
-        record.dependencies, record.advisories, record.newest_advisory
+        "{} dependencies of the program, checked when it was built; {} advisories, {}",
+        record.dependencies,
+        record.advisories,
+        aged(record.newest_advisory, age)
     );
     if found > 0 {
         note = format!("{}; {note}", record.vulnerabilities.join("; "));
     }
-    Check::new(NAME, found, 0, "found", found == 0).note(note)
+    within_age(Check::new(NAME, found, 0, "found", found == 0).note(note), age, gates)
+}
+
+/// `newest of 2026-08-20, 94 days old`.
+pub fn aged(newest: Date, days: i64) -> String {
+    format!("newest of {newest}, {days} days old")
+}
+
+/// Days from a date to now.
+fn age_days(date: Date, now: Timestamp) -> i64 {
+    let today = now.to_zoned(TimeZone::UTC).date();
+    date.until((Unit::Day, today)).map_or(0, |span| i64::from(span.get_days()))
+}
+
+/// The age limit of advisories in days.
+pub fn max_age_days(gates: &Gates) -> i64 {
+    i64::try_from(gates.advisories_max_age.0.as_secs() / 86_400).unwrap_or(i64::MAX)
+}
+
+/// The check, adjusted for the age of its advisories.
+pub fn within_age(check: Check, days: i64, gates: &Gates) -> Check {
+    let max = max_age_days(gates);
+    if days <= max {
+        return check;
+    }
+    check.falls_short(format!("the advisories are {days} days old, the limit is {max}"), gates.advisories)
 }
 
 #[cfg(test)]
 mod tests {
+    use textnlp_orchestrator::environment::model::Enforcement;
+
     use super::*;
 
     #[test]
     fn the_record_is_of_the_lock_file_that_this_program_is_built_from() {
-        let check = check();
+        let check = check(&Gates::default(), Timestamp::now());
         assert!(check.ok, "{check}");
+    }
+
+    #[test]
+    fn old_advisories_warn_with_their_age_and_shut_a_strict_gate() {
+        let record: Record = serde_json::from_str(RECORD).unwrap();
+        let after = |days: i64| {
+            let day = record.newest_advisory.checked_add(jiff::Span::new().days(days)).unwrap();
+            day.to_zoned(TimeZone::UTC).unwrap().timestamp()
+        };
+        let strict = Gates { advisories: Enforcement::Block, ..Gates::default() };
+        let state = |gates: &Gates, days| {
+            let check = check(gates, after(days));
+            (check.ok, check.warning, check.note.unwrap_or_default())
+        };
+        for gates in [&Gates::default(), &strict] {
+            let (ok, warning, note) = state(gates, 90);
+            assert!(ok && !warning && note.contains("90 days old"), "{note}");
+        }
+        let (ok, warning, note) = state(&Gates::default(), 91);
+        assert!(ok && warning && note.contains("91 days old, the limit is 90"), "{note}");
+        assert_eq!((state(&strict, 91).0, state(&strict, 91).1), (false, false));
     }
 }

@@ -1,4 +1,4 @@
-//! `doctor`: everything that this program needs, looked at once, each with its fix. Changes nothing.
+//! `doctor`: checks everything that this program needs, and suggests a fix for each problem. Read-only.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
@@ -7,66 +7,66 @@ use camino::Utf8Path;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::json;
-use textnlp_orchestrator::event::Quiet;
+use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan::Facts;
-use textnlp_orchestrator::road::{self, Ask};
+use textnlp_orchestrator::run::{self, RunOptions};
 use textnlp_orchestrator::state::{Holder, State, check};
-use textnlp_orchestrator::status::{self, Standing};
-use textnlp_provider::{Observed, ResourceId, told};
+use textnlp_orchestrator::status::{self, ResourceHealth};
+use textnlp_provider::{Observed, ResourceId, error_chain};
+use textnlp_service::backup::backup_status;
 
-use super::backup;
 use crate::clouds;
 use crate::deployment::Deployment;
 use crate::report::{Console, Exit, Failure, Success, size};
-use crate::session::{Chosen, Session};
+use crate::session::{ChosenEnvironment, Session};
 
-/// Less room than this is a problem: a journal, a log and a database still fit.
+/// Free bytes below which a check fails. A journal, a log and a database still fit.
 const DISK_LOW: u64 = 256 << 20;
-/// Less room than this deserves a look.
+/// Free bytes below which a check warns.
 const DISK_SOME: u64 = 2 << 30;
-/// Certificates are renewed long before this is left of them.
+/// Remaining validity below which a check warns. Certificates are renewed long before.
 const CERTIFICATE_LOW: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// Clocks of machines that ask the same time servers differ by less.
+/// Tolerated clock difference. Machines with the same time servers differ by less.
 const CLOCK: SignedDuration = SignedDuration::from_mins(1);
 
-/// How one thing is.
+/// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Mark {
+enum CheckResult {
     Well,
     Warning,
     Problem,
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Debug, Serialize)]
-struct Looked {
+struct CheckLine {
     name: &'static str,
-    mark: Mark,
+    mark: CheckResult,
     says: String,
     fix: Option<String>,
 }
 
 struct Doctor<'a> {
     session: &'a Session,
-    looked: Vec<Looked>,
+    looked: Vec<CheckLine>,
 }
 
 impl Doctor<'_> {
     fn well(&mut self, name: &'static str, says: impl Into<String>) {
-        self.looked.push(Looked { name, mark: Mark::Well, says: says.into(), fix: None });
+        self.looked.push(CheckLine { name, mark: CheckResult::Well, says: says.into(), fix: None });
     }
 
     fn warning(&mut self, name: &'static str, says: impl Into<String>, fix: impl Into<String>) {
-        self.looked.push(Looked { name, mark: Mark::Warning, says: says.into(), fix: Some(fix.into()) });
+        self.looked.push(CheckLine { name, mark: CheckResult::Warning, says: says.into(), fix: Some(fix.into()) });
     }
 
     fn problem(&mut self, name: &'static str, says: impl Into<String>, fix: impl Into<String>) {
-        self.looked.push(Looked { name, mark: Mark::Problem, says: says.into(), fix: Some(fix.into()) });
+        self.looked.push(CheckLine { name, mark: CheckResult::Problem, says: says.into(), fix: Some(fix.into()) });
     }
 }
 
-/// `doctor`: exits with 1 when something must be mended.
+/// `doctor`: exits with 1 if a check fails.
 pub async fn doctor(session: &Session, console: Console) -> Result<Success, Failure> {
     let mut doctor = Doctor { session, looked: Vec::new() };
     doctor.well("program", format!("textnlp-deploy {}", env!("CARGO_PKG_VERSION")));
@@ -74,7 +74,7 @@ pub async fn doctor(session: &Session, console: Console) -> Result<Success, Fail
     let mut name = None;
     match session.load(console) {
         Err(failure) if failure.code == "no_environment" => {
-            doctor.well("environment", "none is up here; name one to look at it: --env NAME");
+            doctor.well("environment", "none is up here; to check one: --env NAME");
             if let Ok(root) = session.state_root() {
                 doctor.disk(&root);
             }
@@ -95,21 +95,21 @@ pub async fn doctor(session: &Session, console: Console) -> Result<Success, Fail
     let mut text = String::new();
     for one in &looked {
         let mark = match one.mark {
-            Mark::Well => console.paint("32", "✓"),
-            Mark::Warning => console.paint("33", "!"),
-            Mark::Problem => console.paint("31", "✗"),
+            CheckResult::Well => console.paint("32", "✓"),
+            CheckResult::Warning => console.paint("33", "!"),
+            CheckResult::Problem => console.paint("31", "✗"),
         };
         let _ = writeln!(text, "{mark} {:<12} {}", one.name, one.says.replace('\n', "\n               "));
         for fix in one.fix.iter().flat_map(|fix| fix.lines()) {
             let _ = writeln!(text, "               → {fix}");
         }
     }
-    let count = |mark: Mark| looked.iter().filter(|one| one.mark == mark).count();
-    let (problems, warnings) = (count(Mark::Problem), count(Mark::Warning));
+    let count = |mark: CheckResult| looked.iter().filter(|one| one.mark == mark).count();
+    let (problems, warnings) = (count(CheckResult::Problem), count(CheckResult::Warning));
     let _ = match (problems, warnings) {
-        (0, 0) => write!(text, "All is well."),
-        (0, n) => write!(text, "Nothing must be mended; {n} deserve a look."),
-        (n, _) => write!(text, "{n} must be mended."),
+        (0, 0) => write!(text, "No problems found."),
+        (0, n) => write!(text, "No problems; {n} warnings."),
+        (n, _) => write!(text, "{n} problems to fix."),
     };
     let document = json!({ "environment": name, "checks": looked, "problems": problems, "warnings": warnings });
     let success = Success::new(text, document);
@@ -117,7 +117,7 @@ pub async fn doctor(session: &Session, console: Console) -> Result<Success, Fail
 }
 
 impl Doctor<'_> {
-    async fn environment(&mut self, chosen: Chosen) -> Result<(), Failure> {
+    async fn environment(&mut self, chosen: ChosenEnvironment) -> Result<(), Failure> {
         let (name, folder) = (chosen.name.clone(), chosen.folder.clone());
         let again = self.session.again();
         let refusals: Vec<String> = chosen.loaded.report.refusals().map(ToString::to_string).collect();
@@ -136,7 +136,7 @@ impl Doctor<'_> {
         };
         let state = match deployment.state().await {
             Ok(state) if state.is_new() => {
-                self.well("state", format!("nothing is up; it would be kept in {}", state.place()));
+                self.well("state", format!("nothing is deployed; the state would be in {}", state.place()));
                 return self.would_go_up(deployment).await;
             }
             Ok(state) => state,
@@ -146,28 +146,28 @@ impl Doctor<'_> {
             }
         };
         self.state(&deployment, &state).await;
-        let ask = Ask::UP;
-        match road::read(&deployment.road(&Quiet), &state, ask).await {
+        let ask = RunOptions::UP;
+        match run::read(&deployment.road(&DiscardEvents), &state, ask).await {
             Err(error) => self.problem("providers", error.to_string(), again.command("status", &name)),
             Ok(facts) => self.facts(&deployment, &state, &facts).await,
         }
         let environment = &deployment.chosen.loaded.environment;
-        let saved = backup::warning(&again, &name, &folder, state.lineage(), environment).await;
+        let saved = backup_status::warning(&deployment.scope(), state.lineage(), environment).await;
         match saved.lines.is_empty() {
-            true => self.well("backup", "nothing is missing"),
+            true => self.well("backup", "up to date"),
             false => self.warning("backup", saved.lines.join("\n"), again.command("backup create", &name)),
         }
         Ok(())
     }
 
     fn clock(&mut self) {
-        // A machine whose clock was never set says 1970; certificates and journals would be dated so.
+        // A clock that was never set starts in 1970, which would affect certificates and journals.
         const BUILT: Timestamp = Timestamp::constant(1_767_225_600, 0);
         let now = Timestamp::now();
         match now < BUILT {
             true => self.problem(
                 "clock",
-                format!("it says {now:.0}, before this program was written"),
+                format!("it shows {now:.0}, before this program was built"),
                 "set it: timedatectl set-ntp true",
             ),
             false => self.well("clock", format!("{now:.0}")),
@@ -176,20 +176,19 @@ impl Doctor<'_> {
 
     fn disk(&mut self, folder: &Utf8Path) {
         let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(folder);
-        let room = match rustix::fs::statvfs(there.as_std_path()) {
-            Ok(room) => room,
+        let (free, free_inodes) = match textnlp_files::filesystem(there) {
+            Ok(found) => (found.free, found.free_inodes),
             Err(error) => {
                 return self.problem(
                     "disk",
-                    format!("{there} cannot be looked at: {error}"),
-                    "mend the disk, or choose another folder with --state-dir DIR",
+                    format!("{error}: {}", error.source),
+                    "repair the disk, or choose another folder with --state-dir DIR",
                 );
             }
         };
-        let free = room.f_bavail.saturating_mul(room.f_frsize);
         let says = format!("{} free in {there}", size(free));
-        let fix = "make room, or choose another folder with --state-dir DIR";
-        if free < DISK_LOW || (room.f_files > 0 && room.f_favail < 1000) {
+        let fix = "free disk space, or choose another folder with --state-dir DIR";
+        if free < DISK_LOW || free_inodes.is_some_and(|left| left < 1000) {
             self.problem("disk", says, fix);
         } else if free < DISK_SOME {
             self.warning("disk", says, fix);
@@ -200,17 +199,17 @@ impl Doctor<'_> {
         if let Err(error) = writable {
             self.problem(
                 "disk",
-                format!("{there} cannot be written: {error}"),
-                "make it yours, or choose another folder with --state-dir DIR",
+                format!("{there} is not writable: {error}"),
+                "change its owner or permissions, or choose another folder with --state-dir DIR",
             );
         }
     }
 
-    /// Keys that others on this machine can read are not secret any more.
+    /// Secret files that other users can read are a failure.
     fn secrets(&mut self, folder: &Utf8Path) {
         let mut open = Vec::new();
         let top = folder.join(clouds::SECRETS);
-        // Nobody gets to what lies in a folder that is closed to them.
+        // Other users cannot reach files in a folder without permissions for them.
         let closed = top.metadata().is_ok_and(|about| about.permissions().mode() & 0o077 == 0);
         let mut todo = if closed { Vec::new() } else { vec![top.clone()] };
         while let Some(path) = todo.pop() {
@@ -225,30 +224,30 @@ impl Doctor<'_> {
         match open.first() {
             Some(first) => self.problem(
                 "secrets",
-                format!("others can read {} of them, such as {first}", open.len()),
+                format!("other users can read {} of them, such as {first}", open.len()),
                 format!("chmod -R go= {}", top),
             ),
-            None => self.well("secrets", "only their owner can read them"),
+            None => self.well("secrets", "only the owner can read them"),
         }
     }
 
     async fn state(&mut self, deployment: &Deployment<'_>, state: &State) {
         let (name, again) = (&deployment.chosen.name, self.session.again());
         match check(&*deployment.store, name).await {
-            Ok(found) if found.is_empty() => self.well("state", format!("whole, in {}", state.place())),
+            Ok(found) if found.is_empty() => self.well("state", format!("intact, in {}", state.place())),
             Ok(found) => {
                 let says: Vec<String> = found.iter().map(|one| format!("{}: {}", one.what, one.because)).collect();
                 self.problem("state", says.join("\n"), again.command("state repair", name));
             }
-            Err(error) => self.problem("state", told(&error), error.hint().unwrap_or_default()),
+            Err(error) => self.problem("state", error_chain(&error), error.hint().unwrap_or_default()),
         }
         match deployment.store.holder().await {
             Ok(None) => self.well("lock", "free"),
             Ok(Some(Holder { by, pid, host, since, .. })) => {
-                let says = format!("{by} with process {pid} on {host} has it since {since:.0}");
-                self.warning("lock", says, "it lets go when that run ends, also when it is killed");
+                let says = format!("held by {by} with process {pid} on {host} since {since:.0}");
+                self.warning("lock", says, "the lock is released when that run ends, also when it is killed");
             }
-            Err(error) => self.problem("lock", told(&error), error.hint().unwrap_or_default()),
+            Err(error) => self.problem("lock", error_chain(&error), error.hint().unwrap_or_default()),
         }
         match state.held().await {
             Ok(None) => {}
@@ -256,7 +255,7 @@ impl Doctor<'_> {
                 let says = format!("frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
                 self.warning("hold", says, again.command("hold --release", name));
             }
-            Err(error) => self.problem("hold", told(&error), error.hint().unwrap_or_default()),
+            Err(error) => self.problem("hold", error_chain(&error), error.hint().unwrap_or_default()),
         }
         let mut newest = None;
         for site in state.sites() {
@@ -264,7 +263,7 @@ impl Doctor<'_> {
             newest = newest.max(last);
         }
         if let Some(newest) = newest.filter(|newest| newest.duration_since(Timestamp::now()) > CLOCK) {
-            let says = format!("the newest record is of {newest:.0}, which is still to come: a clock was set back");
+            let says = format!("the newest record is of {newest:.0}, which is in the future: a clock was set back");
             self.warning("clock", says, "set it: timedatectl set-ntp true");
         }
     }
@@ -274,10 +273,10 @@ impl Doctor<'_> {
         let (up, explain) =
             (again.command("up", name), |id: &ResourceId| again.command(&format!("explain {id}"), name));
         let now = status::status(facts, state.places());
-        let bad: Vec<_> = now.resources.iter().filter(|one| one.standing != Standing::Ready).collect();
+        let bad: Vec<_> = now.resources.iter().filter(|one| one.standing != ResourceHealth::Ready).collect();
         match bad.first() {
-            None if now.resources.is_empty() => self.well("resources", "none is recorded: nothing is up"),
-            None => self.well("resources", format!("{} are there and do their work", now.resources.len())),
+            None if now.resources.is_empty() => self.well("resources", "none is recorded: nothing is deployed"),
+            None => self.well("resources", format!("{} exist and are healthy", now.resources.len())),
             Some(first) => {
                 let says: Vec<String> = bad.iter().map(|one| format!("{}: {:?}", one.resource, one.standing)).collect();
                 self.problem("resources", says.join("\n"), format!("{up}\n{}", explain(&first.resource)));
@@ -291,7 +290,7 @@ impl Doctor<'_> {
         for site in deployment.sites.keys().filter(|site| !state.is_empty(site)) {
             match clouds::keeper(&deployment.chosen.folder, site).await {
                 Ok(Some(keeper)) => {
-                    let says = format!("of `{site}`: process {}, version {}", keeper.pid, keeper.version);
+                    let says = format!("`{site}`: process {}, version {}", keeper.pid, keeper.version);
                     let trouble: Vec<String> = keeper.rejected.into_iter().chain(keeper.failing).collect();
                     if !trouble.is_empty() {
                         self.problem("supervisor", trouble.join("\n"), again.command("logs", name));
@@ -303,10 +302,10 @@ impl Doctor<'_> {
                 }
                 Ok(None) => self.problem(
                     "supervisor",
-                    format!("of `{site}`: none is alive; nothing is started again when it ends"),
+                    format!("`{site}`: not running; a process that exits is not restarted"),
                     up.clone(),
                 ),
-                Err(why) => self.problem("supervisor", format!("of `{site}`: {why}"), again.command("logs", name)),
+                Err(why) => self.problem("supervisor", format!("`{site}`: {why}"), again.command("logs", name)),
             }
         }
         self.certificates(facts, &up);
@@ -323,21 +322,17 @@ impl Doctor<'_> {
         }
         let Some((ends, id)) = soonest else { return };
         let left = ends.duration_since(Timestamp::now());
-        let says = format!("`{id}` ends at {ends:.0}");
+        let says = format!("`{id}` expires at {ends:.0}");
         if left.is_negative() {
             self.problem("certificates", says, up.to_owned());
         } else if left < CERTIFICATE_LOW {
-            self.warning(
-                "certificates",
-                says,
-                format!("it is renewed by itself while its supervisor lives; else: {up}"),
-            );
+            self.warning("certificates", says, format!("the supervisor renews it while it runs; otherwise: {up}"));
         } else {
-            self.well("certificates", format!("the first to end, {says}"));
+            self.well("certificates", format!("next to expire: {says}"));
         }
     }
 
-    /// Ports, memory, programs: what an `up` would look at before it does anything.
+    /// The preflight of `up`: ports, memory and programs.
     async fn would_go_up(&mut self, deployment: Deployment<'_>) -> Result<(), Failure> {
         let wanted =
             match Deployment::wanted(self.session, deployment.chosen, Console::new(self.session.global.output, true))
@@ -354,7 +349,7 @@ impl Doctor<'_> {
             found.extend(site.provider.preflight(&site.wanted).await?);
         }
         if found.iter().all(|problem| problem.note) {
-            self.well("preflight", "ports are free, and nothing else stands in the way of an `up`");
+            self.well("preflight", "ports are free, and all other checks of `up` pass");
         }
         for problem in found.iter().filter(|problem| !problem.note) {
             let says = format!("{}: {}", problem.place, problem.cause);

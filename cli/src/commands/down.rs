@@ -1,4 +1,4 @@
-//! `down`: removes everything that holds no data, and says what it kept.
+//! `down`: deletes everything without data, and lists what is retained.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use serde_json::json;
 use textnlp_orchestrator::plan::{Plan, Purpose};
 use textnlp_orchestrator::release::History;
-use textnlp_orchestrator::road::Ask;
+use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::EnvironmentName;
 
 use super::up::{document, go, incomplete};
@@ -18,11 +18,16 @@ use crate::session::Session;
 
 /// `down [--delete-data ENV]`.
 pub async fn down(session: &Session, args: &Down, console: Console) -> Result<Success, Failure> {
-    whole(session, args.delete_data.as_deref(), None, console).await
+    let global = &session.global;
+    if global.yes && global.env.is_none() && global.file.is_none() {
+        let error = anyhow::anyhow!("`down --yes` removes without asking, so it needs the name of the environment");
+        return Err(Failure::usage("no_environment", error).hint("textnlp-deploy down --yes --env NAME"));
+    }
+    run(session, args.delete_data.as_deref(), None, console).await
 }
 
-/// `down`, by a plan that somebody agreed to before, if there is one.
-pub async fn whole(
+/// `down`, with a saved plan that was approved, if there is one.
+pub async fn run(
     session: &Session,
     typed: Option<&str>,
     saved: Option<&Plan>,
@@ -32,20 +37,23 @@ pub async fn whole(
     let chosen = session.load_to_remove(console)?;
     let name = chosen.name.clone();
     let delete_data = delete_data(typed, &name)?;
-    let lost = crate::clouds::lost_clusters(&chosen.folder).context("look for what drills left")?;
+    let lost = crate::clouds::open_outages(&chosen.folder).context("look for leftovers of drills")?;
     if !lost.is_empty() {
-        let error = anyhow::anyhow!("{}: whoever takes that back would go with the witness", lost.join("; "));
-        let hint = "wait until then, or let `dr drill` finish it; where its cluster is gone for good, remove its file in `sites/witness/faults` of the state folder";
+        let error =
+            anyhow::anyhow!("{}: it still needs the witness, which `down` removes, to be reverted", lost.join("; "));
+        let hint = "wait until it expires, or run `dr drill`, which reverts it; if its cluster no longer exists, remove its file in `sites/witness/faults` of the state folder";
         return Err(Failure::refused("fault_open", error).hint(hint));
     }
     let deployment = Deployment::recorded(session, chosen)?;
-    let arrival = go(&deployment, Ask { purpose: Purpose::Down, delete_data, ..Ask::UP }, None, saved, console).await?;
+    let arrival =
+        go(&deployment, RunOptions { purpose: Purpose::Down, delete_data, ..RunOptions::UP }, None, saved, console)
+            .await?;
     let mut document = document(&deployment, &arrival);
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     if !arrival.is_complete() {
         return Err(incomplete(&arrival, "down", session, &name).document(document));
     }
-    // The way back leads to data that is gone, and a part of the sites is not the whole.
+    // A rollback would need the deleted data. With `--site`, the other sites keep theirs.
     if delete_data && session.global.site.is_none() {
         History::at(&deployment.chosen.folder)
             .remove()
@@ -64,7 +72,7 @@ pub async fn whole(
     Ok(Success::new(text, document))
 }
 
-/// Whether the environment's name was typed to agree that its data goes.
+/// Whether the environment's name was typed to confirm the deletion of its data.
 pub fn delete_data(typed: Option<&str>, name: &EnvironmentName) -> Result<bool, Failure> {
     match typed {
         None => Ok(false),

@@ -1,4 +1,4 @@
-//! `env` and `init`: environment files shown, checked and made.
+//! `env` and `init`: show, check and create environment files.
 
 use std::fmt::Write as _;
 
@@ -21,7 +21,7 @@ pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
     for file in &written {
         let _ = writeln!(text, "{} {}", if file.written { "wrote" } else { "kept " }, file.path);
     }
-    let _ = write!(text, "\nNow: {}", session.again().named("up", "staging"));
+    let _ = write!(text, "\nNext: {}", session.again().named("up", "staging"));
     let files: Vec<_> = written.iter().map(|f| json!({ "path": f.path, "written": f.written })).collect();
     Ok(Success::new(text, json!({ "folder": folder, "files": files })))
 }
@@ -60,10 +60,7 @@ fn list(session: &Session) -> Result<Success, Failure> {
             json!({ "name": listed.name, "phase": phase, "description": about, "from": from, "runs_here": runs }),
         );
     }
-    let _ = write!(
-        text,
-        "\n· needs something that this program does not have yet: `textnlp-deploy env check NAME` says what"
-    );
+    let _ = write!(text, "\n· needs a feature that this version does not support: see `textnlp-deploy env check NAME`");
     Ok(Success::new(text, json!({ "environments": rows })))
 }
 
@@ -94,7 +91,7 @@ fn diff(session: &Session, left: &str, right: &str) -> Result<Success, Failure> 
         let _ = writeln!(text, "{:<44} {} → {}", change.path, shown(&change.left), shown(&change.right));
     }
     if changes.is_empty() {
-        text = format!("{left} and {right} say the same");
+        text = format!("{left} and {right} are the same");
     }
     Ok(Success::new(text, json!({ "left": left, "right": right, "changes": changes })))
 }
@@ -136,7 +133,7 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
     }
     if bad > 0 {
         let error = anyhow::anyhow!("{}", text.trim_end())
-            .context(format!("{bad} of {} environments have mistakes", names.len()));
+            .context(format!("{bad} of {} environments are invalid", names.len()));
         return Err(Failure::usage("invalid_environment", error).document(json!({ "environments": rows })));
     }
     Ok(Success::new(text, json!({ "environments": rows })))
@@ -169,7 +166,7 @@ fn new(session: &Session, name: &str, from: &str) -> Result<Success, Failure> {
         other => Failure::from(other),
     })?;
     Ok(Success::new(
-        format!("wrote {path}\nNow: edit it, then {}", session.again().named("plan", &name)),
+        format!("wrote {path}\nNext: edit it, then {}", session.again().named("plan", &name)),
         json!({ "path": path, "environment": name, "from": from }),
     ))
 }
@@ -183,7 +180,7 @@ fn migrate(session: &Session, from: &Utf8Path, out: Option<&Utf8Path>, console: 
     let document = json!({ "yaml": migrated.text, "warnings": migrated.warnings, "out": out });
     let Some(out) = out else { return Ok(Success::new(migrated.text, document)) };
     if out.exists() {
-        let error = anyhow::anyhow!("{out} is there already");
+        let error = anyhow::anyhow!("{out} already exists");
         return Err(Failure::new(Exit::Refused, "exists", error).hint("choose another file, or remove it first"));
     }
     std::fs::write(out, &migrated.text).with_context(|| format!("write {out}"))?;

@@ -1,4 +1,4 @@
-//! `export`: what is recorded or wanted, as files for other tools.
+//! `export`: writes the recorded or the wanted resources as files for other tools.
 
 use std::collections::BTreeSet;
 
@@ -6,19 +6,18 @@ use anyhow::{Context, anyhow};
 use camino::{Utf8Component, Utf8Path};
 use serde_json::json;
 use textnlp_provider::SiteName;
+use textnlp_provider::operations::{Export as Exported, ExportFormat, NeededSecret};
+use textnlp_service::backup::put_file;
 
-use super::backup::put_file;
 use super::state;
-use crate::clouds::{self, Exported, Tool};
+use crate::clouds;
 use crate::deployment::Deployment;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::state_args::Export;
 
-/// The runtime of sites whose objects are in a cluster.
-const IN_CLUSTER: &str = "kubernetes";
-/// In the folder of an export: for which tool it is, and the files that it wrote, one a line. The next one there removes those that it does
-/// not write again.
+/// The list file in an export folder: the tool, then one exported file per line. The next export there deletes the
+/// files that it does not write again.
 const LIST: &str = ".textnlp-export";
 
 /// `export TOOL`.
@@ -26,22 +25,22 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
     let (tool, folder) = match command {
         Export::Terraform { out } => return state::terraform(session, out.as_deref(), console).await,
         Export::Yaml { out } => {
-            let (exported, about) = exported(session, Tool::Kubectl, console).await?;
+            let (exported, about) = exported(session, ExportFormat::Yaml, console).await?;
             return stream(session, exported, about, out.as_deref());
         }
-        Export::Kustomize(args) => (Tool::Kustomize, &args.out),
-        Export::Helm(args) => (Tool::Helm, &args.out),
+        Export::Kustomize(args) => (ExportFormat::Kustomize, &args.out),
+        Export::Helm(args) => (ExportFormat::Helm, &args.out),
     };
     let folder = session.here.join(folder);
     let before = earlier(&folder, tool)?;
     let (exported, about) = exported(session, tool, console).await?;
-    let paths: BTreeSet<&str> = exported.files.iter().map(|(path, _)| path.as_str()).collect();
+    let paths: BTreeSet<&str> = exported.files.iter().map(|file| file.path.as_str()).collect();
     let list = |paths: &BTreeSet<&str>| paths.iter().fold(format!("{tool}\n"), |all, path| all + path + "\n");
-    // Before any of them is there: what is broken off is gone on with by the next, and nothing of it is taken for somebody else's.
+    // Written before the files. The next export thus recognises the files of an interrupted one as its own.
     let both = paths.iter().copied().chain(before.iter().map(String::as_str)).collect();
     write(&folder.join(LIST), &list(&both))?;
-    for (path, text) in &exported.files {
-        write(&folder.join(path), text)?;
+    for file in &exported.files {
+        write(&folder.join(&file.path), &file.text)?;
     }
     let mut removed: Vec<&str> = Vec::new();
     for path in before.iter().map(String::as_str).filter(|path| !paths.contains(path)) {
@@ -54,21 +53,26 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
     write(&folder.join(LIST), &list(&paths))?;
     let mut text = format!("wrote {} files into {folder}", paths.len());
     if !removed.is_empty() {
-        text += &format!("\nremoved what is no longer part of it: {}", removed.join(", "));
+        text += &format!("\nremoved outdated files: {}", removed.join(", "));
     }
     text += &lacking(&exported);
-    text += &format!("\n{} says how they are made, and how it is applied", folder.join("README.md"));
+    text += &format!("\nsee {} for required secrets and how to apply", folder.join("README.md"));
     let mut document = about.document(&exported);
     document["folder"] = json!(folder);
     document["removed"] = json!(removed);
     Ok(Success::new(text, document))
 }
 
-/// One file, or standard output.
-fn stream(session: &Session, exported: Exported, about: About, out: Option<&Utf8Path>) -> Result<Success, Failure> {
+/// Writes one file, or to standard output.
+fn stream(
+    session: &Session,
+    exported: Exported,
+    about: ExportScope,
+    out: Option<&Utf8Path>,
+) -> Result<Success, Failure> {
     let mut document = about.document(&exported);
     let secrets = lacking(&exported);
-    let text = exported.files.into_iter().map(|(_, text)| text).collect::<String>();
+    let text = exported.files.into_iter().map(|file| file.text).collect::<String>();
     let Some(out) = out else {
         document["text"] = json!(text);
         return Ok(Success::new(text.trim_end(), document));
@@ -76,43 +80,55 @@ fn stream(session: &Session, exported: Exported, about: About, out: Option<&Utf8
     let path = session.here.join(out);
     write(&path, &text)?;
     document["file"] = json!(path);
-    Ok(Success::new(format!("wrote {path}{secrets}\nits first lines say how they are made"), document))
+    Ok(Success::new(format!("wrote {path}{secrets}\nits first lines explain how to create them"), document))
 }
 
-/// Which site of which environment it is of.
-struct About {
+/// The environment and the site of an export.
+struct ExportScope {
     environment: String,
     site: SiteName,
 }
 
-impl About {
+impl ExportScope {
     fn document(&self, exported: &Exported) -> serde_json::Value {
-        let paths: Vec<&String> = exported.files.iter().map(|(path, _)| path).collect();
+        let paths: Vec<&String> = exported.files.iter().map(|file| &file.path).collect();
         let secrets: Vec<_> = exported
             .secrets
             .iter()
-            .map(|(name, kind, keys)| json!({ "name": name, "type": kind, "keys": keys }))
+            .map(|secret| json!({ "name": secret.name, "type": secret.kind, "keys": secret.keys }))
             .collect();
         json!({ "environment": self.environment, "site": self.site, "files": paths, "secrets": secrets })
     }
 }
 
-async fn exported(session: &Session, tool: Tool, console: Console) -> Result<(Exported, About), Failure> {
+async fn exported(session: &Session, tool: ExportFormat, console: Console) -> Result<(Exported, ExportScope), Failure> {
     let chosen = session.load_to_run(console)?;
     let deployment = Deployment::described(session, chosen, console).await?;
     let environment = &deployment.chosen.loaded.environment;
-    let mut there = deployment.sites.iter().filter(|(_, site)| site.place.runtime == IN_CLUSTER);
-    let (Some((name, site)), None) = (there.next(), there.next()) else {
-        let error = anyhow!("environment {} has not exactly one site in a cluster", deployment.chosen.name);
-        return Err(Failure::usage("no_such_site", error)
-            .hint("set `runtime: kubernetes` for a site, or choose one of several with --site"));
-    };
-    let exported = clouds::exported(&site.wanted, environment, tool).map_err(|e| Failure::usage("not_available", e))?;
-    Ok((exported, About { environment: deployment.chosen.name.to_string(), site: name.clone() }))
+    let mut found = Vec::new();
+    for (name, site) in &deployment.sites {
+        let Some(operations) = clouds::operations_of(&deployment.chosen.folder, environment, name.as_str(), None)?
+        else {
+            continue;
+        };
+        let exported = operations.export(&site.wanted, environment.environment.as_str(), tool);
+        let exported = exported.map_err(|e| Failure::usage("not_available", e))?;
+        found.extend(exported.map(|exported| (exported, name)));
+    }
+    match (found.pop(), found.is_empty()) {
+        (Some((exported, site)), true) => {
+            Ok((exported, ExportScope { environment: deployment.chosen.name.to_string(), site: site.clone() }))
+        }
+        _ => {
+            let error = anyhow!("environment {} must have exactly one site in a cluster", deployment.chosen.name);
+            Err(Failure::usage("no_such_site", error)
+                .hint("set `runtime: kubernetes` for a site, or choose one of several with --site"))
+        }
+    }
 }
 
-/// What an export there wrote before. What is not ours is not written into.
-fn earlier(folder: &Utf8Path, tool: Tool) -> Result<Vec<String>, Failure> {
+/// The files of the previous export. Refuses a folder with foreign files.
+fn earlier(folder: &Utf8Path, tool: ExportFormat) -> Result<Vec<String>, Failure> {
     let refused = |why: String| {
         Failure::new(Exit::Refused, "folder_in_use", anyhow!(why)).hint("choose another folder for --out")
     };
@@ -123,11 +139,12 @@ fn earlier(folder: &Utf8Path, tool: Tool) -> Result<Vec<String>, Failure> {
     };
     match std::fs::read_to_string(folder.join(LIST)) {
         Ok(list) => {
-            // Files of an operator's lie beside those of the other tool: secrets that its own files keep out of a repository.
+            // The folder may hold your own files for the other tool, such as secrets that only its `.gitignore` keeps
+            // out of a repository.
             if list.lines().next() != Some(&tool.to_string()) {
                 return Err(refused(format!("{folder} holds an export for another tool, and nothing was changed")));
             }
-            // A path that leads out of the folder was not written by us.
+            // A path outside of the folder is not from an export.
             let below =
                 |path: &&str| Utf8Path::new(path).components().all(|part| matches!(part, Utf8Component::Normal(_)));
             Ok(list.lines().skip(1).filter(below).map(str::to_owned).collect())
@@ -144,14 +161,17 @@ fn write(path: &Utf8Path, text: &str) -> Result<(), Failure> {
     Ok(put_file(path, text.as_bytes()).with_context(|| format!("write {path}"))?)
 }
 
-/// The Secrets that are no part of it, for a person.
+/// The Secrets that are not included, as text.
 fn lacking(exported: &Exported) -> String {
     if exported.secrets.is_empty() {
         return String::new();
     }
-    let line = |(name, _, keys): &(String, String, Vec<String>)| match keys.is_empty() {
-        true => format!("\n  {name}, which others make"),
-        false => format!("\n  {name}: {}", keys.join(", ")),
+    let line = |secret: &NeededSecret| match secret.keys.is_empty() {
+        true => format!("\n  {}, which is created externally", secret.name),
+        false => format!("\n  {}: {}", secret.name, secret.keys.iter().cloned().collect::<Vec<_>>().join(", ")),
     };
-    format!("\nit holds no secrets; these have to be there:{}", exported.secrets.iter().map(line).collect::<String>())
+    format!(
+        "\nit contains no secrets; these must exist in the cluster:{}",
+        exported.secrets.iter().map(line).collect::<String>()
+    )
 }

@@ -1,4 +1,4 @@
-//! `hold`: an environment that nobody changes for now.
+//! `hold`: blocks changes to an environment.
 
 use serde_json::json;
 use textnlp_orchestrator::state::Hold;
@@ -16,14 +16,14 @@ pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) 
     let failed = |error| state_failed(error, &session.again(), name);
     let state = deployment.state().await?;
     if state.is_new() {
-        let error = anyhow::anyhow!("environment {name} is not up: there is nothing to freeze");
+        let error = anyhow::anyhow!("environment {name} is not deployed: there is nothing to hold");
         return Err(Failure::usage("not_up", error).hint(session.again().command("up", name)));
     }
     let held = state.held().await.map_err(failed)?;
     let Global { reason, .. } = &session.global;
     match (args.release, held, reason) {
         (false, Some(hold), _) => {
-            let text = format!("{}\nTo let it be changed: {}", said(name.as_str(), &hold), release(session, name));
+            let text = format!("{}\nTo allow changes: {}", said(name.as_str(), &hold), release(session, name));
             Ok(Success::new(text, json!({ "environment": name, "hold": hold })))
         }
         (false, None, None) => {
@@ -35,7 +35,7 @@ pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) 
             let locked = deployment.locked(&Default::default()).await?;
             let hold = locked.hold().await.map_err(failed)?;
             locked.close().await.map_err(failed)?;
-            let text = format!("{}\nTo let it be changed: {}", said(name.as_str(), &hold), release(session, name));
+            let text = format!("{}\nTo allow changes: {}", said(name.as_str(), &hold), release(session, name));
             Ok(Success::new(text, json!({ "environment": name, "hold": hold })))
         }
         (true, None, _) => {

@@ -1,37 +1,36 @@
-//! `key`: API keys of a running environment. The server program does the work where the database is: as a child, or beside the servers in
-//! their cluster.
+//! `key`: API keys of a running environment. The server program manages them beside the database, as a one-off job.
 
-use std::process::Stdio;
+use std::sync::Arc;
 
-use anyhow::Context;
 use serde_json::{Value, json};
-use textnlp_orchestrator::dr::talk::Everybody;
+use textnlp_orchestrator::dr::control_client::ControlClients;
 use textnlp_orchestrator::environment::Environment;
+use textnlp_provider::Lineage;
+use textnlp_provider::operations::Jobs;
 use textnlp_server::auth::key::{NewKey, digest};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use textnlp_service::running::{self, RunningEnvironment, ServerProcess};
 
-use super::running::{self, Running};
 use crate::args::Key;
-use crate::clouds;
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
+use crate::{clouds, deployment};
 
 /// `key …`.
 pub async fn key(session: &Session, command: &Key, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let running = running::running(session, &chosen.name, &chosen.folder).await?;
-    // After a `restore`, and where another machine put it up, the journal knows a program that is not here.
-    if let Some(gone) = running.serving().await.map(|serving| &serving.program).filter(|program| !program.is_file()) {
-        let error = anyhow::anyhow!("{gone} is not there").context(format!(
-            "environment {} is recorded and does not run here: its server program knows the keys",
+    let running = running::running(&session.scope(&chosen)).await?;
+    // After a `restore` or an `up` on another machine, the journal may name a program that this machine lacks.
+    let program = running.serving().await.map(|serving| &serving.server.program);
+    if let Some(gone) = program.filter(|program| !program.is_file()) {
+        let error = anyhow::anyhow!("{gone} does not exist").context(format!(
+            "environment {} is recorded but does not run on this machine: run the command where its server runs",
             chosen.name
         ));
         return Err(Failure::usage("not_up", error).hint(session.again().same("up", &chosen.name)));
     }
     let environment = &chosen.loaded.environment;
     match command {
-        Key::Create { name, tenant, rate_limit, token_rate_limit, token_limit, expires_days } => {
+        Key::Create { name, tenant, rate_limit, token_rate_limit, token_limit, expires_days, scopes } => {
             let expires_at = expires_days
                 .map(|days| jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * i64::from(days)));
             let made = ask(
@@ -41,15 +40,18 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
                     "do": "create", "name": name, "tenant": tenant, "rate_limit": rate_limit,
                     "token_rate_limit": token_rate_limit, "token_limit": token_limit,
                     "expires_at": expires_at.map(|t| t.as_millisecond()),
+                    "scopes": (!scopes.is_empty()).then_some(scopes),
                 }),
             )
             .await?;
-            console.say("This is the only time that the key is shown.");
+            let scopes = if scopes.is_empty() { "* (everything)".to_owned() } else { scopes.join(", ") };
+            console.say(format!("Scopes: {scopes}. This is the only time that the key is shown."));
             Ok(Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made))
         }
         Key::List => {
             let listed = ask(&running, environment, &json!({ "do": "list" })).await?;
-            let mut text = format!("{:<18} {:<14} {:<22} {:<14} {}", "ID", "TENANT", "NAME", "RATE", "STATE");
+            let mut text =
+                format!("{:<18} {:<14} {:<22} {:<14} {:<16} {}", "ID", "TENANT", "NAME", "RATE", "SCOPES", "STATE");
             for key in listed["keys"].as_array().into_iter().flatten() {
                 let word = |field: &str| key[field].as_str().unwrap_or("-").to_owned();
                 let day = |field: &str| {
@@ -63,12 +65,15 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
                 } else {
                     "active".to_owned()
                 };
+                let scopes: Vec<&str> =
+                    key["scopes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
                 text.push_str(&format!(
-                    "\n{:<18} {:<14} {:<22} {:<14} {state}",
+                    "\n{:<18} {:<14} {:<22} {:<14} {:<16} {state}",
                     word("public_id"),
                     word("tenant"),
                     word("name"),
-                    word("rate_limit")
+                    word("rate_limit"),
+                    scopes.join(",")
                 ));
             }
             Ok(Success::new(text, listed))
@@ -82,7 +87,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
         Key::Revoke { id } => {
             not_our_own(&running, id)?;
             let done = ask(&running, environment, &json!({ "do": "revoke", "public_id": id })).await?;
-            // A mistyped id must not look like a key that has ended.
+            // A mistyped id must not look like an expired key.
             if done["found"] == json!(false) {
                 return Err(Failure::usage("no_such_key", anyhow::anyhow!("there is no key `{id}`"))
                     .hint(session.again().command("key list", &chosen.name)));
@@ -97,53 +102,86 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
     }
 }
 
-/// The environment's own first key is a resource: its secret is in the store, and commands talk to the service with it.
-fn not_our_own(running: &Running, id: &str) -> Result<(), Failure> {
+/// The environment's first key is a resource: its secret is in the store, and commands use it.
+fn not_our_own(running: &RunningEnvironment, id: &str) -> Result<(), Failure> {
     if running.key_id.as_deref() != Some(id) {
         return Ok(());
     }
-    let error = anyhow::anyhow!("`{id}` is the environment's own key, which `up` made and these commands use");
+    let error = anyhow::anyhow!("`{id}` is the environment's own key, which `up` created and these commands use");
     Err(Failure::refused("own_key", error)
-        .hint("make keys for people and programs with `textnlp-deploy key create NAME`, and rotate those"))
+        .hint("create keys for clients with `textnlp-deploy key create NAME`, and rotate those"))
 }
 
-/// Has the server program do one command about keys.
-pub async fn ask(running: &Running, environment: &Environment, command: &Value) -> Result<Value, Failure> {
-    let (program, config) = match (running.serving().await, &running.namespace) {
-        (Some(running::Serving { program, config, .. }), _) => (program, config),
-        (None, Some(namespace)) => return in_cluster(running, environment, namespace, command).await,
-        (None, None) => {
-            let error = anyhow::anyhow!("the journal does not say which program serves");
-            return Err(Failure::from(error).hint("textnlp-deploy up"));
+/// Runs one key command beside the database, on behalf of the operator.
+pub async fn ask(running: &RunningEnvironment, environment: &Environment, command: &Value) -> Result<Value, Failure> {
+    let mut command = without_nulls(command);
+    command["operator"] = json!(operator());
+    match ask_once(running, environment, &command).await {
+        // Before the next `up`, the program may be of a release without the audit log.
+        Err(failure) if failure.error.to_string().contains("`operator` is not a known field") => {
+            if let Some(fields) = command.as_object_mut() {
+                fields.remove("operator");
+            }
+            ask_once(running, environment, &command).await
+        }
+        answer => answer,
+    }
+}
+
+/// The operator's name in the audit log.
+pub fn operator() -> String {
+    let name = format!("{}@{}", deployment::operating_account(), clouds::host_name());
+    name.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+async fn ask_once(running: &RunningEnvironment, environment: &Environment, command: &Value) -> Result<Value, Failure> {
+    let jobs = jobs(running, environment, running.serving().await).await?;
+    if jobs.are_logged() {
+        return logged(&*jobs, running.lineage, command.clone()).await;
+    }
+    run(&*jobs, running.lineage, COMMAND, command).await
+}
+
+/// Runs one `admin` command of the server program with its JSON input.
+pub async fn run(jobs: &dyn Jobs, lineage: Lineage, command: &str, input: &Value) -> Result<Value, Failure> {
+    let output = jobs.run(lineage, command, input).await?;
+    answered(command, output.answer.unwrap_or_default(), output.failure)
+}
+
+/// One-off jobs beside the servers of a site, or of the primary site if none is given.
+pub async fn jobs(
+    running: &RunningEnvironment,
+    environment: &Environment,
+    serving: Option<&ServerProcess>,
+) -> Result<Arc<dyn Jobs>, Failure> {
+    let jobs = match serving {
+        Some(ServerProcess { site, server, .. }) => {
+            let server = Some(server.clone());
+            clouds::operations_of(&running.folder, environment, site.as_str(), server)?.and_then(|site| site.jobs())
+        }
+        None => {
+            // If the home site is lost, the primary site runs the job. In clusters all sites share one database.
+            let leads = match environment.witness_place() {
+                Some(_) => {
+                    ControlClients::at(&clouds::places(&running.folder, environment)?).witness.status().await.ok()
+                }
+                None => None,
+            };
+            let leads = leads.as_ref().map(|witness| witness.primary.as_str());
+            clouds::find(&running.folder, environment, leads, |site| site.jobs())?
         }
     };
-    let mut child = Command::new(program)
-        .args(["serve", "--role", "keys", "--config", config.as_str()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    let mut stdin = child.stdin.take().context("talk to the server program")?;
-    let text = without_nulls(command).to_string();
-    stdin.write_all(text.as_bytes()).await.context("talk to the server program")?;
-    drop(stdin);
-    let output = child.wait_with_output().await.context("wait for the server program")?;
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-    let failed = (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned());
-    answered(answer, failed)
+    jobs.ok_or_else(|| {
+        let error = anyhow::anyhow!("the journal does not record which server program runs");
+        Failure::from(error).hint("textnlp-deploy up")
+    })
 }
 
-/// Servers in a cluster have their program do it beside them. What it says is in the cluster's logs, so that a key is made here, and only
-/// its digest goes there.
-async fn in_cluster(
-    running: &Running,
-    environment: &Environment,
-    namespace: &str,
-    command: &Value,
-) -> Result<Value, Failure> {
-    let (mut command, mut new) = (without_nulls(command), None);
+/// The `admin` command of the server program.
+const COMMAND: &str = "keys";
+
+/// Like [`run`], for job output that is kept in logs: the key is created here, and the job gets only its digest.
+async fn logged(jobs: &dyn Jobs, lineage: Lineage, mut command: Value) -> Result<Value, Failure> {
     let made = match command["do"].as_str() {
         Some("create") => {
             command["do"] = json!("put");
@@ -152,49 +190,32 @@ async fn in_cluster(
         Some("rotate") => Some(NewKey::with_public_id(command["public_id"].as_str().unwrap_or_default())),
         _ => None,
     };
-    if let Some(made) = made {
-        let made = made.map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
-        command["public_id"] = json!(made.public_id);
-        command["sha256"] = json!(digest(&made.text));
-        new = Some(made.text);
-    }
-    let arguments = ["serve", "--role", "keys", "--config", SERVER_CONFIG, "--do", &command.to_string()];
-    let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
-    // Where the home site is lost, whoever leads in its place does it: all store in one database.
-    let leads = match environment.witness_place() {
-        Some(_) => Everybody::at(&clouds::places(&running.folder, environment)?).witness.status().await.ok(),
-        None => None,
+    let Some(made) = made else {
+        return run(jobs, lineage, COMMAND, &command).await;
     };
-    let leads = leads.as_ref().map(|witness| witness.primary.as_str());
-    let within = (namespace, running.lineage);
-    let said = clouds::errand(&running.folder, environment, leads, within, &arguments).await;
-    let Some(new) = new else {
-        let said = said?;
-        return answered(said.answer.unwrap_or_default(), said.failed);
-    };
+    let made = made.map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
+    command["public_id"] = json!(made.public_id);
+    command["sha256"] = json!(digest(&made.text));
     let id = command["public_id"].as_str().unwrap_or_default();
-    // A job that nobody saw the end of may have done its work.
-    let doubtful = |failure: Failure| {
+    let output = jobs.run(lineage, COMMAND, &command).await.map_err(|error| {
+        // A job whose end was not observed may have completed.
+        let failure = Failure::from(error);
         let lost = format!(
-            "key `{id}` may be in force, and nobody has it: revoke it with `key revoke {id}` when the cluster answers again"
+            "key `{id}` may be active, but its secret was not received: revoke it with `key revoke {id}` when the cluster answers again"
         );
         Failure { error: failure.error.context(lost), ..failure }
-    };
-    let said = said.map_err(|error| doubtful(error.into()))?;
-    let mut answer = match (said.answer, &said.failed) {
-        // It was done, and what was said of it is lost.
+    })?;
+    let mut answer = match (output.answer, &output.failure) {
+        // The job completed, but its answer is lost.
         (None, None) => json!({ "public_id": id }),
-        (answer, _) => answered(answer.unwrap_or_default(), said.failed)?,
+        (answer, _) => answered(COMMAND, answer.unwrap_or_default(), output.failure)?,
     };
-    answer["key"] = json!(new);
+    answer["key"] = json!(made.text);
     Ok(answer)
 }
 
-/// The configuration of a server in its pod.
-const SERVER_CONFIG: &str = "/etc/textnlp/server.yaml";
-
-/// What the program says of itself, where it ended badly.
-fn answered(answer: Value, failed: Option<String>) -> Result<Value, Failure> {
+/// The answer of the program, or its own error message.
+pub fn answered(command: &str, answer: Value, failed: Option<String>) -> Result<Value, Failure> {
     if let Some(message) = answer["error"]["message"].as_str() {
         let mut failure = Failure::usage("key", anyhow::anyhow!("{message}"));
         failure.hint = answer["error"]["hint"].as_str().map(str::to_owned);
@@ -203,8 +224,8 @@ fn answered(answer: Value, failed: Option<String>) -> Result<Value, Failure> {
     match failed {
         None if !answer.is_null() => Ok(answer),
         why => {
-            let why = why.unwrap_or_else(|| "it said nothing".to_owned());
-            Err(anyhow::anyhow!("{}", why.trim()).context("have the server program do a key command").into())
+            let why = why.unwrap_or_else(|| "it printed no error".to_owned());
+            Err(anyhow::anyhow!("{}", why.trim()).context(format!("run the server program, admin {command}")).into())
         }
     }
 }

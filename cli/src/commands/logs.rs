@@ -1,4 +1,4 @@
-//! `logs`: the last lines of every process of an environment, and what comes after.
+//! `logs`: prints the last lines of every process of an environment, and follows them.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -7,17 +7,18 @@ use std::time::Duration;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
+use textnlp_service::running;
 
-use super::running;
 use crate::args::Logs;
+use crate::clouds;
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
 use crate::signals;
 
-/// How much of the end of a file is looked at.
+/// Limit of the bytes read from the end of a file.
 const TAIL: u64 = 4 << 20;
-/// How often a followed file is looked at again.
-const LOOK: Duration = Duration::from_millis(300);
+/// Poll interval of a followed file.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 /// `logs [NAME] [-f]`.
 pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Success, Failure> {
@@ -26,12 +27,12 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
     let files: BTreeMap<_, _> =
         files.into_iter().filter(|(name, _)| args.name.as_ref().is_none_or(|n| is_meant(name, n))).collect();
     if files.is_empty() {
-        let running = running::running(session, &chosen.name, &chosen.folder).await.ok();
-        if let Some(namespace) = running.and_then(|running| running.namespace) {
+        let is_up = running::running(&session.scope(&chosen)).await.is_ok();
+        let environment = &chosen.loaded.environment;
+        let elsewhere = clouds::find(&chosen.folder, environment, None, |site| site.log_command())?;
+        if let Some(command) = elsewhere.filter(|_| is_up) {
             let error = anyhow::anyhow!("{}: its servers run in a cluster, which keeps their logs", chosen.name);
-            let hint =
-                format!("kubectl logs --namespace {namespace} --selector app=textnlp-api --all-containers --prefix");
-            return Err(Failure::usage("no_logs", error).hint(hint));
+            return Err(Failure::usage("no_logs", error).hint(command));
         }
         let what = args.name.as_ref().map_or("no logs".to_owned(), |n| format!("no log of `{n}`"));
         return Err(Failure::usage("no_logs", anyhow::anyhow!("{}: there are {what}", chosen.name))
@@ -56,7 +57,7 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
         let stop = signals::stop(Console::new(session.global.output, true));
         while !stop.is_cancelled() {
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
                 () = stop.cancelled() => break,
             }
             for (name, path) in &files {
@@ -79,12 +80,12 @@ fn print(console: Console, several: bool, name: &str, line: &str) {
     }
 }
 
-/// `server-0` is that process of every site, `primary/server-0` that of one.
+/// `server-0` selects that process of every site, `primary/server-0` that of one site.
 fn is_meant(name: &str, asked: &str) -> bool {
     name == asked || name.split_once('/').is_some_and(|(_, process)| process == asked)
 }
 
-/// The last lines of every process's log, by its name.
+/// The last lines of every process's log, by process name.
 pub fn newest(folder: &Utf8Path, lines: usize) -> anyhow::Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     for (name, path) in files(folder)? {
@@ -95,7 +96,7 @@ pub fn newest(folder: &Utf8Path, lines: usize) -> anyhow::Result<BTreeMap<String
     Ok(all)
 }
 
-/// The newest log file of each process, by the process's name; where there are several sites, behind the site's.
+/// The newest log file of each process, by process name. With several sites the name is prefixed with the site's.
 fn files(folder: &Utf8Path) -> anyhow::Result<BTreeMap<String, Utf8PathBuf>> {
     let mut found = BTreeMap::new();
     let Ok(sites) = folder.join("sites").read_dir_utf8() else { return Ok(found) };
@@ -114,7 +115,7 @@ fn files(folder: &Utf8Path) -> anyhow::Result<BTreeMap<String, Utf8PathBuf>> {
     Ok(found)
 }
 
-/// The end of a file from a whole line on, and where the file ended.
+/// The end of a file, starting at a whole line, and the file's length.
 fn tail(path: &Utf8Path) -> anyhow::Result<(String, u64)> {
     let mut file = std::fs::File::open(path).with_context(|| format!("read {path}"))?;
     let length = file.metadata().with_context(|| format!("read {path}"))?.len();
@@ -127,7 +128,7 @@ fn tail(path: &Utf8Path) -> anyhow::Result<(String, u64)> {
     Ok((text, length))
 }
 
-/// Whole lines that came after `end`; a file that became shorter was rotated and is read from its beginning.
+/// Whole lines appended after `end`. A file that became shorter was rotated and is read from its start.
 fn since(path: &Utf8Path, end: &mut u64) -> anyhow::Result<String> {
     let Ok(mut file) = std::fs::File::open(path) else { return Ok(String::new()) };
     let length = file.metadata().with_context(|| format!("read {path}"))?.len();
@@ -153,7 +154,7 @@ fn rank(level: &str) -> Result<usize, Failure> {
     })
 }
 
-/// The level of a line: of its `level` field when it is JSON, else of the first word that is one; lines without a level count as info.
+/// The level of a line: its JSON `level` field, else the first word that is a level, else info.
 fn level_of(line: &str) -> usize {
     const INFO: usize = 2;
     if let Ok(Value::Object(fields)) = serde_json::from_str(line) {

@@ -1,9 +1,10 @@
-//! One file per verb, or per family of verbs. Each takes a session and its arguments, and returns what is to be said.
+//! One module per command or group of commands. Each gets a session and arguments, and returns its output.
 
 mod adapter;
 mod alert;
 mod apply;
 mod audit;
+mod audit_log;
 pub mod backup;
 mod bundle;
 mod doctor;
@@ -13,6 +14,7 @@ mod env;
 mod export;
 mod gate;
 mod hold;
+mod inference;
 mod key;
 mod kube_token;
 mod load;
@@ -20,14 +22,13 @@ mod logs;
 mod model;
 mod plan;
 mod providers;
+pub mod reach;
 mod release;
 pub mod rollout;
-pub mod running;
 mod state;
 mod status;
 mod supervise;
 mod support;
-mod talk;
 mod up;
 
 use anyhow::Context;
@@ -36,13 +37,13 @@ use crate::args::{Cli, Command};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
-/// Runs the command that was typed.
+/// Runs the command from the command line.
 pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
     match cli.command {
-        // It makes its own runtime, on a thread of its own.
+        // The supervisor creates its own runtime.
         Command::Supervise(args) => supervise::supervise(&args),
         Command::Completions(args) => Ok(supervise::completions(&args)),
-        // It is of no environment: kubectl runs it from any folder.
+        // It uses no environment, because kubectl runs it in any folder.
         Command::KubeToken(args) => kube_token::kube_token(&args),
         command => {
             let session = Session::new(cli.global)?;
@@ -77,6 +78,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Doctor => doctor::doctor(session, console).await,
         Command::SupportBundle(args) => support::support_bundle(session, &args, console).await,
         Command::Key(command) => key::key(session, &command, console).await,
+        Command::Audit(command) => audit_log::audit(session, &command, console).await,
         Command::Release(command) => release::release(session, &command, console),
         Command::Promote(args) => release::promote(session, &args, console).await,
         Command::Rollback(args) => release::rollback(session, &args, console).await,
@@ -88,14 +90,14 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Backup(verb) => backup::backup(session, &verb, console).await,
         Command::Alert(verb) => alert::alert(session, &verb, console).await,
         Command::Restore(args) => backup::restore(session, &args, console).await,
-        Command::Generate(args) => talk::generate(session, args, console).await,
-        Command::Chat(args) => talk::chat(session, args, console).await,
-        Command::Tokenize(args) => talk::tokenize(session, args).await,
-        Command::Validate(args) => talk::validate(session, args).await,
-        Command::Health => talk::health(session).await,
+        Command::Generate(args) => inference::generate(session, args, console).await,
+        Command::Chat(args) => inference::chat(session, args, console).await,
+        Command::Tokenize(args) => inference::tokenize(session, args).await,
+        Command::Validate(args) => inference::validate(session, args).await,
+        Command::Health => inference::health(session).await,
         Command::Load(args) => load::load(session, &args, console).await,
-        Command::Serve(_) | Command::Supervise(_) | Command::Completions(_) | Command::KubeToken(_) => {
-            Err(Failure::new(Exit::Failed, "internal", anyhow::anyhow!("this command has a road of its own")))
+        Command::Server(_) | Command::Supervise(_) | Command::Completions(_) | Command::KubeToken(_) => {
+            Err(Failure::new(Exit::Failed, "internal", anyhow::anyhow!("this command is run by its own function")))
         }
     }
 }

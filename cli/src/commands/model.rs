@@ -1,4 +1,4 @@
-//! `model`: the catalogue, the cache, what a model is made of and whether it fits here.
+//! `model`: the catalogue, the cache, the properties of a model, and whether it fits this machine.
 
 use std::fmt::Write as _;
 
@@ -6,17 +6,15 @@ use anyhow::Context;
 use camino::Utf8Path;
 use serde_json::json;
 use textnlp_models::{
-    Catalogue, Error, Event, FetchOptions, Fit, Memory, Quantize, Source, Store, Summary, Verdict, Want, fit, inspect,
+    Catalogue, DEFAULT_SEQUENCES, Error, Event, FetchOptions, Fit, Memory, Quantize, Source, Store, Summary, Verdict,
+    Want, fit, inspect,
 };
 
-use crate::again::quoted;
 use crate::args::Model;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
+use crate::rerun_flags::quoted;
 use crate::session::Session;
-
-/// How many sequences at once `fit` reckons with: what a server runs at once by default.
-const SEQUENCES: u64 = 32;
 
 /// `model …`.
 pub async fn model(session: &Session, command: &Model, console: Console) -> Result<Success, Failure> {
@@ -36,7 +34,7 @@ fn list(session: &Session) -> Result<Success, Failure> {
         Ok(cached) => cached,
         Err(error) => return Err(failed(error)),
     };
-    let mut text = format!("{:<26} {:>8} {:>8} {:<22} {}\n", "NAME", "WEIGHTS", "CONTEXT", "LICENSE", "WHAT IT IS FOR");
+    let mut text = format!("{:<26} {:>8} {:>8} {:<22} {}\n", "NAME", "WEIGHTS", "CONTEXT", "LICENSE", "PURPOSE");
     for entry in Catalogue::embedded().entries() {
         let weights = format!("{:.0} M", entry.parameters as f64 / 1e6);
         let _ = writeln!(
@@ -45,9 +43,9 @@ fn list(session: &Session) -> Result<Success, Failure> {
             entry.name, entry.context, entry.license, entry.about
         );
     }
-    let _ = write!(text, "\nIn the cache ({}):", session.model_cache()?);
+    let _ = write!(text, "\nCached ({}):", session.model_cache()?);
     if cached.is_empty() {
-        let _ = write!(text, " nothing yet; `{}` fetches one", session.again().bare("model pull NAME"));
+        let _ = write!(text, " none; fetch one with `{}`", session.again().bare("model pull NAME"));
     }
     for stored in &cached {
         let _ =
@@ -74,7 +72,7 @@ async fn pull(session: &Session, source: &str, offline: bool, console: Console) 
             Event::Waiting { for_what, seconds } => progress.line(format!("  waiting {seconds} s for {for_what}")),
             Event::Retrying { attempt, why } => progress.line(format!("  attempt {attempt}: {why}")),
             Event::Verifying { name } => progress.doing(&format!("verifying {name}")),
-            Event::Resolving { what } => progress.doing(&format!("asking for {what}")),
+            Event::Resolving { what } => progress.doing(&format!("requesting {what}")),
             Event::Installed { .. } => {}
         })
         .await;
@@ -93,7 +91,7 @@ async fn pull(session: &Session, source: &str, offline: bool, console: Console) 
     Ok(Success::new(text, json!({ "model": manifest, "path": model.dir, "from_cache": from_cache })))
 }
 
-/// A folder is looked into; anything else is looked up in the cache, then in this program, then in the catalogue.
+/// Inspects a folder. Other sources are looked up in the cache, then among the embedded models, then in the catalogue.
 async fn look(session: &Session, source: &str) -> Result<Summary, Failure> {
     let folder = session.here.join(source);
     if folder.is_dir() {
@@ -117,9 +115,9 @@ async fn look(session: &Session, source: &str) -> Result<Summary, Failure> {
         .hint(session.again().bare(&format!("model pull {}", quoted(source)))))
 }
 
-/// The model in this program, unpacked for a moment: looking leaves nothing behind.
+/// The embedded model, unpacked into a temporary folder.
 async fn carried() -> Result<Summary, Failure> {
-    let folder = tempfile::tempdir().context("make a folder to unpack the bundled model into")?;
+    let folder = tempfile::tempdir().context("create a folder to unpack the bundled model into")?;
     let folder = Utf8Path::from_path(folder.path()).context("the temporary folder's path is not UTF-8")?;
     let store = Store::open(folder).map_err(failed)?;
     let model = store.fetch(&Source::Bundled, &FetchOptions::from_env(), &|_| ()).await.map_err(failed)?;
@@ -137,12 +135,12 @@ async fn fits(
         None => Quantize::AsIs,
     };
     let summary = look(session, source).await?;
-    let want = Want { quantize, context: context.map(u64::from), sequences: SEQUENCES };
+    let want = Want { quantize, context: context.map(u64::from), sequences: DEFAULT_SEQUENCES };
     let memory = Memory::here();
     let found = fit(&summary, &want, &memory);
     let success = Success::new(
         fit_text(source, &found, &memory),
-        json!({ "source": source, "fit": found, "memory": memory, "sequences": SEQUENCES }),
+        json!({ "source": source, "fit": found, "memory": memory, "sequences": DEFAULT_SEQUENCES }),
     );
     Ok(if found.verdict == Verdict::DoesNotFit { success.exit(Exit::Failed) } else { success })
 }
@@ -154,7 +152,7 @@ fn fit_text(source: &str, fit: &Fit, memory: &Memory) -> String {
         Verdict::DoesNotFit => "does not fit",
     };
     let mut text = format!(
-        "{source} {verdict}: needs {}, there are {} of {} ({})\n  weights   {}\n  context   {} for {SEQUENCES} sequences at once\n  program   {}",
+        "{source} {verdict}: needs {}, available {} of {} ({})\n  weights   {}\n  context   {} for {DEFAULT_SEQUENCES} sequences at once\n  program   {}",
         size(fit.needed),
         size(fit.there),
         size(memory.total),
@@ -185,7 +183,7 @@ fn summary_text(source: &str, s: &Summary) -> String {
     );
     let _ = writeln!(text, "  context    {} tokens, {} known", s.context, s.vocab);
     let _ = writeln!(text, "  chat       {}", if s.chat_template { "has a template" } else { "no template" });
-    let _ = writeln!(text, "  license    {}", s.license.as_deref().unwrap_or("not said"));
+    let _ = writeln!(text, "  license    {}", s.license.as_deref().unwrap_or("not specified"));
     if let Some(digest) = &s.digest {
         let _ = writeln!(text, "  digest     {digest}");
     }
@@ -195,7 +193,7 @@ fn summary_text(source: &str, s: &Summary) -> String {
     text
 }
 
-/// A model in a folder of the operator's is mended there.
+/// A model in a user-provided folder must be fixed there.
 fn failed_in_folder(error: Error) -> Failure {
     let hint = error.hint_for_folder();
     let mut failure = failed(error);
@@ -203,7 +201,7 @@ fn failed_in_folder(error: Error) -> Failure {
     failure
 }
 
-/// An error of models, for people.
+/// Converts an error about models.
 pub fn failed(error: Error) -> Failure {
     let hint = error.hint();
     let exit = if matches!(error, Error::Source(_) | Error::NotFound { .. }) { Exit::Usage } else { Exit::Failed };
@@ -230,6 +228,6 @@ mod tests {
             assert_eq!((found.digest, found.parameters), (tiny.digest, tiny.parameters), "{name}");
         }
         let wrong = look(&session, "bundled:gpt2").await.unwrap_err();
-        assert!(format!("{:#}", wrong.error).contains("carries `textnlp-tiny`"), "{:#}", wrong.error);
+        assert!(format!("{:#}", wrong.error).contains("contains only the model `textnlp-tiny`"), "{:#}", wrong.error);
     }
 }

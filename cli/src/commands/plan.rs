@@ -1,4 +1,4 @@
-//! `plan`: what `up` would do, and nothing done.
+//! `plan`: shows what `up` would do. Read-only.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -6,17 +6,20 @@ use std::fmt::Write as _;
 use camino::Utf8Path;
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::plan::{Estimate, Purpose, Reach, Saved, Swept, estimate, reach, swept};
-use textnlp_orchestrator::road::{Ask, look};
+use textnlp_orchestrator::plan::{
+    Call, Cost, Deletion, Estimate, Facts, Impact, Node, Plan as Steps, Purpose, Saved, estimate, impact, swept,
+};
+use textnlp_orchestrator::run::{RunOptions, look};
+use textnlp_service::backup::put_file;
+use textnlp_service::gate;
 
-use super::backup::keep;
 use super::down::delete_data;
-use crate::again::quoted;
 use crate::args::{Global, Plan};
-use crate::deployment::{Deployment, operator, road_failed};
+use crate::deployment::{Deployment, operator, preflight_failure, run_failed};
 use crate::plan_view;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
+use crate::rerun_flags::quoted;
 use crate::session::Session;
 
 /// `plan`.
@@ -29,31 +32,56 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     } else {
         (Deployment::wanted(session, chosen, console).await?, Purpose::Up)
     };
+    let environment = &deployment.chosen.loaded.environment;
+    let is_measured = environment.phase.has_gate();
+    if args.gated {
+        gate::is_measured(&deployment.scope(), environment.phase, false, true)?;
+    }
     let progress = Progress::new(console);
-    let looked = look(&deployment.road(&progress), Ask { purpose, delete_data, gated: args.gated }).await;
+    let looked = look(&deployment.road(&progress), RunOptions { purpose, delete_data, gated: args.gated }).await;
     progress.finish();
-    let (audited, facts) = looked.map_err(|e| road_failed(e, session, &name))?;
+    let (audited, facts) = looked.map_err(|e| run_failed(e, purpose, session, &name))?;
     let plan = audited.plan();
-    let reaches = reach(plan, &facts);
+    unreadable_models(plan, &facts).await?;
+    let reaches = impact(plan, &facts);
     let (estimate, swept) = (estimate(plan, &facts), swept(plan, &facts));
+    let cost = Cost::after(plan, &facts, &environment.budget.currency);
+    let over = cost.against(&environment.budget).filter(|_| purpose == Purpose::Up);
     let mut text = plan_view::text(plan);
+    let _ = write!(text, "\nCost: {cost}");
+    if let Some(problem) = &over {
+        let _ = write!(text, "\n{}", plan_view::finding(problem));
+    }
+    if !is_measured && !args.down {
+        let _ = write!(text, "\nGate: {}; `up` needs --no-gate", gate::unmeasured(environment.phase));
+    }
     if plan.has_changes() {
         text.push_str(&goes_along(&swept));
         text.push_str(&feels(&reaches, &estimate));
         let typed = args.delete_data.as_ref().map_or_else(String::new, |name| format!(" --delete-data {name}"));
-        let verb = if args.down { "down" } else { "up" };
+        let verb = match (args.down, is_measured) {
+            (true, _) => "down",
+            (false, true) => "up",
+            (false, false) => "up --no-gate",
+        };
         let does = match &args.out {
             Some(file) => session.again().bare(&format!("apply {}", quoted(file.as_str()))),
             None => session.again().same(verb, &name) + &typed + if args.gated { " --gated" } else { "" },
         };
-        let _ = write!(text, "\nTo do it: {does}");
+        let _ = write!(text, "\nTo apply: {does}");
     }
     if let Some(file) = &args.out {
         save(session, file, plan)?;
         let _ = write!(text, "\nSaved as {file}");
     }
-    let currency = &deployment.chosen.loaded.environment.budget.currency;
-    let mut document = plan_view::document(plan, &facts, currency);
+    let mut document = plan_view::document(plan, &facts, &cost);
+    let (refused, warned): (Vec<_>, Vec<_>) = over.into_iter().partition(|problem| !problem.warning);
+    for (member, more) in [("refusals", refused), ("warnings", warned)] {
+        if let Some(all) = document[member].as_array_mut() {
+            all.extend(plan_view::problems(&more));
+        }
+    }
+    document["gate"] = json!({ "phase": environment.phase, "measured": is_measured });
     document["file"] = json!(args.out);
     document["state"] = json!(deployment.chosen.folder);
     document["reaches"] = json!(reaches);
@@ -63,21 +91,43 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     Ok(if args.exit_code && plan.has_changes() { success.exit(Exit::ChangesPlanned) } else { success })
 }
 
-/// What the controllers of clusters made, where that goes too.
-fn goes_along(swept: &[Swept]) -> String {
+/// Rejects a model file that is missing or invalid, as `up` does.
+async fn unreadable_models(plan: &Steps, facts: &Facts) -> Result<(), Failure> {
+    let mut problems = Vec::new();
+    for step in &plan.steps {
+        let Node::Call(Call::Create { wanted, .. } | Call::Update { wanted, .. }) = &step.node else { continue };
+        let source = wanted.spec.get("source").and_then(serde_json::Value::as_str);
+        let Some(site) = facts.sites.get(&step.site).filter(|_| source.is_some_and(|s| s.starts_with("file:"))) else {
+            continue;
+        };
+        let found = site.provider.preflight(&[(**wanted).clone()]).await?;
+        problems.extend(found.into_iter().filter(|problem| !problem.warning && problem.place == wanted.id.as_str()));
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(preflight_failure("plan", "preflight", Exit::Failed, &problems)),
+    }
+}
+
+/// Objects from controllers in the cluster that are deleted as well.
+fn goes_along(swept: &[Deletion]) -> String {
     let mut text = String::new();
-    for Swept { resource, foreign } in swept {
+    for Deletion { resource, foreign } in swept {
         let names: Vec<_> = foreign.iter().map(|one| format!("{} ({})", one.cloud_id, one.what)).collect();
-        let _ = write!(text, "\n  with {resource} goes what its controllers made: {}", names.join(", "));
+        let _ = write!(
+            text,
+            "\n  deleting {resource} also deletes objects that its controllers created: {}",
+            names.join(", ")
+        );
     }
     text
 }
 
-/// Who else feels it, and how long it may take.
-fn feels(reaches: &[Reach], estimate: &Estimate) -> String {
+/// The resources that are affected, and the estimated duration.
+fn feels(reaches: &[Impact], estimate: &Estimate) -> String {
     const SHOWN: usize = 4;
     let mut text = String::new();
-    // Whoever goes as well feels nothing of it.
+    // A resource that is deleted itself is not listed as affected.
     let goes: BTreeSet<_> = reaches.iter().filter(|one| one.does == "delete").map(|one| &one.resource).collect();
     for one in reaches {
         let stay: Vec<_> = one.reaches.iter().filter(|id| !goes.contains(id)).collect();
@@ -86,30 +136,30 @@ fn feels(reaches: &[Reach], estimate: &Estimate) -> String {
             names.push(format!("{} more", stay.len() - SHOWN));
         }
         if !names.is_empty() {
-            let _ = write!(text, "\n  {} of {} is felt by {}", one.does, one.resource, names.join(", "));
+            let _ = write!(text, "\n  {} of {} affects {}", one.does, one.resource, names.join(", "));
         }
     }
     if estimate.seconds > 0.0 {
-        let _ = write!(text, "\nBy what earlier runs took, about {:.1} s", estimate.seconds);
+        let _ = write!(text, "\nEstimated from earlier runs: about {:.1} s", estimate.seconds);
         if !estimate.unknown.is_empty() {
             let kinds: Vec<_> = estimate.unknown.iter().map(ToString::to_string).collect();
-            let _ = write!(text, ", and what {} take for the first time", kinds.join(", "));
+            let _ = write!(text, ", plus the time for {}, which have not run before", kinds.join(", "));
         }
     }
     text
 }
 
-fn save(session: &Session, file: &Utf8Path, plan: &textnlp_orchestrator::plan::Plan) -> Result<(), Failure> {
+fn save(session: &Session, file: &Utf8Path, plan: &Steps) -> Result<(), Failure> {
     let operator = operator(session);
     let flags = flags(&session.global);
     let saved = Saved { tool: operator.tool, by: operator.by, at: Timestamp::now(), flags, plan: plan.clone() };
-    keep::put(file, &saved.to_bytes()).map_err(|error| {
+    put_file(file, &saved.to_bytes()).map_err(|error| {
         Failure::usage("unwritable_plan", anyhow::Error::new(error).context(format!("write plan {file}")))
-            .hint("name a file in a folder that can be written")
+            .hint("give a file in a writable folder")
     })
 }
 
-/// The flags that say what to plan, each with its value.
+/// The planning flags of the command line with their values.
 pub fn flags(global: &Global) -> Vec<(String, String)> {
     let others = [
         ("--site", global.site.clone()),

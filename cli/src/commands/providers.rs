@@ -1,34 +1,50 @@
-//! `providers` and `preflight`: what is there, and what would stand in the way.
+//! `providers` and `preflight`: list the available providers and all preflight problems.
 
 use std::fmt::Write as _;
 
 use serde_json::json;
+use textnlp_provider::Capability;
 
 use crate::clouds;
-use crate::deployment::{Deployment, stands_in_the_way};
+use crate::deployment::{Deployment, preflight_failure};
 use crate::plan_view;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
 /// `providers`.
 pub fn providers() -> Success {
-    let (mut text, mut rows) = (String::new(), Vec::new());
+    let mut text = format!("{:<12} {:<12} {:<24} ABOUT\n", "NAME", "RUNTIMES", "STATUS");
+    let mut rows = Vec::new();
     for row in clouds::PROVIDERS {
-        let state = row.missing.unwrap_or("available");
-        let _ = writeln!(text, "{:<12} {:<52} {state}", row.name, row.about);
-        if row.missing.is_none() {
-            let _ = writeln!(text, "{:<12} runtimes: {}", "", row.runtimes.join(", "));
-            let _ = writeln!(text, "{:<12} offers:   {}", "", row.choices.join(", "));
-        }
+        let runtimes: Vec<&str> = row.capabilities.runtimes.iter().map(|runtime| runtime.as_str()).collect();
+        let status = row.missing.map_or("available", |missing| missing.split(':').next().unwrap_or(missing));
+        let listed = if runtimes.is_empty() { "-".to_owned() } else { runtimes.join(", ") };
+        let _ = writeln!(text, "{:<12} {listed:<12} {status:<24} {}", row.name, row.about);
+        let offers = row.capabilities.supported.iter().map(|capability| match capability {
+            Capability::Optional(setting) => setting.path().to_owned(),
+            choice => format!("{}={choice}", choice.path()),
+        });
         rows.push(json!({
             "name": row.name, "about": row.about, "available": row.missing.is_none(), "why_not": row.missing,
-            "runtimes": row.runtimes, "offers": row.choices,
+            "runtimes": runtimes, "offers": offers.collect::<Vec<_>>(),
         }));
     }
-    Success::new(text, json!({ "providers": rows }))
+    let catalogue = clouds::catalogue();
+    let detected = catalogue.detect(None);
+    let _ = match &detected {
+        Ok(found) => write!(text, "\n`provider: auto` is {}: {}", found.provider, found.because),
+        Err(why) => write!(text, "\n`provider: auto` is refused here: {}", why.cause),
+    };
+    let seen = catalogue.surroundings.map(|surroundings| surroundings.evidence).unwrap_or_default();
+    let document = match &detected {
+        Ok(found) => json!({ "provider": found.provider, "because": found.because, "seen": seen }),
+        Err(why) => json!({ "provider": null, "because": why.cause, "seen": seen }),
+    };
+    text.push_str("\n\nSupported settings: textnlp-deploy providers --output json");
+    Success::new(text, json!({ "providers": rows, "detected": document }))
 }
 
-/// `preflight`: all findings at once; exits with 1 when something must be mended.
+/// `preflight`: reports all problems at once, and exits with 1 if any must be fixed.
 pub async fn preflight(session: &Session, console: Console) -> Result<Success, Failure> {
     let chosen = session.load_to_run(console)?;
     let name = chosen.name.clone();
@@ -43,12 +59,12 @@ pub async fn preflight(session: &Session, console: Console) -> Result<Success, F
         let _ = writeln!(text, "{}: {}: {}\n         {}", warning.word(), warning.place, warning.cause, warning.fix);
     }
     if problems.is_empty() {
-        let _ = write!(text, "{name}: nothing stands in the way");
+        let _ = write!(text, "{name}: no problems found");
         return Ok(Success::new(
             text,
             json!({ "environment": name, "problems": [], "warnings": plan_view::problems(&warnings) }),
         ));
     }
     warnings.iter().filter(|w| !w.note).for_each(|w| console.warn(w.to_string()));
-    Err(stands_in_the_way("preflight", "preflight", Exit::Failed, &problems))
+    Err(preflight_failure("preflight", "preflight", Exit::Failed, &problems))
 }

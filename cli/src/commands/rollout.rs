@@ -1,8 +1,9 @@
-//! `rollout`: a new release on its first pods in a cluster. A job there judges them; here is what it says, and what a person says to it.
+//! `rollout`: shows the status of a rollout in steps, and sends commands to it.
 
-use serde_json::{Value, json};
+use serde_json::json;
+use textnlp_provider::operations::{RolloutCommand, RolloutStatus};
+use textnlp_service::running;
 
-use super::running;
 use crate::args::Rollout;
 use crate::clouds;
 use crate::report::{Console, Failure, Success};
@@ -10,51 +11,44 @@ use crate::session::Session;
 
 /// `rollout …`.
 pub async fn rollout(session: &Session, command: &Rollout, console: Console) -> Result<Success, Failure> {
-    let wish = match command {
+    let command = match command {
         Rollout::Watch { account, prometheus, shares: _ } => {
-            let ended = clouds::see_to(account, prometheus.as_deref(), &|says| console.say(says)).await?;
-            return Ok(Success::new(said(&ended), ended));
+            let ended =
+                clouds::control_rollout(account, prometheus.as_deref(), &|message| console.say(message)).await?;
+            return Ok(Success::new(line(&ended), ended.document));
         }
         Rollout::Status => None,
-        Rollout::Promote => Some("promote"),
-        Rollout::Abort => Some("abort"),
-        Rollout::Pause => Some("pause"),
-        Rollout::Resume => Some("resume"),
-        Rollout::Retry => Some("retry"),
+        Rollout::Promote => Some(RolloutCommand::Promote),
+        Rollout::Abort => Some(RolloutCommand::Abort),
+        Rollout::Pause => Some(RolloutCommand::Pause),
+        Rollout::Resume => Some(RolloutCommand::Resume),
+        Rollout::Retry => Some(RolloutCommand::Retry),
     };
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let running = running::running(session, &chosen.name, &chosen.folder).await?;
+    let running = running::running(&session.scope(&chosen)).await?;
     let environment = &chosen.loaded.environment;
-    if running.namespace.is_none() {
-        let error =
-            anyhow::anyhow!("environment {} runs in no cluster: its servers are replaced one by one", chosen.name);
-        return Err(Failure::usage("no_rollout", error));
-    }
     let site = session.global.site.as_deref();
-    let found = clouds::rollout(&running.folder, environment, site, running.lineage, wish).await?;
-    match (found, wish) {
-        (None, _) => {
-            Ok(Success::new("no release was rolled out step by step yet".to_owned(), json!({ "rollout": null })))
-        }
-        (Some(told), Some("retry")) => {
-            let text = "the next `up` tries it once more".to_owned();
-            Ok(Success::new(text, json!({ "wish": "retry", "rollout": told })))
-        }
-        (Some(told), Some(wish)) => {
-            let text = format!(
-                "{wish}: told to the job, which looks every two seconds; `rollout status` shows what it makes of it"
-            );
-            Ok(Success::new(text, json!({ "wish": wish, "rollout": told })))
-        }
-        (Some(told), None) => Ok(Success::new(said(&told), json!({ "rollout": told }))),
-    }
+    let Some(rollouts) = clouds::find(&running.folder, environment, site, |site| site.rollouts())? else {
+        let error = anyhow::anyhow!("environment {} replaces its servers one by one, without a rollout", chosen.name);
+        return Err(Failure::usage("no_rollout", error));
+    };
+    let Some(command) = command else {
+        return Ok(match rollouts.status(running.lineage).await? {
+            Some(status) => Success::new(line(&status), json!({ "rollout": status.document })),
+            None => Success::new("there was no rollout yet".to_owned(), json!({ "rollout": null })),
+        });
+    };
+    let status = rollouts.command(running.lineage, command).await?;
+    let word = command.as_str();
+    let text = match command {
+        RolloutCommand::Retry => "the next `up` tries the release once more".to_owned(),
+        _ => format!("{word}: sent to the rollout, which polls every two seconds; `rollout status` shows the result"),
+    };
+    Ok(Success::new(text, json!({ "wish": word, "rollout": status.document })))
 }
 
-fn said(told: &Value) -> String {
-    let word = |field: &str| told[field].as_str().unwrap_or_default();
-    let began =
-        told["began"].as_i64().filter(|began| *began > 0).and_then(|began| jiff::Timestamp::from_second(began).ok());
-    let began = began.map(|at| format!(", since {}", at.strftime("%Y-%m-%d %H:%M:%S UTC"))).unwrap_or_default();
-    let share = told["share"].as_u64().map(|share| format!(", {share} % of the clients")).unwrap_or_default();
-    format!("{}{began}{share}: {}", word("stage"), word("says"))
+fn line(status: &RolloutStatus) -> String {
+    let began = status.began.map(|at| format!(", since {}", at.strftime("%Y-%m-%d %H:%M:%S UTC"))).unwrap_or_default();
+    let weight = status.weight.map(|weight| format!(", {weight} % of the clients")).unwrap_or_default();
+    format!("{}{began}{weight}: {}", status.stage, status.message)
 }

@@ -1,34 +1,34 @@
-//! `status`, `drift`, `explain`: what there is, what differs, and how it came about.
+//! `status`, `drift`, `explain`: show the status, the drift, and the origin of resources.
 
 use std::fmt::Write as _;
 
 use serde_json::json;
-use textnlp_orchestrator::event::Quiet;
-use textnlp_orchestrator::plan::Facts;
-use textnlp_orchestrator::road::{self, Ask};
+use textnlp_orchestrator::event::DiscardEvents;
+use textnlp_orchestrator::plan::{Facts, Purpose};
+use textnlp_orchestrator::run::{self, RunOptions};
 use textnlp_orchestrator::state::State;
-use textnlp_orchestrator::status::{self, Drift, Standing};
+use textnlp_orchestrator::status::{self, Drift, ResourceHealth};
 use textnlp_provider::{ResourceId, SiteName};
+use textnlp_service::backup::backup_status;
 
-use super::backup;
 use crate::args::Explain;
-use crate::deployment::{Deployment, road_failed, state_failed};
+use crate::deployment::{Deployment, run_failed, state_failed};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
-/// `status`: exits with 1 when something that is up does not do its work.
+/// `status`: exits with 1 if something that runs is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
     let deployment = Deployment::recorded(session, session.load(console)?)?;
     let (state, facts) = look(&deployment).await?;
     let status = status::status(&facts, state.places());
     let name = &deployment.chosen.name;
     if status.resources.is_empty() && status.open.is_empty() {
-        let text = format!("{name} is not up here. To put it up: {}", session.again().command("up", name));
+        let text = format!("{name} is not deployed. To deploy it: {}", session.again().command("up", name));
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }
     let mut text = format!("{name}: {}\n", if status.ready { "ready" } else { "not ready" });
     let roles = deployment.roles();
-    let role = |site: &SiteName| roles.get(site).map_or("not in the file any more", String::as_str);
+    let role = |site: &SiteName| roles.get(site).map_or("no longer in the environment file", String::as_str);
     for site in status.sites.iter().filter(|_| status.sites.len() > 1) {
         let _ = writeln!(
             text,
@@ -41,12 +41,13 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     }
     for resource in &status.resources {
         let mark = match &resource.standing {
-            Standing::Ready => console.paint("32", "✓"),
-            Standing::Degraded(_) => console.paint("33", "!"),
-            Standing::Unknown(_) => console.paint("33", "?"),
-            Standing::Gone | Standing::Tainted => console.paint("31", "✗"),
+            ResourceHealth::Ready => console.paint("32", "✓"),
+            ResourceHealth::Degraded(_) => console.paint("33", "!"),
+            ResourceHealth::Unknown(_) => console.paint("33", "?"),
+            ResourceHealth::Gone | ResourceHealth::Tainted => console.paint("31", "✗"),
         };
-        let why = if resource.standing == Standing::Ready { String::new() } else { standing_text(&resource.standing) };
+        let why =
+            if resource.standing == ResourceHealth::Ready { String::new() } else { standing_text(&resource.standing) };
         let _ = writeln!(text, "  {mark} {:<34} {:<22} {why}", resource.resource.as_str(), resource.kind.as_str());
     }
     for open in &status.open {
@@ -59,16 +60,10 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         let _ = writeln!(text, "  frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
     }
     if !status.ready || !status.drift.is_empty() {
-        let _ = write!(text, "\nTo mend it: {}", session.again().command("up", name));
+        let _ = write!(text, "\nTo fix it: {}", session.again().command("up", name));
     }
-    let saved = backup::warning(
-        &session.again(),
-        name,
-        &deployment.chosen.folder,
-        state.lineage(),
-        &deployment.chosen.loaded.environment,
-    )
-    .await;
+    let saved =
+        backup_status::warning(&deployment.scope(), state.lineage(), &deployment.chosen.loaded.environment).await;
     for line in &saved.lines {
         let _ = write!(text, "\n  {} {line}", console.paint("33", "!"));
     }
@@ -91,9 +86,9 @@ pub async fn drift(session: &Session, console: Console) -> Result<Success, Failu
     let drift = status::drift(&facts);
     let name = &deployment.chosen.name;
     let text = if drift.is_empty() {
-        format!("{name}: everything is as it was recorded")
+        format!("{name}: no drift: everything is as recorded")
     } else {
-        format!("{}\nTo mend it: {}", drift_text(&drift).trim_end(), session.again().command("up", name))
+        format!("{}\nTo fix it: {}", drift_text(&drift).trim_end(), session.again().command("up", name))
     };
     Ok(Success::new(text, json!({ "environment": name, "drift": drift })))
 }
@@ -103,7 +98,7 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
     let deployment = Deployment::recorded(session, session.load(console)?)?;
     let resource = ResourceId::new(args.resource.clone()).map_err(|e| {
         Failure::usage("invalid_name", e)
-            .hint(format!("names are as in: {}", session.again().command("status", &deployment.chosen.name)))
+            .hint(format!("to list the names: {}", session.again().command("status", &deployment.chosen.name)))
     })?;
     let (state, facts) = look(&deployment).await?;
     let told = status::explain(&state, &facts, &resource).await?;
@@ -121,7 +116,7 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
         }
     }
     if let Some(standing) = &told.standing {
-        let _ = writeln!(text, "  stands     {}", standing_text(standing));
+        let _ = writeln!(text, "  status     {}", standing_text(standing));
     }
     if let Some(drift) = &told.drift {
         text.push_str(&drift_text(std::slice::from_ref(drift)));
@@ -145,10 +140,10 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
 
 async fn look(deployment: &Deployment<'_>) -> Result<(State, Facts), Failure> {
     let state = deployment.state().await?;
-    let ask = Ask::UP;
-    let facts = road::read(&deployment.road(&Quiet), &state, ask)
+    let ask = RunOptions::UP;
+    let facts = run::read(&deployment.road(&DiscardEvents), &state, ask)
         .await
-        .map_err(|e| road_failed(e, deployment.session, &deployment.chosen.name))?;
+        .map_err(|e| run_failed(e, Purpose::Up, deployment.session, &deployment.chosen.name))?;
     Ok((state, facts))
 }
 
@@ -166,12 +161,12 @@ fn drift_text(drift: &[Drift]) -> String {
     text
 }
 
-fn standing_text(standing: &Standing) -> String {
+fn standing_text(standing: &ResourceHealth) -> String {
     match standing {
-        Standing::Ready => "ready".to_owned(),
-        Standing::Degraded(why) => format!("degraded: {why}"),
-        Standing::Gone => "gone".to_owned(),
-        Standing::Unknown(why) => format!("unknown: {why}"),
-        Standing::Tainted => "its creation failed half-way".to_owned(),
+        ResourceHealth::Ready => "ready".to_owned(),
+        ResourceHealth::Degraded(why) => format!("degraded: {why}"),
+        ResourceHealth::Gone => "gone".to_owned(),
+        ResourceHealth::Unknown(why) => format!("unknown: {why}"),
+        ResourceHealth::Tainted => "its creation did not finish".to_owned(),
     }
 }

@@ -1,10 +1,11 @@
-//! The supervisor, which only this program starts, and completions for shells.
+//! The supervisor, which only this program starts, and shell completions.
 
 use anyhow::Context;
 use camino::Utf8PathBuf;
 use clap::{CommandFactory, Parser};
 
 use crate::args::{Cli, Completions, Supervise};
+use crate::clouds;
 use crate::report::{Exit, Failure, Success};
 
 /// What a supervisor is told; only this program starts one.
@@ -22,7 +23,7 @@ struct SuperviseArgs {
 /// `supervise`: hidden, started by the provider.
 pub fn supervise(args: &Supervise) -> Result<Success, Failure> {
     let args = SuperviseArgs::try_parse_from(&args.args).map_err(|e| Failure::new(Exit::Usage, "usage", e))?;
-    textnlp_onprem::supervise::run(&args.folder, args.child.as_deref()).context("supervise")?;
+    clouds::supervise::run(&args.folder, args.child.as_deref()).context("supervise")?;
     Ok(Success::default())
 }
 

@@ -1,8 +1,8 @@
-//! `support-bundle`: one file for whoever helps, with everything that is no secret.
+//! `support-bundle`: creates one file for support, with secrets redacted.
 //!
-//! It is made of documents and logs, never of files as they are: of the environment goes what `env show` prints, of the state what
-//! `state export` does. Every byte is then held against every secret that this machine keeps
-//! for the environment or that it refers to; a line that holds one is left out, and the list says so.
+//! It contains documents and logs, never files as they are. The environment is the output of `env show`, and the state
+//! is that of `state export`. Every line is then compared with all secrets of the environment that this machine stores
+//! or refers to. A line with a match is replaced, and the list of files counts such lines.
 
 use std::fmt::Write as _;
 
@@ -15,12 +15,12 @@ use textnlp_orchestrator::environment::model::SecretSource;
 use super::{doctor, logs, state, status};
 use crate::clouds;
 use crate::report::{Console, Failure, Success, size};
-use crate::session::{Chosen, Session};
+use crate::session::{ChosenEnvironment, Session};
 use crate::state_args::SupportBundle;
 
-/// What stands in the place of a line that holds a secret.
+/// The replacement of a line with a secret.
 const LEFT_OUT: &str = "[a line that holds a secret was left out]";
-/// Shorter values are words that stand in any log.
+/// Minimum length of a secret value in bytes. Shorter ones are ordinary words in logs.
 const SHORTEST: usize = 8;
 
 /// `support-bundle [--out FILE]`.
@@ -71,24 +71,24 @@ pub async fn support_bundle(session: &Session, args: &SupportBundle, console: Co
         );
     }
     pieces.insert(0, ("README".to_owned(), format!(
-        "What `textnlp-deploy support-bundle` gathered of environment {name} at {now:.0}.\n\
-         No secret is in it: values of secrets are never written by this program, and every line was held against those of this machine.\n\n{listed}"
+        "Collected by `textnlp-deploy support-bundle` from environment {name} at {now:.0}.\n\
+         It contains no secrets: the program never writes values of secrets, and every line was checked against those of this machine.\n\n{listed}"
     )));
     write(&path, &pieces, now)?;
-    let bytes = std::fs::metadata(&path).with_context(|| format!("look at {path}"))?.len();
+    let bytes = std::fs::metadata(&path).with_context(|| format!("check {path}"))?.len();
     let names: Vec<&str> = pieces.iter().map(|(name, _)| name.as_str()).collect();
     let mut text = format!("{path}  {}\n{}", size(bytes), listed.trim_end());
-    text.push_str("\nIt is plain tar: look through it before you send it.");
+    text.push_str("\nIt is an uncompressed tar file: review it before you send it.");
     let document =
         json!({ "environment": name, "file": path, "bytes": bytes, "files": names, "lines_left_out": left_out });
     Ok(Success::new(text, document))
 }
 
-/// Every secret value that could have strayed.
+/// Every secret value that a document or a log might contain.
 struct Secrets(Vec<Vec<u8>>);
 
 impl Secrets {
-    fn of(chosen: &Chosen) -> Result<Self, Failure> {
+    fn of(chosen: &ChosenEnvironment) -> Result<Self, Failure> {
         let mut values = Vec::new();
         let mut todo = vec![chosen.folder.join(clouds::SECRETS)];
         while let Some(path) = todo.pop() {
@@ -99,9 +99,9 @@ impl Secrets {
                 values.push(std::fs::read(&path).with_context(|| format!("read {path}"))?);
             }
         }
-        let environment = serde_json::to_value(&chosen.loaded.environment).context("look through the environment")?;
+        let environment = serde_json::to_value(&chosen.loaded.environment).context("read the environment")?;
         values.extend(referred(&environment).into_iter().map(String::into_bytes));
-        // Of a key file each line is a secret of its own but for its frame, and so is each word of what stands as JSON.
+        // Each line of a key file except its frame is a secret on its own, and so is each token of JSON.
         let mut words: Vec<Vec<u8>> = values
             .iter()
             .flat_map(|value| value.split(|byte| b"\n\r".contains(byte)))
@@ -129,7 +129,7 @@ impl Secrets {
     }
 }
 
-/// The values that an environment's references to secrets lead to.
+/// The values of an environment's references to secrets.
 fn referred(value: &Value) -> Vec<String> {
     match value {
         Value::String(text) if text.starts_with("secret:") => {
@@ -141,7 +141,7 @@ fn referred(value: &Value) -> Vec<String> {
     }
 }
 
-/// Words of secret files that are none: the names of members.
+/// Tokens of secret files that are not secret: the names of members.
 fn is_plain(word: &[u8]) -> bool {
     word.iter().all(|byte| byte.is_ascii_lowercase() || b"_:-".contains(byte))
 }

@@ -1,53 +1,58 @@
-//! `up`: the whole road. Provision, deliver, speak, and prove by the gate that it is healthy.
+//! `up`: provisions an environment, delivers its models, generates a first text, and verifies its health by the gate.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::apply::{Gates, Outcome};
 use textnlp_orchestrator::environment::names;
-use textnlp_orchestrator::plan::Plan;
+use textnlp_orchestrator::plan::{Cost, Node, Plan};
 use textnlp_orchestrator::release::Lock;
-use textnlp_orchestrator::road::{Arrival, Ask, Road, travel, travel_as_planned};
+use textnlp_orchestrator::run::{Run, RunOptions, RunOutcome, run_phases, run_saved_plan};
 use textnlp_provider::EnvironmentName;
+use textnlp_service::{backup, gate as measured, release, running};
 
-use super::{backup, gate, release, running};
-use crate::again;
+use super::{gate, reach};
 use crate::args::Up;
 use crate::client::Client;
-use crate::deployment::{Deployment, broken_lock, road_failed};
+use crate::deployment::{Deployment, broken_lock, operator, preflight_failure, run_failed};
 use crate::plan_view;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
+use crate::rerun_flags;
 use crate::session::Session;
 use crate::signals;
 use crate::stores;
 
-/// What the first text begins with, in the domain of the model that ships.
+/// The start of the first text, in the domain of the embedded model.
 const PROMPT: &str = "Mira walked to the harbour";
 
 /// `up`.
 pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Success, Failure> {
-    whole(session, args, None, console).await
+    run(session, args, None, console).await
 }
 
-/// `up`, by a plan that somebody agreed to before, if there is one.
-pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: Console) -> Result<Success, Failure> {
+/// `up`, with a saved plan that was approved, if there is one.
+pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Console) -> Result<Success, Failure> {
     let began = Instant::now();
     let chosen = session.load_to_run(console)?;
     let (name, phase) = (chosen.name.clone(), chosen.loaded.environment.phase);
     let deployment = Deployment::wanted(session, chosen, console).await?;
-    let ask = Ask { gated: args.gated, ..Ask::UP };
-    release::keep_replaced(&deployment, console).await?;
+    let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
+    measured::is_measured(&deployment.scope(), phase, args.no_gate, gated)?;
+    within_budget(&deployment, console)?;
+    let ask = RunOptions { gated: args.gated, ..RunOptions::UP };
+    if let Some(warning) = release::keep_replaced(&deployment.scope(), deployment.release.as_ref()).await? {
+        console.warn(warning);
+    }
     let gates = gate::WithinRun::new(&deployment, console);
     let arrival = go(&deployment, ask, Some(&gates), saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["phase"] = json!(phase.to_string());
     if !arrival.outcome.shut.is_empty() {
         if let Some(evidence) = gates.evidence() {
-            document["gate"] = evidence.document();
-            document["report"] = json!(evidence.report_file());
-            console.stream(&format!("{}\n\n", evidence.text()));
+            document["gate"] = gate::document(&evidence);
+            document["report"] = json!(evidence.report);
+            console.stream(&format!("{}\n\n", gate::text(&evidence)));
         }
         return Err(shut(&arrival, session, &name).document(document));
     }
@@ -55,24 +60,18 @@ pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: 
         return Err(incomplete(&arrival, "up", session, &name).document(document));
     }
     keep_release(&deployment, &arrival).await?;
-    backup::remember(&deployment)?;
+    backup::settings::remember(&deployment.chosen.folder, &deployment.chosen.loaded, &deployment.lock_path)?;
 
-    let running = running::running(session, &name, &deployment.chosen.folder).await?;
+    let running = running::running(&deployment.scope()).await?;
     document["address"] = json!(running.address);
-    document["ca_file"] = running::path_or_null(running.ca_file.as_ref());
-    document["key_file"] = running::path_or_null(running.key_file.as_ref());
+    document["ca_file"] = reach::path_or_null(running.ca_file.as_ref());
+    document["key_file"] = reach::path_or_null(running.key_file.as_ref());
     let prompt = args.prompt.as_deref().unwrap_or(PROMPT);
     let spoken = first_text(&deployment, prompt, console).await?;
     document["text"] = json!(spoken);
 
-    let saved = backup::warning(
-        &session.again(),
-        &name,
-        &deployment.chosen.folder,
-        arrival.lineage,
-        &deployment.chosen.loaded.environment,
-    )
-    .await;
+    let environment = &deployment.chosen.loaded.environment;
+    let saved = backup::backup_status::warning(&deployment.scope(), arrival.lineage, environment).await;
     saved.lines.iter().for_each(|line| console.warn(line));
     document["backup"] = saved.document;
     let mut report = String::new();
@@ -81,16 +80,16 @@ pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: 
         document["gate"] = Value::Null;
     } else {
         let evidence = gate::measure(&deployment, &running, false, console).await?;
-        document["gate"] = evidence.document();
-        document["report"] = json!(evidence.report_file());
-        report = evidence.text();
+        document["gate"] = gate::document(&evidence);
+        document["report"] = json!(evidence.report);
+        report = gate::text(&evidence);
         verdict = evidence.verdict(&session.again().command("gate --again", &name));
     }
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     let text = format!("{report}\n{}", how_to_reach(session, &running, &name, prompt));
     match verdict {
         Ok(()) => Ok(Success::new(text, document)),
-        // The service stays up for inspection; a person reads the measurements and how to reach it all the same.
+        // The service keeps running for inspection. The measurements and the address are printed in any case.
         Err(failure) => {
             if console.is_text() {
                 console.stream(&format!("{text}\n\n"));
@@ -100,48 +99,50 @@ pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: 
     }
 }
 
-/// Travels the road with progress, signals and consent: by a saved plan, or asking.
+/// Refuses costs above the budget before anything is created, and warns about costs that cannot be checked.
+fn within_budget(deployment: &Deployment<'_>, console: Console) -> Result<(), Failure> {
+    let budget = &deployment.chosen.loaded.environment.budget;
+    match Cost::wanted(deployment.sites.values(), &budget.currency).against(budget) {
+        Some(problem) if problem.warning => console.warn(problem.to_string()),
+        Some(problem) => return Err(preflight_failure("up", "over_budget", Exit::Refused, &[problem])),
+        None => {}
+    }
+    Ok(())
+}
+
+/// Runs with progress, signals and approval: from a saved plan or by a confirmation.
 pub async fn go(
     deployment: &Deployment<'_>,
-    ask: Ask,
+    ask: RunOptions,
     gates: Option<&dyn Gates>,
     saved: Option<&Plan>,
     console: Console,
-) -> Result<Arrival, Failure> {
+) -> Result<RunOutcome, Failure> {
     let progress = Progress::new(console);
     let yes = deployment.session.global.yes;
     let mut agree = |plan: &Plan| {
         progress.line(plan_view::text(plan));
-        yes || asked(console)
+        yes || console.confirm("Make these changes?")
     };
     let stop = signals::stop(console);
-    stores::remember(&stores::Located::of(&deployment.chosen.loaded.environment)?, &deployment.chosen.folder)?;
-    let road = Road { gates, ..deployment.road(&progress) };
+    let purpose = saved.map_or(ask.purpose, |plan| plan.purpose);
+    stores::remember(&stores::StateLocation::of(&deployment.chosen.loaded.environment)?, &deployment.chosen.folder)?;
+    let road = Run { gates, ..deployment.road(&progress) };
     let arrived = match saved {
-        Some(plan) => travel_as_planned(&road, plan, &stop).await,
-        None => travel(&road, ask, &mut agree, &stop).await,
+        Some(plan) => run_saved_plan(&road, plan, &stop).await,
+        None => run_phases(&road, ask, &mut agree, &stop).await,
     };
     progress.finish();
-    let arrival = arrived.map_err(|e| road_failed(e, deployment.session, &deployment.chosen.name))?;
-    // Without changes nobody was asked, so nobody has seen the plan.
+    let arrival = arrived.map_err(|e| run_failed(e, purpose, deployment.session, &deployment.chosen.name))?;
+    // A plan without changes needs no approval, so it was not printed yet.
     if let Some(plan) = arrival.plan.as_ref().filter(|p| !p.has_changes()) {
         console.say(plan_view::text(plan));
     }
     Ok(arrival)
 }
 
-/// Asks on a terminal; off a terminal nothing is asked and nothing is agreed to.
-fn asked(console: Console) -> bool {
-    if !std::io::stdin().is_terminal() || !console.is_text() {
-        return false;
-    }
-    console.say("Make these changes? [y/N]");
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes" | "ja")
-}
-
-/// The members that `up` and `down` have in common.
-pub fn document(deployment: &Deployment<'_>, arrival: &Arrival) -> Value {
+/// The members that the documents of `up` and `down` share.
+pub fn document(deployment: &Deployment<'_>, arrival: &RunOutcome) -> Value {
     let counts = arrival.plan.as_ref().map(plan_view::counts);
     let retained = arrival.plan.as_ref().map(|p| p.retained.clone()).unwrap_or_default();
     let roles = deployment.roles();
@@ -165,29 +166,29 @@ pub fn document(deployment: &Deployment<'_>, arrival: &Arrival) -> Value {
     })
 }
 
-/// What stays because the new did not pass, and how to go on.
-fn shut(arrival: &Arrival, session: &Session, environment: &EnvironmentName) -> Failure {
+/// The failure of a shut gate within a run: what remains, and how to continue.
+fn shut(arrival: &RunOutcome, session: &Session, environment: &EnvironmentName) -> Failure {
     let outcome = &arrival.outcome;
     let stays: Vec<_> = outcome.skipped.iter().map(|skipped| skipped.resource.to_string()).collect();
     let reasons =
         outcome.shut.iter().flat_map(|shut| shut.because.iter().map(move |why| format!("{}: {why}", shut.site)));
     let reasons: Vec<_> = reasons.collect();
     let error = anyhow::anyhow!("{}", reasons.join("\n")).context(format!(
-        "up {environment}: the gate is shut, and nothing of the old was removed: {}",
+        "up {environment}: the gate is not open, so the previous version was not removed: {}",
         stays.join(", ")
     ));
     let (again, back) = (session.again().same("up", environment), session.again().command("rollback", environment));
     Failure::new(Exit::GateShut, "gate_not_open", error).hint(format!(
-        "measure again, and go on if it passes: {again} --gated\nback to the release before: {back}\nremove the old all the same: {again}"
+        "measure again, and continue if it passes: {again} --gated\nroll back to the previous release: {back}\nremove the previous version without the gate: {again}"
     ))
 }
 
-/// What did not get done, and how to go on.
-pub fn incomplete(arrival: &Arrival, verb: &str, session: &Session, environment: &EnvironmentName) -> Failure {
+/// The failure of an incomplete run, and how to continue.
+pub fn incomplete(arrival: &RunOutcome, verb: &str, session: &Session, environment: &EnvironmentName) -> Failure {
     let Outcome { failed, open, stopped, .. } = &arrival.outcome;
     let again = session.again().same(verb, environment);
     if *stopped && failed.is_empty() {
-        let error = anyhow::anyhow!("stopped; nothing is half-done that the next run does not finish");
+        let error = anyhow::anyhow!("stopped; the next run resumes where this one stopped");
         return Failure::new(Exit::Stopped, "stopped", error).hint(again);
     }
     let Some(first) = failed.first() else {
@@ -196,12 +197,12 @@ pub fn incomplete(arrival: &Arrival, verb: &str, session: &Session, environment:
         let blocked = blocked.map(|(names, because)| format!("{names}: {because}"));
         let lines: Vec<_> = waiting.into_iter().chain(blocked).collect();
         let error = anyhow::anyhow!("{}", lines.join("\n"))
-            .context(format!("{verb} {environment}: not everything could be done"));
+            .context(format!("{verb} {environment}: some changes could not be made"));
         let (away, works) = arrival.plan.as_ref().map(plan_view::away).unwrap_or_default();
         let hint = match works.first() {
             Some(site) if !away.is_empty() => {
                 let away = away.into_iter().collect::<Vec<_>>().join(", ");
-                format!("once {away} can be reached: {again}\nuntil then a site by itself: {again} --site {site}")
+                format!("once {away} can be reached: {again}\nuntil then, one site at a time: {again} --site {site}")
             }
             _ => again,
         };
@@ -210,22 +211,21 @@ pub fn incomplete(arrival: &Arrival, verb: &str, session: &Session, environment:
     let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::Failure::line).collect();
     let many = if failed.len() == 1 { "a step".to_owned() } else { format!("{} steps", failed.len()) };
     let error = anyhow::anyhow!("{}", lines.join("\n")).context(format!("{verb} {environment}: {many} failed"));
-    let hint = first
-        .hint
-        .clone()
-        .map_or_else(|| format!("mend it and run again: {again}"), |hint| format!("{hint}\nthen run again: {again}"));
+    let hint = first.hint.clone().map_or_else(
+        || format!("fix the cause and run again: {again}"),
+        |hint| format!("{hint}\nthen run again: {again}"),
+    );
     Failure::new(Exit::Failed, "apply_failed", error).hint(hint).resource(first.resource.to_string())
 }
 
-/// Writes down which release was applied, and the release lock after the first `up`; later ones honour it. Models are locked by the
-/// digests that were delivered, for as long as their source stays the same.
-async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<(), Failure> {
+/// Records the applied release, and writes the release lock after the first `up`. Later runs use the lock. It has the
+/// digests of the delivered models while their sources stay the same.
+async fn keep_release(deployment: &Deployment<'_>, arrival: &RunOutcome) -> Result<(), Failure> {
     let Some(release) = &deployment.release else { return Ok(()) };
     if arrival.plan.is_none() {
         return Ok(());
     }
-    let there =
-        Lock::read(&deployment.lock_path).map_err(|e| broken_lock(e, deployment.session, &deployment.chosen.name))?;
+    let there = Lock::read(&deployment.lock_path).map_err(|e| broken_lock(e, &deployment.scope()))?;
     let mut lock = there.clone().unwrap_or_else(|| release.lock.clone());
     let models = &deployment.chosen.loaded.environment.models;
     let fresh: Vec<_> =
@@ -252,32 +252,34 @@ async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<
             }
         }
     }
-    // First, so that no lock was ever applied that the history does not know.
-    release::keep_applied(deployment, &lock).await?;
+    // Recorded first, so that the history contains every applied lock.
+    let scope = deployment.scope();
+    let (sites, operator) = (deployment.sites.len(), operator(deployment.session));
+    release::keep_applied(deployment.subject(&scope), release, &lock, sites, operator).await?;
     if is_new {
         lock.write(&deployment.lock_path)?;
     }
     Ok(())
 }
 
-/// Replicas and gateway are ready each by itself; the gateway looks at its replicas twice a second.
+/// Replicas and the gateway become ready independently. The gateway polls its replicas twice a second.
 async fn until_ready(client: &Client) -> Result<(), Failure> {
-    const PATIENCE: Duration = Duration::from_secs(15);
-    const LOOK: Duration = Duration::from_millis(100);
+    const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
+    const POLL_INTERVAL: Duration = Duration::from_millis(100);
     let began = Instant::now();
     loop {
         match client.get("/ready").await {
             Ok(_) => return Ok(()),
-            Err(failure) if began.elapsed() > PATIENCE => return Err(failure),
-            Err(_) => tokio::time::sleep(LOOK).await,
+            Err(failure) if began.elapsed() > LOCK_TIMEOUT => return Err(failure),
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }
 
-/// A text from the model, streamed to people.
+/// Generates a text, and streams it to the terminal.
 async fn first_text(deployment: &Deployment<'_>, prompt: &str, console: Console) -> Result<String, Failure> {
-    let client =
-        Client::new(running::target(deployment.session, &deployment.chosen.name, &deployment.chosen.folder).await?)?;
+    let environment = &deployment.chosen.loaded.environment;
+    let client = Client::new(reach::target(&deployment.scope(), Some(environment)).await?)?;
     until_ready(&client).await?;
     let mut whole = String::new();
     console.stream(&format!("\n{prompt}"));
@@ -294,7 +296,12 @@ async fn first_text(deployment: &Deployment<'_>, prompt: &str, console: Console)
     Ok(whole)
 }
 
-fn how_to_reach(session: &Session, running: &running::Running, environment: &EnvironmentName, prompt: &str) -> String {
+fn how_to_reach(
+    session: &Session,
+    running: &running::RunningEnvironment,
+    environment: &EnvironmentName,
+    prompt: &str,
+) -> String {
     let mut text = format!("{environment} is up at {}\n", running.address);
     if let Some(key) = &running.key_file {
         text.push_str(&format!("  key    {key}\n"));
@@ -302,20 +309,18 @@ fn how_to_reach(session: &Session, running: &running::Running, environment: &Env
     if let Some(ca) = &running.ca_file {
         text.push_str(&format!("  ca     {ca}\n"));
     }
-    text.push_str(&format!("  try    {}\n", running::curl(running, prompt)));
+    text.push_str(&format!("  try    {}\n", reach::curl(running, prompt)));
     text.push_str(&format!(
         "  or     {} {}\n",
         session.again().command("generate", environment),
-        again::quoted(prompt)
+        rerun_flags::quoted(prompt)
     ));
     text.push_str(match &running.namespace {
         Some(_) if running.ca_file.is_none() => {
-            "  The cluster keeps it running. Its certificate is renewed by whoever made it."
+            "  The cluster keeps it running. You provided its certificate, and you renew it."
         }
-        Some(_) => {
-            "  The cluster keeps it running. Its certificate is renewed by an `up` in the last third of its life."
-        }
-        None => "  A reboot of this machine needs another `up`.",
+        Some(_) => "  The cluster keeps it running. `up` renews its certificate in the last third of its validity.",
+        None => "  After a reboot of this machine, run `up` again.",
     });
     text
 }

@@ -8,7 +8,7 @@
 mod chart;
 mod peer;
 mod slow;
-#[path = "../../tests/engine/world.rs"]
+#[path = "../../tests/pure/world.rs"]
 mod world;
 
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use camino::Utf8PathBuf;
 use serde_json::json;
 use textnlp_orchestrator::clock::SystemClock;
-use textnlp_orchestrator::event::Quiet;
+use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan;
-use textnlp_orchestrator::road::{Arrival, Ask, Road, travel};
+use textnlp_orchestrator::run::{Run, RunOptions, RunOutcome, run_phases};
 use textnlp_orchestrator::state::{Folder, State};
 use textnlp_provider::memory::Fuse;
 use textnlp_provider::{Lineage, Wanted};
@@ -141,12 +141,12 @@ fn measure(size: usize) -> Row {
     Row { size, plan, plan_mb, plan_same, first_up, second_up, open, refresh, peer: None }
 }
 
-async fn up(world: &World, path: &Utf8PathBuf, wanted: &[Wanted]) -> Arrival {
+async fn up(world: &World, path: &Utf8PathBuf, wanted: &[Wanted]) -> RunOutcome {
     let sites = world.site(wanted, &Fuse::default());
     let environment = environment();
-    let road = world.road(Arc::new(Folder::at(path.clone())), &sites, &environment, &Quiet);
-    let road = Road { clock: Arc::new(SystemClock), ..road };
-    let arrival = travel(&road, Ask { ..UP }, &mut |_| true, &CancellationToken::new()).await.unwrap();
+    let road = world.road(Arc::new(Folder::at(path.clone())), &sites, &environment, &DiscardEvents);
+    let road = Run { clock: Arc::new(SystemClock), ..road };
+    let arrival = run_phases(&road, RunOptions { ..UP }, &mut |_| true, &CancellationToken::new()).await.unwrap();
     assert!(arrival.is_complete(), "{:?}", arrival.outcome.failed);
     arrival
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use camino::Utf8PathBuf;
 use textnlp_orchestrator::clock::Clock;
-use textnlp_orchestrator::event::Quiet;
+use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan;
-use textnlp_orchestrator::road::{Road, RoadSite, look};
+use textnlp_orchestrator::run::{Run, RunSite, look};
 use textnlp_orchestrator::state::Folder;
 use textnlp_provider::{
     CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
@@ -25,13 +25,13 @@ const CALLS_PER_SECOND: u32 = 20;
 
 /// How long it takes to look at everything, in virtual seconds, and to plan that nothing is to be done, in real ones.
 pub fn refresh(world: &World, path: &Utf8PathBuf, wanted: &[Wanted], rounds: usize) -> (f64, f64) {
-    let mut sites: BTreeMap<SiteName, RoadSite> = world.site(wanted, &Default::default());
+    let mut sites: BTreeMap<SiteName, RunSite> = world.site(wanted, &Default::default());
     for site in sites.values_mut() {
         let (inner, clock) = (site.provider.clone(), world.clock.clone());
         site.provider = Arc::new(Paged { inner, clock: Arc::new(clock), next: Mutex::default() });
     }
     let environment = environment();
-    let road: Road<'_> = world.road(Arc::new(Folder::at(path.clone())), &sites, &environment, &Quiet);
+    let road: Run<'_> = world.road(Arc::new(Folder::at(path.clone())), &sites, &environment, &DiscardEvents);
     let began = world.clock.steady();
     let (planned, facts) = world.clock.run(look(&road, UP)).unwrap().unwrap();
     let took = (world.clock.steady() - began).as_secs_f64();

@@ -17,7 +17,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore};
 use textnlp_orchestrator::clock::SystemClock;
-use textnlp_orchestrator::state::{Entry, Folder, Holder, Locked, Objects, Operator, Place, State, Store};
+use textnlp_orchestrator::state::{Entry, Folder, Holder, Locked, Objects, Operator, SiteLocation, State, Store};
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 use uuid::Uuid;
 
@@ -133,7 +133,7 @@ fn taking_over(open: &Open) -> Duration {
 async fn locked(store: Arc<dyn Store>) -> Locked {
     let place = ["memory", "1", "local", "process"].map(str::to_owned);
     let [provider, account, region, runtime] = place;
-    let places = BTreeMap::from([(here(), Place { provider, account, region, runtime })]);
+    let places = BTreeMap::from([(here(), SiteLocation { provider, account, region, runtime })]);
     let operator = Operator {
         by: "ada".to_owned(),
         reason: None,
@@ -147,7 +147,7 @@ async fn locked(store: Arc<dyn Store>) -> Locked {
 
 async fn commit(locked: &mut Locked, number: usize) {
     let body = format!("the body of commit {number}: {}", "x".repeat(500));
-    let write = |pen: &mut textnlp_orchestrator::state::Pen<'_>| {
+    let write = |pen: &mut textnlp_orchestrator::state::JournalWriter<'_>| {
         let plan = pen.body(&body);
         pen.entry(Entry::Approved { purpose: "up".to_owned(), plan });
     };

@@ -1,4 +1,4 @@
-//! Where a message goes, checked before anything is sent.
+//! Destinations of alerts, validated before anything is sent.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,97 +6,135 @@ use std::net::IpAddr;
 use reqwest::Url;
 use textnlp_provider::Secret;
 
-/// Where a message goes. It is never printed as a whole: an address may hold a password or a token.
+/// Where an alert is sent. Never printed as a whole: the URL may hold a password or a token.
 #[derive(Clone)]
 pub enum Destination {
-    /// A POST of JSON.
+    /// A webhook: a POST of JSON.
     Webhook(Url),
-    /// A mail.
+    /// A mail by SMTP.
     Mail(Box<Mail>),
 }
 
-/// A mail server, and who writes to whom.
+/// A mail server with credentials, sender and recipients.
 #[derive(Clone)]
 pub struct Mail {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) tls: MailTls,
     pub(super) login: Option<(String, Secret)>,
+    /// From the URL; otherwise the first that the server offers.
+    pub(super) mechanism: Option<Mechanism>,
     pub(super) from: String,
     pub(super) to: Vec<String>,
 }
 
-/// How a connection to a mail server is sealed.
+/// TLS of a connection to a mail server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MailTls {
-    /// From the first byte.
+    /// Implicit TLS, from the first byte.
     Implicit,
-    /// After `STARTTLS`, which the server must offer.
+    /// After `STARTTLS`, which the server must support.
     Start,
-    /// Not at all: on this machine itself.
+    /// No TLS; for a server on this machine only.
     Off,
 }
 
-/// Why an address is none.
+/// The SASL mechanism of the login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mechanism {
+    /// `PLAIN`, RFC 4616.
+    Plain,
+    /// `LOGIN`: user and password in two prompts. Some servers offer only this.
+    Login,
+    /// `XOAUTH2`: the password is an OAuth access token,
+    /// <https://developers.google.com/workspace/gmail/imap/xoauth2-protocol>.
+    Xoauth2,
+}
+
+impl Mechanism {
+    /// By preference.
+    pub(super) const ALL: [Self; 3] = [Self::Plain, Self::Login, Self::Xoauth2];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::Login => "LOGIN",
+            Self::Xoauth2 => "XOAUTH2",
+        }
+    }
+}
+
+/// Why a URL is not a valid destination.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Unusable(pub &'static str);
+pub struct InvalidDestination(pub &'static str);
 
-/// Somebody who writes to more is a mailing list.
+/// More recipients need a mailing list.
 const RECIPIENTS: usize = 20;
 
 impl Destination {
-    /// Reads an address.
-    pub fn parse(text: &str) -> Result<Self, Unusable> {
-        let url =
-            Url::parse(text.trim()).map_err(|_| Unusable("it is no address such as `https://…` or `smtps://…`"))?;
+    /// Parses a URL.
+    pub fn parse(text: &str) -> Result<Self, InvalidDestination> {
+        let url = Url::parse(text.trim())
+            .map_err(|_| InvalidDestination("it is not an address such as `https://…` or `smtps://…`"))?;
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         if host.is_empty() {
-            return Err(Unusable("it names no host"));
+            return Err(InvalidDestination("it has no host"));
         }
         let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         match url.scheme() {
             "https" => Ok(Self::Webhook(url)),
             "http" if is_here => Ok(Self::Webhook(url)),
-            "http" => Err(Unusable("without TLS only this machine itself is talked to: write `https://…`")),
+            "http" => {
+                Err(InvalidDestination("without TLS only an address of this machine is allowed: write `https://…`"))
+            }
             "smtps" => Self::mail(&url, host, MailTls::Implicit, 465),
             "smtp" if is_here => Self::mail(&url, host, MailTls::Off, 25),
             "smtp" => Self::mail(&url, host, MailTls::Start, 587),
-            _ => Err(Unusable("its kind is none of `https`, `smtps` and `smtp`")),
+            _ => Err(InvalidDestination("its scheme is not `https`, `smtps` or `smtp`")),
         }
     }
 
-    fn mail(url: &Url, host: String, tls: MailTls, port: u16) -> Result<Self, Unusable> {
-        let (mut from, mut to) = (None, Vec::new());
+    fn mail(url: &Url, host: String, tls: MailTls, port: u16) -> Result<Self, InvalidDestination> {
+        let (mut from, mut to, mut mechanism) = (None, Vec::new(), None);
         for (name, value) in url.query_pairs() {
             match &*name {
                 "from" => from = Some(value.into_owned()),
                 "to" => to.extend(value.split(',').map(|to| to.trim().to_owned())),
-                _ => return Err(Unusable("behind its `?` stand `from=` and `to=`, and nothing else")),
+                "auth" => {
+                    let known = Mechanism::ALL.into_iter().find(|known| known.name().eq_ignore_ascii_case(&value));
+                    mechanism =
+                        Some(known.ok_or(InvalidDestination("its `auth=` is not `plain`, `login` or `xoauth2`"))?);
+                }
+                _ => return Err(InvalidDestination("only `from=`, `to=` and `auth=` are allowed after `?`")),
             }
         }
-        let Some(from) = from else { return Err(Unusable("it does not say from whom: add `?from=…`")) };
+        let Some(from) = from else { return Err(InvalidDestination("the sender is missing: add `?from=…`")) };
         if to.is_empty() || to.len() > RECIPIENTS {
-            return Err(Unusable("it does not say to whom, or to too many: add `&to=…`"));
+            return Err(InvalidDestination("the recipients are missing or too many: add `&to=…`"));
         }
         if to.iter().chain([&from]).any(|address| !is_mail_address(address)) {
-            return Err(Unusable("a mail address in it is none"));
+            return Err(InvalidDestination("a mail address in it is invalid"));
         }
-        let decoded = |text: &str| percent_decoded(text).ok_or(Unusable("its name or password is wrongly encoded"));
+        let decoded =
+            |text: &str| percent_decoded(text).ok_or(InvalidDestination("its name or password is wrongly encoded"));
         let login = match (url.username(), url.password()) {
             ("", None) => None,
             (user, Some(password)) if !user.is_empty() => {
                 Some((decoded(user)?, Secret::new(decoded(password)?.into_bytes())))
             }
-            _ => return Err(Unusable("it has a name without a password, or a password without a name")),
+            _ => return Err(InvalidDestination("it has a name without a password, or a password without a name")),
         };
+        if mechanism.is_some() && login.is_none() {
+            return Err(InvalidDestination("it sets `auth=` without a name and a password"));
+        }
         let port = url.port().unwrap_or(port);
-        Ok(Self::Mail(Box::new(Mail { host, port, tls, login, from, to })))
+        Ok(Self::Mail(Box::new(Mail { host, port, tls, login, mechanism, from, to })))
     }
 }
 
 impl fmt::Display for Destination {
-    /// Only who is asked, never how.
+    /// Only the host: a URL may hold a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Webhook(url) => write!(f, "webhook at {}", authority(url)),
@@ -117,13 +155,13 @@ impl Mail {
     }
 }
 
-/// The host and the port of an address.
+/// The host and the port of a URL.
 pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// What may stand in an envelope as it is.
+/// Whether the address can be used in an SMTP envelope without quoting.
 fn is_mail_address(text: &str) -> bool {
     let plain =
         text.len() <= 254 && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"<>()[],;:\\\"".contains(&byte));
@@ -167,7 +205,7 @@ mod tests {
         check("https://user:hunter2@hooks.example.com:8443/", "webhook at hooks.example.com:8443");
         check("http://127.0.0.1:8080/hunter2", "webhook at 127.0.0.1:8080");
         check("http://[::1]:8080/", "webhook at [::1]:8080");
-        check("http://hooks.example.com/hunter2", "refused: without TLS only this machine");
+        check("http://hooks.example.com/hunter2", "refused: without TLS only an address of this machine");
         check(
             "smtps://ada:hunter2@mail.example.com?from=a@b.c&to=d@e.f,g@h.i",
             "mail to d@e.f, g@h.i through mail.example.com:465",
@@ -175,10 +213,16 @@ mod tests {
         check("smtp://mail.example.com?from=a@b.c&to=d@e.f", "mail.example.com:587");
         check("smtp://localhost:2525?from=a@b.c&to=d@e.f", "localhost:2525");
         check("smtps://ada@mail.example.com?from=a@b.c&to=d@e.f", "refused: it has a name without a password");
-        check("smtps://mail.example.com?to=d@e.f", "refused: it does not say from whom");
-        check("smtps://mail.example.com?from=a@b.c", "refused: it does not say to whom");
-        check("smtps://mail.example.com?from=a@b.c&to=d@e.f%0d%0aBcc:x@y.z", "refused: a mail address in it is none");
-        check("smtps://mail.example.com?from=a@b.c&to=d@e.f&cc=x", "refused: behind its `?`");
+        check("smtps://mail.example.com?to=d@e.f", "refused: the sender is missing");
+        check("smtps://mail.example.com?from=a@b.c", "refused: the recipients are missing");
+        check(
+            "smtps://mail.example.com?from=a@b.c&to=d@e.f%0d%0aBcc:x@y.z",
+            "refused: a mail address in it is invalid",
+        );
+        check("smtps://mail.example.com?from=a@b.c&to=d@e.f&cc=x", "refused: only `from=`");
+        check("smtps://ada:hunter2@h?from=a@b.c&to=d@e.f&auth=XOAUTH2", "mail to d@e.f through h:465");
+        check("smtps://ada:hunter2@h?from=a@b.c&to=d@e.f&auth=cram-md5", "refused: its `auth=` is not");
+        check("smtps://h?from=a@b.c&to=d@e.f&auth=login", "refused: it sets `auth=`");
         for bad in [
             "",
             "ops@example.com",

@@ -1,7 +1,8 @@
-//! Messages to people: to a webhook, or by mail. One attempt each, with a bound on everything; whoever calls repeats.
+//! Alerts by webhook or mail. One attempt each, with a bound on time and size; the caller retries.
 //!
-//! A destination is an address: `https://…` for a webhook, `smtps://USER:PASSWORD@HOST[:465]?from=…&to=…,…` or `smtp://…[:587]` with
-//! STARTTLS for mail. Without TLS only this machine itself is talked to.
+//! A destination is a URL: `https://…` for a webhook, `smtps://USER:PASSWORD@HOST[:465]?from=…&to=…,…` or
+//! `smtp://…[:587]` with STARTTLS for mail. `&auth=plain`, `login` or `xoauth2` selects the login mechanism of a mail
+//! server; without it, the first that the server offers. Connections without TLS are allowed to this machine only.
 
 mod destination;
 mod mail;
@@ -10,57 +11,60 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use textnlp_net::client::{ClientError, ClientOptions, ProxySettings};
+use textnlp_net::trust::TrustRoots;
 use textnlp_provider::alert::Alert;
 
-pub use destination::{Destination, Unusable};
+pub use destination::{Destination, InvalidDestination};
 
-/// How long one attempt may take.
-pub const WITHIN: Duration = Duration::from_secs(20);
+/// The timeout of one attempt.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The longest part of an answer that is told to people, in characters.
-const TOLD: usize = 200;
+/// The longest part of a reply that an error quotes, in characters.
+const MAX_QUOTED_REPLY: usize = 200;
 
-/// Why a message did not arrive.
+/// Why an alert was not delivered.
 #[derive(Debug, thiserror::Error)]
-pub enum Unsent {
-    /// The webhook was not reached.
-    #[error("ask {to}")]
+pub enum AlertError {
+    /// The webhook could not be reached.
+    #[error("send to {to}")]
     Webhook {
-        /// Its host.
+        /// The host.
         to: String,
-        /// Why; it names no address, which may hold a secret.
+        /// The error, without the URL: that may hold a secret.
         #[source]
         because: reqwest::Error,
     },
-    /// The webhook refused it.
+    /// The webhook rejected the alert.
     #[error("{to} answers {status}")]
     Refused {
-        /// Its host.
+        /// The host.
         to: String,
-        /// Its status.
+        /// The HTTP status.
         status: u16,
     },
-    /// The mail server was not reached, or spoke out of turn.
-    #[error("talk to {to}: {because}")]
+    /// The mail server could not be reached or violated the protocol.
+    #[error("connect to {to}: {because}")]
     Mail {
-        /// Its host and port.
+        /// The host and port.
         to: String,
-        /// Why.
+        /// The reason.
         because: String,
     },
-    /// It took too long.
-    #[error("no answer within {} s", WITHIN.as_secs())]
+    /// The attempt timed out.
+    #[error("no answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Slow,
 }
 
-/// A message that arrived.
+/// A delivered alert.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Arrived {
-    /// Recipients of a mail whom the server refused, each with its answer. The others have it, so it is not sent again.
+pub struct DeliveredAlert {
+    /// Recipients that the mail server rejected, each with its reply. The others have the mail, so it is not sent
+    /// again.
     pub refused: Vec<String>,
 }
 
-/// Sends messages; holds what is trusted.
+/// Sends alerts; holds the trusted certificates.
 #[derive(Debug, Clone)]
 pub struct Sender {
     http: reqwest::Client,
@@ -68,41 +72,39 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// With the authorities that `tls` trusts. A redirect is not followed: it would lead a secret elsewhere.
-    pub fn new(tls: rustls::ClientConfig) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.clone())
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("textnlp-deploy/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { http, tls: Arc::new(tls) })
+    /// Trusts these certificate authorities. Webhooks use the proxy; mail servers are connected to directly. Redirects
+    /// are not followed: they would send a secret to another address.
+    pub fn new(trust: TrustRoots, proxy: ProxySettings) -> Result<Self, ClientError> {
+        let tls = Arc::new(trust.client_config());
+        let http = ClientOptions { trust, proxy, ..ClientOptions::default() }.client()?;
+        Ok(Self { http, tls })
     }
 
-    /// One attempt. When it fails the message may have arrived all the same: its id tells.
-    pub async fn send(&self, to: &Destination, alert: &Alert) -> Result<Arrived, Unsent> {
+    /// Makes one attempt. A failed attempt may have delivered the alert; receivers deduplicate by its id.
+    pub async fn send(&self, to: &Destination, alert: &Alert) -> Result<DeliveredAlert, AlertError> {
         let attempt = async {
             match to {
-                Destination::Webhook(url) => self.post(url, alert).await.map(|()| Arrived::default()),
+                Destination::Webhook(url) => self.post(url, alert).await.map(|()| DeliveredAlert::default()),
                 Destination::Mail(mail) => mail::send(mail, alert, &self.tls).await,
             }
         };
-        tokio::time::timeout(WITHIN, attempt).await.unwrap_or(Err(Unsent::Slow))
+        tokio::time::timeout(REQUEST_TIMEOUT, attempt).await.unwrap_or(Err(AlertError::Slow))
     }
 
-    async fn post(&self, url: &reqwest::Url, alert: &Alert) -> Result<(), Unsent> {
+    async fn post(&self, url: &reqwest::Url, alert: &Alert) -> Result<(), AlertError> {
         let to = destination::authority(url);
-        // `text` is what chat programs show.
+        // Chat services display `text`.
         let mut body = json!(alert);
         body["format"] = json!(1);
         body["text"] = json!(format!("{alert}\n{}", alert.says));
         let request = self.http.post(url.clone()).header("Idempotency-Key", &alert.id).json(&body);
         let answer = match request.send().await {
             Ok(answer) => answer,
-            Err(because) => return Err(Unsent::Webhook { to, because: because.without_url() }),
+            Err(because) => return Err(AlertError::Webhook { to, because: because.without_url() }),
         };
         match answer.status() {
             status if status.is_success() => Ok(()),
-            status => Err(Unsent::Refused { to, status: status.as_u16() }),
+            status => Err(AlertError::Refused { to, status: status.as_u16() }),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One operation in the air: its next call, and what an answer comes to.
+//! One operation in flight: its next call, and the verdict on each answer.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use textnlp_provider::{
-    Error, Handle, Object, Operation, Progress, Provider, Recorded, Result as Answered, Sort, Verb,
+    Error, ErrorKind, Handle, Object, Operation, Progress, Provider, Recorded, Result as Answered, Verb,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,29 +16,29 @@ use super::Limits;
 use crate::clock::Clock;
 use crate::state::{Intent, Lease};
 
-/// An operation in the air.
+/// An operation in flight.
 pub(super) struct Flight {
     pub(super) intent: Arc<Intent>,
-    /// Where it stands, as written down.
+    /// The provider's handle, as recorded.
     pub(super) handle: Option<Handle>,
-    /// Calls that failed in a row.
+    /// Consecutive failed calls.
     failures: u32,
-    /// A call may have arrived whose answer nobody got.
+    /// Whether a call without an answer may have taken effect.
     uncertain: bool,
-    /// By the steady clock.
+    /// The start, by the monotonic clock.
     pub(super) began: Duration,
-    /// What went wrong or was waited for last.
+    /// The last error, or what the operation last waited for.
     pub(super) last: String,
 }
 
-/// What a call came back with; nothing if it was not made: somebody asked to stop while it was waiting for its turn, or the lock
-/// would not outlive it.
-pub(super) type Landing = Option<Answered<Progress>>;
+/// The answer of a call. `None` if the call was not made: the operator asked to stop while it was queued, or the lease
+/// would have expired during the call.
+pub(super) type CallAnswer = Option<Answered<Progress>>;
 
-/// What an answer comes to.
+/// What follows from an answer.
 pub(super) enum Verdict {
     Done(Object),
-    /// It stands further on: write the handle down if it is another one, then look again.
+    /// Not finished: record the handle if it changed, then poll again.
     Pending {
         handle: Handle,
         says: String,
@@ -53,7 +53,7 @@ pub(super) enum Verdict {
         left: Option<Object>,
         error: Error,
     },
-    /// Nobody knows what came of it, or it takes longer than it may: the next run finds out.
+    /// The result is unknown, or the operation exceeded its deadline. The next run recovers it.
     LeaveOpen {
         error: Option<Error>,
         because: String,
@@ -62,7 +62,7 @@ pub(super) enum Verdict {
 
 impl Flight {
     pub(super) fn new(intent: Intent, handle: Option<Handle>, began: Duration) -> Self {
-        // An operation that is begun again may have been called before.
+        // An operation that is resumed may have been called before.
         Self { intent: Arc::new(intent), handle, failures: 0, uncertain: false, began, last: String::new() }
     }
 
@@ -75,7 +75,7 @@ impl Flight {
         &self.intent.operation
     }
 
-    /// The next call, after a pause, by this provider and through `host` where the operation goes through one.
+    /// The next call to this provider, after a pause. It goes through `host` if the operation does.
     pub(super) fn call(
         &self,
         (provider, host): (Arc<dyn Provider>, Option<Recorded>),
@@ -84,7 +84,7 @@ impl Flight {
         lease: Option<Arc<dyn Lease>>,
         pause: Duration,
         limits: Limits,
-    ) -> BoxFuture<'static, Landing> {
+    ) -> BoxFuture<'static, CallAnswer> {
         let (intent, handle) = (self.intent.clone(), self.handle.clone());
         Box::pin(async move {
             if !pause.is_zero() {
@@ -111,11 +111,12 @@ impl Flight {
                 }
             };
             let overdue = overdue(clock.as_ref(), limits.call);
-            // A machine that stood still in the middle of a call must not send it when it wakes up: somebody else may be at work by then.
+            // A machine that was suspended before the call must not send it on wake-up: another run may hold the lock
+            // by then.
             tokio::select! {
                 biased;
                 () = overdue => {
-                    let error = Error::new(Sort::Unavailable, op.verb.to_string(), op.resource.as_str());
+                    let error = Error::new(ErrorKind::Unavailable, op.verb.to_string(), op.resource.as_str());
                     Some(Err(error.because(format!("no answer within {} s", limits.call.as_secs()))))
                 }
                 answer = call => Some(answer),
@@ -123,7 +124,7 @@ impl Flight {
         })
     }
 
-    /// Judges an answer. `late`: the kind's deadline has passed.
+    /// Returns the verdict on an answer. `late`: the deadline of the kind has passed.
     pub(super) fn judge(&mut self, answer: Answered<Progress>, late: bool, limits: Limits) -> Verdict {
         match answer {
             Ok(Progress::Done(object)) => Verdict::Done(object),
@@ -132,7 +133,7 @@ impl Flight {
                 self.failures = 0;
                 self.last.clone_from(&says);
                 if late {
-                    return Verdict::LeaveOpen { error: None, because: format!("it takes longer than it may: {says}") };
+                    return Verdict::LeaveOpen { error: None, because: format!("it exceeded its time limit: {says}") };
                 }
                 let moved = self.handle.as_ref() != Some(&handle);
                 self.handle = Some(handle.clone());
@@ -144,27 +145,28 @@ impl Flight {
 
     fn judge_error(&mut self, error: Error, late: bool, limits: Limits) -> Verdict {
         self.failures += 1;
-        self.uncertain |= error.sort == Sort::Unavailable;
-        if error.sort.may_pass() {
+        self.uncertain |= error.kind == ErrorKind::Unavailable;
+        if error.kind.may_pass() {
             self.last = error.to_string();
             if self.failures < limits.attempts && !late {
                 let after = self.pause(&error, limits);
                 return Verdict::Retry { after, because: error.to_string() };
             }
-            // A delete that is refused has its record still. Left open, it would keep from going whatever has to go first.
-            let refused = error.sort == Sort::Conflict && self.operation().verb == Verb::Delete;
-            // Ending it as failed would forget an object that may be there.
+            // A rejected delete leaves its record in place. Left open, it would block the resources that must be
+            // deleted first.
+            let refused = error.kind == ErrorKind::Conflict && self.operation().verb == Verb::Delete;
+            // Marking it as failed would forget an object that may exist.
             if (self.uncertain || self.handle.is_some()) && !refused {
-                let because = format!("nobody knows what came of it: {error}");
+                let because = format!("the outcome of the call is unknown: {error}");
                 return Verdict::LeaveOpen { error: Some(error), because };
             }
         }
         Verdict::Failed { left: None, error }
     }
 
-    /// Doubles each time; the token shifts it a little, so that operations that failed together do not return together.
+    /// Exponential backoff, with jitter from the token so that operations that failed together do not retry together.
     fn pause(&self, error: &Error, limits: Limits) -> Duration {
-        if let Sort::Throttled { after: Some(after) } = error.sort {
+        if let ErrorKind::Throttled { after: Some(after) } = error.kind {
             return after.min(limits.longest_pause);
         }
         let doubled = limits.pause.saturating_mul(1 << (self.failures - 1).min(16));
@@ -173,7 +175,7 @@ impl Flight {
     }
 }
 
-/// Ends when this much time has passed, also when the machine slept through it and its timers did not see it.
+/// Ends after this time, including time in which the machine slept and its timers did not run.
 async fn overdue(clock: &dyn Clock, time: Duration) {
     let (until, mut sleep) = (clock.steady() + time, clock.sleep(time));
     std::future::poll_fn(|cx| if clock.steady() >= until { Poll::Ready(()) } else { sleep.poll_unpin(cx) }).await;

@@ -1,4 +1,4 @@
-//! A gate within a run: somebody measures from outside whether what was made may take the place of what was there.
+//! A gate within a run: a measurement from outside decides whether the new objects may replace the old ones.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,23 +9,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 
-/// Who is asked at gates.
+/// Measures sites at gates.
 #[async_trait]
 pub trait Gates: Send + Sync {
-    /// Measures a site as its clients see it. It may take minutes; a run waits no longer than [`Limits::gate`](super::Limits::gate).
+    /// Measures a site as its clients see it. It may take minutes; a run waits at most
+    /// [`Limits::gate`](super::Limits::gate).
     async fn ask(&self, site: &SiteName) -> Answer;
 }
 
-/// What was measured.
+/// The result of a measurement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// It works.
+    /// The site works.
     Open,
-    /// It does not, or nobody knows: every reason.
+    /// The site does not work or could not be measured: every reason.
     Shut(Vec<String>),
 }
 
-/// Asks, no longer than `within`; `None` when somebody asked to stop meanwhile.
+/// Measures with the timeout `within`; `None` if the operator asked to stop meanwhile.
 pub(super) async fn ask(
     gates: &dyn Gates,
     site: SiteName,

@@ -1,8 +1,8 @@
-//! An approved plan becomes real: every call is written down before it is made, and what came of it before anything depends on it.
+//! Applies an approved plan. Every call is recorded before it is made, and its result before any dependent starts.
 //!
-//! Read in this order: [`apply`] and [`recover`] (the two ways in), `run` (the loop: start what is ready, wait, write down),
-//! `flight` (one operation in the air), `step` (what a step begins with), `gate` (who is asked before anything of the old goes). Apply decides nothing: what the plan left open is
-//! chosen by rule among the plan's alternatives, and the choice is written down.
+//! Start with [`apply`] and [`recover`] (the entry points). Then `run` (the loop: start ready steps, wait, record),
+//! `flight` (one operation in flight), `step` (how a step starts) and `gate` (the measurement before a removal). Apply
+//! makes no decisions: where the plan left alternatives, a fixed rule selects one, and the choice is recorded.
 
 mod flight;
 mod gate;
@@ -24,37 +24,37 @@ use crate::state::{Locked, StateError};
 
 pub use gate::{Answer, Gates};
 
-/// Everything that applying works with.
+/// The inputs of apply.
 pub struct Drive<'a> {
-    /// Who is called at each site.
+    /// The provider of each site.
     pub providers: &'a BTreeMap<SiteName, Arc<dyn Provider>>,
-    /// The journal, which only this run writes.
+    /// The locked state; only this run writes its journals.
     pub state: &'a mut Locked,
-    /// Time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Who listens.
+    /// Receives the events.
     pub events: &'a dyn Events,
-    /// Who is asked at gates; where there is nobody, they stay shut.
+    /// Measures at gates. Without it, every gate stays closed.
     pub gates: Option<&'a dyn Gates>,
-    /// How much at once, and how long.
+    /// Limits of concurrency and time.
     pub limits: Limits,
 }
 
-/// How much at once, and how long.
+/// Limits of concurrency and time.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Operations in the air at once.
+    /// The most operations in flight.
     pub parallel: usize,
-    /// How often a call is made that fails in a way that may pass.
+    /// The most attempts of a call that fails with a transient error.
     pub attempts: u32,
-    /// How long one call may take. Longer work comes back as pending: a lease outlives every call, and a successor waits no
-    /// longer than this before it touches what a dead run left open.
+    /// The timeout of one call. Longer operations return as pending. A lease outlives every call, so a successor waits
+    /// at most this long before it recovers an open operation.
     pub call: Duration,
-    /// The first pause before a call is made again; it doubles each time.
+    /// The first pause before a retry; it doubles each time.
     pub pause: Duration,
-    /// The longest pause.
+    /// The longest pause before a retry.
     pub longest_pause: Duration,
-    /// How long a gate may take to answer.
+    /// The timeout of a gate's measurement.
     pub gate: Duration,
 }
 
@@ -71,32 +71,32 @@ impl Default for Limits {
     }
 }
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Outcome {
-    /// Operations that are finished.
-    pub done: Vec<Did>,
-    /// What failed.
+    /// Operations that are done.
+    pub done: Vec<CompletedOperation>,
+    /// Steps that failed.
     pub failed: Vec<Failure>,
-    /// What was not begun because something before it failed, or because of a stop.
+    /// Steps that were not started because of an earlier failure or a stop.
     pub skipped: Vec<Skipped>,
-    /// Operations that stay open: the next run finishes them.
-    pub open: Vec<LeftOpen>,
-    /// Gates that were asked and are shut: what waits for them was not begun.
-    pub shut: Vec<Shut>,
-    /// Somebody asked to stop.
+    /// Operations that stay open: the next run recovers them.
+    pub open: Vec<UnfinishedOperation>,
+    /// Gates that stayed closed; the steps behind them were not started.
+    pub shut: Vec<ClosedGate>,
+    /// Whether the operator asked to stop.
     pub stopped: bool,
-    /// How long it took.
+    /// The duration in seconds.
     pub seconds: f64,
 }
 
 impl Outcome {
-    /// Whether everything was done that was to be done.
+    /// Whether every step was done.
     pub fn is_complete(&self) -> bool {
         self.failed.is_empty() && self.skipped.is_empty() && self.open.is_empty()
     }
 
-    /// Puts what happened before in front.
+    /// Prepends the outcome of an earlier phase.
     pub(crate) fn after(mut self, earlier: Outcome) -> Self {
         let Outcome { done, failed, skipped, open, shut, stopped, seconds } = earlier;
         self.done.splice(0..0, done);
@@ -110,88 +110,88 @@ impl Outcome {
     }
 }
 
-/// A finished operation.
+/// An operation that is done.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Did {
-    /// On what.
+pub struct CompletedOperation {
+    /// The resource.
     pub resource: ResourceId,
-    /// What.
+    /// The verb of the call.
     pub verb: Verb,
 }
 
 /// A failed step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Failure {
-    /// Which resource.
+    /// The resource.
     pub resource: ResourceId,
-    /// What was being done, and to what.
+    /// The action that failed, and its object.
     pub message: String,
-    /// Why, from the outside in.
+    /// The causes, from the outermost in.
     pub causes: Vec<String>,
-    /// The provider's own code.
+    /// The provider's error code.
     pub code: Option<String>,
-    /// What to do.
+    /// How to fix it.
     pub hint: Option<String>,
 }
 
-/// A step that was not begun.
+/// A step that was not started.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Skipped {
-    /// Which resource.
+    /// The resource.
     pub resource: ResourceId,
-    /// Why.
+    /// The reason.
     pub because: String,
 }
 
-/// A gate that is shut.
+/// A gate that stayed closed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Shut {
-    /// Of which site.
+pub struct ClosedGate {
+    /// The site.
     pub site: SiteName,
-    /// Why.
+    /// The reasons.
     pub because: Vec<String>,
 }
 
-/// An operation that stays open.
+/// An operation that stays open; the next run recovers it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LeftOpen {
-    /// Which.
+pub struct UnfinishedOperation {
+    /// The operation's id.
     pub operation: OperationId,
-    /// On what.
+    /// The resource.
     pub resource: ResourceId,
-    /// What it waits for, or what went wrong last.
+    /// What it waits for, or its last error.
     pub because: String,
 }
 
-/// Why a run could not go on.
+/// Why a run was aborted.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// What happens could not be written down, so nothing more was begun.
+    /// A journal could not be written, so nothing more was started.
     #[error("write the journal of `{site}`")]
     Journal {
-        /// Whose journal.
+        /// The site of the journal.
         site: SiteName,
-        /// Why.
+        /// The error.
         source: StateError,
     },
     /// The journal could not be read.
     #[error("read the state")]
     State(#[source] StateError),
-    /// Nobody is there to be called at a site.
+    /// A site has no provider.
     #[error("no provider for site `{site}`")]
     NoProvider {
-        /// Which site.
+        /// The site.
         site: SiteName,
     },
-    /// The plan was made for another deployment than the state's.
+    /// The plan has another lineage than the state.
     #[error("the plan was made for another deployment than this one")]
     OtherLineage,
 }
 
-/// Applies a plan. When this returns, everything that was called is written down; what is not finished is listed as open.
+/// Applies a plan. When this returns, every call is recorded, and unfinished operations are listed as open.
 ///
-/// Dependents of a failure are skipped, independent work goes on. After `stop` nothing new is started: calls in the air
-/// come back and are written down, longer operations stay open.
+/// Dependents of a failed step are skipped; independent steps continue. After `stop` nothing new is started. Calls in
+/// flight finish and are recorded; longer operations stay open.
 pub async fn apply(drive: Drive<'_>, plan: &Approved, stop: &CancellationToken) -> Result<Outcome, ApplyError> {
     let plan = plan.plan();
     if plan.lineage.is_some_and(|lineage| lineage != drive.state.lineage()) {
@@ -200,7 +200,7 @@ pub async fn apply(drive: Drive<'_>, plan: &Approved, stop: &CancellationToken) 
     run::Run::new(drive, plan, stop).apply().await
 }
 
-/// Finishes the operations that a dead run left open, with the parameters they were begun with.
+/// Finishes the operations that a crashed run left open, with the parameters they were started with.
 pub async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Result<Outcome, ApplyError> {
     run::recover(drive, stop).await
 }
@@ -222,7 +222,7 @@ impl Failure {
         Self { resource: resource.clone(), message, causes: Vec::new(), code: None, hint }
     }
 
-    /// Message and causes in one line.
+    /// Message and causes on one line.
     pub fn line(&self) -> String {
         std::iter::once(&self.message).chain(&self.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
     }

@@ -1,4 +1,4 @@
-//! The loop: start what is ready, wait for what is in the air, write down what came back.
+//! The loop: start ready steps, wait for the operations in flight, record the results.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
@@ -11,44 +11,44 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use textnlp_provider::{Kind, Object, Provider, ResourceId, SiteName, Verb};
 use tokio_util::sync::CancellationToken;
 
-use super::flight::{Flight, Landing, Verdict};
+use super::flight::{CallAnswer, Flight, Verdict};
 use super::gate::{self, Answer};
-use super::step::{self, Known, Write};
-use super::{ApplyError, Did, Drive, Failure, LeftOpen, Outcome, Shut, Skipped};
-use crate::event::{Event, What};
-use crate::plan::{Branch, Call, Decides, Gate, Node, Plan, Step};
+use super::step::{self, RunFacts, Write};
+use super::{ApplyError, ClosedGate, CompletedOperation, Drive, Failure, Outcome, Skipped, UnfinishedOperation};
+use crate::event::{Event, EventKind};
+use crate::plan::{Branch, Call, ChoiceBasis, Gate, Node, Plan, Step};
 use crate::state::Intent;
 
 pub(super) struct Run<'a> {
-    air: Air<'a>,
+    air: InFlight<'a>,
     plan: &'a Plan,
-    /// How many steps each step still waits for.
+    /// The count of unfinished dependencies of each step.
     waits: Vec<usize>,
     dependents: Vec<Vec<u32>>,
-    /// The length of the longest way from each step to the end, in time that it may take.
+    /// The longest path from each step to the end, in the time it may take. Steps on the critical path start first.
     way: Vec<Duration>,
     ready: BinaryHeap<(Duration, Reverse<u32>)>,
     skipped: BTreeSet<u32>,
-    /// The operations that a step still has to make after the one in the air.
+    /// The remaining operations of a step after the one in flight.
     rest: BTreeMap<u32, VecDeque<Call>>,
     /// Gates that are being measured.
     asked: FuturesUnordered<BoxFuture<'a, (u32, Option<Answer>)>>,
-    known: Known,
+    known: RunFacts,
 }
 
-/// What a run waited for.
-enum Came {
-    Landed(Vec<(u64, Landed)>),
+/// What the loop was woken by.
+enum Wakeup {
+    Landed(Vec<(u64, OperationEnd)>),
     Answered(u32, Option<Answer>),
 }
 
-/// The operations in the air, and where their ends are written down.
-struct Air<'a> {
+/// The operations in flight, and the journal for their results.
+struct InFlight<'a> {
     drive: Drive<'a>,
     stop: &'a CancellationToken,
     flights: BTreeMap<u64, Flight>,
-    calls: FuturesUnordered<BoxFuture<'static, (u64, Landing)>>,
-    /// What is to be written down, then told, then called: ends and the beginnings that follow from them share one wait for the disk.
+    calls: FuturesUnordered<BoxFuture<'static, (u64, CallAnswer)>>,
+    /// What to record, then report, then call. Results and the operations they start share one sync to disk.
     next: Next,
     outcome: Outcome,
     began: Duration,
@@ -57,31 +57,31 @@ struct Air<'a> {
 #[derive(Default)]
 struct Next {
     writes: BTreeMap<SiteName, Vec<Write>>,
-    told: Vec<What>,
+    told: Vec<EventKind>,
     calls: Vec<(u64, Flight, Duration)>,
 }
 
-/// How an operation left the air.
-enum Landed {
+/// How an operation left the flight.
+enum OperationEnd {
     Done(Option<Object>),
     Failed,
     Open,
 }
 
-/// Finishes what a dead run left open. All of it was in the air at once, so nothing of it waits for another.
+/// Recovers the operations of a crashed run. They were all in flight at once, so none depends on another.
 pub(super) async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Result<Outcome, ApplyError> {
-    let mut air = Air::new(drive, stop);
+    let mut air = InFlight::new(drive, stop);
     let sites: Vec<SiteName> = air.drive.state.sites().cloned().collect();
     let mut number = 0;
-    air.wait_out_the_grace(&sites).await?;
+    air.wait_for_grace_period(&sites).await?;
     for site in sites {
-        // What is open at a site that is left alone stays for the next one that goes there.
+        // Open operations at a site that is not part of this run stay open.
         if !air.drive.providers.contains_key(&site) {
             continue;
         }
         for (op, open) in air.drive.state.open(&site).map_err(ApplyError::State)? {
             let (resource, verb) = (open.intent.operation.resource.clone(), open.intent.operation.verb);
-            air.tell(What::Recovering { operation: op, resource, verb });
+            air.tell(EventKind::Recovering { operation: op, resource, verb });
             let began = air.drive.clock.steady();
             let flight = Flight::new(open.intent, open.handle, began).resumed();
             air.next.calls.push((number, flight, Duration::ZERO));
@@ -105,7 +105,7 @@ impl<'a> Run<'a> {
                 dependents[*before as usize].push(step.id);
             }
         }
-        let air = Air::new(drive, stop);
+        let air = InFlight::new(drive, stop);
         let mut way = vec![Duration::ZERO; plan.steps.len()];
         for step in plan.steps.iter().rev() {
             let longest = dependents[step.id as usize].iter().map(|next| way[*next as usize]).max().unwrap_or_default();
@@ -113,7 +113,7 @@ impl<'a> Run<'a> {
         }
         let ready = plan.steps.iter().filter(|step| step.after.is_empty());
         let ready = ready.map(|step| (way[step.id as usize], Reverse(step.id))).collect();
-        let (skipped, rest, known) = (BTreeSet::new(), BTreeMap::new(), Known::default());
+        let (skipped, rest, known) = (BTreeSet::new(), BTreeMap::new(), RunFacts::default());
         Self { air, plan, waits, dependents, way, ready, skipped, rest, asked: FuturesUnordered::new(), known }
     }
 
@@ -126,16 +126,16 @@ impl<'a> Run<'a> {
                 break;
             }
             let came = tokio::select! {
-                landed = self.air.land(), if self.air.is_busy() => Came::Landed(landed),
-                Some((id, answer)) = self.asked.next(), if is_asking => Came::Answered(id, answer),
-                // What was over at once made more ready.
+                landed = self.air.land(), if self.air.is_busy() => Wakeup::Landed(landed),
+                Some((id, answer)) = self.asked.next(), if is_asking => Wakeup::Answered(id, answer),
+                // Steps that ended at once made others ready.
                 else => continue,
             };
             match came {
-                Came::Landed(landed) => {
+                Wakeup::Landed(landed) => {
                     landed.into_iter().try_for_each(|(id, landed)| self.landed(id as u32, landed))?;
                 }
-                Came::Answered(id, answer) => self.answered(id, answer),
+                Wakeup::Answered(id, answer) => self.answered(id, answer),
             }
         }
         let plan = self.plan;
@@ -147,7 +147,7 @@ impl<'a> Run<'a> {
         Ok(self.air.end())
     }
 
-    /// Starts as many ready steps as may be in the air.
+    /// Starts ready steps up to the limit of operations in flight.
     fn start(&mut self) -> Result<(), ApplyError> {
         let mut over = Vec::new();
         while self.air.in_use() < self.air.drive.limits.parallel && !self.air.stop.is_cancelled() {
@@ -171,10 +171,10 @@ impl<'a> Run<'a> {
             match begun {
                 Ok((beginning, intent)) => {
                     if let Some(branch) = beginning.branch {
-                        self.air.tell(What::Chose { resource: step.resource.clone(), branch: branch.to_string() });
+                        self.air.tell(EventKind::Chose { resource: step.resource.clone(), branch: branch.to_string() });
                     }
                     if let Some(what) = beginning.note {
-                        self.air.tell(What::Noted { resource: step.resource.clone(), what: what.to_owned() });
+                        self.air.tell(EventKind::Noted { resource: step.resource.clone(), what: what.to_owned() });
                     }
                     self.air.next.writes.entry(step.site.clone()).or_default().extend(beginning.writes);
                     match intent {
@@ -195,22 +195,22 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Whether anything goes when a gate opens: nothing does where what was to be decided on the way came to nothing.
+    /// Whether any step behind the gate removes something: a choice may have resolved to no change.
     fn would_remove(&self, gate: &Gate) -> bool {
         gate.open.iter().any(|step| match &self.plan.steps[*step as usize].node {
             Node::Call(_) => true,
             Node::OneOf(one) => {
-                matches!(&one.decides, Decides::As(other) if self.known.chose.get(other) == Some(&Branch::Replace))
+                matches!(&one.decides, ChoiceBasis::As(other) if self.known.chose.get(other) == Some(&Branch::Replace))
             }
             Node::Note(_) | Node::Gate(_) => false,
         })
     }
 
-    /// Has a gate measured while everything else goes on.
+    /// Starts the measurement of a gate; other steps continue.
     fn ask(&mut self, step: &'a Step) {
-        self.air.next.told.push(What::GateAsked { site: step.site.clone() });
+        self.air.next.told.push(EventKind::GateAsked { site: step.site.clone() });
         let Some(gates) = self.air.drive.gates else {
-            let nobody = Answer::Shut(vec!["nobody is there to measure it".to_owned()]);
+            let nobody = Answer::Shut(vec!["this run has no gate that can measure it".to_owned()]);
             return self.answered(step.id, Some(nobody));
         };
         let (clock, within) = (self.air.drive.clock.clone(), self.air.drive.limits.gate);
@@ -222,7 +222,7 @@ impl<'a> Run<'a> {
     fn answered(&mut self, id: u32, answer: Option<Answer>) {
         let step = &self.plan.steps[id as usize];
         let because = match answer {
-            // What waits for it is named as what a stop left.
+            // The steps behind it are reported as skipped by the stop.
             None => return,
             Some(Answer::Open) => Vec::new(),
             Some(Answer::Shut(because)) if because.is_empty() => vec!["no reason was given".to_owned()],
@@ -231,31 +231,31 @@ impl<'a> Run<'a> {
         let Next { writes, told, .. } = &mut self.air.next;
         let write = Write::Asked { gate: step.resource.clone(), because: because.clone() };
         writes.entry(step.site.clone()).or_default().push(write);
-        told.push(What::GateAnswered { site: step.site.clone(), shut_because: because.clone() });
+        told.push(EventKind::GateAnswered { site: step.site.clone(), shut_because: because.clone() });
         if because.is_empty() {
             return self.done(id);
         }
-        self.air.outcome.shut.push(Shut { site: step.site.clone(), because });
+        self.air.outcome.shut.push(ClosedGate { site: step.site.clone(), because });
         self.skip_dependents(id, "the gate is shut".to_owned());
     }
 
-    fn landed(&mut self, id: u32, landed: Landed) -> Result<(), ApplyError> {
+    fn landed(&mut self, id: u32, landed: OperationEnd) -> Result<(), ApplyError> {
         let step = &self.plan.steps[id as usize];
         match landed {
-            Landed::Done(object) => {
+            OperationEnd::Done(object) => {
                 if let Some(object) = object {
                     self.known.outputs.insert(step.resource.clone(), object.outputs);
                 }
                 self.next_call(id, step)
             }
-            Landed::Failed | Landed::Open => {
+            OperationEnd::Failed | OperationEnd::Open => {
                 self.skip_what_waits_for(id);
                 Ok(())
             }
         }
     }
 
-    /// The next operation of a step that has several, or its end.
+    /// Queues the next operation of a step, or ends the step.
     fn next_call(&mut self, id: u32, step: &'a Step) -> Result<(), ApplyError> {
         let Some(call) = self.rest.get_mut(&id).and_then(VecDeque::pop_front) else {
             self.done(id);
@@ -292,7 +292,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whatever waits for a step that failed is not begun.
+    /// Skips the dependents of a failed step.
     fn skip_what_waits_for(&mut self, id: u32) {
         self.skip_dependents(id, format!("`{}` is not ready", self.plan.steps[id as usize].resource));
     }
@@ -309,23 +309,23 @@ impl<'a> Run<'a> {
     }
 }
 
-/// In the place of a count: the step is over.
+/// Replaces the count of a step that is over.
 const DONE: usize = usize::MAX;
 
-impl<'a> Air<'a> {
+impl<'a> InFlight<'a> {
     fn new(drive: Drive<'a>, stop: &'a CancellationToken) -> Self {
         let began = drive.clock.steady();
         let (flights, calls, next) = (BTreeMap::new(), FuturesUnordered::new(), Next::default());
         Self { drive, stop, flights, calls, next, outcome: Outcome::default(), began }
     }
 
-    /// A call that an earlier holder sent just before it lost its lock may still be on its way.
-    async fn wait_out_the_grace(&self, sites: &[SiteName]) -> Result<(), ApplyError> {
+    /// A call that an earlier holder sent just before it lost its lock may still be in flight.
+    async fn wait_for_grace_period(&self, sites: &[SiteName]) -> Result<(), ApplyError> {
         let grace = self.drive.state.grace();
         for site in sites.iter().filter(|_| !grace.is_zero()) {
             if !self.drive.state.open(site).map_err(ApplyError::State)?.is_empty() {
-                let text = format!("waiting {} s for calls of the run before this one to end", grace.as_secs());
-                self.tell(What::Note { text });
+                let text = format!("waiting {} s for calls of the previous run to end", grace.as_secs());
+                self.tell(EventKind::Note { text });
                 self.drive.clock.sleep(grace).await;
                 break;
             }
@@ -337,7 +337,7 @@ impl<'a> Air<'a> {
         !self.flights.is_empty()
     }
 
-    /// Operations in the air and those that are about to be.
+    /// Operations in flight or about to be.
     fn in_use(&self) -> usize {
         self.flights.len() + self.next.calls.len()
     }
@@ -349,7 +349,7 @@ impl<'a> Air<'a> {
         self.outcome
     }
 
-    fn tell(&self, what: What) {
+    fn tell(&self, what: EventKind) {
         self.drive.events.tell(Event { at: self.drive.clock.now(), what });
     }
 
@@ -365,7 +365,7 @@ impl<'a> Air<'a> {
         self.kind(site, kind).map_or(Duration::from_secs(600), |kind| kind.deadline)
     }
 
-    /// Writes down what is next, tells what came to an end by it, and makes the calls.
+    /// Records what is queued, reports the results and makes the calls.
     async fn go_on(&mut self) -> Result<(), ApplyError> {
         let Next { writes, told, calls } = std::mem::take(&mut self.next);
         for (site, writes) in writes.into_iter().filter(|(_, writes)| !writes.is_empty()) {
@@ -376,10 +376,10 @@ impl<'a> Air<'a> {
         calls.into_iter().try_for_each(|(id, flight, pause)| self.launch(id, flight, pause))
     }
 
-    /// The first call of an operation, once it is written down.
+    /// Makes the first call of a recorded operation.
     fn take_off(&mut self, id: u64, intent: Intent) {
         let op = &intent.operation;
-        self.next.told.push(What::Started { operation: op.id, resource: op.resource.clone(), verb: op.verb });
+        self.next.told.push(EventKind::Started { operation: op.id, resource: op.resource.clone(), verb: op.verb });
         let flight = Flight::new(intent, None, self.drive.clock.steady());
         let writes = self.next.writes.entry(flight.operation().site.clone()).or_default();
         writes.push(Write::Begun(flight.intent.clone()));
@@ -389,7 +389,7 @@ impl<'a> Air<'a> {
     fn launch(&mut self, id: u64, flight: Flight, pause: Duration) -> Result<(), ApplyError> {
         let provider = self.provider(&flight.operation().site)?;
         let (lease, op) = (self.drive.state.lease(), flight.operation());
-        // Asked for each call: meanwhile the host may have become another object, or have other outputs.
+        // Looked up for each call: the host may have been replaced meanwhile, or have new outputs.
         let host = op.via.as_ref().and_then(|host| self.drive.state.current(&op.site, &host.0));
         let (clock, stop, limits) = (self.drive.clock.clone(), self.stop.clone(), self.drive.limits);
         let call = flight.call((provider, host), clock, stop, lease, pause, limits);
@@ -398,11 +398,11 @@ impl<'a> Air<'a> {
         Ok(())
     }
 
-    /// Waits for answers and says which operations left the air by them. What they come to is written down next.
-    async fn land(&mut self) -> Vec<(u64, Landed)> {
+    /// Waits for answers and returns the operations that ended with them. The caller records the results.
+    async fn land(&mut self) -> Vec<(u64, OperationEnd)> {
         let Some(first) = self.calls.next().await else { return Vec::new() };
         let mut landings = vec![first];
-        // Whatever else is back already shares one wait for the disk.
+        // Answers that are already there share one sync to disk.
         while let Some(Some(more)) = self.calls.next().now_or_never() {
             landings.push(more);
         }
@@ -417,7 +417,7 @@ impl<'a> Air<'a> {
                     flight.judge(answer, late, self.drive.limits)
                 }
                 None if self.stop.is_cancelled() => Verdict::LeaveOpen { error: None, because: flight.last.clone() },
-                // Whoever has the lock now finishes it.
+                // The present holder of the lock recovers it.
                 None => Verdict::LeaveOpen { error: None, because: "the lock was lost before the call".to_owned() },
             };
             let Next { writes, told, calls } = &mut self.next;
@@ -430,19 +430,19 @@ impl<'a> Air<'a> {
                         _ => Write::Made { op: op.id, recorded: Box::new(flight.intent.recorded(&object, false)) },
                     };
                     here.push(ended);
-                    told.push(What::Done { resource: op.resource.clone(), verb: op.verb, ms });
-                    self.outcome.done.push(Did { resource: op.resource, verb: op.verb });
-                    landed.push((id, Landed::Done((op.verb != Verb::Delete).then_some(object))));
+                    told.push(EventKind::Done { resource: op.resource.clone(), verb: op.verb, ms });
+                    self.outcome.done.push(CompletedOperation { resource: op.resource, verb: op.verb });
+                    landed.push((id, OperationEnd::Done((op.verb != Verb::Delete).then_some(object))));
                 }
                 Verdict::Pending { handle, says, again_in, moved } => {
                     if moved {
                         here.push(Write::Pending { op: op.id, handle, says: says.clone() });
                     }
-                    told.push(What::Says { resource: op.resource, text: says });
+                    told.push(EventKind::Says { resource: op.resource, text: says });
                     calls.push((id, flight, again_in));
                 }
                 Verdict::Retry { after, because } => {
-                    told.push(What::Retrying { resource: op.resource, because, in_ms: after.as_millis() as u64 });
+                    told.push(EventKind::Retrying { resource: op.resource, because, in_ms: after.as_millis() as u64 });
                     calls.push((id, flight, after));
                 }
                 Verdict::Failed { left, error } => {
@@ -453,7 +453,7 @@ impl<'a> Air<'a> {
                     here.push(Write::Failed { op: op.id, left, because: failure.line() });
                     told.push(failed(&failure, op.verb));
                     self.outcome.failed.push(failure);
-                    landed.push((id, Landed::Failed));
+                    landed.push((id, OperationEnd::Failed));
                 }
                 Verdict::LeaveOpen { error, because } => {
                     if let Some(error) = error {
@@ -461,9 +461,9 @@ impl<'a> Air<'a> {
                         told.push(failed(&failure, op.verb));
                         self.outcome.failed.push(failure);
                     }
-                    told.push(What::LeftOpen { operation: op.id, resource: op.resource.clone() });
-                    self.outcome.open.push(LeftOpen { operation: op.id, resource: op.resource, because });
-                    landed.push((id, Landed::Open));
+                    told.push(EventKind::LeftOpen { operation: op.id, resource: op.resource.clone() });
+                    self.outcome.open.push(UnfinishedOperation { operation: op.id, resource: op.resource, because });
+                    landed.push((id, OperationEnd::Open));
                 }
             }
         }
@@ -480,11 +480,11 @@ impl<'a> Air<'a> {
     }
 
     fn skip(&mut self, resource: &ResourceId, because: String) {
-        self.next.told.push(What::Skipped { resource: resource.clone(), because: because.clone() });
+        self.next.told.push(EventKind::Skipped { resource: resource.clone(), because: because.clone() });
         self.outcome.skipped.push(Skipped { resource: resource.clone(), because });
     }
 }
 
-fn failed(failure: &Failure, verb: Verb) -> What {
-    What::Failed { resource: failure.resource.clone(), verb, because: failure.line(), hint: failure.hint.clone() }
+fn failed(failure: &Failure, verb: Verb) -> EventKind {
+    EventKind::Failed { resource: failure.resource.clone(), verb, because: failure.line(), hint: failure.hint.clone() }
 }

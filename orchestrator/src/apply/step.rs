@@ -1,4 +1,4 @@
-//! What a step begins with: nothing, a note, or the first of its operations.
+//! How a step starts: with nothing, with a record, or with its first operation.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -9,10 +9,12 @@ use textnlp_provider::{
 };
 
 use super::Failure;
-use crate::plan::{Branch, Call, Decides, Node, Note, OneOf, Step, Which, branch_of, refreshed, sorted_needs};
-use crate::state::{BodyRef, End, Entry, Intent, Locked, Pen, Target, cut};
+use crate::plan::{
+    Branch, Call, Choice, ChoiceBasis, Node, Note, ObjectRole, Step, branch_of, refreshed, sorted_needs,
+};
+use crate::state::{BodyRef, End, Entry, Intent, JournalWriter, Locked, Target, cut};
 
-/// What is to be written into a journal.
+/// What to write into a journal.
 pub(super) enum Write {
     Begun(Arc<Intent>),
     Pending {
@@ -37,7 +39,7 @@ pub(super) enum Write {
         branch: Branch,
         because: String,
     },
-    /// A gate's answer: open where there is no reason against it.
+    /// A gate's answer: open if there is no reason against it.
     Asked {
         gate: ResourceId,
         because: Vec<String>,
@@ -58,11 +60,11 @@ pub(super) enum Write {
     },
 }
 
-/// Longer texts are cut in the journal; the whole text is in the run's report.
+/// The longest text in the journal, in characters. The run's report has the whole text.
 const TEXT: usize = 400;
 
 impl Write {
-    pub(super) fn put(self, pen: &mut Pen<'_>) {
+    pub(super) fn put(self, pen: &mut JournalWriter<'_>) {
         let short = |text: &str| cut(text, TEXT);
         let mut body = |recorded: &Recorded| -> BodyRef { pen.body(recorded) };
         let entry = match self {
@@ -94,32 +96,32 @@ impl Write {
     }
 }
 
-/// What this run has come to know and steps build on.
+/// What this run has learned and later steps use.
 #[derive(Default)]
-pub(super) struct Known {
-    /// The outputs of resources that this run made, changed or looked at again.
+pub(super) struct RunFacts {
+    /// Outputs of resources that this run created, changed or read again.
     pub(super) outputs: BTreeMap<ResourceId, textnlp_provider::Outputs>,
-    /// What steps chose.
+    /// The branches that steps chose.
     pub(super) chose: BTreeMap<u32, Branch>,
-    /// Resources that are another object now.
+    /// Resources that were replaced by another object.
     pub(super) replaced: BTreeSet<ResourceId>,
-    /// The last operation number that was given out at each site.
+    /// The last operation number assigned at each site.
     pub(super) numbers: BTreeMap<SiteName, u64>,
 }
 
-/// What a step begins with.
-pub(super) struct Beginning {
+/// How a step starts.
+pub(super) struct StepStart {
     pub(super) writes: Vec<Write>,
-    /// The operations, one after the other; the first is not written yet.
+    /// Its operations in order; the first is not recorded yet.
     pub(super) calls: VecDeque<Call>,
     pub(super) branch: Option<Branch>,
     pub(super) note: Option<&'static str>,
 }
 
-/// What a step is to begin with, by the plan and by what is known now.
-pub(super) fn begin(step: &Step, provider: &Arc<dyn Provider>, known: &mut Known) -> Result<Beginning, Failure> {
+/// Decides how a step starts, by the plan and by what is known now.
+pub(super) fn begin(step: &Step, provider: &Arc<dyn Provider>, known: &mut RunFacts) -> Result<StepStart, Failure> {
     let resource = &step.resource;
-    let mut beginning = Beginning { writes: Vec::new(), calls: VecDeque::new(), branch: None, note: None };
+    let mut beginning = StepStart { writes: Vec::new(), calls: VecDeque::new(), branch: None, note: None };
     match &step.node {
         Node::Call(call) => beginning.calls.push_back(call.clone()),
         Node::Note(note) => {
@@ -137,30 +139,30 @@ pub(super) fn begin(step: &Step, provider: &Arc<dyn Provider>, known: &mut Known
             beginning.note = Some(what);
         }
         Node::OneOf(one) => choose(step, one, provider, known, &mut beginning)?,
-        // Whoever runs the plan asks at gates.
+        // The loop measures gates.
         Node::Gate(_) => {}
     }
     Ok(beginning)
 }
 
-fn noted(resource: &ResourceId, what: &'static str, recorded: &Recorded, known: &mut Known) -> Write {
+fn noted(resource: &ResourceId, what: &'static str, recorded: &Recorded, known: &mut RunFacts) -> Write {
     known.outputs.insert(resource.clone(), recorded.outputs.clone());
     Write::Noted { resource: resource.clone(), what, recorded: Box::new(recorded.clone()) }
 }
 
 fn choose(
     step: &Step,
-    one: &OneOf,
+    one: &Choice,
     provider: &Arc<dyn Provider>,
-    known: &mut Known,
-    beginning: &mut Beginning,
+    known: &mut RunFacts,
+    beginning: &mut StepStart,
 ) -> Result<(), Failure> {
     let resource = &step.resource;
     let (branch, because) = match &one.decides {
-        Decides::As(other) => {
+        ChoiceBasis::As(other) => {
             (known.chose.get(other).copied().unwrap_or(Branch::Nothing), "as decided before".to_owned())
         }
-        Decides::Difference { wanted, recorded, seen } => {
+        ChoiceBasis::Difference { wanted, recorded, seen } => {
             let spec = resolved(wanted, known)?;
             let resolved = Wanted { spec: spec.clone(), ..(**wanted).clone() };
             let changes = provider.diff(&resolved, recorded, seen);
@@ -185,7 +187,7 @@ fn choose(
     }
     let Some(alternative) = one.alternatives.iter().find(|alternative| alternative.branch == branch) else {
         let message = format!("it would take a {branch}, which the approved plan does not allow");
-        return Err(Failure::plain(resource, message, "plan again and look at what it says now"));
+        return Err(Failure::plain(resource, message, "plan again and review the new plan"));
     };
     beginning.calls.extend(alternative.calls.iter().cloned());
     Ok(())
@@ -195,28 +197,24 @@ fn refuse(resource: &ResourceId, changes: &[FieldChange]) -> Result<(), Failure>
     for change in changes {
         if let textnlp_provider::Effect::Refuse(reason) = &change.effect {
             let message = format!("`{}` would have to change: {reason}", change.field);
-            return Err(Failure::plain(resource, message, "put the old value back"));
+            return Err(Failure::plain(resource, message, "restore the old value"));
         }
     }
     Ok(())
 }
 
-fn resolved(wanted: &Wanted, known: &Known) -> Result<Spec, Failure> {
+fn resolved(wanted: &Wanted, known: &RunFacts) -> Result<Spec, Failure> {
     wanted.spec.resolve(|id| known.outputs.get(id)).map_err(|error| {
-        Failure::plain(
-            &wanted.id,
-            error.to_string(),
-            "this is a mistake of the provider that has this output; report it",
-        )
+        Failure::plain(&wanted.id, error.to_string(), "this is a bug in the provider that has this output; report it")
     })
 }
 
-/// The whole operation for a call, ready to be written down.
+/// The full record of an operation, ready to be written.
 pub(super) fn intent(
     step: &Step,
     call: &Call,
     provider: &Arc<dyn Provider>,
-    known: &mut Known,
+    known: &mut RunFacts,
     state: &Locked,
 ) -> Result<Intent, Failure> {
     let schema = |kind: &str| provider.kinds().iter().find(|known| known.name == kind).map_or(1, |kind| kind.schema);
@@ -232,16 +230,16 @@ pub(super) fn intent(
             refuse(&step.resource, &changes)?;
             if branch_of(&changes) == Branch::Replace {
                 let message = "it would take a replace, which the approved plan does not allow";
-                return Err(Failure::plain(&step.resource, message, "plan again and look at what it says now"));
+                return Err(Failure::plain(&step.resource, message, "plan again and review the new plan"));
             }
             let target = if *stray { Target::Stray } else { Target::Current };
             (Verb::Update, wanted.via.clone(), spec, Some((**recorded).clone()), changes, target, Some(wanted))
         }
         Call::Delete { recorded, which } => {
             let target = match which {
-                Which::Current => Target::Current,
-                Which::Stray => Target::Stray,
-                Which::Old => {
+                ObjectRole::Current => Target::Current,
+                ObjectRole::Stray => Target::Stray,
+                ObjectRole::Old => {
                     state.old(&step.site, &step.resource, &recorded.cloud_id).map_or(Target::Stray, Target::Old)
                 }
             };

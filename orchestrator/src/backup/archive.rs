@@ -1,8 +1,8 @@
-//! The bytes of a copy: a tar whose first member lists all others, and its second the digest of that list.
+//! The bytes of a backup: a tar whose first member is the manifest, and whose second is the manifest's digest.
 //!
-//! Any `tar` opens one, and `sha256sum -c backup.json.sha256` checks its list. Reading is no parsing: from the list follows every byte
-//! that must come, and the first one that differs ends it. Nothing is believed before its digest, and nothing counts before the
-//! whole file was read.
+//! Any `tar` extracts it, and `sha256sum -c backup.json.sha256` checks the manifest. The reader does not parse the tar:
+//! the manifest determines every byte that must follow, and the first difference is an error. No content is used before
+//! its digest was checked, and no file before the whole backup was read.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -17,34 +17,35 @@ use super::manifest::{FORMAT, Manifest, Member, shown};
 
 const LIST: &str = "backup.json";
 const LIST_DIGEST: &str = "backup.json.sha256";
-/// A list of a hundred thousand members stays below.
+/// A manifest of a hundred thousand members is smaller.
 const LIST_MAX: u64 = 32 << 20;
 const BLOCK: usize = 512;
 /// Two empty blocks end a tar.
 const END: usize = 2 * BLOCK;
 
-/// One thing to be copied.
+/// One member to write.
 pub struct Item {
-    /// Its path within the copy.
+    /// Its path within the backup.
     pub path: String,
-    /// What is in it.
+    /// Its content.
     pub content: Content,
 }
 
-/// What is in a member.
+/// The content of a member.
 pub enum Content {
-    /// These bytes. Most of them are secrets, so all of them are handled as such.
+    /// These bytes. Most of them are secrets, so all are handled as such.
     Bytes(Secret),
     /// This file.
     File(Utf8PathBuf),
 }
 
-/// Writes a copy and returns its list. `manifest` comes without members; they are taken from the items, in their order.
+/// Writes a backup and returns its manifest. `manifest` is passed without members; `items` become its members, in this
+/// order.
 pub fn write(mut manifest: Manifest, items: &[Item], to: &mut dyn Write) -> Result<Manifest, Error> {
     manifest.members = items.iter().map(member).collect::<Result<_, _>>()?;
     let text = serde_json::to_vec_pretty(&manifest).expect("a list is plain data");
-    // What could not be read again is refused before it is somebody's only copy.
-    Manifest::parse(&text).map_err(|why| Error::Key(format!("a copy cannot be written: {why:?}")))?;
+    // A manifest that could not be read again is refused before it becomes the only backup.
+    Manifest::parse(&text).map_err(|why| Error::Key(format!("a backup cannot be written: {why:?}")))?;
     let mut put = |bytes: &[u8]| to.write_all(bytes).map_err(Error::io("write", "the copy"));
     put(&header(LIST, text.len() as u64))?;
     put(&text)?;
@@ -82,6 +83,7 @@ fn member(item: &Item) -> Result<Member, Error> {
     Ok(Member { path: item.path.clone(), bytes, sha256: hex::encode(hash.finalize()) })
 }
 
+/// Not `textnlp_files::copy_sha256`: an unreadable input is a different error from an unwritable backup.
 fn each_chunk(content: &Content, to: &mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
     match content {
         Content::Bytes(secret) => to(secret.expose()),
@@ -100,9 +102,9 @@ fn each_chunk(content: &Content, to: &mut dyn FnMut(&[u8]) -> Result<(), Error>)
     }
 }
 
-/// Reads a whole copy into an empty folder. Its files count only when this returns: the last byte is read before.
+/// Extracts a backup into an empty folder. The files are valid only if this returns `Ok`, after the last byte was read.
 ///
-/// `name` is for messages. Files are made 0600, folders 0700, and nothing is written outside.
+/// `name` is for messages. Files get mode 0600, folders 0700, and nothing is written outside of `folder`.
 pub fn unpack(name: &Utf8Path, from: &mut dyn Read, folder: &Utf8Path) -> Result<Manifest, Error> {
     let mut reading = Reading { name, from };
     let manifest = reading.list()?;
@@ -129,13 +131,13 @@ pub fn unpack(name: &Utf8Path, from: &mut dyn Read, folder: &Utf8Path) -> Result
     }
     reading.expect(&[0; END], "its end")?;
     reading.end()?;
-    // One wait for the disk instead of one for each of many small files.
+    // One sync for the file system instead of one for each small file.
     let synced = File::open(folder).and_then(|folder| rustix::fs::syncfs(&folder).map_err(io::Error::from));
     synced.map_err(Error::io("flush", folder))?;
     Ok(manifest)
 }
 
-/// What a copy says is in it: its beginning is read and nothing is written. Whether all of it is there is for [`unpack`] to say.
+/// Reads the manifest of a backup and writes nothing. Only [`unpack`] checks that the content is complete.
 pub fn listed(name: &Utf8Path, from: &mut dyn Read) -> Result<Manifest, Error> {
     Reading { name, from }.list()
 }
@@ -196,7 +198,7 @@ impl Reading<'_> {
         let mut more = [0u8; 1];
         match self.read(&mut more, "its end")? {
             0 => Ok(()),
-            _ => Err(self.damaged("there is something behind its end".to_owned())),
+            _ => Err(self.damaged("there is data after its end".to_owned())),
         }
     }
 
@@ -225,8 +227,8 @@ impl Reading<'_> {
                     io::ErrorKind::UnexpectedEof => {
                         Err(Error::Truncated { path: self.name.to_owned(), what: format!("it ends within {what}") })
                     }
-                    // The seal says so of a block that does not open.
-                    io::ErrorKind::InvalidData => Err(self.damaged(format!("{what} does not open: {error}"))),
+                    // The decryption reports a block that fails authentication this way.
+                    io::ErrorKind::InvalidData => Err(self.damaged(format!("{what} cannot be decrypted: {error}"))),
                     _ => Err(Error::io("read", self.name)(error)),
                 },
             };
@@ -243,23 +245,22 @@ impl Reading<'_> {
 }
 
 fn has_room(folder: &Utf8Path, needed: u64) -> Result<(), Error> {
-    // Where nobody tells how much room there is, the write itself will.
-    let Ok(disk) = rustix::fs::statvfs(folder.as_std_path()) else { return Ok(()) };
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    // Without information about free space, a full disk fails the write.
+    let Ok(textnlp_files::Filesystem { free, .. }) = textnlp_files::filesystem(folder) else { return Ok(()) };
     if needed > free { Err(Error::Room { path: folder.to_owned(), needed, free }) } else { Ok(()) }
 }
 
-/// As `sha256sum` writes it.
+/// A line in the format of `sha256sum`.
 fn digest_line(text: &[u8]) -> String {
     format!("{}  {LIST}\n", hex::encode(Sha256::digest(text)))
 }
 
-/// What tar calls a member: its path, or a number where the path is longer than tar's field.
+/// A member's name in the tar: its path, or a number if the path exceeds the tar's name field.
 fn tar_name(path: &str, number: usize) -> String {
     if path.len() <= 100 { path.to_owned() } else { format!("long/{number}") }
 }
 
-/// The one header that a member of this name and length can have.
+/// The only header that a member of this name and length can have.
 fn header(name: &str, bytes: u64) -> [u8; BLOCK] {
     let mut header = tar::Header::new_ustar();
     let field = &mut header.as_old_mut().name;
@@ -274,7 +275,7 @@ fn header(name: &str, bytes: u64) -> [u8; BLOCK] {
     *header.as_bytes()
 }
 
-/// The length that a header says, whatever else it says.
+/// The length field of a header, without a check of the other fields.
 fn length_of(header: &[u8; BLOCK]) -> Option<u64> {
     let field = std::str::from_utf8(&header[124..135]).ok()?;
     u64::from_str_radix(field, 8).ok()

@@ -1,108 +1,115 @@
-//! Why a copy could not be made or opened.
+//! Why a backup could not be created or read.
 
 use std::io;
 
 use camino::Utf8PathBuf;
 
-/// Why a copy could not be made or opened.
+/// Why a backup could not be created or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system said no.
+    /// An error of the file system.
     #[error("{action} {path}")]
     Io {
-        /// What was being done.
+        /// The action that failed.
         action: &'static str,
-        /// To what.
+        /// Its path.
         path: Utf8PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// It is something else.
-    #[error("{path} is not a backup of ours: {why}")]
+    /// The file is not a backup.
+    #[error("{path} is not a backup of this program: {why}")]
     Foreign {
-        /// Which file.
+        /// The file.
         path: Utf8PathBuf,
-        /// What it is instead, as far as that can be seen.
+        /// What it is instead, as far as it can be detected.
         why: String,
     },
-    /// A later version of this program made it.
+    /// A newer version of this program wrote it.
     #[error("{path} has format {found}, this program reads formats up to {known}")]
     Newer {
-        /// Which file.
+        /// The file.
         path: Utf8PathBuf,
-        /// Its format.
+        /// Its format version.
         found: u64,
-        /// The newest known one.
+        /// The newest supported format version.
         known: u64,
     },
-    /// Its end is missing.
+    /// The file is truncated.
     #[error("{path} is cut short: {what}")]
     Truncated {
-        /// Which file.
+        /// The file.
         path: Utf8PathBuf,
         /// Where it ends.
         what: String,
     },
-    /// It is not what was written.
+    /// The content does not match its digest.
     #[error("{path} is damaged: {what}")]
     Damaged {
-        /// Which file.
+        /// The file.
         path: Utf8PathBuf,
         /// What does not match.
         what: String,
     },
-    /// Nothing that was given opens it.
+    /// None of the given keys or passphrases decrypts it.
     #[error("{path} cannot be opened: {why}")]
     Sealed {
-        /// Which file.
+        /// The file.
         path: Utf8PathBuf,
         /// What is missing.
         why: String,
     },
-    /// A key or a passphrase is none.
+    /// A key or a passphrase is invalid.
     #[error("{0}")]
     Key(String),
-    /// A file changed while it was copied.
+    /// A file changed while it was backed up.
     #[error("`{member}` changed while it was copied")]
     Changed {
-        /// Which.
+        /// The file.
         member: String,
     },
-    /// Something else lies where a part of a log belongs.
-    #[error("{path} is there already, with another content")]
+    /// A log segment exists with other content.
+    #[error("{path} already exists with other content")]
     Taken {
-        /// Where.
+        /// Its path.
         path: Utf8PathBuf,
     },
-    /// It is no part of a log.
+    /// The name is not that of a log segment.
     #[error("{0}")]
     NoPart(String),
-    /// Another run makes or removes copies there.
+    /// Another process creates or prunes backups there.
     #[error("another backup is being made in {folder}")]
     Busy {
-        /// Where.
+        /// The backup directory.
         folder: Utf8PathBuf,
     },
-    /// No room.
+    /// The disk is too full.
     #[error("{path} needs {needed} bytes and {free} are free")]
     Room {
-        /// Where.
+        /// Its path.
         path: Utf8PathBuf,
-        /// How many bytes it takes.
+        /// Required bytes.
         needed: u64,
-        /// How many there are.
+        /// Free bytes.
         free: u64,
     },
 }
 
+impl From<textnlp_files::Error> for Error {
+    fn from(error: textnlp_files::Error) -> Self {
+        let path = Utf8PathBuf::from(error.path.to_string_lossy().into_owned());
+        Self::Io { action: error.action, path, source: error.source }
+    }
+}
+
 impl Error {
-    /// For `map_err`.
+    /// Builds an [`Error::Io`], for `map_err`.
     pub(crate) fn io(action: &'static str, path: impl Into<Utf8PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
     }
 
-    /// A stable word for programs.
+    /// A stable error code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Io { .. } => "backup",
@@ -118,25 +125,25 @@ impl Error {
         }
     }
 
-    /// What to do about it.
+    /// How to fix it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Io { .. } => {
-                "mend what is named, then run this again; nothing half-done is left under a backup's name"
-            }
+            Self::Io { .. } => "fix the problem above, then run the command again; no incomplete backup is left",
             Self::Foreign { .. } => "give a file that `backup create` made: backup_YYYYMMDD.dump",
             Self::Newer { .. } => "restore it with the version of this program that made it, or a later one",
             Self::Truncated { .. } | Self::Damaged { .. } => {
-                "take another copy of this file, or an earlier backup: `backup list` shows them"
+                "use another copy of this file, or an earlier backup: `backup list` shows them"
             }
             Self::Sealed { .. } => {
-                "give the key that was carried away with --key FILE (`backup key show` printed it), or --passphrase-file FILE"
+                "give the key that `backup key show` printed with --key FILE, or --passphrase-file FILE"
             }
-            Self::Key(_) => "keys are as `backup key show` or `age-keygen` write them; recipients begin with `age1`",
-            Self::Taken { .. } => "another database has archived here: give this one a `backup.destination` of its own",
-            Self::NoPart(_) => "give what PostgreSQL hands to its archive command",
+            Self::Key(_) => {
+                "give a key in the format of `backup key show` or `age-keygen`; recipients begin with `age1`"
+            }
+            Self::Taken { .. } => "another database is archived here: set another `backup.destination` for this one",
+            Self::NoPart(_) => "give the file name that PostgreSQL passes to its archive command",
             Self::Changed { .. } | Self::Busy { .. } => "run this again in a moment",
-            Self::Room { .. } => "make room, or choose another place",
+            Self::Room { .. } => "free some space, or choose another destination",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is in a copy: written first, believed only after its digest, and what every other byte is held against.
+//! The manifest of a backup: its first member, whose digest is checked and which lists the digests of all the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,107 +7,107 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
-use super::log::PartName;
+use super::log::SegmentName;
 
-/// The version of the format. Members are only added to a version; a number is added when an older reader would restore less than
-/// there is.
+/// The version of the format. Optional members need no new version. The number is raised when an older reader would
+/// restore too little.
 pub const FORMAT: u64 = 1;
 
-/// What tells a copy of ours from any other document.
+/// Identifies a backup of this program.
 pub(super) const KIND: &str = "textnlp-backup";
 
-/// Tens of thousands of journal bodies are one file; a copy with more members than this is none of ours.
+/// Tens of thousands of journal bodies are one file, so a valid backup has far fewer members than this.
 const MEMBERS_MAX: usize = 100_000;
 
-/// The list of what is in a copy, with where it belongs.
+/// The content of a backup, with the place of each member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Always `textnlp-backup`.
     pub kind: String,
     /// See [`FORMAT`].
     pub format: u64,
-    /// Which environment.
+    /// The environment.
     pub environment: EnvironmentName,
-    /// Which deployment.
+    /// The lineage of the deployment.
     pub lineage: Lineage,
-    /// When.
+    /// When the backup was taken.
     pub at: Timestamp,
-    /// Name and version of the program that made it.
+    /// Name and version of the program that took it.
     pub tool: String,
-    /// The machine it was made on.
+    /// The machine it was taken on.
     pub host: String,
     /// The database of each site that has one.
     pub databases: BTreeMap<SiteName, Database>,
-    /// What was served, by name.
+    /// The served models, by name.
     pub models: BTreeMap<String, Model>,
-    /// Every other member, in the order in which they follow.
+    /// Every other member, in the order of the archive.
     pub members: Vec<Member>,
 }
 
-/// A database as it was copied.
+/// A database in a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Database {
-    /// The member.
+    /// The member with its content.
     pub member: String,
-    /// Where it belongs, from the state folder.
+    /// Where it is restored to, relative to the state folder.
     pub path: String,
-    /// Its schema.
+    /// The version of its schema.
     pub schema: u64,
-    /// API keys in it.
+    /// The count of API keys in it.
     pub keys: u64,
-    /// Requests that it accounts for.
+    /// The count of requests in its usage records.
     pub usage: u64,
-    /// Where an archived log goes on from, for a PostgreSQL of our own whose log is archived.
+    /// The base backup, for a managed PostgreSQL whose log is archived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Base>,
 }
 
-/// A PostgreSQL's own files as `pg_basebackup` copied them: with the archived log they become what it was at any later moment.
+/// A PostgreSQL base backup, by `pg_basebackup`. With the archived log, it can be restored to any later point in time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
     /// The member: a tar.
     pub member: String,
-    /// The number that PostgreSQL gave to these files and to their log when they were first made, in digits.
+    /// PostgreSQL's system identifier, in digits. `initdb` assigns it to the files and to their log.
     pub system: String,
-    /// The major version whose programs read it.
+    /// The major version of PostgreSQL that can read it.
     pub version: u32,
-    /// The first part of the log that it needs; it comes along.
-    pub first: PartName,
-    /// The last part of the log that came along.
-    pub last: PartName,
-    /// The length of each part.
+    /// The first log segment it needs; included in the backup.
+    pub first: SegmentName,
+    /// The last log segment that is included in the backup.
+    pub last: SegmentName,
+    /// The length of each log segment, in bytes.
     pub part_bytes: u64,
-    /// The first moment that can be restored.
+    /// The earliest point in time that can be restored.
     pub from: Timestamp,
 }
 
-/// A model as it was served.
+/// A served model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Model {
-    /// Where it came from.
+    /// Its source.
     pub source: String,
-    /// Its digest; its content is fetched again.
+    /// Its digest; the content is fetched again on restore.
     pub digest: Option<String>,
-    /// The folder of members that hold its content, when it was taken in.
+    /// The folder of members with its content, if the backup includes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<String>,
 }
 
-/// One file.
+/// A member of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Its path within the copy.
+    /// Its path within the backup.
     pub path: String,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: u64,
-    /// Its SHA-256, hexadecimal.
+    /// Its SHA-256, in hexadecimal.
     pub sha256: String,
 }
 
 impl Base {
-    /// Whether what is said of the log is of one log, and its number is one.
+    /// Whether the segments are of one log, and the system identifier is a number.
     fn is_sound(&self) -> bool {
-        let number = |part: &PartName| part.number(self.part_bytes);
+        let number = |part: &SegmentName| part.number(self.part_bytes);
         self.system.parse::<u64>().is_ok_and(|system| system.to_string() == self.system)
             && number(&self.first).is_some()
             && number(&self.first) <= number(&self.last)
@@ -115,7 +115,7 @@ impl Base {
 }
 
 impl Manifest {
-    /// Reads the text of a manifest. `Err(Ok(n))` is a later format, `Err(Err(why))` is no manifest.
+    /// Parses a manifest. `Err(Ok(n))` is a newer format version, `Err(Err(why))` is not a manifest.
     pub(super) fn parse(text: &[u8]) -> Result<Self, Result<u64, String>> {
         let value: serde_json::Value = serde_json::from_slice(text).map_err(|error| Err(error.to_string()))?;
         if value["kind"] != KIND {
@@ -131,7 +131,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Whether every path stays inside, once, and everything that is referred to is there.
+    /// Whether every path is unique and stays inside of the backup, and every reference resolves.
     fn check(&self) -> Result<(), String> {
         if self.members.len() > MEMBERS_MAX {
             return Err(format!("it lists {} members", self.members.len()));
@@ -140,7 +140,7 @@ impl Manifest {
         let mut sum = 0u64;
         for member in &self.members {
             if !is_inside(&member.path) {
-                return Err(format!("`{}` does not stay inside", shown(&member.path)));
+                return Err(format!("`{}` leaves the target folder", shown(&member.path)));
             }
             if !seen.insert(member.path.as_str()) {
                 return Err(format!("`{}` is listed twice", shown(&member.path)));
@@ -148,7 +148,10 @@ impl Manifest {
             if member.sha256.len() != 64 || !member.sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
                 return Err(format!("`{}` has no digest", shown(&member.path)));
             }
-            sum = sum.checked_add(member.bytes).filter(|sum| *sum < 1 << 60).ok_or("its lengths add up to too much")?;
+            sum = sum
+                .checked_add(member.bytes)
+                .filter(|sum| *sum < 1 << 60)
+                .ok_or("its members are too large in total")?;
         }
         for (site, database) in &self.databases {
             let base = database.base.as_ref();
@@ -163,18 +166,18 @@ impl Manifest {
             }
         }
         match self.models.values().filter_map(|model| model.folder.as_ref()).find(|folder| !is_inside(folder)) {
-            Some(folder) => Err(format!("`{}` does not stay inside", shown(folder))),
+            Some(folder) => Err(format!("`{}` leaves the target folder", shown(folder))),
             None => Ok(()),
         }
     }
 
-    /// The bytes of all members.
+    /// The total length of all members, in bytes.
     pub fn bytes(&self) -> u64 {
         self.members.iter().map(|member| member.bytes).sum()
     }
 }
 
-/// Whether a path goes down from a folder and nowhere else.
+/// Whether a path is relative and stays below its folder.
 pub fn is_inside(path: &str) -> bool {
     let normal = |part| matches!(part, Utf8Component::Normal(_));
     let rebuilt: Vec<&str> = Utf8Path::new(path).components().map(|part| part.as_str()).collect();
@@ -182,11 +185,11 @@ pub fn is_inside(path: &str) -> bool {
         && path.len() <= 1024
         && !path.chars().any(char::is_control)
         && Utf8Path::new(path).components().all(normal)
-        // `a//b` and `a/./b` are other names of `a/b`.
+        // `a//b` and `a/./b` are aliases of `a/b`.
         && rebuilt.join("/") == path
 }
 
-/// A name from a file that a stranger may have made, for a message.
+/// Escapes an untrusted name from a file, for a message.
 pub(super) fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(80).collect()
 }

@@ -1,20 +1,20 @@
-//! Copies that bring a deployment back: one file with state, keys, databases and what the environment said.
+//! Backups: one file with the state, keys, databases and environment file of a deployment.
 //!
-//! Read in this order: [`Manifest`] (what is in a copy), `archive` (its bytes: a tar that any tar opens), `seal` (who can open it:
-//! the format of the tool `age`), [`Shelf`] (the folder where copies lie, and which may go), [`Log`] (the archived log of a
-//! PostgreSQL, which leads from a copy to any later moment). What of a site belongs into a copy is
-//! known to its provider; the databases are read by the server program. Both come from the caller.
+//! Start with [`Manifest`] (the content of a backup), then `archive` (its bytes: a standard tar) and `seal` (encryption
+//! in the format of the tool `age`). [`BackupDirectory`] is the backup directory with its retention. [`Log`] is the archived
+//! write-ahead log of a PostgreSQL, for restores to a point in time. The provider knows which data of a site belongs
+//! into a backup; the server program reads the databases. The caller passes both in.
 
 mod archive;
+mod directory;
 mod error;
 mod log;
 mod manifest;
 mod seal;
-mod shelf;
 
 pub use archive::{Content, Item, listed, unpack, write};
+pub use directory::{BackupDirectory, BackupFacts, StoredBackup, VerificationResult, removable};
 pub use error::Error;
-pub use log::{Header, Log, PART_MAX, Part, PartFacts, PartName, Put, Reach, unneeded};
+pub use log::{Header, Log, LogReach, PART_MAX, Segment, SegmentFacts, SegmentName, StoreOutcome, unneeded};
 pub use manifest::{Base, Database, FORMAT, Manifest, Member, Model, is_inside};
-pub use seal::{Key, Opener, Recipient, Seal, opened};
-pub use shelf::{Dump, Facts, Proof, Shelf, removable};
+pub use seal::{Decryptor, EncryptionMode, Key, Recipient, opened};

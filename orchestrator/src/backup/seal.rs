@@ -1,4 +1,4 @@
-//! Who can open a copy. The format is that of the tool `age`: what is sealed here opens there, without this program.
+//! Encryption of backups in the format of the tool `age`: that tool decrypts them without this program.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -14,19 +14,19 @@ const SEALED: &[u8] = b"age-encryption.org/v1\n";
 const SEALED_LATER: &[u8] = b"age-encryption.org/";
 const PLAIN: &[u8] = b"backup.json\0";
 
-/// How a copy is sealed.
-pub enum Seal {
-    /// Each holder of one of the keys opens it.
+/// How a backup is encrypted.
+pub enum EncryptionMode {
+    /// To these public keys; each of their private keys decrypts it.
     Keys(Vec<Recipient>),
-    /// Whoever knows the passphrase opens it.
+    /// With a passphrase.
     Passphrase(Secret),
-    /// Anybody who can read the file.
+    /// Not encrypted.
     Plain,
 }
 
-/// What opens a copy.
-pub enum Opener {
-    /// Only what is not sealed.
+/// What decrypts a backup.
+pub enum Decryptor {
+    /// Nothing: only plain backups can be read.
     Nothing,
     /// These keys.
     Keys(Vec<Key>),
@@ -34,14 +34,14 @@ pub enum Opener {
     Passphrase(Secret),
 }
 
-/// The public half of a key: `age1…`. It seals, and opens nothing.
+/// A public key, `age1…`: it encrypts and cannot decrypt.
 #[derive(Clone)]
 pub struct Recipient(age::x25519::Recipient);
 
 impl FromStr for Recipient {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {
-        let wrong = |why: &str| Error::Key(format!("`{}` is no recipient: {why}", super::manifest::shown(text)));
+        let wrong = |why: &str| Error::Key(format!("`{}` is not a recipient: {why}", super::manifest::shown(text)));
         text.trim().parse().map(Self).map_err(wrong)
     }
 }
@@ -52,34 +52,34 @@ impl fmt::Display for Recipient {
     }
 }
 
-/// A key that opens: `AGE-SECRET-KEY-1…`. It prints as its public half.
+/// A private key, `AGE-SECRET-KEY-1…`. Its `Debug` output is the public half.
 pub struct Key(age::x25519::Identity);
 
 impl Key {
-    /// A fresh one.
+    /// A fresh key.
     pub fn generate() -> Self {
         Self(age::x25519::Identity::generate())
     }
 
-    /// Reads the file that `age-keygen` or `backup key show` made: lines with `#` are remarks.
+    /// Parses the file that `age-keygen` or `backup key show` wrote. Lines that start with `#` are comments.
     pub fn parse(text: &Secret) -> Result<Vec<Self>, Error> {
-        let text = text.expose_text().ok_or_else(|| Error::Key("the key file is no text".to_owned()))?;
+        let text = text.expose_text().ok_or_else(|| Error::Key("the key file is not text".to_owned()))?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let keys: Vec<Self> = lines
-            // What is wrong with a secret is said without it.
+            // Errors about a secret do not quote it.
             .map(|line| {
-                line.parse().map(Self).map_err(|_| Error::Key("the key file holds a line that is no key".to_owned()))
+                line.parse().map(Self).map_err(|_| Error::Key("the key file has a line that is not a key".to_owned()))
             })
             .collect::<Result<_, _>>()?;
         if keys.is_empty() { Err(Error::Key("the key file holds no key".to_owned())) } else { Ok(keys) }
     }
 
-    /// The half that seals.
+    /// The public half.
     pub fn recipient(&self) -> Recipient {
         Recipient(self.0.to_public())
     }
 
-    /// The key itself, for its store and for the one time that it is shown.
+    /// The private key, to store it or to print it once.
     pub fn secret(&self) -> Secret {
         Secret::new(self.0.to_string().expose_secret().as_bytes())
     }
@@ -91,8 +91,8 @@ impl fmt::Debug for Key {
     }
 }
 
-impl Seal {
-    /// In one word, for lists.
+impl EncryptionMode {
+    /// One word, for lists.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Keys(_) => "keys",
@@ -101,7 +101,7 @@ impl Seal {
         }
     }
 
-    /// Has `fill` write through the seal.
+    /// Calls `fill` with a writer that encrypts.
     pub fn write<T>(
         &self,
         to: &mut dyn Write,
@@ -125,13 +125,13 @@ impl Seal {
 
 fn text_of(passphrase: &Secret) -> Result<SecretString, Error> {
     match passphrase.expose_text().map(|text| text.trim_end_matches(['\n', '\r'])) {
-        Some("") | None => Err(Error::Key("the passphrase is empty, or no text".to_owned())),
+        Some("") | None => Err(Error::Key("the passphrase is empty or not text".to_owned())),
         Some(text) => Ok(SecretString::from(text.to_owned())),
     }
 }
 
-/// The content of a copy, opened. Says at once what is no copy, and what cannot be opened.
-pub fn opened<'a>(name: &Utf8Path, from: impl Read + 'a, opener: &Opener) -> Result<Box<dyn Read + 'a>, Error> {
+/// A reader of the decrypted content. Fails at once for a file that is no backup or cannot be decrypted.
+pub fn opened<'a>(name: &Utf8Path, from: impl Read + 'a, opener: &Decryptor) -> Result<Box<dyn Read + 'a>, Error> {
     let mut from = BufReader::with_capacity(256 << 10, from);
     let begins = from.fill_buf().map_err(Error::io("read", name))?;
     let (sealed, later, plain) =
@@ -145,18 +145,18 @@ pub fn opened<'a>(name: &Utf8Path, from: impl Read + 'a, opener: &Opener) -> Res
         return Err(Error::Truncated { path, what: "it is empty".to_owned() });
     }
     if !sealed {
-        let why = if later { "it is sealed by a later version of age" } else { "it begins with something else" };
+        let why = if later { "it is encrypted by a later version of age" } else { "it has no age header" };
         return Err(Error::Foreign { path, why: why.to_owned() });
     }
     let decryptor = age::Decryptor::new_buffered(from).map_err(|error| unsealed(name, error))?;
     let why = |text: &str| Error::Sealed { path: name.to_owned(), why: text.to_owned() };
     let opened = match (opener, decryptor.is_scrypt()) {
-        (Opener::Nothing, true) => return Err(why("it is sealed with a passphrase, and none was given")),
-        (Opener::Nothing, false) => return Err(why("it is sealed with a key, and none was given")),
-        (Opener::Keys(_), true) => return Err(why("it is sealed with a passphrase, not with a key")),
-        (Opener::Passphrase(_), false) => return Err(why("it is sealed with a key, not with a passphrase")),
-        (Opener::Keys(keys), false) => decryptor.decrypt(keys.iter().map(|key| &key.0 as &dyn age::Identity)),
-        (Opener::Passphrase(passphrase), true) => {
+        (Decryptor::Nothing, true) => return Err(why("it is encrypted with a passphrase, and none was given")),
+        (Decryptor::Nothing, false) => return Err(why("it is encrypted with a key, and none was given")),
+        (Decryptor::Keys(_), true) => return Err(why("it is encrypted with a passphrase, not with a key")),
+        (Decryptor::Passphrase(_), false) => return Err(why("it is encrypted with a key, not with a passphrase")),
+        (Decryptor::Keys(keys), false) => decryptor.decrypt(keys.iter().map(|key| &key.0 as &dyn age::Identity)),
+        (Decryptor::Passphrase(passphrase), true) => {
             let identity = age::scrypt::Identity::new(text_of(passphrase)?);
             decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity))
         }
@@ -169,15 +169,15 @@ fn unsealed(name: &Utf8Path, error: age::DecryptError) -> Error {
     let path = name.to_owned();
     match error {
         Age::NoMatchingKeys | Age::DecryptionFailed | Age::KeyDecryptionFailed => {
-            Error::Sealed { path, why: "it is sealed for another key or passphrase".to_owned() }
+            Error::Sealed { path, why: "it is encrypted for another key or passphrase".to_owned() }
         }
         Age::ExcessiveWork { .. } => {
-            Error::Sealed { path, why: "its passphrase would take too long to try".to_owned() }
+            Error::Sealed { path, why: "its work factor for the passphrase is too high".to_owned() }
         }
         Age::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Error::Truncated { path, what: "it ends within its seal".to_owned() }
+            Error::Truncated { path, what: "its encryption header is cut off".to_owned() }
         }
         Age::Io(source) if source.kind() != io::ErrorKind::InvalidData => Error::Io { action: "read", path, source },
-        other => Error::Damaged { path, what: format!("its seal does not hold: {other}") },
+        other => Error::Damaged { path, what: format!("its encryption header is invalid: {other}") },
     }
 }

@@ -1,7 +1,7 @@
-//! A rehearsal of losing a site: preflight, baseline, fault, promotion, shift, what was lost, the way back, and nothing left over.
+//! A disaster-recovery drill: preflight, baseline, fault, promotion, traffic shift, data-loss check, failback, cleanup.
 //!
-//! The fault is written down by whoever injects it and ends by itself; what else a drill changes (keys, a temporary API key) is in the
-//! journal, so that the next drill finishes what this one left.
+//! The injector of the fault records it, and the fault ends without this process. The journal records the drill's other
+//! changes (keys, a temporary API key), so that the next drill can clean up after a crash.
 
 mod around;
 mod database;
@@ -13,147 +13,147 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use textnlp_provider::told;
+use textnlp_provider::error_chain;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::control_client::ControlClients;
+use super::control_status::ControlStatus;
+use super::failover::{self, Refusal};
 use super::fault::{Fault, FaultKind, Faults};
-use super::findings::{Truth, findings};
+use super::findings::{PrimaryData, findings};
 use super::journal::{Action, Journal, JournalError, WHOLE, begun};
-use super::ledger::{Event, Is, Ledger, Mark, prefix, request_id};
-use super::outside::{Outside, REQUEST_WITHIN};
-use super::picture::Picture;
-use super::report::{self, Facts, Figures, Phase, Report, Targets};
-use super::shift::{self, Refusal};
-use super::talk::Everybody;
+use super::ledger::{Event, Ledger, Mark, RequestStatus, prefix, request_id};
+use super::outside::{DrillClient, REQUEST_TIMEOUT};
+use super::report::{self, Facts, Measurements, Phase, Report, Targets};
 use crate::gate::{KeyIssuer, KeyRequest};
-use crate::load::{Ask, Key, Wire};
-use around::{Before, clear_keys, finish_old, is_back, preflight, revoke};
+use crate::load::{Key, LoadRequest, Wire};
+use around::{InitialState, clear_keys, finish_old, is_back, preflight, revoke};
 
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// A front that has just got a key's configuration answers within this.
-const FRONT_WITHIN: Duration = Duration::from_secs(20);
-/// Answered requests in a row that are a service.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long the global endpoint may take until it accepts a new API key.
+const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Consecutive successful requests that count as recovered.
 const IN_A_ROW: usize = 5;
-/// Usage of requests that living sites answered arrives within this.
-const USAGE_WITHIN: Duration = Duration::from_secs(5);
-/// A site that was killed starts, loads its models and catches up.
-const RECOVERED_WITHIN: Duration = Duration::from_secs(180);
-/// Programs that were ready before are ready again.
-const UNITS_WITHIN: Duration = Duration::from_secs(60);
-/// Before its time is over we take the fault back ourselves, so that the reading is done while it lasts.
+/// How long the usage of requests at surviving sites may take to arrive.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a killed site may take to start, load its models and catch up.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(180);
+/// How long programs that were ready before may take to be ready again.
+const UNITS_TIMEOUT: Duration = Duration::from_secs(60);
+/// The drill reverts the fault this long before its end, so that the results are read while it lasts.
 const BEFORE_THE_END: Duration = Duration::from_secs(2);
 
-/// What is to be rehearsed.
+/// The options of a drill.
 #[derive(Debug, Clone)]
-pub struct Order {
-    /// The site that is lost; left out, the primary.
+pub struct DrillOptions {
+    /// The site to lose; by default the primary.
     pub site: Option<String>,
-    /// How.
+    /// The kind of fault.
     pub kind: FaultKind,
-    /// Whether its data is lost too.
+    /// Whether the site's data is lost too.
     pub lose_data: bool,
-    /// After this the fault ends whatever happens.
+    /// The fault ends after this time in any case.
     pub ttl: Duration,
-    /// Whether the watches fail over by themselves; else the drill claims, as a person would.
+    /// Whether site agents fail over automatically; otherwise the drill claims, as an operator would.
     pub automatic: bool,
-    /// Whether the watches go back home by themselves; else the drill does it.
+    /// Whether site agents fail back automatically; otherwise the drill does it.
     pub automatic_failback: bool,
-    /// Whether control data is in a database that stands outside of every site.
+    /// Whether control data is in an external database.
     pub stored_outside: bool,
-    /// Lag that is allowed before a drill.
+    /// The most replication lag before a drill, in ms.
     pub max_lag_ms: u64,
-    /// What is promised.
+    /// The targets.
     pub targets: Targets,
-    /// How long is asked before the fault.
+    /// How long requests are measured before the fault.
     pub baseline: Duration,
-    /// How long the shifted service is watched before the site comes back.
+    /// How long the service is observed after the traffic shift, before the site comes back.
     pub hold: Duration,
     /// Requests per second.
     pub requests_per_second: u32,
     /// Writes per second.
     pub writes_per_second: u32,
-    /// What is asked: a body of `/v1/generate`.
+    /// The request: a body of `/v1/generate`.
     pub body: Value,
-    /// What the report says of the environment.
+    /// The environment, operator and programs, for the report.
     pub facts: Facts,
 }
 
-/// What a drill works with.
-pub struct Stage<'a> {
+/// The inputs of a drill.
+pub struct DrillInputs<'a> {
     /// The environment's state folder.
     pub state: &'a Utf8Path,
-    /// What leads a typed command to this environment: ` --env NAME`.
+    /// The flags that select this environment in a command: ` --env NAME`.
     pub flags: &'a str,
-    /// Watches and witness.
-    pub everybody: &'a Everybody,
+    /// Clients of the site agents and of the witness.
+    pub everybody: &'a ControlClients,
     /// The address that clients use.
     pub front: Arc<dyn Wire>,
-    /// Temporary API keys.
+    /// Issues temporary API keys.
     pub keys: &'a dyn KeyIssuer,
-    /// Whoever can take a site away.
+    /// Injects faults.
     pub faults: &'a dyn Faults,
-    /// Told by Ctrl-C.
+    /// Cancelled on Ctrl-C.
     pub stop: CancellationToken,
-    /// Hears what happens.
+    /// Receives progress: phase and message.
     pub tell: &'a (dyn Fn(&str, &str) + Send + Sync),
 }
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum DrillError {
-    /// Something is not as it must be before a drill; nothing was changed.
+    /// The preconditions are not met; nothing was changed.
     #[error("{}", .0.join("\n"))]
     NotReady(Vec<String>),
-    /// It was stopped; the fault was taken back.
+    /// The operator stopped it; the fault was reverted.
     #[error("stopped; {0}")]
     Stopped(String),
-    /// A part of it did not work; the fault was taken back.
+    /// A phase failed; the fault was reverted.
     #[error("{phase}: {why}")]
     Broken {
-        /// In which phase.
+        /// The phase.
         phase: &'static str,
-        /// What did not work.
+        /// The error.
         why: String,
     },
-    /// Nothing is done without it.
-    #[error("keep the journal")]
+    /// The journal is required.
+    #[error("access the journal of failovers and drills")]
     Journal(#[from] JournalError),
 }
 
-/// What a drill left behind and could not take away.
+/// What a drill left behind and could not remove.
 pub type Leftovers = Vec<String>;
 
-/// A drill that is under way.
-struct Running<'a> {
-    stage: &'a Stage<'a>,
-    order: &'a Order,
+/// A drill in progress.
+struct RunningDrill<'a> {
+    stage: &'a DrillInputs<'a>,
+    order: &'a DrillOptions,
     id: String,
     fault: Fault,
     ledger: Arc<Ledger>,
     epoch: u64,
     phases: Vec<Phase>,
     units: BTreeMap<String, Vec<String>>,
-    /// The role of the database that whoever leads works with.
+    /// The database role at the leading site.
     database: Option<String>,
 }
 
-/// Rehearses. First what an earlier drill left unfinished is taken back and finished. The report is not written yet.
-pub async fn run(stage: &Stage<'_>, order: &Order) -> Result<(Report, Utf8PathBuf), DrillError> {
+/// Runs a drill. Reverts and finishes an unfinished earlier drill first. Does not write the report.
+pub async fn run(stage: &DrillInputs<'_>, order: &DrillOptions) -> Result<(Report, Utf8PathBuf), DrillError> {
     let mut journal = Journal::open(stage.state, &order.facts.by, stage.flags)?;
     finish_old(stage, &mut journal).await?;
     let id =
         format!("{}-{}", Timestamp::now().strftime("%Y%m%dt%H%M%S"), &uuid::Uuid::new_v4().simple().to_string()[..4]);
-    let Before { fault, epoch, units } = preflight(stage, order, &id).await?;
+    let InitialState { fault, epoch, units } = preflight(stage, order, &id).await?;
     let folder = stage.state.join("dr/drills").join(&id);
     let broken = |phase: &'static str| move |why: std::io::Error| DrillError::Broken { phase, why: why.to_string() };
     std::fs::create_dir_all(&folder).map_err(broken("preflight"))?;
     let ledger = Arc::new(Ledger::begin(&folder.join("ledger.jsonl")).map_err(broken("preflight"))?);
-    let undo = Some(format!("{} takes back what is left, then begins anew", journal.command("dr drill")));
+    let undo = Some(format!("{} reverts what is left, then starts again", journal.command("dr drill")));
     let data = json!({ "fault": fault, "home": stage.everybody.home, "epoch": epoch });
     journal.begin(Action::Drill, &id, WHOLE, undo, data)?;
     let mut running =
-        Running { stage, order, id: id.clone(), fault, ledger, epoch, phases: Vec::new(), units, database: None };
+        RunningDrill { stage, order, id: id.clone(), fault, ledger, epoch, phases: Vec::new(), units, database: None };
     match running.go(&mut journal).await {
         Ok(report) => {
             let missed = json!({ "missed": report.missed, "leftovers": report.leftovers });
@@ -161,11 +161,15 @@ pub async fn run(stage: &Stage<'_>, order: &Order) -> Result<(Report, Utf8PathBu
             Ok((report, folder))
         }
         Err(error) => {
-            // Left unfinished where the site is not back yet: the next drill goes on from here.
+            // Left unfinished if the site is not back yet: the next drill resumes here.
             let left = running.abort(&mut journal).await;
             (stage.tell)(
                 "abort",
-                &if left.is_empty() { "the fault is taken back, nothing is left".to_owned() } else { left.join("; ") },
+                &if left.is_empty() {
+                    "the fault is reverted, and nothing is left".to_owned()
+                } else {
+                    left.join("; ")
+                },
             );
             Err(match error {
                 DrillError::Stopped(why) if !left.is_empty() => {
@@ -180,11 +184,11 @@ pub async fn run(stage: &Stage<'_>, order: &Order) -> Result<(Report, Utf8PathBu
     }
 }
 
-impl Running<'_> {
+impl RunningDrill<'_> {
     async fn go(&mut self, journal: &mut Journal) -> Result<Report, DrillError> {
         let api_key = self.issue(journal).await?;
         self.front_answers(&api_key).await?;
-        let client = Outside {
+        let client = DrillClient {
             drill: self.id.clone(),
             front: self.stage.front.clone(),
             key: Some(api_key),
@@ -198,32 +202,32 @@ impl Running<'_> {
         let client = tokio::spawn(client.run(quit.clone()));
         let rehearsed = self.rehearse(journal).await;
         if rehearsed.is_err() {
-            // Before anything is waited for; what it says is heard when it is asked again.
+            // Reverted before any wait. An error is reported by the later revert.
             let _ = self.stage.faults.revert(&self.id).await;
         }
         quit.cancel();
-        // Its last requests end by their own time; a write that comes after the clearing would stay.
+        // The client's last requests end by their timeouts; a write after the cleanup would stay.
         client.await.map_err(|error| self.broken("client", error.to_string()))?;
         let (served, truth, failback) = rehearsed?;
         let leftovers = self.leftovers(journal, truth.as_ref()).await;
         self.report(served, truth.unwrap_or_default(), failback, leftovers)
     }
 
-    /// Everything between the first request of the client and its last. Says whether the service came back, what the new primary held,
-    /// and who went back home.
-    async fn rehearse(&mut self, journal: &mut Journal) -> Result<(bool, Option<Truth>, String), DrillError> {
+    /// Every phase between the client's first request and its last. Returns whether the service recovered, what the new
+    /// primary held, and how the failback happened.
+    async fn rehearse(&mut self, journal: &mut Journal) -> Result<(bool, Option<PrimaryData>, String), DrillError> {
         self.baseline().await?;
         self.lose(journal).await?;
         let served = self.shift().await?;
         self.look_at_database().await?;
-        let truth = self.look_for_losses().await?;
+        let truth = self.find_losses().await?;
         self.take_back(journal).await?;
         self.recovery().await?;
         Ok((served, truth, self.go_home(journal).await?))
     }
 
     async fn issue(&self, journal: &mut Journal) -> Result<Key, DrillError> {
-        self.tell("preflight", "a temporary key is made");
+        self.tell("preflight", "a temporary API key is created");
         let request = KeyRequest { name: format!("drill {} (temporary)", self.id), requests_per_hour: None };
         let issued = self.stage.keys.create(request).await.map_err(|why| self.broken("preflight", why))?;
         let undo = Some(journal.command(&format!("key revoke {}", issued.public_id)));
@@ -231,25 +235,28 @@ impl Running<'_> {
         Ok(issued.key)
     }
 
-    /// The front answers with this key: every site has heard of it.
+    /// Waits until the global endpoint accepts this API key: every site knows it then.
     async fn front_answers(&self, api_key: &Key) -> Result<(), DrillError> {
         let began = Instant::now();
         let (mut in_a_row, mut says) = (0, String::new());
         while in_a_row < IN_A_ROW {
-            let ask =
-                Ask { timeout: REQUEST_WITHIN, ..Ask::post("/v1/generate", self.order.body.clone()).with(api_key) };
+            let ask = LoadRequest {
+                timeout: REQUEST_TIMEOUT,
+                ..LoadRequest::post("/v1/generate", self.order.body.clone()).with(api_key)
+            };
             match self.stage.front.send(ask).await {
                 Ok(answer) if answer.status == 200 => in_a_row += 1,
                 Ok(answer) => (in_a_row, says) = (0, format!("status {}", answer.status)),
                 Err(failure) => (in_a_row, says) = (0, failure.to_string()),
             }
             if in_a_row == 0 {
-                if began.elapsed() > FRONT_WITHIN {
-                    return Err(
-                        self.broken("preflight", format!("the front does not answer: {says}; nothing was injected"))
-                    );
+                if began.elapsed() > ENDPOINT_TIMEOUT {
+                    return Err(self.broken(
+                        "preflight",
+                        format!("the global endpoint does not answer: {says}; no fault was injected"),
+                    ));
                 }
-                pause(self.stage, LOOK_EVERY).await?;
+                pause(self.stage, POLL_INTERVAL).await?;
             }
         }
         Ok(())
@@ -260,7 +267,7 @@ impl Running<'_> {
         self.tell(
             "baseline",
             &format!(
-                "{} requests and {} writes a second from outside",
+                "load from outside: {} requests and {} writes a second",
                 self.order.requests_per_second, self.order.writes_per_second
             ),
         );
@@ -270,19 +277,20 @@ impl Running<'_> {
         let bad = count(|e| {
             matches!(
                 e,
-                Event::Request { is: Is::Failed | Is::Timeout, .. } | Event::Write { is: Is::Failed | Is::Timeout, .. }
+                Event::Request { is: RequestStatus::Failed | RequestStatus::Timeout, .. }
+                    | Event::Write { is: RequestStatus::Failed | RequestStatus::Timeout, .. }
             )
         });
-        let asked = count(|e| matches!(e, Event::Request { is: Is::Ok, .. }));
-        let wrote = count(|e| matches!(e, Event::Write { is: Is::Ok, .. }));
+        let asked = count(|e| matches!(e, Event::Request { is: RequestStatus::Ok, .. }));
+        let wrote = count(|e| matches!(e, Event::Write { is: RequestStatus::Ok, .. }));
         if bad > 0 || asked == 0 || wrote == 0 {
             let why = events.iter().find_map(|event| match event {
-                Event::Request { is: Is::Failed | Is::Timeout, why, .. }
-                | Event::Write { is: Is::Failed | Is::Timeout, why, .. } => why.clone(),
+                Event::Request { is: RequestStatus::Failed | RequestStatus::Timeout, why, .. }
+                | Event::Write { is: RequestStatus::Failed | RequestStatus::Timeout, why, .. } => why.clone(),
                 _ => None,
             });
             let why = format!(
-                "the service is not well before anything happened: {asked} answered, {wrote} writes acknowledged, {bad} failed{}; nothing was injected",
+                "the service is unhealthy before the fault: {asked} answered, {wrote} writes acknowledged, {bad} failed{}; no fault was injected",
                 why.map(|why| format!(" ({why})")).unwrap_or_default()
             );
             return Err(self.broken("baseline", why));
@@ -296,11 +304,11 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Injects the fault and watches for what the sites do about it.
+    /// Injects the fault and observes the reaction of the sites.
     async fn lose(&mut self, journal: &mut Journal) -> Result<(), DrillError> {
-        // Counted from now: the preflight and the baseline took their part of it.
+        // Counted from now: preflight and baseline took time.
         self.fault.until = until(self.order.ttl);
-        let undo = Some(format!("it ends by itself at {}", self.fault.until));
+        let undo = Some(format!("it expires at {}", self.fault.until));
         journal.begin(Action::Drill, &self.id, "fault", undo, json!(self.fault))?;
         self.tell(
             "fault",
@@ -326,7 +334,7 @@ impl Running<'_> {
                 "detection",
                 fault_at,
                 Some(detected.unwrap_or(end)),
-                "no other configuration was granted while the fault lasted".to_owned(),
+                "the witness granted no other configuration while the fault lasted".to_owned(),
             );
             return Ok(());
         };
@@ -335,7 +343,7 @@ impl Running<'_> {
             "detection",
             fault_at,
             Some(detected),
-            "until the witness had not heard the site for its grace".to_owned(),
+            "until the grace period of the site's lease had expired at the witness".to_owned(),
         );
         self.phase(
             "fencing",
@@ -346,14 +354,15 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// When the witness counted the site as silent, and when it granted a configuration without it and to whom.
+    /// The times when the witness considered the site silent and when it granted another configuration, and the new
+    /// primary.
     async fn watch_promotion(&self) -> Result<(Option<f64>, Option<(f64, String)>), DrillError> {
         let (mut detected, mut claimed) = (None, Instant::now());
         let began = Instant::now();
         let mut patience = Duration::MAX;
         while !self.is_over() && began.elapsed() < patience {
             if let Ok(witness) = self.stage.everybody.witness.status().await {
-                // A full disk need not make anybody take over; every other loss must.
+                // A full disk need not cause a failover; every other fault must.
                 if self.fault.kind == FaultKind::DiskFull {
                     patience = Duration::from_millis(witness.grace_ms.saturating_mul(3)) + Duration::from_secs(5);
                 }
@@ -373,42 +382,43 @@ impl Running<'_> {
                     );
                     return Ok((detected, Some((at, witness.primary))));
                 }
-                let silent = witness.primary == self.fault.site && shift::grace(&witness).is_none();
+                let silent = witness.primary == self.fault.site && failover::grace(&witness).is_none();
                 if silent && detected.is_none() {
                     detected = Some(self.ledger.mark(Mark::Detected));
                     self.tell(
                         "detection",
-                        &format!("{} has not been heard for {} ms", witness.primary, witness.renewed_ms),
+                        &format!("{} has sent no heartbeat for {} ms", witness.primary, witness.renewed_ms),
                     );
                 }
-                // What a person would do where nothing is automatic.
+                // What an operator would do without automatic failover.
                 if silent && !self.order.automatic && claimed.elapsed() > Duration::from_millis(500) {
                     claimed = Instant::now();
                     self.claim(&witness.members).await;
                 }
             }
-            pause(self.stage, LOOK_EVERY).await?;
+            pause(self.stage, POLL_INTERVAL).await?;
         }
         Ok((detected, None))
     }
 
     async fn claim(&self, members: &[String]) {
-        let picture = Picture::take(self.stage.everybody).await;
+        let picture = ControlStatus::take(self.stage.everybody).await;
         let able = members.iter().filter(|name| **name != self.fault.site).filter_map(|name| picture.site(name));
-        // The one that has most; of equals the first, in the environment's order.
-        let best = able.fold(None, |best: Option<&super::talk::WatchStatus>, site| match best {
+        // The site with the most entries; among equals the first in the environment's order.
+        let best = able.fold(None, |best: Option<&super::control_client::SiteAgentStatus>, site| match best {
             Some(best) if best.last >= site.last => Some(best),
             _ => Some(site),
         });
         let Some(watch) = best.and_then(|site| self.stage.everybody.watch(&site.site)) else { return };
         match watch.claim().await {
-            Ok(()) => self.tell("promotion", &format!("{} was told to take over", watch.site)),
-            // Asked again at the next look; the wait has its end.
+            Ok(()) => self.tell("promotion", &format!("{} received the command to take over", watch.site)),
+            // Retried at the next poll, until the timeout.
             Err(error) => self.tell("promotion", &error.to_string()),
         }
     }
 
-    /// Waits until clients are served and writes are taken without the site, then watches for a while. Says whether that came about.
+    /// Waits until requests and writes succeed without the site, then observes for a while. Returns whether the service
+    /// recovered.
     async fn shift(&mut self) -> Result<bool, DrillError> {
         let fault_at = self.mark(Mark::Fault)?;
         let granted = self.mark(Mark::Granted)?;
@@ -417,10 +427,10 @@ impl Running<'_> {
             let events = self.events("shift")?;
             let requests_ok = in_a_row(&events, granted.or(fault_at).unwrap_or_default()) >= IN_A_ROW;
             let wrote = events.iter().find_map(|event| match event {
-                Event::Write { t, is: Is::Ok, epoch: Some(epoch), .. } if *epoch > self.epoch => Some(*t),
+                Event::Write { t, is: RequestStatus::Ok, epoch: Some(epoch), .. } if *epoch > self.epoch => Some(*t),
                 _ => None,
             });
-            // Without a new configuration there is nothing that a write could be acknowledged under.
+            // Without a new configuration, a write cannot be acknowledged under one.
             if requests_ok && (wrote.is_some() || granted.is_none()) {
                 served = true;
                 let end = wrote.unwrap_or_else(|| self.ledger.now());
@@ -434,9 +444,9 @@ impl Running<'_> {
                 }
                 break;
             }
-            pause(self.stage, LOOK_EVERY).await?;
+            pause(self.stage, POLL_INTERVAL).await?;
         }
-        let found = findings(&self.id, &self.events("shift")?, self.epoch, &Truth::default());
+        let found = findings(&self.id, &self.events("shift")?, self.epoch, &PrimaryData::default());
         if let (Some(at), Some(rto)) = (fault_at, found.service_rto_ms) {
             self.phase(
                 "shift",
@@ -456,16 +466,16 @@ impl Running<'_> {
         let from = self.ledger.now();
         let hold = self.left().min(self.order.hold);
         pause(self.stage, hold).await?;
-        self.phase("hold", from, None, "the shifted service is watched".to_owned());
+        self.phase("hold", from, None, "the service is observed on the new primary".to_owned());
         Ok(served)
     }
 
-    /// Asks the new primary what it holds, before the lost site comes back. `None` when there is no primary that could be asked.
-    async fn look_for_losses(&mut self) -> Result<Option<Truth>, DrillError> {
+    /// Reads what the new primary holds before the lost site comes back. `None` without a reachable primary.
+    async fn find_losses(&mut self) -> Result<Option<PrimaryData>, DrillError> {
         let from = self.ledger.now();
         let primary = self.stage.everybody.witness.status().await.map(|witness| witness.primary).unwrap_or_default();
         let asked = self.stage.everybody.watch(&primary).filter(|_| primary != self.fault.site);
-        // Where the site kept its place, another one that is a member tells.
+        // If the lost site stays primary, another member is asked.
         let other = self.stage.everybody.watches.iter().find(|watch| watch.site != self.fault.site);
         let Some(watch) = asked.or(other) else { return Ok(None) };
         let read_at = self.ledger.mark(Mark::Read);
@@ -474,7 +484,7 @@ impl Running<'_> {
         let answered: Vec<(u64, f64)> = events
             .iter()
             .filter_map(|event| match event {
-                Event::Request { t, n, is: Is::Ok, .. } if *t < read_at => Some((*n, *t)),
+                Event::Request { t, n, is: RequestStatus::Ok, .. } if *t < read_at => Some((*n, *t)),
                 _ => None,
             })
             .collect();
@@ -485,18 +495,18 @@ impl Running<'_> {
             let known = watch.known(&ids).await;
             match (keys, known) {
                 (Ok(keys), Ok(known)) => {
-                    let truth = Truth { keys: keys.into_iter().collect(), known: known.into_iter().collect() };
-                    // Usage of those that living sites answered is on its way; what the lost one answered does not come any more.
+                    let truth = PrimaryData { keys: keys.into_iter().collect(), known: known.into_iter().collect() };
+                    // The usage of surviving sites is still arriving; that of the lost site will not.
                     let coming = answered
                         .iter()
                         .any(|(n, t)| *t > fault_at + 1000.0 && !truth.known.contains(&request_id(&self.id, *n)));
-                    if !coming || began.elapsed() > USAGE_WITHIN || self.is_over() {
+                    if !coming || began.elapsed() > USAGE_TIMEOUT || self.is_over() {
                         self.phase(
                             "reading",
                             from,
                             None,
                             format!(
-                                "{} tells what it holds: {} writes, usage of {} requests",
+                                "{} holds {} writes and the usage of {} requests",
                                 watch.site,
                                 truth.keys.len(),
                                 truth.known.len()
@@ -515,12 +525,12 @@ impl Running<'_> {
                         return Ok(Some(truth));
                     }
                 }
-                (Err(error), _) | (_, Err(error)) if began.elapsed() > USAGE_WITHIN => {
-                    return Err(self.broken("reading", format!("nobody tells what was lost: {error}")));
+                (Err(error), _) | (_, Err(error)) if began.elapsed() > USAGE_TIMEOUT => {
+                    return Err(self.broken("reading", format!("the lost data is unknown: {error}")));
                 }
                 _ => {}
             }
-            pause(self.stage, LOOK_EVERY).await?;
+            pause(self.stage, POLL_INTERVAL).await?;
         }
     }
 
@@ -529,22 +539,22 @@ impl Running<'_> {
         journal.begin(Action::Drill, &self.id, "revert", None, Value::Null)?;
         self.stage.faults.revert(&self.id).await.map_err(|why| self.broken("revert", why))?;
         journal.end(Action::Drill, &self.id, "revert", Value::Null)?;
-        self.tell("revert", &format!("{} may come back", self.fault.site));
-        self.phase("revert", at, None, "the fault is taken back".to_owned());
+        self.tell("revert", &format!("{} is allowed to rejoin", self.fault.site));
+        self.phase("revert", at, None, "the fault is reverted".to_owned());
         Ok(())
     }
 
     async fn recovery(&mut self) -> Result<(), DrillError> {
         let from = self.ledger.now();
         let began = Instant::now();
-        while !is_back(&Picture::take(self.stage.everybody).await, &self.fault.site) {
-            if began.elapsed() > RECOVERED_WITHIN {
+        while !is_back(&ControlStatus::take(self.stage.everybody).await, &self.fault.site) {
+            if began.elapsed() > RECOVERY_TIMEOUT {
                 return Err(self.broken(
                     "recovery",
-                    format!("{} is no member again after {} s", self.fault.site, RECOVERED_WITHIN.as_secs()),
+                    format!("{} has not rejoined as a member after {} s", self.fault.site, RECOVERY_TIMEOUT.as_secs()),
                 ));
             }
-            pause(self.stage, LOOK_EVERY).await?;
+            pause(self.stage, POLL_INTERVAL).await?;
         }
         let at = self.ledger.mark(Mark::Recovered);
         self.tell("recovery", &format!("{} is a member again", self.fault.site));
@@ -557,14 +567,14 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Waits for the home site to be primary again, or sees to it. Says who did it.
+    /// Waits until the home site is primary again, or fails back. Returns how it happened.
     async fn go_home(&mut self, journal: &mut Journal) -> Result<String, DrillError> {
         let from = self.ledger.now();
         let home = self.stage.everybody.home.clone();
         let witness =
             self.stage.everybody.witness.status().await.map_err(|e| self.broken("failback", e.to_string()))?;
         if witness.primary == home {
-            // Either nobody had taken its place, or it got it back while we looked.
+            // Either no site took over, or the home site became primary again during the poll.
             let was_replaced = self.fault.site == home && self.mark(Mark::Granted)?.is_some();
             let by = if was_replaced { "automatic" } else { "not needed" };
             self.ledger.mark(Mark::Home);
@@ -578,33 +588,33 @@ impl Running<'_> {
                 if self.stage.everybody.witness.status().await.is_ok_and(|witness| witness.primary == home) {
                     by = "automatic";
                 }
-                pause(self.stage, LOOK_EVERY).await?;
+                pause(self.stage, POLL_INTERVAL).await?;
             }
         }
         if by == "drill" {
             let tell = |says: &str| self.tell("failback", says);
-            let shifted = shift::failback(self.stage.everybody, journal, RECOVERED_WITHIN, &tell);
+            let shifted = failover::failback(self.stage.everybody, journal, RECOVERY_TIMEOUT, &tell);
             tokio::select! {
-                shifted = shifted => shifted.map_err(|refusal: Refusal| self.broken("failback", told(&refusal)))?,
+                shifted = shifted => shifted.map_err(|refusal: Refusal| self.broken("failback", error_chain(&refusal)))?,
                 () = self.stage.stop.cancelled() => return Err(stopped()),
             };
         }
         let at = self.ledger.mark(Mark::Home);
         self.tell("failback", &format!("{home} is primary again ({by})"));
         self.phase("failback", from, Some(at), format!("until {home} was primary again ({by})"));
-        // What the way back costs shows in the requests that follow it.
+        // The cost of the failback shows in the requests after it.
         pause(self.stage, Duration::from_secs(1).min(self.order.hold)).await?;
         Ok(by.to_owned())
     }
 
-    /// Takes away what a drill makes, and names what stays.
-    async fn leftovers(&mut self, journal: &mut Journal, truth: Option<&Truth>) -> Leftovers {
+    /// Removes what the drill created and returns what is left.
+    async fn leftovers(&mut self, journal: &mut Journal, truth: Option<&PrimaryData>) -> Leftovers {
         let mut left = Leftovers::new();
         if let Err(why) = clear_keys(self.stage, &self.id).await {
             left.push(format!("keys under {} in control data: {why}", prefix(&self.id)));
         }
         if let Err(why) = revoke(self.stage, journal, &self.id).await {
-            left.push(format!("the temporary API key, which ends within the hour: {why}"));
+            left.push(format!("the temporary API key, which expires within the hour: {why}"));
         }
         match self.stage.faults.open().await {
             Ok(open) => left.extend(open.iter().map(|fault| format!("fault {} of {}", fault.id, fault.site))),
@@ -618,20 +628,20 @@ impl Running<'_> {
                 if missing.is_empty() {
                     break;
                 }
-                if began.elapsed() > UNITS_WITHIN {
+                if began.elapsed() > UNITS_TIMEOUT {
                     left.push(format!("{site}: not ready as before: {}", missing.join(", ")));
                     break;
                 }
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
         if let Some(lost) = self.stage.faults.lost_data(&self.fault).await {
-            // What is missing elsewhere may be in it alone.
+            // The lost data may be the only copy of what is missing elsewhere.
             let complete = left.is_empty() && truth.is_some_and(|truth| self.is_within_promise(truth));
             let removed = match complete {
                 true => self.stage.faults.discard_lost(&self.fault).await,
                 false => {
-                    Err("something is missing elsewhere and may be there: remove it when it is not needed".to_owned())
+                    Err("it can hold data that the other sites lack: remove it when that data is not needed".to_owned())
                 }
             };
             if let Err(why) = removed {
@@ -641,8 +651,8 @@ impl Running<'_> {
         left
     }
 
-    /// Whether what the new primary lacks is within what is promised.
-    fn is_within_promise(&self, truth: &Truth) -> bool {
+    /// Whether the data that the new primary lacks is within the targets.
+    fn is_within_promise(&self, truth: &PrimaryData) -> bool {
         let Ok(events) = self.ledger.read() else { return false };
         let found = findings(&self.id, &events, self.epoch, truth);
         found.lost == 0 && found.rpo_ms <= self.order.targets.rpo_s * 1000.0
@@ -651,7 +661,7 @@ impl Running<'_> {
     fn report(
         &mut self,
         served: bool,
-        truth: Truth,
+        truth: PrimaryData,
         failback: String,
         leftovers: Leftovers,
     ) -> Result<Report, DrillError> {
@@ -664,7 +674,7 @@ impl Running<'_> {
         });
         let marks: Vec<(Mark, f64)> = marks.collect();
         let stored_outside = self.order.stored_outside && marks.iter().all(|(mark, _)| *mark != Mark::Granted);
-        let figures = Figures {
+        let figures = Measurements {
             findings: found,
             marks,
             served,
@@ -691,28 +701,28 @@ impl Running<'_> {
         })
     }
 
-    /// Takes back what can be taken back at once, after a failure or Ctrl-C. Says what is left.
+    /// Reverts what can be reverted at once, after an error or Ctrl-C. Returns what is left.
     async fn abort(&mut self, journal: &mut Journal) -> Leftovers {
         let mut left = Leftovers::new();
         let injected = begun(journal.records(), &self.id, "fault").is_some();
         if let Err(why) = self.stage.faults.revert(&self.id).await {
-            left.push(format!("fault {}: {why}; it ends by itself at {}", self.id, self.fault.until));
+            left.push(format!("fault {}: {why}; it expires at {}", self.id, self.fault.until));
         }
         if let Err(why) = clear_keys(self.stage, &self.id).await {
             left.push(format!("keys under {} in control data: {why}", prefix(&self.id)));
         }
         if let Err(why) = revoke(self.stage, journal, &self.id).await {
-            left.push(format!("the temporary API key, which ends within the hour: {why}"));
+            left.push(format!("the temporary API key, which expires within the hour: {why}"));
         }
-        let picture = Picture::take(self.stage.everybody).await;
+        let picture = ControlStatus::take(self.stage.everybody).await;
         let home = picture.primary().is_some_and(|primary| primary == self.stage.everybody.home);
         if injected && !(home && is_back(&picture, &self.fault.site)) {
             left.push(format!(
-                "{} comes back by itself; the next drill waits for it and goes back home first",
+                "{} rejoins on its own; the next drill waits for it and fails back first",
                 self.fault.site
             ));
         } else if left.is_empty() {
-            // Everything is as before: there is nothing for the next one to finish.
+            // Everything is as before, so the next drill has nothing to finish.
             let _ = journal.fail(Action::Drill, &self.id, WHOLE, "given up");
         }
         left
@@ -732,12 +742,12 @@ impl Running<'_> {
 
     fn phase(&mut self, name: &str, from: f64, to: Option<f64>, says: String) {
         let to = to.unwrap_or_else(|| self.ledger.now());
-        // Whole milliseconds: what is read back from the document is what was measured.
+        // Rounded to whole milliseconds, so that the report reads back unchanged.
         let seconds = |ms: f64| ms.round() / 1000.0;
         self.phases.push(Phase { name: name.to_owned(), from_s: seconds(from), to_s: seconds(to.max(from)), says });
     }
 
-    /// What is left of the fault's time, less what the reading needs.
+    /// The rest of the fault's time, minus the time to read the results.
     fn left(&self) -> Duration {
         let left = Duration::try_from(self.fault.until.duration_since(Timestamp::now())).unwrap_or_default();
         left.saturating_sub(BEFORE_THE_END)
@@ -756,27 +766,29 @@ impl Running<'_> {
     }
 }
 
-/// Answered requests at the end of those that were sent since then and are over.
+/// The consecutive successful requests among the newest finished ones that were sent since then.
 fn in_a_row(events: &[Event], since: f64) -> usize {
     let mut sent = BTreeMap::new();
     let mut over = Vec::new();
     for event in events {
         match event {
-            Event::Request { t, n, is: Is::Sent, .. } if *t >= since => drop(sent.insert(*n, *t)),
-            Event::Request { n, is, .. } if *is != Is::Sent && sent.contains_key(n) => over.push(*is == Is::Ok),
+            Event::Request { t, n, is: RequestStatus::Sent, .. } if *t >= since => drop(sent.insert(*n, *t)),
+            Event::Request { n, is, .. } if *is != RequestStatus::Sent && sent.contains_key(n) => {
+                over.push(*is == RequestStatus::Ok)
+            }
             _ => {}
         }
     }
     over.iter().rev().take_while(|ok| **ok).count()
 }
 
-/// When a fault that begins now ends.
+/// The end of a fault that starts now.
 fn until(ttl: Duration) -> Timestamp {
     Timestamp::now() + SignedDuration::try_from(ttl).unwrap_or(SignedDuration::from_secs(60))
 }
 
-/// Waits; less when it is told to stop.
-async fn pause(stage: &Stage<'_>, time: Duration) -> Result<(), DrillError> {
+/// Sleeps, unless the drill is stopped.
+async fn pause(stage: &DrillInputs<'_>, time: Duration) -> Result<(), DrillError> {
     tokio::select! {
         () = tokio::time::sleep(time) => Ok(()),
         () = stage.stop.cancelled() => Err(stopped()),
@@ -784,5 +796,5 @@ async fn pause(stage: &Stage<'_>, time: Duration) -> Result<(), DrillError> {
 }
 
 fn stopped() -> DrillError {
-    DrillError::Stopped("the fault is taken back".to_owned())
+    DrillError::Stopped("the fault is reverted".to_owned())
 }

@@ -1,25 +1,25 @@
-//! What is done to a site in a rehearsal. Whoever provides the site does it, with an end that does not depend on us.
+//! The faults of a drill. The provider of the site injects them, with an end that does not depend on this process.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// A kind of loss.
+/// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
-    /// Every process of the site is gone at once.
+    /// Every process of the site is killed at once.
     Kill,
-    /// Every process of the site stands still.
+    /// Every process of the site is suspended.
     Freeze,
-    /// Nothing passes between the site and the others.
+    /// The network between the site and the others is cut.
     Blackhole,
-    /// The site's disk takes no more bytes.
+    /// The site's disk is full.
     DiskFull,
 }
 
 impl FaultKind {
-    /// Its word.
+    /// Its name in commands and reports.
     pub fn word(self) -> &'static str {
         match self {
             FaultKind::Kill => "kill",
@@ -33,33 +33,33 @@ impl FaultKind {
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// Which: the drill's id.
+    /// Its id: the drill's.
     pub id: String,
-    /// What it is done to.
+    /// The site it is injected into.
     pub site: String,
-    /// What is done.
+    /// Its kind.
     pub kind: FaultKind,
-    /// When it is taken back, whoever lives then.
+    /// When it is reverted, whether or not this process is alive.
     pub until: Timestamp,
-    /// Whether the site's data is gone with it.
+    /// Whether the site's data is lost with it.
     pub lose_data: bool,
 }
 
-/// Whoever can do it. Reasons are for people.
+/// Injects and reverts faults. Errors are messages for the operator.
 #[async_trait]
 pub trait Faults: Send + Sync {
-    /// Why this fault could not be injected now; nothing is touched.
+    /// Why this fault cannot be injected now. Changes nothing.
     async fn check(&self, fault: &Fault) -> Result<(), String>;
-    /// Writes it down where it outlives us, then does it. After an error [`Faults::revert`] takes back what was done.
+    /// Records the fault durably, then injects it. After an error, [`Faults::revert`] reverts what was done.
     async fn inject(&self, fault: &Fault) -> Result<(), String>;
-    /// Takes it back. What was taken back already is fine.
+    /// Reverts the fault. Idempotent.
     async fn revert(&self, id: &str) -> Result<(), String>;
-    /// Every fault that has not been taken back.
+    /// Every fault that has not been reverted.
     async fn open(&self) -> Result<Vec<Fault>, String>;
-    /// The programs that do their work at a site.
+    /// The programs of a site that are ready.
     async fn ready_units(&self, site: &str) -> Vec<String>;
-    /// Where the data of a fault that lost it lies, if it lies there.
+    /// The location of the data that a fault set aside, if it exists.
     async fn lost_data(&self, fault: &Fault) -> Option<String>;
-    /// Removes it, once nothing in it is missing elsewhere.
+    /// Removes that data once nothing in it is missing elsewhere.
     async fn discard_lost(&self, fault: &Fault) -> Result<(), String>;
 }

@@ -1,114 +1,116 @@
-//! What follows from a ledger and from what the new primary holds. Pure: no clock, no site is asked here.
+//! Results of a drill, computed from its ledger and from what the new primary holds. Pure: reads no clock and calls no
+//! site.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{Event, Is, Mark, key, request_id};
+use super::ledger::{Event, Mark, RequestStatus, key, request_id};
 
-/// Failures that are closer together than this, or that no answered request parts, are one outage.
+/// Failures that are closer together than this, or have no answered request between them, are one outage.
 const ONE_OUTAGE_MS: f64 = 1000.0;
-/// Lost keys and ids that are named; more are only counted.
+/// The most lost keys and ids that are listed; the others are only counted.
 const MOST_NAMED: usize = 50;
-/// Reasons that are told apart; the rarer ones are one together.
+/// The most failure reasons that are listed; the rarer ones are merged into one.
 const MOST_REASONS: usize = 8;
 
-/// What the new primary holds, asked before the lost site came back.
+/// What the new primary holds, read before the lost site came back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Truth {
+pub struct PrimaryData {
     /// The drill's keys in its control data.
     pub keys: BTreeSet<String>,
-    /// The drill's requests whose usage it has.
+    /// Ids of the drill's requests whose usage it has.
     pub known: BTreeSet<String>,
 }
 
-/// A time in which requests failed.
+/// A period in which requests failed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Outage {
-    /// When the first request was sent that failed, in ms since the ledger began.
+    /// When the first failed request was sent, in ms since the ledger began.
     pub from_ms: f64,
-    /// When the first one was sent after which none of them failed.
+    /// When the first request was sent after which none failed; `None` if there was none.
     pub to_ms: Option<f64>,
-    /// How many failed.
+    /// The count of failed requests.
     pub failed: u64,
 }
 
-/// Why requests failed.
+/// A failure reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// What the client saw: `status 503 (no_backend)`, `timeout`.
+    /// The error that the client saw: `status 503 (no_backend)`, `timeout`.
     pub why: String,
-    /// How many of them.
+    /// The count of requests with it.
     pub requests: u64,
 }
 
-/// A second of the drill, by when requests were sent.
+/// Counts of one second of the drill, by when requests were sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Second {
-    /// Answered as they should be.
+    /// Successful requests.
     pub ok: u32,
-    /// Not.
+    /// Failed requests.
     pub failed: u32,
-    /// Writes that were acknowledged.
+    /// Acknowledged writes.
     pub written: u32,
-    /// Writes that were not.
+    /// Writes without acknowledgement.
     pub unwritten: u32,
 }
 
-/// How many requests failed, and when.
+/// Failed requests by phase.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
-    /// Over before the fault.
+    /// Ended before the fault.
     pub before_fault: u64,
-    /// Of those that were on their way at the fault or sent before the shift.
+    /// In flight at the fault, or sent between the fault and the traffic shift.
     pub during: u64,
-    /// Sent after the shift, until the fault was taken back.
+    /// Sent after the traffic shift and before the fault was reverted.
     pub after_shift: u64,
-    /// Sent after the fault was taken back: recovery and failback.
+    /// Sent after the fault was reverted: recovery and failback.
     pub on_return: u64,
 }
 
-/// All figures.
+/// All results.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Findings {
-    /// Requests that were sent.
+    /// The count of requests sent.
     pub requests: u64,
-    /// How many of them failed.
+    /// The counts of failed requests.
     pub failed: Failed,
-    /// Why, the most frequent reason first.
+    /// The failure reasons, the most frequent first.
     #[serde(default)]
     pub reasons: Vec<Reason>,
-    /// When they failed.
+    /// The periods of failures.
     pub outages: Vec<Outage>,
-    /// From the fault to the first request after which none failed while the fault lasted; `None` when that did not come about.
+    /// From the fault to the first request after which none failed while the fault lasted, in ms; `None` if the service
+    /// did not recover.
     pub service_rto_ms: Option<f64>,
-    /// From the fault to the first acknowledged write under a new configuration; where there is none, to the first write after which none
-    /// failed. `None` when that did not come about either.
+    /// From the fault to the first acknowledged write under a new configuration, in ms. Without a new configuration, to
+    /// the first write after which none failed. `None` if writes did not recover.
     pub control_rto_ms: Option<f64>,
-    /// When traffic had shifted: the first answered request that was sent after the new configuration was granted.
+    /// When traffic shifted, in ms: the first successful request that was sent after the new configuration was granted.
     pub shifted_ms: Option<f64>,
-    /// Writes that were sent.
+    /// The count of writes sent.
     pub writes: u64,
-    /// Those that were acknowledged.
+    /// Acknowledged writes.
     pub acknowledged: u64,
-    /// Those that were refused or not answered; they may be there or not.
+    /// Rejected or unanswered writes; they may or may not be stored.
     pub unacknowledged: u64,
     /// Acknowledged writes that the new primary lacks.
     pub lost: u64,
-    /// Their keys.
+    /// The keys of the lost writes.
     pub lost_keys: Vec<String>,
-    /// Answered requests whose usage the new primary lacks.
+    /// Successful requests whose usage the new primary lacks.
     pub unaccounted: u64,
-    /// Their ids.
+    /// The ids of those requests.
     pub unaccounted_ids: Vec<String>,
-    /// How far back from the fault something is missing.
+    /// The age of the oldest missing entry at the fault, in ms.
     pub rpo_ms: f64,
-    /// What happened in each second.
+    /// The counts of each second.
     pub seconds: Vec<Second>,
 }
 
 impl Findings {
-    /// Why requests failed, in words; empty where none did.
+    /// The failure reasons as text; empty without failures.
     pub fn why(&self) -> String {
         let said = self.reasons.iter().map(|reason| format!("{} × {}", reason.requests, reason.why));
         said.collect::<Vec<_>>().join(", ")
@@ -119,22 +121,22 @@ impl Findings {
 struct Span {
     n: u64,
     sent: f64,
-    end: Option<(f64, Is)>,
+    end: Option<(f64, RequestStatus)>,
     epoch: Option<u64>,
 }
 
 impl Span {
     fn ok(&self) -> Option<f64> {
-        self.end.and_then(|(t, is)| (is == Is::Ok).then_some(t))
+        self.end.and_then(|(t, is)| (is == RequestStatus::Ok).then_some(t))
     }
 
     fn failed(&self) -> Option<f64> {
-        self.end.and_then(|(t, is)| (is != Is::Ok).then_some(t))
+        self.end.and_then(|(t, is)| (is != RequestStatus::Ok).then_some(t))
     }
 }
 
-/// Reads everything out of a ledger. `epoch_before` is the configuration before the fault.
-pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth) -> Findings {
+/// Computes the results from a ledger. `epoch_before` is the epoch of the configuration before the fault.
+pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &PrimaryData) -> Findings {
     let (requests, writes) = spans(events);
     let mark = |wanted: Mark| {
         events.iter().find_map(|event| match event {
@@ -173,9 +175,9 @@ pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth)
         .filter(|t| *t >= fault)
         .min_by(f64::total_cmp)
         .map(|t| t - fault)
-        // Where nobody had to take over, control data is back as the service is: when no write fails any more.
+        // Without a takeover, control data has recovered when no write fails any more, as for the service.
         .or_else(|| service_rto(&writes, fault, revert));
-    // What was answered after the new primary had been asked, it could not know of.
+    // The new primary cannot hold what was answered after it was read.
     let missing = |spans: &[Span], name: &dyn Fn(u64) -> String, there: &BTreeSet<String>| -> Vec<(String, f64)> {
         let answered = spans.iter().filter_map(|span| Some((name(span.n), span.ok().filter(|t| *t < read)?)));
         answered.filter(|(name, _)| !there.contains(name)).collect()
@@ -184,7 +186,7 @@ pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth)
     let unaccounted = missing(&requests, &|n| request_id(drill, n), &truth.known);
     let oldest = lost.iter().chain(&unaccounted).map(|(_, t)| *t).min_by(f64::total_cmp);
     found.rpo_ms = oldest.map_or(0.0, |t| (fault - t).max(0.0));
-    // The microseconds of the ledger, without what subtracting adds.
+    // Rounded to the ledger's microseconds, without the error of floating-point subtraction.
     for ms in
         [Some(&mut found.rpo_ms), found.service_rto_ms.as_mut(), found.control_rto_ms.as_mut()].into_iter().flatten()
     {
@@ -196,8 +198,8 @@ pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth)
     found
 }
 
-/// From the fault to the sending of the first request after which none failed, while the fault lasted. A site that nobody asks tells
-/// nothing: without an answered request behind the last failure there is no recovery.
+/// From the fault to the sending of the first request after which none failed, while the fault lasted. A successful
+/// request after the last failure is required: without traffic there is no evidence of recovery.
 fn service_rto(requests: &[Span], fault: f64, revert: f64) -> Option<f64> {
     let touched = |r: &&Span| r.sent < revert && r.end.is_none_or(|(t, _)| t >= fault);
     let last_failed =
@@ -237,8 +239,8 @@ fn reasons(events: &[Event]) -> Vec<Reason> {
     let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
     for event in events {
         let why = match event {
-            Event::Request { is: Is::Failed, why, .. } => why.as_deref().unwrap_or("failed"),
-            Event::Request { is: Is::Timeout, .. } => "timeout",
+            Event::Request { is: RequestStatus::Failed, why, .. } => why.as_deref().unwrap_or("failed"),
+            Event::Request { is: RequestStatus::Timeout, .. } => "timeout",
             _ => continue,
         };
         *counted.entry(why).or_default() += 1;
@@ -254,7 +256,7 @@ fn reasons(events: &[Event]) -> Vec<Reason> {
 }
 
 fn seconds(requests: &[Span], writes: &[Span]) -> Vec<Second> {
-    // Bounded like the ledger: a second has an event, or lies between two of them.
+    // Bounded like the ledger: every second has an event or lies between two.
     const MOST: usize = 7200;
     let mut all: Vec<Second> = Vec::new();
     let mut count = |span: &Span, add: &dyn Fn(&mut Second, bool)| {
@@ -273,7 +275,7 @@ fn seconds(requests: &[Span], writes: &[Span]) -> Vec<Second> {
     all
 }
 
-/// Requests and writes with their beginnings and ends, by when they were sent.
+/// Requests and writes with their start and end, in the order of sending.
 fn spans(events: &[Event]) -> (Vec<Span>, Vec<Span>) {
     let (mut requests, mut writes) = (BTreeMap::new(), BTreeMap::new());
     for event in events {
@@ -283,7 +285,7 @@ fn spans(events: &[Event]) -> (Vec<Span>, Vec<Span>) {
             Event::Mark { .. } => continue,
         };
         let span = spans.entry(n).or_insert(Span { n, sent: t, end: None, epoch: None });
-        if is != Is::Sent {
+        if is != RequestStatus::Sent {
             span.end = Some((t, is));
             span.epoch = epoch;
         }
@@ -300,13 +302,14 @@ fn spans(events: &[Event]) -> (Vec<Span>, Vec<Span>) {
 mod tests {
     use super::*;
 
-    /// A ledger in words: `r SENT END ok|failed|timeout [WHY]`, `w SENT END ok EPOCH`, `mark T NAME`; numbers are given in order.
+    /// A ledger from text: `r SENT END ok|failed|timeout [WHY]`, `w SENT END ok EPOCH`, `mark T NAME`; numbers are
+    /// assigned in order.
     fn ledger(lines: &str) -> Vec<Event> {
         let (mut events, mut requests, mut writes) = (Vec::new(), 0, 0);
         for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let words: Vec<&str> = line.split_whitespace().collect();
             let time = |at: usize| words[at].parse::<f64>().unwrap();
-            let word = |at: usize| serde_json::from_value::<Is>(words[at].into()).unwrap();
+            let word = |at: usize| serde_json::from_value::<RequestStatus>(words[at].into()).unwrap();
             match words[0] {
                 "mark" => {
                     events.push(Event::Mark { t: time(1), name: serde_json::from_value(words[2].into()).unwrap() })
@@ -314,7 +317,7 @@ mod tests {
                 "r" => {
                     let n = requests;
                     requests += 1;
-                    events.push(Event::Request { t: time(1), n, is: Is::Sent, why: None });
+                    events.push(Event::Request { t: time(1), n, is: RequestStatus::Sent, why: None });
                     if words.len() > 2 {
                         let why = words.get(4).map(|why| (*why).to_owned());
                         events.push(Event::Request { t: time(2), n, is: word(3), why });
@@ -324,7 +327,7 @@ mod tests {
                     let n = writes;
                     writes += 1;
                     let write = |t, is, epoch| Event::Write { t, n, is, epoch, site: None, why: None };
-                    events.push(write(time(1), Is::Sent, None));
+                    events.push(write(time(1), RequestStatus::Sent, None));
                     events.push(write(time(2), word(3), words.get(4).map(|e| e.parse().unwrap())));
                 }
             }
@@ -332,8 +335,8 @@ mod tests {
         events
     }
 
-    fn all(requests: u64, writes: u64) -> Truth {
-        Truth {
+    fn all(requests: u64, writes: u64) -> PrimaryData {
+        PrimaryData {
             keys: (0..writes).map(|n| key("d", n)).collect(),
             known: (0..requests).map(|n| request_id("d", n)).collect(),
         }
@@ -375,7 +378,7 @@ mod tests {
 
     #[test]
     fn an_acknowledged_write_that_the_new_primary_lacks_is_lost_and_says_how_far_back() {
-        let truth = Truth { keys: [key("d", 1), key("d", 2)].into(), ..all(9, 0) };
+        let truth = PrimaryData { keys: [key("d", 1), key("d", 2)].into(), ..all(9, 0) };
         let found = findings("d", &ledger(KILLED), 1, &truth);
         assert_eq!((found.lost, found.lost_keys.as_slice()), (1, ["drill/d/0".to_owned()].as_slice()));
         assert_eq!(found.rpo_ms, 980.0);
@@ -383,13 +386,13 @@ mod tests {
 
     #[test]
     fn a_write_that_was_not_acknowledged_may_be_missing() {
-        let truth = Truth { keys: [key("d", 0), key("d", 2)].into(), ..all(9, 0) };
+        let truth = PrimaryData { keys: [key("d", 0), key("d", 2)].into(), ..all(9, 0) };
         assert_eq!(findings("d", &ledger(KILLED), 1, &truth).lost, 0);
     }
 
     #[test]
     fn an_answered_request_without_usage_is_unaccounted_and_one_that_failed_is_not() {
-        let truth = Truth { known: (2..9).map(|n| request_id("d", n)).collect(), ..all(0, 3) };
+        let truth = PrimaryData { known: (2..9).map(|n| request_id("d", n)).collect(), ..all(0, 3) };
         let found = findings("d", &ledger(KILLED), 1, &truth);
         assert_eq!(found.unaccounted_ids, ["drill-d-0"]);
         assert_eq!(found.rpo_ms, 990.0);
@@ -398,7 +401,7 @@ mod tests {
     #[test]
     fn what_was_answered_after_the_reading_is_not_missing() {
         let text = "mark 0 fault\nr 10 20 ok\nmark 100 read\nr 110 120 ok\nw 111 121 ok 2";
-        let truth = Truth { known: [request_id("d", 0)].into(), ..Truth::default() };
+        let truth = PrimaryData { known: [request_id("d", 0)].into(), ..PrimaryData::default() };
         let found = findings("d", &ledger(text), 1, &truth);
         assert_eq!((found.lost, found.unaccounted), (0, 0));
     }

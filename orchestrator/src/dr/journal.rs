@@ -1,6 +1,7 @@
-//! What was begun and what was ended, in `dr/journal.jsonl`: durable before anything is done, so that another process goes on.
+//! The journal of failovers, failbacks and drills, `dr/journal.jsonl`. Steps are recorded durably before they start, so
+//! that another process can resume them.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
@@ -8,11 +9,12 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use textnlp_files::Lock;
 
-/// Ten thousand drills; a longer file is not one of ours.
+/// Ten thousand drills; a longer file was not written by this program.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// What is done as a whole.
+/// The kind of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -20,44 +22,44 @@ pub enum Action {
     Failover,
     /// The home site becomes primary again.
     Failback,
-    /// A rehearsal.
+    /// A disaster-recovery drill.
     Drill,
 }
 
-/// Where a step is.
+/// The status of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Is {
-    /// It is about to be done.
+pub enum StepStatus {
+    /// It is about to start.
     Begun,
-    /// It was done.
+    /// It succeeded.
     Ended,
-    /// It was not done, or not wholly.
+    /// It failed or was done in part.
     Failed,
 }
 
 /// The step that spans an action.
 pub const WHOLE: &str = "whole";
 
-/// One line.
+/// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// When.
+    /// When it was written.
     pub at: Timestamp,
-    /// What as a whole.
+    /// The kind of the action.
     pub action: Action,
-    /// Which one of them.
+    /// The id of the action.
     pub id: String,
-    /// Which step of it.
+    /// The step of the action.
     pub step: String,
-    /// Where the step is.
-    pub is: Is,
-    /// What takes it back, for a person.
+    /// The status of the step.
+    pub is: StepStatus,
+    /// The command that reverts it, for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<String>,
-    /// Who.
+    /// The operator.
     pub by: String,
-    /// What whoever goes on needs to know.
+    /// Data that is needed to resume the action.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub data: Value,
 }
@@ -65,39 +67,39 @@ pub struct Record {
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// Somebody else is at it.
-    #[error("another failover, failback or drill is at work here{}", by.as_ref().map(|by| format!(" (by {by})")).unwrap_or_default())]
+    /// Another process holds it.
+    #[error("another failover, failback or drill is running here{}", by.as_ref().map(|by| format!(" (by {by})")).unwrap_or_default())]
     Held {
-        /// Who began it.
+        /// The operator of that process.
         by: Option<String>,
     },
     /// It cannot be read or written.
     #[error("{action} {path}")]
     Io {
-        /// What was being done.
+        /// The action that failed.
         action: &'static str,
-        /// To what.
+        /// Its path.
         path: Utf8PathBuf,
-        /// Why it did not work.
+        /// The error.
         source: io::Error,
     },
 }
 
-/// The journal, held by this process alone.
+/// The journal, locked by this process.
 #[derive(Debug)]
 pub struct Journal {
     path: Utf8PathBuf,
     file: File,
-    /// Gone with the process, however it ends.
-    _lock: File,
+    /// The kernel releases it when the process ends, however it ends.
+    _lock: Lock,
     by: String,
     flags: String,
     records: Vec<Record>,
 }
 
 impl Journal {
-    /// Opens the journal of an environment's state folder for writing. A line that a dying process left half-written is cut off.
-    /// `flags` lead a command to this environment: what takes a step back is written down as it is typed.
+    /// Opens the journal in an environment's state folder for writing. A partial line of a crashed process is
+    /// truncated. `flags` select this environment in the commands that the journal records for a revert.
     pub fn open(state: &Utf8Path, by: &str, flags: &str) -> Result<Self, JournalError> {
         let folder = state.join("dr");
         let io = |action: &'static str, path: &Utf8Path| {
@@ -116,37 +118,33 @@ impl Journal {
                 .map_err(io("open", path))
         };
         let lock_path = folder.join("lock");
-        let lock = open(&lock_path)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let by = read(state)?.last().map(|record| record.by.clone());
-                return Err(JournalError::Held { by });
-            }
-            Err(TryLockError::Error(error)) => return Err(io("lock", &lock_path)(error)),
-        }
+        let lock = Lock::try_exclusive(&lock_path, 0o600).map_err(|e| io(e.action, &lock_path)(e.source))?;
+        let Some(lock) = lock else {
+            let by = read(state)?.last().map(|record| record.by.clone());
+            return Err(JournalError::Held { by });
+        };
         let path = folder.join("journal.jsonl");
         let mut file = open(&path)?;
         let text = bounded(&mut file).map_err(io("read", &path))?;
         let whole = text.rfind('\n').map_or(0, |at| at + 1);
         file.set_len(whole as u64).map_err(io("mend", &path))?;
         io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io("read", &path))?;
-        File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io("flush", &folder))?;
+        textnlp_files::sync_folder(&folder).map_err(|e| io(e.action, &folder)(e.source))?;
         let records = parse(&text[..whole]);
         Ok(Self { path, file, _lock: lock, by: by.to_owned(), flags: flags.to_owned(), records })
     }
 
-    /// What was written by all who came before, and by us.
+    /// Every record, of earlier processes too.
     pub fn records(&self) -> &[Record] {
         &self.records
     }
 
-    /// A command about this environment, to be typed.
+    /// A command line for this environment.
     pub fn command(&self, verb: &str) -> String {
         format!("textnlp-deploy {verb}{}", self.flags)
     }
 
-    /// Says that a step is about to be done. Durable when it returns.
+    /// Records that a step is about to start. Durable on return.
     pub fn begin(
         &mut self,
         action: Action,
@@ -155,20 +153,20 @@ impl Journal {
         undo: Option<String>,
         data: Value,
     ) -> Result<(), JournalError> {
-        self.put(Record { undo, data, ..self.record(action, id, step, Is::Begun) })
+        self.put(Record { undo, data, ..self.record(action, id, step, StepStatus::Begun) })
     }
 
-    /// Says that a step was done.
+    /// Records that a step succeeded.
     pub fn end(&mut self, action: Action, id: &str, step: &str, data: Value) -> Result<(), JournalError> {
-        self.put(Record { data, ..self.record(action, id, step, Is::Ended) })
+        self.put(Record { data, ..self.record(action, id, step, StepStatus::Ended) })
     }
 
-    /// Says that a step was not done.
+    /// Records that a step failed.
     pub fn fail(&mut self, action: Action, id: &str, step: &str, why: &str) -> Result<(), JournalError> {
-        self.put(Record { data: Value::String(why.to_owned()), ..self.record(action, id, step, Is::Failed) })
+        self.put(Record { data: Value::String(why.to_owned()), ..self.record(action, id, step, StepStatus::Failed) })
     }
 
-    fn record(&self, action: Action, id: &str, step: &str, is: Is) -> Record {
+    fn record(&self, action: Action, id: &str, step: &str, is: StepStatus) -> Record {
         let (id, step) = (id.to_owned(), step.to_owned());
         Record { at: Timestamp::now(), action, id, step, is, undo: None, by: self.by.clone(), data: Value::Null }
     }
@@ -183,7 +181,7 @@ impl Journal {
     }
 }
 
-/// Everything that was written, without holding the journal.
+/// Every record, without the lock.
 pub fn read(state: &Utf8Path) -> Result<Vec<Record>, JournalError> {
     let path = state.join("dr/journal.jsonl");
     let text = match File::open(&path).and_then(|mut file| bounded(&mut file)) {
@@ -194,15 +192,15 @@ pub fn read(state: &Utf8Path) -> Result<Vec<Record>, JournalError> {
     Ok(parse(&text))
 }
 
-/// The first lines of actions that nobody ended, oldest first.
+/// The first records of actions that have not ended, oldest first.
 pub fn unfinished(records: &[Record]) -> Vec<&Record> {
-    let ended = |id: &str| records.iter().any(|r| r.id == id && r.step == WHOLE && r.is != Is::Begun);
-    records.iter().filter(|r| r.step == WHOLE && r.is == Is::Begun && !ended(&r.id)).collect()
+    let ended = |id: &str| records.iter().any(|r| r.id == id && r.step == WHOLE && r.is != StepStatus::Begun);
+    records.iter().filter(|r| r.step == WHOLE && r.is == StepStatus::Begun && !ended(&r.id)).collect()
 }
 
-/// What a step of an action was begun with, if it was begun.
+/// The first record of a step, if the step was started.
 pub fn begun<'r>(records: &'r [Record], id: &str, step: &str) -> Option<&'r Record> {
-    records.iter().rfind(|r| r.id == id && r.step == step && r.is == Is::Begun)
+    records.iter().rfind(|r| r.id == id && r.step == step && r.is == StepStatus::Begun)
 }
 
 fn bounded(file: &mut File) -> io::Result<String> {
@@ -211,11 +209,11 @@ fn bounded(file: &mut File) -> io::Result<String> {
     if bytes.len() as u64 > MOST_BYTES {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MOST_BYTES} bytes")));
     }
-    // Bytes of a torn line; what can be read counts.
+    // Bytes of a partial line; the readable lines count.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Lines that cannot be read are passed over: they are of a later version, or of a disk that failed.
+/// Unreadable lines are skipped: a newer version wrote them, or the disk failed.
 fn parse(text: &str) -> Vec<Record> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

@@ -1,4 +1,4 @@
-//! What a client from outside saw, written down as it happened: the only witness of what was lost that no site can change.
+//! The ledger of a drill: what an external client saw, recorded at once. No site can change this evidence.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -13,89 +13,89 @@ use tokio::time::Instant;
 /// More than an hour of a drill.
 const MOST_EVENTS: usize = 500_000;
 
-/// How a request or a write is.
+/// The status of a request or a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Is {
-    /// It is on its way.
+pub enum RequestStatus {
+    /// It was sent.
     Sent,
-    /// It was answered as it should be.
+    /// It succeeded.
     Ok,
-    /// It was answered otherwise, or not at all.
+    /// It failed or got no valid answer.
     Failed,
-    /// Nothing came within the time that a client waits.
+    /// It timed out.
     Timeout,
 }
 
-/// One line of the ledger. Times are milliseconds since it began.
+/// One line of the ledger. Times are in milliseconds since it began.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Event {
-    /// A text was asked for through the front.
+    /// A generation request through the global endpoint.
     Request {
-        /// When.
+        /// The time.
         t: f64,
-        /// Which.
+        /// Its number.
         n: u64,
-        /// How it is.
-        is: Is,
-        /// Why it failed.
+        /// Its status.
+        is: RequestStatus,
+        /// The error.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         why: Option<String>,
     },
-    /// Control data was written through a watch.
+    /// A write of control data through a site agent.
     Write {
-        /// When.
+        /// The time.
         t: f64,
-        /// Which.
+        /// Its number.
         n: u64,
-        /// How it is.
-        is: Is,
-        /// Under which configuration it was acknowledged.
+        /// Its status.
+        is: RequestStatus,
+        /// The epoch of the configuration under which it was acknowledged.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<u64>,
-        /// Whose watch acknowledged it.
+        /// The site whose agent acknowledged it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         site: Option<String>,
-        /// Why it failed.
+        /// The error.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         why: Option<String>,
     },
-    /// A moment of the drill.
+    /// A milestone of the drill.
     Mark {
-        /// When.
+        /// The time.
         t: f64,
-        /// Which.
+        /// The milestone.
         name: Mark,
     },
 }
 
-/// Moments of a drill.
+/// Milestones of a drill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mark {
     /// The fault is about to be injected.
     Fault,
-    /// The witness counts the primary as silent.
+    /// The witness considers the primary silent.
     Detected,
-    /// The witness has granted another configuration.
+    /// The witness granted another configuration.
     Granted,
-    /// The ledger was read and what the new primary holds was asked for.
+    /// The ledger and the new primary's data were read.
     Read,
-    /// The fault is about to be taken back.
+    /// The fault is about to be reverted.
     Revert,
-    /// The site is a member again.
+    /// The lost site is a member again.
     Recovered,
     /// The home site is primary again.
     Home,
 }
 
-/// The id under which the service records a request of a drill.
+/// The id of a drill's request in the usage records.
 pub fn request_id(drill: &str, n: u64) -> String {
     format!("drill-{drill}-{n}")
 }
 
-/// The key of a write of a drill.
+/// The key of a drill's write.
 pub fn key(drill: &str, n: u64) -> String {
     format!("{}{n}", prefix(drill))
 }
@@ -111,7 +111,7 @@ pub struct Ledger {
     path: Utf8PathBuf,
     began: Instant,
     at: Timestamp,
-    // The file and what it holds, for the client's writers and for those who look meanwhile.
+    // Shared by the client's tasks and by readers during the drill.
     inner: Mutex<Inner>,
 }
 
@@ -123,7 +123,7 @@ struct Inner {
 }
 
 impl Ledger {
-    /// Begins one in a file that is not there yet.
+    /// Creates a ledger; the file must not exist.
     pub fn begin(path: &Utf8Path) -> io::Result<Self> {
         let mut file = std::fs::OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
         let at = Timestamp::now();
@@ -142,7 +142,7 @@ impl Ledger {
         (self.began.elapsed().as_secs_f64() * 1e6).round() / 1e3
     }
 
-    /// Writes an event down before this returns. A ledger that cannot be written says so at [`Ledger::read`].
+    /// Writes an event before it returns. A failed write is reported by [`Ledger::read`].
     pub fn put(&self, event: Event) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.broken.is_some() {
@@ -154,7 +154,7 @@ impl Ledger {
         }
         let mut line = serde_json::to_vec(&event).expect("an event is plain data");
         line.push(b'\n');
-        // One call per line: a line is whole, or is the last one of a drill that was killed.
+        // One write per line: only the last line of a killed drill can be partial.
         if let Err(error) = inner.file.write_all(&line) {
             inner.broken = Some(error.to_string());
             return;
@@ -162,14 +162,14 @@ impl Ledger {
         inner.events.push(event);
     }
 
-    /// Writes a moment down, and says when it was.
+    /// Records a milestone and returns its time in ms.
     pub fn mark(&self, name: Mark) -> f64 {
         let t = self.now();
         self.put(Event::Mark { t, name });
         t
     }
 
-    /// Everything so far; an error when something could not be written.
+    /// Every event so far, or the first error of a write.
     pub fn read(&self) -> io::Result<Vec<Event>> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         match &inner.broken {
@@ -178,13 +178,13 @@ impl Ledger {
         }
     }
 
-    /// Makes it durable.
+    /// Syncs the file to disk.
     pub fn sync(&self) -> io::Result<()> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).file.sync_all()
     }
 }
 
-/// Reads a ledger from its file. The last line may be torn.
+/// Reads a ledger from its file. The last line may be partial.
 pub fn read(path: &Utf8Path) -> io::Result<Vec<Event>> {
     let mut events = Vec::new();
     for line in BufReader::new(File::open(path)?).lines().skip(1) {

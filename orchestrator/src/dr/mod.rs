@@ -1,20 +1,20 @@
-//! Losing a site and getting it back: what an operator sees and does, and the rehearsal of it.
+//! Disaster recovery: status, failover, failback and drills.
 //!
-//! The sites' *watches* and the *witness* decide; this talks to them. Read in this order: [`talk`] (their JSON over Unix sockets),
-//! [`picture`] (how all of them are), [`shift`] (failover and failback), [`journal`] (what was begun, for whoever goes on), then the
-//! rehearsal: [`fault`] (what is done to a site), [`ledger`] and [`outside`] (a client from outside writes down what it saw),
-//! [`findings`] (what follows from that; pure), [`drill`] (the phases), [`report`] (for an auditor).
-//! Nothing here is asked of the site that is lost, and nothing here is needed for an automatic failover.
+//! The site agents and the witness make the decisions; this module is their client. Start with [`control_client`] (JSON
+//! over Unix sockets), [`control_status`] (the status of all sites), [`failover`] (failover and failback) and
+//! [`journal`] (recorded steps, to resume them). Drills: [`fault`] (faults of a site), [`outside`] (an external
+//! client), [`ledger`] (what that client records), [`findings`] (results, pure), [`drill`] (the phases) and [`report`]
+//! (the signed report). This module works while a site is down. An automatic failover does not use it.
 
+pub mod control_client;
+pub mod control_status;
 pub mod drill;
+pub mod failover;
 pub mod fault;
 pub mod findings;
 pub mod journal;
 pub mod ledger;
 pub mod outside;
-pub mod picture;
 pub mod report;
-pub mod shift;
-pub mod talk;
 
 mod waterfall;

@@ -1,4 +1,5 @@
-//! The client from outside: it keeps asking for texts through the front and keeps writing control data, whatever happens meanwhile.
+//! The external client of a drill. It sends generation requests through the global endpoint and writes control data
+//! throughout the drill.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,32 +11,32 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::ledger::{Event, Is, Ledger, key, request_id};
-use super::talk::{TalkError, Watch};
-use crate::load::{Answer, Ask, Failure, Key, Wire};
+use super::control_client::{ClientError, SiteAgentClient};
+use super::ledger::{Event, Ledger, RequestStatus, key, request_id};
+use crate::load::{Failure, Key, LoadRequest, LoadResponse, Wire};
 
-/// A client of a service that stands still waits this long, and no longer.
-pub const REQUEST_WITHIN: Duration = Duration::from_secs(3);
-/// One site may take this long for a write; then the next one is asked.
-const WRITE_WITHIN: Duration = Duration::from_millis(1200);
-/// Codes of errors are words.
+/// The timeout of a request.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// The timeout of a write at one site; then the next site is tried.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(1200);
+/// The longest error code, in characters.
 const LONGEST_CODE: usize = 64;
-/// Requests on their way at most: what the rate and the time allow, and some.
+/// The most requests in flight: above what the rate and the timeout allow.
 const MOST_FLYING: usize = 256;
 
-/// A client, before it begins.
-pub struct Outside {
-    /// Which drill.
+/// The configuration of a client.
+pub struct DrillClient {
+    /// The drill's id.
     pub drill: String,
     /// The address that clients use.
     pub front: Arc<dyn Wire>,
-    /// Who asks.
+    /// The API key.
     pub key: Option<Key>,
-    /// What is asked.
+    /// The request body.
     pub body: Value,
-    /// Whom control data is given to; each write goes to the one that answered last, then to the others.
-    pub watches: Vec<Watch>,
-    /// Where everything is written down.
+    /// The site agents for writes. Each write goes to the agent that answered last, then to the others.
+    pub watches: Vec<SiteAgentClient>,
+    /// Records every event.
     pub ledger: Arc<Ledger>,
     /// Requests per second.
     pub requests_per_second: u32,
@@ -43,12 +44,12 @@ pub struct Outside {
     pub writes_per_second: u32,
 }
 
-impl Outside {
-    /// Asks until it is told to stop, then waits for what is on its way.
+impl DrillClient {
+    /// Sends requests until `stop`, then waits for those in flight.
     pub async fn run(self, stop: CancellationToken) {
         let every = |rate: u32| {
             let mut ticks = tokio::time::interval_at(Instant::now(), Duration::from_secs(1) / rate.clamp(1, 1000));
-            // After a pause of this machine nothing is made up for: a burst would be a load test.
+            // Missed ticks are dropped after a pause of this machine: a burst would be a load test.
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks
         };
@@ -74,51 +75,51 @@ impl Outside {
     }
 
     async fn request(&self, n: u64) {
-        let ask = Ask {
+        let ask = LoadRequest {
             key: self.key.clone(),
-            timeout: REQUEST_WITHIN,
+            timeout: REQUEST_TIMEOUT,
             request_id: Some(request_id(&self.drill, n)),
-            ..Ask::post("/v1/generate", self.body.clone())
+            ..LoadRequest::post("/v1/generate", self.body.clone())
         };
         let put = |is, why| self.ledger.put(Event::Request { t: self.ledger.now(), n, is, why });
-        put(Is::Sent, None);
+        put(RequestStatus::Sent, None);
         match self.front.send(ask).await {
-            Ok(answer) if answer.status == 200 => put(Is::Ok, None),
-            Ok(answer) => put(Is::Failed, Some(refused(&answer))),
-            Err(Failure::Timeout) => put(Is::Timeout, None),
-            Err(failure) => put(Is::Failed, Some(failure.to_string())),
+            Ok(answer) if answer.status == 200 => put(RequestStatus::Ok, None),
+            Ok(answer) => put(RequestStatus::Failed, Some(refused(&answer))),
+            Err(Failure::Timeout) => put(RequestStatus::Timeout, None),
+            Err(failure) => put(RequestStatus::Failed, Some(failure.to_string())),
         }
     }
 
-    /// Writes one key, at the site that answered last or at another one that does: the same key and value, so twice is once. Says
-    /// which of them it was.
+    /// Writes one key at the site that answered last, or at another one. Retries use the same key and value, so they
+    /// are idempotent. Returns the index of the site.
     async fn write(&self, n: u64, first: usize) -> Option<usize> {
         let writes = [(key(&self.drill, n), json!({ "n": n }))];
         let put =
             |is, epoch, site, why| self.ledger.put(Event::Write { t: self.ledger.now(), n, is, epoch, site, why });
-        put(Is::Sent, None, None, None);
+        put(RequestStatus::Sent, None, None, None);
         let (mut silent, mut says) = (false, String::new());
         for turn in 0..self.watches.len() {
             let at = (first + turn) % self.watches.len();
             let watch = &self.watches[at];
-            match watch.write(&writes, WRITE_WITHIN).await {
+            match watch.write(&writes, WRITE_TIMEOUT).await {
                 Ok(acknowledged) => {
-                    put(Is::Ok, Some(acknowledged.epoch), Some(watch.site.clone()), None);
+                    put(RequestStatus::Ok, Some(acknowledged.epoch), Some(watch.site.clone()), None);
                     return Some(at);
                 }
                 Err(error) => {
-                    silent |= matches!(error, TalkError::Silent { .. });
+                    silent |= matches!(error, ClientError::Silent { .. });
                     says = error.to_string();
                 }
             }
         }
-        put(if silent { Is::Timeout } else { Is::Failed }, None, None, Some(says));
+        put(if silent { RequestStatus::Timeout } else { RequestStatus::Failed }, None, None, Some(says));
         None
     }
 }
 
-/// The status, and the word for it that whoever answered has.
-fn refused(answer: &Answer) -> String {
+/// The status and the error code of an answer.
+fn refused(answer: &LoadResponse) -> String {
     let body = answer.json().unwrap_or_default();
     let code = body["error"]["code"].as_str().filter(|code| code.len() <= LONGEST_CODE);
     match code {
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_a_refusal_says_which() {
-        let said = |body: &str| refused(&Answer { status: 503, body: body.into() });
+        let said = |body: &str| refused(&LoadResponse { status: 503, body: body.into() });
         assert_eq!(said(r#"{"error": {"code": "no_backend"}}"#), "status 503 (no_backend)");
         assert_eq!(said("<html>"), "status 503");
         assert_eq!(said(&json!({ "error": { "code": "x".repeat(99) } }).to_string()), "status 503");

@@ -1,4 +1,4 @@
-//! The report of a drill: one document for machines, one page for an auditor, both signed, and the trend over all drills.
+//! The report of a drill: signed JSON, a signed page for auditors, and the trend over all drills.
 
 use std::os::unix::fs::DirBuilderExt;
 
@@ -7,48 +7,49 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_bundle::{PublicKey, SecretKey, keygen, sign_bytes, signature_of, verify_file};
+use textnlp_files::Replace;
 
+use super::control_client::PRIMARY;
 use super::drill::Leftovers;
 use super::fault::FaultKind;
 use super::findings::Findings;
 use super::ledger::Mark;
-use super::talk::PRIMARY;
 use super::waterfall;
-use crate::report::{page, whole};
+use crate::report::page;
 
-/// What the documents are.
+/// The format of the JSON document.
 pub const FORMAT: &str = "textnlp-drill/1";
-/// Reports that a history shows at most.
+/// The most reports in a history.
 const MOST_REPORTS: usize = 1000;
 const MOST_BYTES: u64 = 64 << 20;
 
-/// Who, where and what was rehearsed.
+/// The environment, operator and programs of a drill.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     /// The environment.
     pub environment: String,
-    /// Which deployment.
+    /// The lineage of the deployment.
     pub lineage: String,
-    /// What ran, by digest.
+    /// The digest of the release that ran.
     pub release: String,
-    /// Who.
+    /// The operator.
     pub by: String,
-    /// Why, in their words.
+    /// The reason that the operator gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// With which program.
+    /// The program and its version.
     pub tool: String,
-    /// On which machine.
+    /// The machine it ran on.
     pub host: String,
-    /// How traffic moved: `gateway` or `dns`.
+    /// How traffic is routed: `gateway` or `dns`.
     pub traffic: String,
-    /// Which database.
+    /// The kind of database.
     pub database: String,
-    /// Whether the running service was used, not clones.
+    /// Whether the drill used the live service instead of clones.
     pub live: bool,
 }
 
-/// What is promised.
+/// The targets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Targets {
     /// `dr.rto`, in seconds.
@@ -57,10 +58,10 @@ pub struct Targets {
     pub rpo_s: f64,
 }
 
-/// A part of a drill. Times are seconds since its ledger began; parts may overlap.
+/// A phase of a drill. Times are in seconds since the ledger began; phases may overlap.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
-    /// Which.
+    /// Its name.
     pub name: String,
     /// When it began.
     pub from_s: f64,
@@ -70,85 +71,85 @@ pub struct Phase {
     pub says: String,
 }
 
-/// What was measured.
+/// The measurements.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Figures {
-    /// From the ledger.
+pub struct Measurements {
+    /// The results from the ledger.
     #[serde(flatten)]
     pub findings: Findings,
-    /// Moments, in ms since the ledger began.
+    /// The milestones, in ms since the ledger began.
     pub marks: Vec<(Mark, f64)>,
-    /// Whether the service came back while the fault lasted.
+    /// Whether the service recovered while the fault lasted.
     pub served: bool,
-    /// Who went back home: `automatic`, `drill` or `not needed`.
+    /// How the failback happened: `automatic`, `drill` or `not needed`.
     pub failback: String,
-    /// The configuration before the fault.
+    /// The epoch of the configuration before the fault.
     pub epoch_before: u64,
-    /// Whether nobody took another's place, and control data is stored outside of every site: the log of the sites, which may want the lost one, is
-    /// nothing that anybody waits for then.
+    /// Whether no site took over, and control data is in an external database. The sites' log, which may need the lost
+    /// site, then delays nothing.
     #[serde(default)]
     pub stored_outside: bool,
-    /// The role of the database that whoever leads works with while the lost site is away: `primary`, or it takes no changes. Nothing
-    /// where the lost site keeps its place, or sites store in files.
+    /// The database role at the leading site while the lost site is down: `primary`, or one that accepts no writes.
+    /// `None` if the lost site stays primary, or if sites store in files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
 }
 
-/// The report.
+/// The report of a drill.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Which drill.
+    /// The drill's id.
     pub id: String,
-    /// Who, where, what.
+    /// The environment, operator and programs.
     #[serde(flatten)]
     pub facts: Facts,
-    /// The site that was lost.
+    /// The lost site.
     pub site: String,
-    /// How.
+    /// The fault.
     pub fault: FaultKind,
-    /// Whether its data was lost too.
+    /// Whether the site's data was lost too.
     pub lose_data: bool,
-    /// Whether nobody had to tell the sites.
+    /// Whether the sites failed over without a command.
     pub automatic: bool,
     /// When it began.
     pub began: Timestamp,
-    /// How long it took in all.
+    /// The total duration in seconds.
     pub seconds: f64,
-    /// What is promised.
+    /// The targets.
     pub targets: Targets,
-    /// What was promised and not kept; empty when all was.
+    /// The targets that were missed.
     pub missed: Vec<String>,
-    /// What happened when.
+    /// The phases.
     pub phases: Vec<Phase>,
-    /// What was measured.
-    pub figures: Figures,
-    /// What is not as it was before.
+    /// The measurements.
+    pub figures: Measurements,
+    /// Leftovers: what differs from before the drill.
     pub leftovers: Leftovers,
 }
 
-/// Why a report could not be written, signed or believed.
+/// Why a report could not be written, signed or verified.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// A file cannot be used.
+    /// A file could not be read or written.
     #[error("{action} {path}")]
     Io {
-        /// What was being done.
+        /// The action that failed.
         action: &'static str,
-        /// To what.
+        /// Its path.
         path: Utf8PathBuf,
-        /// Why it did not work.
+        /// The error.
         source: std::io::Error,
     },
-    /// The key or a signature.
+    /// The key or a signature is invalid.
     #[error(transparent)]
     Signature(#[from] textnlp_bundle::Error),
-    /// There is none.
+    /// There is no such report.
     #[error("there is no report of a drill `{0}`")]
     NoSuch(String),
 }
 
-/// What was promised and not kept.
-pub fn missed(targets: &Targets, figures: &Figures) -> Vec<String> {
+/// The targets that were missed, as messages.
+pub fn missed(targets: &Targets, figures: &Measurements) -> Vec<String> {
     let found = &figures.findings;
     let mut missed = Vec::new();
     match found.service_rto_ms {
@@ -162,15 +163,15 @@ pub fn missed(targets: &Targets, figures: &Figures) -> Vec<String> {
         None if figures.stored_outside => {}
         None => missed.push("control data could not be written while the fault lasted: it has no RTO".to_owned()),
         Some(ms) if ms / 1000.0 > targets.rto_s => {
-            missed.push(format!("RTO of control data {:.2} s; promised {} s", ms / 1000.0, targets.rto_s))
+            missed.push(format!("RTO of control data {:.2} s; the target is {} s", ms / 1000.0, targets.rto_s))
         }
         _ => {}
     }
     if let Some(role) = figures.database.as_deref().filter(|role| *role != PRIMARY) {
-        missed.push(format!("the database of whoever leads is {role}; promised one that takes changes"));
+        missed.push(format!("the database of the current primary is {role}; expected one that accepts writes"));
     }
     if found.lost > 0 {
-        missed.push(format!("{} acknowledged writes are lost; promised 0", found.lost));
+        missed.push(format!("{} acknowledged writes are lost; the target is 0", found.lost));
     }
     if found.rpo_ms / 1000.0 > targets.rpo_s {
         missed.push(format!("RPO {:.2} s; promised {} s", found.rpo_ms / 1000.0, targets.rpo_s));
@@ -179,19 +180,19 @@ pub fn missed(targets: &Targets, figures: &Figures) -> Vec<String> {
 }
 
 impl Report {
-    /// RTO in seconds: of the service and of control data, whichever is later. `None` when one of them did not come back.
+    /// The RTO in seconds: the later of service and control data. `None` if one of them did not recover.
     pub fn rto_s(&self) -> Option<f64> {
         let found = &self.figures.findings;
         Some(found.service_rto_ms?.max(found.control_rto_ms?) / 1000.0)
     }
 
-    /// Requests that failed, all of them.
+    /// The count of failed requests.
     pub fn requests_failed(&self) -> u64 {
         let failed = self.figures.findings.failed;
         failed.before_fault + failed.during + failed.after_shift + failed.on_return
     }
 
-    /// The document.
+    /// The JSON document.
     pub fn to_json(&self) -> Value {
         let mut value = serde_json::to_value(self).expect("reports are plain data with text keys");
         value["format"] = json!(FORMAT);
@@ -203,7 +204,7 @@ impl Report {
         value
     }
 
-    /// When control data could be changed again, as it is told.
+    /// The RTO of control data, as text.
     pub fn control_rto(&self) -> String {
         match self.figures.findings.control_rto_ms {
             Some(ms) => format!("{:.2} s", ms / 1000.0),
@@ -212,7 +213,7 @@ impl Report {
         }
     }
 
-    /// The page. It holds everything it needs: no script, no font, no image from elsewhere.
+    /// The HTML page. It is self-contained: no script, font or image from elsewhere.
     pub fn to_html(&self, key: &PublicKey) -> String {
         page(include_str!("report.html"), self.context(key))
     }
@@ -238,7 +239,7 @@ impl Report {
                 within(found.control_rto_ms, rto) || (found.control_rto_ms.is_none() && self.figures.stored_outside),
             ),
             row(
-                "RPO: how far back something is missing",
+                "RPO: age of the oldest lost data",
                 format!("{:.2} s", found.rpo_ms / 1000.0),
                 promised(rpo),
                 found.rpo_ms / 1000.0 <= rpo,
@@ -247,7 +248,7 @@ impl Report {
         ];
         let role = self.figures.database.as_ref();
         let database = role.map(|role| {
-            row("role of the database of whoever leads", role.clone(), PRIMARY.to_owned(), role == PRIMARY)
+            row("role of the database of the current primary", role.clone(), PRIMARY.to_owned(), role == PRIMARY)
         });
         let targets: Vec<Value> = targets.into_iter().chain(database).collect();
         let failed = found.failed;
@@ -281,8 +282,8 @@ impl Report {
             ["writes sent", found.writes.to_string()],
             ["writes acknowledged", found.acknowledged.to_string()],
             ["writes refused or not answered", found.unacknowledged.to_string()],
-            ["acknowledged writes that the new primary lacked", found.lost.to_string()],
-            ["answered requests whose usage it lacked", found.unaccounted.to_string()],
+            ["acknowledged writes missing at the new primary", found.lost.to_string()],
+            ["answered requests without usage at the new primary", found.unaccounted.to_string()],
         ]);
         let data = if self.lose_data { ", its data lost" } else { "" };
         let mut facts = vec![
@@ -314,7 +315,7 @@ impl Report {
         ];
         facts.retain(|fact| fact[1].as_str().is_some_and(|text| !text.is_empty()));
         json!({
-            "title": format!("Drill of {}: {} lost", self.facts.environment, self.site),
+            "title": format!("Drill of {}: loss of {}", self.facts.environment, self.site),
             "id": self.id,
             "state": if self.missed.is_empty() { "met" } else { "missed" },
             "missed": self.missed,
@@ -333,7 +334,7 @@ impl Report {
         })
     }
 
-    /// Writes `report.json` and `report.html` with their signatures, each whole or not at all. Returns the page.
+    /// Writes `report.json` and `report.html` with their signatures, each durably. Returns the page's path.
     pub fn write(&self, folder: &Utf8Path, key: &SecretKey) -> Result<Utf8PathBuf, ReportError> {
         let public = key.public()?;
         let what = format!("textnlp drill {} of {}, {}", self.id, self.facts.environment, self.began);
@@ -341,21 +342,21 @@ impl Report {
         let html = folder.join("report.html");
         for (path, text) in [(folder.join("report.json"), json), (html.clone(), self.to_html(&public))] {
             let signature = sign_bytes(text.as_bytes(), key, &what)?;
-            whole(&path, text.as_bytes()).map_err(io("write", &path))?;
+            Replace::umask().write(&path, text.as_bytes()).map_err(|e| io("write", &path)(e.source))?;
             let beside = signature_of(&path);
-            whole(&beside, signature.as_bytes()).map_err(io("write", &beside))?;
+            Replace::umask().write(&beside, signature.as_bytes()).map_err(|e| io("write", &beside)(e.source))?;
         }
         Ok(html)
     }
 
-    /// Reads the document of a drill.
+    /// Reads the report of a drill.
     pub fn read(state: &Utf8Path, id: &str) -> Result<Self, ReportError> {
         let path = folder(state, id)?.join("report.json");
         read(&path)
     }
 }
 
-/// Where everything of a drill lies.
+/// The folder of a drill.
 pub fn folder(state: &Utf8Path, id: &str) -> Result<Utf8PathBuf, ReportError> {
     let plain = !id.is_empty() && id.len() <= 80 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     let folder = state.join("dr/drills").join(id);
@@ -366,7 +367,7 @@ pub fn folder(state: &Utf8Path, id: &str) -> Result<Utf8PathBuf, ReportError> {
     }
 }
 
-/// Every report of an environment, oldest first; drills that were not finished have none. What cannot be read is named.
+/// Every report of an environment, oldest first, and messages about unreadable ones. Unfinished drills have no report.
 pub fn history(state: &Utf8Path) -> (Vec<Report>, Vec<String>) {
     let entries = state.join("dr/drills").read_dir_utf8().into_iter().flatten().flatten();
     let mut ids: Vec<String> = entries.map(|entry| entry.file_name().to_owned()).collect();
@@ -377,33 +378,33 @@ pub fn history(state: &Utf8Path) -> (Vec<Report>, Vec<String>) {
         match Report::read(state, id) {
             Ok(report) => reports.push(report),
             Err(ReportError::NoSuch(_)) => {}
-            Err(error) => unread.push(textnlp_provider::told(&error)),
+            Err(error) => unread.push(textnlp_provider::error_chain(&error)),
         }
     }
     reports.sort_by_key(|report| report.began);
     (reports, unread)
 }
 
-/// The key that signs reports, made when there is none. Its public half lies beside the drills.
+/// The key that signs reports; created if it does not exist. The public key is stored beside the drills.
 pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
     let (secret, public) = key_files(state);
     if !secret.is_file() {
         for folder in [secret.parent(), public.parent()].into_iter().flatten() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("make", folder))?;
         }
-        // The half of a pair whose making was cut off.
+        // A public key without its private key, left by a killed run.
         let _ = std::fs::remove_file(&public);
         keygen(&secret, &public, None)?;
     }
     Ok(SecretKey::read(&secret, None)?)
 }
 
-/// The key that reports of this environment are held against.
+/// The public key that verifies reports of this environment.
 pub fn public_key(state: &Utf8Path) -> Result<PublicKey, ReportError> {
     Ok(PublicKey::read(&key_files(state).1)?)
 }
 
-/// Says what a report was signed as, when its signature is by this key and holds.
+/// Returns the signed comment of a report if its signature by this key is valid.
 pub fn verify(file: &Utf8Path, key: &PublicKey) -> Result<String, ReportError> {
     Ok(verify_file(file, key)?)
 }

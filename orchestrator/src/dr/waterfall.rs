@@ -1,4 +1,4 @@
-//! The drawings of a drill's report as SVG texts: a bar for each phase, and what clients saw in each second.
+//! The charts of a drill report as SVG: a bar for each phase, and the client's results of each second.
 
 use std::fmt::Write;
 
@@ -19,7 +19,7 @@ pub(super) fn rows(phases: &[Phase]) -> Value {
     phases.iter().map(row).collect()
 }
 
-/// A bar for each phase, from its beginning to its end.
+/// A bar for each phase, from its start to its end.
 pub(super) fn bars(phases: &[Phase], seconds: f64) -> String {
     let most = phases.iter().map(|phase| phase.to_s).fold(seconds.max(1.0), f64::max);
     let x_of = |s: f64| LEFT + s / most * (WIDTH - LEFT - RIGHT);
@@ -55,7 +55,7 @@ pub(super) fn bars(phases: &[Phase], seconds: f64) -> String {
     svg + "</svg>"
 }
 
-/// Requests in each second, answered and failed, with the moments of the drill.
+/// Successful and failed requests of each second, with the milestones of the drill.
 pub(super) fn requests(found: &Findings, marks: &[(Mark, f64)]) -> String {
     const TOP: f64 = 26.0;
     const BOTTOM: f64 = 190.0;
@@ -95,7 +95,7 @@ pub(super) fn requests(found: &Findings, marks: &[(Mark, f64)]) -> String {
     for (mark, t) in marks {
         let (x, name) = (x_of(t / 1000.0), name(*mark));
         put(&mut svg, format_args!("<line class=\"limit\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{BOTTOM}\"/>"));
-        // Names that would lie on one another: the later one goes a line higher.
+        // The later of two overlapping labels moves up one line.
         let y = if x - last < 62.0 { TOP - 15.0 } else { TOP - 4.0 };
         last = if x - last < 62.0 { f64::MIN } else { x };
         put(&mut svg, format_args!("<text x=\"{:.1}\" y=\"{y:.1}\">{name}</text>", x + 2.0));
@@ -141,13 +141,13 @@ fn name(mark: Mark) -> &'static str {
         Mark::Detected => "detected",
         Mark::Granted => "granted",
         Mark::Read => "read",
-        Mark::Revert => "taken back",
+        Mark::Revert => "reverted",
         Mark::Recovered => "recovered",
         Mark::Home => "home",
     }
 }
 
-/// Phase names are ours; a report that was read from a file may say anything.
+/// Phase names are built in, but a report that was read from a file may contain anything.
 fn plain(text: &str) -> String {
     text.chars().filter(|c| c.is_ascii_alphanumeric() || *c == ' ').take(20).collect()
 }

@@ -1,4 +1,4 @@
-//! Writes environment files: copies of what the program carries, a new one like another, an older one in today's keys.
+//! Writes environment files: copies of the built-in ones, a new file that extends another, and migrated older files.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,26 +13,26 @@ use super::load::LoadError;
 use super::problem::{Problem, Report};
 use super::show::flow;
 use super::tree::Node;
-use super::{Severity, older};
+use super::{Severity, upgrade};
 
 /// Why a file could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorError {
-    /// There is a file already.
-    #[error("{path} is there already")]
+    /// The file exists already.
+    #[error("{path} already exists")]
     Exists {
         /// The file.
         path: Utf8PathBuf,
     },
-    /// The file system said no.
+    /// The file could not be written.
     #[error("write {path}")]
     Write {
         /// The file.
         path: Utf8PathBuf,
-        /// Why.
+        /// The error.
         source: std::io::Error,
     },
-    /// What it is to be like cannot be loaded.
+    /// The environment to extend cannot be loaded.
     #[error(transparent)]
     Like(#[from] LoadError),
 }
@@ -42,12 +42,12 @@ pub enum AuthorError {
 pub struct Written {
     /// The file.
     pub path: Utf8PathBuf,
-    /// `false` when a file was there already: it is never written over.
+    /// `false` if the file existed already: it is never overwritten.
     pub written: bool,
 }
 
-/// Writes a copy of every environment that the program carries, and the schema for editors, into `folder`. Repeating it writes only what is
-/// missing.
+/// Writes a copy of every built-in environment, and the JSON Schema for editors, into `folder`. Existing files are not
+/// overwritten.
 pub fn init(folder: &Utf8Path) -> Result<Vec<Written>, AuthorError> {
     std::fs::create_dir_all(folder).map_err(|source| AuthorError::Write { path: folder.to_owned(), source })?;
     let schema = serde_json::to_string_pretty(&super::schema()).expect("a schema is plain JSON") + "\n";
@@ -67,7 +67,7 @@ pub fn init(folder: &Utf8Path) -> Result<Vec<Written>, AuthorError> {
         .collect()
 }
 
-/// Writes `folder/NAME.yaml`, which says only that it is like `from`. The other environment must load.
+/// Writes `folder/NAME.yaml`, which only extends `from`. `from` must load.
 pub fn new(
     library: &Library,
     folder: &Utf8Path,
@@ -78,7 +78,7 @@ pub fn new(
     std::fs::create_dir_all(folder).map_err(|source| AuthorError::Write { path: folder.to_owned(), source })?;
     let path = folder.join(format!("{name}.yaml"));
     let text = format!(
-        "# Like `{from}`; write down here only what differs. All keys: `textnlp-deploy env show --env {name} --explain`.\n\
+        "# Based on `{from}`; set only what differs here. All keys: `textnlp-deploy env show --env {name} --explain`.\n\
          extends: {from}\n\
          environment: {name}\n"
     );
@@ -95,20 +95,20 @@ fn create(path: &Utf8Path, text: &str) -> Result<(), AuthorError> {
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
 }
 
-/// An older file in today's keys.
+/// A migrated file.
 #[derive(Debug, Clone)]
 pub struct Migrated {
     /// The new text.
     pub text: String,
-    /// One warning per key that was changed, and a note on what was left out.
+    /// A warning for each changed key, and a note about omitted ones.
     pub warnings: Vec<Problem>,
 }
 
-/// Turns an older file into today's keys. A file that has only today's keys comes back as it is.
+/// Migrates a file with older keys. A file without them is returned unchanged.
 pub fn migrate(source: &Source) -> Result<Migrated, LoadError> {
     let file: Arc<str> = Arc::from(source.label.as_str());
     let mut problems = Vec::new();
-    let node = older::read(source, &file, &mut problems);
+    let node = upgrade::read(source, &file, &mut problems);
     let report = Report::tidy(problems);
     let Some(node) = node.filter(|_| !report.has_errors()) else { return Err(LoadError::Invalid(report)) };
     let warnings: Vec<Problem> =

@@ -1,7 +1,7 @@
-//! Holds a tree against the JSON Schema of an environment and names everything that does not fit.
+//! Validates a tree against the JSON Schema of an environment and reports every violation.
 //!
-//! The schema is the one that editors get, so what an editor underlines and what we refuse are the same. Only the parts of
-//! JSON Schema that our own types produce are read here.
+//! Editors use the same schema, so they underline exactly what is rejected here. Only the subset of JSON Schema that
+//! the model's types generate is supported.
 
 use serde_json::Value;
 
@@ -10,15 +10,15 @@ use super::problem::{Origin, Problem, nearest};
 use super::tree::{Node, NodeKind};
 use super::units::{self, cut};
 
-/// The schema with its definitions at hand.
+/// The schema, with its definitions indexed.
 pub(crate) struct Schema {
     root: Value,
 }
 
-/// How strictly a tree is read.
+/// What is validated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reading {
-    /// One layer: keys may be missing, nulls take values away, `${…}` is not filled in yet.
+    /// One layer: keys may be missing, nulls remove values, and `${…}` is not expanded yet.
     Layer,
     /// All layers merged.
     Whole,
@@ -29,9 +29,9 @@ impl Schema {
         Self { root: model::schema() }
     }
 
-    /// Follows `$ref` and the wrapping that `Option` brings.
+    /// Follows `$ref` and the wrapper that `Option` generates.
     fn resolve<'s>(&'s self, mut schema: &'s Value) -> &'s Value {
-        // A reference chain of our own schema is two or three long; the bound is against a mistake in it.
+        // Reference chains of the schema have two or three links; the limit guards against a cycle.
         for _ in 0..8 {
             if let Some(name) = schema["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")) {
                 schema = &self.root["$defs"][name];
@@ -45,7 +45,7 @@ impl Schema {
         schema
     }
 
-    /// The schema of the field at a path, if it is one of ours.
+    /// The schema of the field at a path; `None` for an unknown field.
     pub(crate) fn at(&self, path: &str) -> Option<&Value> {
         let mut schema = &self.root;
         for segment in super::tree::segments(path) {
@@ -61,7 +61,7 @@ impl Schema {
         Some(self.resolve(schema))
     }
 
-    /// Adds everything about `node` that does not fit.
+    /// Appends every violation in `node`.
     pub(crate) fn check(&self, node: &Node, reading: Reading, problems: &mut Vec<Problem>) {
         self.value(node, &self.root, "", reading, problems);
     }
@@ -86,10 +86,10 @@ impl Schema {
                     self.value(item, &schema["items"], &format!("{path}[{i}]"), reading, problems);
                 }
             }
-            NodeKind::Map(_) => error(format!("keys stand where {wanted} is expected"), fix_for(schema, &wanted)),
-            NodeKind::List(_) => error(format!("a list stands where {wanted} is expected"), fix_for(schema, &wanted)),
+            NodeKind::Map(_) => error(format!("found a mapping, expected {wanted}"), fix_for(schema, &wanted)),
+            NodeKind::List(_) => error(format!("found a list, expected {wanted}"), fix_for(schema, &wanted)),
             NodeKind::Scalar { value, written } => {
-                // What is not filled in yet is checked afterwards; what could not be filled in was reported.
+                // Unexpanded values are checked after expansion; failed expansions were reported.
                 let unfilled = value.as_str().is_some_and(|text| text.contains("${"));
                 let secret = schema["format"].as_str().is_some_and(units::is_secret_format);
                 if unfilled && !secret {
@@ -138,7 +138,7 @@ impl Schema {
         Some(text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned())
     }
 
-    /// What a mistyped key was meant to be: a neighbour, or the same word in another section.
+    /// A suggestion for a mistyped key: a similar key, or the same key in another section.
     fn meant(&self, key: &str, path: &str, known: &serde_json::Map<String, Value>) -> String {
         if let Some(near) = nearest(key, known.keys().map(String::as_str)) {
             return format!("did you mean `{near}`?");
@@ -179,7 +179,7 @@ pub(crate) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// The words that an enum allows.
+/// The values that an enum allows.
 fn words(schema: &Value) -> Vec<&str> {
     let listed = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let documented = schema["oneOf"].as_array().into_iter().flatten();
@@ -201,7 +201,7 @@ fn types(schema: &Value) -> Vec<&str> {
     }
 }
 
-/// What a field holds, in words.
+/// A description of what a field accepts.
 fn wanted(schema: &Value, words: &[&str]) -> String {
     if !words.is_empty() {
         return format!("one of {}", quoted(words));
@@ -244,8 +244,7 @@ fn scalar(
     words: &[&str],
     wanted: &str,
 ) -> Result<(), (String, String)> {
-    let wrong =
-        || Err((format!("{} stands where {wanted} is expected", shown(value, schema)), fix_for(schema, wanted)));
+    let wrong = || Err((format!("found {}, expected {wanted}", shown(value, schema)), fix_for(schema, wanted)));
     if !words.is_empty() {
         let Some(text) = value.as_str() else { return wrong() };
         if words.contains(&text) {
@@ -271,10 +270,11 @@ fn scalar(
         _ => false,
     };
     if !fits {
-        // `version: 1.30` and `account: 0123` are texts that YAML takes for numbers; `enabled: yes` is a text to YAML 1.2.
+        // `version: 1.30` and `account: 0123` are meant as text but are YAML numbers. `enabled: yes` is text in YAML
+        // 1.2.
         if let (true, Some(written)) = (types.contains(&"string") && (value.is_number() || value.is_boolean()), written)
         {
-            let cause = format!("`{}` is read as a number or a boolean where a text is expected", cut(written));
+            let cause = format!("`{}` is a number or a boolean; expected text", cut(written));
             return Err((cause, format!("put quotes around it: \"{}\"", cut(written))));
         }
         if types.contains(&"boolean") && matches!(value.as_str(), Some("yes" | "no" | "on" | "off" | "True" | "False"))
@@ -317,7 +317,7 @@ fn bounds(value: &Value, schema: &Value) -> Result<(), (String, String)> {
     Ok(())
 }
 
-/// A value for a message; what may be a secret is not repeated.
+/// A value for a message; possible secrets are not repeated.
 fn shown(value: &Value, schema: &Value) -> String {
     if schema["format"].as_str().is_some_and(units::is_secret_format) {
         return "a plain value".to_owned();
@@ -330,12 +330,12 @@ fn shown(value: &Value, schema: &Value) -> String {
     }
 }
 
-/// The problem that is left when the types refuse what the schema let through; it would be a mistake of ours.
+/// The problem if the types reject what the schema accepted; that is an internal error.
 pub(crate) fn type_problem(origin: Origin, error: &serde_json::Error) -> Problem {
     Problem::error(
         origin,
         "",
-        format!("the values do not fit together: {}", cut(&error.to_string())),
+        format!("the values contradict each other: {}", cut(&error.to_string())),
         "check the values named here",
     )
 }

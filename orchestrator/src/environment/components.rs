@@ -1,15 +1,16 @@
-//! From an environment to the components that providers lower.
+//! Converts an environment into the components that providers plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{self as part, Component, Part, Program, SecretRecipe, Site};
+use textnlp_provider::cluster::{ClusterSite, OwnPostgres};
+use textnlp_provider::component::{self as part, Component, ComponentSpec, Program, SecretRecipe, Site};
 use textnlp_provider::{CloudId, ComponentName, SiteName};
 
 use super::model::*;
-use crate::release::Release;
+use crate::release::{Release, with_images};
 
-/// The names of the components: parts of resource ids, so they never change.
+/// The names of the components. Resource ids contain them, so they must never change.
 pub mod names {
     #![allow(missing_docs)] // each is its own word
     pub const NETWORK: &str = "network";
@@ -31,33 +32,33 @@ pub mod names {
     pub const BACKUP: &str = "backup";
 }
 
-/// The secret that the first API key is.
+/// The secret with the first API key.
 pub const API_KEY: &str = "api-key";
-/// The secret that signs tokens.
+/// The secret that signs JSON Web Tokens.
 pub const SIGNING_KEY: &str = "jwt-signing-key";
-/// The password of a database that we make.
+/// The password of a managed database.
 pub const DATABASE_PASSWORD: &str = "database-password";
 
-/// The password with which the copies of a database that we make follow it.
+/// The password of the replicas of a managed database.
 pub const REPLICATION_PASSWORD: &str = "replication-password";
 
-/// The token with which a Prometheus of somebody else's is asked.
+/// The token for an external Prometheus.
 const PROMETHEUS_TOKEN: &str = "prometheus-token";
 
-/// A site of an environment, or the place of its witness, with who provides it.
+/// A site of an environment, or the location of its witness, with its provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlaceOf {
-    /// Who provides it.
+pub struct SiteOrWitness {
+    /// The provider.
     pub provider: String,
-    /// The place as providers see it; its account is empty where the environment names none.
+    /// The location as providers see it; its account is empty if the environment names none.
     pub site: Site,
 }
 
-/// The places of an environment: its sites in the order of the file, then that of the witness.
-pub fn places(environment: &Environment) -> Vec<PlaceOf> {
+/// The locations of an environment: its sites in the order of the file, then that of the witness.
+pub fn places(environment: &Environment) -> Vec<SiteOrWitness> {
     let sites = environment.sites.iter();
-    let sites = sites.map(|site| PlaceOf { provider: site.provider.clone(), site: place(environment, site) });
-    let witness = environment.witness_place().map(|place| PlaceOf {
+    let sites = sites.map(|site| SiteOrWitness { provider: site.provider.clone(), site: place(environment, site) });
+    let witness = environment.witness_place().map(|place| SiteOrWitness {
         provider: place.provider.to_owned(),
         site: Site {
             environment: environment.environment.clone(),
@@ -68,14 +69,17 @@ pub fn places(environment: &Environment) -> Vec<PlaceOf> {
             role: WITNESS.to_owned(),
             tags: environment.tags.clone(),
             protect_data: environment.data == DataProtection::Protected,
+            cluster: None,
         },
     });
     sites.chain(witness).collect()
 }
 
-/// The components of every place, in the order of [`places`]. Pure: the same environment and release give the same components.
+/// The components of every location, in the order of [`places`], with the images of the release. Pure: equal
+/// environments and releases give equal components.
 pub fn components(environment: &Environment, release: &Release) -> Vec<(Site, Vec<Component>)> {
-    let of = |place: PlaceOf| {
+    let environment = &with_images(environment, &release.lock);
+    let of = |place: SiteOrWitness| {
         let settings = environment.sites.iter().find(|site| site.name == place.site.name);
         let made = match settings {
             Some(settings) => of_site(environment, settings, release),
@@ -91,7 +95,7 @@ fn witness_name() -> SiteName {
 }
 
 fn name(name: &str) -> ComponentName {
-    ComponentName::new(name).expect("component names of ours are labels")
+    ComponentName::new(name).expect("built-in component names are labels")
 }
 
 fn place(environment: &Environment, site: &SiteSettings) -> Site {
@@ -106,110 +110,138 @@ fn place(environment: &Environment, site: &SiteSettings) -> Site {
         role: site.role.to_string(),
         tags,
         protect_data: environment.data == DataProtection::Protected,
+        cluster: site.is_in_cluster().then(|| Box::new(cluster_site(environment, site))),
+    }
+}
+
+fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
+    let own = e.database_hosting() == Some(Hosting::Cluster);
+    ClusterSite {
+        namespace: e.cluster.namespace.clone(),
+        settings: site.cluster.clone(),
+        rollout: e.rollout.strategy,
+        certificate: site.existing.certificate.clone().or_else(|| e.tls.existing.clone()),
+        postgres: own.then(|| OwnPostgres {
+            version: e.database.version,
+            database: e.database.name.clone(),
+            disk_bytes: e.database.size.0,
+            backup_bytes: e.backup.size.unwrap_or(e.database.size).0,
+        }),
+        adapter: e.scaling.adapter,
+        replicates: e.witness_place().is_some(),
+        min_nodes: e.cluster.min_nodes,
+        max_nodes: e.cluster.max_nodes,
     }
 }
 
 fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Component> {
     let is_member = e.witness_place().is_some() && site.serves();
     let mut made = Vec::new();
-    let mut add = |called: &str, existing: Option<&String>, part: Part| {
-        // An id that is no id (empty, control characters) was refused by validation; here it is simply not there.
+    let mut add = |called: &str, existing: Option<&String>, part: ComponentSpec| {
+        // Validation rejected invalid ids (empty, control characters); here they count as absent.
         let existing = existing.and_then(|id| CloudId::new(id.as_str()).ok());
         made.push(Component { name: name(called), existing, part });
     };
     let there = &site.existing;
     let gpu = site.gpu.as_ref().unwrap_or(&e.gpu);
-    let pool = (gpu.size != GpuSize::None).then(|| part::GpuPool {
-        size: gpu.size.to_string(),
-        count: gpu.count,
-        spot: gpu.spot.to_string(),
-    });
+    let pool =
+        (gpu.size != GpuSize::None).then_some(part::GpuPool { size: gpu.size, count: gpu.count, spot: gpu.spot });
 
     add(
         names::NETWORK,
         there.network.as_ref().or(e.network.existing.as_ref()),
-        Part::Network(part::Network { cidr: e.network.cidr.clone(), policies: e.network.policies }),
+        ComponentSpec::Network(part::Network { cidr: e.network.cidr.clone(), policies: e.network.policies }),
     );
     add(
         names::CLUSTER,
         there.cluster.as_ref().or(e.cluster.existing.as_ref()),
-        Part::Cluster(part::Cluster { network: name(names::NETWORK), gpu: pool }),
+        ComponentSpec::Cluster(part::Cluster { network: name(names::NETWORK), gpu: pool }),
     );
     add(
         names::SECRETS,
         None,
-        Part::Secrets(part::Secrets {
+        ComponentSpec::Secrets(part::Secrets {
             generate: secrets(e, site),
             shared: shared_secrets(e),
-            given: given_secrets(e, site, release),
+            given: external_secrets(e, site, release),
         }),
     );
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &site.region, host(e, site));
-        let certificate = part::Certificate { mode: e.tls.mode.to_string(), names, days: e.tls.days };
-        add(names::CERTIFICATE, there.certificate.as_ref().or(e.tls.existing.as_ref()), Part::Certificate(certificate));
+        let certificate = part::Certificate { mode: e.tls.mode, names, days: e.tls.days };
+        add(
+            names::CERTIFICATE,
+            there.certificate.as_ref().or(e.tls.existing.as_ref()),
+            ComponentSpec::Certificate(certificate),
+        );
     }
     let models = e.models.iter().map(|model| served(model, release)).collect();
     add(
         names::MODELS,
         there.bucket.as_ref().or(e.storage.existing.as_ref()),
-        Part::ModelStore(part::ModelStore { models, max_cache_bytes: e.storage.model_cache.0 }),
+        ComponentSpec::ModelStore(part::ModelStore { models, max_cache_bytes: e.storage.model_cache.0 }),
     );
     if site.database().is_some() {
         let existing = there.database.as_ref().or(e.database.existing.as_ref());
-        add(names::DATABASE, existing, Part::Database(database(e, site, release)));
+        add(names::DATABASE, existing, ComponentSpec::Database(database(e, site, release)));
     }
-    add(
-        names::CACHE,
-        there.cache.as_ref().or(e.cache.existing.as_ref()),
-        Part::Cache(part::Cache { kind: e.cache.kind.to_string() }),
-    );
+    if e.cache.kind == CacheKind::Redis {
+        add(
+            names::CACHE,
+            there.cache.as_ref().or(e.cache.existing.as_ref()),
+            ComponentSpec::Cache(part::Cache { kind: e.cache.kind }),
+        );
+    }
     if let Some(url) = &e.registry.url {
         add(
             names::REGISTRY,
             there.registry.as_ref().or(e.registry.existing.as_ref()),
-            Part::Registry(part::Registry { url: url.clone() }),
+            ComponentSpec::Registry(part::Registry { url: url.clone() }),
         );
     }
     if is_member {
-        add(names::BORDER, None, Part::Border(border(e, site, &release.program)));
-        add(names::WATCH, None, Part::Watch(watch(e, site, release)));
+        add(names::BORDER, None, ComponentSpec::Relay(border(e, site, &release.program)));
+        add(names::WATCH, None, ComponentSpec::SiteAgent(watch(e, site, release)));
     }
     if site.serves() {
-        add(names::SERVER, None, Part::Workload(workload(e, site, release)));
-        add(names::GATEWAY, None, Part::Endpoint(endpoint(e, site, &release.program)));
+        add(names::SERVER, None, ComponentSpec::Workload(workload(e, site, release)));
+        add(names::GATEWAY, None, ComponentSpec::Endpoint(endpoint(e, site, &release.program)));
     }
     if e.sites.len() > 1 && site.role == Role::Primary && e.witness_place().is_none() {
         let weights = weights(e);
         add(
             names::TRAFFIC,
             there.zone.as_ref().or(e.traffic.existing.as_ref()),
-            Part::Traffic(part::Traffic { weights }),
+            ComponentSpec::Traffic(part::Traffic { weights }),
         );
     }
-    // One copy holds the state of all sites, and one place makes it.
+    // One backup has the state of all sites, and one site takes it.
     if e.backup.enabled && site.role == Role::Primary {
-        add(names::BACKUP, None, Part::Backup(backup(&e.backup)));
+        add(names::BACKUP, None, ComponentSpec::Backup(backup(&e.backup)));
     }
     if e.monitoring.stack || !e.monitoring.receivers.is_empty() {
         let existing = there.monitoring.as_ref().or(e.monitoring.existing.as_ref());
         let is_home = site.role == Role::Primary;
-        add(names::MONITORING, existing, Part::Monitoring(monitoring(e, e.monitoring.stack, is_home, release)));
+        add(
+            names::MONITORING,
+            existing,
+            ComponentSpec::Monitoring(monitoring(e, e.monitoring.stack, is_home, release)),
+        );
     }
     made
 }
 
-/// The place outside every site: it serves nothing, and needs what every place needs to run programs.
+/// The witness's location: it serves no requests and needs only what every location needs to run programs.
 fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component> {
     let mut made = Vec::new();
-    let mut add = |called: &str, part: Part| made.push(Component { name: name(called), existing: None, part });
-    add(names::NETWORK, Part::Network(part::Network { cidr: None, policies: e.network.policies }));
-    add(names::CLUSTER, Part::Cluster(part::Cluster { network: name(names::NETWORK), gpu: None }));
+    let mut add = |called: &str, part: ComponentSpec| made.push(Component { name: name(called), existing: None, part });
+    add(names::NETWORK, ComponentSpec::Network(part::Network { cidr: None, policies: e.network.policies }));
+    add(names::CLUSTER, ComponentSpec::Cluster(part::Cluster { network: name(names::NETWORK), gpu: None }));
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &place.region, &e.server.api.host);
         add(
             names::CERTIFICATE,
-            Part::Certificate(part::Certificate { mode: e.tls.mode.to_string(), names, days: e.tls.days }),
+            ComponentSpec::Certificate(part::Certificate { mode: e.tls.mode, names, days: e.tls.days }),
         );
     }
     let weights: BTreeMap<_, _> =
@@ -217,7 +249,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
     if let Some(home) = e.primary() {
         add(
             names::WITNESS,
-            Part::Witness(part::Witness {
+            ComponentSpec::Witness(part::Witness {
                 cluster: name(names::CLUSTER),
                 sites: e.members().map(|site| site.name.clone()).collect(),
                 home: home.name.clone(),
@@ -231,7 +263,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
     }
     add(
         names::FRONT,
-        Part::Front(part::Front {
+        ComponentSpec::GlobalEndpoint(part::GlobalEndpoint {
             host: listening(&e.server.api.host),
             port: e.traffic.port,
             metrics_port: e.traffic.metrics_port,
@@ -246,9 +278,9 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
             timeout_seconds: small(e.server.api.timeout.as_seconds()),
         }),
     );
-    // Dashboards show what serves; that its programs keep failing is told of the witness as of every place.
+    // Dashboards show only serving programs; alerts about failing programs include the witness's.
     if !e.monitoring.receivers.is_empty() {
-        add(names::MONITORING, Part::Monitoring(monitoring(e, false, false, release)));
+        add(names::MONITORING, ComponentSpec::Monitoring(monitoring(e, false, false, release)));
     }
     made
 }
@@ -264,19 +296,19 @@ fn dns(e: &Environment, release: &Release) -> Option<part::Dns> {
         ttl_seconds: small(e.traffic.ttl.as_seconds()),
         key: dns.key.name.clone(),
         algorithm: dns.key.algorithm.to_string(),
-        secret: given(&dns.key.secret, release),
+        secret: external_secret(&dns.key.secret, release),
         addresses: addresses.collect(),
     })
 }
 
-/// A secret of a person's, with the mark of what it is now.
-fn given(secret: &SecretSource, release: &Release) -> part::Given {
+/// A user-provided secret, with a fingerprint of its present value.
+fn external_secret(secret: &SecretSource, release: &Release) -> part::ExternalSecret {
     let source = secret.to_string();
-    part::Given { version: release.given.get(&source).cloned().unwrap_or_default(), source }
+    part::ExternalSecret { version: release.given.get(&source).cloned().unwrap_or_default(), source }
 }
 
-fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Border {
-    part::Border {
+fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Relay {
+    part::Relay {
         cluster: name(names::CLUSTER),
         endpoint: match (site.cluster.host(), site.cluster.port()) {
             (Some(host), Some(port)) => (host, port),
@@ -284,14 +316,14 @@ fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Bord
         },
         watch: name(names::WATCH),
         peers: peers(e, site),
-        witness: part::Elsewhere { site: witness_name(), component: name(names::WITNESS) },
+        witness: part::RemoteComponent { site: witness_name(), component: name(names::WITNESS) },
         database: e.shares_database().then(|| name(names::DATABASE)),
         program: program.clone(),
     }
 }
 
-fn watch(e: &Environment, site: &SiteSettings, release: &Release) -> part::Watch {
-    part::Watch {
+fn watch(e: &Environment, site: &SiteSettings, release: &Release) -> part::SiteAgent {
+    part::SiteAgent {
         cluster: name(names::CLUSTER),
         border: name(names::BORDER),
         workload: name(names::SERVER),
@@ -318,37 +350,42 @@ fn peers(e: &Environment, site: &SiteSettings) -> Vec<SiteName> {
     e.members().filter(|other| other.name != site.name).map(|other| other.name.clone()).collect()
 }
 
-/// A secondary serves already; a standby begins only then.
+/// The sites in order of promotion: secondaries already serve, standbys start on failover.
 fn order(e: &Environment) -> Vec<SiteName> {
     let mut sites: Vec<&SiteSettings> = e.members().collect();
     sites.sort_by_key(|site| site.role);
     sites.into_iter().map(|site| site.name.clone()).collect()
 }
 
-fn rules(e: &Environment) -> part::Rules {
-    part::Rules { every_ms: millis(e.dr.watch_every), lost_after: e.dr.lost_after }
+fn rules(e: &Environment) -> part::FailureDetection {
+    part::FailureDetection { every_ms: millis(e.dr.watch_every), lost_after: e.dr.lost_after }
 }
 
 fn millis(span: Span) -> u64 {
     span.0.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-/// Where control data is replicated, the first key is made at the home site and reaches the others like any other key.
+/// Where control data is replicated, the first key is created at the home site and replicated like any other key.
 fn has_first_key(e: &Environment, site: &SiteSettings) -> bool {
     e.witness_place().is_none() || site.role == Role::Primary
 }
 
 fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> part::Monitoring {
     let MonitoringSettings { receivers, alerts, .. } = &e.monitoring;
-    let address = |address: &Address| match address {
-        Address::Secret(secret) => part::ReceiverAddress::Secret(given(secret, release)),
-        Address::Url(url) => part::ReceiverAddress::Plain(url.clone()),
+    let address = |address: &UrlSource| match address {
+        UrlSource::Secret(secret) => part::ReceiverAddress::Secret(external_secret(secret, release)),
+        UrlSource::Url(url) => part::ReceiverAddress::Plain(url.clone()),
     };
     part::Monitoring {
         stack,
         receivers: receivers.iter().map(|(name, to)| (name.clone(), address(to))).collect(),
         limits: part::AlertLimits { memory: alerts.memory, disk: alerts.disk, restarts: alerts.restarts },
-        service: part::ServiceLimits { latency_seconds: alerts.latency.0.as_secs_f64(), error_rate: alerts.error_rate },
+        service: part::ServiceLimits {
+            latency_seconds: alerts.latency.0.as_secs_f64(),
+            latency_for_seconds: alerts.latency_for.as_seconds(),
+            error_rate: alerts.error_rate,
+            error_rate_for_seconds: alerts.error_rate_for.as_seconds(),
+        },
         home,
         ca_file: e.network.private_ca.clone(),
     }
@@ -380,7 +417,7 @@ fn secrets(e: &Environment, site: &SiteSettings) -> BTreeMap<String, SecretRecip
     generate
 }
 
-/// Whatever a site's database is told, the others' have to say as well.
+/// Secrets that must be equal at all sites, such as those of a replicated database.
 fn shared_secrets(e: &Environment) -> BTreeSet<String> {
     let shared = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(str::to_owned);
     if e.shares_database() { shared.into() } else { BTreeSet::new() }
@@ -390,12 +427,12 @@ fn host<'a>(e: &'a Environment, site: &'a SiteSettings) -> &'a str {
     site.host.as_deref().unwrap_or(&e.server.api.host)
 }
 
-/// The names by which clients can reach the site: what was asked for, and what this machine is always called.
+/// The names of the site's certificate: the configured ones and those that this machine always has.
 fn certified_names(e: &Environment, region: &str, host: &str) -> Vec<String> {
     let mut names: Vec<String> = e.tls.names.iter().chain(&e.traffic.domain).cloned().collect();
     names.extend(e.sites.iter().filter_map(|site| site.cluster.host()));
     if let (TlsMode::LocalCa, Some(base)) = (e.tls.mode, &e.server.api.base_domain) {
-        // Tenants come by their subdomains; a public authority certifies a wildcard only to who proves the whole domain.
+        // Tenants use subdomains. A public CA issues a wildcard only to the owner of the whole domain.
         names.extend([base.clone(), format!("*.{base}")]);
     }
     if e.tls.mode == TlsMode::LocalCa && region == "local" {
@@ -421,7 +458,7 @@ fn served(model: &ModelSettings, release: &Release) -> part::Model {
     }
 }
 
-/// Every site with its share: what was written, else 100 for whoever serves and 0 for a standby.
+/// The traffic weight of each site: as configured; otherwise 100 for a serving site and 0 for a standby.
 fn weights(e: &Environment) -> BTreeMap<textnlp_provider::SiteName, u32> {
     let usual = |site: &SiteSettings| if site.role == Role::Standby || !site.serves() { 0 } else { 100 };
     e.sites
@@ -432,10 +469,10 @@ fn weights(e: &Environment) -> BTreeMap<textnlp_provider::SiteName, u32> {
 
 fn database(e: &Environment, site: &SiteSettings, release: &Release) -> part::Database {
     let settings = &e.database;
-    let password = settings.password.as_ref().map(|secret| given(secret, release));
+    let password = settings.password.as_ref().map(|secret| external_secret(secret, release));
     let address = match (&settings.url, &settings.host) {
-        (Some(Address::Secret(secret)), _) => Some(part::DatabaseAddress::Secret(given(secret, release))),
-        (Some(Address::Url(url)), _) => Some(part::DatabaseAddress::Url(url.clone(), password)),
+        (Some(UrlSource::Secret(secret)), _) => Some(part::DatabaseAddress::Secret(external_secret(secret, release))),
+        (Some(UrlSource::Url(url)), _) => Some(part::DatabaseAddress::Url(url.clone(), password)),
         (None, Some(host)) => {
             let user = settings.user.as_ref().map_or_else(String::new, |user| format!("{user}@"));
             let port = settings.port.map_or_else(String::new, |port| format!(":{port}"));
@@ -457,7 +494,7 @@ fn database(e: &Environment, site: &SiteSettings, release: &Release) -> part::Da
             cluster: name(names::CLUSTER),
             program: release.program.clone(),
             archive_seconds: e.backup.point_in_time.filter(|_| e.backup.enabled).map(Span::as_seconds),
-            between: e.primary().filter(|_| e.shares_database()).map(|home| part::Between {
+            between: e.primary().filter(|_| e.shares_database()).map(|home| part::SitePostgres {
                 home: home.name.clone(),
                 peers: peers(e, site),
                 watch: name(names::WATCH),
@@ -465,14 +502,13 @@ fn database(e: &Environment, site: &SiteSettings, release: &Release) -> part::Da
             }),
         })
     });
-    let (kind, hosting) = (settings.kind.to_string(), e.database_hosting().map(|hosting| hosting.to_string()));
-    part::Database { kind, hosting, schema: release.lock.schema, postgres }
+    part::Database { kind: settings.kind, hosting: e.database_hosting(), schema: release.lock.schema, postgres }
 }
 
 fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Workload {
     part::Workload {
         replicas: e.scaling.min,
-        growth: e.scaling.max.filter(|max| *max > e.scaling.min).map(|max| part::Growth {
+        growth: e.scaling.max.filter(|max| *max > e.scaling.min).map(|max| part::Autoscaling {
             max,
             cpu: e.scaling.cpu,
             memory: e.scaling.memory,
@@ -495,11 +531,26 @@ fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Wo
             slow_ms: e.gates.p95_ms,
             error_rate: e.gates.error_rate,
         }),
-        outside: outside(e),
+        outside: outside(e, release),
+        served: e.models.iter().map(|model| served(model, release)).collect(),
+        egress: part::Egress { private_ca: release.files.private_ca.clone(), proxy: proxy(e) },
+        saml: release.files.saml.get(&site.name).cloned(),
     }
 }
 
-fn outside(e: &Environment) -> Option<part::Outside> {
+/// The proxy as environment variables. Validation rejected addresses from secrets.
+fn proxy(e: &Environment) -> BTreeMap<String, String> {
+    let Proxy { http, https, no_proxy } = &e.network.proxy;
+    let url = |address: &Option<UrlSource>| match address {
+        Some(UrlSource::Url(url)) => Some(url.clone()),
+        _ => None,
+    };
+    let excluded = Some(no_proxy.join(",")).filter(|hosts| !hosts.is_empty());
+    let variables = [("HTTPS_PROXY", url(https)), ("HTTP_PROXY", url(http)), ("NO_PROXY", excluded)];
+    variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+fn outside(e: &Environment, release: &Release) -> Option<part::PrometheusQueries> {
     let prometheus = e.rollout.prometheus.as_ref().filter(|_| e.rollout.strategy != Strategy::Rolling)?;
     let query = |query: &Query| part::Query {
         name: query.name.clone(),
@@ -508,22 +559,23 @@ fn outside(e: &Environment) -> Option<part::Outside> {
         at_least: query.at_least,
         samples: query.samples,
     };
-    Some(part::Outside {
+    Some(part::PrometheusQueries {
         url: prometheus.url.trim_end_matches('/').to_owned(),
         token: prometheus.token.is_some(),
+        ca: release.files.prometheus_ca.clone(),
         queries: e.rollout.queries.iter().map(query).collect(),
     })
 }
 
-/// Secrets that a person keeps, and that no component but theirs is about.
-fn given_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> BTreeMap<String, part::Given> {
+/// User-provided secrets that belong to no other component.
+fn external_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> BTreeMap<String, part::ExternalSecret> {
     let token = e.rollout.prometheus.as_ref().and_then(|prometheus| prometheus.token.as_ref());
-    // Nobody reads it elsewhere.
+    // Only servers in a cluster read it.
     let token = token.filter(|_| site.is_in_cluster());
-    token.map(|token| (PROMETHEUS_TOKEN.to_owned(), given(token, release))).into_iter().collect()
+    token.map(|token| (PROMETHEUS_TOKEN.to_owned(), external_secret(token, release))).into_iter().collect()
 }
 
-/// A host as an address to listen on.
+/// A host as a listen address.
 fn listening(host: &str) -> String {
     if host == "localhost" { "127.0.0.1".to_owned() } else { host.to_owned() }
 }
@@ -540,6 +592,8 @@ fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::En
         program: program.clone(),
         max_request_bytes: e.server.api.max_request_size.0,
         timeout_seconds: small(e.server.api.timeout.as_seconds()),
+        domain: e.traffic.domain.clone(),
+        waf: e.network.waf,
     }
 }
 
@@ -547,9 +601,9 @@ fn small(seconds: u64) -> u32 {
     seconds.try_into().unwrap_or(u32::MAX)
 }
 
-/// The `server.yaml` tree, but for sockets, paths and secret files, which the provider knows.
+/// The `server.yaml` tree without sockets, paths and secret files, which only the provider knows.
 fn server_config(e: &Environment, site: &SiteSettings) -> Value {
-    let Server { api, security, monitoring, inference } = &e.server;
+    let Server { api, security, usage, monitoring, inference } = &e.server;
     let serve: Vec<Value> = e
         .models
         .iter()
@@ -565,7 +619,7 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
         })
         .collect();
     let preload: Vec<&str> = e.models.iter().filter(|m| m.preload).map(|m| m.name.as_str()).collect();
-    json!({"textnlp": {
+    let mut config = json!({"textnlp": {
         "environment": e.environment,
         "phase": e.phase,
         "region": site.region,
@@ -606,5 +660,10 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             "log_level": monitoring.log_level,
             "log_file": monitoring.log_file,
         },
-    }})
+    }});
+    // Older servers reject this setting, and `rollback` gives them this file. It is therefore omitted at its default.
+    if *usage != Usage::default() {
+        config["textnlp"]["usage"] = json!({ "retention_days": usage.retention_days });
+    }
+    config
 }

@@ -1,4 +1,4 @@
-//! Where environments are found: a folder `environments/` of one's own, and what the program carries.
+//! The environments that can be named: the user's folder `environments/`, and the built-in ones.
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -7,7 +7,7 @@ use super::problem::nearest;
 use super::tree;
 use super::units::cut;
 
-/// What the program carries, by name.
+/// The built-in environments by name.
 pub(crate) const BUILT_IN: &[(&str, &str)] = &[
     ("base", include_str!("../../../environments/base.yaml")),
     ("development", include_str!("../../../environments/development.yaml")),
@@ -21,42 +21,48 @@ pub(crate) const BUILT_IN: &[(&str, &str)] = &[
     ("optimized", include_str!("../../../environments/optimized.yaml")),
 ];
 
-/// The name of the environment that others extend and that nobody runs.
+/// The base environment that others extend; it cannot be run.
 pub const BASE: &str = "base";
 
-/// There is no environment of that name.
+/// There is no environment of this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no environment `{}`", cut(.name))]
-pub struct NoSuch {
-    /// The name that was given.
+pub struct UnknownEnvironment {
+    /// The given name.
     pub name: String,
-    /// The name that was probably meant.
+    /// The most similar name.
     pub near: Option<String>,
-    /// The names that are there.
+    /// The available names.
     pub available: Vec<String>,
 }
 
-impl NoSuch {
-    /// What to do about it.
+impl UnknownEnvironment {
+    /// The hint.
     pub fn fix(&self) -> String {
         match &self.near {
             Some(near) => format!("did you mean `{near}`?"),
-            None => format!("there are `{}`; `textnlp-deploy env new NAME` makes one", self.available.join("`, `")),
+            None => format!(
+                "the environments are `{}`; `textnlp-deploy env new NAME` creates one",
+                self.available.join("`, `")
+            ),
         }
     }
 }
 
-/// The bytes of one environment file, with the name that messages use.
+/// The prefix of the labels of built-in environments.
+pub(crate) const BUILT_IN_MARK: &str = "(built-in) ";
+
+/// The content of an environment file, with its label for messages.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// The file as an operator would name it.
+    /// The label.
     pub label: String,
-    /// What is in it.
+    /// The content.
     pub bytes: Vec<u8>,
 }
 
 impl Source {
-    /// Reads a file. At most one byte more than the limit is read: the check of the size comes later, with the others.
+    /// Reads a file, at most one byte more than the limit; the size is checked later with everything else.
     pub fn read(path: &Utf8Path) -> Result<Self, LoadError> {
         use std::io::Read;
         let failed = |source| LoadError::Read { file: path.to_string(), source };
@@ -67,14 +73,14 @@ impl Source {
     }
 }
 
-/// One environment that can be named.
+/// An environment that can be named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// Its name.
     pub name: String,
-    /// Its file, or `None` for one that the program carries.
+    /// Its file; `None` for a built-in one.
     pub file: Option<Utf8PathBuf>,
-    /// Whether a file of one's own stands in for one that the program carries.
+    /// Whether a user's file overrides a built-in environment.
     pub overrides_built_in: bool,
 }
 
@@ -85,23 +91,23 @@ pub struct Library {
 }
 
 impl Library {
-    /// Only what the program carries.
+    /// Only the built-in environments.
     pub fn built_in() -> Self {
         Self::default()
     }
 
-    /// The nearest folder `environments/` from here upward, over what the program carries.
+    /// The nearest folder `environments/` from here upward, then the built-in ones.
     pub fn from_working_directory(here: &Utf8Path) -> Self {
         let folder = here.ancestors().map(|a| a.join("environments")).find(|folder| folder.is_dir());
         Self { folders: folder.into_iter().collect() }
     }
 
-    /// A folder, over what the program carries.
+    /// This folder, then the built-in environments.
     pub fn from_folder(folder: impl Into<Utf8PathBuf>) -> Self {
         Self { folders: vec![folder.into()] }
     }
 
-    /// The same with the folder of a file searched first.
+    /// The same, with the folder of a file searched first.
     pub(crate) fn beside(&self, path: &Utf8Path) -> Self {
         let parent = path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
         let mut folders = vec![parent.to_owned()];
@@ -109,14 +115,14 @@ impl Library {
         Self { folders }
     }
 
-    /// The folder of one's own, if there is one.
+    /// The user's folder, if there is one.
     pub fn folder(&self) -> Option<&Utf8Path> {
         self.folders.first().map(Utf8PathBuf::as_path)
     }
 
     /// Finds an environment by name.
     pub fn find(&self, name: &str) -> Result<Source, LoadError> {
-        // A name becomes a path: only plain names do.
+        // The name becomes part of a path, so only valid names are accepted.
         if textnlp_provider::EnvironmentName::new(name).is_ok() {
             for folder in &self.folders {
                 let path = folder.join(format!("{name}.yaml"));
@@ -126,15 +132,15 @@ impl Library {
                 }
             }
             if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
-                return Ok(Source { label: format!("(built-in) {name}.yaml"), bytes: text.as_bytes().to_vec() });
+                return Ok(Source { label: format!("{BUILT_IN_MARK}{name}.yaml"), bytes: text.as_bytes().to_vec() });
             }
         }
         let available: Vec<String> = self.list().into_iter().map(|l| l.name).collect();
         let near = nearest(name, available.iter().map(String::as_str).chain([BASE])).map(str::to_owned);
-        Err(NoSuch { name: name.to_owned(), near, available }.into())
+        Err(UnknownEnvironment { name: name.to_owned(), near, available }.into())
     }
 
-    /// Every environment that can be named, without the base that others extend.
+    /// Every environment that can be named, except the base.
     pub fn list(&self) -> Vec<Listed> {
         let mut found: Vec<Listed> = Vec::new();
         for folder in &self.folders {
@@ -160,7 +166,7 @@ impl Library {
             }
         }
         found.retain(|l| l.name != BASE);
-        // By degree of maturity first, then one's own by name.
+        // Built-in environments by maturity, then the user's by name.
         let rank = |l: &Listed| BUILT_IN.iter().position(|(name, _)| *name == l.name).unwrap_or(usize::MAX);
         found.sort_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| a.name.cmp(&b.name)));
         found

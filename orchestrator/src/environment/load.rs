@@ -1,8 +1,8 @@
-//! From files, variables and arguments to one typed environment.
+//! Loads files, variables and arguments into one typed environment.
 //!
-//! The layers, weakest first: defaults, defaults of the phase, what `extends` names, the file, `TEXTNLP_SET__a__b`
-//! variables, `--set a.b=…`, flags. Every layer is read and checked even when another one is wrong, so one report names
-//! everything there is to mend.
+//! The layers by rising precedence: defaults, defaults of the phase, the environments that `extends` names, the file,
+//! `TEXTNLP_SET__a__b` variables, `--set a.b=…`, flags. Every layer is read and checked even if another one is invalid,
+//! so that one report lists all problems.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,43 +10,43 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::check::{Reading, Schema, join, type_problem};
-use super::library::{Library, NoSuch, Source};
-use super::meaning::{self, Catalogue};
+use super::library::{Library, Source, UnknownEnvironment};
 use super::model::{Environment, Phase};
 use super::problem::{Origin, Problem, Report, nearest};
+use super::semantics::{self, Catalogue};
 use super::tree::{self, Entry, Node, NodeKind, segments};
-use super::{older, references, units};
+use super::{references, units, upgrade};
 
-/// What stands above the file.
+/// The layers above the file.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
-    /// The variables of whoever runs the command: for `TEXTNLP_SET__…` and for `${NAME}`.
+    /// The caller's environment variables: for `TEXTNLP_SET__…` and for `${NAME}`.
     pub variables: BTreeMap<String, String>,
-    /// The `--set path=value` arguments, in their order.
+    /// The `--set path=value` arguments, in order.
     pub sets: Vec<String>,
-    /// Values that other flags stand for.
+    /// Values from other flags.
     pub flags: Vec<FlagValue>,
 }
 
-/// A flag that is another way to say `--set`.
+/// A flag that is equivalent to a `--set`.
 #[derive(Debug, Clone)]
 pub struct FlagValue {
     /// The flag, with its dashes.
     pub flag: String,
-    /// The path that it sets; `sites[*].provider` sets it in every site.
+    /// The path it sets; `sites[*].provider` sets it in every site.
     pub path: String,
     /// The value.
     pub value: Value,
 }
 
-/// An environment with everything that is known about where it came from.
+/// A loaded environment with the origins of its values.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The environment.
     pub environment: Environment,
-    /// Refusals, warnings and notes; never an error.
+    /// Refusals, warnings and notes; no errors.
     pub report: Report,
-    /// The files that it was made of, the strongest first.
+    /// The files it was loaded from, by falling precedence.
     pub files: Vec<String>,
     pub(crate) tree: Node,
 }
@@ -54,23 +54,23 @@ pub struct Loaded {
 /// Why an environment could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// There is no environment of that name.
+    /// There is no environment of this name.
     #[error(transparent)]
-    NoSuch(#[from] NoSuch),
+    NoSuch(#[from] UnknownEnvironment),
     /// A file could not be read.
     #[error("read environment file {file}")]
     Read {
         /// The file.
         file: String,
-        /// Why.
+        /// The error.
         source: std::io::Error,
     },
-    /// The environment has mistakes; all of them.
+    /// The environment is invalid: all problems.
     #[error("{0}")]
     Invalid(Report),
 }
 
-/// A file and everything that it extends, merged.
+/// A file and everything it extends, merged.
 struct Layers {
     tree: Node,
     files: Vec<String>,
@@ -78,7 +78,7 @@ struct Layers {
     all_read: bool,
 }
 
-/// Environments that extend one another end somewhere.
+/// The longest chain of `extends`; a cycle exceeds it.
 const MOST_LAYERS: usize = 10;
 
 impl Library {
@@ -88,7 +88,7 @@ impl Library {
         self.load_source(source, overrides, catalogue)
     }
 
-    /// Loads an environment from a file; what it extends is looked for beside it first.
+    /// Loads an environment from a file. The environments it extends are searched beside it first.
     pub fn load_file(
         &self,
         path: &camino::Utf8Path,
@@ -99,7 +99,7 @@ impl Library {
         self.beside(path).load_source(source, overrides, catalogue)
     }
 
-    /// Loads an environment from a source that was read already.
+    /// Loads an environment from a source that was already read.
     pub fn load_source(
         &self,
         source: Source,
@@ -110,12 +110,12 @@ impl Library {
         let mut problems = Vec::new();
         let Layers { mut tree, files, all_read } = self.layers(source, &schema, &mut problems)?;
         if !all_read {
-            // What a file says that cannot be read is unknown: nothing is missed, and nothing that it might say is held against it.
+            // The content of an unreadable file is unknown, so neither missing values nor contradictions are reported.
             return Err(LoadError::Invalid(Report::tidy(problems)));
         }
         apply_overrides(&mut tree, overrides, &mut problems);
         fill_in(&mut tree, "", &schema, &overrides.variables, &mut problems);
-        meaning::detect_providers(&mut tree, catalogue, &mut problems);
+        semantics::detect_providers(&mut tree, catalogue, &mut problems);
         let phase =
             tree.get("phase").and_then(Node::text).and_then(|word| Phase::ALL.into_iter().find(|p| p.as_str() == word));
         let phase = phase.unwrap_or(Phase::Development);
@@ -126,7 +126,7 @@ impl Library {
         let typed = serde_json::from_value::<Environment>(tree.to_value());
         match typed {
             Ok(environment) => {
-                meaning::check(&environment, &tree, catalogue, &mut problems);
+                semantics::check(&environment, &tree, catalogue, &mut problems);
                 references::check(&tree, &schema, &overrides.variables, &mut problems);
                 let report = Report::tidy(problems);
                 if report.has_errors() {
@@ -143,7 +143,7 @@ impl Library {
         }
     }
 
-    /// Reads the file and everything that it extends, checks each alone and merges them.
+    /// Reads the file and everything it extends, checks each layer and merges them.
     fn layers(&self, source: Source, schema: &Schema, problems: &mut Vec<Problem>) -> Result<Layers, LoadError> {
         let mut all_read = true;
         let mut stack: Vec<Node> = Vec::new();
@@ -153,7 +153,7 @@ impl Library {
             let file: Arc<str> = Arc::from(source.label.as_str());
             files.push(source.label.clone());
             let known = problems.len();
-            let mut layer = match older::read(&source, &file, problems) {
+            let mut layer = match upgrade::read(&source, &file, problems) {
                 Some(node) if matches!(node.kind, NodeKind::Map(_)) => node,
                 Some(node) if node.is_null() => Node::map(Origin::whole_file(&file)),
                 Some(node) => {
@@ -162,18 +162,20 @@ impl Library {
                     Node::map(Origin::whole_file(&file))
                 }
                 None => {
-                    // An empty file was read, and says nothing.
+                    // An empty file is readable; it sets nothing.
                     all_read &= problems.len() == known;
                     Node::map(Origin::whole_file(&file))
                 }
             };
-            // The problem of the file as a whole is at its beginning, whatever line the mapping begins on.
+            // A problem of the whole file is reported at its first line, wherever the mapping starts.
             layer.origin = Origin::whole_file(&file);
             schema.check(&layer, Reading::Layer, problems);
             if let Some(extends) = layer.get("extends").filter(|n| !n.is_null())
                 && let Some(name) = extends.text()
             {
                 next = self.extended(name, extends, &files, problems)?;
+                // Values of an unreadable layer are not reported as missing.
+                all_read &= next.is_some();
             }
             stack.push(layer);
         }
@@ -196,15 +198,15 @@ impl Library {
             Err(LoadError::NoSuch(no)) => refuse(no.to_string(), no.fix()),
             Err(other) => return Err(other),
             Ok(source) if files.contains(&source.label) => {
-                // A file that stands in for one that the program carries may extend it by its own name.
+                // A file that overrides a built-in environment may extend it by the same name.
                 if let Ok(carried) = Library::built_in().find(name)
                     && !files.contains(&carried.label)
                 {
                     return Ok(Some(carried));
                 }
                 refuse(
-                    format!("`{}` extends itself by way of {}", units::cut(name), files.join(", ")),
-                    "end the circle".to_owned(),
+                    format!("`{}` extends itself through {}", units::cut(name), files.join(", ")),
+                    "remove the cycle".to_owned(),
                 );
             }
             Ok(_) if files.len() >= MOST_LAYERS => {
@@ -219,7 +221,7 @@ impl Library {
     }
 }
 
-/// Lays one tree over another: mappings are merged, everything else is replaced, a null takes away.
+/// Merges one tree over another: mappings are merged, other values replaced, and a null removes a value.
 pub(crate) fn merge(below: Node, above: Node) -> Node {
     if above.is_null() {
         return above;
@@ -284,7 +286,7 @@ fn apply_overrides(tree: &mut Node, overrides: &Overrides, problems: &mut Vec<Pr
     drop_nulls(tree);
 }
 
-/// Puts a value at a path; what lies between is made when it is missing. List entries are named by number, by their
+/// Sets the value at a path and creates missing mappings on the way. List entries are selected by index, by their
 /// `name`, or all of them by `*`.
 fn set(tree: &mut Node, path: &str, value: Node, origin: &Origin, problems: &mut Vec<Problem>) {
     let path_segments = segments(path);
@@ -335,7 +337,7 @@ fn set_below(node: &mut Node, path: &str, rest: &[String], value: Node, origin: 
     }
     let below = join(path, first);
     let NodeKind::Map(entries) = &mut node.kind else {
-        let cause = format!("`{path}` is a single value, so nothing lies below it");
+        let cause = format!("`{path}` is a single value and has no fields");
         problems.push(Problem::error(origin.clone(), below, cause, format!("set `{path}` itself")));
         return;
     };
@@ -347,7 +349,7 @@ fn set_below(node: &mut Node, path: &str, rest: &[String], value: Node, origin: 
     set_below(&mut entries[at].node, &below, rest, value, origin, problems);
 }
 
-/// Fills in `${NAME}` and `${NAME:-otherwise}`; in a field that holds a secret, `${NAME}` becomes a reference.
+/// Expands `${NAME}` and `${NAME:-default}`. In a field for a secret, `${NAME}` becomes a reference.
 fn fill_in(
     node: &mut Node,
     path: &str,
@@ -392,7 +394,7 @@ fn fill_in(
 fn substitute(text: &str, variables: &BTreeMap<String, String>) -> Result<String, Vec<(String, String)>> {
     let (mut out, mut missing, mut rest) = (String::new(), Vec::new(), text);
     while let Some(at) = rest.find("${") {
-        // `$${` writes `${` itself.
+        // `$${` is an escaped `${`.
         if rest[..at].ends_with('$') {
             out.push_str(&rest[..at - 1]);
             out.push_str("${");
@@ -402,7 +404,7 @@ fn substitute(text: &str, variables: &BTreeMap<String, String>) -> Result<String
         out.push_str(&rest[..at]);
         let Some(end) = rest[at..].find('}') else {
             missing.push((
-                "a `${` is not closed".to_owned(),
+                "a `${` has no closing `}`".to_owned(),
                 "write `${NAME}`, or `$${` for the characters themselves".to_owned(),
             ));
             return Err(missing);

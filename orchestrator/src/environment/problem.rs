@@ -1,17 +1,17 @@
-//! What is wrong with an environment, where, and how to mend it.
+//! Problems of an environment: origin, cause and fix.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case", tag = "from")]
 pub enum Origin {
-    /// A place in a file; lines and columns count from 1.
+    /// A position in a file; lines and columns count from 1.
     File {
-        /// The file as an operator would name it.
+        /// The file's label.
         #[serde(serialize_with = "as_text")]
         file: Arc<str>,
         /// The line.
@@ -34,14 +34,14 @@ pub enum Origin {
         /// The flag, with its dashes.
         flag: String,
     },
-    /// Chosen by looking at the surroundings.
+    /// Detected from the surroundings.
     Detected {
-        /// What was seen.
+        /// The evidence.
         because: String,
     },
-    /// Nobody said it: the default, of a phase when it depends on one.
+    /// A default, possibly of a phase.
     Default {
-        /// The phase that brings the default.
+        /// The phase that sets the default.
         phase: Option<String>,
     },
 }
@@ -51,7 +51,7 @@ fn as_text<S: serde::Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok
 }
 
 impl Origin {
-    /// The place of a file as a whole.
+    /// The origin of a whole file.
     pub(crate) fn whole_file(file: &Arc<str>) -> Self {
         Origin::File { file: file.clone(), line: 1, column: 1 }
     }
@@ -71,7 +71,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// How much a problem matters.
+/// The severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -79,9 +79,9 @@ pub enum Severity {
     Error,
     /// It loads and passes `env check`; `plan` and `up` refuse it.
     Refusal,
-    /// It works and deserves a look.
+    /// It works, but should be reviewed.
     Warning,
-    /// Good to know.
+    /// For information.
     Note,
 }
 
@@ -96,28 +96,28 @@ impl fmt::Display for Severity {
     }
 }
 
-/// One thing that is wrong.
+/// A problem.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Problem {
-    /// How much it matters.
+    /// Its severity.
     pub severity: Severity,
-    /// Where the value came from.
+    /// The origin of the value.
     pub origin: Origin,
-    /// Which field: `sites[0].region`; empty for a file as a whole.
+    /// The path of the field, such as `sites[0].region`; empty for the whole file.
     pub path: String,
-    /// What is wrong.
+    /// The cause.
     pub cause: String,
-    /// What to do about it.
+    /// How to fix it.
     pub fix: String,
 }
 
 impl Problem {
-    /// Something that must be mended before the environment loads.
+    /// A problem that keeps the environment from loading.
     pub fn error(origin: Origin, path: impl Into<String>, cause: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { severity: Severity::Error, origin, path: path.into(), cause: cause.into(), fix: fix.into() }
     }
 
-    /// The same with another severity.
+    /// The same problem with another severity.
     #[must_use]
     pub fn at(mut self, severity: Severity) -> Self {
         self.severity = severity;
@@ -135,39 +135,39 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Keys and values are other people's texts: what would move a terminal's cursor is shown as a dot, and a path can be a megabyte long.
+/// Keys and values are untrusted input: control characters are replaced, and long texts are cut.
 fn printable(text: &str) -> String {
     const MOST: usize = 2000;
     text.chars().take(MOST).map(|c| if c.is_control() { '·' } else { c }).collect()
 }
 
-/// All problems of all layers, in the order of their places.
+/// All problems of all layers, sorted by origin.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(transparent)]
 pub struct Report(pub Vec<Problem>);
 
-/// A hostile file can hold one mistake per byte; a report shows this many and counts the rest.
+/// The most problems that a report shows; the others are counted. A hostile file can have one per byte.
 const SHOWN: usize = 100;
 
 impl Report {
-    /// Sorts by place and drops what was found twice.
+    /// Sorts by origin and removes duplicates.
     pub(crate) fn tidy(mut problems: Vec<Problem>) -> Self {
         problems.sort_by(|a, b| (&a.origin, &a.path, &a.cause).cmp(&(&b.origin, &b.path, &b.cause)));
         problems.dedup();
         Self(problems)
     }
 
-    /// Whether anything stops the environment from loading.
+    /// Whether any problem keeps the environment from loading.
     pub fn has_errors(&self) -> bool {
         self.0.iter().any(|p| p.severity == Severity::Error)
     }
 
-    /// What `plan` and `up` refuse.
+    /// The problems that `plan` and `up` refuse.
     pub fn refusals(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter().filter(|p| p.severity == Severity::Refusal)
     }
 
-    /// How many problems of a severity there are.
+    /// The count of problems of a severity.
     pub fn count(&self, severity: Severity) -> usize {
         self.0.iter().filter(|p| p.severity == severity).count()
     }
@@ -190,9 +190,9 @@ impl fmt::Display for Report {
 
 impl std::error::Error for Report {}
 
-/// The nearest of `known` to what was typed, when it is near enough to be what was meant.
+/// The entry of `known` that is most similar to `typed`, if it is similar enough to be meant.
 pub(crate) fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Nobody mistypes 60 letters; a hostile key must not cost quadratic time.
+    // Typos do not make names this long, and a hostile key must not cost quadratic time.
     if typed.len() > 60 {
         return None;
     }
@@ -207,7 +207,7 @@ pub(crate) fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>)
         .map(|(_, candidate)| candidate)
 }
 
-/// Edit distance with neighbouring letters swapped counted as one edit.
+/// The edit distance; a swap of neighbouring letters counts as one edit.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![vec![0_usize; b.len() + 1]; a.len() + 1];

@@ -1,7 +1,7 @@
-//! Whether what an environment refers to is there: secrets, the private authority's file, and that of SAML's settings.
+//! Checks that the references of an environment resolve: secrets, the private CA's file and the SAML settings file.
 //!
-//! What is missing here may be there where the environment runs, so such an environment loads and passes `env check`; `plan`
-//! and `up` refuse it, with everything else that is wrong.
+//! A missing reference may exist where the environment runs. Such an environment loads and passes `env check`; `plan`
+//! and `up` refuse it.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ use super::saml::{SamlProblem, saml_settings};
 use super::tree::{Node, NodeKind};
 use super::units::{self, SecretSource, cut};
 
-/// Read for the sake of older files; nothing uses it.
+/// Accepted for older files; unused.
 const UNUSED: &str = "server.security.jwt_secret";
 
-/// Adds every reference that leads nowhere.
+/// Appends every reference that does not resolve.
 pub(crate) fn check(tree: &Node, schema: &Schema, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
     References { schema, variables, problems }.below(tree, "");
 }
@@ -48,24 +48,24 @@ impl References<'_> {
 
     fn missing(&self, path: &str, text: &str) -> Option<(String, String)> {
         if matches!(path, "network.private_ca" | "rollout.prometheus.ca_file") {
-            let fix = "name the file of the authority in PEM form";
+            let fix = "give the certificate authority as a PEM file";
             return file_problem(text).map(|cause| (cause, fix.to_owned()));
         }
         if is_saml(path) {
             return saml_settings(Utf8Path::new(text)).err().map(|SamlProblem { cause, fix }| (cause, fix));
         }
         let is_secret = self.schema.at(path).and_then(|s| s["format"].as_str()).is_some_and(units::is_secret_format);
-        // An address that is a URL refers to nothing.
+        // An address that is a URL refers to no secret.
         match text.parse::<SecretSource>().ok().filter(|_| is_secret)? {
             SecretSource::Variable(name) => {
                 let there = self.variables.get(&name).is_some_and(|value| !value.is_empty());
                 (!there).then(|| (format!("the variable `{name}` is not set"), format!("export {name}=…")))
             }
             SecretSource::File(file) => {
-                file_problem(&file).map(|cause| (cause, "put the secret there, readable for you alone".to_owned()))
+                file_problem(&file).map(|cause| (cause, "put the secret there, readable only by you".to_owned()))
             }
             SecretSource::Store(name) => Some((
-                format!("the secret `{}` cannot be taken from the environment's own store yet", cut(&name)),
+                format!("reading the secret `{}` from the environment's secret store is not supported yet", cut(&name)),
                 "write `secret:env:NAME` or `secret:file:PATH`".to_owned(),
             )),
         }

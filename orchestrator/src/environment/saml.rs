@@ -1,5 +1,5 @@
-//! The settings of SAML as python3-saml reads them (`saml2_settings.json`): read and looked at, for a place that everybody in a namespace can
-//! read.
+//! The SAML settings file of python3-saml (`saml2_settings.json`). It is checked for secrets, since everyone in the
+//! namespace can read the config map it is stored in.
 
 use std::io::Read;
 
@@ -8,24 +8,23 @@ use serde_json::Value;
 
 use super::units::cut;
 
-/// A cluster keeps a megabyte in a map; these settings are a few certificates.
+/// A Kubernetes config map holds at most 1 MiB; SAML settings are a few certificates.
 const LARGEST: u64 = 256 << 10;
 
-/// What is wrong with a file of settings.
+/// Why a settings file is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SamlProblem {
-    /// What.
-    pub cause: String,
-    /// What to do.
-    pub fix: String,
+pub(super) struct SamlProblem {
+    /// The cause.
+    pub(super) cause: String,
+    /// How to fix it.
+    pub(super) fix: String,
 }
 
-/// The text of a file of settings. They name both sides and hold no key: whoever reads the map would have it.
-pub fn saml_settings(path: &Utf8Path) -> Result<String, SamlProblem> {
-    let absent = |cause: String| SamlProblem {
-        cause,
-        fix: "name the file of the settings, as python3-saml reads it".to_owned(),
-    };
+/// Reads a settings file. It names both parties and must contain no private key: every reader of the config map would
+/// see it.
+pub(super) fn saml_settings(path: &Utf8Path) -> Result<String, SamlProblem> {
+    let absent =
+        |cause: String| SamlProblem { cause, fix: "give the settings file in the format of python3-saml".to_owned() };
     let mut text = Vec::new();
     let file = match std::fs::File::open(path) {
         Ok(file) if file.metadata().is_ok_and(|found| found.is_file()) => file,
@@ -48,24 +47,25 @@ pub fn saml_settings(path: &Utf8Path) -> Result<String, SamlProblem> {
 fn looked_at(text: Vec<u8>) -> Result<String, (String, &'static str)> {
     const FORM: &str = "write a JSON object with `sp` and `idp`, each with its `entityId`";
     if text.len() as u64 > LARGEST {
-        return Err((format!("it is larger than {LARGEST} bytes"), "leave in it what python3-saml reads"));
+        return Err((format!("it is larger than {LARGEST} bytes"), "keep only the settings of python3-saml"));
     }
     let text = String::from_utf8(text).map_err(|_| ("it is not UTF-8".to_owned(), FORM))?;
-    let settings: Value = serde_json::from_str(&text).map_err(|error| (format!("it is no JSON: {error}"), FORM))?;
+    let settings: Value = serde_json::from_str(&text).map_err(|error| (format!("it is not JSON: {error}"), FORM))?;
     if let Some(place) = secret_in(&settings, "") {
-        let fix = "take it out: whoever signs reads its key from a Secret of the namespace, and not from this map";
-        return Err((format!("`{place}` is a secret, and everybody who may read a map could read it"), fix));
+        let fix =
+            "remove it: the service provider reads its key from a Secret of the namespace, not from this ConfigMap";
+        return Err((format!("`{place}` is a secret, and every account that can read ConfigMaps could read it"), fix));
     }
     for side in ["sp", "idp"] {
         if settings[side]["entityId"].as_str().is_none_or(str::is_empty) {
             return Err((format!("it has no `{side}.entityId`"), FORM));
         }
     }
-    // What was looked at, and not what was written: of a name that is there twice only the last one was seen.
+    // Serialized from the parsed value: with duplicate keys, only the last one was checked.
     serde_json::to_string_pretty(&settings).map_err(|error| (format!("it cannot be written: {error}"), FORM))
 }
 
-/// Where a secret stands: under a name of one, or as a key in PEM form under whatever name.
+/// The path of a secret: a key name that holds one, or a PEM private key under any name.
 fn secret_in(value: &Value, path: &str) -> Option<String> {
     const NAMES: [&str; 4] = ["privatekey", "password", "passphrase", "secret"];
     let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
@@ -106,7 +106,7 @@ mod tests {
     fn settings_name_both_sides_and_hold_no_key() {
         let whole = r#"{"strict":true,"sp":{"entityId":"https://a","x509cert":"","privateKey":""},"idp":{"entityId":"https://b"},"security":{"wantNameIdEncrypted":false}}"#;
         check(whole, None);
-        // Of two of a name the last one counts, and the first goes nowhere.
+        // Of duplicate keys only the last one counts; the first is dropped.
         let twice = whole.replace(r#""privateKey":"""#, r#""privateKey":"MIIE","privateKey":"""#);
         assert!(!looked_at(twice.into_bytes()).unwrap().contains("MIIE"));
         check(&whole.replace(r#""privateKey":"""#, r#""privateKey":"MIIE""#), Some("`sp.privateKey` is a secret"));
@@ -115,7 +115,7 @@ mod tests {
         check(&whole.replace(r#""x509cert":"""#, pem), Some("`sp.x509cert` is a secret"));
         check(&whole.replace("https://b", ""), Some("it has no `idp.entityId`"));
         check("[]", Some("it has no `sp.entityId`"));
-        check("{", Some("it is no JSON"));
+        check("{", Some("it is not JSON"));
         check(&" ".repeat(300 << 10), Some("it is larger than 262144 bytes"));
     }
 
@@ -128,6 +128,6 @@ mod tests {
         assert!(saml_settings(folder).expect_err("a folder").cause.contains("is not a file"));
         std::fs::write(folder.join("broken.json"), "x").expect("written");
         let broken = saml_settings(&folder.join("broken.json")).expect_err("no JSON");
-        assert!(broken.cause.contains("broken.json: it is no JSON"), "{broken:?}");
+        assert!(broken.cause.contains("broken.json: it is not JSON"), "{broken:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Shows an environment: every value with where it came from, as YAML, and the difference between two.
+//! Displays an environment: every value with its origin, as YAML, and the difference between two environments.
 
 use std::fmt::Write;
 
@@ -10,32 +10,32 @@ use super::load::Loaded;
 use super::problem::Origin;
 use super::tree::segments;
 
-/// One value and where it came from.
+/// A value with its origin.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fact {
     /// The path: `sites[0].region`.
     pub path: String,
-    /// The value. References to secrets are shown, secrets are not there.
+    /// The value. It may be a reference to a secret, never a secret.
     pub value: Value,
-    /// Where it came from.
+    /// Its origin.
     pub origin: Origin,
-    /// What the field is.
+    /// The description of the field.
     pub about: String,
 }
 
 /// One value in which two environments differ.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Change {
-    /// The path.
+    /// Its path.
     pub path: String,
-    /// In the first environment.
+    /// The value in the first environment.
     pub left: Option<Value>,
-    /// In the second.
+    /// The value in the second environment.
     pub right: Option<Value>,
 }
 
 impl Loaded {
-    /// Every value, in the order of the model, with its origin.
+    /// Every value with its origin, in the order of the model.
     pub fn facts(&self) -> Vec<Fact> {
         let schema = Schema::new();
         let mut found = Vec::new();
@@ -43,13 +43,13 @@ impl Loaded {
         found
     }
 
-    /// The facts at a path and below it.
+    /// The values at a path and below it.
     pub fn explain(&self, path: &str) -> Vec<Fact> {
         let wanted = segments(path);
         self.facts().into_iter().filter(|fact| segments(&fact.path).starts_with(&wanted)).collect()
     }
 
-    /// The environment as YAML that loads again; with `explain`, each line says where its value came from.
+    /// The environment as YAML that can be loaded again. With `explain`, each line shows the origin of its value.
     pub fn to_yaml(&self, explain: bool) -> String {
         let mut lines = Vec::new();
         self.lines(&self.resolved(), "", 0, "", &mut lines);
@@ -67,7 +67,7 @@ impl Loaded {
 
     fn resolved(&self) -> Value {
         let mut value = serde_json::to_value(&self.environment).expect("environments are plain data with text keys");
-        // Its values are here already; a file that is shown must load by itself.
+        // The output includes the extended values, and must load on its own.
         if let Value::Object(fields) = &mut value {
             fields.shift_remove("extends");
         }
@@ -107,7 +107,7 @@ impl Loaded {
             let key = flow(&Value::String(name.clone()));
             match field {
                 Value::Null => {
-                    // Not said: the lead goes to the next line.
+                    // The entry is omitted, so its list marker moves to the next line.
                     lead = if start.trim().is_empty() { String::new() } else { start };
                 }
                 Value::Object(inner) if inner.values().any(|v| !v.is_null()) => {
@@ -136,7 +136,7 @@ impl Loaded {
 }
 
 impl Schema {
-    /// What a field is, in its first sentence.
+    /// The first sentence of a field's description.
     pub(crate) fn about(&self, path: &str) -> String {
         self.at(path)
             .and_then(|s| s["description"].as_str())
@@ -164,7 +164,7 @@ pub(crate) fn flow(value: &Value) -> String {
                 && !text.starts_with(['-', ':', '@', '.'])
                 && !text.ends_with(':')
                 && matches!(super::tree::plain_scalar(text), Value::String(_));
-            // JSON's quoting is YAML's too.
+            // JSON strings are valid YAML.
             if plain && !matches!(text.as_str(), "on" | "off" | "yes" | "no" | "y" | "n") {
                 text.clone()
             } else {
@@ -175,7 +175,7 @@ pub(crate) fn flow(value: &Value) -> String {
     }
 }
 
-/// In which values two environments differ.
+/// The values in which two environments differ.
 pub fn diff(left: &Loaded, right: &Loaded) -> Vec<Change> {
     let (left, right) = (left.facts(), right.facts());
     let mut changes = Vec::new();

@@ -1,7 +1,7 @@
-//! A YAML document as a tree in which every value knows its place.
+//! A YAML document as a tree whose values have origins.
 //!
-//! Structure and places come from the event parser; what a plain scalar means (a number, a boolean, a text) is asked of
-//! `serde_yaml`, so there is one opinion about values in the house. A test holds the two against each other.
+//! Structure and positions come from the event parser. `serde_yaml` decides the type of each plain scalar, so both
+//! readers agree. A test compares the two.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use serde_saphyr::granit_parser::{Event, Options, Parser, ScalarStyle, ScanError
 use super::problem::{Origin, Problem};
 use super::units::cut;
 
-/// Files larger than this are not environment files.
+/// The largest environment file, in bytes.
 pub(crate) const MOST_BYTES: usize = 1_000_000;
-/// Values of one file after its aliases are written out: an alias bomb ends here.
+/// The most values of one file after its aliases are expanded; limits alias bombs.
 const MOST_VALUES: usize = 20_000;
-/// Levels of nesting; ours has six.
+/// The deepest nesting; the model has six levels.
 const MOST_DEPTH: usize = 40;
 
-/// A value and where it was written.
+/// A value with its origin.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Node {
     pub(crate) origin: Origin,
@@ -28,7 +28,7 @@ pub(crate) struct Node {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum NodeKind {
-    /// A null, boolean, number or text; `written` is what stood there when it was written without quotes.
+    /// A null, boolean, number or string. `written` is the source text if it was not quoted.
     Scalar {
         value: Value,
         written: Option<Box<str>>,
@@ -37,7 +37,7 @@ pub(crate) enum NodeKind {
     Map(Vec<Entry>),
 }
 
-/// One line of a mapping.
+/// One entry of a mapping.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Entry {
     pub(crate) key: String,
@@ -54,7 +54,7 @@ impl Node {
         Self { origin, kind: NodeKind::Map(Vec::new()) }
     }
 
-    /// A tree with one origin everywhere.
+    /// A tree whose values all have one origin.
     pub(crate) fn of_value(value: &Value, origin: &Origin) -> Self {
         let kind = match value {
             Value::Array(items) => NodeKind::List(items.iter().map(|item| Self::of_value(item, origin)).collect()),
@@ -112,14 +112,14 @@ impl Node {
         }
     }
 
-    /// Takes a key out of a mapping.
+    /// Removes a key from a mapping.
     pub(crate) fn take(&mut self, key: &str) -> Option<Entry> {
         let NodeKind::Map(entries) = &mut self.kind else { return None };
         let at = entries.iter().position(|e| e.key == key)?;
         Some(entries.remove(at))
     }
 
-    /// Puts a key into a mapping unless it is there; a value that is no mapping stays as it is.
+    /// Adds a key to a mapping unless it exists; other values are unchanged.
     pub(crate) fn put(&mut self, entry: Entry) {
         if let NodeKind::Map(entries) = &mut self.kind
             && !entries.iter().any(|e| e.key == entry.key)
@@ -128,7 +128,7 @@ impl Node {
         }
     }
 
-    /// The value at `a.b[0].c`, and failing that the nearest value above it that was written.
+    /// The value at `a.b[0].c`, or its nearest ancestor that exists.
     pub(crate) fn nearest(&self, path: &str) -> &Node {
         let mut node = self;
         for segment in segments(path) {
@@ -159,16 +159,16 @@ impl Node {
     }
 }
 
-/// `sites[0].region` and `sites.0.region` are the same path.
+/// Splits a path; `sites[0].region` and `sites.0.region` are equal.
 pub(crate) fn segments(path: &str) -> Vec<String> {
     path.replace('[', ".").replace(']', "").split('.').filter(|s| !s.is_empty()).map(str::to_owned).collect()
 }
 
-/// Reads a file. Whatever could be understood comes back beside the problems, so that later checks can add theirs.
+/// Reads a file. Returns what could be parsed in addition to the problems, so that later checks can add theirs.
 pub(crate) fn read(bytes: &[u8], file: &Arc<str>, problems: &mut Vec<Problem>) -> Option<Node> {
     let whole = || Origin::whole_file(file);
     if bytes.len() > MOST_BYTES {
-        let cause = format!("the file has {} bytes", bytes.len());
+        let cause = "the file is too large".to_owned();
         problems.push(Problem::error(
             whole(),
             "",
@@ -189,7 +189,7 @@ pub(crate) fn read(bytes: &[u8], file: &Arc<str>, problems: &mut Vec<Problem>) -
             return None;
         }
     };
-    // A byte order mark is what some editors leave; it says nothing that UTF-8 needs.
+    // Some editors write a byte order mark.
     read_text(text.strip_prefix('\u{feff}').unwrap_or(text), file, problems)
 }
 
@@ -207,7 +207,7 @@ fn read_text(text: &str, file: &Arc<str>, problems: &mut Vec<Problem>) -> Option
     builder.document(text)
 }
 
-/// Reads the value of `--set path=value` or of a variable: any YAML, usually one scalar.
+/// Reads the value of `--set path=value` or of a variable: any YAML, usually a scalar.
 pub(crate) fn read_inline(text: &str, origin: &Origin, problems: &mut Vec<Problem>) -> Option<Node> {
     if text.len() > MOST_BYTES {
         problems.push(Problem::error(origin.clone(), "", "the value is too long", "put it into the environment file"));
@@ -218,9 +218,9 @@ pub(crate) fn read_inline(text: &str, origin: &Origin, problems: &mut Vec<Proble
     builder.document(text)
 }
 
-/// What a plain scalar means.
+/// The typed value of a plain scalar.
 pub(crate) fn plain_scalar(text: &str) -> Value {
-    // Folded lines are a text whatever they hold, and hostile lengths are not worth a parser.
+    // Folded lines are always strings, and overlong ones are not worth parsing.
     if text.len() > 300 || text.contains('\n') {
         return Value::String(text.to_owned());
     }
@@ -229,7 +229,7 @@ pub(crate) fn plain_scalar(text: &str) -> Value {
         Ok(serde_yaml::Value::Bool(yes)) => Value::Bool(yes),
         Ok(serde_yaml::Value::Number(number)) => {
             let whole = number.as_u64().map(Value::from).or_else(|| number.as_i64().map(Value::from));
-            // JSON has no NaN and no infinity: they stay texts and fail as the wrong type.
+            // JSON has no NaN or infinity: they stay strings and fail as the wrong type.
             let value = whole.or_else(|| number.as_f64().and_then(serde_json::Number::from_f64).map(Value::Number));
             value.unwrap_or_else(|| Value::String(text.to_owned()))
         }
@@ -246,8 +246,8 @@ struct Builder<'p> {
     values: usize,
 }
 
-/// Reading stops here; the reason is among the problems already.
-struct Stop;
+/// Parsing stops here; the problem was reported.
+struct Aborted;
 
 impl Builder<'_> {
     fn document(&mut self, text: &str) -> Option<Node> {
@@ -261,7 +261,7 @@ impl Builder<'_> {
                 Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
                 first if root.is_none() => match self.value(first, span, &mut events, 0) {
                     Ok(node) => root = Some(node),
-                    Err(Stop) => return None,
+                    Err(Aborted) => return None,
                 },
                 _ => {
                     let fix = "keep one environment per file and remove the `---` between them";
@@ -272,13 +272,13 @@ impl Builder<'_> {
         }
     }
 
-    fn next<'a>(&mut self, events: &mut Events<'a>) -> Result<Option<(Event<'a>, Span)>, Stop> {
+    fn next<'a>(&mut self, events: &mut Events<'a>) -> Result<Option<(Event<'a>, Span)>, Aborted> {
         match events.next_event() {
             None => Ok(None),
             Some(Ok(next)) => Ok(Some(next)),
             Some(Err(error)) => {
                 self.syntax(&error);
-                Err(Stop)
+                Err(Aborted)
             }
         }
     }
@@ -286,11 +286,7 @@ impl Builder<'_> {
     fn syntax(&mut self, error: &ScanError) {
         let marker = *error.marker();
         let said = cut(&error.info());
-        let fix = if said.contains("tab") {
-            "indent with spaces, YAML allows no tabs"
-        } else {
-            "mend the YAML at this place"
-        };
+        let fix = if said.contains("tab") { "indent with spaces, YAML allows no tabs" } else { "fix the YAML here" };
         self.error(&Span::empty(marker), &format!("this is not YAML: {said}"), fix);
     }
 
@@ -299,10 +295,10 @@ impl Builder<'_> {
         self.problems.push(Problem::error(origin, "", cause, fix));
     }
 
-    fn value(&mut self, event: Event<'_>, span: Span, events: &mut Events<'_>, depth: usize) -> Result<Node, Stop> {
+    fn value(&mut self, event: Event<'_>, span: Span, events: &mut Events<'_>, depth: usize) -> Result<Node, Aborted> {
         if depth > MOST_DEPTH {
             self.error(&span, "the values are nested too deeply", &format!("at most {MOST_DEPTH} levels are read"));
-            return Err(Stop);
+            return Err(Aborted);
         }
         self.count(1, &span)?;
         let origin = (self.place)(&span);
@@ -313,7 +309,7 @@ impl Builder<'_> {
             _ => (0, false),
         };
         if tag {
-            self.error(&span, "a YAML tag stands before this value", "remove the tag; quotes make a text");
+            self.error(&span, "this value has a YAML tag", "remove the tag; put quotes around text");
         }
         let kind = match event {
             Event::Scalar(text, style, _, _) => {
@@ -329,13 +325,13 @@ impl Builder<'_> {
                     return Ok(node);
                 }
                 None => {
-                    self.error(&span, "this alias points into itself", "write the value out");
-                    return Err(Stop);
+                    self.error(&span, "this alias refers to itself", "write the value itself");
+                    return Err(Aborted);
                 }
             },
             _ => {
-                self.error(&span, "a value is missing here", "mend the YAML at this place");
-                return Err(Stop);
+                self.error(&span, "a value is missing here", "fix the YAML here");
+                return Err(Aborted);
             }
         };
         let node = Node { origin, kind };
@@ -345,7 +341,7 @@ impl Builder<'_> {
         Ok(node)
     }
 
-    fn count(&mut self, more: usize, span: &Span) -> Result<(), Stop> {
+    fn count(&mut self, more: usize, span: &Span) -> Result<(), Aborted> {
         self.values += more;
         if self.values > MOST_VALUES {
             self.error(
@@ -353,12 +349,12 @@ impl Builder<'_> {
                 &format!("the file holds more than {MOST_VALUES} values with its aliases written out"),
                 "write fewer",
             );
-            return Err(Stop);
+            return Err(Aborted);
         }
         Ok(())
     }
 
-    fn list(&mut self, events: &mut Events<'_>, depth: usize) -> Result<Vec<Node>, Stop> {
+    fn list(&mut self, events: &mut Events<'_>, depth: usize) -> Result<Vec<Node>, Aborted> {
         let mut items = Vec::new();
         while let Some((event, span)) = self.next(events)? {
             if event == Event::SequenceEnd {
@@ -369,9 +365,9 @@ impl Builder<'_> {
         Ok(items)
     }
 
-    fn mapping(&mut self, events: &mut Events<'_>, depth: usize) -> Result<Vec<Entry>, Stop> {
+    fn mapping(&mut self, events: &mut Events<'_>, depth: usize) -> Result<Vec<Entry>, Aborted> {
         let mut entries: Vec<Entry> = Vec::new();
-        // Where each key was first written; a search through the entries would be quadratic in a hostile file.
+        // The origin of each key seen so far; a search through the entries would be quadratic for a hostile file.
         let mut seen: HashMap<String, Origin> = HashMap::new();
         while let Some((event, span)) = self.next(events)? {
             let at = (self.place)(&span);
@@ -389,11 +385,11 @@ impl Builder<'_> {
             match key {
                 None => {}
                 Some(key) if key == "<<" => {
-                    self.error(&span, "merge keys (`<<`) are not read", "use `extends`, or write the values out");
+                    self.error(&span, "merge keys (`<<`) are not supported", "use `extends`, or repeat the values");
                 }
                 Some(key) => match seen.get(&key) {
                     Some(first) => {
-                        let cause = format!("the key `{}` is here twice, first at {first}", cut(&key));
+                        let cause = format!("the key `{}` is duplicated, first at {first}", cut(&key));
                         self.error(&span, &cause, "keep one of them");
                     }
                     None => {
@@ -444,7 +440,7 @@ mod tests {
         let (_, problems) = tree("a: 1\nb: {c: 1, c: 2}\na: 2\nd: !!str 5\n<<: {x: 1}\n");
         assert_eq!(problems.len(), 4, "{problems:#?}");
         assert!(
-            problems[0].starts_with("f.yaml:2:11: error: the key `c` is here twice, first at f.yaml:2:5"),
+            problems[0].starts_with("f.yaml:2:11: error: the key `c` is duplicated, first at f.yaml:2:5"),
             "{}",
             problems[0]
         );

@@ -1,11 +1,11 @@
-//! The checks of an outside prober.
+//! The checks of the external prober.
 
 use serde_json::{Value, json};
 use textnlp_provider::Secret;
 use tokio_util::sync::CancellationToken;
 
 use super::Check;
-use crate::load::{Answer, Ask, Failure, Key, Wire};
+use crate::load::{Failure, Key, LoadRequest, LoadResponse, Wire};
 
 pub(super) struct Prober<'a> {
     pub(super) wire: &'a dyn Wire,
@@ -16,24 +16,24 @@ pub(super) struct Prober<'a> {
 const PROMPT: &str = "Once upon a time, a small fox lived near the river.";
 
 impl Prober<'_> {
-    async fn send(&self, ask: Ask) -> Result<Answer, Failure> {
+    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
         if self.stop.is_cancelled() {
             return Err(Failure::Broken("stopped".to_owned()));
         }
         self.wire.send(ask).await
     }
 
-    /// One path that must answer with one status.
+    /// A path must answer with a status.
     pub(super) async fn status(&self, name: &str, path: &str, wanted: u16) -> Check {
-        match self.send(Ask::get(path)).await {
+        match self.send(LoadRequest::get(path)).await {
             Ok(answer) => Check::new(name, answer.status, wanted, "status", answer.status == wanted),
             Err(failure) => Check::unmeasured(name, wanted, "status", failure),
         }
     }
 
-    /// A generation without a good key must be refused with 401.
+    /// A generation without a valid key must be rejected with 401.
     pub(super) async fn refused(&self, name: &str, key: Option<&str>) -> Check {
-        let mut ask = Ask::post("/v1/generate", json!({"prompt": PROMPT, "max_tokens": 1}));
+        let mut ask = LoadRequest::post("/v1/generate", json!({"prompt": PROMPT, "max_tokens": 1}));
         ask.key = key.map(|key| Key { header: self.header.to_owned(), value: Secret::new(key) });
         match self.send(ask).await {
             Ok(answer) => Check::new(name, answer.status, 401, "status", answer.status == 401),
@@ -42,24 +42,25 @@ impl Prober<'_> {
     }
 
     pub(super) async fn accepted(&self, key: &Key) -> Check {
-        match self.send(Ask::get("/v1/models").with(key)).await {
+        match self.send(LoadRequest::get("/v1/models").with(key)).await {
             Ok(answer) => Check::new("accepted with a key", answer.status, 200, "status", answer.status == 200),
             Err(failure) => Check::unmeasured("accepted with a key", 200, "status", failure),
         }
     }
 
-    /// Asks more often than a small limit allows: the first are answered, then 429 comes. Each of several sites counts for itself.
+    /// Sends more requests than a small rate limit allows: the first succeed, then 429 follows. Each site counts on its
+    /// own.
     pub(super) async fn limited(&self, key: &Key, limit: u64, sites: u64) -> Check {
         let name = "rate limit limits";
         let mut accepted = 0;
         for _ in 0..limit * sites * 2 + 2 {
-            match self.send(Ask::get("/v1/models").with(key)).await {
+            match self.send(LoadRequest::get("/v1/models").with(key)).await {
                 Ok(answer) if answer.status == 200 => accepted += 1,
                 Ok(answer) if answer.status == 429 => {
                     let ok = (limit..=limit * sites).contains(&accepted);
-                    let check = Check::new(name, accepted, limit, "accepted", ok);
+                    let check = Check::new(name, accepted, limit * sites, "accepted", ok);
                     return if sites > 1 {
-                        check.note(format!("each of {sites} sites counts for itself"))
+                        check.at_most().note(format!("each of {sites} sites counts requests on its own"))
                     } else {
                         check
                     };
@@ -76,7 +77,7 @@ impl Prober<'_> {
         if let (Value::Object(body), Value::Object(more)) = (&mut body, more) {
             body.extend(more);
         }
-        let mut ask = Ask::post("/v1/generate", body);
+        let mut ask = LoadRequest::post("/v1/generate", body);
         ask.key = key.cloned();
         let answer = self.send(ask).await.map_err(|f| f.to_string())?;
         if answer.status != 200 {
@@ -88,7 +89,7 @@ impl Prober<'_> {
         body["text"].as_str().map(str::to_owned).ok_or_else(|| "the answer has no `text`".to_owned())
     }
 
-    /// One text that is not empty.
+    /// A generation must return text.
     pub(super) async fn one_generation(&self, key: Option<&Key>) -> (Vec<Check>, Option<String>) {
         match self.text(key, json!({})).await {
             Ok(text) => (vec![written(&text)], Some(text)),
@@ -96,7 +97,7 @@ impl Prober<'_> {
         }
     }
 
-    /// A text that is not empty, the same again for the same seed, and shorter where it is told to stop.
+    /// A generation must return text, the same text for the same seed, and less text with a stop sequence.
     pub(super) async fn sense(&self, key: &Key) -> (Vec<Check>, Option<String>) {
         let (mut checks, sample) = self.one_generation(Some(key)).await;
         let Some(text) = sample.clone().filter(|text| !text.trim().is_empty()) else { return (checks, sample) };
@@ -107,7 +108,7 @@ impl Prober<'_> {
         });
         let name = "stops where asked";
         let Some((before, stop)) = stop_in(&text) else {
-            checks.push(Check::unmeasured(name, true, "", "the text is too short to be stopped"));
+            checks.push(Check::unmeasured(name, true, "", "the text is too short for a stop sequence"));
             return (checks, sample);
         };
         checks.push(match self.text(Some(key), json!({"stop": [stop]})).await {
@@ -126,7 +127,7 @@ fn written(text: &str) -> Check {
     Check::new("generation", characters, "at least 1", "characters", characters >= 1)
 }
 
-/// A word from the middle of a text, and what stands before its first occurrence.
+/// A word from the middle of a text, and the text before its first occurrence.
 fn stop_in(text: &str) -> Option<(&str, &str)> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let word = *words.get(words.len() / 2).filter(|_| words.len() >= 2)?;
@@ -134,15 +135,17 @@ fn stop_in(text: &str) -> Option<(&str, &str)> {
     Some((&text[..at], word))
 }
 
-/// The check of the metrics.
+/// The name of the metrics check.
 pub(super) const METRICS: &str = "metrics";
 
-/// The metrics that dashboards and alerts need.
+/// The metrics that dashboards and alerts need must exist.
 pub(super) async fn metrics(wire: Option<&dyn Wire>) -> Check {
     const WANTED: &str = "textnlp_tokens_generated_total";
     let name = METRICS;
-    let Some(wire) = wire else { return Check::unmeasured(name, "exported", "", "no address of the metrics is known") };
-    match wire.send(Ask::get("/metrics")).await {
+    let Some(wire) = wire else {
+        return Check::unmeasured(name, "exported", "", "the address of the metrics is unknown");
+    };
+    match wire.send(LoadRequest::get("/metrics")).await {
         Ok(answer) if answer.status == 200 => {
             let there = String::from_utf8_lossy(&answer.body).contains(WANTED);
             Check::new(name, if there { "exported" } else { "missing" }, "exported", "", there)

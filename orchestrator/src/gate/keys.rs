@@ -1,16 +1,16 @@
-//! Temporary keys: lent for a gate, given back whatever happens.
+//! Temporary API keys of a gate, revoked in every case.
 
 use async_trait::async_trait;
 
-use super::{Check, Found, Progress};
+use super::{Check, GateResults, Progress};
 use crate::load::Key;
 
-/// What a temporary key is to be.
+/// The properties of a temporary key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRequest {
-    /// A name, so that a key that was left behind is recognised.
+    /// Its name, so that a leftover key can be identified.
     pub name: String,
-    /// Requests per hour; `None` for as many as the load test makes.
+    /// Requests per hour; `None` for a limit that no load test reaches.
     pub requests_per_hour: Option<u64>,
 }
 
@@ -23,32 +23,32 @@ pub struct IssuedKey {
     pub key: Key,
 }
 
-/// Who issues keys. Only the caller knows the server's database.
+/// Issues API keys. Only the caller knows the server's database.
 #[async_trait]
 pub trait KeyIssuer: Send + Sync {
-    /// Issues a key that the running service accepts when this returns.
+    /// Issues a key; the running service accepts it on return.
     async fn create(&self, request: KeyRequest) -> Result<IssuedKey, String>;
-    /// Revokes it. Revoking what is gone succeeds.
+    /// Revokes a key. Idempotent.
     async fn revoke(&self, public_id: &str) -> Result<(), String>;
 }
 
 /// The keys of one gate.
-pub(super) struct Lent<'a> {
+pub(super) struct TemporaryKeys<'a> {
     issuer: &'a dyn KeyIssuer,
     given: Vec<String>,
 }
 
-impl<'a> Lent<'a> {
+impl<'a> TemporaryKeys<'a> {
     pub(super) fn new(issuer: &'a dyn KeyIssuer) -> Self {
         Self { issuer, given: Vec::new() }
     }
 
-    /// A key, or a check that says why there is none.
+    /// A key, or a failed check with the reason.
     pub(super) async fn key(
         &mut self,
         name: &str,
         requests_per_hour: Option<u64>,
-        found: &mut Found,
+        found: &mut GateResults,
         tell: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Option<Key> {
         match self.issuer.create(KeyRequest { name: name.to_owned(), requests_per_hour }).await {
@@ -63,7 +63,7 @@ impl<'a> Lent<'a> {
         }
     }
 
-    /// Revokes every key; what could not be revoked is named.
+    /// Revokes every key; returns those that could not be revoked.
     pub(super) async fn give_back(self) -> Result<(), Vec<String>> {
         let mut left = Vec::new();
         for id in self.given {

@@ -1,8 +1,8 @@
-//! Gates: a stage is proven from outside before the next begins.
+//! Gates: a phase is verified from outside before the next one starts.
 //!
-//! [`evaluate`] asks a running service what any client could ask, with temporary keys of its own, and says Open, Wait or
-//! Shut with every blocker by name. What cannot be measured is Shut. The service is left as it was found: temporary keys
-//! are revoked whatever happens.
+//! [`evaluate`] tests a running service as a client, with its own temporary keys. The result is open, wait or shut,
+//! with every blocker by name. An unmeasurable requirement shuts the gate. The service is left unchanged: temporary
+//! keys are revoked in every case.
 
 mod checks;
 mod keys;
@@ -17,20 +17,20 @@ use tokio_util::sync::CancellationToken;
 pub use keys::{IssuedKey, KeyIssuer, KeyRequest};
 
 use crate::clock::Clock;
-use crate::environment::model::{Environment, Gates, Phase};
+use crate::environment::model::{Enforcement, Environment, Gates, Phase};
 use crate::load::{self, Load, Measured, Second, Wire};
 use checks::Prober;
-use keys::Lent;
+use keys::TemporaryKeys;
 
-/// The state of a gate.
+/// The verdict of a gate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", content = "blockers", rename_all = "lowercase")]
 pub enum Gate {
-    /// Everything that the phase asks for was measured and is so.
+    /// Every requirement of the phase was measured and is met.
     Open,
-    /// Nothing is wrong; not enough was measured yet.
+    /// No requirement failed, but some were not measured yet.
     Wait(Vec<String>),
-    /// Something is not as it must be, or could not be measured.
+    /// A requirement failed or could not be measured.
     Shut(Vec<String>),
 }
 
@@ -44,7 +44,16 @@ impl Gate {
         }
     }
 
-    /// What stands in the way.
+    /// The verdict as text: `is open`, `waits for measurements`, `is shut`.
+    pub fn verdict(&self) -> &'static str {
+        match self {
+            Gate::Open => "is open",
+            Gate::Wait(_) => "waits for measurements",
+            Gate::Shut(_) => "is shut",
+        }
+    }
+
+    /// The blockers.
     pub fn blockers(&self) -> &[String] {
         match self {
             Gate::Open => &[],
@@ -52,7 +61,7 @@ impl Gate {
         }
     }
 
-    /// Open when every check is; where nothing is wrong and something is still to be measured, it waits.
+    /// Open if every check passed; wait if checks are only pending; else shut.
     fn of(checks: &[Check]) -> Self {
         let blockers: Vec<String> = checks.iter().filter(|c| !c.ok).map(ToString::to_string).collect();
         match checks.iter().any(|c| !c.ok && !c.waits) {
@@ -63,49 +72,109 @@ impl Gate {
     }
 }
 
-/// One thing that a gate measures.
+/// One check of a gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Check {
-    /// What.
+    /// Its name.
     pub name: String,
-    /// What was measured; null when nothing could be.
+    /// The measured value; null if there is none.
     pub measured: Value,
-    /// What it must be, or stay under.
+    /// The required value or the limit.
     pub limit: Value,
-    /// The unit of both.
+    /// Whether the limit is an upper bound.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_most: bool,
+    /// The unit of both values.
     pub unit: String,
-    /// Whether it is so.
+    /// Whether it passed.
     pub ok: bool,
-    /// Whether it is only still to be measured.
+    /// Whether it is only pending.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waits: bool,
-    /// Why it is not, or what else there is to say.
+    /// Whether it is a warning that does not shut the gate.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warning: bool,
+    /// The reason or a remark.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
 impl Check {
-    /// A check.
+    /// A check with a measured value.
     pub fn new(name: &str, measured: impl Into<Value>, limit: impl Into<Value>, unit: &str, ok: bool) -> Self {
         let (measured, limit) = (measured.into(), limit.into());
-        Self { name: name.to_owned(), measured, limit, unit: unit.to_owned(), ok, waits: false, note: None }
+        let (name, unit) = (name.to_owned(), unit.to_owned());
+        Self { name, measured, limit, at_most: false, unit, ok, waits: false, warning: false, note: None }
     }
 
-    /// A check that could not be made: it is not so.
+    /// A check that could not be measured; it fails.
     pub fn unmeasured(name: &str, limit: impl Into<Value>, unit: &str, why: impl fmt::Display) -> Self {
         Self { note: Some(why.to_string()), ..Self::new(name, Value::Null, limit, unit, false) }
     }
 
-    /// A check for which something has to happen first.
+    /// A pending check, with what it waits for.
     pub fn waiting(name: &str, limit: impl Into<Value>, unit: &str, why: impl fmt::Display) -> Self {
         Self { waits: true, ..Self::unmeasured(name, limit, unit, why) }
     }
 
-    /// The same with a note.
+    /// Makes the limit an upper bound.
+    #[must_use]
+    pub fn at_most(mut self) -> Self {
+        self.at_most = true;
+        self
+    }
+
+    /// The requirement as text: `at most 500`.
+    pub fn demand(&self) -> String {
+        let limit = self.limit.as_str().map_or_else(|| self.limit.to_string(), str::to_owned);
+        if self.at_most { format!("at most {limit}") } else { limit }
+    }
+
+    /// A check that was not made: a warning, or a failure if the environment says `block`.
+    pub fn unchecked(
+        name: &str,
+        limit: impl Into<Value>,
+        unit: &str,
+        why: impl fmt::Display,
+        enforcement: Enforcement,
+    ) -> Self {
+        let warning = enforcement == Enforcement::Warn;
+        let check = Self::unmeasured(name, limit, unit, why);
+        Self { measured: "not checked".into(), ok: warning, warning, ..check }
+    }
+
+    /// Marks the check as not met: a warning, or a failure if the environment says `block`.
+    #[must_use]
+    pub fn falls_short(mut self, why: impl fmt::Display, enforcement: Enforcement) -> Self {
+        match enforcement {
+            Enforcement::Warn => self.warning = true,
+            Enforcement::Block => self.ok = false,
+        }
+        self.note = Some(self.note.map_or_else(|| why.to_string(), |note| format!("{why}; {note}")));
+        self
+    }
+
+    /// Adds a note.
     #[must_use]
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self
+    }
+}
+
+impl Check {
+    /// The unit of a measured value; text has none.
+    fn unit_of(&self, measured: &Value) -> String {
+        if self.unit.is_empty() || measured.is_string() { String::new() } else { format!(" {}", self.unit) }
+    }
+
+    /// The measured value with its unit.
+    pub fn measured_text(&self) -> String {
+        match &self.measured {
+            Value::Null => "not measured".to_owned(),
+            Value::String(text) => text.clone(),
+            measured => format!("{measured}{}", self.unit_of(measured)),
+        }
     }
 }
 
@@ -117,8 +186,7 @@ impl fmt::Display for Check {
             Value::Null if self.waits => write!(f, "not measured yet")?,
             Value::Null => write!(f, "could not be measured")?,
             measured => {
-                let unit = if self.unit.is_empty() { String::new() } else { format!(" {}", self.unit) };
-                write!(f, "{}{unit}, wanted {}", plain(measured), plain(&self.limit))?;
+                write!(f, "{}{}, wanted {}", plain(measured), self.unit_of(measured), self.demand())?;
             }
         }
         match &self.note {
@@ -128,63 +196,63 @@ impl fmt::Display for Check {
     }
 }
 
-/// What a gate found.
+/// The result of a gate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Evidence {
-    /// The phase whose gate this is.
+    /// The phase of the gate.
     pub phase: Phase,
-    /// The gate.
+    /// The verdict.
     pub gate: Gate,
-    /// Every check, in the order they were made.
+    /// Every check, in order.
     pub checks: Vec<Check>,
-    /// The load test, when there was one.
+    /// The load test, if it ran.
     pub load: Option<Measured>,
-    /// A text that the service wrote during the checks.
+    /// A text that the service generated during the checks.
     pub sample: Option<String>,
-    /// The address that was asked.
+    /// The tested address.
     pub address: String,
-    /// When it began.
+    /// When it started.
     pub at: jiff::Timestamp,
-    /// How long it took, in seconds.
+    /// The duration in seconds.
     pub seconds: f64,
 }
 
-/// Whom a gate asks, and with what.
-pub struct Outside<'a> {
+/// The service under test and the inputs of a gate.
+pub struct GateInputs<'a> {
     /// The address, for the report.
     pub address: &'a str,
-    /// The service, as clients reach it.
+    /// The service as clients reach it.
     pub service: &'a dyn Wire,
-    /// The listener of `/metrics`; without it, and without a recorded check `metrics`, they cannot be measured.
+    /// The listener of `/metrics`. Without it and without a recorded check `metrics`, that check cannot be measured.
     pub metrics: Option<&'a dyn Wire>,
-    /// Who issues temporary keys.
+    /// Issues temporary keys.
     pub keys: &'a dyn KeyIssuer,
-    /// Checks of the release that were made elsewhere: the audit of its dependencies, for one.
+    /// Checks of the release that ran elsewhere, such as the dependency audit.
     pub recorded: Vec<Check>,
-    /// Where time comes from.
+    /// The clock.
     pub clock: &'a dyn Clock,
-    /// Ends the gate early; it is Shut then.
+    /// Ends the gate early; it is shut then.
     pub stop: &'a CancellationToken,
 }
 
-/// What a gate tells while it works.
+/// The progress of a gate.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Progress<'a> {
-    /// A check was made.
+    /// A check ended.
     Checked(&'a Check),
-    /// A second of the load test passed.
+    /// A second of the load test ended.
     Load(&'a Second),
 }
 
 /// Evaluates the gate of an environment's phase.
 pub async fn evaluate(
     environment: &Environment,
-    outside: Outside<'_>,
+    outside: GateInputs<'_>,
     tell: &mut (dyn FnMut(Progress<'_>) + Send),
 ) -> Evidence {
     let (at, begun) = (outside.clock.now(), outside.clock.steady());
-    let mut found = Found { checks: Vec::new(), load: None, sample: None };
-    let mut lent = Lent::new(outside.keys);
+    let mut found = GateResults { checks: Vec::new(), load: None, sample: None };
+    let mut lent = TemporaryKeys::new(outside.keys);
     probe(environment, &outside, &mut lent, &mut found, tell).await;
     if let Err(left) = lent.give_back().await {
         let check = Check::new("temporary keys revoked", left.len(), 0, "keys left", false).note(left.join("; "));
@@ -205,13 +273,13 @@ pub async fn evaluate(
     }
 }
 
-struct Found {
+struct GateResults {
     checks: Vec<Check>,
     load: Option<Measured>,
     sample: Option<String>,
 }
 
-impl Found {
+impl GateResults {
     fn add(&mut self, check: Check, tell: &mut (dyn FnMut(Progress<'_>) + Send)) -> bool {
         tell(Progress::Checked(&check));
         let ok = check.ok;
@@ -222,21 +290,19 @@ impl Found {
 
 async fn probe(
     environment: &Environment,
-    outside: &Outside<'_>,
-    lent: &mut Lent<'_>,
-    found: &mut Found,
+    outside: &GateInputs<'_>,
+    lent: &mut TemporaryKeys<'_>,
+    found: &mut GateResults,
     tell: &mut (dyn FnMut(Progress<'_>) + Send),
 ) {
     let security = &environment.server.security;
     let prober = Prober { wire: outside.service, header: &security.api_key_header, stop: outside.stop };
-    let has_gate = [Phase::AirGapped, Phase::MultiRegion, Phase::ScaleUp].contains(&environment.phase);
-    if environment.phase > Phase::Staging && !has_gate {
-        // Their gates read live metrics over days; claiming to have measured that would be a lie.
+    if !environment.phase.has_gate() {
         let why = format!("the gate of phase {} is not part of this version", environment.phase);
         found.add(Check::unmeasured("gate of the phase", "measured", "", why), tell);
         return;
     }
-    // Nothing else can be measured of a service that is not there.
+    // Without a healthy service, nothing else can be measured.
     if !found.add(prober.status("health", "/health", 200).await, tell) {
         return;
     }
@@ -267,18 +333,18 @@ async fn probe(
     }
     const SMALL: u64 = 3;
     if let Some(key) = lent.key("gate-limit", Some(SMALL), found, tell).await {
-        // Each site counts for itself.
+        // Each site has its own limit.
         let sites = environment.sites.iter().filter(|site| site.serves()).count() as u64;
         found.add(prober.limited(&key, SMALL, sites.max(1)).await, tell);
     }
-    // In a cluster they are seen by whoever decides there how many pods there are.
+    // In a cluster, the caller checks the metrics where the autoscaler reads them.
     if !outside.recorded.iter().any(|check| check.name == checks::METRICS) {
         found.add(checks::metrics(outside.metrics).await, tell);
     }
     for check in &outside.recorded {
         found.add(check.clone(), tell);
     }
-    // From pilot on nobody loads what others work with; and what fails a check would say nothing under load.
+    // From the pilot phase on, a load test would disturb users. After a failed check, its results would mean nothing.
     if environment.phase <= Phase::Staging && found.checks.iter().all(|c| c.ok) && !outside.stop.is_cancelled() {
         under_load(environment, outside, lent, found, tell).await;
     }
@@ -286,9 +352,9 @@ async fn probe(
 
 async fn under_load(
     environment: &Environment,
-    outside: &Outside<'_>,
-    lent: &mut Lent<'_>,
-    found: &mut Found,
+    outside: &GateInputs<'_>,
+    lent: &mut TemporaryKeys<'_>,
+    found: &mut GateResults,
     tell: &mut (dyn FnMut(Progress<'_>) + Send),
 ) {
     let Some(key) = lent.key("gate-load", None, found, tell).await else { return };
@@ -303,10 +369,10 @@ async fn under_load(
     found.load = Some(measured);
 }
 
-/// The check that a load test is about.
+/// The check about the load test's latency.
 pub(crate) const P95: &str = "p95 of the whole answer";
 
-/// What a load test says about the limits of a gate.
+/// Compares a load test with the limits of a gate.
 pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
     let limit = Duration::from_millis(gates.p95_ms.into());
     let needed = measured.load.tokens_per_second_needed(limit);
@@ -316,12 +382,13 @@ pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
             "no generation succeeded: {}",
             if kinds.is_empty() { "none ended".to_owned() } else { kinds.join(", ") }
         );
-        return vec![Check::unmeasured(P95, gates.p95_ms, "ms", why)];
+        return vec![Check::unmeasured(P95, gates.p95_ms, "ms", why).at_most()];
     }
     let p95 = measured.generate.p95_ms;
     let rate = measured.error_rate();
     let tokens = format!("{:.0} tokens/s needed for this load, {:.0} measured", needed, measured.tokens_per_second);
-    let mut latency = Check::new(P95, rounded(p95), gates.p95_ms, "ms", p95 <= f64::from(gates.p95_ms)).note(tokens);
+    let mut latency =
+        Check::new(P95, rounded(p95), gates.p95_ms, "ms", p95 <= f64::from(gates.p95_ms)).at_most().note(tokens);
     if measured.stopped {
         latency.ok = false;
         latency.note = Some("the load test was stopped before its end".to_owned());
@@ -332,7 +399,8 @@ pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
         gates.error_rate,
         "",
         rate <= gates.error_rate,
-    );
+    )
+    .at_most();
     if measured.errors > 0 {
         let kinds: Vec<_> = measured.errors_by_kind.iter().map(|(kind, n)| format!("{n}× {kind}")).collect();
         errors = errors.note(kinds.join(", "));

@@ -1,6 +1,6 @@
-//! Objects that are ours and not in the record are taken into it: proposed by a look at the providers, approved by a person.
+//! Imports managed objects without a record: proposed from the providers' lists, approved by the operator.
 //!
-//! `up` adopts what an environment wants by itself. This is for a state that was lost, and for objects that a list leaves out.
+//! `up` adopts what an environment wants. Import is for a lost state, and for objects that a provider's list omits.
 
 mod terraform;
 mod tfstate;
@@ -13,64 +13,64 @@ use textnlp_provider::{
 use crate::plan::{Facts, SiteFacts, sorted_needs};
 use crate::state::{Entry, Locked, StateError};
 
-pub use terraform::{Left, Matched, lineage as lineage_of, matched};
-pub use tfstate::{LONGEST, TerraformObject, TerraformStanding, TerraformState, VERSION, read as read_terraform};
+pub use terraform::{Matched, SkippedObject, lineage as lineage_of, matched};
+pub use tfstate::{MAX_FILE_BYTES, TerraformObject, TerraformState, TerraformStatus, VERSION, read as read_terraform};
 
-/// One object that could be taken into the record.
+/// An object that can be recorded.
 #[derive(Debug, Clone, Serialize)]
 pub struct Proposal {
-    /// As which resource.
+    /// The resource.
     pub resource: ResourceId,
-    /// Where.
+    /// The site.
     pub site: SiteName,
-    /// What would be recorded.
+    /// The record.
     pub recorded: Recorded,
-    /// Whether the environment wants it; what it does not want is kept until its removal is agreed to by name.
+    /// Whether the environment wants it. An unwanted object is retained until its removal is approved by name.
     pub wanted: bool,
 }
 
-/// Why an object cannot be taken.
+/// Why an object cannot be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// The environment has no such resource.
-    #[error("the environment wants no `{resource}`")]
+    #[error("the environment has no `{resource}`")]
     NotWanted {
-        /// Which.
+        /// The resource.
         resource: ResourceId,
     },
-    /// It is recorded already.
+    /// The resource is recorded already.
     #[error("`{resource}` is recorded already, as `{cloud_id}`")]
     Recorded {
-        /// Which.
+        /// The resource.
         resource: ResourceId,
-        /// Its object.
+        /// Its recorded object.
         cloud_id: CloudId,
     },
-    /// The object is in the record already, as another resource or as what is still to be removed, or comes in by another proposal.
+    /// The object is recorded already, for another resource or for removal, or it is part of another proposal.
     #[error("`{cloud_id}` is `{resource}` already")]
     Taken {
         /// The object.
         cloud_id: CloudId,
-        /// As which resource.
+        /// The resource it is recorded as.
         resource: ResourceId,
     },
-    /// The provider does not show it.
-    #[error("the provider shows no `{cloud_id}`{}", .why.as_deref().map(|why| format!(": {why}")).unwrap_or_default())]
+    /// The provider does not find it.
+    #[error("the provider has no `{cloud_id}`{}", .why.as_deref().map(|why| format!(": {why}")).unwrap_or_default())]
     Absent {
-        /// What was asked for.
+        /// The given id.
         cloud_id: CloudId,
-        /// The provider's words.
+        /// The provider's message.
         why: Option<String>,
     },
-    /// It belongs to somebody else, or to nobody.
+    /// It is external: it has another lineage or none.
     #[error("`{cloud_id}` {}", whose(.lineage))]
     Foreign {
-        /// Which.
+        /// The object.
         cloud_id: CloudId,
-        /// Whose.
+        /// Its lineage.
         lineage: Option<Lineage>,
     },
-    /// The provider could not be asked.
+    /// The provider could not be read.
     #[error("ask for it")]
     Provider(#[source] Error),
 }
@@ -78,11 +78,11 @@ pub enum Refusal {
 fn whose(lineage: &Option<Lineage>) -> String {
     match lineage {
         Some(lineage) => format!("belongs to deployment {lineage}"),
-        None => "carries no lineage: it was not made by this program".to_owned(),
+        None => "has no lineage label: it was not created by this program".to_owned(),
     }
 }
 
-/// Every object of this lineage that no record mentions, in order of sites and ids.
+/// Every object of this lineage without a record, in order of sites and ids.
 pub fn propose(facts: &Facts) -> Vec<Proposal> {
     let mut all = Vec::new();
     for (name, site) in &facts.sites {
@@ -99,7 +99,8 @@ pub fn propose(facts: &Facts) -> Vec<Proposal> {
     all
 }
 
-/// As which resource an object is recorded. Kinds tell objects apart that a provider calls alike, such as a role and its profile.
+/// The resource that an object is recorded as. Objects of different kinds may have the same id, such as a role and its
+/// instance profile.
 fn held<'a>(facts: &'a Facts, kind: &KindName, cloud_id: &CloudId) -> Option<&'a ResourceId> {
     let all = facts.sites.values().flat_map(|site| &site.holdings);
     let is_it = |recorded: &Recorded| recorded.cloud_id == *cloud_id && recorded.kind == *kind;
@@ -107,7 +108,7 @@ fn held<'a>(facts: &'a Facts, kind: &KindName, cloud_id: &CloudId) -> Option<&'a
     holding.next().map(|(resource, _)| resource)
 }
 
-/// One object that a person names by the provider's own id. `beside` are the proposals that would be recorded with it.
+/// An object that the operator names by the provider's id. `beside`: the proposals that would be recorded with it.
 pub async fn named(
     facts: &Facts,
     resource: &ResourceId,
@@ -143,10 +144,10 @@ pub async fn named(
     Ok(Proposal { resource: resource.clone(), site: name.clone(), recorded, wanted: true })
 }
 
-/// Writes approved proposals down.
+/// Records approved proposals.
 pub async fn take(locked: &mut Locked, proposals: &[Proposal]) -> Result<(), StateError> {
     for Proposal { resource, site, recorded, .. } in proposals {
-        let write = |pen: &mut crate::state::Pen<'_>| {
+        let write = |pen: &mut crate::state::JournalWriter<'_>| {
             let recorded = pen.body(recorded);
             pen.entry(Entry::Noted { resource: resource.clone(), what: "import".to_owned(), recorded });
         };
@@ -155,7 +156,7 @@ pub async fn take(locked: &mut Locked, proposals: &[Proposal]) -> Result<(), Sta
     Ok(())
 }
 
-/// Lets go of the record of a resource. The object, if there is one, stays as it is.
+/// Removes the record of a resource. The object is unchanged.
 pub async fn forget(
     locked: &mut Locked,
     site: &SiteName,
@@ -166,22 +167,22 @@ pub async fn forget(
     locked.commit(site, |pen| pen.entry(Entry::Forgot { resource, because })).await
 }
 
-/// As it is there; the next plan finds what differs from what is wanted.
+/// The record of an object as observed; the next plan finds the differences.
 fn recorded(id: &ResourceId, name: &SiteName, site: &SiteFacts, object: &Object, wanted: Option<&Wanted>) -> Recorded {
     let kind = site.provider.kinds().iter().find(|kind| kind.name == object.kind.as_str());
     Recorded {
         id: id.clone(),
         kind: object.kind.clone(),
         site: name.clone(),
-        // Where it was seen counts: the next plan moves what is wanted elsewhere.
+        // The observed host is recorded: the next plan moves the resource if another one is wanted.
         via: object.via.clone().or_else(|| wanted.and_then(|wanted| wanted.via.clone())),
-        spec: object.spec.clone(),
+        spec: object.spec.applied(),
         needs: wanted.map(sorted_needs).unwrap_or_default(),
         ownership: Ownership::Ours,
         schema: kind.map_or(1, |kind| kind.schema),
         cloud_id: object.cloud_id.clone(),
         outputs: object.outputs.clone(),
-        // Nobody knows what it held: removing it takes a typed consent until an `up` has looked at it.
+        // Its data is unknown: its removal needs a typed confirmation until an `up` has read it.
         protected: wanted.is_none_or(|wanted| wanted.protected),
         tainted: false,
     }

@@ -1,54 +1,55 @@
-//! Objects of a Terraform state, found among those that the environment wants.
+//! Imports objects of a Terraform state that the environment wants.
 //!
-//! Two ways lead to one: `terraform_data` as `export terraform` writes it names our resource and the provider's id, and a kind's table says
-//! which Terraform types make objects of it. Either way the provider is asked, and what it shows is what is recorded, never the file's word.
+//! An object is matched in one of two ways: a `terraform_data` of `export terraform` names the resource and the
+//! provider's id, or a kind's table lists the Terraform type. Either way the record comes from the provider, never from
+//! the file.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
-use textnlp_provider::{CloudId, Lineage, ResourceId, told};
+use textnlp_provider::{CloudId, Lineage, ResourceId, error_chain};
 
-use super::tfstate::{TerraformObject, TerraformStanding, TerraformState};
+use super::tfstate::{TerraformObject, TerraformState, TerraformStatus};
 use super::{Proposal, Refusal, named};
 use crate::plan::Facts;
 
-/// What `export terraform` makes of a record.
+/// The Terraform type that `export terraform` writes.
 const OURS: &str = "terraform_data";
 
-/// What a Terraform state comes to.
+/// The result of matching a Terraform state.
 #[derive(Debug, Default)]
 pub struct Matched {
-    /// What could be taken into the record.
+    /// Objects that can be recorded.
     pub proposals: Vec<Proposal>,
-    /// What is left where it is, in the file's order.
-    pub left: Vec<Left>,
+    /// Objects that are not imported, in the file's order.
+    pub left: Vec<SkippedObject>,
 }
 
-/// An object that is not taken.
+/// An object that is not imported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Left {
-    /// Its address in Terraform.
+pub struct SkippedObject {
+    /// Its Terraform address.
     pub address: String,
-    /// Why.
+    /// The reason.
     pub because: String,
-    /// What can be done about it, if anything should.
+    /// The hint, if there is something to do.
     pub hint: Option<String>,
 }
 
-/// What an object of a file says of itself.
+/// The identity of an object according to the file.
 struct Claim {
     resource: ResourceId,
     cloud_id: CloudId,
 }
 
-/// Asks the providers for every object of a file that one of our kinds knows.
+/// Reads every object of a file whose kind is known from the providers.
 pub async fn matched(facts: &Facts, file: &TerraformState) -> Matched {
     let mut matched = Matched::default();
     let mut taken: BTreeMap<ResourceId, &str> = BTreeMap::new();
     for object in &file.objects {
         let mut leave = |because: String, hint: Option<String>| {
-            matched.left.push(Left { address: object.address.clone(), because, hint });
+            matched.left.push(SkippedObject { address: object.address.clone(), because, hint });
         };
         let claim = match claim(facts, object) {
             Ok(claim) => claim,
@@ -66,13 +67,13 @@ pub async fn matched(facts: &Facts, file: &TerraformState) -> Matched {
                 taken.insert(claim.resource, &object.address);
                 matched.proposals.push(proposal);
             }
-            Err(refusal) => leave(told(&refusal), advice(&refusal)),
+            Err(refusal) => leave(error_chain(&refusal), advice(&refusal)),
         }
     }
     matched
 }
 
-/// The deployment that every exported object of a file is of, if it is one.
+/// The lineage of the exported objects, if they share one.
 pub fn lineage(file: &TerraformState) -> Option<Lineage> {
     let of = |object: &TerraformObject| {
         let text = input(object).ok()?.get("lineage")?.as_str()?;
@@ -83,20 +84,20 @@ pub fn lineage(file: &TerraformState) -> Option<Lineage> {
     all.all(|other| other == first).then_some(first)
 }
 
-type Because = (String, Option<String>);
+type SkipReason = (String, Option<String>);
 
-fn claim(facts: &Facts, object: &TerraformObject) -> Result<Claim, Because> {
+fn claim(facts: &Facts, object: &TerraformObject) -> Result<Claim, SkipReason> {
     let plainly = |because: &str| Err((because.to_owned(), None));
     match object.standing {
-        TerraformStanding::Managed => {}
-        TerraformStanding::Data => return plainly("Terraform only reads it"),
-        TerraformStanding::Tainted => {
+        TerraformStatus::Managed => {}
+        TerraformStatus::Data => return plainly("Terraform only reads it"),
+        TerraformStatus::Tainted => {
             let hint = "let Terraform replace it first: `terraform apply`".to_owned();
-            return Err(("its creation went wrong half-way".to_owned(), Some(hint)));
+            return Err(("its creation failed before it was complete".to_owned(), Some(hint)));
         }
-        TerraformStanding::Deposed => {
+        TerraformStatus::Deposed => {
             let hint = "let Terraform remove it: `terraform apply`".to_owned();
-            return Err(("it was replaced, and is still to be removed".to_owned(), Some(hint)));
+            return Err(("it was replaced and must still be removed".to_owned(), Some(hint)));
         }
     }
     if object.kind == OURS {
@@ -105,7 +106,7 @@ fn claim(facts: &Facts, object: &TerraformObject) -> Result<Claim, Because> {
     by_kind(facts, object)
 }
 
-/// The input of an exported object. Terraform keeps values whose type is open beside their type.
+/// The input of an exported object. Terraform stores values of dynamic type beside their type.
 fn input(object: &TerraformObject) -> Result<&Value, String> {
     let input = object.attribute("input")?;
     Ok(match (input.get("value"), input.get("type")) {
@@ -114,7 +115,7 @@ fn input(object: &TerraformObject) -> Result<&Value, String> {
     })
 }
 
-fn exported(facts: &Facts, object: &TerraformObject) -> Result<Claim, Because> {
+fn exported(facts: &Facts, object: &TerraformObject) -> Result<Claim, SkipReason> {
     let plainly = |because: String| (because, None);
     let input = input(object).map_err(plainly)?;
     let text = |name: &str| input.get(name).and_then(Value::as_str);
@@ -123,20 +124,20 @@ fn exported(facts: &Facts, object: &TerraformObject) -> Result<Claim, Because> {
     };
     if let Some(lineage) = text("lineage").filter(|lineage| *lineage != facts.lineage.to_string()) {
         return Err(plainly(format!(
-            "it is of deployment {}, not of {}",
+            "it belongs to deployment {}, not {}",
             crate::state::cut(lineage, 60),
             facts.lineage
         )));
     }
-    let wrong = |what: &str, error: String| (format!("its {what} is none of ours: {error}"), None);
+    let wrong = |what: &str, error: String| (format!("its {what} is not one of this program: {error}"), None);
     Ok(Claim {
         resource: ResourceId::new(resource).map_err(|error| wrong("`resource`", error.to_string()))?,
         cloud_id: CloudId::new(id).map_err(|error| wrong("`id`", error.to_string()))?,
     })
 }
 
-/// By the tables of the providers: the one resource of that kind that the environment wants and that is not recorded.
-fn by_kind(facts: &Facts, object: &TerraformObject) -> Result<Claim, Because> {
+/// Matched by the provider's tables: the only resource of that kind that is wanted and not recorded.
+fn by_kind(facts: &Facts, object: &TerraformObject) -> Result<Claim, SkipReason> {
     let mut attribute = None;
     let mut free = Vec::new();
     for site in facts.sites.values() {
@@ -148,37 +149,35 @@ fn by_kind(facts: &Facts, object: &TerraformObject) -> Result<Claim, Because> {
         }
     }
     let Some(attribute) = attribute else {
-        let because = format!("no provider of this environment makes `{}`", crate::state::cut(&object.kind, 80));
+        let because = format!("no provider of this environment creates `{}`", crate::state::cut(&object.kind, 80));
         return Err((because, None));
     };
     let id = object.attribute(attribute).map_err(|because| (because, None))?;
     let cloud_id = id.as_str().map(CloudId::new);
     let Some(Ok(cloud_id)) = cloud_id else {
-        return Err((format!("its `{attribute}` is no id"), None));
+        return Err((format!("its `{attribute}` is not an id"), None));
     };
     match free.as_slice() {
         [resource] => Ok(Claim { resource: resource.clone(), cloud_id }),
-        [] => Err(("the environment wants none of its kind that is not recorded".to_owned(), None)),
+        [] => Err(("every resource of its kind in the environment is recorded already".to_owned(), None)),
         several => {
             let names: Vec<String> = several.iter().map(|id| format!("`{id}`")).collect();
-            let hint = format!("say which: state import RESOURCE={cloud_id}");
-            Err((format!("it may be any of {}", crate::state::cut(&names.join(", "), 300)), Some(hint)))
+            let hint = format!("choose one: state import RESOURCE={cloud_id}");
+            Err((format!("it can be any of {}", crate::state::cut(&names.join(", "), 300)), Some(hint)))
         }
     }
 }
 
-fn is_free(holding: Option<&crate::state::Holding>) -> bool {
+fn is_free(holding: Option<&crate::state::RecordedObjects>) -> bool {
     holding.is_none_or(|holding| holding.current.is_none())
 }
 
 fn advice(refusal: &Refusal) -> Option<String> {
     match refusal {
         Refusal::Foreign { cloud_id, .. } => Some(format!(
-            "name it `existing: {cloud_id}` in the environment: read and checked, never changed; Terraform keeps it"
+            "add `existing: {cloud_id}` to the environment: the object is read and checked, never changed; Terraform keeps managing it"
         )),
-        Refusal::Absent { .. } | Refusal::Provider(_) => {
-            Some("look whether this is the account and region that it is in".to_owned())
-        }
+        Refusal::Absent { .. } | Refusal::Provider(_) => Some("check that this is its account and region".to_owned()),
         Refusal::NotWanted { .. } | Refusal::Recorded { .. } | Refusal::Taken { .. } => None,
     }
 }

@@ -1,7 +1,7 @@
-//! A state file of Terraform or OpenTofu, version 4, read as a list of objects.
+//! A state file of Terraform or OpenTofu, version 4, parsed into a list of objects.
 //!
-//! What is read of an object is its address and the attributes that are asked for by name. An attribute that the file marks as sensitive is
-//! never given out, outputs and private data are not read at all, and nothing here can be printed but addresses.
+//! Only addresses and requested attributes are read. Attributes marked as sensitive are never returned. Outputs and
+//! private data are not read, and only addresses can be printed.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,23 +9,23 @@ use std::fmt;
 use serde_json::{Map, Value};
 use textnlp_provider::{Problem, Problems};
 
-/// The version that is read. Terraform has written it since 0.12, and OpenTofu always.
+/// The supported version: Terraform's since 0.12, and always OpenTofu's.
 pub const VERSION: u64 = 4;
 
-/// The longest file that is read, in bytes.
-pub const LONGEST: u64 = 256 << 20;
+/// The largest file, in bytes.
+pub const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// Problems after which a report ends: a file with more of them is something else.
-const MOST: usize = 40;
+/// The most problems in a report; a file with more is not a state file.
+const MAX_PROBLEMS: usize = 40;
 
 /// A state file.
 #[derive(Debug)]
 pub struct TerraformState {
-    /// Which tool wrote it last, as it says.
+    /// The tool that wrote it last, by its own statement.
     pub tool: String,
-    /// The file's own lineage: another idea than ours.
+    /// The file's own lineage; unrelated to [`Lineage`](textnlp_provider::Lineage).
     pub lineage: String,
-    /// How often it was written.
+    /// The serial: how often it was written.
     pub serial: u64,
     /// Every object, in the file's order.
     pub objects: Vec<TerraformObject>,
@@ -33,31 +33,31 @@ pub struct TerraformState {
 
 /// One object of a state file.
 pub struct TerraformObject {
-    /// As `terraform state list` shows it: `module.a["x"].aws_vpc.main[0]`.
+    /// Its address, as in `terraform state list`: `module.a["x"].aws_vpc.main[0]`.
     pub address: String,
     /// Its type: `aws_vpc`.
     pub kind: String,
-    /// What sets it apart from one that is managed and whole.
-    pub standing: TerraformStanding,
+    /// Its status.
+    pub standing: TerraformStatus,
     attributes: Map<String, Value>,
     sensitive: BTreeSet<String>,
 }
 
-/// How an object stands in its file.
+/// The status of an object in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TerraformStanding {
-    /// Managed and whole.
+pub enum TerraformStatus {
+    /// Managed and complete.
     Managed,
-    /// Only read.
+    /// A data source.
     Data,
-    /// Its creation went wrong half-way.
+    /// Its creation failed halfway.
     Tainted,
-    /// Replaced, and still to be removed.
+    /// Replaced and yet to be destroyed.
     Deposed,
 }
 
 impl TerraformObject {
-    /// An attribute that is not sensitive.
+    /// The value of an attribute that is not sensitive.
     pub(super) fn attribute(&self, name: &str) -> Result<&Value, String> {
         if self.sensitive.contains(name) {
             return Err(format!("its `{name}` is marked as sensitive, and is not read"));
@@ -75,10 +75,10 @@ impl fmt::Debug for TerraformObject {
     }
 }
 
-/// Reads a file. Everything that is wrong with it is in one report.
+/// Parses a file. The report lists every problem.
 pub fn read(bytes: &[u8]) -> Result<TerraformState, Problems> {
     let whole = |cause: String, fix: &str| Problems(vec![Problem::new("the file", cause, fix)]);
-    const GIVE: &str = "give the state itself: `terraform state pull > state.json`";
+    const GIVE: &str = "give the state: `terraform state pull > state.json`";
     for (starts, what) in [
         (&b"PK\x03\x04"[..], "it is a saved plan, which only Terraform reads"),
         (b"age-encryption.org/", "it is encrypted with age"),
@@ -87,40 +87,43 @@ pub fn read(bytes: &[u8]) -> Result<TerraformState, Problems> {
         (b"Salted__", "it is encrypted with openssl"),
     ] {
         if bytes.starts_with(starts) {
-            return Err(whole(what.to_owned(), "open it with the tool that made it, then give what comes out"));
+            return Err(whole(
+                what.to_owned(),
+                "decrypt or unpack it with the tool that wrote it, then give the result",
+            ));
         }
     }
     let document: Value =
-        serde_json::from_slice(bytes).map_err(|error| whole(format!("it is no JSON: {error}"), GIVE))?;
+        serde_json::from_slice(bytes).map_err(|error| whole(format!("it is not JSON: {error}"), GIVE))?;
     let Value::Object(document) = document else {
-        return Err(whole("it is JSON and no state: a state is an object".to_owned(), GIVE));
+        return Err(whole("it is not a Terraform state: the JSON is not an object".to_owned(), GIVE));
     };
     if document.contains_key("encrypted_data") || document.contains_key("sops") {
         return Err(whole(
             "it is encrypted".to_owned(),
-            "let the tool that sealed it open it: `tofu state pull > state.json`",
+            "decrypt it with the tool that encrypted it: `tofu state pull > state.json`",
         ));
     }
     if document.contains_key("format_version") {
-        return Err(whole("it is what `terraform show -json` prints, and no state".to_owned(), GIVE));
+        return Err(whole("it is the output of `terraform show -json`, not a state".to_owned(), GIVE));
     }
     match document.get("version") {
         Some(Value::Number(version)) if version.as_u64() == Some(VERSION) => {}
         Some(Value::Number(version)) if version.as_u64().is_some_and(|version| version < VERSION) => {
             let fix = "let Terraform 0.12 or newer write it again: `terraform state pull > state.json`";
-            return Err(whole(format!("its version is {version}, and this program reads {VERSION}"), fix));
+            return Err(whole(format!("its version is {version}; this program reads {VERSION}"), fix));
         }
         Some(Value::Number(version)) => {
             let fix = "a newer textnlp-deploy may read it";
-            return Err(whole(format!("its version is {version}, and this program reads {VERSION}"), fix));
+            return Err(whole(format!("its version is {version}; this program reads {VERSION}"), fix));
         }
-        _ => return Err(whole("it has no `version`: no state of Terraform's".to_owned(), GIVE)),
+        _ => return Err(whole("it has no `version`: it is not a Terraform state".to_owned(), GIVE)),
     }
     let mut reader = Reader::default();
     let tool = reader.text(&document, "terraform_version", "");
     let lineage = reader.text(&document, "lineage", "");
     let serial = document.get("serial").and_then(Value::as_u64).unwrap_or_else(|| {
-        reader.wrong("serial", "it is no whole number");
+        reader.wrong("serial", "it is not a whole number");
         0
     });
     match document.get("resources") {
@@ -129,19 +132,15 @@ pub fn read(bytes: &[u8]) -> Result<TerraformState, Problems> {
                 reader.resource(&format!("resources[{i}]"), resource);
             }
         }
-        _ => reader.wrong("resources", "it is no list"),
+        _ => reader.wrong("resources", "it is not a list"),
     }
     if reader.problems.is_empty() {
         return Ok(TerraformState { tool, lineage, serial, objects: reader.objects });
     }
-    if reader.problems.len() > MOST {
-        let more = reader.problems.len() - MOST;
-        reader.problems.truncate(MOST);
-        reader.problems.push(Problem::new(
-            "the file",
-            format!("{more} more of its parts are not as they must be"),
-            GIVE,
-        ));
+    if reader.problems.len() > MAX_PROBLEMS {
+        let more = reader.problems.len() - MAX_PROBLEMS;
+        reader.problems.truncate(MAX_PROBLEMS);
+        reader.problems.push(Problem::new("the file", format!("{more} more of its entries are invalid"), GIVE));
     }
     Err(Problems(reader.problems))
 }
@@ -150,7 +149,7 @@ fn is_plain(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(char::is_control)
 }
 
-/// What was read so far, and what is wrong with it.
+/// The parsed objects and problems so far.
 #[derive(Default)]
 struct Reader {
     objects: Vec<TerraformObject>,
@@ -160,23 +159,23 @@ struct Reader {
 
 impl Reader {
     fn wrong(&mut self, place: &str, cause: impl Into<String>) {
-        self.problems.push(Problem::new(place, cause, "write the file anew: `terraform state pull > state.json`"));
+        self.problems.push(Problem::new(place, cause, "write the file again: `terraform state pull > state.json`"));
     }
 
-    /// A member that must be a text with something in it, and nothing that a terminal would obey.
+    /// A member that must be a non-empty string without control characters.
     fn text(&mut self, within: &Map<String, Value>, name: &str, place: &str) -> String {
         match within.get(name) {
             Some(Value::String(text)) if is_plain(text) => text.clone(),
             _ => {
                 let dot = if place.is_empty() { "" } else { "." };
-                self.wrong(&format!("{place}{dot}{name}"), "it is no text, or an empty or a strange one");
+                self.wrong(&format!("{place}{dot}{name}"), "it is empty, too long or not text");
                 String::new()
             }
         }
     }
 
     fn resource(&mut self, place: &str, resource: &Value) {
-        let Value::Object(resource) = resource else { return self.wrong(place, "it is no object") };
+        let Value::Object(resource) = resource else { return self.wrong(place, "it is not an object") };
         let before = self.problems.len();
         let kind = self.text(resource, "type", place);
         let name = self.text(resource, "name", place);
@@ -196,12 +195,12 @@ impl Reader {
             None => String::new(),
             Some(Value::String(module)) if module.starts_with("module.") && is_plain(module) => format!("{module}."),
             Some(_) => {
-                self.wrong(&format!("{place}.module"), "it is no address of a module");
+                self.wrong(&format!("{place}.module"), "it is not a module address");
                 String::new()
             }
         };
         let Some(Value::Array(instances)) = resource.get("instances") else {
-            return self.wrong(&format!("{place}.instances"), "it is no list");
+            return self.wrong(&format!("{place}.instances"), "it is not a list");
         };
         if self.problems.len() > before {
             return;
@@ -213,7 +212,7 @@ impl Reader {
     }
 
     fn instance(&mut self, place: &str, instance: &Value, address: &str, kind: &str, data: bool) {
-        let Value::Object(instance) = instance else { return self.wrong(place, "it is no object") };
+        let Value::Object(instance) = instance else { return self.wrong(place, "it is not an object") };
         let before = self.problems.len();
         let key = match instance.get("index_key") {
             None | Some(Value::Null) => String::new(),
@@ -225,13 +224,13 @@ impl Reader {
             }
         };
         if instance.get("schema_version").and_then(Value::as_u64).is_none() {
-            self.wrong(&format!("{place}.schema_version"), "it is no whole number");
+            self.wrong(&format!("{place}.schema_version"), "it is not a whole number");
         }
         let deposed = match instance.get("deposed") {
             None | Some(Value::Null) => None,
             Some(Value::String(deposed)) if is_plain(deposed) => Some(deposed.as_str()),
             Some(_) => {
-                self.wrong(&format!("{place}.deposed"), "it is no key");
+                self.wrong(&format!("{place}.deposed"), "it is not a key");
                 None
             }
         };
@@ -246,11 +245,11 @@ impl Reader {
         let attributes = match instance.get("attributes") {
             Some(Value::Object(attributes)) => attributes.clone(),
             _ if instance.contains_key("attributes_flat") => {
-                self.wrong(place, "its attributes are in the form of before Terraform 0.12");
+                self.wrong(place, "its attributes have the format of Terraform before 0.12");
                 Map::new()
             }
             _ => {
-                self.wrong(&format!("{place}.attributes"), "it is no object");
+                self.wrong(&format!("{place}.attributes"), "it is not an object");
                 Map::new()
             }
         };
@@ -264,21 +263,22 @@ impl Reader {
             return;
         }
         let standing = match (data, deposed.is_some(), tainted) {
-            (true, ..) => TerraformStanding::Data,
-            (_, true, _) => TerraformStanding::Deposed,
-            (.., true) => TerraformStanding::Tainted,
-            _ => TerraformStanding::Managed,
+            (true, ..) => TerraformStatus::Data,
+            (_, true, _) => TerraformStatus::Deposed,
+            (.., true) => TerraformStatus::Tainted,
+            _ => TerraformStatus::Managed,
         };
         self.objects.push(TerraformObject { address, kind: kind.to_owned(), standing, attributes, sensitive });
     }
 
-    /// The attributes that hold something sensitive anywhere below them: each path is a list of steps, the first one names the attribute.
+    /// The attributes that contain a sensitive value at any depth. Each path is a list of steps; the first one names
+    /// the attribute.
     fn sensitive(&mut self, place: &str, paths: Option<&Value>) -> BTreeSet<String> {
         let paths = match paths {
             None | Some(Value::Null) => return BTreeSet::new(),
             Some(Value::Array(paths)) => paths,
             Some(_) => {
-                self.wrong(place, "it is no list");
+                self.wrong(place, "it is not a list");
                 return BTreeSet::new();
             }
         };
@@ -287,8 +287,8 @@ impl Reader {
             let first = path.get(0).filter(|step| step["type"] == "get_attr");
             match first.and_then(|step| step["value"].as_str()) {
                 Some(name) => drop(names.insert(name.to_owned())),
-                // Nobody knows what it hides, so it is not guessed.
-                None => self.wrong(place, "it has a path that names no attribute"),
+                // Which attribute is sensitive is unknown, so the file is rejected.
+                None => self.wrong(place, "it has a path without an attribute"),
             }
         }
         names

@@ -1,4 +1,4 @@
-//! The search for the most users that a service can bear.
+//! The search for the most users that a service sustains.
 
 use std::time::Duration;
 
@@ -8,49 +8,49 @@ use tokio_util::sync::CancellationToken;
 use super::{Key, Load, Measured, Second, Wire, run};
 use crate::clock::Clock;
 
-/// What to search for.
+/// The parameters of the search.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FindLimit {
-    /// The load of each try, but for its users.
+    /// The load of each probe, except for its users.
     pub load: Load,
-    /// The longest p95 that is good enough.
+    /// The largest acceptable p95.
     pub p95: Duration,
-    /// The largest share of failed requests that is good enough.
+    /// The largest acceptable share of failed requests, from 0 to 1.
     pub error_rate: f64,
-    /// The fewest users that are tried.
+    /// The fewest users to probe.
     pub from: u32,
-    /// The most.
+    /// The most users to probe.
     pub to: u32,
-    /// How near the answer must come, as a share of it.
+    /// The tolerance of the result, as a share of it.
     pub tolerance: f64,
 }
 
-/// One try.
+/// One probe.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Probe {
-    /// How many users.
+    /// The count of users.
     pub users: u32,
-    /// Whether the service bore them.
+    /// Whether the service sustained them.
     pub ok: bool,
-    /// What was measured.
+    /// The measurements.
     pub measured: Measured,
 }
 
-/// What was found.
+/// The result of the search.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Limit {
-    /// The most users that were borne; `None` when even the fewest were too many.
+    /// The most sustained users; `None` if even the fewest were too many.
     pub users: Option<u32>,
-    /// Whether more than `to` might be borne.
+    /// Whether more than `to` might be sustained.
     pub at_least: bool,
-    /// Every try, in order.
+    /// Every probe, in order.
     pub probes: Vec<Probe>,
 }
 
-/// Tries at most: doubling over 32 bits and halving again.
+/// The most probes: doubling over 32 bits, then bisection.
 const MOST_PROBES: usize = 40;
 
-/// Doubles the users until the service no longer bears them, then halves the gap. Each try is a whole run.
+/// Doubles the users until the service no longer sustains them, then bisects. Each probe is a whole run.
 pub async fn find_limit(
     wire: &dyn Wire,
     key: Option<&Key>,

@@ -1,7 +1,7 @@
-//! The load generator: many users who think, ask, read the whole answer and think again.
+//! The load generator: many users who think, send a request, read the whole response and think again.
 //!
-//! It measures from outside, through the [`Wire`] that any client would use, and asks nothing but its [`Clock`] for the
-//! time. One task drives all users, so a run is bounded by its number of users and ends when it is told to.
+//! It measures from outside through the [`Wire`] that any client uses, and reads time only from its [`Clock`]. One task
+//! drives all users, so the count of users bounds a run.
 
 mod limit;
 mod sessions;
@@ -17,43 +17,43 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 pub use limit::{FindLimit, Limit, Probe, find_limit};
-pub use sessions::{Held, Sessions, Standing, hold};
+pub use sessions::{SessionProgress, SessionResult, Sessions, hold};
 pub use tally::{Latencies, Measured, Second};
-pub use wire::{Answer, Ask, Entrance, Failure, HttpWire, Key, Session, Wire, WireError, system_authorities};
+pub use wire::{Failure, HttpWire, Key, LoadRequest, LoadResponse, Session, SessionOpener, Wire, WireError};
 
 use crate::clock::Clock;
 use crate::environment::model::Gates;
 use tally::{Sample, Tally};
 
-/// How much is asked, by how many, for how long.
+/// The parameters of a load test.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Load {
-    /// Users at the same time.
+    /// Concurrent users.
     pub users: u32,
-    /// New users per second until all are there.
+    /// New users per second during the ramp-up.
     pub ramp: u32,
-    /// The shortest time that a user thinks before each request.
+    /// The shortest think time before each request.
     pub think_min: Duration,
-    /// The longest.
+    /// The longest think time.
     pub think_max: Duration,
-    /// How long all users stay after the last one came.
+    /// The duration after the ramp-up.
     pub hold: Duration,
-    /// The fewest tokens that a request asks for.
+    /// The fewest tokens of a request.
     pub tokens_min: u32,
-    /// The most.
+    /// The most tokens of a request.
     pub tokens_max: u32,
-    /// The share of requests that validate a text instead of generating one.
+    /// The share of requests that validate a text instead of generating one, from 0 to 1.
     pub validate_share: f64,
-    /// The model; left out, the server's default.
+    /// The model; by default the server's.
     pub model: Option<String>,
-    /// After this long without a whole answer a request has failed.
+    /// The timeout of a request.
     pub timeout: Duration,
-    /// The same seed asks the same questions and thinks the same times.
+    /// The same seed gives the same requests and think times.
     pub seed: u64,
 }
 
 impl Load {
-    /// What the gate of an environment asks for.
+    /// The load that the gates of an environment require.
     pub fn of(gates: &Gates) -> Self {
         Self {
             users: gates.users,
@@ -70,12 +70,12 @@ impl Load {
         }
     }
 
-    /// How long the ramp takes.
+    /// The duration of the ramp-up.
     pub fn ramp_time(&self) -> Duration {
         Duration::from_secs_f64(f64::from(self.users) / f64::from(self.ramp.max(1)))
     }
 
-    /// The tokens per second that a service must make for these users to be answered in exactly `p95`.
+    /// The tokens per second that a service must generate to answer these users in exactly `p95`.
     pub fn tokens_per_second_needed(&self, p95: Duration) -> f64 {
         let mean_think = (self.think_min + self.think_max).as_secs_f64() / 2.0;
         let mean_tokens = f64::from(self.tokens_min + self.tokens_max) / 2.0;
@@ -84,10 +84,11 @@ impl Load {
     }
 }
 
-/// Requests of one run at most: a service that answers in microseconds must not fill our memory.
+/// The most requests of one run: a service that answers in microseconds must not exhaust memory.
 const MOST_REQUESTS: u64 = 2_000_000;
 
-/// Runs the load and measures. `each_second` hears what happened; `stop` ends the run early, with what was measured so far.
+/// Runs the load and measures. `each_second` receives each finished second; `stop` ends the run early, with the
+/// measurements so far.
 pub async fn run(
     wire: &dyn Wire,
     key: Option<&Key>,
@@ -130,7 +131,7 @@ struct User {
     random: Random,
 }
 
-/// Openings in the bundled model's domain; a larger model takes them as well.
+/// Prompts in the bundled model's domain; larger models accept them as well.
 const PROMPTS: [&str; 8] = [
     "Once upon a time, a small fox lived near the river.",
     "Mara wanted to find the lost key before evening.",
@@ -143,7 +144,7 @@ const PROMPTS: [&str; 8] = [
 ];
 
 impl User {
-    /// Waits, asks, reads the whole answer. `None` when the run ended while this user was thinking.
+    /// Thinks, sends a request and reads the whole response. `None` if the run ended during the think time.
     async fn turn(
         mut self,
         wire: &dyn Wire,
@@ -169,7 +170,7 @@ impl User {
         (self, Some(sample))
     }
 
-    fn question(&mut self, load: &Load, key: Option<&Key>) -> (Ask, bool) {
+    fn question(&mut self, load: &Load, key: Option<&Key>) -> (LoadRequest, bool) {
         let opening = PROMPTS[self.random.below(PROMPTS.len() as u64) as usize];
         let generates = self.random.share() >= load.validate_share;
         let (path, body) = if generates {
@@ -177,7 +178,7 @@ impl User {
             let tokens = u64::from(load.tokens_min) + self.random.below(spread);
             let mut body = json!({
                 "prompt": opening, "max_tokens": tokens, "temperature": 0.8, "seed": self.random.next() >> 33,
-                // Every answer is as long as it was asked to be: a model that stops early must not look fast.
+                // Every response has the requested length: a model that stops early must not look fast.
                 "ignore_end": true,
             });
             if let Some(model) = &load.model {
@@ -188,11 +189,11 @@ impl User {
             let other = PROMPTS[self.random.below(PROMPTS.len() as u64) as usize];
             ("/v1/validate", json!({"reference": opening, "candidate": other}))
         };
-        (Ask { key: key.cloned(), timeout: load.timeout, ..Ask::post(path, body) }, generates)
+        (LoadRequest { key: key.cloned(), timeout: load.timeout, ..LoadRequest::post(path, body) }, generates)
     }
 }
 
-/// Numbers that look random and are the same for the same seed (SplitMix64).
+/// Reproducible pseudorandom numbers (SplitMix64).
 struct Random(u64);
 
 impl Random {

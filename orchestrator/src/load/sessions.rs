@@ -1,7 +1,7 @@
-//! Many open sessions: clients that come, stay connected and ask now and then.
+//! A test of many open sessions: clients that connect, stay connected and send requests from time to time.
 //!
-//! A run of [`Load`](super::Load) asks how fast a service is; this one asks how many clients it holds. Each session has a connection of its
-//! own, so that what is counted is what a gateway has to keep.
+//! A run of [`Load`](super::Load) measures how fast a service is; this one measures how many clients it holds. Each
+//! session has its own connection, as at a gateway.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,104 +14,104 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::tally::latencies;
-use super::wire::{Entrance, Session};
-use super::{Ask, Failure, Key, Latencies, PROMPTS, Random};
+use super::wire::{Session, SessionOpener};
+use super::{Failure, Key, Latencies, LoadRequest, PROMPTS, Random};
 use crate::clock::Clock;
 
-/// How many clients come, and what they do.
+/// The parameters of a session test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sessions {
-    /// Sessions at the same time.
+    /// Concurrent sessions.
     pub count: u32,
-    /// New sessions per second until all are there.
+    /// New sessions per second during the ramp-up.
     pub ramp: u32,
-    /// How long all of them stay after the last one came.
+    /// The duration after the ramp-up.
     pub hold: Duration,
-    /// What lies between two questions of one session; each keeps to it but for a tenth.
+    /// The interval of a session's requests, with a jitter of a tenth.
     pub every: Duration,
-    /// The tokens that a question asks for.
+    /// The tokens of a request.
     pub tokens: u32,
-    /// After this long without a whole answer a question has failed.
+    /// The timeout of a request.
     pub timeout: Duration,
-    /// The same seed asks the same questions at the same times.
+    /// The same seed gives the same requests at the same times.
     pub seed: u64,
 }
 
 impl Sessions {
-    /// How long it takes until all are there.
+    /// The duration of the ramp-up.
     pub fn ramp_time(&self) -> Duration {
         Duration::from_secs_f64(f64::from(self.count) / f64::from(self.ramp.max(1)))
     }
 }
 
-/// Latencies that are remembered at most: a run of days must not fill our memory.
+/// The most latencies that are stored: a run of days must not exhaust memory.
 const MOST_ANSWERS: usize = 2_000_000;
 
-/// What became of them.
+/// The result of a session test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Held {
-    /// What was asked for.
+pub struct SessionResult {
+    /// The parameters.
     pub sessions: Sessions,
-    /// How long it ran, in seconds.
+    /// The duration in seconds.
     pub seconds: f64,
-    /// Whether somebody stopped it before its end.
+    /// Whether it was stopped before its end.
     pub stopped: bool,
-    /// Sessions that were open when it ended.
+    /// Sessions that were open at the end.
     pub open: u32,
-    /// Connections that the service closed, or that broke off, while their session wanted them.
+    /// Connections that the service closed or that broke while their session used them.
     pub dropped: u64,
-    /// Sessions that could not be opened when they wanted to be, by why.
+    /// Failed attempts to open a session, by reason.
     pub refused: BTreeMap<String, u64>,
-    /// Questions that ended.
+    /// Finished requests.
     pub requests: u64,
-    /// How many of them failed.
+    /// Failed requests.
     pub errors: u64,
     /// Failures by kind.
     pub errors_by_kind: BTreeMap<String, u64>,
-    /// How long it took to open a session, with its handshake.
+    /// The time to open a session, with its handshake.
     pub opening: Latencies,
-    /// How long whole answers took while all sessions were open.
+    /// The latency of whole responses after the ramp-up.
     pub answers: Latencies,
-    /// Tokens per second while all sessions were open.
+    /// Tokens per second after the ramp-up.
     pub tokens_per_second: f64,
 }
 
-impl Held {
-    /// The share of questions that failed; 1 when there were none.
+impl SessionResult {
+    /// The share of failed requests; 1 if there were none at all.
     pub fn error_rate(&self) -> f64 {
         if self.requests == 0 { 1.0 } else { self.errors as f64 / self.requests as f64 }
     }
 
-    /// Whether every session was opened at once and kept.
+    /// Whether every session is open, and none was refused or dropped.
     pub fn kept_all(&self) -> bool {
         !self.stopped && self.open == self.sessions.count && self.dropped == 0 && self.refused.is_empty()
     }
 }
 
-/// Where a run stands.
+/// The progress of a session test.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Standing {
-    /// Seconds since it began.
+pub struct SessionProgress {
+    /// Seconds since the start.
     pub second: u32,
-    /// Sessions that are open.
+    /// Open sessions.
     pub open: u32,
-    /// Questions that have ended.
+    /// Finished requests.
     pub requests: u64,
-    /// How many of them failed.
+    /// Failed requests.
     pub errors: u64,
-    /// Connections that were dropped, or refused.
+    /// Dropped and refused connections.
     pub lost: u64,
 }
 
-/// Opens the sessions, keeps them and measures. `each_second` hears where it stands; `stop` ends it early.
+/// Opens the sessions, holds them and measures. `each_second` receives the progress; `stop` ends the test early.
 pub async fn hold(
-    entrance: &dyn Entrance,
+    entrance: &dyn SessionOpener,
     key: Option<&Key>,
     sessions: &Sessions,
     clock: &dyn Clock,
     stop: &CancellationToken,
-    each_second: &mut (dyn FnMut(&Standing) + Send),
-) -> Held {
+    each_second: &mut (dyn FnMut(&SessionProgress) + Send),
+) -> SessionResult {
     let begun = clock.steady();
     let tally = Mutex::new(Tally::default());
     let run = Run { entrance, key, sessions, clock, begun, tally: &tally };
@@ -141,7 +141,7 @@ pub async fn hold(
     let ran = clock.steady().saturating_sub(begun);
     let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     let held = ran.saturating_sub(sessions.ramp_time()).min(sessions.hold).as_secs_f64();
-    Held {
+    SessionResult {
         sessions: sessions.clone(),
         seconds: ran.as_secs_f64(),
         stopped,
@@ -159,7 +159,7 @@ pub async fn hold(
 
 #[derive(Clone, Copy)]
 struct Run<'a> {
-    entrance: &'a dyn Entrance,
+    entrance: &'a dyn SessionOpener,
     key: Option<&'a Key>,
     sessions: &'a Sessions,
     clock: &'a dyn Clock,
@@ -168,7 +168,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// One client, from when it comes to the end of the run.
+    /// One client, from its arrival to the end of the test.
     async fn session(self, number: u32) {
         let Self { sessions, clock, .. } = self;
         let all_here = self.begun + sessions.ramp_time();
@@ -227,13 +227,17 @@ impl Run<'_> {
         }
     }
 
-    fn question(&self, random: &mut Random) -> Ask {
+    fn question(&self, random: &mut Random) -> LoadRequest {
         let opening = PROMPTS[random.below(PROMPTS.len() as u64) as usize];
         let body = json!({
             "prompt": opening, "max_tokens": self.sessions.tokens, "temperature": 0.8, "seed": random.next() >> 33,
             "ignore_end": true,
         });
-        Ask { key: self.key.cloned(), timeout: self.sessions.timeout, ..Ask::post("/v1/generate", body) }
+        LoadRequest {
+            key: self.key.cloned(),
+            timeout: self.sessions.timeout,
+            ..LoadRequest::post("/v1/generate", body)
+        }
     }
 }
 
@@ -257,7 +261,7 @@ impl Tally {
         self.dropped += 1;
     }
 
-    fn answered(&mut self, answer: &Result<super::Answer, Failure>, took: Duration, all_here: bool) {
+    fn answered(&mut self, answer: &Result<super::LoadResponse, Failure>, took: Duration, all_here: bool) {
         self.requests += 1;
         let failed = match answer {
             Err(failure) => Some(failure.kind().to_owned()),
@@ -280,8 +284,8 @@ impl Tally {
         }
     }
 
-    fn standing(&self, second: u32) -> Standing {
-        Standing {
+    fn standing(&self, second: u32) -> SessionProgress {
+        SessionProgress {
             second,
             open: self.open,
             requests: self.requests,

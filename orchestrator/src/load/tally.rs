@@ -1,4 +1,4 @@
-//! What a run measured.
+//! The measurements of a load test.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Load;
-use super::wire::{Answer, Failure};
+use super::wire::{Failure, LoadResponse};
 
-/// One request that ended.
+/// One finished request.
 pub(super) struct Sample {
     begun: Duration,
     latency: Duration,
@@ -18,7 +18,12 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    pub(super) fn of(begun: Duration, latency: Duration, generates: bool, answer: &Result<Answer, Failure>) -> Self {
+    pub(super) fn of(
+        begun: Duration,
+        latency: Duration,
+        generates: bool,
+        answer: &Result<LoadResponse, Failure>,
+    ) -> Self {
         let (tokens, error) = match answer {
             Err(failure) => (0, Some(failure.kind().to_owned())),
             Ok(answer) if answer.status != 200 => (0, Some(format!("status {}", answer.status))),
@@ -39,76 +44,77 @@ impl Sample {
 /// One second of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Second {
-    /// Which, from the beginning.
+    /// Its number since the start.
     pub second: u32,
     /// Users that had arrived by its end.
     pub users: u32,
     /// Requests that ended in it.
     pub requests: u32,
-    /// How many of them failed.
+    /// Failed requests.
     pub errors: u32,
-    /// Tokens that they brought.
+    /// Tokens of its responses.
     pub tokens: u64,
-    /// The middle latency of what succeeded, in milliseconds; 0 when nothing did.
+    /// The median latency of its successful requests in milliseconds; 0 without any.
     pub p50_ms: f64,
-    /// The latency that 95 of 100 stayed under.
+    /// The 95th percentile of the same.
     pub p95_ms: f64,
 }
 
-/// Latencies of whole answers, in milliseconds.
+/// Latencies of whole responses, in milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latencies {
-    /// How many were measured.
+    /// The count of responses.
     pub count: u64,
-    /// The middle one.
+    /// The median.
     pub p50_ms: f64,
-    /// What 95 of 100 stay under.
+    /// The 95th percentile.
     pub p95_ms: f64,
-    /// What 99 of 100 stay under.
+    /// The 99th percentile.
     pub p99_ms: f64,
     /// The mean.
     pub mean_ms: f64,
-    /// The longest.
+    /// The maximum.
     pub max_ms: f64,
 }
 
-/// What a run measured.
+/// The measurements of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
-    /// What was asked for.
+    /// The parameters.
     pub load: Load,
-    /// How long it ran, in seconds.
+    /// The duration in seconds.
     pub seconds: f64,
-    /// Whether somebody stopped it before its end.
+    /// Whether it was stopped before its end.
     pub stopped: bool,
-    /// Requests that ended.
+    /// Finished requests.
     pub requests: u64,
-    /// How many of them failed.
+    /// Failed requests.
     pub errors: u64,
     /// Failures by kind.
     pub errors_by_kind: BTreeMap<String, u64>,
-    /// Generations, while all users were there.
+    /// Generations after the ramp-up.
     pub generate: Latencies,
-    /// Validations, while all users were there.
+    /// Validations after the ramp-up.
     pub validate: Latencies,
-    /// Requests per second while all users were there.
+    /// Requests per second after the ramp-up.
     pub rps: f64,
-    /// Tokens per second while all users were there.
+    /// Tokens per second after the ramp-up.
     pub tokens_per_second: f64,
-    /// Second by second.
+    /// The seconds of the run.
     pub series: Vec<Second>,
-    /// Generations of the whole run by latency: bounds double from 1 ms, the last has none. Each is (upper bound in ms, count).
+    /// Generations of the whole run by latency: (upper bound in ms, count). Bounds double from 1 ms; the last bucket
+    /// has none.
     pub histogram: Vec<(f64, u64)>,
 }
 
 impl Measured {
-    /// The share of requests that failed; 1 when there were none.
+    /// The share of failed requests; 1 if there were none at all.
     pub fn error_rate(&self) -> f64 {
         if self.requests == 0 { 1.0 } else { self.errors as f64 / self.requests as f64 }
     }
 }
 
-/// Seconds of a series at most: a day.
+/// The most seconds of a series: a day.
 const MOST_SECONDS: usize = 86_400;
 
 pub(super) struct Tally {
@@ -162,7 +168,7 @@ impl Tally {
         second.requests += 1;
         second.tokens += sample.tokens;
         let ms = sample.latency.as_secs_f64() as f32 * 1000.0;
-        // What ended while all users were there counts as throughput; what began then counts as latency.
+        // Requests that ended after the ramp-up count as throughput; those that also started after it count as latency.
         if ended >= self.ramp && ended < self.ramp + self.load.hold {
             self.held_requests += 1;
             self.held_tokens += sample.tokens;
@@ -180,7 +186,7 @@ impl Tally {
         self.tell(at, each_second);
     }
 
-    /// Tells of seconds that are over. An answer that took long lands in the second in which it ended, so those never change.
+    /// Reports finished seconds. A response counts in the second in which it ended, so finished seconds never change.
     fn tell(&mut self, until: usize, each_second: &mut (dyn FnMut(&Second) + Send)) {
         while self.told < until.min(self.seconds.len()) {
             let (second, latencies) = &mut self.seconds[self.told];
@@ -200,7 +206,7 @@ impl Tally {
                 histogram.iter().position(|(bound, _)| f64::from(*ms) <= *bound).unwrap_or(histogram.len() - 1);
             histogram[bucket].1 += 1;
         }
-        // A run that was stopped in its ramp has only those.
+        // A run that was stopped during the ramp-up has only those.
         let mut generate = if self.generate.is_empty() { self.generate_in_ramp } else { self.generate };
         let held = ran.saturating_sub(self.ramp).min(self.load.hold).as_secs_f64();
         let per_second = |n: u64| if held > 0.0 { n as f64 / held } else { 0.0 };
@@ -235,7 +241,7 @@ pub(super) fn latencies(ms: &mut [f32]) -> Latencies {
     }
 }
 
-/// The smallest measured value that at least this share of all values does not exceed.
+/// The smallest value that at least this share of all values does not exceed.
 fn quantile(sorted: &[f32], share: f64) -> f64 {
     if sorted.is_empty() {
         return 0.0;

@@ -1,27 +1,27 @@
-//! How the outside reaches a service: one request, one whole answer.
+//! The transport of external measurements: one request, one whole response.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use serde_json::Value;
+use textnlp_net::client::{BodyError, ClientError, ClientOptions, build, read_body, tls_error};
+use textnlp_net::trust::TrustRoots;
 use textnlp_provider::Secret;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// A credential and the header that it travels in.
+/// A credential and its header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// The header: `X-API-Key`.
+    /// The header, such as `X-API-Key`.
     pub header: String,
     /// The key.
     pub value: Secret,
@@ -29,23 +29,23 @@ pub struct Key {
 
 /// One request.
 #[derive(Debug, Clone)]
-pub struct Ask {
+pub struct LoadRequest {
     /// `GET` or `POST`.
     pub method: &'static str,
-    /// The path, with its slash.
+    /// The path, with its leading slash.
     pub path: String,
-    /// Who asks.
+    /// The API key.
     pub key: Option<Key>,
     /// The JSON body.
     pub body: Option<Value>,
-    /// The longest time until the whole answer is there.
+    /// The timeout until the whole response is read.
     pub timeout: Duration,
-    /// What this request is called in the service's own records.
+    /// The id of this request in the service's usage records.
     pub request_id: Option<String>,
 }
 
-impl Ask {
-    /// A `GET` without a key.
+impl LoadRequest {
+    /// A `GET` request without a key.
     pub fn get(path: &str) -> Self {
         Self {
             method: "GET",
@@ -57,12 +57,12 @@ impl Ask {
         }
     }
 
-    /// A `POST` of JSON without a key.
+    /// A `POST` request of JSON without a key.
     pub fn post(path: &str, body: Value) -> Self {
         Self { method: "POST", body: Some(body), ..Self::get(path) }
     }
 
-    /// The same with a key.
+    /// Adds a key.
     #[must_use]
     pub fn with(mut self, key: &Key) -> Self {
         self.key = Some(key.clone());
@@ -70,39 +70,39 @@ impl Ask {
     }
 }
 
-/// One whole answer.
+/// One whole response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// The status.
+pub struct LoadResponse {
+    /// The HTTP status.
     pub status: u16,
-    /// The body, at most 16 MiB of it.
+    /// The body, at most 16 MiB.
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl LoadResponse {
     /// The body as JSON.
     pub fn json(&self) -> Option<Value> {
         serde_json::from_slice(&self.body).ok()
     }
 }
 
-/// Why there was no whole answer.
+/// Why there is no whole response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// Nobody listens there.
+    /// The connection failed.
     Connect(String),
-    /// The certificate is not one that we trust for this name.
+    /// The certificate is not trusted for this name.
     Tls(String),
-    /// It took too long.
+    /// The request timed out.
     Timeout,
-    /// The connection broke off.
+    /// The connection broke.
     Broken(String),
-    /// The answer is larger than any answer should be.
+    /// The response exceeds the limit.
     TooLarge,
 }
 
 impl Failure {
-    /// One word or two, for counting.
+    /// A short name, for counts.
     pub fn kind(&self) -> &'static str {
         match self {
             Failure::Connect(_) => "not reachable",
@@ -123,37 +123,37 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Something that can be asked: a service over HTTP, or one that lives in a test's virtual time.
+/// A target of requests: a service over HTTP, or a simulated one in a test's virtual time.
 #[async_trait]
 pub trait Wire: Send + Sync {
-    /// Sends one request and reads the whole answer.
-    async fn send(&self, ask: Ask) -> Result<Answer, Failure>;
-    /// Whether answers come over TLS that was verified.
+    /// Sends one request and reads the whole response.
+    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, Failure>;
+    /// Whether responses arrive over verified TLS.
     fn verified(&self) -> bool;
 }
 
-/// Something that holds clients: each has a connection of its own there, as long as it wants.
+/// Opens sessions, each with its own connection.
 #[async_trait]
-pub trait Entrance: Send + Sync {
+pub trait SessionOpener: Send + Sync {
     /// Opens a connection, with its handshake.
     async fn open(&self) -> Result<Box<dyn Session>, Failure>;
 }
 
-/// The connection of one client.
+/// The connection of one session.
 #[async_trait]
 pub trait Session: Send {
-    /// Sends one request and reads the whole answer. After a failure the connection is of no more use.
-    async fn send(&mut self, ask: Ask) -> Result<Answer, Failure>;
-    /// Whether the other side has closed it.
+    /// Sends one request and reads the whole response. After a failure, the connection cannot be used any more.
+    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, Failure>;
+    /// Whether the server closed it.
     fn is_closed(&self) -> bool;
 }
 
-/// How long a connection may take to come about, with its handshake.
+/// The timeout of a connection with its handshake.
 const CONNECT: Duration = Duration::from_secs(10);
-/// The largest answer that is read.
+/// The largest response in bytes.
 const MOST_BYTES: usize = 16 << 20;
 
-/// HTTP to one address.
+/// HTTP to one URL.
 #[derive(Debug, Clone)]
 pub struct HttpWire {
     base: String,
@@ -161,80 +161,35 @@ pub struct HttpWire {
     tls: Arc<rustls::ClientConfig>,
 }
 
-/// Why a wire could not be made.
+/// Why a wire could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// It is not an address.
+    /// The URL is invalid.
     #[error("`{0}` is not an address such as https://localhost:8443")]
     Address(String),
-    /// The CA file holds no certificate.
-    #[error("read the certificate authority: {0}")]
-    Authority(String),
-    /// The HTTP client could not be made.
-    #[error("make the HTTP client")]
-    Client(#[source] reqwest::Error),
+    /// The HTTP client could not be built.
+    #[error(transparent)]
+    Client(#[from] ClientError),
 }
 
 impl HttpWire {
-    /// A wire to `https://HOST:PORT` or `http://HOST:PORT`. With `authority` (PEM) only that authority is trusted; without it,
-    /// the public ones that this machine knows.
-    pub fn new(address: &str, authority: Option<&[u8]>) -> Result<Self, WireError> {
+    /// A wire to `https://HOST:PORT` or `http://HOST:PORT` that trusts these certificate authorities.
+    pub fn new(address: &str, trust: &TrustRoots) -> Result<Self, WireError> {
         let base = address.trim_end_matches('/').to_owned();
         let plain = reqwest::Url::parse(&base).ok().filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
         if plain.is_none() {
             return Err(WireError::Address(base));
         }
-        let mut roots = rustls::RootCertStore::empty();
-        match authority {
-            Some(pem) => {
-                for certificate in CertificateDer::pem_slice_iter(pem) {
-                    let certificate = certificate.map_err(|e| WireError::Authority(e.to_string()))?;
-                    roots.add(certificate).map_err(|e| WireError::Authority(e.to_string()))?;
-                }
-                if roots.is_empty() {
-                    return Err(WireError::Authority("there is no certificate in it".to_owned()));
-                }
-            }
-            None => {
-                // Single certificates of a machine's store may be unreadable; what is left is what it trusts.
-                roots.add_parsable_certificates(system_authorities());
-            }
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| WireError::Authority(e.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let client = reqwest::Client::builder()
-            .use_preconfigured_tls(tls.clone())
-            // A proxy or a redirect would be measured instead of the service.
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .pool_max_idle_per_host(usize::MAX)
-            .build()
-            .map_err(WireError::Client)?;
-        Ok(Self { base, client, tls: Arc::new(tls) })
+        // No proxy: its latency would be measured instead of the service's.
+        let options = ClientOptions { trust: trust.clone(), connect_timeout: CONNECT, ..ClientOptions::default() };
+        let client = build(options.builder()?.pool_max_idle_per_host(usize::MAX))?;
+        Ok(Self { base, client, tls: Arc::new(trust.client_config()) })
     }
-}
-
-/// The certificates that this machine trusts: those of `SSL_CERT_FILE`, else from where distributions keep them.
-pub fn system_authorities() -> Vec<CertificateDer<'static>> {
-    const PLACES: [&str; 4] = [
-        "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/tls/certs/ca-bundle.crt",
-        "/etc/ssl/ca-bundle.pem",
-        "/etc/ssl/cert.pem",
-    ];
-    let named = std::env::var("SSL_CERT_FILE").ok();
-    let pem = named.as_deref().into_iter().chain(PLACES).find_map(|path| std::fs::read(path).ok());
-    pem.map(|pem| CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect()).unwrap_or_default()
 }
 
 #[async_trait]
 impl Wire for HttpWire {
-    async fn send(&self, ask: Ask) -> Result<Answer, Failure> {
+    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
         let url = format!("{}{}", self.base, ask.path);
         let mut request = if ask.method == "POST" { self.client.post(url) } else { self.client.get(url) };
         request = request.timeout(ask.timeout);
@@ -249,16 +204,11 @@ impl Wire for HttpWire {
         }
         let response = request.send().await.map_err(|e| failure(&e))?;
         let status = response.status().as_u16();
-        let mut body = Vec::new();
-        let mut chunks = response.bytes_stream();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|e| failure(&e))?;
-            if body.len() + chunk.len() > MOST_BYTES {
-                return Err(Failure::TooLarge);
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(Answer { status, body })
+        let body = read_body(response, MOST_BYTES).await.map_err(|error| match error {
+            BodyError::TooLong(_) => Failure::TooLarge,
+            BodyError::Cut(error) => failure(&error),
+        })?;
+        Ok(LoadResponse { status, body })
     }
 
     fn verified(&self) -> bool {
@@ -267,15 +217,15 @@ impl Wire for HttpWire {
 }
 
 #[async_trait]
-impl Entrance for HttpWire {
+impl SessionOpener for HttpWire {
     async fn open(&self) -> Result<Box<dyn Session>, Failure> {
         let base = reqwest::Url::parse(&self.base).map_err(|error| Failure::Connect(error.to_string()))?;
         tokio::time::timeout(CONNECT, connected(&base, &self.tls)).await.unwrap_or(Err(Failure::Timeout))
     }
 }
 
-/// A connection of HTTP/1.1, as most clients of such services keep it.
-struct Line {
+/// An HTTP/1.1 connection, as most clients of such services use.
+struct HttpConnection {
     sender: http1::SendRequest<Full<Bytes>>,
     host: String,
 }
@@ -283,7 +233,7 @@ struct Line {
 async fn connected(base: &reqwest::Url, tls: &Arc<rustls::ClientConfig>) -> Result<Box<dyn Session>, Failure> {
     let connect = |error: std::io::Error| Failure::Connect(error.to_string());
     let (host, port) = (base.host_str().unwrap_or_default(), base.port_or_known_default().unwrap_or(443));
-    // Addresses of version 6 have brackets in a URL, and nowhere else.
+    // IPv6 addresses have brackets only in URLs.
     let name = host.trim_start_matches('[').trim_end_matches(']');
     let stream = TcpStream::connect((name, port)).await.map_err(connect)?;
     stream.set_nodelay(true).map_err(connect)?;
@@ -295,7 +245,7 @@ async fn connected(base: &reqwest::Url, tls: &Arc<rustls::ClientConfig>) -> Resu
         shaken(stream).await?
     };
     let host = format!("{host}:{port}");
-    Ok(Box::new(Line { sender, host }))
+    Ok(Box::new(HttpConnection { sender, host }))
 }
 
 async fn shaken(
@@ -303,14 +253,14 @@ async fn shaken(
 ) -> Result<http1::SendRequest<Full<Bytes>>, Failure> {
     let (sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| Failure::Connect(error.to_string()))?;
-    // It ends with the connection, or with whoever may send on it.
+    // The task ends with the connection or with its sender.
     tokio::spawn(connection);
     Ok(sender)
 }
 
 #[async_trait]
-impl Session for Line {
-    async fn send(&mut self, ask: Ask) -> Result<Answer, Failure> {
+impl Session for HttpConnection {
+    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
         let broken = |error: hyper::Error| Failure::Broken(error.to_string());
         let mut request = hyper::Request::builder().method(ask.method).uri(&ask.path).header("host", &self.host);
         if let Some(key) = &ask.key {
@@ -333,7 +283,7 @@ impl Session for Line {
                     false => Failure::Broken(error.to_string()),
                 }
             })?;
-            Ok(Answer { status, body: body.to_bytes().into() })
+            Ok(LoadResponse { status, body: body.to_bytes().into() })
         };
         tokio::time::timeout(ask.timeout, answered).await.unwrap_or(Err(Failure::Timeout))
     }
@@ -345,16 +295,13 @@ impl Session for Line {
 
 fn failure(error: &reqwest::Error) -> Failure {
     let mut deepest: &dyn std::error::Error = error;
-    let mut tls = false;
     while let Some(source) = deepest.source() {
         deepest = source;
-        tls |= deepest.is::<rustls::Error>();
     }
-    // rustls's error hides inside an I/O error's payload, which `source` passes over.
     let why = deepest.to_string();
     if error.is_timeout() {
         Failure::Timeout
-    } else if tls || why.contains("certificate") {
+    } else if tls_error(error).is_some() {
         Failure::Tls(why)
     } else if error.is_connect() {
         Failure::Connect(why)

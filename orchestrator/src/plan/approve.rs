@@ -1,17 +1,17 @@
-//! Only what somebody agreed to is applied.
+//! Approval: only an approved plan is applied.
 
 use textnlp_provider::Problems;
 
 use super::{Audited, Plan};
 
-/// What a person, or a flag in a person's place, agreed to.
+/// What the operator, or a flag, approved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Consent {
-    /// The changes of this plan.
+    /// Whether the changes of this plan are approved.
     pub changes: bool,
 }
 
-/// A plan that may be applied.
+/// An approved plan.
 #[derive(Debug, Clone)]
 pub struct Approved(Plan);
 
@@ -22,25 +22,25 @@ impl Approved {
     }
 }
 
-/// Why a plan may not be applied.
+/// Why a plan cannot be applied.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Refused {
-    /// It would need a decision that was not given.
-    #[error("the plan cannot be applied as it stands")]
+pub enum PlanRefusal {
+    /// It needs a decision that was not given.
+    #[error("the plan cannot be applied")]
     Undecided(#[source] Problems),
-    /// Nobody agreed to its changes.
-    #[error("nobody agreed to these changes")]
+    /// Its changes were not approved.
+    #[error("these changes are not approved")]
     NoConsent,
 }
 
-/// Makes an audited plan one that may be applied. A plan without changes needs no consent.
-pub fn approve(plan: Audited, consent: Consent) -> Result<Approved, Refused> {
+/// Approves an audited plan. A plan without changes needs no consent.
+pub fn approve(plan: Audited, consent: Consent) -> Result<Approved, PlanRefusal> {
     let plan = plan.into_plan();
     if !plan.refusals.is_empty() {
-        return Err(Refused::Undecided(Problems(plan.refusals)));
+        return Err(PlanRefusal::Undecided(Problems(plan.refusals)));
     }
     if plan.has_changes() && !consent.changes {
-        return Err(Refused::NoConsent);
+        return Err(PlanRefusal::NoConsent);
     }
     Ok(Approved(plan))
 }

@@ -1,6 +1,6 @@
-//! A second opinion on a finished plan: an independent check against the laws that every plan keeps.
+//! An independent audit of a finished plan against the invariants of the planner.
 //!
-//! It looks at the plan and the facts alone, not at how the plan was made, and it runs on every plan before it is approved.
+//! It uses only the plan and the facts, not the planner's code. Every plan is audited before approval.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -8,10 +8,10 @@ use std::fmt;
 use textnlp_provider::{DataClass, Observed, Ownership, Recorded, ResourceId, Wanted};
 
 use super::facts::{needs_of, recorded_needs};
-use super::{Call, Decides, Facts, Gate, Node, Note, Plan, Purpose, Step, Which, gated};
-use crate::state::Holding;
+use super::{Call, ChoiceBasis, Facts, Gate, Node, Note, ObjectRole, Plan, Purpose, Step, gated};
+use crate::state::RecordedObjects;
 
-/// A plan that keeps every law.
+/// A plan that violates no invariant.
 #[derive(Debug, Clone)]
 pub struct Audited(Plan);
 
@@ -26,18 +26,18 @@ impl Audited {
     }
 }
 
-/// A law that a plan breaks. It is a mistake of the planner, or the plan was edited.
+/// A violated invariant: a bug in the planner, or a plan that was edited.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{resource}: {law}")]
-pub struct Breach {
-    /// About which resource.
+pub struct Violation {
+    /// The resource.
     pub resource: ResourceId,
-    /// Which law, as a sentence.
+    /// The invariant, as a sentence.
     pub law: String,
 }
 
-/// Checks a plan.
-pub fn audit(plan: Plan, facts: &Facts) -> Result<Audited, Vec<Breach>> {
+/// Audits a plan.
+pub fn audit(plan: Plan, facts: &Facts) -> Result<Audited, Vec<Violation>> {
     let mut auditor = Auditor::new(&plan, facts);
     auditor.order();
     auditor.calls();
@@ -56,10 +56,10 @@ struct Auditor<'a> {
     plan: &'a Plan,
     facts: &'a Facts,
     wanted: HashMap<&'a ResourceId, &'a Wanted>,
-    holdings: HashMap<&'a ResourceId, &'a Holding>,
+    holdings: HashMap<&'a ResourceId, &'a RecordedObjects>,
     steps: HashMap<&'a ResourceId, Vec<&'a Step>>,
     blocked: HashSet<&'a ResourceId>,
-    breaches: Vec<Breach>,
+    breaches: Vec<Violation>,
 }
 
 impl<'a> Auditor<'a> {
@@ -80,10 +80,10 @@ impl<'a> Auditor<'a> {
     }
 
     fn breach(&mut self, resource: &ResourceId, law: impl fmt::Display) {
-        self.breaches.push(Breach { resource: resource.clone(), law: law.to_string() });
+        self.breaches.push(Violation { resource: resource.clone(), law: law.to_string() });
     }
 
-    /// Steps are numbered by their places and wait only for earlier ones.
+    /// Steps are numbered in order and wait only for earlier steps.
     fn order(&mut self) {
         for (place, step) in self.plan.steps.iter().enumerate() {
             if step.id as usize != place {
@@ -95,7 +95,7 @@ impl<'a> Auditor<'a> {
         }
     }
 
-    /// Nothing is called on what could not be seen, is not ours, or holds data that nobody agreed to lose.
+    /// No call affects an object that could not be read, is external, or holds data whose loss was not approved.
     fn calls(&mut self) {
         let (mut unseen, mut guests) = (BTreeSet::new(), BTreeSet::new());
         for site in self.facts.sites.values() {
@@ -118,10 +118,10 @@ impl<'a> Auditor<'a> {
                 .get(&step.resource)
                 .is_some_and(|wanted| matches!(wanted.ownership, Ownership::External(_)));
             if !calls.is_empty() && external {
-                self.breach(&step.resource, "an existing object is never called upon");
+                self.breach(&step.resource, "an existing object is never changed");
             }
             if !calls.is_empty() && unseen.contains(&step.resource) && !self.host_is_made(&step.resource) {
-                self.breach(&step.resource, "nothing is called on what could not be seen");
+                self.breach(&step.resource, "no call is made for an object that could not be observed");
             }
             for call in calls {
                 if let Call::Delete { recorded, .. } = call {
@@ -129,10 +129,10 @@ impl<'a> Auditor<'a> {
                         self.breach(&step.resource, "an existing object is never removed");
                     }
                     if guests.contains(&recorded.cloud_id) {
-                        self.breach(&step.resource, "what somebody else's object is inside of stays");
+                        self.breach(&step.resource, "an object that contains an external object stays");
                     }
                     if self.holds_data(recorded) && !self.plan.delete_data {
-                        self.breach(&step.resource, "what holds data goes only with consent");
+                        self.breach(&step.resource, "an object with data is removed only with consent");
                     }
                 }
             }
@@ -145,7 +145,7 @@ impl<'a> Auditor<'a> {
         }
     }
 
-    /// What is reached through a host that this plan makes anew is known to be absent.
+    /// If this plan replaces the host, the resources behind it are known to be absent.
     fn host_is_made(&self, id: &ResourceId) -> bool {
         let host = self.wanted.get(id).and_then(|wanted| wanted.via.as_ref());
         host.and_then(|host| self.ready(&host.0))
@@ -162,7 +162,7 @@ impl<'a> Auditor<'a> {
         !recorded.tainted && (recorded.protected || (precious && site.protect_data))
     }
 
-    /// A resource is made, changed or forgotten by one step; it is removed at most once.
+    /// At most one step creates, changes or forgets a resource, and at most one removes it.
     fn one_change_each(&mut self) {
         let mut breaches = Vec::new();
         for (id, steps) in &self.steps {
@@ -183,8 +183,8 @@ impl<'a> Auditor<'a> {
         breaches.iter().for_each(|id| self.breach(id, "a resource changes at most once"));
     }
 
-    /// A site comes up, changes and comes back while any other is lost: nothing there waits for another site. Where the others are
-    /// follows from their names.
+    /// A site can be created, changed and recovered while any other is down: its steps wait for no other site. The
+    /// locations of other sites follow from their names.
     fn sites_stand_alone(&mut self) {
         let mut breaches = Vec::new();
         for (id, wanted) in &self.wanted {
@@ -204,7 +204,7 @@ impl<'a> Auditor<'a> {
         breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
     }
 
-    /// Everything that a resource needs is ready before it is made or changed.
+    /// The dependencies of a resource are ready before it is created or changed.
     fn needs_first(&mut self) {
         let mut breaches = Vec::new();
         for (id, wanted) in &self.wanted {
@@ -230,7 +230,7 @@ impl<'a> Auditor<'a> {
         breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
     }
 
-    /// What is removed goes after everything recorded that used it.
+    /// A resource is removed after everything recorded that used it.
     fn dependents_first(&mut self) {
         let mut breaches = Vec::new();
         for (user, holding) in &self.holdings {
@@ -262,7 +262,7 @@ impl<'a> Auditor<'a> {
         breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
     }
 
-    /// Whatever is wanted is there in the end, or the plan says why not; whatever is not wanted is gone, or the plan says why not.
+    /// In the end every wanted resource exists and every unwanted one is gone, or the plan gives the reason.
     fn ends_as_wanted(&mut self) {
         let unchanged: HashSet<&ResourceId> = self.plan.unchanged.iter().collect();
         let mut said: HashSet<&str> = self.plan.blocked.iter().map(|blocked| blocked.resource.as_str()).collect();
@@ -286,8 +286,8 @@ impl<'a> Auditor<'a> {
         breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
     }
 
-    /// A plan that was asked for with gates has one in front of everything that goes, but for what must go before something can be made;
-    /// everything that is made at a site comes before its gate. Any other plan has none.
+    /// In a gated plan, a gate precedes every removal, except for removals that must precede a creation. Every creation
+    /// at a site precedes its gate. Other plans have no gates.
     fn gates(&mut self) {
         let steps = &self.plan.steps;
         let mut gates: HashMap<u32, (&Step, HashSet<u32>, HashSet<u32>)> = HashMap::new();
@@ -337,7 +337,7 @@ impl<'a> Auditor<'a> {
             if id == before {
                 return true;
             }
-            // Numbers only fall along `after`, so what is below cannot come back up.
+            // Dependencies have lower numbers, so the search cannot return upward.
             if id > before && seen.insert(id) {
                 todo.extend(self.plan.steps.get(id as usize).into_iter().flat_map(|step| &step.after));
             }
@@ -349,21 +349,21 @@ impl<'a> Auditor<'a> {
 fn makes_ready(step: &Step) -> bool {
     match &step.node {
         Node::Call(call) => !matches!(call, Call::Delete { .. }),
-        Node::OneOf(one) => matches!(one.decides, Decides::Difference { .. }),
+        Node::OneOf(one) => matches!(one.decides, ChoiceBasis::Difference { .. }),
         Node::Note(note) => !matches!(note, Note::Forget),
         Node::Gate(_) => false,
     }
 }
 
 fn removes_current(step: &Step) -> bool {
-    step.node.calls().iter().any(|call| matches!(call, Call::Delete { which: Which::Current, .. }))
+    step.node.calls().iter().any(|call| matches!(call, Call::Delete { which: ObjectRole::Current, .. }))
 }
 
 fn forgets(step: &Step) -> bool {
     matches!(step.node, Node::Note(Note::Forget))
 }
 
-/// A step that chooses by outputs which earlier steps make cannot also come before those steps.
+/// A step that chooses by outputs of earlier steps cannot also precede those steps.
 fn decides_late(step: &Step) -> bool {
     matches!(step.node, Node::OneOf(_))
 }

@@ -1,7 +1,7 @@
-//! One resource at a time: what must happen to it.
+//! Decides for each resource what must happen.
 //!
-//! Resources are taken in the order of their needs, so that each knows whether the outputs it refers to are known, will be
-//! known after apply, or cannot be known.
+//! Resources are decided in the order of their dependencies. Each one then knows whether the outputs it refers to are
+//! known, known after apply, or unavailable.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,29 +11,29 @@ use textnlp_provider::{
     ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
 };
 
-use super::facts::{Place, World, degraded, needs_of};
+use super::facts::{ResourceIndex, World, degraded, needs_of};
 use super::{Branch, Note};
-use crate::state::{Old, within};
+use crate::state::{ReplacedObject, within};
 
-/// What happens to each resource that is wanted, recorded or seen.
+/// The decisions about all resources that are wanted, recorded or observed.
 pub(super) struct Decisions<'a> {
-    /// By place.
+    /// By index.
     pub(super) all: Vec<Option<Decided<'a>>>,
     pub(super) warnings: Vec<Problem>,
 }
 
-/// What happens to one resource.
+/// The decision about one resource.
 pub(super) struct Decided<'a> {
     pub(super) what: Decision<'a>,
     pub(super) wanted: Option<&'a Wanted>,
-    /// As wanted, with the outputs filled in that are known now.
+    /// The wanted spec, with the known outputs filled in.
     pub(super) spec: Spec,
     pub(super) site: &'a SiteName,
     pub(super) changes: Vec<FieldChange>,
     pub(super) because: String,
-    /// Replaced objects that are still to be removed.
-    pub(super) old: &'a [Old],
-    /// Objects of ours that no record mentions.
+    /// Replaced objects that have yet to be removed.
+    pub(super) old: &'a [ReplacedObject],
+    /// Objects of this lineage without a record.
     pub(super) strays: Vec<Recorded>,
 }
 
@@ -51,10 +51,10 @@ pub(super) enum Decision<'a> {
         order: ReplaceOrder,
         stray: bool,
     },
-    /// What was replaced is still there and is what is wanted.
+    /// A replaced object still exists and matches what is wanted.
     Return {
         back: Box<Recorded>,
-        old: &'a Old,
+        old: &'a ReplacedObject,
         instead: &'a Recorded,
     },
     Maybe {
@@ -74,7 +74,7 @@ pub(super) enum Decision<'a> {
     Retain {
         recorded: &'a Recorded,
     },
-    /// Only strays or replaced objects are left of it.
+    /// Only unrecorded or replaced objects are left.
     Leftovers,
     Blocked,
     Refused {
@@ -82,10 +82,10 @@ pub(super) enum Decision<'a> {
     },
 }
 
-/// What can be said of a resource's outputs.
-enum Known<'a> {
+/// What is known about a resource's outputs.
+enum KnownOutputs<'a> {
     Now(Cow<'a, Outputs>),
-    /// Known after apply. `last` are those of the record; `fresh`: a new object whose id is not that of the old one.
+    /// Known after apply. `last`: the recorded outputs. `fresh`: a new object whose id differs from the old one's.
     After {
         last: Option<&'a Outputs>,
         fresh: bool,
@@ -93,24 +93,24 @@ enum Known<'a> {
     Never,
 }
 
-pub(super) struct Deciding<'w, 'a> {
+pub(super) struct DecisionBuilder<'w, 'a> {
     pub(super) world: &'w World<'a>,
-    /// By place, as all that follows.
-    known: Vec<Option<Known<'a>>>,
+    /// By index, like all fields below.
+    known: Vec<Option<KnownOutputs<'a>>>,
     pub(super) all: Vec<Option<Decided<'a>>>,
     warnings: Vec<Problem>,
-    /// What others are reached through, or are to be.
+    /// Resources that others are or will be reached through.
     hosts: Vec<bool>,
-    /// Hosts through which something is reached that holds data nobody agreed to lose.
+    /// Hosts of resources that hold data whose loss was not approved.
     precious_hosts: Vec<bool>,
-    /// What is inside of it, or of what is reached through it, and stays.
+    /// What is inside of each resource, or of those reached through it, and is retained.
     pub(super) guests: Vec<Option<String>>,
-    /// What goes because of what its controllers made, and where that is.
-    tied: BTreeMap<Place, &'a ResourceId>,
+    /// Resources that are removed because of objects that their controllers created, and where those are.
+    tied: BTreeMap<ResourceIndex, &'a ResourceId>,
 }
 
-/// What a provider's answers about one resource come to.
-pub(super) struct Sight<'a> {
+/// The observations of one resource.
+pub(super) struct ResourceObservation<'a> {
     pub(super) seen: Option<&'a Object>,
     pub(super) strays: Vec<&'a Object>,
 }
@@ -127,15 +127,15 @@ pub(super) fn decide<'a>(world: &World<'a>) -> Decisions<'a> {
             && let Some(host) = &child.via
             && let Some(host) = world.place(&host.0)
         {
-            // What is in it goes through it, which a new one in its place would not lead to.
+            // Objects in it are removed through it; a new host in its place would not reach them.
             hosts[host] = true;
             precious_hosts[host] |= is_kept(world, child, site);
         }
     }
     let guests = guests(world);
     let (known, all, tied) = (Vec::new(), Vec::new(), BTreeMap::new());
-    let mut deciding = Deciding { world, known, all, warnings: Vec::new(), hosts, precious_hosts, guests, tied };
-    // What one decision drags along may drag along more; each round adds at least one.
+    let mut deciding = DecisionBuilder { world, known, all, warnings: Vec::new(), hosts, precious_hosts, guests, tied };
+    // A decision may affect others, which may affect more. Each round adds at least one, so the loop ends.
     loop {
         deciding.known = (0..size).map(|_| None).collect();
         deciding.all = (0..size).map(|_| None).collect();
@@ -154,12 +154,12 @@ pub(super) fn decide<'a>(world: &World<'a>) -> Decisions<'a> {
     Decisions { all: deciding.all, warnings: deciding.warnings }
 }
 
-impl<'a> Deciding<'_, 'a> {
-    fn wanted(&mut self, place: Place, wanted: &'a Wanted) -> Decided<'a> {
+impl<'a> DecisionBuilder<'_, 'a> {
+    fn wanted(&mut self, place: ResourceIndex, wanted: &'a Wanted) -> Decided<'a> {
         let holding = self.world.rows[place].holding.map(|(_, holding)| holding);
         let current = holding.and_then(|holding| holding.current.as_ref());
         let spec = wanted.spec.resolve_known(|id| match self.known_of(id) {
-            Some(Known::Now(outputs)) => Some(outputs.as_ref()),
+            Some(KnownOutputs::Now(outputs)) => Some(outputs.as_ref()),
             _ => None,
         });
         let mut decided = Decided {
@@ -180,68 +180,72 @@ impl<'a> Deciding<'_, 'a> {
         decided
     }
 
-    fn known_of(&self, id: &ResourceId) -> Option<&Known<'a>> {
+    fn known_of(&self, id: &ResourceId) -> Option<&KnownOutputs<'a>> {
         self.known[self.world.place(id)?].as_ref()
     }
 
-    /// What was decided of another resource.
+    /// The decision about another resource.
     pub(super) fn decision(&self, id: &ResourceId) -> Option<&Decision<'a>> {
         Some(&self.all[self.world.place(id)?].as_ref()?.what)
     }
 
-    /// Remembers what dependents may know of the outputs.
-    fn learn(&mut self, place: Place, wanted: &'a Wanted, decided: &Decided<'a>, last: Option<&'a Outputs>) {
+    /// Stores what dependents can know about the outputs.
+    fn learn(&mut self, place: ResourceIndex, wanted: &'a Wanted, decided: &Decided<'a>, last: Option<&'a Outputs>) {
         let token = self.world.kind_of(wanted).is_some_and(|kind| kind.identity == Identity::Token);
         let known = match &decided.what {
-            Decision::Same => Known::Now(last.map_or_else(Cow::default, Cow::Borrowed)),
+            Decision::Same => KnownOutputs::Now(last.map_or_else(Cow::default, Cow::Borrowed)),
             Decision::Note(Note::Adopt { recorded } | Note::Remember { recorded }) => {
-                Known::Now(Cow::Owned(recorded.outputs.clone()))
+                KnownOutputs::Now(Cow::Owned(recorded.outputs.clone()))
             }
-            Decision::Return { back, .. } => Known::Now(Cow::Owned(back.outputs.clone())),
-            Decision::Create => Known::After { last, fresh: false },
-            Decision::Replace { .. } => Known::After { last, fresh: token },
+            Decision::Return { back, .. } => KnownOutputs::Now(Cow::Owned(back.outputs.clone())),
+            Decision::Create => KnownOutputs::After { last, fresh: false },
+            Decision::Replace { .. } => KnownOutputs::After { last, fresh: token },
             Decision::Update { recorded, .. } | Decision::Maybe { recorded, .. } => {
                 let last = match recorded {
                     Cow::Borrowed(recorded) => Some(&recorded.outputs),
-                    // What no record mentions is recorded as it is seen.
+                    // An unrecorded object is recorded as observed.
                     Cow::Owned(_) => decided.what.seen().map(|seen| &seen.outputs),
                 };
-                Known::After { last, fresh: false }
+                KnownOutputs::After { last, fresh: false }
             }
-            _ => last.map_or(Known::Never, |last| Known::Now(Cow::Borrowed(last))),
+            _ => last.map_or(KnownOutputs::Never, |last| KnownOutputs::Now(Cow::Borrowed(last))),
         };
         self.known[place] = Some(known);
     }
 
-    /// What there is behind a resource, or why nobody can say.
-    pub(super) fn sight(&self, place: Place, current: Option<&Recorded>) -> Result<Sight<'a>, String> {
+    /// The objects of a resource, or why they could not be read.
+    pub(super) fn sight(
+        &self,
+        place: ResourceIndex,
+        current: Option<&Recorded>,
+    ) -> Result<ResourceObservation<'a>, String> {
         let row = &self.world.rows[place];
         if let Some(op) = row.open {
-            return Err(format!("operation {op} on it is still open"));
+            return Err(format!("operation {op} on it has not finished"));
         }
         let wanted = row.wanted;
         let host = wanted.map(|wanted| wanted.via.as_ref()).unwrap_or(current.and_then(|current| current.via.as_ref()));
         if let Some(host) = host {
             match self.decision(&host.0) {
-                // A host that is not there has no children; what is to move there is still where it was.
+                // A missing host has no children; a resource that moves to it is still at its old host.
                 Some(Decision::Create) if current.is_none_or(|current| current.via.as_ref() == Some(host)) => {
-                    return Ok(Sight { seen: None, strays: Vec::new() });
+                    return Ok(ResourceObservation { seen: None, strays: Vec::new() });
                 }
                 Some(Decision::Blocked | Decision::Refused { .. }) => {
-                    return Err(format!("it is reached through `{}`, which is blocked itself", host.0));
+                    return Err(format!("its host `{}` is blocked", host.0));
                 }
                 _ => {}
             }
         }
         let Some((site, answers)) = &row.observed else {
-            return Err("the provider did not say whether it is there".to_owned());
+            return Err("the provider did not report whether it exists".to_owned());
         };
         let mut objects: Vec<&'a Object> = Vec::new();
         for answer in answers {
             match answer {
                 Observed::Present(object) => objects.push(object),
                 Observed::Absent => {}
-                Observed::Unknown(why) => return Err(format!("it could not be seen: {}", why.0)),
+                Observed::Unknown(why) => return Err(format!("it could not be observed: {}", why.0)),
             }
         }
         objects.sort_by(|a, b| a.cloud_id.cmp(&b.cloud_id));
@@ -253,37 +257,34 @@ impl<'a> Deciding<'_, 'a> {
         let seen = at.map(|at| objects.remove(at));
         if let (Some(current), None, Some(holding)) = (current, seen, holding) {
             let settles = self.world.kind(site, &current.kind).map(|kind| kind.settles).unwrap_or_default();
-            // Not found right after a create is not gone.
+            // An object that cannot be found right after its creation is not necessarily gone.
             if objects.is_empty() && within(self.world.facts.now, holding.since, settles) {
-                return Err("it was made a moment ago and is not visible yet".to_owned());
+                return Err("it was just created and is not visible yet".to_owned());
             }
         }
-        Ok(Sight { seen, strays: objects })
+        Ok(ResourceObservation { seen, strays: objects })
     }
 
     fn choose(
         &mut self,
-        place: Place,
+        place: ResourceIndex,
         wanted: &'a Wanted,
         current: Option<&'a Recorded>,
-        sight: Sight<'a>,
+        sight: ResourceObservation<'a>,
         decided: &mut Decided<'a>,
     ) {
         if let Ownership::External(_) = wanted.ownership {
             return self.external(place, wanted, current, sight, decided);
         }
-        let Sight { seen, strays } = sight;
+        let ResourceObservation { seen, strays } = sight;
         let mut all = strays.iter().chain(&seen);
         if let Some(object) = all.find(|object| !self.is_ours(object, wanted)) {
             let cause = match object.lineage {
                 Some(other) => format!("`{}` belongs to deployment {other}", object.cloud_id),
-                None => format!("`{}` is there already and was not made by this deployment", object.cloud_id),
+                None => format!("`{}` already exists and was not created by this deployment", object.cloud_id),
             };
-            let problem = Problem::new(
-                wanted.id.as_str(),
-                cause,
-                "give the component another name, or name the object as `existing:`",
-            );
+            let problem =
+                Problem::new(wanted.id.as_str(), cause, "rename the component, or set the object as `existing:`");
             decided.what = Decision::Refused { problem };
             return;
         }
@@ -296,18 +297,19 @@ impl<'a> Deciding<'_, 'a> {
                 {
                     let schema = self.world.kind_of(wanted).map_or(1, |kind| kind.schema);
                     let back = Box::new(refreshed(wanted, &decided.spec, seen, schema, false));
-                    decided.because = "the object that it replaced is still there and is as wanted".to_owned();
+                    decided.because = "the object that it replaced still exists and matches the plan".to_owned();
                     decided.changes.clear();
                     decided.what = Decision::Return { back, old, instead: recorded };
                 }
             }
             (gone, _) if !strays.is_empty() => {
-                // An object of ours that no record mentions: a run died between the call and the record, or the record was lost.
+                // An object of this lineage without a record: a run crashed between call and record, or the record was
+                // lost.
                 let (recorded, seen) = strays.remove(0);
                 decided.because = if gone.is_some() {
-                    "the recorded object is gone, another one of ours is there".to_owned()
+                    "the recorded object is gone, and another object of this deployment exists".to_owned()
                 } else {
-                    "it is ours and was not recorded".to_owned()
+                    "it belongs to this deployment and was not recorded".to_owned()
                 };
                 self.compare(place, wanted, Cow::Owned(recorded), seen, true, decided);
             }
@@ -321,7 +323,8 @@ impl<'a> Deciding<'_, 'a> {
         self.wait_for_needs(place, decided);
     }
 
-    /// Whether an object may be treated as ours: it carries our lineage, or it is a part, which can carry none, of a parent of ours.
+    /// Whether an object is managed: it carries this lineage, or it is a part that cannot carry one, of a managed
+    /// parent.
     fn is_ours(&self, object: &Object, wanted: &'a Wanted) -> bool {
         let part = self.world.kind_of(wanted).is_some_and(|kind| kind.identity == Identity::Part);
         object.lineage.map_or(part, |lineage| lineage == self.world.facts.lineage)
@@ -335,37 +338,40 @@ impl<'a> Deciding<'_, 'a> {
 
     fn external(
         &self,
-        place: Place,
+        place: ResourceIndex,
         wanted: &'a Wanted,
         current: Option<&Recorded>,
-        sight: Sight<'a>,
+        sight: ResourceObservation<'a>,
         decided: &mut Decided<'a>,
     ) {
         let Some(object) = sight.seen.or(sight.strays.into_iter().next()) else {
             let Ownership::External(id) = &wanted.ownership else { return };
-            let cause = format!("`existing: {id}` names an object that is not there");
+            let cause = format!("`existing: {id}`: the object does not exist");
             decided.what = Decision::Refused {
-                problem: Problem::new(wanted.id.as_str(), cause, "name one that is there, or leave `existing` out"),
+                problem: Problem::new(
+                    wanted.id.as_str(),
+                    cause,
+                    "give the id of an existing object, or remove `existing`",
+                ),
             };
             return;
         };
-        // What is recorded in another one would be looked for here, not be found, and be made anew, without its data.
+        // Resources that are recorded inside the old host would not be found in the new one, and would be recreated
+        // without their data.
         if let Some(current) = current.filter(|current| self.hosts[place] && current.cloud_id != object.cloud_id) {
-            let cause = format!(
-                "what is reached through it is recorded in `{}`, and not in `{}`",
-                current.cloud_id, object.cloud_id
-            );
-            let fix = "name that one again, or remove with `down` what is in it before another one takes its place";
+            let cause =
+                format!("the objects inside it are recorded in `{}`, not in `{}`", current.cloud_id, object.cloud_id);
+            let fix = "set that one again, or remove its contents with `down` before you replace it";
             decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) };
             return;
         }
         decided.what = self.same_or_note(place, wanted, &decided.spec, current, object, false);
     }
 
-    /// Nothing but our own record may have to change.
+    /// No change, or a change of the record only.
     fn same_or_note(
         &self,
-        place: Place,
+        place: ResourceIndex,
         wanted: &'a Wanted,
         spec: &Spec,
         current: Option<&Recorded>,
@@ -373,7 +379,7 @@ impl<'a> Deciding<'_, 'a> {
         stray: bool,
     ) -> Decision<'a> {
         let schema = self.world.kind_of(wanted).map_or(1, |kind| kind.schema);
-        let fresh = Fresh { wanted, spec, seen, schema };
+        let fresh = ExpectedRecord { wanted, spec, seen, schema };
         let needs = || self.needs_recorded(place, wanted);
         match current.filter(|_| !stray) {
             Some(current) if fresh.is(current, needs()) => Decision::Same,
@@ -384,17 +390,17 @@ impl<'a> Deciding<'_, 'a> {
         }
     }
 
-    /// The places of the needs that are recorded: its host stands for itself.
-    fn needs_recorded(&self, place: Place, wanted: &Wanted) -> impl Iterator<Item = &'a ResourceId> {
+    /// The recorded dependencies. The host is recorded separately.
+    fn needs_recorded(&self, place: ResourceIndex, wanted: &Wanted) -> impl Iterator<Item = &'a ResourceId> {
         let host = wanted.via.as_ref().and_then(|host| self.world.place(&host.0));
         let needs = self.world.rows[place].needs.iter().filter(move |need| Some(**need) != host);
         needs.map(|need| self.world.ids[*need])
     }
 
-    /// Compares an object that is there with what is wanted.
+    /// Compares an existing object with what is wanted.
     fn compare(
         &mut self,
-        place: Place,
+        place: ResourceIndex,
         wanted: &'a Wanted,
         recorded: Cow<'a, Recorded>,
         seen: &'a Object,
@@ -404,12 +410,12 @@ impl<'a> Deciding<'_, 'a> {
         if let Some(reason) = degraded(&seen.health) {
             self.warnings.push(Problem::warning(
                 wanted.id.as_str(),
-                format!("it does not do its work: {reason}"),
+                format!("it is unhealthy: {reason}"),
                 "see `textnlp-deploy explain`",
             ));
         }
         let Some(kind) = self.world.kind_of(wanted) else { return };
-        // What no record mentions has no place beside a new one in the journal: it goes first.
+        // The journal cannot hold an unrecorded object beside a new one, so it is deleted first.
         let order = if stray { ReplaceOrder::DeleteFirst } else { self.order(place, kind) };
         let host = wanted.via.as_ref().and_then(|host| self.decision(&host.0));
         let host_goes = match host {
@@ -418,16 +424,18 @@ impl<'a> Deciding<'_, 'a> {
             _ => Branch::Nothing,
         };
         let why = if recorded.tainted {
-            Some(Cow::Borrowed("its creation failed half-way"))
+            Some(Cow::Borrowed("its creation failed before it was complete"))
         } else if recorded.kind != wanted.kind {
-            Some("it becomes another kind".into())
+            Some("its kind changes".into())
         } else if recorded.via != wanted.via {
             Some("it moves to another host".into())
         } else if host_goes == Branch::Replace {
             Some("its host is replaced".into())
         } else {
             let goes = self.tied.get(&place);
-            goes.map(|goes| format!("what its controllers made is inside of `{goes}`, which has to go first").into())
+            goes.map(|goes| {
+                format!("objects of its controllers are inside `{goes}`, which must be removed first").into()
+            })
         };
         let guests = self.guests[place].as_ref();
         if let (Some(why), Some(guests)) = (&why, guests) {
@@ -435,7 +443,7 @@ impl<'a> Deciding<'_, 'a> {
             return;
         }
         if let Some(why) = why {
-            // A half-made object holds nothing yet.
+            // A tainted object holds no data yet.
             let free = recorded.tainted || self.may_lose(place, wanted, &recorded, kind);
             decided.what = if free {
                 Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, stray }
@@ -451,7 +459,7 @@ impl<'a> Deciding<'_, 'a> {
             _ => None,
         }) {
             decided.what =
-                Decision::Refused { problem: Problem::new(wanted.id.as_str(), reason, "put the old value back") };
+                Decision::Refused { problem: Problem::new(wanted.id.as_str(), reason, "restore the old value") };
             return;
         }
         let least = branch_of(&certain);
@@ -490,9 +498,9 @@ impl<'a> Deciding<'_, 'a> {
         };
     }
 
-    /// Resources that stay although what their controllers made is inside of an object that goes before its successor can be made: they
-    /// would make it again for as long as they are there. By place, with the resource that goes.
-    fn would_fill_again(&self) -> BTreeMap<Place, &'a ResourceId> {
+    /// Resources that stay whose controllers created objects inside of a resource that must be removed first: they
+    /// would create them again. By index, with the resource that is removed.
+    fn would_fill_again(&self) -> BTreeMap<ResourceIndex, &'a ResourceId> {
         let mut found = BTreeMap::new();
         for (place, decided) in self.all.iter().enumerate() {
             let Some(Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, .. }) =
@@ -504,7 +512,7 @@ impl<'a> Deciding<'_, 'a> {
             if makers.is_empty() {
                 continue;
             }
-            // What a provider calls its objects it may call others at another site.
+            // Object ids are unique only within a site.
             let site = self.world.rows[place].holding.map(|(site, _)| site);
             for (maker, row) in self.world.rows.iter().enumerate() {
                 let here = row.holding.filter(|(at, _)| Some(*at) == site);
@@ -521,10 +529,15 @@ impl<'a> Deciding<'_, 'a> {
         found
     }
 
-    /// An object that was replaced, is still there, does its work and is what is wanted now: the way back needs no new one.
-    fn old_as_wanted(&self, place: Place, wanted: &'a Wanted, spec: &Spec) -> Option<(&'a Old, &'a Object)> {
+    /// A replaced object that still exists, is healthy and matches what is wanted now: a rollback needs no new object.
+    fn old_as_wanted(
+        &self,
+        place: ResourceIndex,
+        wanted: &'a Wanted,
+        spec: &Spec,
+    ) -> Option<(&'a ReplacedObject, &'a Object)> {
         let row = &self.world.rows[place];
-        // What others are reached through takes them along.
+        // A change of the host takes the resources behind it along.
         let stands_still = |host: &ResourceId| matches!(self.decision(host), Some(Decision::Same | Decision::Note(_)));
         if self.hosts[place]
             || !spec.outputs_needed().is_empty()
@@ -534,7 +547,7 @@ impl<'a> Deciding<'_, 'a> {
         }
         let (_, holding) = row.holding?;
         holding.old.iter().find_map(|old| {
-            let Old { recorded, .. } = old;
+            let ReplacedObject { recorded, .. } = old;
             let seen = row.present().find(|object| object.cloud_id == recorded.cloud_id)?;
             let is_whole = !recorded.tainted && degraded(&seen.health).is_none() && self.is_ours(seen, wanted);
             let is_alike = recorded.kind == wanted.kind && recorded.via == wanted.via;
@@ -543,9 +556,9 @@ impl<'a> Deciding<'_, 'a> {
         })
     }
 
-    /// What surely differs, and what may differ once the outputs of other resources are known.
+    /// The certain differences, and the possible ones once other outputs are known.
     ///
-    /// Unknown outputs are taken as they were recorded for the first, and stand as references for the second.
+    /// For the first, unknown outputs have their recorded values; for the second, they stay references.
     fn differences(
         &self,
         wanted: &Wanted,
@@ -556,8 +569,8 @@ impl<'a> Deciding<'_, 'a> {
         let provider = &self.world.site(&wanted.site).provider;
         let ask = |spec: Spec| provider.diff(&Wanted { spec, ..wanted.clone() }, recorded, seen);
         let assumed = partly.resolve_known(|id| match self.known_of(id) {
-            Some(Known::Now(outputs)) => Some(outputs.as_ref()),
-            Some(Known::After { last: Some(outputs), .. }) => Some(outputs),
+            Some(KnownOutputs::Now(outputs)) => Some(outputs.as_ref()),
+            Some(KnownOutputs::After { last: Some(outputs), .. }) => Some(outputs),
             _ => None,
         });
         let open: BTreeSet<_> = partly.outputs_needed().iter().map(|output| &output.resource).collect();
@@ -569,14 +582,15 @@ impl<'a> Deciding<'_, 'a> {
         if open.is_empty() {
             return (certain, Vec::new());
         }
-        let fresh = |id: &ResourceId| matches!(self.known_of(id), Some(Known::After { fresh: true, .. }));
+        let fresh = |id: &ResourceId| matches!(self.known_of(id), Some(KnownOutputs::After { fresh: true, .. }));
         let (mut sure, mut possible) = (Vec::new(), Vec::new());
         for change in ask(partly.clone()) {
             let refers = refers_to(&change);
             if refers.is_empty() || certain.iter().any(|known| known.field == change.field) {
                 continue;
             }
-            // A new object of a kind with ids of its own has another id: who is tied to the old one goes with it.
+            // A new object of a kind with generated ids has another id, so resources that refer to the old id are
+            // replaced with it.
             if change.effect == Effect::Replace && refers.iter().any(fresh) {
                 sure.push(change);
             } else {
@@ -584,7 +598,7 @@ impl<'a> Deciding<'_, 'a> {
             }
         }
         if sure.is_empty() && possible.is_empty() {
-            // The provider named no field; the outputs may change all the same, and then it is asked again.
+            // The provider named no field, but the outputs may still change it; the comparison is repeated then.
             let names = open.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             possible.push(FieldChange {
                 field: format!("outputs of {names}"),
@@ -597,8 +611,8 @@ impl<'a> Deciding<'_, 'a> {
         (certain, possible)
     }
 
-    /// In which order a replacement happens. A new object cannot come first when something it needs must go first.
-    fn order(&self, place: Place, kind: &Kind) -> ReplaceOrder {
+    /// The order of a replacement. The new object cannot come first if a dependency of it must be deleted first.
+    fn order(&self, place: ResourceIndex, kind: &Kind) -> ReplaceOrder {
         let after = self.world.rows[place].needs.iter().any(|need| {
             matches!(
                 self.all[*need].as_ref().map(|decided| &decided.what),
@@ -611,8 +625,8 @@ impl<'a> Deciding<'_, 'a> {
         if self.hosts[place] || after { ReplaceOrder::DeleteFirst } else { kind.replace }
     }
 
-    /// Whether an object, and what lives in it, may be lost: nothing precious is in it, or a person agreed.
-    fn may_lose(&self, place: Place, wanted: &Wanted, recorded: &Recorded, kind: &Kind) -> bool {
+    /// Whether an object and everything in it may be lost: it holds no protected data, or the operator approved.
+    fn may_lose(&self, place: ResourceIndex, wanted: &Wanted, recorded: &Recorded, kind: &Kind) -> bool {
         let facts = self.world.facts;
         if facts.delete_data {
             return true;
@@ -622,8 +636,8 @@ impl<'a> Deciding<'_, 'a> {
         !precious && !wanted.protected && !self.precious_hosts[place]
     }
 
-    /// Nothing is changed on the strength of something that could not be seen or may not change.
-    fn wait_for_needs(&self, place: Place, decided: &mut Decided<'a>) {
+    /// Blocks a decision that depends on a resource that could not be read or must not change.
+    fn wait_for_needs(&self, place: ResourceIndex, decided: &mut Decided<'a>) {
         if matches!(decided.what, Decision::Same | Decision::Note(..) | Decision::Refused { .. } | Decision::Blocked) {
             return;
         }
@@ -634,7 +648,7 @@ impl<'a> Deciding<'_, 'a> {
             )
         });
         if let Some(need) = blocked {
-            decided.because = format!("it needs `{}`, which is blocked itself", self.world.ids[*need]);
+            decided.because = format!("it needs `{}`, which is blocked", self.world.ids[*need]);
             decided.what = Decision::Blocked;
             decided.changes.clear();
         }
@@ -650,16 +664,16 @@ impl<'a> Decision<'a> {
     }
 }
 
-/// What the record of an object would be that is as wanted.
-struct Fresh<'f> {
+/// The record that an object would have if it matched what is wanted.
+struct ExpectedRecord<'f> {
     wanted: &'f Wanted,
     spec: &'f Spec,
     seen: &'f Object,
     schema: u32,
 }
 
-impl Fresh<'_> {
-    /// Whether it is this one. The same as comparing it with [`refreshed`], without making that.
+impl ExpectedRecord<'_> {
+    /// Whether it equals this record. Equivalent to a comparison with [`refreshed`], without building it.
     fn is<'i>(&self, recorded: &Recorded, needs: impl Iterator<Item = &'i ResourceId>) -> bool {
         let Self { wanted, spec, seen, schema } = self;
         recorded.kind == wanted.kind
@@ -682,7 +696,7 @@ pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -
     !world.facts.delete_data && !recorded.tainted && (recorded.protected || (precious && facts.protect_data))
 }
 
-/// The record of an object that is as wanted.
+/// The record of an object that matches what is wanted.
 pub(crate) fn refreshed(wanted: &Wanted, spec: &Spec, seen: &Object, schema: u32, tainted: bool) -> Recorded {
     Recorded {
         id: wanted.id.clone(),
@@ -700,7 +714,7 @@ pub(crate) fn refreshed(wanted: &Wanted, spec: &Spec, seen: &Object, schema: u32
     }
 }
 
-/// Needs as they are recorded: those that were said and those that references imply, each once.
+/// Dependencies as recorded: explicit ones and those implied by references, without duplicates.
 pub(crate) fn sorted_needs(wanted: &Wanted) -> Vec<textnlp_provider::Need> {
     let host = wanted.via.as_ref().map(|host| &host.0);
     let mut needs: Vec<&ResourceId> = needs_of(wanted).filter(|need| Some(*need) != host).collect();
@@ -721,7 +735,7 @@ pub(super) fn record_of(
         kind: object.kind.clone(),
         site,
         via,
-        spec: object.spec.clone(),
+        spec: object.spec.applied(),
         needs: Vec::new(),
         ownership: Ownership::Ours,
         schema,
@@ -732,7 +746,8 @@ pub(super) fn record_of(
     }
 }
 
-/// What is inside each object, or inside what is reached through it, and stays: nobody but whoever put it there may take it out.
+/// What is inside each object, or inside the resources reached through it, and is retained: only its owner may remove
+/// it.
 fn guests(world: &World<'_>) -> Vec<Option<String>> {
     let mut all = vec![None; world.rows.len()];
     for (place, row) in world.rows.iter().enumerate() {
@@ -746,11 +761,11 @@ fn guests(world: &World<'_>) -> Vec<Option<String>> {
         }
         let is = if names.len() == 1 { "is" } else { "are" };
         let text = format!(
-            "{} {is} inside of `{}` and was not made by this deployment: move that away first",
+            "{} {is} inside `{}` and was not created by this deployment: move it away first",
             names.join(", "),
             world.ids[place]
         );
-        // It would go with each host on the way up; a host that was met before ends a circle.
+        // It is inside every host on the way up; a host that was visited before ends a cycle.
         let mut next = Some(place);
         while let Some(place) = next.filter(|place| all[*place].is_none()) {
             all[place] = Some(text.clone());
@@ -763,7 +778,7 @@ fn guests(world: &World<'_>) -> Vec<Option<String>> {
 
 fn refuse_loss<'a>(wanted: &Wanted, why: &str) -> Decision<'a> {
     let cause = format!("it holds data and would be replaced: {why}");
-    let fix = "take the change back, or agree to lose the data with `--delete-data ENV`";
+    let fix = "revert the change, or accept the loss of the data with `--delete-data ENV`";
     Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) }
 }
 
@@ -773,7 +788,7 @@ pub(crate) fn branch_of(changes: &[FieldChange]) -> Branch {
     changes.iter().map(one).max().unwrap_or(Branch::Nothing)
 }
 
-/// The resources to whose outputs a change refers.
+/// The resources whose outputs a change refers to.
 fn refers_to(change: &FieldChange) -> Vec<ResourceId> {
     let Some(after) = &change.after else { return Vec::new() };
     let after = Spec::of(&serde_json::json!({ "after": after }));
@@ -810,7 +825,7 @@ mod tests {
             via: None,
             foreign: Vec::new(),
         };
-        let fresh = Fresh { wanted: &wanted, spec: &wanted.spec, seen: &seen, schema: 3 };
+        let fresh = ExpectedRecord { wanted: &wanted, spec: &wanted.spec, seen: &seen, schema: 3 };
         let whole = refreshed(&wanted, &wanted.spec, &seen, 3, false);
         let check = |edit: fn(&mut Recorded), expect: bool| {
             let mut recorded = whole.clone();

@@ -1,4 +1,4 @@
-//! Everything that planning reads, and its checks.
+//! The input of planning, and its checks.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
@@ -13,50 +13,50 @@ use textnlp_provider::{
 };
 
 use super::Purpose;
-use crate::state::{Holding, Open, Took};
+use crate::state::{Durations, OpenOperation, RecordedObjects};
 
-/// What a plan is made from.
+/// The input of a plan.
 #[derive(Clone)]
 pub struct Facts {
-    /// Which environment.
+    /// The environment.
     pub environment: EnvironmentName,
-    /// What the plan is for.
+    /// The purpose of the plan.
     pub purpose: Purpose,
-    /// Which deployment; only proposed while `is_new`.
+    /// The lineage of the deployment; only proposed while `is_new`.
     pub lineage: Lineage,
-    /// Nothing was ever written for this environment.
+    /// Whether the environment has no state yet.
     pub is_new: bool,
-    /// Whether what holds data may be removed.
+    /// Whether resources that hold data may be removed.
     pub delete_data: bool,
-    /// Whether what is replaced or no longer wanted goes only through a gate.
+    /// Whether removals need a gate.
     pub gated: bool,
-    /// The wall clock when the providers were asked.
+    /// The wall clock when the providers were read.
     pub now: Timestamp,
-    /// The places: those of the environment, and those that only the journal still knows.
+    /// The locations: the environment's, and those that only the journal still has.
     pub sites: BTreeMap<SiteName, SiteFacts>,
 }
 
-/// What is wanted, recorded and observed at one place.
+/// What is wanted, recorded and observed at one location.
 #[derive(Clone)]
 pub struct SiteFacts {
-    /// Only its pure parts are asked: kinds and differences.
+    /// Only its pure functions are used: kinds and differences.
     pub provider: Arc<dyn Provider>,
-    /// Whether kinds that hold data are protected here.
+    /// Whether resources that hold data are protected here.
     pub protect_data: bool,
-    /// What should be there. Planning to remove everything leaves it aside.
+    /// The wanted resources; ignored if the purpose is to remove everything.
     pub wanted: Vec<Wanted>,
-    /// What we wrote down.
-    pub holdings: BTreeMap<ResourceId, Holding>,
-    /// What the provider says.
+    /// The records.
+    pub holdings: BTreeMap<ResourceId, RecordedObjects>,
+    /// The observations.
     pub observed: Vec<(ResourceId, Observed)>,
     /// Operations that are still open.
-    pub open: BTreeMap<OperationId, Open>,
-    /// How long operations took here: for an estimate, never for the plan.
-    pub took: Took,
+    pub open: BTreeMap<OperationId, OpenOperation>,
+    /// Past durations of operations: for estimates, never for the plan.
+    pub took: Durations,
 }
 
 impl Facts {
-    /// A digest of everything that was read of each resource.
+    /// A digest of the facts about each resource.
     pub fn reads(&self) -> BTreeMap<ResourceId, String> {
         let mut sums: HashMap<&ResourceId, Vec<[u8; 32]>> = HashMap::new();
         let mut add = |id, sum| sums.entry(id).or_insert_with(|| Vec::with_capacity(3)).push(sum);
@@ -74,7 +74,7 @@ impl Facts {
             for (id, observed) in &site.observed {
                 let seen = match observed {
                     Observed::Present(object) if object.foreign.is_empty() => sum("present", object),
-                    // What controllers make and take away changes no plan.
+                    // Objects that controllers create and remove do not affect the plan.
                     Observed::Present(object) => {
                         let stays = object.foreign.iter().filter(|foreign| !foreign.swept).cloned().collect();
                         sum("present", &Object { foreign: stays, ..object.clone() })
@@ -94,9 +94,9 @@ impl Facts {
 }
 
 fn sum(what: &str, value: &impl Serialize) -> [u8; 32] {
-    /// Small pieces are gathered: a hash is fastest on many bytes at once.
-    struct Into(Sha256);
-    impl std::io::Write for Into {
+    /// Buffers small writes: hashing is fastest on large blocks.
+    struct BufferedHash(Sha256);
+    impl std::io::Write for BufferedHash {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.update(bytes);
             Ok(bytes.len())
@@ -105,40 +105,40 @@ fn sum(what: &str, value: &impl Serialize) -> [u8; 32] {
             Ok(())
         }
     }
-    let mut hash = std::io::BufWriter::with_capacity(1024, Into(Sha256::new_with_prefix(what)));
+    let mut hash = std::io::BufWriter::with_capacity(1024, BufferedHash(Sha256::new_with_prefix(what)));
     serde_json::to_writer(&mut hash, value).expect("facts are plain data");
-    let Into(hash) = hash.into_inner().unwrap_or_else(|_| unreachable!("hashing does not fail"));
+    let BufferedHash(hash) = hash.into_inner().unwrap_or_else(|_| unreachable!("hashing does not fail"));
     hash.finalize().into()
 }
 
-/// A resource within one planning: its place among all ids, in their order.
-pub(super) type Place = usize;
+/// The index of a resource among all ids, in their order.
+pub(super) type ResourceIndex = usize;
 
-/// The facts, indexed and checked. Everything about a resource stands at its [`Place`].
+/// The facts, indexed and checked; resources are indexed by [`ResourceIndex`].
 pub(super) struct World<'a> {
     pub(super) facts: &'a Facts,
-    /// Every id that anybody names, in order.
+    /// Every id that appears anywhere, in order.
     pub(super) ids: Vec<&'a ResourceId>,
     pub(super) rows: Vec<Row<'a>>,
-    /// Wanted resources, each after everything it needs.
-    pub(super) order: Vec<Place>,
-    places: HashMap<&'a ResourceId, Place>,
+    /// Wanted resources, each after its dependencies.
+    pub(super) order: Vec<ResourceIndex>,
+    places: HashMap<&'a ResourceId, ResourceIndex>,
     kinds: HashMap<(&'a SiteName, &'static str), &'static Kind>,
 }
 
-/// What the facts say of one resource.
+/// The facts about one resource.
 #[derive(Default)]
 pub(super) struct Row<'a> {
     pub(super) wanted: Option<&'a Wanted>,
-    /// What it needs as wanted, in order.
-    pub(super) needs: Vec<Place>,
-    pub(super) holding: Option<(&'a SiteName, &'a Holding)>,
+    /// Its dependencies as wanted, in order.
+    pub(super) needs: Vec<ResourceIndex>,
+    pub(super) holding: Option<(&'a SiteName, &'a RecordedObjects)>,
     pub(super) observed: Option<(&'a SiteName, Vec<&'a Observed>)>,
     pub(super) open: Option<OperationId>,
 }
 
 impl<'a> Row<'a> {
-    /// The objects that are there.
+    /// The existing objects.
     pub(super) fn present(&self) -> impl Iterator<Item = &'a Object> {
         self.observed.iter().flat_map(|(_, answers)| answers).filter_map(|answer| match answer {
             Observed::Present(object) => Some(object),
@@ -146,7 +146,7 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// Whose controllers made what is inside of one of them.
+    /// The ids of the objects whose controllers created what is inside of this object.
     pub(super) fn makers_inside(&self, cloud_id: &CloudId) -> BTreeSet<&'a CloudId> {
         let foreign = self.present().filter(|object| object.cloud_id == *cloud_id).flat_map(|object| &object.foreign);
         foreign.filter_map(|foreign| foreign.maker.as_ref()).collect()
@@ -157,25 +157,22 @@ impl<'a> World<'a> {
     pub(super) fn of(facts: &'a Facts) -> Result<Self, Problems> {
         let mut problems = Vec::new();
         let ids = every_id(facts);
-        let places: HashMap<&ResourceId, Place> = ids.iter().enumerate().map(|(place, id)| (*id, place)).collect();
+        let places: HashMap<&ResourceId, ResourceIndex> =
+            ids.iter().enumerate().map(|(place, id)| (*id, place)).collect();
         let rows = ids.iter().map(|_| Row::default()).collect();
         let mut world = Self { facts, ids, rows, order: Vec::new(), places, kinds: HashMap::new() };
         for (name, site) in &facts.sites {
             world.kinds.extend(site.provider.kinds().iter().map(|kind| ((name, kind.name), kind)));
             for one in site.wanted.iter().filter(|_| facts.purpose == Purpose::Up) {
                 if one.site != *name {
-                    let cause = format!("it stands among the resources of `{name}` and says site `{}`", one.site);
-                    problems.push(Problem::new(one.id.as_str(), cause, "this is a mistake of the provider; report it"));
+                    let cause = format!("it is listed under the resources of `{name}` but has site `{}`", one.site);
+                    problems.push(Problem::new(one.id.as_str(), cause, "this is a bug in the provider; report it"));
                 }
                 let needs = world.places_of(needs_of(one));
                 let row = &mut world.rows[world.places[&one.id]];
                 row.needs = needs;
                 if row.wanted.replace(one).is_some() {
-                    problems.push(Problem::new(
-                        one.id.as_str(),
-                        "it is wanted twice",
-                        "give one of the components another name",
-                    ));
+                    problems.push(Problem::new(one.id.as_str(), "it is planned twice", "rename one of the components"));
                 }
             }
             for (id, holding) in &site.holdings {
@@ -209,20 +206,20 @@ impl<'a> World<'a> {
         self.kind(&wanted.site, &wanted.kind)
     }
 
-    pub(super) fn place(&self, id: &ResourceId) -> Option<Place> {
+    pub(super) fn place(&self, id: &ResourceId) -> Option<ResourceIndex> {
         self.places.get(id).copied()
     }
 
-    /// The places of these ids, in order, each once.
-    pub(super) fn places_of<'i>(&self, ids: impl Iterator<Item = &'i ResourceId>) -> Vec<Place> {
-        let mut places: Vec<Place> = ids.filter_map(|id| self.place(id)).collect();
+    /// The indexes of these ids, in order, without duplicates.
+    pub(super) fn places_of<'i>(&self, ids: impl Iterator<Item = &'i ResourceId>) -> Vec<ResourceIndex> {
+        let mut places: Vec<ResourceIndex> = ids.filter_map(|id| self.place(id)).collect();
         places.sort_unstable();
         places.dedup();
         places
     }
 
-    /// What a recorded object needs, in order.
-    pub(super) fn recorded_needs(&self, recorded: &Recorded) -> Vec<Place> {
+    /// The dependencies of a recorded object, in order.
+    pub(super) fn recorded_needs(&self, recorded: &Recorded) -> Vec<ResourceIndex> {
         self.places_of(recorded_needs(recorded))
     }
 
@@ -236,16 +233,24 @@ impl<'a> World<'a> {
                 match self.kind(site, &recorded.kind) {
                     None => {
                         let cause = format!(
-                            "it is recorded as `{}`, a kind unknown to the provider of `{site}`",
+                            "it is recorded with kind `{}`, which the provider of `{site}` does not know",
                             recorded.kind
                         );
-                        problems.push(Problem::new(id.as_str(), cause, "use the program that made it, or a newer one"));
+                        problems.push(Problem::new(
+                            id.as_str(),
+                            cause,
+                            "use the version of this program that created it, or a newer one",
+                        ));
                     }
                     Some(kind) if recorded.schema > kind.schema => {
                         let (found, known) = (recorded.schema, kind.schema);
                         let cause =
-                            format!("its record has version {found} of `{}`, this program knows {known}", kind.name);
-                        problems.push(Problem::new(id.as_str(), cause, "use the newer program that wrote it"));
+                            format!("its record has version {found} of `{}`; this program supports {known}", kind.name);
+                        problems.push(Problem::new(
+                            id.as_str(),
+                            cause,
+                            "use the newer version of this program that wrote it",
+                        ));
                     }
                     Some(_) => {}
                 }
@@ -263,23 +268,24 @@ impl<'a> World<'a> {
             let need = self.ids[*need];
             let mut there = self.rows.iter().filter_map(|row| row.wanted).map(|wanted| &wanted.id);
             let near = there.find(|id| id.component() == need.component() || id.site() == need.site());
-            let fix = near.map_or("nothing else is wanted".to_owned(), |near| format!("did you mean `{near}`?"));
-            problems.push(Problem::new(place, format!("it needs `{need}`, which is not wanted"), fix));
+            let fix = near.map_or("there is no other resource".to_owned(), |near| format!("did you mean `{near}`?"));
+            problems.push(Problem::new(place, format!("it needs `{need}`, which is not in the environment"), fix));
         }
     }
 
     /// Kahn's algorithm over ids in order, so that equal facts give equal plans.
-    fn sorted(&self) -> Result<Vec<Place>, Problem> {
+    fn sorted(&self) -> Result<Vec<ResourceIndex>, Problem> {
         let mut waits: Vec<usize> = vec![0; self.rows.len()];
-        let mut dependents: Vec<Vec<Place>> = vec![Vec::new(); self.rows.len()];
-        let wanted: Vec<Place> = (0..self.rows.len()).filter(|place| self.rows[*place].wanted.is_some()).collect();
+        let mut dependents: Vec<Vec<ResourceIndex>> = vec![Vec::new(); self.rows.len()];
+        let wanted: Vec<ResourceIndex> =
+            (0..self.rows.len()).filter(|place| self.rows[*place].wanted.is_some()).collect();
         for place in &wanted {
             for need in self.rows[*place].needs.iter().filter(|need| self.rows[**need].wanted.is_some()) {
                 dependents[*need].push(*place);
                 waits[*place] += 1;
             }
         }
-        let mut ready: BinaryHeap<Reverse<Place>> =
+        let mut ready: BinaryHeap<Reverse<ResourceIndex>> =
             wanted.iter().filter(|place| waits[**place] == 0).map(|place| Reverse(*place)).collect();
         let mut order = Vec::with_capacity(wanted.len());
         while let Some(Reverse(place)) = ready.pop() {
@@ -294,13 +300,13 @@ impl<'a> World<'a> {
         if order.len() == wanted.len() {
             return Ok(order);
         }
-        let left: BTreeSet<Place> = wanted.into_iter().filter(|place| waits[*place] > 0).collect();
+        let left: BTreeSet<ResourceIndex> = wanted.into_iter().filter(|place| waits[*place] > 0).collect();
         Err(self.cycle(&left))
     }
 
-    /// Walks needs among resources that cannot be ordered until one comes again: that is a cycle, named in full.
-    fn cycle(&self, left: &BTreeSet<Place>) -> Problem {
-        let mut path: Vec<Place> = left.iter().take(1).copied().collect();
+    /// Follows dependencies among resources that cannot be ordered until one repeats, and names the whole cycle.
+    fn cycle(&self, left: &BTreeSet<ResourceIndex>) -> Problem {
+        let mut path: Vec<ResourceIndex> = left.iter().take(1).copied().collect();
         while let Some(last) = path.last() {
             let Some(next) = self.rows[*last].needs.iter().find(|need| left.contains(need)) else { break };
             if let Some(start) = path.iter().position(|place| place == next) {
@@ -314,13 +320,13 @@ impl<'a> World<'a> {
         let place = path.first().map_or_else(String::new, |place| self.ids[*place].to_string());
         Problem::new(
             place,
-            format!("resources need one another in a circle: {}", names.join(" needs ")),
-            "take one of these needs out",
+            format!("resources depend on each other in a cycle: {}", names.join(" needs ")),
+            "remove one of these dependencies",
         )
     }
 }
 
-/// Every id that is wanted, recorded, seen, worked on or needed, in order, each once.
+/// Every id that is wanted, recorded, observed, in operation or a dependency, in order, without duplicates.
 fn every_id(facts: &Facts) -> Vec<&ResourceId> {
     let mut ids: HashSet<&ResourceId> = HashSet::new();
     for site in facts.sites.values() {
@@ -342,18 +348,18 @@ fn every_id(facts: &Facts) -> Vec<&ResourceId> {
     ids
 }
 
-/// Everything that a wanted resource needs: said, reached through, or referred to. One may come several times.
+/// The dependencies of a wanted resource: explicit, its host, and those of references. May have duplicates.
 pub(super) fn needs_of(wanted: &Wanted) -> impl Iterator<Item = &ResourceId> {
     let said = wanted.needs.iter().map(|need| &need.on).chain(wanted.via.iter().map(|host| &host.0));
     said.chain(wanted.spec.outputs_needed().iter().map(|output| &output.resource))
 }
 
-/// Everything that a recorded resource needs. One may come several times.
+/// The dependencies of a recorded resource. May have duplicates.
 pub(super) fn recorded_needs(recorded: &Recorded) -> impl Iterator<Item = &ResourceId> {
     recorded.needs.iter().map(|need| &need.on).chain(recorded.via.iter().map(|host| &host.0))
 }
 
-/// The reason of a degraded object, if it is one.
+/// The reason why an object is degraded, if it is.
 pub(super) fn degraded(health: &Health) -> Option<&str> {
     match health {
         Health::Ready => None,

@@ -1,19 +1,19 @@
-//! What is replaced or no longer wanted goes only when somebody measured that the new works: a gate in front of the removals. Pure.
+//! Gates: replaced or unwanted resources are removed only after a measurement that the new ones work. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use textnlp_provider::{KindName, Problem, ResourceId, SiteName};
 
-use super::{Call, Decides, Gate, Node, Step};
+use super::{Call, ChoiceBasis, Gate, Node, Step};
 
-/// The kind of a gate's step: nobody's to be called.
+/// The kind of a gate's step; no provider implements it.
 const KIND: &str = "plan.gate";
-/// The last part of its id.
+/// The last segment of its id.
 const NAME: &str = "gate";
 
-/// Puts a gate into the plan of each site that removes something, after everything that is made or changed there. What has to go
-/// before something can be made cannot wait for it, and is named. Where nothing is left to be made, an earlier run may have
-/// found the gate shut: what is there is measured all the same.
+/// Adds a gate to the plan of each site that removes something, after all creations and changes there. Removals that
+/// must precede a creation cannot wait for it and are reported. Without creations, an earlier run may have found the
+/// gate closed, so the site is measured all the same.
 pub(super) fn behind_gates(steps: Vec<Step>, warnings: &mut Vec<Problem>) -> Vec<Step> {
     let early = waited_for_by_makers(&steps);
     let mut makers: BTreeMap<SiteName, Vec<u32>> = BTreeMap::new();
@@ -23,15 +23,15 @@ pub(super) fn behind_gates(steps: Vec<Step>, warnings: &mut Vec<Problem>) -> Vec
     let (early, late): (Vec<&Step>, Vec<&Step>) =
         steps.iter().filter(|step| removes(step)).partition(|step| early.contains(&step.id));
     for step in early {
-        let cause = "it goes before what comes in its place can be made: the gate is asked after that";
-        let fix = "there is no way back for it; leave --gated out if that is not what the gate is for";
+        let cause = "it is removed before its replacement can be created, so before the gate runs";
+        let fix = "it cannot be rolled back; omit --gated if the gate is not needed for it";
         warnings.push(Problem::warning(step.resource.as_str(), cause, fix));
     }
     let late: BTreeSet<u32> = late.into_iter().map(|step| step.id).collect();
     if late.is_empty() {
         return steps;
     }
-    // A note about a record may wait for a removal; nothing else does that is not one.
+    // A record change may wait for a removal; other steps behind the gate are removals.
     let mut behind = late.clone();
     for step in &steps {
         if step.after.iter().any(|before| behind.contains(before)) {
@@ -40,7 +40,7 @@ pub(super) fn behind_gates(steps: Vec<Step>, warnings: &mut Vec<Problem>) -> Vec
     }
     let mut gates: BTreeMap<SiteName, Vec<u32>> = BTreeMap::new();
     let (held, mut order): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(|step| behind.contains(&step.id));
-    // The numbers from before, by which steps name one another, and those that they have from now on.
+    // Maps the old step numbers, by which steps refer to each other, to the new ones.
     let mut numbers: BTreeMap<u32, u32> =
         order.iter().enumerate().map(|(place, step)| (step.id, place as u32)).collect();
     for step in held.iter().filter(|step| removes(step)) {
@@ -57,7 +57,7 @@ pub(super) fn behind_gates(steps: Vec<Step>, warnings: &mut Vec<Problem>) -> Vec
         let number = (order.len() + at_gates.len()) as u32;
         gate_of.insert(site.clone(), number);
         let because = format!(
-            "{} removal{} until the new is measured from outside; if it does not pass, nothing of the old goes",
+            "{} removal{} until the gate has measured the new resources; if it fails, no old resource is removed",
             open.len(),
             if open.len() == 1 { " waits" } else { "s wait" }
         );
@@ -82,7 +82,7 @@ pub(super) fn behind_gates(steps: Vec<Step>, warnings: &mut Vec<Problem>) -> Vec
         }
         step.after.sort_unstable();
         if let Node::OneOf(one) = &mut step.node
-            && let Decides::As(other) = &mut one.decides
+            && let ChoiceBasis::As(other) = &mut one.decides
         {
             *other = numbers[other];
         }
@@ -90,25 +90,25 @@ pub(super) fn behind_gates(steps: Vec<Step>, warnings: &mut Vec<Problem>) -> Vec
     order
 }
 
-/// Whether a step makes or changes something in use.
+/// Whether a step creates or changes an object in use.
 pub(super) fn makes(step: &Step) -> bool {
     match &step.node {
         Node::Call(call) => !matches!(call, Call::Delete { .. }),
-        Node::OneOf(one) => matches!(one.decides, Decides::Difference { .. }),
+        Node::OneOf(one) => matches!(one.decides, ChoiceBasis::Difference { .. }),
         Node::Note(_) | Node::Gate(_) => false,
     }
 }
 
-/// Whether all that a step does is to remove something.
+/// Whether a step only removes something.
 pub(super) fn removes(step: &Step) -> bool {
     match &step.node {
         Node::Call(call) => matches!(call, Call::Delete { .. }),
-        Node::OneOf(one) => matches!(one.decides, Decides::As(_)),
+        Node::OneOf(one) => matches!(one.decides, ChoiceBasis::As(_)),
         Node::Note(_) | Node::Gate(_) => false,
     }
 }
 
-/// The steps that a making step waits for, directly or not.
+/// The steps that a creating step waits for, directly or not.
 pub(super) fn waited_for_by_makers(steps: &[Step]) -> BTreeSet<u32> {
     let mut waited = BTreeSet::new();
     for step in steps.iter().rev() {

@@ -1,7 +1,8 @@
-//! All decisions together: which step waits for which.
+//! Combines all decisions into a graph of steps.
 //!
-//! Nothing is made before what it needs, nothing is removed before what needs it is gone or has let go. Edges that only
-//! make a change gentler (replicas one after the other, letting go before removal) are left out where they would close a circle.
+//! A resource is created after its dependencies, and removed after its dependents are gone or no longer use it. Edges
+//! that only make a change gentler (rolling replicas, detaching before a removal) are omitted where they would close a
+//! cycle.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -9,28 +10,28 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use textnlp_provider::{CloudId, FieldChange, Object, Problem, Problems, Recorded, ReplaceOrder, SiteName, Wanted};
 
 use super::decide::{Decided, Decision, Decisions, is_kept, sorted_needs};
-use super::facts::{Place, World};
+use super::facts::{ResourceIndex, World};
 use super::{
-    Alternative, Blocked, Branch, Call, Decides, FORMAT, Node, Note, OneOf, Plan, Purpose, Retained, Step, Summary,
-    Which, gated,
+    Alternative, Blocked, Branch, Call, Choice, ChoiceBasis, FORMAT, Node, Note, ObjectRole, Plan, Purpose, Retained,
+    Step, Summary, gated,
 };
 
-/// Which of a resource's steps.
+/// The steps of a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Slot {
-    /// The object in use goes.
+    /// The object in use is deleted.
     Gone,
     /// The resource becomes ready.
     Ready,
-    /// The object that was replaced goes.
+    /// The replaced object is deleted.
     Replaced,
-    /// An object that an earlier run replaced goes.
+    /// An object that an earlier run replaced is deleted.
     Old(u32),
-    /// An object that no record mentions goes.
+    /// An unrecorded object is deleted.
     Stray(u32),
 }
 
-type Key = (Place, Slot);
+type Key = (ResourceIndex, Slot);
 
 struct Draft {
     node: Node,
@@ -46,14 +47,14 @@ struct Graph<'w, 'a> {
     refusals: Vec<Problem>,
     retained: Vec<Retained>,
     blocked: Vec<Blocked>,
-    unchanged: Vec<Place>,
+    unchanged: Vec<ResourceIndex>,
     summary: Summary,
 }
 
-/// The plan but for what was read.
+/// The plan, without the digests of the facts.
 pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Result<Plan, Problems> {
-    // A new object beside the old one may be impossible: it needs what can only be made when the old one is gone. Then the old
-    // one goes first after all.
+    // A new object beside the old one may be impossible: a dependency may need the old one to be deleted first. The
+    // order is then reversed.
     while let Some(place) = Graph::of(world, &decisions).impossible_beside() {
         match decisions.all[place].as_mut().map(|decided| &mut decided.what) {
             Some(Decision::Replace { order, .. } | Decision::Maybe { order, .. }) => *order = ReplaceOrder::DeleteFirst,
@@ -71,7 +72,7 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Resul
     }
     for (id, row) in world.ids.iter().zip(&world.rows) {
         let Some(op) = row.open else { continue };
-        let cause = format!("operation {op} was begun and has not ended");
+        let cause = format!("operation {op} was started and has not finished");
         warnings.push(Problem::warning(id.as_str(), cause, "the next `up` or `down` finishes it first"));
     }
     Ok(Plan {
@@ -92,7 +93,7 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Resul
 }
 
 impl<'w, 'a> Graph<'w, 'a> {
-    /// The steps, with the edges that must be.
+    /// The steps, with the mandatory edges.
     fn of(world: &'w World<'a>, decisions: &'w Decisions<'a>) -> Self {
         let mut graph = Self {
             world,
@@ -113,15 +114,15 @@ impl<'w, 'a> Graph<'w, 'a> {
         graph
     }
 
-    /// The first resource that is to be replaced by a new one beside it and stands in a circle.
-    fn impossible_beside(&self) -> Option<Place> {
+    /// The first resource in a cycle that is to be replaced by a new object beside the old one.
+    fn impossible_beside(&self) -> Option<ResourceIndex> {
         if !self.drafts.keys().any(|(_, slot)| *slot == Slot::Replaced) {
             return None;
         }
         self.stuck().into_iter().find(|(_, slot)| *slot == Slot::Replaced).map(|(place, _)| place)
     }
 
-    fn steps_of(&mut self, place: Place, decided: &Decided<'a>) {
+    fn steps_of(&mut self, place: ResourceIndex, decided: &Decided<'a>) {
         let ready = (place, Slot::Ready);
         match &decided.what {
             Decision::Same => {
@@ -137,7 +138,7 @@ impl<'w, 'a> Graph<'w, 'a> {
                 self.summary.replace += 1;
                 let note = Note::Return { recorded: back.clone(), old: old.sha256.clone() };
                 self.add(ready, Node::Note(note), decided);
-                self.add((place, Slot::Replaced), Node::Call(delete(instead, Which::Old)), decided);
+                self.add((place, Slot::Replaced), Node::Call(delete(instead, ObjectRole::Old)), decided);
                 self.after((place, Slot::Replaced), ready);
             }
             Decision::Create => {
@@ -157,13 +158,13 @@ impl<'w, 'a> Graph<'w, 'a> {
             Decision::Replace { recorded, order: ReplaceOrder::CreateFirst, .. } => {
                 self.summary.replace += 1;
                 self.add(ready, Node::Call(create(decided, true)), decided);
-                self.add((place, Slot::Replaced), Node::Call(delete(recorded, Which::Old)), decided);
+                self.add((place, Slot::Replaced), Node::Call(delete(recorded, ObjectRole::Old)), decided);
                 self.after((place, Slot::Replaced), ready);
             }
             Decision::Maybe { .. } => self.maybe(place, decided),
             Decision::Delete { recorded } => {
                 self.summary.delete += 1;
-                self.add((place, Slot::Gone), Node::Call(delete(recorded, Which::Current)), decided);
+                self.add((place, Slot::Gone), Node::Call(delete(recorded, ObjectRole::Current)), decided);
             }
             Decision::Forget { .. } => self.add((place, Slot::Gone), Node::Note(Note::Forget), decided),
             Decision::Retain { recorded } => self.retain(place, recorded, &decided.because, true),
@@ -177,20 +178,20 @@ impl<'w, 'a> Graph<'w, 'a> {
         self.leftovers(place, decided);
     }
 
-    fn retain(&mut self, place: Place, recorded: &Recorded, because: &str, whole: bool) {
+    fn retain(&mut self, place: ResourceIndex, recorded: &Recorded, because: &str, whole: bool) {
         let holds = is_kept(self.world, recorded, &recorded.site);
         let because = if holds || !whole { "it holds data".to_owned() } else { because.to_owned() };
         let resource = self.world.ids[place].clone();
         self.retained.push(Retained { resource, kind: recorded.kind.clone(), because });
     }
 
-    /// Objects that were replaced by an earlier run, or that no record mentions.
-    fn leftovers(&mut self, place: Place, decided: &Decided<'a>) {
+    /// Adds the removal of unrecorded objects and of those that an earlier run replaced.
+    fn leftovers(&mut self, place: ResourceIndex, decided: &Decided<'a>) {
         if matches!(decided.what, Decision::Blocked | Decision::Refused { .. }) {
             return;
         }
-        let old = decided.old.iter().map(|old| (&old.recorded, Which::Old));
-        let strays = decided.strays.iter().map(|stray| (stray, Which::Stray));
+        let old = decided.old.iter().map(|old| (&old.recorded, ObjectRole::Old));
+        let strays = decided.strays.iter().map(|stray| (stray, ObjectRole::Stray));
         let returned = match &decided.what {
             Decision::Return { old, .. } => Some(&old.recorded.cloud_id),
             _ => None,
@@ -209,22 +210,22 @@ impl<'w, 'a> Graph<'w, 'a> {
                 continue;
             }
             let (slot, because) = match which {
-                Which::Old => (Slot::Old(number), "it was replaced"),
-                _ => (Slot::Stray(number), "it is ours and no record mentions it"),
+                ObjectRole::Old => (Slot::Old(number), "it was replaced"),
+                _ => (Slot::Stray(number), "it belongs to this deployment and is not in the state"),
             };
             let (node, changes, because) = (Node::Call(delete(recorded, which)), Vec::new(), because.to_owned());
             self.drafts.insert((place, slot), Draft { node, changes, because, after: BTreeSet::new() });
         }
     }
 
-    /// Who is inside an object that was replaced, or that no record mentions.
-    fn guest(&self, place: Place, recorded: &Recorded) -> Option<String> {
+    /// The external contents of a replaced or unrecorded object.
+    fn guest(&self, place: ResourceIndex, recorded: &Recorded) -> Option<String> {
         let object = self.world.rows[place].present().find(|object| object.cloud_id == recorded.cloud_id)?;
         let guest = object.foreign.iter().find(|foreign| !foreign.swept)?;
-        Some(format!("`{}` ({}) is inside of it and was not made by this deployment", guest.cloud_id, guest.what))
+        Some(format!("`{}` ({}) is inside it and was not created by this deployment", guest.cloud_id, guest.what))
     }
 
-    fn maybe(&mut self, place: Place, decided: &Decided<'a>) {
+    fn maybe(&mut self, place: ResourceIndex, decided: &Decided<'a>) {
         let Decision::Maybe { recorded, seen, order, least, most, stray } = &decided.what else { return };
         match least {
             Branch::Nothing => self.summary.possible += 1,
@@ -241,15 +242,15 @@ impl<'w, 'a> Graph<'w, 'a> {
             .into_iter()
             .filter(|branch| (least..=most).contains(&branch));
         let alternatives = branches.map(|branch| Alternative { branch, calls: calls(branch) }).collect();
-        let decides = Decides::Difference {
+        let decides = ChoiceBasis::Difference {
             wanted: Box::new(wanted(decided)),
             recorded: Box::new(recorded.as_ref().clone()),
             seen: Box::new((*seen).clone()),
         };
         let ready = (place, Slot::Ready);
-        self.add(ready, Node::OneOf(OneOf { decides, alternatives }), decided);
+        self.add(ready, Node::OneOf(Choice { decides, alternatives }), decided);
         if *most == Branch::Replace && *order == ReplaceOrder::CreateFirst {
-            let replace = Alternative { branch: Branch::Replace, calls: vec![delete(recorded, Which::Old)] };
+            let replace = Alternative { branch: Branch::Replace, calls: vec![delete(recorded, ObjectRole::Old)] };
             let alternatives = [*least, Branch::Update]
                 .into_iter()
                 .filter(|branch| *branch < Branch::Replace)
@@ -257,8 +258,8 @@ impl<'w, 'a> Graph<'w, 'a> {
             let mut alternatives: Vec<_> =
                 alternatives.into_iter().map(|branch| Alternative { branch, calls: Vec::new() }).collect();
             alternatives.push(replace);
-            // The number of the deciding step is filled in when steps are numbered.
-            let node = Node::OneOf(OneOf { decides: Decides::As(u32::MAX), alternatives });
+            // The number of the deciding step is set when steps are numbered.
+            let node = Node::OneOf(Choice { decides: ChoiceBasis::As(u32::MAX), alternatives });
             self.add((place, Slot::Replaced), node, decided);
             self.after((place, Slot::Replaced), ready);
         }
@@ -270,7 +271,7 @@ impl<'w, 'a> Graph<'w, 'a> {
         self.drafts.insert(key, Draft { node, changes, because: decided.because.clone(), after: BTreeSet::new() });
     }
 
-    /// `key` waits for `before`, if both are there.
+    /// Adds an edge: `key` waits for `before`, if both exist.
     fn after(&mut self, key: Key, before: Key) {
         if key != before
             && self.drafts.contains_key(&before)
@@ -289,13 +290,13 @@ impl<'w, 'a> Graph<'w, 'a> {
         }
     }
 
-    /// What is removed goes after everything that was in it or used it.
+    /// A removal waits for everything that was inside of it or used it.
     fn go_after_dependents(&mut self) {
         let going: Vec<Key> = self.drafts.keys().filter(|(_, slot)| *slot != Slot::Ready).copied().collect();
         if going.is_empty() {
             return;
         }
-        let mut users: Vec<BTreeSet<Place>> = vec![BTreeSet::new(); self.world.rows.len()];
+        let mut users: Vec<BTreeSet<ResourceIndex>> = vec![BTreeSet::new(); self.world.rows.len()];
         for (place, row) in self.world.rows.iter().enumerate() {
             let Some((_, holding)) = row.holding else { continue };
             for recorded in holding.current.iter().chain(holding.old.iter().map(|old| &old.recorded)) {
@@ -304,8 +305,8 @@ impl<'w, 'a> Graph<'w, 'a> {
                 }
             }
         }
-        // What no record mentions was seen where it is.
-        let mut strays: Vec<(Place, Key)> = Vec::new();
+        // An unrecorded object counts where it was observed.
+        let mut strays: Vec<(ResourceIndex, Key)> = Vec::new();
         for (place, decided) in self.decisions.all.iter().enumerate() {
             let Some(decided) = decided else { continue };
             for (number, stray) in (decided.old.len() as u32..).zip(&decided.strays) {
@@ -326,7 +327,8 @@ impl<'w, 'a> Graph<'w, 'a> {
         }
     }
 
-    /// What holds what the controllers of another object made goes after that, or they would make it again.
+    /// What contains objects that another resource's controllers created is removed after that resource, or they would
+    /// be created again.
     fn go_after_makers(&mut self) {
         let going = |(key, draft): (&Key, &Draft)| match &draft.node {
             Node::Call(Call::Delete { recorded, .. }) => Some((*key, recorded.cloud_id.clone(), recorded.site.clone())),
@@ -339,7 +341,8 @@ impl<'w, 'a> Graph<'w, 'a> {
                 continue;
             }
             for (maker, ..) in going.iter().filter(|(_, maker, at)| at == site && makers.contains(maker)) {
-                // One that is replaced beside what is there can go first instead; any other may live in what it fills.
+                // A resource that is replaced beside the old object can be deleted first instead. Any other may be
+                // inside of what it fills.
                 if maker.1 == Slot::Replaced || !self.leads_to(*maker, *key) {
                     self.after(*key, *maker);
                 }
@@ -347,8 +350,8 @@ impl<'w, 'a> Graph<'w, 'a> {
         }
     }
 
-    /// How many replaced objects of a resource are recorded.
-    fn olds(&self, place: Place) -> u32 {
+    /// The count of a resource's recorded replaced objects.
+    fn olds(&self, place: ResourceIndex) -> u32 {
         self.world.rows[place].holding.map_or(0, |(_, holding)| holding.old.len() as u32)
     }
 
@@ -365,7 +368,7 @@ impl<'w, 'a> Graph<'w, 'a> {
         if wishes.is_empty() || self.stuck().is_empty() {
             return;
         }
-        // One wish contradicts another: each is granted only as far as it fits those before it.
+        // Optional edges may conflict: each is added only if it closes no cycle with those before it.
         for (key, before) in &wishes {
             if let Some(draft) = self.drafts.get_mut(key) {
                 draft.after.remove(before);
@@ -378,14 +381,14 @@ impl<'w, 'a> Graph<'w, 'a> {
         }
     }
 
-    /// What an earlier run replaced, or nobody recorded, goes when the resource is ready. It is only a wish: an old object may use what
-    /// must go before the new one can be made.
+    /// Objects that an earlier run replaced, or that have no record, are deleted once the resource is ready. This order
+    /// is optional: an old object may use something that must be deleted before the new one can be created.
     fn leftovers_go_last(&self) -> Vec<(Key, Key)> {
         let leftovers = self.drafts.keys().filter(|(_, slot)| matches!(slot, Slot::Old(_) | Slot::Stray(_)));
         leftovers.map(|key| (*key, (key.0, Slot::Ready))).collect()
     }
 
-    /// Whoever uses a resource and goes on using it has moved to the new object before the old one goes.
+    /// Remaining dependents of a resource switch to the new object before the old one is deleted.
     fn moves_before_old_goes(&self) -> Vec<(Key, Key)> {
         let mut wishes = Vec::new();
         let stays = |row: &super::facts::Row<'_>| row.wanted.is_some() && row.holding.is_some();
@@ -398,7 +401,7 @@ impl<'w, 'a> Graph<'w, 'a> {
         wishes
     }
 
-    /// Whoever used a resource that goes for good lets go of it first.
+    /// Remaining users of a deleted resource stop using it first.
     fn lets_go_first(&self) -> Vec<(Key, Key)> {
         let goes = |decided: &Option<Decided<'a>>| {
             decided.as_ref().is_some_and(|decided| matches!(decided.what, Decision::Delete { .. }))
@@ -419,9 +422,9 @@ impl<'w, 'a> Graph<'w, 'a> {
         wishes
     }
 
-    /// Replicas change one after the other.
+    /// Replicas change one at a time.
     fn one_by_one(&self) -> Vec<(Key, Key)> {
-        let mut groups: BTreeMap<(&str, &str, &str), Vec<Place>> = BTreeMap::new();
+        let mut groups: BTreeMap<(&str, &str, &str), Vec<ResourceIndex>> = BTreeMap::new();
         for (place, decided) in self.decisions.all.iter().enumerate() {
             let Some(Decided { what, wanted: Some(wanted), .. }) = decided else { continue };
             let changes = matches!(what, Decision::Update { .. } | Decision::Replace { .. } | Decision::Maybe { .. });
@@ -430,7 +433,7 @@ impl<'w, 'a> Graph<'w, 'a> {
                 groups.entry((id.site(), id.component(), wanted.kind.as_str())).or_default().push(place);
             }
         }
-        let begins = |place: Place| {
+        let begins = |place: ResourceIndex| {
             let gone = (place, Slot::Gone);
             if self.drafts.contains_key(&gone) { gone } else { (place, Slot::Ready) }
         };
@@ -438,7 +441,7 @@ impl<'w, 'a> Graph<'w, 'a> {
         pairs.map(|pair| (begins(pair[1]), (pair[0], Slot::Ready))).collect()
     }
 
-    /// The steps that stand in a circle or wait for one.
+    /// The steps that are in a cycle or wait for one.
     fn stuck(&self) -> BTreeSet<Key> {
         let mut waits: BTreeMap<Key, usize> =
             self.drafts.iter().map(|(key, draft)| (*key, draft.after.len())).collect();
@@ -468,7 +471,7 @@ impl<'w, 'a> Graph<'w, 'a> {
         dependents
     }
 
-    /// Whether `from` waits, directly or not, for `to`.
+    /// Whether `from` waits for `to`, directly or not.
     fn leads_to(&self, from: Key, to: Key) -> bool {
         let mut seen = BTreeSet::new();
         let mut todo = vec![from];
@@ -483,10 +486,10 @@ impl<'w, 'a> Graph<'w, 'a> {
         false
     }
 
-    /// Numbers the steps in an order in which they could run one by one.
+    /// Numbers the steps in a topological order.
     fn numbered(&mut self) -> Result<Vec<Step>, Problems> {
         let dependents = self.dependents();
-        // What is there once is taken out, so that no step is copied.
+        // Drafts are moved out, so that no step is copied.
         let keys: Vec<Key> = self.drafts.keys().copied().collect();
         let at = |key: &Key| keys.binary_search(key).ok();
         let mut waits: Vec<usize> = self.drafts.values().map(|draft| draft.after.len()).collect();
@@ -509,7 +512,7 @@ impl<'w, 'a> Graph<'w, 'a> {
             let mut after: Vec<u32> = draft.after.iter().filter_map(number).collect();
             after.sort_unstable();
             let mut node = draft.node;
-            if let Node::OneOf(OneOf { decides: Decides::As(step), .. }) = &mut node {
+            if let Node::OneOf(Choice { decides: ChoiceBasis::As(step), .. }) = &mut node {
                 *step = number(&(key.0, Slot::Ready)).unwrap_or(u32::MAX);
             }
             numbers[nth] = Some(id);
@@ -528,8 +531,8 @@ impl<'w, 'a> Graph<'w, 'a> {
         let left = keys.iter().zip(&drafts).filter(|(_, draft)| draft.is_some());
         let names: BTreeSet<String> = left.map(|((place, _), _)| format!("`{}`", self.world.ids[*place])).collect();
         let cause =
-            format!("removals wait for one another in a circle: {}", names.into_iter().collect::<Vec<_>>().join(", "));
-        Err(Problems(vec![Problem::new("plan", cause, "remove one of them by itself first")]))
+            format!("removals wait for each other in a cycle: {}", names.into_iter().collect::<Vec<_>>().join(", "));
+        Err(Problems(vec![Problem::new("plan", cause, "remove one of them on its own first")]))
     }
 }
 
@@ -541,14 +544,14 @@ fn kind_of(decided: &Decided<'_>) -> textnlp_provider::KindName {
         }
         (None, _) => {
             let first = decided.old.iter().map(|old| &old.recorded).chain(&decided.strays).next();
-            first.map(|recorded| recorded.kind.clone()).expect("a resource with steps is wanted, recorded or seen")
+            first.map(|recorded| recorded.kind.clone()).expect("a resource with steps is planned, recorded or observed")
         }
     }
 }
 
-/// What is wanted, with the outputs filled in that are known now, and all its needs said.
+/// The wanted resource, with known outputs filled in and all dependencies explicit.
 fn wanted(decided: &Decided<'_>) -> Wanted {
-    let wanted = decided.wanted.expect("only wanted resources are made or changed");
+    let wanted = decided.wanted.expect("only planned resources are created or changed");
     Wanted {
         id: wanted.id.clone(),
         kind: wanted.kind.clone(),
@@ -570,10 +573,10 @@ fn update(decided: &Decided<'_>, recorded: &Recorded, seen: &Object, stray: bool
     Call::Update { wanted: Box::new(wanted(decided)), recorded, seen: Box::new(seen.clone()), stray }
 }
 
-fn delete(recorded: &Recorded, which: Which) -> Call {
+fn delete(recorded: &Recorded, which: ObjectRole) -> Call {
     Call::Delete { recorded: Box::new(recorded.clone()), which }
 }
 
-fn current(stray: bool) -> Which {
-    if stray { Which::Stray } else { Which::Current }
+fn current(stray: bool) -> ObjectRole {
+    if stray { ObjectRole::Stray } else { ObjectRole::Current }
 }

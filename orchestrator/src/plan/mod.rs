@@ -1,17 +1,19 @@
-//! From facts to an explicit graph of steps. Pure: the same facts give the same bytes.
+//! Plans: from facts to an explicit graph of steps. Pure: the same facts give the same bytes.
 //!
-//! Read in this order: this file (the words), `decide` (one resource: what must happen to it), `unwanted` (the same for what is not wanted any more), `graph` (all of them: in
-//! which order), [`audit`](audit()) (a second opinion on the finished plan), [`approve`]. What the plan leaves open stands in it as
-//! [`Node::OneOf`]: apply chooses by what it sees and makes no call outside the alternatives.
+//! This file has the types. Then read `decide` (the decision about one resource), `unwanted` (the same for resources
+//! that are no longer wanted), `graph` (the order of the steps), [`audit`](audit()) (an independent check of the
+//! finished plan) and [`approve`]. Choices that the plan leaves open are [`Node::OneOf`]: apply selects one by what it
+//! observes, and makes no call outside of the alternatives.
 
 mod approve;
 mod audit;
+mod cost;
 mod decide;
 mod facts;
 mod gated;
 mod graph;
+mod impact;
 mod permissions;
-mod reach;
 mod saved;
 mod unwanted;
 
@@ -25,22 +27,23 @@ use textnlp_provider::{
     Wanted,
 };
 
-pub use approve::{Approved, Consent, Refused, approve};
-pub use audit::{Audited, Breach, audit};
+pub use approve::{Approved, Consent, PlanRefusal, approve};
+pub use audit::{Audited, Violation, audit};
+pub use cost::Cost;
 pub(crate) use decide::{branch_of, refreshed, sorted_needs};
 pub use facts::{Facts, SiteFacts};
+pub use impact::{Deletion, Estimate, Impact, estimate, impact, swept};
 pub use permissions::{Permission, permissions};
-pub use reach::{Estimate, Reach, Swept, estimate, reach, swept};
-pub use saved::{MOST_BYTES, NotSaved, Saved};
+pub use saved::{MOST_BYTES, Saved, SavedPlanError};
 
-/// The version of the plan's format.
+/// The version of the format.
 pub const FORMAT: u32 = 1;
 
-/// What a plan is for.
+/// The purpose of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
-    /// Make what is wanted so.
+    /// Create or change what is wanted.
     Up,
     /// Remove everything that holds no data, or everything.
     Down,
@@ -55,92 +58,92 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// The steps that lead from what is to what should be, with everything that they may do.
+/// The steps from the actual state to the wanted one, with every call they may make.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The version of this format.
+    /// The version of the format.
     pub format: u32,
-    /// For which environment.
+    /// The environment.
     pub environment: EnvironmentName,
-    /// What for.
+    /// The purpose.
     pub purpose: Purpose,
-    /// For which deployment; `None` when the first `up` is still to make it.
+    /// The lineage of the deployment; `None` if the first `up` has yet to create it.
     pub lineage: Option<Lineage>,
-    /// Whether it may remove what holds data.
+    /// Whether it may remove resources that hold data.
     pub delete_data: bool,
-    /// The steps, each after those that it waits for.
+    /// The steps, each after those it waits for.
     pub steps: Vec<Step>,
-    /// What is as it should be.
+    /// Resources without changes.
     pub unchanged: Vec<ResourceId>,
-    /// What cannot be planned now, and why.
+    /// Resources that cannot be planned now, with the reason.
     pub blocked: Vec<Blocked>,
-    /// What is kept because it holds data, or because something that holds data needs it.
+    /// Resources that are retained because they hold data, or because a resource that holds data needs them.
     pub retained: Vec<Retained>,
-    /// What would need a decision that this plan was not given: it cannot be approved as it stands.
+    /// Decisions that are missing; a plan with refusals cannot be approved.
     pub refusals: Vec<Problem>,
-    /// What deserves a look.
+    /// Warnings.
     pub warnings: Vec<Problem>,
-    /// How many of each.
+    /// Counts of resources by change.
     pub summary: Summary,
-    /// A digest of what was read of each resource: the plan is stale when one of them has changed.
+    /// A digest of the facts about each resource; the plan is stale if one differs.
     pub reads: BTreeMap<ResourceId, String>,
 }
 
-/// How many resources a plan does what to.
+/// Counts of resources by change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Summary {
-    /// Made anew.
+    /// Created.
     pub create: usize,
     /// Changed in place.
     pub update: usize,
-    /// Given up for a new one.
+    /// Replaced by a new object.
     pub replace: usize,
     /// Removed.
     pub delete: usize,
-    /// Left as they are.
+    /// Unchanged.
     pub unchanged: usize,
-    /// Looked at again when what they depend on has changed: they may be left, changed or replaced.
+    /// Compared again once their dependencies have changed: unchanged, updated or replaced then.
     pub possible: usize,
 }
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Its number: its place in [`Plan::steps`].
+    /// Its number: its index in [`Plan::steps`].
     pub id: u32,
-    /// What it is about.
+    /// The resource.
     pub resource: ResourceId,
-    /// Of which kind.
+    /// Its kind.
     pub kind: KindName,
-    /// Where.
+    /// Its site.
     pub site: SiteName,
-    /// What it does.
+    /// The action.
     pub node: Node,
-    /// The steps that must be done before.
+    /// The steps it waits for.
     pub after: Vec<u32>,
-    /// The fields that differ, with what each change takes.
+    /// The fields that differ, with the effect of each change.
     pub changes: Vec<FieldChange>,
-    /// Why, in a few words.
+    /// The reason in a few words.
     pub because: String,
 }
 
-/// What a step does.
+/// The action of a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Node {
     /// One operation.
     Call(Call),
-    /// One of these, by what is seen then.
-    OneOf(OneOf),
-    /// Some of what comes after it, by what is measured from outside then.
+    /// One of several alternatives, chosen by what is observed then.
+    OneOf(Choice),
+    /// A gate: which of the later steps start depends on a measurement then.
     Gate(Gate),
-    /// Our own record changes, nothing else.
+    /// A change of the record only.
     Note(Note),
 }
 
 impl Node {
-    /// Every operation that may come of it.
+    /// Every call that the step may make.
     pub fn calls(&self) -> Vec<&Call> {
         match self {
             Node::Call(call) => vec![call],
@@ -150,34 +153,34 @@ impl Node {
     }
 }
 
-/// One operation of a provider.
+/// One call of a provider.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Call {
-    /// Makes an object.
+    /// Creates an object.
     Create {
-        /// What it should be; outputs of earlier steps stand as references.
+        /// The wanted resource; outputs of earlier steps are references.
         wanted: Box<Wanted>,
-        /// Beside the one in use, which goes afterwards.
+        /// Whether it is created beside the one in use, which is deleted afterwards.
         beside: bool,
     },
     /// Changes an object in place.
     Update {
-        /// What it should be.
+        /// The wanted resource.
         wanted: Box<Wanted>,
-        /// As recorded.
+        /// The record.
         recorded: Box<Recorded>,
-        /// As seen.
+        /// The observed object.
         seen: Box<Object>,
-        /// It is ours and no record mentions it: the change adopts it.
+        /// Whether it is a managed object without a record: the update adopts it.
         stray: bool,
     },
-    /// Removes an object.
+    /// Deletes an object.
     Delete {
-        /// As recorded.
+        /// The record.
         recorded: Box<Recorded>,
-        /// Which of the objects behind the resource.
-        which: Which,
+        /// Which object of the resource.
+        which: ObjectRole,
     },
 }
 
@@ -192,71 +195,71 @@ impl Call {
     }
 }
 
-/// Which of the objects behind a resource.
+/// The role of an object of a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Which {
-    /// The one in use.
+pub enum ObjectRole {
+    /// The object in use.
     Current,
-    /// One that was replaced.
+    /// A replaced object.
     Old,
-    /// One of ours that no record mentions.
+    /// A managed object without a record.
     Stray,
 }
 
-/// A step that is decided when it is reached.
+/// A step whose action is chosen during apply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct OneOf {
-    /// What decides.
-    pub decides: Decides,
-    /// What may happen.
+pub struct Choice {
+    /// What the choice depends on.
+    pub decides: ChoiceBasis,
+    /// The alternatives.
     pub alternatives: Vec<Alternative>,
 }
 
-/// What decides between alternatives.
+/// What a choice depends on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Decides {
+pub enum ChoiceBasis {
     /// The difference that is left once the outputs of earlier steps are known.
     Difference {
-        /// What it should be; outputs of earlier steps stand as references.
+        /// The wanted resource; outputs of earlier steps are references.
         wanted: Box<Wanted>,
-        /// As recorded.
+        /// The record.
         recorded: Box<Recorded>,
-        /// As seen.
+        /// The observed object.
         seen: Box<Object>,
     },
-    /// What another step chose.
+    /// The choice of another step.
     As(u32),
 }
 
-/// A step at which somebody is asked whether what was made may take the place of what was there.
+/// A step that measures whether the new objects may replace the old ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gate {
-    /// The steps that are begun when it is open; they wait for it.
+    /// The steps that start if it is open; they wait for it.
     pub open: Vec<u32>,
-    /// The steps that are begun when it is shut: none, as long as shutting only keeps what is there.
+    /// The steps that start if it is closed: none, as a closed gate only retains what exists.
     pub shut: Vec<u32>,
 }
 
-/// One of the things that may happen.
+/// An alternative.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Alternative {
-    /// When this much has to change.
+    /// The extent of the change that selects it.
     pub branch: Branch,
-    /// The operations, one after the other.
+    /// The calls, in order.
     pub calls: Vec<Call>,
 }
 
-/// How much has to change.
+/// The extent of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Branch {
-    /// Nothing.
+    /// No change.
     Nothing,
-    /// A change in place.
+    /// An update in place.
     Update,
-    /// A new object.
+    /// A replacement.
     Replace,
 }
 
@@ -270,73 +273,73 @@ impl fmt::Display for Branch {
     }
 }
 
-/// A change of our own record.
+/// A change of the record only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "note", rename_all = "snake_case")]
 pub enum Note {
-    /// The object is ours, or an `existing:` one, and was not recorded.
+    /// The object is managed, or an `existing:` one, and has no record.
     Adopt {
-        /// The record.
+        /// The new record.
         recorded: Box<Recorded>,
     },
-    /// The object is as it should be; what we wrote down of it is not.
+    /// The object matches, but its record differs.
     Remember {
-        /// The record.
+        /// The new record.
         recorded: Box<Recorded>,
     },
-    /// The object that was replaced is still there, and is what is wanted: it is in use again.
+    /// A replaced object still exists and matches: it is in use again.
     Return {
-        /// Its record from now on.
+        /// Its new record.
         recorded: Box<Recorded>,
-        /// The SHA-256 of the record that it has as a replaced one.
+        /// The SHA-256 of its record as a replaced object.
         old: String,
     },
-    /// The object is gone, or was never ours.
+    /// The object is gone, or was never managed.
     Forget,
 }
 
 /// A resource that cannot be planned now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocked {
-    /// Which.
+    /// The resource.
     pub resource: ResourceId,
-    /// Why.
+    /// The reason.
     pub because: String,
 }
 
-/// A resource that is kept.
+/// A retained resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retained {
-    /// Which.
+    /// The resource.
     pub resource: ResourceId,
-    /// Of which kind.
+    /// Its kind.
     pub kind: KindName,
-    /// Why.
+    /// The reason.
     pub because: String,
 }
 
 impl Plan {
-    /// Whether any provider is called. Notes in our own journal are not changes.
+    /// Whether any step calls a provider. Record changes are not changes.
     pub fn has_changes(&self) -> bool {
         self.steps.iter().any(|step| !matches!(step.node, Node::Note(_)))
     }
 
-    /// Whether everything that is wanted will be there when it has been applied.
+    /// Whether every wanted resource will exist after apply.
     pub fn is_complete(&self) -> bool {
         self.blocked.is_empty() && self.refusals.is_empty()
     }
 
-    /// The canonical text, for a file and for the digest.
+    /// The canonical JSON text, for a file and for the digest.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("plans are plain data")
     }
 
-    /// SHA-256 of the canonical text, hex.
+    /// The SHA-256 of the canonical text, in hexadecimal.
     pub fn digest(&self) -> String {
         hex::encode(Sha256::digest(self.to_json().as_bytes()))
     }
 
-    /// The resources of which something else was read than the facts say now; empty while the plan is fresh.
+    /// The resources whose facts differ from those of the plan; empty while the plan is fresh.
     pub fn stale(&self, facts: &Facts) -> Vec<ResourceId> {
         let now = facts.reads();
         let mut changed: Vec<_> = self.reads.keys().chain(now.keys()).cloned().collect();
@@ -347,9 +350,9 @@ impl Plan {
     }
 }
 
-/// Makes the plan for these facts, or names everything that is wrong with what is wanted.
+/// Plans for these facts, or returns every problem of what is wanted.
 pub fn plan(facts: &Facts) -> Result<Plan, Problems> {
-    /// Fewer resources are summed up sooner than a thread is started.
+    /// For fewer resources, hashing is faster than starting a thread.
     const WORTH_A_THREAD: usize = 300;
     let assembled = || {
         let world = facts::World::of(facts)?;
@@ -358,7 +361,7 @@ pub fn plan(facts: &Facts) -> Result<Plan, Problems> {
     if facts.sites.values().map(|site| site.wanted.len().max(site.holdings.len())).sum::<usize>() < WORTH_A_THREAD {
         return Ok(Plan { reads: facts.reads(), ..assembled()? });
     }
-    // What was read is summed up on a second core meanwhile: a third of the time of a large plan.
+    // The facts are hashed on a second thread: a third of the time of a large plan.
     std::thread::scope(|scope| {
         let reads = scope.spawn(|| facts.reads());
         let plan = assembled()?;

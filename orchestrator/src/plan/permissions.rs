@@ -1,4 +1,4 @@
-//! What a plan must be allowed to do, from the tables of the kinds that it touches. Pure.
+//! The permissions that a plan needs, from the tables of its resource kinds. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,21 +6,21 @@ use serde::Serialize;
 use serde_json::Value;
 use textnlp_provider::{KindName, SiteName, Spec};
 
-use super::{Call, Decides, Facts, Node, Plan};
+use super::{Call, ChoiceBasis, Facts, Node, Plan};
 
-/// One thing that a plan must be allowed to do.
+/// A permission that a plan needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Permission {
-    /// Where.
+    /// The site.
     pub site: SiteName,
-    /// What, in the words of the provider.
+    /// The permission, in the provider's notation.
     pub permission: String,
-    /// For which kinds of resources.
+    /// The resource kinds that need it.
     pub kinds: BTreeSet<KindName>,
 }
 
-/// What this plan must be allowed to do, each once. `{field}` in a table stands for what the resource says there; where it says
-/// nothing, nothing is needed for it.
+/// The permissions that this plan needs, without duplicates. `{field}` in a table is replaced by the resource's value.
+/// Without a value, the permission is not needed.
 pub fn permissions(plan: &Plan, facts: &Facts) -> Vec<Permission> {
     let mut needed: BTreeMap<(&SiteName, String), BTreeSet<KindName>> = BTreeMap::new();
     for step in &plan.steps {
@@ -38,14 +38,14 @@ pub fn permissions(plan: &Plan, facts: &Facts) -> Vec<Permission> {
     needed.into_iter().map(permission).collect()
 }
 
-/// What the resource of a step says; a note touches nothing but our own record.
+/// The spec of a step's resource; `None` for a record change, which makes no call.
 fn spec_of(node: &Node) -> Option<&Spec> {
     match node {
         Node::Call(Call::Create { wanted, .. } | Call::Update { wanted, .. }) => Some(&wanted.spec),
         Node::Call(Call::Delete { recorded, .. }) => Some(&recorded.spec),
         Node::OneOf(one) => match &one.decides {
-            Decides::Difference { wanted, .. } => Some(&wanted.spec),
-            Decides::As(_) => None,
+            ChoiceBasis::Difference { wanted, .. } => Some(&wanted.spec),
+            ChoiceBasis::As(_) => None,
         },
         Node::Note(_) | Node::Gate(_) => None,
     }

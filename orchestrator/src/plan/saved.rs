@@ -1,7 +1,7 @@
-//! A plan in a file: made here, read by whoever has to agree, applied there exactly as it was read or not at all.
+//! A saved plan: made here, reviewed, then applied exactly as it was reviewed or not at all.
 //!
-//! The file is no permission by itself. Whoever applies it plans anew from what is there then; only a plan that is byte for byte
-//! the saved one is applied, and one that read something else is named as stale.
+//! The file itself is no approval. Applying it plans again from the facts of that time. Only a plan that is equal byte
+//! for byte is applied; one from other facts is reported as stale.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,37 +10,37 @@ use sha2::{Digest, Sha256};
 
 use super::{FORMAT, Plan};
 
-/// A plan with who made it.
+/// A plan with its author.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
-    /// Name and version of the tool.
+    /// Name and version of the program.
     pub tool: String,
     /// The operator.
     pub by: String,
-    /// When, by the wall clock of that machine.
+    /// When it was made, by that machine's wall clock.
     pub at: Timestamp,
-    /// The flags that said what to plan, each with its value: whoever applies it says the same.
+    /// The planning flags with their values; applying must use the same.
     pub flags: Vec<(String, String)>,
     /// The plan.
     pub plan: Plan,
 }
 
-/// The largest file that is read: a plan of thirty thousand resources has less than half of it.
+/// The largest file in bytes: a plan of thirty thousand resources has less than half.
 pub const MOST_BYTES: u64 = 256 << 20;
 
-/// Why a file is not a plan that may be applied.
+/// Why a file is not a valid saved plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotSaved {
-    /// It is something else.
+pub enum SavedPlanError {
+    /// It is not a saved plan.
     #[error("it is not a saved plan: {0}")]
     Other(String),
-    /// A newer tool wrote it.
-    #[error("it has format {found}, this program knows formats up to {FORMAT}")]
+    /// A newer version of this program wrote it.
+    #[error("it has format {found}; this program supports formats up to {FORMAT}")]
     Future {
-        /// Its format.
+        /// Its format version.
         found: u64,
     },
-    /// It is not as it was saved.
+    /// It was changed after it was saved.
     #[error("it was changed after it was saved: its checksum does not match")]
     Changed,
 }
@@ -62,24 +62,24 @@ impl Saved {
         bytes
     }
 
-    /// Reads the bytes of a file.
-    pub fn read(bytes: &[u8]) -> Result<Self, NotSaved> {
-        let other = |error: serde_json::Error| NotSaved::Other(error.to_string());
+    /// Parses the bytes of a file.
+    pub fn read(bytes: &[u8]) -> Result<Self, SavedPlanError> {
+        let other = |error: serde_json::Error| SavedPlanError::Other(error.to_string());
         let value: Value = serde_json::from_slice(bytes).map_err(other)?;
         let Some(format) = value.get("textnlp_plan").and_then(Value::as_u64) else {
-            return Err(NotSaved::Other("`textnlp_plan` is missing".to_owned()));
+            return Err(SavedPlanError::Other("`textnlp_plan` is missing".to_owned()));
         };
         if format > u64::from(FORMAT) {
-            return Err(NotSaved::Future { found: format });
+            return Err(SavedPlanError::Future { found: format });
         }
         let file: File<Saved> = serde_json::from_value(value).map_err(other)?;
         if file.saved.sum() != file.sha256 {
-            return Err(NotSaved::Changed);
+            return Err(SavedPlanError::Changed);
         }
         Ok(file.saved)
     }
 
-    /// SHA-256 of the canonical text, hex.
+    /// The SHA-256 of the canonical text, in hexadecimal.
     fn sum(&self) -> String {
         hex::encode(Sha256::digest(serde_json::to_vec(self).expect("plans are plain data")))
     }

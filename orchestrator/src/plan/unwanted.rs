@@ -1,18 +1,19 @@
-//! What nobody wants any more: removed, forgotten, or kept because of the data in it.
+//! Decides about resources that are no longer wanted: delete, forget, or retain because of their data.
 
 use std::collections::BTreeMap;
 
 use textnlp_provider::{Ownership, Recorded, Spec};
 
-use super::decide::{Decided, Deciding, Decision, is_kept, record_of};
-use super::facts::Place;
+use super::decide::{Decided, Decision, DecisionBuilder, is_kept, record_of};
+use super::facts::ResourceIndex;
 
-impl<'a> Deciding<'_, 'a> {
-    /// Everything that is recorded or seen and not wanted.
+impl<'a> DecisionBuilder<'_, 'a> {
+    /// Decides about everything that is recorded or observed but not wanted.
     pub(super) fn unwanted(&mut self) {
         let world = self.world;
-        let left: Vec<Place> = (0..world.rows.len()).filter(|place| world.rows[*place].wanted.is_none()).collect();
-        // Hosts come before what is reached through them, as far as records tell.
+        let left: Vec<ResourceIndex> =
+            (0..world.rows.len()).filter(|place| world.rows[*place].wanted.is_none()).collect();
+        // Hosts precede the resources behind them, as far as records show.
         let mut hosts = vec![false; world.rows.len()];
         for row in &world.rows {
             let host = row.holding.and_then(|(_, holding)| holding.current.as_ref()?.via.as_ref());
@@ -25,7 +26,7 @@ impl<'a> Deciding<'_, 'a> {
         self.keep_what_is_needed();
     }
 
-    fn unwanted_one(&self, place: Place) -> Option<Decided<'a>> {
+    fn unwanted_one(&self, place: ResourceIndex) -> Option<Decided<'a>> {
         let row = &self.world.rows[place];
         let site = row.holding.map(|(site, _)| site).or(row.observed.as_ref().map(|(site, _)| *site))?;
         let current = row.holding.and_then(|(_, holding)| holding.current.as_ref());
@@ -35,7 +36,7 @@ impl<'a> Deciding<'_, 'a> {
             spec: Spec::default(),
             site,
             changes: Vec::new(),
-            because: "it is not wanted any more".to_owned(),
+            because: "it is no longer in the environment".to_owned(),
             old: row.holding.map_or(&[], |(_, holding)| &holding.old),
             strays: Vec::new(),
         };
@@ -43,16 +44,16 @@ impl<'a> Deciding<'_, 'a> {
             decided.what = Decision::Forget { recorded };
             return Some(decided);
         }
-        // What was reached through a host that is gone went with it.
+        // Resources behind a host that is gone went with it.
         let host = current.and_then(|current| current.via.as_ref()).and_then(|host| self.decision(&host.0));
-        // An existing object is forgotten and goes on being there.
+        // An `existing:` object is forgotten but continues to exist.
         let is_gone = match host {
             Some(Decision::Forget { recorded }) => !matches!(recorded.ownership, Ownership::External(_)),
             Some(Decision::Create) => true,
             _ => false,
         };
         if let (true, Some(recorded)) = (is_gone, current) {
-            decided.because = "it went with its host".to_owned();
+            decided.because = "it was removed with its host".to_owned();
             decided.what = Decision::Forget { recorded };
             return Some(decided);
         }
@@ -87,13 +88,13 @@ impl<'a> Deciding<'_, 'a> {
         Some(decided)
     }
 
-    /// What a kept or unseen resource needs is kept too.
+    /// Retains the dependencies of retained and unreadable resources.
     fn keep_what_is_needed(&mut self) {
-        let mut reasons: BTreeMap<Place, Place> = BTreeMap::new();
+        let mut reasons: BTreeMap<ResourceIndex, ResourceIndex> = BTreeMap::new();
         let is_kept = |decided: &Decided<'a>| {
             matches!(decided.what, Decision::Retain { .. } | Decision::Blocked | Decision::Refused { .. })
         };
-        let mut todo: Vec<Place> =
+        let mut todo: Vec<ResourceIndex> =
             (0..self.all.len()).filter(|place| self.all[*place].as_ref().is_some_and(is_kept)).collect();
         while let Some(place) = todo.pop() {
             let holding = self.world.rows[place].holding;
@@ -102,7 +103,7 @@ impl<'a> Deciding<'_, 'a> {
                 let is_host = recorded.via.as_ref().is_some_and(|host| self.world.place(&host.0) == Some(need));
                 let goes = match self.all[need].as_ref().map(|decided| &decided.what) {
                     Some(Decision::Delete { .. }) => true,
-                    // Nobody would find the way to what is in it.
+                    // Without its record, what is in it could not be reached any more.
                     Some(Decision::Forget { recorded }) => {
                         is_host && matches!(recorded.ownership, Ownership::External(_))
                     }
@@ -115,7 +116,8 @@ impl<'a> Deciding<'_, 'a> {
             }
         }
         for (need, by) in &reasons {
-            // Whatever keeps it may itself be kept by another, up to the one that holds data or cannot be seen.
+            // A retained resource may itself be retained for another; the reason names the one that holds data or
+            // cannot be read.
             let mut first = *by;
             while let Some(next) = reasons.get(&first) {
                 first = *next;

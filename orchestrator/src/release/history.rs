@@ -1,7 +1,8 @@
-//! Every release that an `up` brought to its end, oldest first, and the server programs to go back to.
+//! The releases that `up` completed, oldest first, and the server programs for a rollback.
 //!
-//! Entries lie in `releases/` of the state folder, one file each: the SHA-256 of the rest, then the entry. A file appears whole or not at all, and
-//! one that was damaged later is skipped by name. `programs/` holds the server programs that were replaced last.
+//! Entries are files in `releases/` of the state folder: the SHA-256 of the rest, then the entry. A file appears whole
+//! or not at all. One that was damaged later is skipped and reported. `programs/` has the server programs that were
+//! replaced last.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,37 +12,36 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use textnlp_provider::component::Program;
 
 use super::{Lock, digest};
 
-/// Releases that are remembered; the oldest are dropped.
-pub const MOST: usize = 100;
-/// Server programs that are kept to go back to.
+/// The most releases in the history; the oldest are dropped.
+pub const MAX_RELEASES: usize = 100;
+/// The count of retained server programs.
 pub const PROGRAMS: usize = 3;
-/// A lock has its own bound; the rest is a few lines.
+/// The largest entry in bytes; a lock has its own limit, and the rest is a few lines.
 const ENTRY_BYTES: u64 = 2_000_000;
 const SUFFIX: &str = ".release";
-/// What is being written; a killed run leaves it behind.
+/// The suffix of a partial file; a killed run leaves it behind.
 const UNFINISHED: &str = ".new";
 
-/// A release that was applied, without its number.
+/// An applied release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
-    /// When, by the clock of the machine that applied it.
+    /// When it was applied, by the clock of that machine.
     pub at: Timestamp,
     /// The operator.
     pub by: String,
-    /// Why, as the operator said.
+    /// The reason that the operator gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Name and version of the tool.
+    /// Name and version of the program.
     pub tool: String,
-    /// The schema that the database had then; `None` when there was none to see.
+    /// The schema of the database at that time; `None` if it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<u32>,
-    /// What ran, with the configuration of that day.
+    /// The lock, with the configuration of that time.
     pub lock: Lock,
 }
 
@@ -50,17 +50,17 @@ pub struct Applied {
 pub struct Entry {
     /// Its number, counted from 1.
     pub number: u64,
-    /// What was applied.
+    /// The applied release.
     #[serde(flatten)]
     pub applied: Applied,
 }
 
-/// What could be read.
+/// The readable entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recorded {
-    /// Oldest first.
+    /// The entries, oldest first.
     pub entries: Vec<Entry>,
-    /// A line for each file that is no entry, with the reason.
+    /// A message for each unreadable file.
     pub skipped: Vec<String>,
     newest: u64,
 }
@@ -82,12 +82,12 @@ pub struct History {
 }
 
 impl History {
-    /// The history in this state folder. Nothing is made until something is kept.
+    /// The history in this state folder. The first entry creates it.
     pub fn at(state: &Utf8Path) -> Self {
         Self { releases: state.join("releases"), programs: state.join("programs") }
     }
 
-    /// Takes the history away, with the programs that were kept for the way back.
+    /// Removes the history and the retained programs.
     pub fn remove(&self) -> Result<(), HistoryError> {
         for folder in [&self.releases, &self.programs] {
             match std::fs::remove_dir_all(folder) {
@@ -100,7 +100,7 @@ impl History {
         Ok(())
     }
 
-    /// Everything that can be read.
+    /// Reads every entry.
     pub fn read(&self) -> Result<Recorded, HistoryError> {
         let mut recorded = Recorded::default();
         let mut numbers: Vec<_> =
@@ -116,7 +116,7 @@ impl History {
         Ok(recorded)
     }
 
-    /// Remembers a release, durably when this returns, and says its number; `None` when the newest entry is the same release.
+    /// Adds a release and returns its number; durable on return. `None` if the newest entry is the same release.
     pub fn keep(&self, applied: &Applied) -> Result<Option<u64>, HistoryError> {
         let recorded = self.read()?;
         let is_same = |newest: &Entry| newest.applied.lock == applied.lock && newest.applied.schema == applied.schema;
@@ -125,20 +125,21 @@ impl History {
         }
         make_folder(&self.releases)?;
         let body = serde_json::to_string_pretty(applied).expect("an entry is plain data with text keys");
+        // Not `Replace`: entries are never replaced. The first run that links a number owns it.
         let fresh = unfinished(&self.releases);
         let mut number = recorded.newest + 1;
         let written = (|| {
             let mut file = create(&fresh, 0o600)?;
             file.write_all(format!("{}\n{body}\n", digest(format!("{body}\n").as_bytes())).as_bytes())?;
             file.sync_all()?;
-            // Two runs may end at once: a number is taken by the first one that links it.
+            // Two runs may end at once: the first one that links a number owns it.
             loop {
                 match std::fs::hard_link(&fresh, self.file(number)) {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
                     linked => break linked,
                 }
             }?;
-            File::open(&self.releases)?.sync_all()
+            textnlp_files::sync_folder(&self.releases).map_err(io::Error::from)
         })();
         let removed = std::fs::remove_file(&fresh);
         written.and(removed).map_err(|e| failed("write", &self.file(number), e))?;
@@ -146,25 +147,27 @@ impl History {
         Ok(Some(number))
     }
 
-    /// Keeps a copy of a server program that is about to be replaced, if its bytes are still those of its digest.
+    /// Retains a copy of a server program that is about to be replaced, if its content still matches its digest.
     pub fn keep_program(&self, program: &Program) -> Result<(), HistoryError> {
         let target = self.program_file(&program.digest);
         if target.is_file() {
             return Ok(());
         }
         make_folder(&self.programs)?;
+        // Not `Replace`: the name includes the process id, so that a later run can remove the large partial file of a
+        // killed one.
         let fresh = unfinished(&self.programs);
         let copied = (|| {
             let mut file = create(&fresh, 0o700)?;
-            if copy_hashed(File::open(&program.path)?, &mut file)? != program.digest {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "its bytes are not those of its digest"));
+            if copy_hashed(&program.path, &mut file)? != program.digest {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "its content does not match its digest"));
             }
             file.sync_all()?;
             std::fs::rename(&fresh, &target)?;
-            File::open(&self.programs)?.sync_all()
+            textnlp_files::sync_folder(&self.programs).map_err(io::Error::from)
         })();
         copied.map_err(|error| {
-            // The error that counts is the one above.
+            // Best effort: the error above is returned.
             let _ = std::fs::remove_file(&fresh);
             failed("copy program to", &target, error)
         })?;
@@ -172,10 +175,10 @@ impl History {
         Ok(())
     }
 
-    /// The kept server program of a digest; `None` when there is none, or its bytes are others by now.
+    /// The retained server program of a digest; `None` if there is none or its content has changed.
     pub fn program(&self, digest: &str) -> Option<Program> {
         let path = self.program_file(digest);
-        let found = copy_hashed(File::open(&path).ok()?, &mut io::sink()).ok()?;
+        let found = copy_hashed(path.as_str(), &mut io::sink()).ok()?;
         (found == digest).then(|| Program { path: path.into_string(), digest: digest.to_owned() })
     }
 
@@ -198,13 +201,13 @@ impl History {
         serde_json::from_str(body).map_err(|e| e.to_string())
     }
 
-    /// What cannot be removed now is tried again by the next run.
+    /// What cannot be removed now is retried by the next run.
     fn drop_oldest(&self) {
         let mut kept: Vec<_> = names(&self.releases).unwrap_or_default();
         drop_unfinished(&self.releases, &kept);
         kept.retain(|name| name.ends_with(SUFFIX));
         kept.sort();
-        for name in &kept[..kept.len().saturating_sub(MOST)] {
+        for name in &kept[..kept.len().saturating_sub(MAX_RELEASES)] {
             let _ = std::fs::remove_file(self.releases.join(name));
         }
     }
@@ -228,24 +231,25 @@ impl History {
 }
 
 impl Recorded {
-    /// The entry of a number.
+    /// The entry with this number.
     pub fn get(&self, number: u64) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.number == number)
     }
 
-    /// The newest release that runs other bytes than this lock: where a rollback goes when nobody says where to.
+    /// The newest release with other artifacts than this lock: the default target of a rollback.
     pub fn before(&self, lock: &Lock) -> Option<&Entry> {
         self.entries.iter().rev().find(|entry| !entry.applied.lock.runs_the_same(lock))
     }
 
-    /// The schema that a server program brings, as far as is known: it also runs on the next one, so the lowest it was seen with.
+    /// The schema version of a server program, if known. A program also runs on the next version, so the lowest one
+    /// seen is its own.
     pub fn schema_of(&self, server: &str) -> Option<u32> {
         let of_it = self.entries.iter().filter(|entry| entry.applied.lock.server == server);
         of_it.filter_map(|entry| entry.applied.schema).min()
     }
 }
 
-/// Whether a server that brings this schema can work with a database: with its own, and with the next.
+/// Whether a server of this schema version can use a database: its own version or the next.
 pub fn runs_on(server: u32, database: u32) -> bool {
     database <= server.saturating_add(1)
 }
@@ -272,7 +276,7 @@ fn create(path: &Utf8Path, mode: u32) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)
 }
 
-/// A name that no other run uses.
+/// A file name that no other process uses.
 fn unfinished(folder: &Utf8Path) -> Utf8PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     folder.join(format!("{}-{}{UNFINISHED}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
@@ -287,14 +291,6 @@ fn drop_unfinished(folder: &Utf8Path, names: &[String]) {
     }
 }
 
-fn copy_hashed(mut from: File, to: &mut dyn Write) -> io::Result<String> {
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        let read = from.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(format!("sha256:{}", hex::encode(hash.finalize())));
-        }
-        hash.update(&buffer[..read]);
-        to.write_all(&buffer[..read])?;
-    }
+fn copy_hashed(from: &str, to: &mut dyn Write) -> io::Result<String> {
+    textnlp_files::copy_sha256(&mut File::open(from)?, to).map(|digest| format!("sha256:{}", digest.hex()))
 }

@@ -1,52 +1,52 @@
-//! The lock file: read, written whole or not at all, and compared.
+//! The lock file of an environment.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
+use textnlp_files::Replace;
 use textnlp_provider::EnvironmentName;
 
-/// The digests that run.
+/// The digests of a release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
-    /// Which environment.
+    /// The environment.
     pub environment: EnvironmentName,
-    /// The server artifact.
+    /// The digest of the server artifact.
     pub server: String,
-    /// Each model by its name.
+    /// The digest of each model by name.
     #[serde(default)]
     pub models: BTreeMap<String, String>,
-    /// Where each model came from: a digest holds for as long as its source is the same.
+    /// The source of each model; a digest is valid while its source is unchanged.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sources: BTreeMap<String, String>,
     /// The image of each site in a cluster.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub images: BTreeMap<String, String>,
-    /// What the environment said of each image: one holds for as long as that is the same.
+    /// The configured image of each site; a locked image is valid while this is unchanged.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub image_sources: BTreeMap<String, String>,
-    /// The templates, when what runs was rendered from some.
+    /// The digest of the templates, if any were rendered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub templates: Option<String>,
-    /// What the environment said.
+    /// The digest of the configuration.
     pub configuration: String,
-    /// The database schema; left out, the newest of the server.
+    /// The database schema; by default the newest of the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<u32>,
 }
 
-/// One thing in which two releases differ.
+/// A difference between two releases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// What: `server`, `templates`, `configuration`, `schema`, `models.NAME`, or `images.SITE`.
+    /// The part: `server`, `templates`, `configuration`, `schema`, `models.NAME`, or `images.SITE`.
     pub what: String,
-    /// What the lock says.
+    /// The locked value.
     pub locked: Option<String>,
-    /// What is at hand.
+    /// The present value.
     pub here: Option<String>,
 }
 
@@ -59,47 +59,47 @@ impl fmt::Display for Difference {
 
 impl std::error::Error for Difference {}
 
-/// The beginning of a digest, for people; what is none is whole.
+/// The first digits of a digest, for display; other texts are unchanged.
 pub fn short(digest: &str) -> String {
     let shown = if digest.starts_with("sha256:") { 19 } else { usize::MAX };
     digest.chars().take(shown).collect()
 }
 
-/// Why a lock could not be read or written.
+/// Why a lock file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// The file system said no.
+    /// A file operation failed.
     #[error("{action} lock file {path}")]
     File {
-        /// What was being done.
+        /// The action.
         action: &'static str,
         /// The file.
         path: Utf8PathBuf,
-        /// Why.
+        /// The error.
         source: std::io::Error,
     },
-    /// It is not a lock file.
+    /// The file is not a lock file.
     #[error("{path} is not a lock file: {cause}")]
     Broken {
         /// The file.
         path: Utf8PathBuf,
-        /// What is wrong, with its line and column.
+        /// The problem, with line and column.
         cause: String,
     },
 }
 
-/// A lock names a handful of digests; a model catalogue of thousands still fits.
+/// The largest lock file in bytes; sufficient for thousands of models.
 const MOST_BYTES: u64 = 1_000_000;
 
-const HEAD: &str = "# Which bytes run. Written by `textnlp-deploy release set` and `promote`; `up` honours it.\n";
+const HEAD: &str = "# The locked release. Written by `textnlp-deploy release set` and `promote`; read by `up`.\n";
 
 impl Lock {
-    /// Where the lock of an environment is: beside its file.
+    /// The path of an environment's lock file, beside its file.
     pub fn path(folder: &Utf8Path, environment: &EnvironmentName) -> Utf8PathBuf {
         folder.join(format!("{environment}.lock"))
     }
 
-    /// Reads a lock; `None` when there is no file.
+    /// Reads a lock file; `None` if it does not exist.
     pub fn read(path: &Utf8Path) -> Result<Option<Self>, LockError> {
         use std::io::Read;
         let failed = |source| LockError::File { action: "read", path: path.to_owned(), source };
@@ -115,7 +115,7 @@ impl Lock {
             return Err(broken(format!("it has more than {MOST_BYTES} bytes")));
         }
         let mut lock: Lock = serde_yaml::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
-        // Earlier versions wrote the digest of no bytes where there were no templates.
+        // Earlier versions wrote the digest of an empty text if there were no templates.
         lock.templates.take_if(|templates| *templates == super::digest(b""));
         let digests =
             [&lock.server, &lock.configuration].into_iter().chain(&lock.templates).chain(lock.models.values());
@@ -128,54 +128,42 @@ impl Lock {
         Ok(Some(lock))
     }
 
-    /// The bytes of the file: the same lock gives the same bytes.
+    /// The bytes of the file; equal locks have equal bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let body = serde_yaml::to_string(self).expect("a lock is plain data with text keys");
         format!("{HEAD}{body}").into_bytes()
     }
 
-    /// Writes the file whole or not at all. Writing what is there already changes nothing.
+    /// Writes the file durably; no change if the content is equal.
     pub fn write(&self, path: &Utf8Path) -> Result<(), LockError> {
         let failed = |source| LockError::File { action: "write", path: path.to_owned(), source };
         let bytes = self.to_bytes();
         if std::fs::read(path).is_ok_and(|there| there == bytes) {
             return Ok(());
         }
-        let beside = path.with_extension(format!("lock.{}", std::process::id()));
-        let folder = path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
-        let written = (|| {
-            // Without `environments/`, a lock lies with a state that may have to be made yet.
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-            let mut file = std::fs::File::create(&beside)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&beside, path)?;
-            // The rename is durable once its folder is.
-            std::fs::File::open(folder)?.sync_all()
-        })();
-        written.map_err(|error| {
-            // What was begun beside it is of no use to anybody; the error that counts is the one above.
-            let _ = std::fs::remove_file(&beside);
-            failed(error)
-        })
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_str().is_empty()) {
+            // Without `environments/`, the lock file is in a state folder that may not exist yet.
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+        }
+        Replace::umask().write(path, &bytes).map_err(|error| failed(error.source))
     }
 
-    /// Whether the digest of a model still holds: its source is the one that was locked.
+    /// Whether the locked digest of a model is valid: its source is unchanged.
     pub fn holds(&self, name: &str, source: &str) -> bool {
         self.sources.get(name).is_none_or(|locked| locked == source)
     }
 
-    /// The image of a site, for as long as the environment says the same of it as when it was locked.
+    /// The locked image of a site, if the configured one is unchanged.
     pub fn image(&self, site: &str, said: Option<&str>) -> Option<&String> {
         self.images.get(site).filter(|_| self.image_sources.get(site).map(String::as_str) == said)
     }
 
-    /// Whether both run the same bytes; what the environments say may differ.
+    /// Whether both have the same artifacts; configurations may differ.
     pub fn runs_the_same(&self, other: &Lock) -> bool {
         self.differences(other).iter().all(|difference| difference.what == "configuration")
     }
 
-    /// In what `here` differs from this lock.
+    /// The differences of `here` from this lock.
     pub fn differences(&self, here: &Lock) -> Vec<Difference> {
         let mut found = Vec::new();
         let mut compare = |what: &str, locked: Option<String>, here: Option<String>| {

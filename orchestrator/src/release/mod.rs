@@ -1,7 +1,8 @@
-//! Releases: which bytes run, and the lock file `environments/ENV.lock` that says so.
+//! Releases: the artifacts that run, and the lock file `environments/ENV.lock`.
 //!
-//! An environment says what is wanted; the lock says which server, models, templates, configuration and database schema
-//! that was when it was last released. `up` honours the lock, so a newer tool does not roll every environment.
+//! An environment describes what is wanted. The lock records the server, models, templates, configuration and database
+//! schema of the last release. `up` uses the lock, so a newer version of this program does not change every
+//! environment.
 
 mod history;
 mod lock;
@@ -13,28 +14,30 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use textnlp_provider::component::Program;
 
-pub use history::{Applied, Entry, History, HistoryError, MOST, PROGRAMS, Recorded, runs_on};
+pub use history::{Applied, Entry, History, HistoryError, MAX_RELEASES, PROGRAMS, Recorded, runs_on};
 pub use lock::{Difference, Lock, LockError, short};
 pub use promote::promote;
 
-use crate::environment::Environment;
+use crate::environment::{Environment, SettingFiles};
 
-/// What is at hand to be released.
+/// The artifacts that are available for a release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifacts {
     /// The server artifact.
     pub program: Program,
-    /// The digest of each model that is known, by its name.
+    /// The digest of each known model by name.
     pub models: BTreeMap<String, String>,
-    /// The digest of the templates, where something is rendered from them.
+    /// The digest of the templates, if any are rendered.
     pub templates: Option<String>,
-    /// The database schema that the server brings.
+    /// The database schema of the server.
     pub schema: Option<u32>,
-    /// What each secret that a person keeps is now: its reference, and a mark by which a change is seen.
+    /// The present value of each user-provided secret: its reference, and a fingerprint that shows a change.
     pub given: BTreeMap<String, String>,
+    /// The files that settings name.
+    pub files: SettingFiles,
 }
 
-/// What runs: the lock, and where its server artifact is.
+/// A release: the lock, and the path of its server artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
     /// The digests.
@@ -43,10 +46,12 @@ pub struct Release {
     pub program: Program,
     /// See [`Artifacts::given`].
     pub given: BTreeMap<String, String>,
+    /// See [`Artifacts::files`].
+    pub files: SettingFiles,
 }
 
 impl Release {
-    /// The release that these artifacts make of this environment.
+    /// The release of this environment with these artifacts.
     pub fn resolve(environment: &Environment, artifacts: &Artifacts) -> Self {
         let models = environment
             .models
@@ -66,11 +71,12 @@ impl Release {
             configuration: configuration_digest(environment),
             schema: artifacts.schema,
         };
-        Self { lock, program: artifacts.program.clone(), given: artifacts.given.clone() }
+        let Artifacts { program, given, files, .. } = artifacts.clone();
+        Self { lock, program, given, files }
     }
 
-    /// The release that a lock names, run by the artifacts at hand: what the lock fixes stays, the configuration is today's. The server artifact
-    /// must be the one that is locked; otherwise the difference is the error.
+    /// The release of a lock with these artifacts: locked values are retained, the configuration is the present one.
+    /// Returns the difference if the server artifact is not the locked one.
     pub fn locked(environment: &Environment, lock: &Lock, artifacts: &Artifacts) -> Result<Self, Box<Difference>> {
         if lock.server != artifacts.program.digest {
             let (locked, here) = (Some(lock.server.clone()), Some(artifacts.program.digest.clone()));
@@ -93,7 +99,7 @@ impl Release {
     }
 }
 
-/// What an environment says of the image of each site in a cluster.
+/// The configured image of each site in a cluster.
 pub fn images(environment: &Environment) -> BTreeMap<String, String> {
     let clusters = environment.sites.iter().filter(|site| site.is_in_cluster());
     clusters.filter_map(|site| Some((site.name.to_string(), site.cluster.image.clone()?))).collect()
@@ -110,15 +116,15 @@ pub fn with_images(environment: &Environment, lock: &Lock) -> Environment {
     environment
 }
 
-/// SHA-256 of a file's or a text's bytes, as locks write it.
+/// The SHA-256 of these bytes, in the format of lock files.
 pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// The digest of everything that an environment says, whatever the order and the layers it was said in.
+/// The digest of an environment's configuration, independent of order and layers.
 pub fn configuration_digest(environment: &Environment) -> String {
     let mut value = serde_json::to_value(environment).expect("environments are plain data with text keys");
-    // Which file it extends and how it is described change nothing that runs.
+    // What it extends and its description do not affect what runs.
     if let Value::Object(fields) = &mut value {
         fields.shift_remove("extends");
         fields.shift_remove("description");

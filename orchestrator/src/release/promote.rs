@@ -1,10 +1,10 @@
-//! The same bytes in the next environment: what was proven there is what runs here.
+//! Promotion: the artifacts that were verified in one environment, released in the next one.
 
 use super::{Lock, configuration_digest, images};
 use crate::environment::Environment;
 
-/// The lock of `target` with the bytes of `proven`; the configuration is the target's own. The error names every model and every image of the
-/// target that was not proven.
+/// The lock of `target` with the artifacts of `proven` and the target's own configuration. The error names every model
+/// and image of the target that was not verified.
 pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>> {
     let mut blockers = Vec::new();
     let mut lock = Lock {
@@ -21,7 +21,7 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
         match proven.models.get(name) {
             None => blockers.push(format!("model {name} of {to} does not run in {from}")),
             Some(_) if !proven.holds(name, model.source()) => {
-                blockers.push(format!("model {name} comes from another source in {to} than in {from}"));
+                blockers.push(format!("model {name} has another source in {to} than in {from}"));
             }
             Some(digest) if model.digest.as_ref().is_some_and(|pinned| pinned != digest) => {
                 blockers.push(format!("model {name} is pinned to another digest by {to} than runs in {from}"));
@@ -29,7 +29,7 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
             Some(digest) => drop(lock.models.insert(name.clone(), digest.clone())),
         }
     }
-    // What was proven on machines is proven of a program; which image has it is the target's to say.
+    // A release that was verified on machines has no image to compare; the target selects its own.
     if let Some((first, image)) = proven.images.first_key_value() {
         if let Some((other, _)) = proven.images.iter().find(|(_, other)| *other != image) {
             let from = &proven.environment;
@@ -39,7 +39,7 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
             match same_bytes(image, said) {
                 Some(image) => drop(lock.images.insert(site.clone(), image)),
                 None => blockers.push(format!(
-                    "site {site} of {} names the image {said}, and in {} {image} runs: write that one, or its digest",
+                    "site {site} of {} has the image {said}, but {} runs {image}: write that image or its digest",
                     target.environment, proven.environment
                 )),
             }
@@ -48,7 +48,7 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
     if blockers.is_empty() { Ok(lock) } else { Err(blockers) }
 }
 
-/// The image that has the bytes of `proven` and is where `said` is: registries may be copies of one another.
+/// The image with the digest of `proven` in the repository of `said`: registries may mirror each other.
 fn same_bytes(proven: &str, said: &str) -> Option<String> {
     if proven == said {
         return Some(said.to_owned());

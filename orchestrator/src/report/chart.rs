@@ -1,4 +1,4 @@
-//! Line and bar charts as SVG texts. Colours come from the page, so light and dark both read well.
+//! Line and bar charts as SVG. Colours come from the page's style sheet, for light and dark mode.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ const RIGHT: f64 = 12.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 26.0;
 
-/// Points of one line at most; more would only draw over one another.
+/// The most points of a line; more would overlap.
 const MOST_POINTS: usize = 600;
 
 pub(super) struct Line {
@@ -23,7 +23,7 @@ pub(super) struct Line {
 pub(super) struct Chart {
     pub(super) x_unit: &'static str,
     pub(super) lines: Vec<Line>,
-    /// What the lines should stay under, with its name.
+    /// The limit line with its label.
     pub(super) limit: Option<(f64, String)>,
 }
 
@@ -53,7 +53,7 @@ impl Chart {
                 &mut svg,
                 &format!("<line class=\"limit\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>", WIDTH - RIGHT),
             );
-            // Above the line where there is room, else below it.
+            // Above the line if there is room, else below.
             let at = if y > TOP + 14.0 { y - 5.0 } else { y + 14.0 };
             text(&mut svg, WIDTH - RIGHT, at, "end", name);
         }
@@ -76,7 +76,7 @@ impl Chart {
     }
 }
 
-/// Bars of a histogram with (upper bound in ms, count); empty ends are cut off.
+/// Bars of a histogram of (upper bound in ms, count); empty buckets at both ends are omitted.
 pub(super) fn bars(histogram: &[(f64, u64)]) -> String {
     let first = histogram.iter().position(|(_, n)| *n > 0).unwrap_or(0);
     let last = histogram.iter().rposition(|(_, n)| *n > 0).unwrap_or(0);
@@ -132,7 +132,7 @@ fn grid(svg: &mut String, most: f64, step: f64, y_of: &dyn Fn(f64) -> f64) {
     }
 }
 
-/// The top of an axis and the step between its lines: 1, 2 or 5 times a power of ten, four to six lines.
+/// The maximum of an axis and the step of its lines: 1, 2 or 5 times a power of ten, for four to six lines.
 fn scale(most: f64) -> (f64, f64) {
     let most = if most.is_finite() && most > 0.0 { most } else { 1.0 };
     let rough = most / 5.0;

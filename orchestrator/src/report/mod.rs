@@ -1,47 +1,46 @@
-//! A report per run: one JSON document for machines, one HTML page for people, both from the same facts.
+//! The report of a run: one JSON document and one HTML page, from the same data.
 //!
-//! The page holds everything it needs: no script, no font, no image from elsewhere, so it opens where there is no network.
+//! The page is self-contained: no script, font or image from elsewhere, so it opens without a network.
 
 mod chart;
-
-use std::io::Write;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
+use textnlp_files::Replace;
 
 use crate::gate::{self, Evidence};
-use crate::load::{Held, Limit, Measured};
+use crate::load::{Limit, Measured, SessionResult};
 use chart::{Chart, Line};
 
-/// What a report is about.
+/// The content of a report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// What was done: `Gate of staging`, `Load on https://…`.
+    /// The title: `Gate of staging`, `Load on https://…`.
     pub title: String,
-    /// When it began.
+    /// When the run began.
     pub at: Timestamp,
-    /// The address that was asked.
+    /// The tested address.
     pub address: String,
-    /// Facts for the head of the page: environment, lineage, release, machine.
+    /// Facts for the header of the page: environment, lineage, release, machine.
     pub facts: Vec<(String, String)>,
-    /// The gate, when there was one.
+    /// The gate, if it was a gate run.
     pub gate: Option<Evidence>,
-    /// The load test, when it was not part of a gate.
+    /// The load test, if it was not part of a gate.
     pub load: Option<Measured>,
-    /// The search for the limit, when there was one.
+    /// The search for the limit, if it ran.
     pub limit: Option<Limit>,
-    /// The open sessions that were held, when there were some.
-    pub held: Option<Held>,
+    /// The session test, if it ran.
+    pub held: Option<SessionResult>,
 }
 
-/// Where a report was written.
+/// The paths of a written report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// The page.
+    /// The HTML page.
     pub html: Utf8PathBuf,
-    /// The document.
+    /// The JSON document.
     pub json: Utf8PathBuf,
 }
 
@@ -53,19 +52,19 @@ impl Report {
             .or_else(|| Some(&self.limit.as_ref()?.probes.last()?.measured))
     }
 
-    /// The p95 that a gate allows, where there was one.
+    /// The p95 limit of the gate, if there was one.
     fn limit_ms(&self) -> Option<f64> {
         self.gate.as_ref()?.checks.iter().find(|c| c.name == gate::P95)?.limit.as_f64()
     }
 
-    /// The document.
+    /// The JSON document.
     pub fn to_json(&self) -> Value {
         let mut value = serde_json::to_value(self).expect("reports are plain data with text keys");
         value["format"] = json!("textnlp-report/1");
         value
     }
 
-    /// The page.
+    /// The HTML page.
     pub fn to_html(&self) -> String {
         let measured = self.measured();
         let context = json!({
@@ -84,18 +83,19 @@ impl Report {
         page(include_str!("report.html"), context)
     }
 
-    /// Writes `FOLDER/NAME-TIME.html` and `.json`, each whole or not at all.
+    /// Writes `FOLDER/NAME-TIME.html` and `.json`, each durably.
     pub fn write(&self, folder: &Utf8Path, name: &str) -> std::io::Result<Written> {
         std::fs::create_dir_all(folder)?;
         let stem = format!("{name}-{}", self.at.strftime("%Y%m%dT%H%M%SZ"));
         let (html, json) = (folder.join(format!("{stem}.html")), folder.join(format!("{stem}.json")));
-        whole(&json, serde_json::to_string_pretty(&self.to_json()).expect("plain JSON").as_bytes())?;
-        whole(&html, self.to_html().as_bytes())?;
+        let document = serde_json::to_string_pretty(&self.to_json()).expect("plain JSON");
+        Replace::umask().write(&json, document.as_bytes())?;
+        Replace::umask().write(&html, self.to_html().as_bytes())?;
         Ok(Written { html, json })
     }
 }
 
-/// A page of ours, filled in; all look alike.
+/// Renders a template in the common page layout.
 pub(crate) fn page(template: &str, context: Value) -> String {
     let mut templates = minijinja::Environment::new();
     templates.set_auto_escape_callback(|_| minijinja::AutoEscape::Html);
@@ -103,16 +103,7 @@ pub(crate) fn page(template: &str, context: Value) -> String {
         .add_template("page.css", include_str!("page.css"))
         .and_then(|()| templates.template_from_str(template))
         .and_then(|page| page.render(minijinja::value::Serde(context)));
-    page.expect("the template is ours, parses, and renders any report")
-}
-
-/// Writes a file whole or not at all.
-pub(crate) fn whole(path: &Utf8Path, bytes: &[u8]) -> std::io::Result<()> {
-    let beside = Utf8PathBuf::from(format!("{path}.{}", std::process::id()));
-    let mut file = std::fs::File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)
+    page.expect("the built-in template parses and renders any report")
 }
 
 fn plain(value: &Value) -> String {
@@ -129,7 +120,7 @@ fn gate_of(evidence: &Evidence) -> Value {
     let checks: Vec<Value> = evidence
         .checks
         .iter()
-        .map(|c| json!({"name": c.name, "measured": plain(&c.measured), "limit": plain(&c.limit), "unit": c.unit, "ok": c.ok, "note": c.note}))
+        .map(|c| json!({"name": c.name, "measured": plain(&c.measured), "limit": c.demand(), "unit": c.unit, "ok": c.ok, "warning": c.warning, "note": c.note}))
         .collect();
     json!({"state": evidence.gate.state(), "phase": evidence.phase, "seconds": format!("{:.1}", evidence.seconds), "checks": checks})
 }
@@ -152,7 +143,7 @@ fn percent(share: f64) -> String {
     format!("{:.2} %", share * 100.0)
 }
 
-/// The tiles above the charts.
+/// The summary tiles above the charts.
 fn numbers_of(m: &Measured) -> Value {
     let ms = |ms: f64| format!("{ms:.0} ms");
     json!([
@@ -169,7 +160,7 @@ fn numbers_of(m: &Measured) -> Value {
     ])
 }
 
-fn held_of(held: &Held) -> Value {
+fn held_of(held: &SessionResult) -> Value {
     let ms = |ms: f64| format!("{ms:.0} ms");
     json!([
         [format!("open at the end, of {}", held.sessions.count), held.open.to_string()],
@@ -189,7 +180,7 @@ fn charts_of(m: &Measured, limit_ms: Option<f64>) -> Vec<Value> {
     let over = |value: &dyn Fn(&crate::load::Second) -> f64| -> Vec<(f64, f64)> {
         m.series.iter().map(|s| (f64::from(s.second), value(s))).collect()
     };
-    // A second in which nothing ended has no latency, rather than one of 0.
+    // A second without finished requests has no latency, rather than 0.
     let there = |points: Vec<(f64, f64)>| points.into_iter().filter(|(_, y)| *y > 0.0).collect::<Vec<_>>();
     let latency = Chart {
         x_unit: "s",
@@ -219,7 +210,7 @@ fn charts_of(m: &Measured, limit_ms: Option<f64>) -> Vec<Value> {
         json!({"title": "Users and requests", "svg": users.to_svg(), "legend": users.legend()}),
     ];
     if m.generate.count > 0 {
-        charts.push(json!({"title": "How many answers took how long", "svg": chart::bars(&m.histogram), "legend": []}));
+        charts.push(json!({"title": "Distribution of latency", "svg": chart::bars(&m.histogram), "legend": []}));
     }
     charts
 }

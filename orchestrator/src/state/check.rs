@@ -1,4 +1,4 @@
-//! Looks at a whole state and says what is wrong with it, piece by piece; and mends what can be mended without a guess.
+//! Checks a whole state, and repairs what can be repaired without guessing.
 
 use std::collections::BTreeMap;
 
@@ -7,52 +7,52 @@ use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 use super::store::{Holder, Store};
 use super::transfer::named_by;
-use super::{Entry, FORMAT, Head, LINEAGE, LineageFile, Place, StateError, head_name, read_lineage, record};
+use super::{Entry, FORMAT, Head, LINEAGE, LineageFile, SiteLocation, StateError, head_name, read_lineage, record};
 
-/// One thing that is wrong with a state.
+/// A problem of a state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Which piece.
+    /// The journal or file.
     pub what: String,
-    /// What is wrong.
+    /// The problem.
     pub because: String,
-    /// What [`mend`] does about it; `None` where only a copy helps.
+    /// What [`apply_remedies`] does about it; `None` if only a backup helps.
     pub remedy: Option<Remedy>,
 }
 
-/// What can be done about a finding.
+/// The repair of a finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "remedy", rename_all = "snake_case")]
 pub enum Remedy {
-    /// Cut a torn end off: no call was made on its strength. The next run does it too.
+    /// Truncate a partial record at the end: no call depended on it. The next run does the same.
     CutTorn {
-        /// Whose journal.
+        /// The site of the journal.
         site: SiteName,
     },
-    /// Write `lineage.json` again from what the journals say.
+    /// Rewrite `lineage.json` from the journals.
     WriteLineage {
-        /// Which deployment.
+        /// The lineage.
         lineage: Lineage,
         /// Its sites.
-        places: BTreeMap<SiteName, Place>,
+        places: BTreeMap<SiteName, SiteLocation>,
     },
-    /// Write `head.json` again from the journal, which is whole. Records after its end, if there were any, are lost.
+    /// Rewrite `head.json` from the journal, which is intact. Records after its end, if any, are lost.
     WriteHead {
-        /// Whose journal.
+        /// The site of the journal.
         site: SiteName,
-        /// How many records the lost end had, as far as is known.
+        /// The count of lost records, as far as known.
         lost: u64,
     },
 }
 
 impl Remedy {
-    /// Whether it gives something up that only a copy could bring back.
+    /// Whether the repair loses records that only a backup could restore.
     pub fn gives_up(&self) -> bool {
         matches!(self, Self::WriteHead { lost, .. } if *lost > 0)
     }
 }
 
-/// Looks at every piece.
+/// Checks everything.
 pub async fn check(store: &dyn Store, environment: &EnvironmentName) -> Result<Vec<Finding>, StateError> {
     let mut found = Vec::new();
     let (mut lineage, mut places) = (None, BTreeMap::new());
@@ -81,7 +81,7 @@ pub async fn check(store: &dyn Store, environment: &EnvironmentName) -> Result<V
             }
         }
         if let Some(torn) = &log.torn {
-            let because = format!("a power cut tore its last record at byte {}", torn.at);
+            let because = format!("its last record at byte {} is incomplete, as after a power failure", torn.at);
             found.push(Finding { what, because, remedy: Some(Remedy::CutTorn { site: site.clone() }) });
         }
         found.extend(check_head(store, &site, &log).await?);
@@ -99,12 +99,12 @@ pub async fn check(store: &dyn Store, environment: &EnvironmentName) -> Result<V
                 found.push(Finding { what: LINEAGE.to_owned(), because, remedy: None });
             }
             Ok(file) if lineage.is_some_and(|lineage| lineage != file.lineage) => {
-                let because = format!("it names lineage {}, and the journals another one", file.lineage);
+                let because = format!("it has lineage {}, and the journals have another one", file.lineage);
                 found.push(Finding { what: LINEAGE.to_owned(), because, remedy: None });
             }
             Ok(_) => {}
             Err(StateError::Future { found: format, known, .. }) => {
-                let because = format!("it has format {format}, this program knows up to {known}");
+                let because = format!("it has format {format}; this program supports formats up to {known}");
                 found.push(Finding { what: LINEAGE.to_owned(), because, remedy: None });
             }
             Err(error) => wrong(error.to_string()),
@@ -126,16 +126,16 @@ async fn check_head(store: &dyn Store, site: &SiteName, log: &record::Log) -> Re
             if head.n == 0 || there.is_some_and(|line| line.sum == head.sum) {
                 return Ok(None);
             }
-            // Another journal was put in its place; which of them is right, nobody here can tell.
-            let because = format!("record {} is not the one that an earlier run wrote", head.n);
+            // The journal was replaced by another one; which of them is right cannot be decided here.
+            let because = format!("record {} differs from the record that an earlier run wrote", head.n);
             return Ok(Some(Finding { what: head_name(site), because, remedy: None }));
         }
     };
     Ok(Some(Finding { what: head_name(site), because, remedy: Some(Remedy::WriteHead { site: site.clone(), lost }) }))
 }
 
-/// Does what the remedies say. What has none stays as it is.
-pub async fn mend(
+/// Applies the remedies. Findings without one are unchanged.
+pub async fn apply_remedies(
     store: &dyn Store,
     environment: &EnvironmentName,
     found: &[Finding],

@@ -1,22 +1,22 @@
-//! What can be wrong with a state, with the ways out.
+//! Errors of a state, with their hints.
 
 use std::io;
 
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
-use super::lineage::Place;
+use super::lineage::SiteLocation;
 use super::record::{Damage, TooLong};
 use super::store::Holder;
 
-/// A failed file operation: what was being done, and to what.
+/// A failed file operation.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {path}")]
 pub struct Io {
-    /// What was being done.
+    /// The action.
     pub action: &'static str,
-    /// To what.
+    /// Its path.
     pub path: String,
-    /// Why it failed.
+    /// The error.
     pub source: io::Error,
 }
 
@@ -29,205 +29,207 @@ impl Io {
 /// Why a state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The disk or the folder.
+    /// A file operation failed.
     #[error(transparent)]
     Io(Io),
-    /// Somebody else is at work.
+    /// Another run holds the lock.
     #[error("{}", held(.holder.as_ref()))]
     Held {
-        /// Who, as far as it is known.
+        /// The holder, as far as known.
         holder: Option<Holder>,
     },
-    /// Somebody else has taken the lock since.
-    #[error("lock {ours} is over: lock {newest} was given out after it")]
+    /// Another run has taken the lock since.
+    #[error("lock {ours} has expired: lock {newest} was granted after it")]
     Fenced {
-        /// Our number.
+        /// The fencing number of this run.
         ours: u64,
-        /// The newest one.
+        /// The newest fencing number.
         newest: u64,
     },
-    /// An earlier write failed in a way that leaves the disk's content unknown.
-    #[error("an earlier write to {place} failed; what it holds is read again by the next run")]
+    /// An earlier write failed, so the content of the disk is unknown.
+    #[error("an earlier write to {place} failed; the next run reads it again")]
     Broken {
-        /// Where.
+        /// The location of the state.
         place: String,
     },
-    /// The lease ran out, or somebody else has taken it, while this run could not renew it.
+    /// The lease expired, or another run took it while this run could not renew it.
     #[error("the lock of {place} is lost: {because}")]
     LeaseLost {
-        /// Where.
+        /// The location of the state.
         place: String,
         /// How it was lost.
         because: String,
     },
-    /// An object store did not do what it was asked.
+    /// A request to an object store failed.
     #[error("{action} {what} in {place}")]
     Object {
-        /// What was being done.
+        /// The action.
         action: &'static str,
-        /// To what.
+        /// The object.
         what: String,
-        /// In which store.
+        /// The store.
         place: String,
-        /// What can be done about it.
+        /// The hint.
         hint: &'static str,
-        /// Why it failed.
+        /// The error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A state that is sealed and is opened without its key or with another one, or the other way round.
+    /// The state is encrypted and the key is missing or wrong, or the state is plain and a key is set.
     #[error("{what}: {because}")]
     Sealed {
-        /// Which object.
+        /// The object.
         what: String,
-        /// What does not fit.
+        /// The mismatch.
         because: String,
     },
-    /// An object store that takes a conditional write whose condition does not hold.
-    #[error("{place} ignores the conditions of conditional writes: two runs would overwrite each other's journal")]
+    /// The object store accepts a conditional write whose condition fails.
+    #[error("{place} does not support conditional writes: two runs would overwrite each other's journal")]
     Unconditional {
-        /// Which store.
+        /// The store.
         place: String,
     },
-    /// The journal is damaged in a way that no power cut explains.
+    /// The journal is damaged, and not by a power failure.
     #[error("journal of `{site}` is damaged: {damage}")]
     Damaged {
-        /// Whose journal.
+        /// The site of the journal.
         site: SiteName,
-        /// Where and how.
+        /// The damage.
         damage: Damage,
     },
-    /// A body beside a journal is damaged.
+    /// A body of a journal is damaged.
     #[error("bodies of `{site}` are damaged at byte {offset}: {what}")]
     DamagedBody {
-        /// Whose journal.
+        /// The site of the journal.
         site: SiteName,
-        /// Where.
+        /// Its offset.
         offset: u64,
-        /// How.
+        /// The problem.
         what: String,
     },
-    /// A file that is not what it should be.
+    /// A file has unexpected content.
     #[error("{what} cannot be read: {because}")]
     Unreadable {
-        /// Which file.
+        /// The file.
         what: String,
-        /// Why.
+        /// The reason.
         because: String,
     },
-    /// Written by a newer tool.
-    #[error("{what} has format {found}, this program knows formats up to {known}; use the newer program that wrote it")]
+    /// A newer version of this program wrote it.
+    #[error(
+        "{what} has format {found}; this program supports formats up to {known}; use the newer version that wrote it"
+    )]
     Future {
-        /// What.
+        /// The file or journal.
         what: String,
-        /// Its format.
+        /// Its format version.
         found: u64,
-        /// The newest that we know.
+        /// The newest supported format version.
         known: u32,
     },
     /// The state was moved to another store.
     #[error("the state in {place} was moved to {to}")]
     Moved {
-        /// Where it was.
+        /// The old location.
         place: String,
-        /// Where it is.
+        /// The new location.
         to: String,
     },
     /// The folder belongs to another environment.
     #[error("{place} belongs to environment `{recorded}`, not `{wanted}`")]
     OtherEnvironment {
-        /// Where.
+        /// The location.
         place: String,
-        /// Whose it is.
+        /// The environment it belongs to.
         recorded: EnvironmentName,
-        /// Who asks.
+        /// The environment of this run.
         wanted: EnvironmentName,
     },
-    /// A journal of another deployment lies among ours.
+    /// The folder contains a journal of another deployment.
     #[error("the journal of `{site}` in {place} belongs to deployment {recorded}, not {expected}")]
     OtherLineage {
-        /// Where.
+        /// The location.
         place: String,
-        /// Whose journal.
+        /// The site of the journal.
         site: SiteName,
-        /// The lineage it carries.
+        /// The lineage of the journal.
         recorded: Lineage,
         /// The lineage of the state.
         expected: Lineage,
     },
-    /// A site is pointed at another provider, account, region or runtime than its objects are in.
+    /// A site names another provider, account, region or runtime than its objects are in.
     #[error("site `{site}` is bound to {recorded}; the environment now says {wanted}")]
     OtherPlace {
-        /// Which site.
+        /// The site.
         site: SiteName,
-        /// What it is bound to.
-        recorded: Box<Place>,
-        /// What the environment says.
-        wanted: Box<Place>,
+        /// The recorded binding.
+        recorded: Box<SiteLocation>,
+        /// The binding in the environment.
+        wanted: Box<SiteLocation>,
     },
-    /// A site that no environment named when the lock was taken.
-    #[error("site `{site}` is not bound to any place")]
+    /// The site was not part of the environment when the lock was taken.
+    #[error("site `{site}` is not bound to any location")]
     Unbound {
-        /// Which site.
+        /// The site.
         site: SiteName,
     },
-    /// What a run wanted to write contradicts what the journal says. It was not written.
+    /// A new record contradicts the journal. It was not written.
     #[error("write record {n} to the journal of `{site}`: {what}; nothing was written")]
     Contradiction {
-        /// Whose journal.
+        /// The site of the journal.
         site: SiteName,
         /// The number that the record would have had.
         n: u64,
-        /// What does not fit.
+        /// The contradiction.
         what: String,
     },
-    /// A record that is too long for the journal.
+    /// A record is too long for the journal.
     #[error("write to the journal of `{site}`")]
     TooLong {
-        /// Whose journal.
+        /// The site of the journal.
         site: SiteName,
-        /// How long.
+        /// The length.
         source: TooLong,
     },
 }
 
 impl StateError {
-    /// What to do about it.
+    /// How to fix it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Io(io) if io.source.kind() == io::ErrorKind::PermissionDenied => {
-                format!("make `{}` readable and writable for you, or name another folder with `--state-dir`", io.path)
+                format!("make `{}` readable and writable for you, or choose another folder with `--state-dir`", io.path)
             }
             Self::Io(io) if io.source.kind() == io::ErrorKind::StorageFull => {
-                "make room on the disk and run the same command again: nothing that was done is lost".to_owned()
+                "free some disk space and run the same command again: completed work is kept".to_owned()
             }
             Self::Io(_) | Self::Broken { .. } => "run the same command again".to_owned(),
             Self::LeaseLost { .. } => {
-                "nothing was called after that; run the same command again, it goes on from here".to_owned()
+                "no call was made after that; run the same command again to resume".to_owned()
             }
             Self::Object { hint, .. } => (*hint).to_owned(),
             Self::Sealed { .. } => {
-                "name the key that it was sealed with in `state.encryption_key`; to seal a state or to open one, move it: `state move`"
+                "set `state.encryption_key` to the key that it was encrypted with; to encrypt or decrypt a state, move it: `state move`"
                     .to_owned()
             }
             Self::Unconditional { .. } => {
-                "use a store that honours If-Match and If-None-Match, or keep the state in a folder (`state.store: local`)"
+                "use a store that supports If-Match and If-None-Match, or keep the state in a folder (`state.store: local`)"
                     .to_owned()
             }
             Self::Held { .. } => "wait for it to finish; reading and planning need no lock".to_owned(),
-            Self::Fenced { .. } => "see what the other run did with `textnlp-deploy state history`".to_owned(),
+            Self::Fenced { .. } => "run `textnlp-deploy state history` to see what the other run did".to_owned(),
             Self::Damaged { .. } | Self::DamagedBody { .. } | Self::Unreadable { .. } => {
                 "nothing was changed; put the file back from a backup of the state folder".to_owned()
             }
             Self::OtherEnvironment { .. } => {
-                "name the right environment, or another folder with `--state-dir`".to_owned()
+                "choose the right environment, or another folder with `--state-dir`".to_owned()
             }
             Self::Moved { to, .. } => format!("write `state.store: {to}` into the environment file"),
-            Self::OtherLineage { .. } => "put the journal back where it came from".to_owned(),
+            Self::OtherLineage { .. } => "move the journal back to its original folder".to_owned(),
             Self::OtherPlace { site, .. } => format!(
-                "put the old values back; or run `down` with them first; or give the site another name than `{site}`, then the old one is removed"
+                "restore the old values, or run `down` with them first; or rename site `{site}`, then the old site is removed"
             ),
             Self::Contradiction { .. } => {
-                "this is a mistake of the program: keep what `support-bundle` writes, and report it".to_owned()
+                "this is a bug in this program: run `support-bundle`, and report it".to_owned()
             }
             Self::Future { .. } | Self::Unbound { .. } | Self::TooLong { .. } => return None,
         })

@@ -1,4 +1,4 @@
-//! What a journal's records add up to: which objects there are, and which operations are open.
+//! Folds a journal's records into its recorded objects and open operations.
 
 use std::collections::BTreeMap;
 
@@ -8,29 +8,29 @@ use textnlp_provider::{
     CloudId, Handle, KindName, Lineage, Need, Object, Operation, OperationId, Ownership, Recorded, ResourceId, Verb,
 };
 
-use super::lineage::Place;
+use super::durations::Durations;
+use super::lineage::SiteLocation;
 use super::record::{BodyRef, End, Entry, FORMAT, Record, Target};
-use super::took::Took;
 
-/// Everything that finishing an operation takes, as it was written down before its first call.
+/// Everything that finishing an operation needs, as recorded before its first call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
     /// The operation.
     pub operation: Operation,
-    /// Which of the objects behind the resource.
+    /// Which object of the resource.
     pub target: Target,
-    /// For the record: what it needs.
+    /// For the record: its dependencies.
     pub needs: Vec<Need>,
-    /// For the record: whose it is.
+    /// For the record: its ownership.
     pub ownership: Ownership,
-    /// For the record: whether removing it takes a typed consent.
+    /// For the record: whether its removal needs a typed confirmation.
     pub protected: bool,
     /// For the record: the version of the kind's spec.
     pub schema: u32,
 }
 
 impl Intent {
-    /// The record of the object that came of it.
+    /// The record of the resulting object.
     pub fn recorded(&self, object: &Object, tainted: bool) -> Recorded {
         let op = &self.operation;
         Recorded {
@@ -50,65 +50,65 @@ impl Intent {
     }
 }
 
-/// The objects behind one resource, as recorded.
+/// The recorded objects of one resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Holding {
-    /// The one that others use.
+pub struct RecordedObjects {
+    /// The object in use.
     pub current: Option<Recorded>,
-    /// The SHA-256 of its record, which names it in the journal.
+    /// The SHA-256 of its record, by which the journal refers to it.
     pub sha256: Option<String>,
-    /// Replaced ones that are still to be removed.
-    pub old: Vec<Old>,
-    /// When the current one was last made or changed.
+    /// Replaced objects that have yet to be removed.
+    pub old: Vec<ReplacedObject>,
+    /// When the object in use was last created or changed.
     pub since: Timestamp,
-    /// The operation that did it.
+    /// The operation that did so.
     pub by: Option<OperationId>,
 }
 
-impl Holding {
-    /// What the provider calls the objects behind the resource.
+impl RecordedObjects {
+    /// The providers' ids of the resource's objects.
     pub fn cloud_ids(&self) -> impl Iterator<Item = &CloudId> {
         self.objects().map(|recorded| &recorded.cloud_id)
     }
 
-    /// Every object that is recorded of it: the current one, and those that are still to be removed.
+    /// Every recorded object: the one in use, and those that have yet to be removed.
     pub fn objects(&self) -> impl Iterator<Item = &Recorded> {
         self.current.iter().chain(self.old.iter().map(|old| &old.recorded))
     }
 }
 
-/// A replaced object that is still to be removed.
+/// A replaced object that has yet to be removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Old {
-    /// The SHA-256 of its record, which names it in the journal.
+pub struct ReplacedObject {
+    /// The SHA-256 of its record, by which the journal refers to it.
     pub sha256: String,
     /// Its record.
     pub recorded: Recorded,
 }
 
-/// An operation that was begun and has not ended.
+/// An operation that was started and has not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Open {
-    /// Everything that finishing it takes.
+pub struct OpenOperation {
+    /// Everything that finishing it needs.
     pub intent: Intent,
-    /// Where the provider said it stands.
+    /// The provider's last handle.
     pub handle: Option<Handle>,
-    /// What it waited for.
+    /// The provider's last message about what it waits for.
     pub says: Option<String>,
-    /// When it was begun.
+    /// When it was started.
     pub begun: Timestamp,
 }
 
-/// The sum of a journal's records, with bodies by name.
+/// The fold of a journal's records; bodies by name.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Fold {
     pub(super) slots: BTreeMap<ResourceId, Slots>,
     pub(super) open: BTreeMap<OperationId, OpenRef>,
-    pub(super) opened: Option<(Lineage, Place)>,
+    pub(super) opened: Option<(Lineage, SiteLocation)>,
     pub(super) next: u64,
-    /// The highest lock under which any of it was written.
+    /// The highest fencing number of its records.
     pub(super) fence: u64,
-    pub(super) took: Took,
+    pub(super) took: Durations,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -124,7 +124,7 @@ pub(super) struct OpenRef {
     pub(super) verb: Verb,
     pub(super) resource: ResourceId,
     pub(super) kind: KindName,
-    /// The lock under which it was begun.
+    /// The fencing number of the lock under which it was started.
     pub(super) fence: u64,
     pub(super) target: Target,
     pub(super) intent: BodyRef,
@@ -133,27 +133,27 @@ pub(super) struct OpenRef {
     pub(super) begun: Timestamp,
 }
 
-/// Why a record cannot follow those before it.
+/// Why a record cannot follow the earlier ones.
 #[derive(Debug)]
-pub(super) enum Unfit {
-    /// Written by a newer tool.
+pub(super) enum SequenceError {
+    /// A newer version of this program wrote it: its format.
     Future(u32),
-    /// It contradicts the records before it.
+    /// It contradicts the earlier records.
     Contradiction(String),
 }
 
 impl Fold {
-    pub(super) fn apply(&mut self, record: &Record) -> Result<(), Unfit> {
-        let contradiction = |text: String| Err(Unfit::Contradiction(text));
+    pub(super) fn apply(&mut self, record: &Record) -> Result<(), SequenceError> {
+        let contradiction = |text: String| Err(SequenceError::Contradiction(text));
         self.fence = self.fence.max(record.fence);
         match &record.entry {
-            Entry::Opened { format, .. } if *format > FORMAT => return Err(Unfit::Future(*format)),
+            Entry::Opened { format, .. } if *format > FORMAT => return Err(SequenceError::Future(*format)),
             Entry::Opened { lineage, place, .. } => self.opened = Some((*lineage, place.clone())),
             _ if self.opened.is_none() => return contradiction("the journal was not opened".to_owned()),
             Entry::Approved { .. } | Entry::Chose { .. } | Entry::Mended { .. } => {}
             Entry::Begun { op, verb, resource, kind, target, intent } => {
                 if op.0 <= self.next {
-                    return contradiction(format!("operation {op} was begun before"));
+                    return contradiction(format!("operation {op} was started before"));
                 }
                 self.next = op.0;
                 let (verb, resource, target, intent) = (*verb, resource.clone(), target.clone(), intent.clone());
@@ -172,7 +172,7 @@ impl Fold {
                 let Some(open) = self.open.remove(op) else {
                     return contradiction(format!("operation {op} ends and is not open"));
                 };
-                // What a dead run left open, or what failed, says nothing about how long it takes.
+                // Recovered and failed operations say nothing about the usual duration.
                 if open.fence == record.fence && !matches!(end, End::Failed { .. }) {
                     self.took.learn(&open.kind, open.verb, record.at.duration_since(open.begun));
                 }
@@ -187,7 +187,7 @@ impl Fold {
             Entry::Returned { resource, old, recorded } => {
                 let slots = self.slots(resource, record.at);
                 slots.old.retain(|one| one.sha256 != *old);
-                // Whatever was in use is not lost sight of.
+                // The previous object in use must stay recorded.
                 slots.old.extend(slots.current.replace(recorded.clone()));
                 slots.since = record.at;
             }
@@ -199,9 +199,9 @@ impl Fold {
         Ok(())
     }
 
-    /// Whether records could follow, without taking them in; else the number of the first that could not, and why.
+    /// Checks whether records could follow, without adding them; else the number of the first that could not, and why.
     pub(super) fn foresee(&self, records: &[Record]) -> Result<(), (u64, String)> {
-        // Which objects there are decides about no record, so a copy without them is enough.
+        // Objects do not affect the validity of records, so a copy without them is sufficient.
         let mut ahead = Self { opened: self.opened.clone(), next: self.next, ..Self::default() };
         for record in records {
             if let Entry::Pending { op, .. } | Entry::Ended { op, .. } = &record.entry
@@ -212,8 +212,8 @@ impl Fold {
         }
         records.iter().try_for_each(|record| match ahead.apply(record) {
             Ok(()) => Ok(()),
-            Err(Unfit::Future(format)) => Err((record.n, format!("format {format} is not known"))),
-            Err(Unfit::Contradiction(what)) => Err((record.n, what)),
+            Err(SequenceError::Future(format)) => Err((record.n, format!("format {format} is not known"))),
+            Err(SequenceError::Contradiction(what)) => Err((record.n, what)),
         })
     }
 
@@ -229,7 +229,7 @@ impl Fold {
                 slots.old.extend(slots.current.replace(recorded.clone()));
                 (slots.since, slots.by) = (at, Some(op));
             }
-            // An object of ours that no record mentions is adopted by being changed.
+            // An update adopts a managed object without a record.
             (End::Made { recorded }, Verb::Update, Target::Stray) => {
                 slots.current = Some(recorded.clone());
                 (slots.since, slots.by) = (at, Some(op));
@@ -237,7 +237,7 @@ impl Fold {
             (End::Gone, Verb::Delete, Target::Current) => slots.current = None,
             (End::Gone, Verb::Delete, Target::Old(sha256)) => slots.old.retain(|old| old.sha256 != sha256),
             (End::Gone, Verb::Delete, Target::Stray) => {}
-            // The object that was in use stays in use; the half-made one beside it is to be removed.
+            // The object in use stays in use; the tainted one beside it has yet to be removed.
             (End::Failed { left: Some(left), .. }, Verb::Create, Target::Beside) => slots.old.push(left.clone()),
             (End::Failed { left: Some(left), .. }, Verb::Create, _) => {
                 slots.current = Some(left.clone());
@@ -261,7 +261,7 @@ impl Fold {
         }
     }
 
-    /// The bodies that are needed to go on.
+    /// The bodies that must be retained.
     pub(super) fn needed(&self) -> impl Iterator<Item = &BodyRef> {
         let slots = self.slots.values().flat_map(|slots| slots.current.iter().chain(&slots.old));
         slots.chain(self.open.values().flat_map(|open| std::iter::once(&open.intent).chain(&open.handle)))

@@ -1,33 +1,34 @@
 //! A state in a local folder: `lineage.json`, `lock`, `lease.json`, and for each site `journal/SITE/log` with `bodies`.
 //!
-//! A process proves that it holds the lock by the operating system's lock on `lock`, which dies with it. Folders are made
-//! 0700 and files 0600.
+//! The lock is the operating system's lock on the file `lock`; the kernel releases it when the process ends. Folders
+//! have mode 0700 and files 0600.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
+use textnlp_files::Replace;
 use textnlp_provider::SiteName;
 
 use super::record::BodyRef;
 use super::store::{Batch, Holder, Lock, Store};
 use super::{Io, StateError};
 
-/// The longest log that is read: a hundred thousand full records. A longer file is not one of ours.
+/// The largest log in bytes: a hundred thousand records of full length. No valid log is larger.
 const LOG_LIMIT: u64 = 512 << 20;
 
 /// A state in a folder of this machine.
 ///
-/// Writes wait for the disk where they are called: they are a few kilobytes, and a run that is dropped half-way must not
-/// leave a thread behind that goes on writing.
+/// Writes block the calling task: they are a few kilobytes. A write on another thread could continue after its run was
+/// dropped.
 #[derive(Debug)]
 pub struct Folder {
     path: Utf8PathBuf,
-    /// After a failed write nobody knows what is on the disk: nothing more is written until it has been read again.
+    /// Set after a failed write: the content on disk is unknown. Nothing more is written until it was read again.
     broken: AtomicBool,
 }
 
@@ -39,7 +40,7 @@ struct Lease {
 }
 
 impl Folder {
-    /// A state under this path. Nothing is made until something is written.
+    /// The state at this path. The first write creates it.
     pub fn at(path: impl Into<Utf8PathBuf>) -> Self {
         Self { path: path.into(), broken: AtomicBool::new(false) }
     }
@@ -88,7 +89,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Appends at `at`. When that fails, what was written of it is taken back.
+    /// Appends at `at`, and reverts a partial write. Not `textnlp_files::append`: the caller chooses the position, so a
+    /// record lands exactly where the caller read the end of the log.
     fn append_at(&self, path: &Utf8Path, at: u64, bytes: &[u8]) -> Result<(), StateError> {
         let fail = |action: &'static str, error| StateError::Io(Io::new(action, path.as_str(), error));
         let new = !path.exists();
@@ -101,8 +103,8 @@ impl Folder {
             .map_err(|e| fail("open", e))?;
         let written = file.write_all_at(bytes, at).and_then(|()| file.sync_data());
         if let Err(error) = written {
-            // A full disk takes no more bytes but lets go of some. If even that fails, or the disk itself did, only reading
-            // it again tells what it holds.
+            // A full disk rejects writes but allows a truncation. If that fails too, or on any other error, the content
+            // is unknown until it is read again.
             if error.kind() != io::ErrorKind::StorageFull || file.set_len(at).and_then(|()| file.sync_all()).is_err() {
                 self.broken.store(true, Ordering::SeqCst);
             }
@@ -115,13 +117,9 @@ impl Folder {
     }
 
     fn put(&self, path: &Utf8Path, bytes: &[u8]) -> Result<(), StateError> {
-        let fresh = path.with_extension("new");
-        let fail = |error| StateError::Io(Io::new("write", path.as_str(), error));
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(fail)?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
-        std::fs::rename(&fresh, path).map_err(fail)?;
-        path.parent().map_or(Ok(()), sync_folder)
+        // The caller holds the lock of the state.
+        let written = Replace::private().sole_writer().write(path, bytes);
+        written.map_err(|error| StateError::Io(Io::new("write", path.as_str(), error.source)))
     }
 }
 
@@ -135,8 +133,7 @@ fn make_folder(path: &Utf8Path) -> Result<(), StateError> {
 }
 
 fn sync_folder(path: &Utf8Path) -> Result<(), StateError> {
-    let synced = File::open(path).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| StateError::Io(Io::new("sync folder", path.as_str(), error)))
+    textnlp_files::sync_folder(path).map_err(|error| StateError::Io(Io::new(error.action, path.as_str(), error.source)))
 }
 
 #[async_trait]
@@ -155,7 +152,7 @@ impl Store for Folder {
         let mut sites = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|error| StateError::Io(Io::new("list", journal.as_str(), error)))?;
-            // Files that a person put beside the journals are none of ours.
+            // Other files beside the journals are ignored.
             if let Some(site) = entry.file_name().to_str().and_then(|name| SiteName::new(name).ok()) {
                 sites.push(site);
             }
@@ -182,7 +179,7 @@ impl Store for Folder {
         let first = bodies.iter().map(|body| body.at).min().unwrap_or_default();
         let last = bodies.iter().map(|body| body.at.saturating_add(body.len.into())).max().unwrap_or_default();
         let asked: u64 = bodies.iter().map(|body| u64::from(body.len)).sum();
-        // Where most of a stretch is asked for, one read of all of it is the quicker way.
+        // If most of a range is needed, one read of the whole range is faster.
         let stretch = (last - first <= asked.saturating_mul(4)).then(|| {
             let mut bytes = vec![0; (last - first) as usize];
             file.read_exact_at(&mut bytes, first).map(|()| bytes)
@@ -215,32 +212,22 @@ impl Store for Folder {
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError> {
         make_folder(&self.path)?;
         let path = self.path.join("lock");
-        let fail = |action: &'static str, error| StateError::Io(Io::new(action, path.as_str(), error));
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| fail("open", e))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StateError::Held { holder: self.lease().ok().flatten().map(|lease| lease.holder) });
-            }
-            Err(TryLockError::Error(error)) => return Err(fail("lock", error)),
-        }
+        let held = textnlp_files::Lock::try_exclusive(&path, 0o600)
+            .map_err(|error| StateError::Io(Io::new(error.action, path.as_str(), error.source)))?;
+        let Some(held) = held else {
+            return Err(StateError::Held { holder: self.lease().ok().flatten().map(|lease| lease.holder) });
+        };
         let fence = self.lease()?.map_or(0, |lease| lease.fence) + 1;
         let lease = Lease { fence, holder: holder.clone() };
         let text = serde_json::to_vec_pretty(&lease).expect("a lease is plain data");
         self.put(&self.path.join("lease.json"), &text)?;
         self.broken.store(false, Ordering::SeqCst);
-        Ok(Lock::for_life(fence, file))
+        Ok(Lock::for_life(fence, held))
     }
 
     async fn holder(&self) -> Result<Option<Holder>, StateError> {
         let Ok(there) = std::fs::metadata(self.path.join("lock")) else { return Ok(None) };
-        // Trying the lock would take it for a moment, and refuse whoever comes just then.
+        // Trying the lock would hold it briefly, and reject a run that starts then.
         let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
         let inode = format!(":{}", there.ino());
         let is_it = |line: &str| {

@@ -1,4 +1,4 @@
-//! A frozen environment: somebody said who may change nothing for now, and why.
+//! A frozen environment: no run may change it until it is released. The operator who froze it may give a reason.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -7,18 +7,18 @@ use super::{FORMAT, Locked, State, StateError};
 
 const HOLD: &str = "hold.json";
 
-/// Who froze an environment, and why.
+/// The freeze of an environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// The operator.
     pub by: String,
     /// The machine.
     pub host: String,
-    /// Since when.
+    /// When it was frozen.
     pub since: Timestamp,
-    /// Why.
+    /// The reason.
     pub why: String,
-    /// Name and version of the tool.
+    /// Name and version of the program.
     pub tool: String,
 }
 
@@ -30,7 +30,7 @@ struct HoldFile {
 }
 
 impl State {
-    /// Who froze this environment, if anybody did.
+    /// The freeze of this environment, if any.
     pub async fn held(&self) -> Result<Option<Hold>, StateError> {
         let Some(bytes) = self.store.document(HOLD).await? else { return Ok(None) };
         let unreadable = |because: String| StateError::Unreadable { what: format!("{}/{HOLD}", self.place()), because };
@@ -44,7 +44,7 @@ impl State {
 }
 
 impl Locked {
-    /// Freezes the environment in the name of this run's operator. The reason is the operator's, else nothing stands there.
+    /// Freezes the environment as this run's operator, with the operator's reason; empty without one.
     pub async fn hold(&self) -> Result<Hold, StateError> {
         let operator = &self.operator;
         let hold = Hold {
@@ -58,7 +58,7 @@ impl Locked {
         Ok(hold)
     }
 
-    /// Lets the environment be changed again.
+    /// Ends the freeze.
     pub async fn release(&self) -> Result<(), StateError> {
         self.write_hold(None).await
     }

@@ -1,4 +1,4 @@
-//! Which deployment this is, and what each of its sites is bound to.
+//! The identity of a deployment and the bindings of its sites.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,20 +6,20 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
-/// What a site is bound to for as long as it lives.
+/// The location that a site is bound to while it has objects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct SiteLocation {
     /// The provider's name.
     pub provider: String,
     /// The account, subscription, project, cluster or machine.
     pub account: String,
     /// The provider's region.
     pub region: String,
-    /// How programs run there.
+    /// The runtime: how programs run there.
     pub runtime: String,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SiteLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { provider, account, region, runtime } = self;
         write!(f, "provider `{provider}`, account `{account}`, region `{region}`, runtime `{runtime}`")
@@ -31,13 +31,13 @@ impl fmt::Display for Place {
 pub struct LineageFile {
     /// The version of the state's format.
     pub format: u32,
-    /// Which deployment.
+    /// The lineage of the deployment.
     pub lineage: Lineage,
-    /// Which environment it belongs to.
+    /// The environment it belongs to.
     pub environment: EnvironmentName,
-    /// What each site is bound to; a site is added when it is first used and goes when nothing of it is left.
-    pub sites: BTreeMap<SiteName, Place>,
-    /// Where the state lies now, if not here any more.
+    /// The binding of each site. A site is added when it is first used and removed when it is empty.
+    pub sites: BTreeMap<SiteName, SiteLocation>,
+    /// The new location, if the state was moved away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<String>,
 }

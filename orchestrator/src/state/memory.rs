@@ -1,4 +1,4 @@
-//! A store in memory that dies at a fuse's boundary, before or after a write, or in the middle of one.
+//! A test double: a store in memory that crashes at a fuse's boundary: before, after or during a write.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use super::record::BodyRef;
 use super::store::{Batch, Holder, Lock, Store};
 use super::{Io, StateError};
 
-/// A state in memory; clones see the same one, as two processes see the same disk.
+/// A state in memory. Clones share it, as processes share a disk.
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     disk: Arc<Mutex<Disk>>,
@@ -25,33 +25,33 @@ struct Disk {
     documents: BTreeMap<String, Vec<u8>>,
     fence: u64,
     held: Option<(u64, Holder)>,
-    /// Bytes that may still be written; `None` is without end.
+    /// Bytes that can still be written; `None` for no limit.
     room: Option<usize>,
 }
 
 impl MemoryStore {
-    /// The same disk, used by a run that dies at the fuse's boundary.
+    /// The same disk, for a run that crashes at the fuse's boundary.
     #[must_use]
     pub fn with_fuse(&self, fuse: Fuse) -> Self {
         Self { disk: self.disk.clone(), fuse }
     }
 
-    /// After this many bytes the disk is full; `None` makes it big again.
+    /// Makes the disk full after this many bytes; `None` removes the limit.
     pub fn room(&self, bytes: Option<usize>) {
         self.disk().room = bytes;
     }
 
-    /// The log of a site, as it is on the disk.
+    /// The log of a site, as stored.
     pub fn raw_log(&self, site: &SiteName) -> Vec<u8> {
         self.disk().logs.get(site).cloned().unwrap_or_default()
     }
 
-    /// Puts other bytes in the place of a site's log.
+    /// Replaces the stored log of a site.
     pub fn set_raw_log(&self, site: &SiteName, bytes: Vec<u8>) {
         self.disk().logs.insert(site.clone(), bytes);
     }
 
-    /// Puts other bytes in the place of a small document; `None` takes it away.
+    /// Replaces a stored document; `None` removes it.
     pub fn set_raw_document(&self, name: &str, bytes: Option<Vec<u8>>) {
         let documents = &mut self.disk().documents;
         match bytes {
@@ -60,7 +60,7 @@ impl MemoryStore {
         }
     }
 
-    /// A small document, as it is on the disk.
+    /// A document, as stored.
     pub fn raw_document(&self, name: &str) -> Option<Vec<u8>> {
         self.disk().documents.get(name).cloned()
     }
@@ -194,7 +194,7 @@ impl Store for MemoryStore {
     }
 }
 
-/// The lines without their sums, short.
+/// The lines without their checksums, shortened.
 fn what(batch: &Batch) -> String {
     let lines = String::from_utf8_lossy(&batch.lines);
     let entries = lines.lines().filter_map(|line| {

@@ -1,11 +1,13 @@
-//! What we wrote down: an append-only, hash-chained journal per site, its lock, and the lineage it belongs to.
+//! The state: an append-only, hash-chained journal for each site, its lock, and its lineage.
 //!
-//! [`State::load`] reads without a lock. [`State::lock`] takes the lock, mends what a power cut tore, and gives a
-//! [`Locked`], the only thing that writes. Begin is durable before a call is made, end before anything depends on it;
-//! [`Locked::commit`] returns when both file and folder are. `head.json` beside a log remembers how far it went, so that a log that
-//! lost its end is noticed; `snapshot.json` what it added up to, so that a long one is not taken apart again.
+//! [`State::load`] reads without a lock. [`State::lock`] takes the lock, truncates records that a power failure left
+//! partial, and returns a [`Locked`], the only writer. The start of an operation is durable before its call is made,
+//! and its end before anything depends on it: [`Locked::commit`] returns once file and folder are synced. `head.json`
+//! beside a log records its length, so that a truncated log is detected. `snapshot.json` caches its fold, so that a
+//! long log is not parsed again.
 
 mod check;
+mod durations;
 mod error;
 mod fold;
 mod folder;
@@ -17,7 +19,6 @@ mod past;
 mod record;
 mod snapshot;
 mod store;
-mod took;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -30,38 +31,38 @@ use textnlp_provider::{CloudId, EnvironmentName, Handle, Lineage, OperationId, R
 
 use crate::clock::Clock;
 
-pub use check::{Finding, Remedy, check, mend};
+pub use check::{Finding, Remedy, apply_remedies, check};
+pub use durations::Durations;
 pub use error::{Io, StateError};
-pub use fold::{Holding, Intent, Old, Open};
+pub use fold::{Intent, OpenOperation, RecordedObjects, ReplacedObject};
 pub use folder::Folder;
 pub use hold::Hold;
-pub use lineage::{LineageFile, Place};
+pub use lineage::{LineageFile, SiteLocation};
 pub use memory::MemoryStore;
 pub use objects::{Objects, Timing};
-pub use past::{Changed, Difference, Moment, differences};
+pub use past::{Changed, Difference, PointInTime, differences};
 pub use record::{BodyRef, Damage, End, Entry, FORMAT, Head, LINE_LIMIT, Record, Target, Torn};
 pub use store::{Batch, Holder, Lease, Lock, Store};
-pub use took::Took;
 pub use transfer::{moved_away, transfer};
 
-use fold::{Fold, Unfit};
+use fold::{Fold, SequenceError};
 pub(crate) use record::cut;
 use snapshot::Snapshot;
 
 const LINEAGE: &str = "lineage.json";
 
-/// Who writes, and why. It stands in every record.
+/// The author of records and the reason of the run; part of every record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operator {
     /// The person or the account.
     pub by: String,
-    /// Why, as `--reason` says.
+    /// The reason, from `--reason`.
     pub reason: Option<String>,
-    /// Name and version of the tool.
+    /// Name and version of the program.
     pub tool: String,
     /// The machine.
     pub host: String,
-    /// The process.
+    /// The process id.
     pub pid: u32,
 }
 
@@ -71,31 +72,32 @@ pub struct State {
     environment: EnvironmentName,
     lineage: Lineage,
     is_new: bool,
-    places: BTreeMap<SiteName, Place>,
+    places: BTreeMap<SiteName, SiteLocation>,
     journals: BTreeMap<SiteName, Journal>,
 }
 
-/// One site's journal, added up.
+/// One site's journal, folded.
 #[derive(Debug, Clone, Default)]
 struct Journal {
     head: Head,
     bodies_len: u64,
     fold: Fold,
-    /// The bodies at hand, by their SHA-256; those that no record names any more are let go from time to time.
+    /// The loaded bodies by their SHA-256; bodies that no record needs are dropped from time to time.
     bodies: HashMap<String, (BodyRef, Vec<u8>)>,
     torn: Option<Torn>,
-    /// The record up to which there is a snapshot.
+    /// The last record that the snapshot covers.
     snapshot: u64,
 }
 
 impl State {
-    /// Reads a state; takes no lock. `fresh` becomes the lineage when there is none yet.
+    /// Reads a state without a lock. `fresh` becomes the lineage if there is none yet.
     pub async fn load(
         store: Arc<dyn Store>,
         environment: &EnvironmentName,
         fresh: Lineage,
     ) -> Result<Self, StateError> {
-        // Somebody else may be at work meanwhile: what is written last is read first, so that it never tells of more than is read then.
+        // Another run may write at the same time. What it writes last is read first, so nothing refers to a record that
+        // was not read.
         let sites = store.sites().await?;
         let file = match store.document(LINEAGE).await? {
             Some(bytes) => Some(read_lineage(&store.place(), &bytes)?),
@@ -112,7 +114,7 @@ impl State {
                 let what = format!("{}/{LINEAGE}", store.place());
                 return Err(StateError::Unreadable {
                     what,
-                    because: "it is missing, and there are journals beside it".to_owned(),
+                    because: "it is missing, and its folder has journals".to_owned(),
                 });
             }
             None => (fresh, true, BTreeMap::new()),
@@ -130,33 +132,33 @@ impl State {
         Ok(Self { store, environment: environment.clone(), lineage, is_new, places, journals })
     }
 
-    /// Which deployment this is.
+    /// The lineage of the deployment.
     pub fn lineage(&self) -> Lineage {
         self.lineage
     }
 
-    /// Whether nothing was ever written: the lineage is only proposed so far.
+    /// Whether nothing was ever written: the lineage is only proposed.
     pub fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// Which environment it belongs to.
+    /// The environment it belongs to.
     pub fn environment(&self) -> &EnvironmentName {
         &self.environment
     }
 
-    /// Where it is kept, for messages.
+    /// Its location, for messages.
     pub fn place(&self) -> String {
         self.store.place()
     }
 
-    /// What each known site is bound to.
-    pub fn places(&self) -> &BTreeMap<SiteName, Place> {
+    /// The binding of each known site.
+    pub fn places(&self) -> &BTreeMap<SiteName, SiteLocation> {
         &self.places
     }
 
-    /// Refuses sites that are bound to another place than they are pointed at now.
-    pub fn check_places(&self, wanted: &BTreeMap<SiteName, Place>) -> Result<(), StateError> {
+    /// Rejects sites whose binding differs from the recorded one.
+    pub fn check_places(&self, wanted: &BTreeMap<SiteName, SiteLocation>) -> Result<(), StateError> {
         for (site, wanted) in wanted {
             if let Some(recorded) = self.places.get(site)
                 && recorded != wanted
@@ -169,7 +171,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether nothing is recorded or open at a site: then it may move.
+    /// Whether a site has no recorded objects and no open operations, so that it may be bound elsewhere.
     pub fn is_empty(&self, site: &SiteName) -> bool {
         self.journals.get(site).is_none_or(|journal| journal.fold.slots.is_empty() && journal.fold.open.is_empty())
     }
@@ -179,18 +181,19 @@ impl State {
         self.journals.keys()
     }
 
-    /// The objects of a site, as recorded.
-    pub fn holdings(&self, site: &SiteName) -> Result<BTreeMap<ResourceId, Holding>, StateError> {
+    /// The recorded objects of a site.
+    pub fn holdings(&self, site: &SiteName) -> Result<BTreeMap<ResourceId, RecordedObjects>, StateError> {
         self.journals.get(site).map_or_else(|| Ok(BTreeMap::new()), |journal| journal.holdings(site))
     }
 
-    /// An object of a site, as recorded.
+    /// The recorded object in use of a resource.
     pub(crate) fn current(&self, site: &SiteName, resource: &ResourceId) -> Option<Recorded> {
         let journal = self.journals.get(site)?;
         journal.body(site, journal.fold.slots.get(resource)?.current.as_ref()?).ok()
     }
 
-    /// The SHA-256 that names a replaced object's record in the journal, also while the end of what replaced it is still to be written.
+    /// The SHA-256 of a replaced object's record, by which the journal refers to it; also before the end of the
+    /// replacement is recorded.
     pub(crate) fn old(&self, site: &SiteName, resource: &ResourceId, cloud_id: &CloudId) -> Option<String> {
         let journal = self.journals.get(site)?;
         let slots = journal.fold.slots.get(resource)?;
@@ -199,30 +202,30 @@ impl State {
         slots.old.iter().chain(&slots.current).find(is_it).map(|body| body.sha256.clone())
     }
 
-    /// The operations of a site that were begun and have not ended.
-    pub fn open(&self, site: &SiteName) -> Result<BTreeMap<OperationId, Open>, StateError> {
+    /// The open operations of a site.
+    pub fn open(&self, site: &SiteName) -> Result<BTreeMap<OperationId, OpenOperation>, StateError> {
         let Some(journal) = self.journals.get(site) else { return Ok(BTreeMap::new()) };
         let mut all = BTreeMap::new();
         for (op, open) in &journal.fold.open {
             let intent = journal.body(site, &open.intent)?;
             let handle = open.handle.as_ref().map(|body| journal.body::<Handle>(site, body)).transpose()?;
             let (says, begun) = (open.says.clone(), open.begun);
-            all.insert(*op, Open { intent, handle, says, begun });
+            all.insert(*op, OpenOperation { intent, handle, says, begun });
         }
         Ok(all)
     }
 
-    /// How long operations took at a site.
-    pub fn took(&self, site: &SiteName) -> Took {
+    /// The past durations of operations at a site.
+    pub fn took(&self, site: &SiteName) -> Durations {
         self.journals.get(site).map(|journal| journal.fold.took.clone()).unwrap_or_default()
     }
 
-    /// What the end of each log looked like, for a caller that wants to know whether anybody wrote since.
+    /// The head of each log, to detect later writes.
     pub fn heads(&self) -> BTreeMap<SiteName, Head> {
         self.journals.iter().map(|(site, journal)| (site.clone(), journal.head.clone())).collect()
     }
 
-    /// What a power cut left at the end of a log; the next run that writes cuts it off.
+    /// Partial records that a power failure left; the next run that writes truncates them.
     pub fn torn(&self) -> impl Iterator<Item = (&SiteName, &Torn)> {
         self.journals.iter().filter_map(|(site, journal)| Some((site, journal.torn.as_ref()?)))
     }
@@ -234,16 +237,16 @@ impl State {
         Ok(log.records.into_iter().map(|line| line.record).collect())
     }
 
-    /// A body that a record names.
+    /// A body that a record refers to.
     pub async fn body<T: DeserializeOwned>(&self, site: &SiteName, body: &BodyRef) -> Result<T, StateError> {
         parse(site, body, &read_body(self.store.as_ref(), site, body).await?)
     }
 
-    /// Takes the lock, reads again under it, binds the sites and mends torn ends.
+    /// Takes the lock, reads again under it, binds the sites and truncates partial records.
     pub async fn lock(
         self,
         operator: &Operator,
-        places: &BTreeMap<SiteName, Place>,
+        places: &BTreeMap<SiteName, SiteLocation>,
         clock: Arc<dyn Clock>,
     ) -> Result<Locked, StateError> {
         let short = |text: &str| cut(text, 100);
@@ -259,7 +262,7 @@ impl State {
         let state = match read.and_then(|state| state.check_places(places).map(|()| state)) {
             Ok(state) => state,
             Err(error) => {
-                // The first error says more; a lock that is not given back ends by itself.
+                // The first error is the useful one; the lock ends without the release too.
                 let _ = self.store.unlock(lock).await;
                 return Err(error);
             }
@@ -278,7 +281,7 @@ impl State {
     }
 }
 
-/// A state that only this run may write to.
+/// A locked state, which only this run may write.
 pub struct Locked {
     state: State,
     lock: Lock,
@@ -296,12 +299,12 @@ impl std::ops::Deref for Locked {
 }
 
 impl Locked {
-    /// The fencing number of this lock.
+    /// The fencing number of the lock.
     pub fn fence(&self) -> u64 {
         self.lock.fence
     }
 
-    /// Until when the lock holds, where that is not for as long as this process lives.
+    /// The lease of the lock, if the lock does not last for the life of the process.
     pub fn lease(&self) -> Option<Arc<dyn Lease>> {
         self.lock.lease.clone()
     }
@@ -311,7 +314,7 @@ impl Locked {
         self.lock.grace
     }
 
-    /// What was mended when the lock was taken, for people.
+    /// Messages about repairs when the lock was taken.
     pub fn mended(&self) -> &[String] {
         &self.mended
     }
@@ -321,10 +324,14 @@ impl Locked {
         self.state.journals.get(site).map_or(1, |journal| journal.fold.next + 1)
     }
 
-    /// Writes what the closure puts down, in one go. When this returns, it is durable.
-    pub async fn commit(&mut self, site: &SiteName, write: impl FnOnce(&mut Pen<'_>)) -> Result<(), StateError> {
+    /// Writes the records that the closure adds, in one append. Durable on return.
+    pub async fn commit(
+        &mut self,
+        site: &SiteName,
+        write: impl FnOnce(&mut JournalWriter<'_>),
+    ) -> Result<(), StateError> {
         let journal = self.state.journals.entry(site.clone()).or_default();
-        let mut pen = Pen { journal, batch: Batch::default(), entries: Vec::new(), fresh: BTreeMap::new() };
+        let mut pen = JournalWriter { journal, batch: Batch::default(), entries: Vec::new(), fresh: BTreeMap::new() };
         if pen.journal.fold.opened.is_none() {
             let Some(place) = self.state.places.get(site).cloned() else {
                 return Err(StateError::Unbound { site: site.clone() });
@@ -333,12 +340,12 @@ impl Locked {
             pen.entry(Entry::Opened { format, lineage, site: site.clone(), place });
         }
         write(&mut pen);
-        let Pen { mut batch, entries, fresh, .. } = pen;
+        let JournalWriter { mut batch, entries, fresh, .. } = pen;
         let mut head = journal.head.clone();
         batch.log_at = head.len;
         batch.bodies_at = journal.bodies_len;
         let at = self.clock.now();
-        // The locks of a store count from one; a journal that came from another store goes on from where it was.
+        // The locks of a store count from one; a journal that was transferred continues with its own numbers.
         let fence = self.lock.fence.max(journal.fold.fence);
         let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -349,7 +356,7 @@ impl Locked {
                 .map_err(|source| StateError::TooLong { site: site.clone(), source })?;
             records.push(record);
         }
-        // What contradicts the journal would be refused by everybody who reads it: it must not get there.
+        // Every later read would reject a record that contradicts the journal, so it must not be written.
         journal.fold.foresee(&records).map_err(|(n, what)| StateError::Contradiction {
             site: site.clone(),
             n,
@@ -362,18 +369,18 @@ impl Locked {
         for record in &records {
             journal.fold.apply(record).map_err(|unfit| unfit_error(site, record.n, batch.log_at, unfit))?;
         }
-        journal.let_bodies_go();
+        journal.release_bodies();
         self.touched.insert(site.clone());
         Ok(())
     }
 
-    /// Ends the run: remembers how far the journals went and gives the lock back.
+    /// Ends the run: saves the heads of the journals and releases the lock.
     pub async fn close(self) -> Result<State, StateError> {
         for site in &self.touched {
             let Some(journal) = self.state.journals.get(site) else { continue };
             let bytes = serde_json::to_vec(&journal.head).expect("a head is plain data");
             self.state.store.replace(&self.lock, &head_name(site), &bytes).await?;
-            if journal.head.n >= journal.snapshot + snapshot::EVERY {
+            if journal.head.n >= journal.snapshot + snapshot::RECORDS_PER_SNAPSHOT {
                 let bytes = Snapshot::write(&journal.head, &journal.fold);
                 self.state.store.replace(&self.lock, &snapshot_name(site), &bytes).await?;
             }
@@ -382,7 +389,7 @@ impl Locked {
         Ok(self.state)
     }
 
-    async fn bind(&mut self, places: &BTreeMap<SiteName, Place>) -> Result<(), StateError> {
+    async fn bind(&mut self, places: &BTreeMap<SiteName, SiteLocation>) -> Result<(), StateError> {
         let new: Vec<_> = places.iter().filter(|(site, place)| self.state.places.get(*site) != Some(*place)).collect();
         if new.is_empty() {
             return Ok(());
@@ -396,7 +403,7 @@ impl Locked {
         self.state.places = file.sites;
         self.state.is_new = false;
         for (site, place) in new {
-            // A site of which nothing is left may be bound to another place; its journal goes on.
+            // An empty site may be bound to another location; its journal continues.
             if self.state.journals.get(site).is_some_and(|journal| journal.fold.opened.is_some()) {
                 let (format, site, place) = (FORMAT, site.clone(), place.clone());
                 self.commit(&site.clone(), |pen| pen.entry(Entry::Opened { format, lineage, site, place })).await?;
@@ -408,8 +415,8 @@ impl Locked {
     async fn mend(&mut self) -> Result<(), StateError> {
         let torn: Vec<_> = self.state.torn().map(|(site, torn)| (site.clone(), torn.clone())).collect();
         for (site, Torn { at, bytes }) in torn {
-            // A line that is whole but for its newline was not acknowledged either; whether it is cut or kept, the call that
-            // it announces was not made, and cutting is the one way for both.
+            // A complete record without its newline was not acknowledged either, so its call was not made. Both cases
+            // are truncated.
             self.state.store.cut(&self.lock, &site, at).await?;
             if let Some(journal) = self.state.journals.get_mut(&site) {
                 journal.torn = None;
@@ -421,16 +428,16 @@ impl Locked {
     }
 }
 
-/// What one commit writes.
-pub struct Pen<'a> {
+/// The records and bodies of one commit.
+pub struct JournalWriter<'a> {
     journal: &'a Journal,
     batch: Batch,
     entries: Vec<Entry>,
     fresh: BTreeMap<String, (BodyRef, Vec<u8>)>,
 }
 
-impl Pen<'_> {
-    /// Puts a body beside the log and names it.
+impl JournalWriter<'_> {
+    /// Adds a body and returns its reference.
     pub fn body<T: Serialize>(&mut self, value: &T) -> BodyRef {
         let bytes = serde_json::to_vec(value).expect("bodies are plain data");
         let sha256 = record::sha256(&bytes);
@@ -445,24 +452,24 @@ impl Pen<'_> {
         body
     }
 
-    /// Writes an entry.
+    /// Adds a record.
     pub fn entry(&mut self, entry: Entry) {
         self.entries.push(entry);
     }
 }
 
 impl Journal {
-    fn holdings(&self, site: &SiteName) -> Result<BTreeMap<ResourceId, Holding>, StateError> {
+    fn holdings(&self, site: &SiteName) -> Result<BTreeMap<ResourceId, RecordedObjects>, StateError> {
         let mut holdings = BTreeMap::new();
         for (resource, slots) in &self.fold.slots {
             let current = slots.current.as_ref().map(|body| self.body::<Recorded>(site, body)).transpose()?;
             let mut old = Vec::new();
             for body in &slots.old {
-                old.push(Old { sha256: body.sha256.clone(), recorded: self.body(site, body)? });
+                old.push(ReplacedObject { sha256: body.sha256.clone(), recorded: self.body(site, body)? });
             }
             let sha256 = slots.current.as_ref().map(|body| body.sha256.clone());
             let (since, by) = (slots.since, slots.by);
-            holdings.insert(resource.clone(), Holding { current, sha256, old, since, by });
+            holdings.insert(resource.clone(), RecordedObjects { current, sha256, old, since, by });
         }
         Ok(holdings)
     }
@@ -472,8 +479,8 @@ impl Journal {
         parse(site, body, bytes)
     }
 
-    /// Lets go of bodies that no record needs any more, when they are the greater part.
-    fn let_bodies_go(&mut self) {
+    /// Drops bodies that no record needs, once they are the majority.
+    fn release_bodies(&mut self) {
         let few = self.fold.slots.len() + 2 * self.fold.open.len() + 64;
         if self.bodies.len() > 2 * few {
             let needed: HashSet<String> = self.fold.needed().map(|body| body.sha256.clone()).collect();
@@ -494,7 +501,7 @@ fn read_lineage(place: &str, bytes: &[u8]) -> Result<LineageFile, StateError> {
         what: format!("{place}/{LINEAGE}"),
         because: error.to_string(),
     };
-    // A newer tool may have changed everything but the number.
+    // A newer version may have changed everything but the format number.
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(unreadable)?;
     if let Some(found) = value["format"].as_u64().filter(|format| *format > u64::from(FORMAT)) {
         return Err(StateError::Future { what: format!("{place}/{LINEAGE}"), found, known: FORMAT });
@@ -503,13 +510,14 @@ fn read_lineage(place: &str, bytes: &[u8]) -> Result<LineageFile, StateError> {
 }
 
 async fn read_journal(store: &dyn Store, site: &SiteName) -> Result<Journal, StateError> {
-    // Before the log, which whoever is at work writes first: neither is ever ahead of what is read.
+    // The head is read before the log, since a writer writes the log first: the head is never ahead of the log that is
+    // read.
     let known_head = store.document(&head_name(site)).await?;
     let cached = store.document(&snapshot_name(site)).await?.unwrap_or_default();
     let bytes = store.log(site).await?;
     let damaged = |damage| StateError::Damaged { site: site.clone(), damage };
     let snapshot = Snapshot::of(&cached);
-    // The sum is read on a second core while the lines are checked.
+    // The snapshot is parsed on a second thread while the lines are checked.
     let (read, fold) = std::thread::scope(|scope| {
         let fold = snapshot.as_ref().map(|snapshot| scope.spawn(|| snapshot.fold()));
         let read = record::read_after(&bytes, snapshot.as_ref().map_or(0, Snapshot::records));
@@ -539,7 +547,7 @@ async fn read_journal(store: &dyn Store, site: &SiteName) -> Result<Journal, Sta
     Ok(journal)
 }
 
-/// A log that ends before where a finished run left it, or goes another way, was put back to an older state or lost its end.
+/// Rejects a log that ends before its recorded head, or differs there: it was restored from an older copy or truncated.
 fn check_head(store: &dyn Store, site: &SiteName, log: &record::Log, bytes: &[u8]) -> Result<(), StateError> {
     let known: Head = serde_json::from_slice(bytes).map_err(|error| StateError::Unreadable {
         what: format!("{}/{}", store.place(), head_name(site)),
@@ -553,7 +561,7 @@ fn check_head(store: &dyn Store, site: &SiteName, log: &record::Log, bytes: &[u8
         return damage(format!("it is missing, and so is everything up to record {}", known.n));
     }
     if known.n > 0 && log.sum(known.n) != Some(known.sum.as_str()) {
-        return damage(format!("record {} is not the one that an earlier run wrote", known.n));
+        return damage(format!("record {} differs from the record that an earlier run wrote", known.n));
     }
     Ok(())
 }
@@ -564,9 +572,9 @@ async fn read_body(store: &dyn Store, site: &SiteName, body: &BodyRef) -> Result
     Ok(bytes)
 }
 
-/// Checks many bodies, on two cores.
+/// Checks many bodies on two threads.
 fn check_bodies(site: &SiteName, named: &[BodyRef], bodies: &[Vec<u8>]) -> Result<(), StateError> {
-    /// Fewer are checked sooner than a thread is started.
+    /// Fewer are checked faster than a thread is started.
     const WORTH_A_THREAD: usize = 500;
     let check = |named: &[BodyRef], bodies: &[Vec<u8>]| {
         named.iter().zip(bodies).try_for_each(|(body, bytes)| check_body(site, body, bytes))
@@ -591,12 +599,14 @@ fn check_body(site: &SiteName, body: &BodyRef, bytes: &[u8]) -> Result<(), State
     Err(StateError::DamagedBody { site: site.clone(), offset: body.at, what })
 }
 
-fn unfit_error(site: &SiteName, n: u64, offset: u64, unfit: Unfit) -> StateError {
+fn unfit_error(site: &SiteName, n: u64, offset: u64, unfit: SequenceError) -> StateError {
     match unfit {
-        Unfit::Future(found) => {
+        SequenceError::Future(found) => {
             StateError::Future { what: format!("journal of `{site}`"), found: found.into(), known: FORMAT }
         }
-        Unfit::Contradiction(what) => StateError::Damaged { site: site.clone(), damage: Damage { offset, n, what } },
+        SequenceError::Contradiction(what) => {
+            StateError::Damaged { site: site.clone(), damage: Damage { offset, n, what } }
+        }
     }
 }
 
@@ -608,7 +618,7 @@ fn snapshot_name(site: &SiteName) -> String {
     format!("journal/{site}/snapshot.json")
 }
 
-/// Whether a wall-clock moment lies within `window` of another, whichever way the clock jumped.
+/// Whether a wall-clock time is within `window` of another, in either direction.
 pub(crate) fn within(a: Timestamp, b: Timestamp, window: std::time::Duration) -> bool {
     a.duration_since(b).unsigned_abs() < window
 }

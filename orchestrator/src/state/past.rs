@@ -1,4 +1,4 @@
-//! What was recorded at an earlier moment, and what differs between two.
+//! The records at an earlier point in time, and the difference between two.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,58 +8,58 @@ use serde_json::Value;
 use textnlp_provider::{Recorded, ResourceId, SiteName};
 
 use super::fold::Fold;
-use super::{Holding, Journal, State, StateError, record, unfit_error};
+use super::{Journal, RecordedObjects, State, StateError, record, unfit_error};
 
-/// A moment in the life of a state.
+/// A point in time of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
-    /// As a site's record of this number left it.
+pub enum PointInTime {
+    /// After the site's record of this number.
     Record(u64),
-    /// As it was at this time, by the clocks of those who wrote.
+    /// At this time, by the clocks of the writers.
     Time(Timestamp),
-    /// As it is.
+    /// Now.
     Now,
 }
 
-/// What a resource's record became between two moments.
+/// The change of a resource's record between two points in time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Changed {
-    /// Which resource.
+    /// The resource.
     pub resource: ResourceId,
     /// `added`, `removed` or `changed`.
     pub what: &'static str,
-    /// What differs of a changed one: members of its record, dotted, with both values.
+    /// The members of a changed record that differ, as dotted paths with both values.
     pub fields: Vec<Difference>,
 }
 
 /// One member of a record that differs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
-    /// Which member: `spec.size`, `outputs.address`.
+    /// Its path: `spec.size`, `outputs.address`.
     pub field: String,
-    /// At the earlier moment.
+    /// The earlier value.
     pub before: Option<Value>,
-    /// At the later one.
+    /// The later value.
     pub after: Option<Value>,
 }
 
 impl State {
-    /// The objects of a site as they were recorded at a moment.
+    /// The recorded objects of a site at a point in time.
     pub async fn holdings_at(
         &self,
         site: &SiteName,
-        moment: Moment,
-    ) -> Result<BTreeMap<ResourceId, Holding>, StateError> {
+        moment: PointInTime,
+    ) -> Result<BTreeMap<ResourceId, RecordedObjects>, StateError> {
         let bytes = self.store.log(site).await?;
         let log = record::read(&bytes).map_err(|damage| StateError::Damaged { site: site.clone(), damage })?;
         let mut fold = Fold::default();
         for record::Line { record, offset, .. } in &log.records {
             let past = match moment {
-                Moment::Record(n) => record.n > n,
-                Moment::Time(at) => record.at > at,
-                Moment::Now => false,
+                PointInTime::Record(n) => record.n > n,
+                PointInTime::Time(at) => record.at > at,
+                PointInTime::Now => false,
             };
-            // Clocks of two machines disagree: what follows a later record in the journal is later.
+            // Clocks of different machines disagree, so the order of the journal decides.
             if past {
                 break;
             }
@@ -75,10 +75,14 @@ impl State {
     }
 }
 
-/// What differs between two moments, in order of ids.
-pub fn differences(before: &BTreeMap<ResourceId, Holding>, after: &BTreeMap<ResourceId, Holding>) -> Vec<Changed> {
+/// The changes between two points in time, in order of ids.
+pub fn differences(
+    before: &BTreeMap<ResourceId, RecordedObjects>,
+    after: &BTreeMap<ResourceId, RecordedObjects>,
+) -> Vec<Changed> {
     let ids: BTreeSet<&ResourceId> = before.keys().chain(after.keys()).collect();
-    let current = |all: &BTreeMap<ResourceId, Holding>, id: &ResourceId| all.get(id).and_then(|h| h.current.clone());
+    let current =
+        |all: &BTreeMap<ResourceId, RecordedObjects>, id: &ResourceId| all.get(id).and_then(|h| h.current.clone());
     let changed = ids.into_iter().filter_map(|id| {
         let (what, fields) = match (current(before, id), current(after, id)) {
             (None, None) => return None,

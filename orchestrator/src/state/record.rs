@@ -1,7 +1,7 @@
-//! One line of a journal: what was begun, what it came to, who asked for it; chained by hashes.
+//! One record of a journal, chained by hashes: the start or the result of an operation, and its author.
 //!
-//! A line is `SUM JSON\n`. SUM is the SHA-256 of the line before it (its sum) and of this JSON, so a changed, missing or moved line
-//! is seen at its place. Bodies are kept beside the log and named by their own SHA-256.
+//! A line is `SUM JSON\n`. SUM is the SHA-256 of the previous line's sum and this JSON. A changed, missing or moved
+//! line is therefore detected at its position. Bodies are stored beside the log and referred to by their own SHA-256.
 
 use std::fmt;
 use std::io::BufRead;
@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{KindName, Lineage, OperationId, ResourceId, SiteName, Verb};
 
-use super::lineage::Place;
+use super::lineage::SiteLocation;
 
-/// The version of the journal's format. A journal with a higher number was written by a newer tool and is left alone.
+/// The version of the journal's format. A journal with a higher version is rejected.
 pub const FORMAT: u32 = 1;
 
-/// The most bytes that a line may have: what is longer belongs into a body.
+/// The most bytes of a line; longer content belongs into a body.
 pub const LINE_LIMIT: usize = 2048;
 
 /// The length of a sum as text.
 const SUM: usize = 64;
 
-/// What precedes the first line.
+/// The sum before the first line.
 pub(super) const ROOT: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// One record of a site's journal.
@@ -30,71 +30,71 @@ pub(super) const ROOT: &str = "0000000000000000000000000000000000000000000000000
 pub struct Record {
     /// Its number, counted from 1 without gaps.
     pub n: u64,
-    /// When, by the wall clock of the machine that wrote it.
+    /// When it was written, by the wall clock of that machine.
     pub at: Timestamp,
     /// The operator.
     pub by: String,
-    /// Why, as the operator said.
+    /// The reason that the operator gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Name and version of the tool.
+    /// Name and version of the program.
     pub tool: String,
-    /// The fencing number of the lock under which it was written; it never falls.
+    /// The fencing number of the lock under which it was written; it never decreases.
     pub fence: u64,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
     pub entry: Entry,
 }
 
-/// A body beside the log: its SHA-256, and where it is in the local file.
+/// A reference to a body beside the log: its SHA-256, and its position in the local file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BodyRef {
-    /// SHA-256, hex.
+    /// The SHA-256, in hexadecimal.
     pub sha256: String,
-    /// Its first byte in the file of bodies.
+    /// Its offset in the file of bodies.
     pub at: u64,
     /// Its length in bytes.
     pub len: u32,
 }
 
-/// What happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "entry", rename_all = "snake_case")]
 pub enum Entry {
-    /// The journal of this site begins.
+    /// The start of this site's journal.
     Opened {
         /// The version of the format.
         format: u32,
-        /// Which deployment.
+        /// The lineage of the deployment.
         lineage: Lineage,
-        /// Which site.
+        /// The site.
         site: SiteName,
-        /// What the site is bound to.
-        place: Place,
+        /// The binding of the site.
+        place: SiteLocation,
     },
-    /// A person or a rule approved a plan; its text is the body.
+    /// A plan was approved; its text is the body.
     Approved {
         /// `up` or `down`.
         purpose: String,
         /// The plan.
         plan: BodyRef,
     },
-    /// An operation is about to be called for the first time.
+    /// An operation is about to make its first call.
     Begun {
         /// Its number.
         op: OperationId,
-        /// What it does.
+        /// The verb.
         verb: Verb,
-        /// To what.
+        /// The resource.
         resource: ResourceId,
-        /// Of which kind.
+        /// Its kind.
         kind: KindName,
-        /// To which of the objects that stand behind the resource.
+        /// Which object of the resource.
         target: Target,
-        /// The whole operation, with everything that finishing it takes.
+        /// The whole operation, with everything that finishing it needs.
         intent: BodyRef,
     },
-    /// A longer operation stands here; the handle is sensitive.
+    /// The progress of a longer operation; the handle is sensitive.
     Pending {
         /// Its number.
         op: OperationId,
@@ -103,99 +103,99 @@ pub enum Entry {
         /// What it waits for.
         says: String,
     },
-    /// An operation is over.
+    /// An operation ended.
     Ended {
         /// Its number.
         op: OperationId,
-        /// What came of it.
+        /// Its result.
         #[serde(flatten)]
         end: End,
     },
-    /// The planned alternatives of a resource were decided by what was seen.
+    /// The alternative of a resource was chosen by what was observed.
     Chose {
-        /// Which resource.
+        /// The resource.
         resource: ResourceId,
-        /// `nothing`, `update` or `replace`.
+        /// The branch: `nothing`, `update` or `replace`.
         branch: String,
         /// The fields that decided.
         because: String,
     },
-    /// An object of ours that was there but not recorded, or a changed record without a call.
+    /// A managed object without a record was recorded, or a record changed without a call.
     Noted {
-        /// Which resource.
+        /// The resource.
         resource: ResourceId,
-        /// `adopt` or `remember`.
+        /// The change: `adopt` or `remember`.
         what: String,
-        /// The record from now on.
+        /// The new record.
         recorded: BodyRef,
     },
-    /// An object that was replaced and is still there is in use again; the one that was in use is a replaced one from now on.
+    /// A replaced object that still exists is in use again; the previous one in use becomes a replaced one.
     Returned {
-        /// Which resource.
+        /// The resource.
         resource: ResourceId,
-        /// The SHA-256 of the record that it had while it was a replaced one.
+        /// The SHA-256 of its record as a replaced object.
         old: String,
-        /// The record from now on.
+        /// The new record.
         recorded: BodyRef,
     },
-    /// The object is gone; its record goes too.
+    /// The object is gone; its record is removed.
     Forgot {
-        /// Which resource.
+        /// The resource.
         resource: ResourceId,
-        /// Why.
+        /// The reason.
         because: String,
     },
-    /// The end of the log was torn by a power cut and was cut off: no call was made on its strength.
+    /// A power failure left a partial record, which was truncated: no call depended on it.
     Mended {
-        /// Where the torn line began.
+        /// The offset of the partial line.
         offset: u64,
-        /// How many bytes were cut off.
+        /// The count of truncated bytes.
         bytes: u64,
     },
 }
 
-/// Which of the objects behind a resource an operation is about.
+/// Which object of a resource an operation is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
-    /// The one that others use.
+    /// The object in use.
     Current,
-    /// A new one beside the current one, which becomes the old one.
+    /// A new object beside the one in use, which becomes a replaced one.
     Beside,
-    /// An old one that was replaced: the SHA-256 of its record.
+    /// A replaced object: the SHA-256 of its record.
     Old(String),
-    /// One that no record mentions.
+    /// An object without a record.
     Stray,
 }
 
-/// What came of an operation.
+/// The result of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "end", rename_all = "snake_case")]
 pub enum End {
-    /// The object is as it should be; this is its record.
+    /// The object matches what is wanted.
     Made {
-        /// The record.
+        /// Its record.
         recorded: BodyRef,
     },
     /// The object is gone.
     Gone,
     /// It failed.
     Failed {
-        /// The record of what is there all the same.
+        /// The record of an object that exists nevertheless.
         left: Option<BodyRef>,
-        /// Why.
+        /// The reason.
         because: String,
     },
 }
 
-/// Where a journal ends: the number and the sum of its last record, and its length.
+/// The head of a journal: number and sum of its last record, and its length.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// The number of the last record; zero when there is none.
+    /// The number of the last record; zero if there is none.
     pub n: u64,
     /// Its sum.
     pub sum: String,
-    /// Bytes of the log up to and with it.
+    /// The length of the log including that record, in bytes.
     pub len: u64,
 }
 
@@ -205,18 +205,18 @@ impl Default for Head {
     }
 }
 
-/// A record that is longer than [`LINE_LIMIT`].
+/// A record is longer than [`LINE_LIMIT`].
 #[derive(Debug, thiserror::Error)]
 #[error("record {n} has {bytes} bytes; {LINE_LIMIT} are allowed")]
 pub struct TooLong {
     /// Its number.
     pub n: u64,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: usize,
 }
 
 impl Head {
-    /// Writes the next line and moves on to it.
+    /// Appends the next line and advances the head.
     pub(super) fn push(&mut self, record: &Record, out: &mut Vec<u8>) -> Result<(), TooLong> {
         let json = serde_json::to_string(record).expect("records are plain data");
         let sum = chain(self.sum.as_bytes(), json.as_bytes());
@@ -234,7 +234,7 @@ impl Head {
     }
 }
 
-/// One record with its sum and the byte where its line begins.
+/// A record with its sum and the offset of its line.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) record: Record,
@@ -245,7 +245,7 @@ pub(super) struct Line {
 /// A journal as it was read.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    /// The sums of the first records, which were checked and not taken apart, one after the other.
+    /// The concatenated sums of the first records, which were checked but not parsed.
     early: String,
     /// The records after those.
     pub(super) records: Vec<Line>,
@@ -254,7 +254,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// The sum of the record of this number, if it is there.
+    /// The sum of the record of this number, if it exists.
     pub(super) fn sum(&self, n: u64) -> Option<&str> {
         let at = usize::try_from(n.checked_sub(1)?).ok()?;
         match at.checked_sub(self.early.len() / SUM) {
@@ -264,23 +264,23 @@ impl Log {
     }
 }
 
-/// A last line that a power cut tore. Nothing depends on it: its write never returned.
+/// A partial last line after a power failure. Nothing depends on it: its write never returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Torn {
-    /// Where it begins.
+    /// Its offset.
     pub at: u64,
-    /// How long it is.
+    /// Its length in bytes.
     pub bytes: u64,
 }
 
-/// Damage that no power cut explains: it is named, never passed over.
+/// Damage that no power failure explains; always reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// The byte where the damaged line begins.
+    /// The offset of the damaged line.
     pub offset: u64,
-    /// The number of the record that should stand there.
+    /// The number of the record expected there.
     pub n: u64,
-    /// What is wrong.
+    /// The problem.
     pub what: String,
 }
 
@@ -295,7 +295,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Log, Damage> {
     read_after(bytes, 0)
 }
 
-/// Reads a whole journal and checks every line; the first `early` records are not taken apart.
+/// Reads a whole journal and checks every line; the first `early` records are not parsed.
 pub(super) fn read_after(bytes: &[u8], early: u64) -> Result<Log, Damage> {
     let (lines, rest) = lines_of(bytes);
     let (first, then) = lines.split_at(lines.len().min(usize::try_from(early).unwrap_or(usize::MAX)));
@@ -308,7 +308,7 @@ pub(super) fn read_after(bytes: &[u8], early: u64) -> Result<Log, Damage> {
         let damage = |what: String| Damage { offset, n, what };
         let record = record_of(n, json).map_err(damage)?;
         if record.fence < fence {
-            let what = format!("it was written under lock {} after lock {fence} had been taken", record.fence);
+            let what = format!("it was written under lock {} after lock {fence} was granted", record.fence);
             return Err(damage(what));
         }
         fence = record.fence;
@@ -316,7 +316,7 @@ pub(super) fn read_after(bytes: &[u8], early: u64) -> Result<Log, Damage> {
     }
     if !rest.is_empty() {
         let (offset, n) = (log.head.len, log.head.n + 1);
-        // A line that is whole but for a last byte that is not a newline was not torn: somebody changed that byte.
+        // A complete line whose last byte is not a newline is not partial: that byte was changed.
         if checked_line(&log.head.sum, log.head.n, &rest[..rest.len() - 1]).is_ok() {
             return Err(Damage { offset, n, what: "its last byte was changed".to_owned() });
         }
@@ -326,7 +326,7 @@ pub(super) fn read_after(bytes: &[u8], early: u64) -> Result<Log, Damage> {
 }
 
 impl Log {
-    /// Goes on to the next line, if it is the next one.
+    /// Advances to the next line, if it follows.
     fn follow<'l>(&mut self, line: &'l [u8]) -> Result<(&'l str, &'l str, u64), Damage> {
         let (offset, n) = (self.head.len, self.head.n + 1);
         let damage = |what: String| Damage { offset, n, what };
@@ -336,7 +336,7 @@ impl Log {
         Ok((sum, json, offset))
     }
 
-    /// Each line carries the sum that the next one begins with, so two cores check half of a long journal each.
+    /// Each line has the sum that the next one starts from, so two threads check half of a long journal each.
     fn read_early(&mut self, lines: &[&[u8]]) -> Result<(), Damage> {
         let (left, right) = lines.split_at(lines.len() / 2);
         let between = left.last().and_then(|last| last.get(..SUM)).unwrap_or(ROOT.as_bytes());
@@ -352,7 +352,7 @@ impl Log {
         self.early.reserve(lines.len() * SUM);
         for line in lines {
             if !whole {
-                // Taken one by one they tell which of them is damaged, and how.
+                // Checked one by one, to find the damaged line.
                 self.follow(line)?;
             }
             self.early.push_str(line.get(..SUM).and_then(|sum| std::str::from_utf8(sum).ok()).unwrap_or(ROOT));
@@ -368,7 +368,7 @@ impl Log {
     }
 }
 
-/// Fewer lines are checked sooner than a thread is started.
+/// Fewer lines are checked faster than a thread is started.
 const WORTH_A_THREAD: usize = 1000;
 
 /// Whether each of these lines follows the one before it.
@@ -386,11 +386,11 @@ fn are_whole(before: &[u8], lines: &[&[u8]]) -> bool {
     })
 }
 
-/// The lines that end, and what comes after the last of them.
+/// The complete lines, and the rest after them.
 fn lines_of(bytes: &[u8]) -> (Vec<&[u8]>, &[u8]) {
     let (mut lines, mut rest) = (Vec::new(), bytes);
     loop {
-        // Reading from memory does not fail, and looks at many bytes at a time, which an iterator over them does not.
+        // Reading from memory cannot fail, and this search is vectorized, unlike an iterator over bytes.
         let len = { rest }.skip_until(b'\n').unwrap_or_default();
         let Some(line) = rest[..len].strip_suffix(b"\n") else { return (lines, rest) };
         lines.push(line);
@@ -398,18 +398,18 @@ fn lines_of(bytes: &[u8]) -> (Vec<&[u8]>, &[u8]) {
     }
 }
 
-/// The sum and the JSON of a line that follows the record of this number and sum.
+/// The sum and the JSON of a line that must follow the record of this number and sum.
 fn checked_line<'l>(before: &str, number: u64, line: &'l [u8]) -> Result<(&'l str, &'l str), String> {
     let line = std::str::from_utf8(line).map_err(|_| "it is not text".to_owned())?;
     let (sum, json) = line.split_once(' ').ok_or_else(|| "it has no checksum".to_owned())?;
     if chain(before.as_bytes(), json.as_bytes()) == *sum.as_bytes() {
         return Ok((sum, json));
     }
-    // The number tells a changed record from a missing or moved one.
+    // The number distinguishes a changed record from a missing or moved one.
     let found = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|json| json["n"].as_u64());
     Err(match found {
-        Some(n) if n > number + 1 => format!("record {n} stands in its place: records are missing or out of order"),
-        Some(n) if n < number + 1 => format!("record {n} stands in its place: records were moved or written twice"),
+        Some(n) if n > number + 1 => format!("record {n} is in its place: records are missing or out of order"),
+        Some(n) if n < number + 1 => format!("record {n} is in its place: records were moved or written twice"),
         _ => "it was changed: its checksum does not match".to_owned(),
     })
 }
@@ -417,7 +417,7 @@ fn checked_line<'l>(before: &str, number: u64, line: &'l [u8]) -> Result<(&'l st
 fn record_of(n: u64, json: &str) -> Result<Record, String> {
     let record: Record = serde_json::from_str(json).map_err(|error| format!("it cannot be read: {error}"))?;
     if record.n != n {
-        return Err(format!("it carries the number {}", record.n));
+        return Err(format!("it has the number {}", record.n));
     }
     Ok(record)
 }
@@ -436,7 +436,8 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// Cuts a text to at most `most` bytes of JSON and takes control characters out, so that a record stays small and one line.
+/// Cuts a text to at most `most` bytes of JSON and removes control characters, so that a record stays short and on one
+/// line.
 pub(crate) fn cut(text: &str, most: usize) -> String {
     let mut short = String::new();
     let mut bytes = 0;
@@ -459,7 +460,7 @@ mod tests {
         BodyRef { sha256: "ab".repeat(32), at: u64::MAX, len: u32::MAX }
     }
 
-    /// Every kind of entry with the longest texts and names that it can have.
+    /// Every kind of entry, with texts and names of the maximum length.
     fn entries() -> Vec<Entry> {
         let label = "n".repeat(40);
         let site = SiteName::new(&label).unwrap();
@@ -467,7 +468,7 @@ mod tests {
         let kind = KindName::new(format!("{}.{label}", "p".repeat(20))).unwrap();
         let (op, text) = (OperationId(u64::MAX), cut(&"\"\u{1}".repeat(1000), 400));
         let long = "a".repeat(64);
-        let place = Place { provider: long.clone(), account: long.clone(), region: long.clone(), runtime: long };
+        let place = SiteLocation { provider: long.clone(), account: long.clone(), region: long.clone(), runtime: long };
         let lineage = Lineage(uuid::Uuid::max());
         vec![
             Entry::Opened { format: FORMAT, lineage, site, place },
@@ -495,7 +496,7 @@ mod tests {
 
     #[test]
     fn every_record_fits_a_line_and_reads_as_it_was_written() {
-        // Once a record had two members of the same name: it could be written and never read.
+        // Regression test: a record with two members of the same name could be written but not read.
         let (mut head, mut bytes, mut written) = (Head::default(), Vec::new(), Vec::new());
         for entry in entries() {
             let record = Record {

@@ -1,20 +1,20 @@
-//! What a journal added up to at one of its records: only a cache, beside it as `snapshot.json`.
+//! The fold of a journal up to one of its records, cached beside it as `snapshot.json`.
 //!
-//! A snapshot that is missing, damaged, of another format or of another journal is passed over, and the journal is read from its
-//! beginning. Its first line is the checksum of the rest; the second says of which record it is.
+//! A snapshot that is missing, damaged, of another format or of another journal is ignored, and the journal is read
+//! from its start. The first line is the checksum of the rest; the second names its record.
 
 use serde::{Deserialize, Serialize};
 
 use super::fold::Fold;
 use super::record::{Head, Log, sha256};
 
-/// A journal's sum is written down again after this many records.
-pub(super) const EVERY: u64 = 512;
+/// A snapshot is written after this many records.
+pub(super) const RECORDS_PER_SNAPSHOT: u64 = 512;
 
-/// The version of this format.
+/// The version of the format.
 const FORMAT: u32 = 2;
 
-/// What a journal added up to, still to be read.
+/// A snapshot whose body is not parsed yet.
 pub(super) struct Snapshot<'b> {
     head: Head,
     sum: &'b [u8],
@@ -29,7 +29,7 @@ struct Top {
 }
 
 impl<'b> Snapshot<'b> {
-    /// Its text.
+    /// Its bytes.
     pub(super) fn write(head: &Head, fold: &Fold) -> Vec<u8> {
         let json = "a fold is plain data";
         let mut body = serde_json::to_vec(&Top { format: FORMAT, head: head.clone() }).expect(json);
@@ -41,7 +41,7 @@ impl<'b> Snapshot<'b> {
         bytes
     }
 
-    /// Looks at its top; `None` when it is of no use.
+    /// Parses its header; `None` if it is unusable.
     pub(super) fn of(bytes: &'b [u8]) -> Option<Self> {
         let (sum, rest) = bytes.split_at_checked(64)?;
         let summed = rest.strip_prefix(b"\n")?;
@@ -50,17 +50,17 @@ impl<'b> Snapshot<'b> {
         (top.format == FORMAT).then(|| Self { head: top.head, sum, summed, fold: &summed[end + 1..] })
     }
 
-    /// Of how many records it is, as it says itself.
+    /// The count of records it covers, by its own statement.
     pub(super) fn records(&self) -> u64 {
         self.head.n
     }
 
-    /// What they added up to; `None` when it was damaged.
+    /// Its fold; `None` if it is damaged.
     pub(super) fn fold(&self) -> Option<Fold> {
         (sha256(self.summed).as_bytes() == self.sum).then(|| serde_json::from_slice(self.fold).ok())?
     }
 
-    /// Whether it is about this journal.
+    /// Whether it belongs to this journal.
     pub(super) fn is_of(&self, log: &Log) -> bool {
         log.sum(self.head.n) == Some(self.head.sum.as_str())
     }

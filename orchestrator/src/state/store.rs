@@ -1,4 +1,4 @@
-//! Where a state is kept: a folder on this machine, an object store, and a memory for tests.
+//! Stores of a state: a local folder, an object store, and memory for tests.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use textnlp_provider::SiteName;
 use super::StateError;
 use super::record::BodyRef;
 
-/// A home for journals, their bodies and small documents.
+/// Stores journals, their bodies and small documents.
 ///
-/// Everything that writes takes a [`Lock`] and is refused once a later lock has been given out. What a write was told to
-/// keep is durable when it returns; when it fails, nothing of it counts.
+/// Every write takes a [`Lock`] and is rejected once a later lock was granted. A write is durable when it returns; if
+/// it fails, none of it counts.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Where it is, for messages.
+    /// Its location, for messages.
     fn place(&self) -> String;
     /// The sites that have a journal.
     async fn sites(&self) -> Result<Vec<SiteName>, StateError>;
-    /// A site's whole log; empty when there is none.
+    /// A site's whole log; empty if there is none.
     async fn log(&self, site: &SiteName) -> Result<Vec<u8>, StateError>;
     /// One body. The caller checks its hash.
     async fn body(&self, site: &SiteName, body: &BodyRef) -> Result<Vec<u8>, StateError>;
-    /// Many bodies, in the order in which they are asked for. The caller checks their hashes.
+    /// Many bodies, in the requested order. The caller checks their hashes.
     async fn bodies(&self, site: &SiteName, bodies: &[BodyRef]) -> Result<Vec<Vec<u8>>, StateError> {
         let mut all = Vec::with_capacity(bodies.len());
         for body in bodies {
@@ -33,81 +33,81 @@ pub trait Store: Send + Sync {
         }
         Ok(all)
     }
-    /// How many bytes of bodies there are: where the next one goes.
+    /// The total length of all bodies, in bytes: the position of the next one.
     async fn bodies_len(&self, site: &SiteName) -> Result<u64, StateError>;
     /// A small document, such as `lineage.json`.
     async fn document(&self, name: &str) -> Result<Option<Vec<u8>>, StateError>;
-    /// Takes the lock, or says who has it. A store that cannot see a holder die waits until its lease has run out.
+    /// Takes the lock, or names its holder. A store that cannot detect a dead holder waits until its lease has expired.
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError>;
-    /// Who has the lock, as far as that can be seen without taking it.
+    /// The holder of the lock, as far as it can be seen without taking it.
     async fn holder(&self) -> Result<Option<Holder>, StateError>;
-    /// Gives the lock back. A lock that is only dropped is given back too, in a store with leases after a while.
+    /// Releases the lock. Dropping it releases it too; with leases, after they expire.
     async fn unlock(&self, lock: Lock) -> Result<(), StateError> {
         drop(lock);
         Ok(())
     }
-    /// Appends bodies, then lines, in this order of durability.
+    /// Appends bodies, then lines; durable in this order.
     async fn append(&self, lock: &Lock, site: &SiteName, batch: &Batch) -> Result<(), StateError>;
-    /// Cuts a torn end off a log. A store that appends whole batches has none.
+    /// Truncates a log that ends in a partial record. Stores with atomic appends have none.
     async fn cut(&self, lock: &Lock, site: &SiteName, len: u64) -> Result<(), StateError>;
-    /// Replaces a small document as a whole.
+    /// Replaces a small document atomically.
     async fn replace(&self, lock: &Lock, name: &str, bytes: &[u8]) -> Result<(), StateError>;
 }
 
-/// What is appended in one go: many records share one wait for the disk.
+/// The content of one append: many records share one sync to disk.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    /// Where the lines go: the length of the log before.
+    /// The position of the lines: the previous length of the log.
     pub log_at: u64,
-    /// Whole lines.
+    /// Complete lines.
     pub lines: Vec<u8>,
-    /// Where the bodies go: the length of their file before.
+    /// The position of the bodies: the previous length of their file.
     pub bodies_at: u64,
-    /// The bodies, one after the other.
+    /// The bodies, concatenated.
     pub bodies: Vec<u8>,
-    /// The same bodies, by name.
+    /// The references of the bodies.
     pub names: Vec<BodyRef>,
 }
 
-/// Who holds the lock.
+/// The holder of the lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The operator.
     pub by: String,
-    /// The process.
+    /// The process id.
     pub pid: u32,
     /// The machine.
     pub host: String,
-    /// Since when, by that machine's wall clock.
+    /// When it was taken, by that machine's wall clock.
     pub since: jiff::Timestamp,
-    /// Name and version of the tool.
+    /// Name and version of the program.
     pub tool: String,
 }
 
-/// The lock, held until this is dropped or its process dies.
+/// The lock, held until it is dropped or its process ends.
 pub struct Lock {
-    /// Its fencing number: higher than that of every lock before it.
+    /// Its fencing number: higher than that of every earlier lock.
     pub fence: u64,
-    /// What gives the lock back when it goes.
+    /// Releases the lock when it is dropped.
     pub guard: Box<dyn Any + Send + Sync>,
-    /// Until when it holds, where that is not for as long as the process lives.
+    /// The lease, if the lock does not last for the life of the process.
     pub lease: Option<Arc<dyn Lease>>,
-    /// How long operations that an earlier holder left open must not be touched from now on: a call of that holder may still be
-    /// on its way.
+    /// How long operations that an earlier holder left open must not be touched: a call of that holder may still be in
+    /// flight.
     pub grace: Duration,
 }
 
 impl Lock {
-    /// A lock that is held for as long as this process lives.
+    /// A lock that lasts for the life of this process.
     pub fn for_life(fence: u64, guard: impl Any + Send + Sync) -> Self {
         Self { fence, guard: Box::new(guard), lease: None, grace: Duration::ZERO }
     }
 }
 
-/// A lock's term in a store that cannot see its holder die.
+/// The lease of a lock, in a store that cannot detect a dead holder.
 #[async_trait]
 pub trait Lease: Send + Sync {
-    /// Whether the lease certainly holds for this much longer, by a clock that does not stop; renews it first if it is short.
+    /// Whether the lease certainly lasts this much longer, by a clock that does not stop. Renews a short one first.
     async fn outlives(&self, call: Duration) -> bool;
 }
 

@@ -1,22 +1,24 @@
-//! A state goes into another store, byte for byte: the journals with their chains, their bodies, the documents.
+//! Transfers a state to another store, byte for byte: journals with their chains, bodies and documents.
 
 use std::collections::BTreeMap;
 
 use textnlp_provider::{EnvironmentName, SiteName};
 
 use super::store::{Batch, Holder, Lock, Store};
-use super::{BodyRef, Entry, FORMAT, LINEAGE, LineageFile, Locked, Place, StateError, head_name, read_lineage, record};
+use super::{
+    BodyRef, Entry, FORMAT, LINEAGE, LineageFile, Locked, SiteLocation, StateError, head_name, read_lineage, record,
+};
 
-/// Documents that go along if they are there.
+/// Documents that are copied if they exist.
 const DOCUMENTS: [&str; 2] = ["hold.json", LINEAGE];
 
-/// How many bytes go in one append.
+/// The most bytes of one append.
 const PIECE: usize = 4 << 20;
 
-/// Copies a whole state into a store that holds none, under a lock of its own there. The caller holds the lock of `from`, or nobody
-/// writes there.
+/// Copies a whole state into an empty store, under a lock of its own there. The caller holds the lock of `from`, or
+/// ensures that there is no writer.
 ///
-/// The lineage is written last: a copy that broke off is no state, and is made again.
+/// The lineage is written last: an interrupted copy is not a state, and the next transfer starts again.
 pub async fn transfer(from: &dyn Store, to: &dyn Store, holder: &Holder) -> Result<(), StateError> {
     let lock = to.lock(holder).await?;
     let copied = copy(from, to, &lock).await;
@@ -28,9 +30,9 @@ async fn copy(from: &dyn Store, to: &dyn Store, lock: &Lock) -> Result<(), State
     let ours = from.document(LINEAGE).await?.map(|bytes| read_lineage(&from.place(), &bytes)).transpose()?;
     if let Some(bytes) = to.document(LINEAGE).await? {
         let there = read_lineage(&to.place(), &bytes)?;
-        // A state that was moved away may come back: what is there is the beginning of it.
+        // A state that was moved away may return: the target then has its beginning.
         if there.moved.is_none() || Some(there.lineage) != ours.map(|file| file.lineage) {
-            let because = "there is a state already, and two cannot be put together".to_owned();
+            let because = "a state already exists there, and two states cannot be merged".to_owned();
             return Err(StateError::Unreadable { what: to.place(), because });
         }
     }
@@ -38,12 +40,12 @@ async fn copy(from: &dyn Store, to: &dyn Store, lock: &Lock) -> Result<(), State
         let bytes = from.log(&site).await?;
         let log = record::read(&bytes).map_err(|damage| StateError::Damaged { site: site.clone(), damage })?;
         if let Some(torn) = log.torn {
-            let because = format!("its end is torn at byte {}: the next `up` mends it", torn.at);
+            let because = format!("its last record is incomplete at byte {}: the next `up` repairs it", torn.at);
             return Err(StateError::Unreadable { what: format!("journal of `{site}`"), because });
         }
         let there = to.log(&site).await?;
         if !bytes.starts_with(&there) {
-            let because = format!("the journal of `{site}` there is another one");
+            let because = format!("the journal of `{site}` there has other content");
             return Err(StateError::Unreadable { what: to.place(), because });
         }
         let bodies = bodies(from, &site, &log).await?;
@@ -52,7 +54,7 @@ async fn copy(from: &dyn Store, to: &dyn Store, lock: &Lock) -> Result<(), State
         while log_at < bytes.len() || bodies_at < bodies.len() {
             let lines_end = whole_lines(&bytes, log_at);
             let bodies_end = (bodies_at + PIECE).min(bodies.len());
-            // Bodies first: a record never names one that is not there yet.
+            // Bodies first: a record never refers to a body that does not exist yet.
             let lines = if bodies_end < bodies.len() { &[][..] } else { &bytes[log_at..lines_end] };
             let batch = Batch {
                 log_at: log_at as u64,
@@ -76,7 +78,7 @@ async fn copy(from: &dyn Store, to: &dyn Store, lock: &Lock) -> Result<(), State
     Ok(())
 }
 
-/// Says in a store that its state lies elsewhere now: whoever still comes here is told so.
+/// Marks a store's state as moved; later runs get the new location as an error.
 pub async fn moved_away(
     from: &dyn Store,
     environment: &EnvironmentName,
@@ -93,13 +95,13 @@ pub async fn moved_away(
 }
 
 impl Locked {
-    /// Binds a site to another place although it holds objects: they were looked at there, or a person says so.
-    pub async fn rebind(&mut self, site: &SiteName, place: &Place) -> Result<(), StateError> {
+    /// Binds a site with objects to another location: the objects were found there, or the operator confirmed it.
+    pub async fn rebind(&mut self, site: &SiteName, place: &SiteLocation) -> Result<(), StateError> {
         self.bind(&BTreeMap::from([(site.clone(), place.clone())])).await
     }
 }
 
-/// The bodies of a site as they lie one after the other; places that no record names are empty.
+/// The bodies of a site, concatenated; gaps where no record refers to one.
 async fn bodies(from: &dyn Store, site: &SiteName, log: &record::Log) -> Result<Vec<u8>, StateError> {
     let mut named: BTreeMap<u64, BodyRef> = BTreeMap::new();
     for line in &log.records {
@@ -119,7 +121,7 @@ async fn bodies(from: &dyn Store, site: &SiteName, log: &record::Log) -> Result<
     Ok(bodies)
 }
 
-/// The bodies that an entry names.
+/// The bodies that an entry refers to.
 pub(super) fn named_by(entry: &Entry) -> impl Iterator<Item = &BodyRef> {
     use super::End;
     let one = match entry {
@@ -136,7 +138,7 @@ pub(super) fn named_by(entry: &Entry) -> impl Iterator<Item = &BodyRef> {
     one.into_iter()
 }
 
-/// Where the last whole line ends that fits into one piece.
+/// The end of the last complete line that fits into one append.
 fn whole_lines(bytes: &[u8], from: usize) -> usize {
     let most = (from + PIECE).min(bytes.len());
     bytes[from..most].iter().rposition(|byte| *byte == b'\n').map_or(most, |last| from + last + 1)

@@ -9,8 +9,8 @@ use textnlp_orchestrator::backup::Key;
 use textnlp_orchestrator::environment::{self, Catalogue, Library, Overrides, components};
 use textnlp_orchestrator::event::Event;
 use textnlp_orchestrator::release::{Artifacts, Release, digest};
-use textnlp_orchestrator::road::{Ask, RoadSite, look, travel};
-use textnlp_orchestrator::state::{Folder, Place, State, Store};
+use textnlp_orchestrator::run::{RunOptions, RunSite, look, run_phases};
+use textnlp_orchestrator::state::{Folder, SiteLocation, State, Store};
 use textnlp_orchestrator::status;
 use textnlp_provider::component::Program;
 use textnlp_provider::{Lineage, Provider, SiteName};
@@ -169,23 +169,24 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
         models: BTreeMap::from([("textnlp-tiny".to_owned(), digest.clone())]),
         templates: Some(digest),
         given: BTreeMap::new(),
+        files: Default::default(),
         schema: Some(3),
     };
     let parts = components(environment, &Release::resolve(environment, &artifacts));
     written.add("the components", serde_json::to_vec(&json!(parts)).unwrap());
     for sealed in [false, true] {
         let (world, bucket) = (World::new(), Bucket::new());
-        let place = Place {
+        let place = SiteLocation {
             provider: "memory".to_owned(),
             account: "1".to_owned(),
             region: "local".to_owned(),
             runtime: "process".to_owned(),
         };
-        let mut sites: BTreeMap<SiteName, RoadSite> = BTreeMap::new();
+        let mut sites: BTreeMap<SiteName, RunSite> = BTreeMap::new();
         for (site, components) in &parts {
             let wanted = components.iter().flat_map(|one| world.cloud.lower(one, site).unwrap()).collect();
             let provider = Arc::new(world.cloud.clone());
-            sites.insert(site.name.clone(), RoadSite { place: place.clone(), provider, protect_data: false, wanted });
+            sites.insert(site.name.clone(), RunSite { place: place.clone(), provider, protect_data: false, wanted });
         }
         let local = folder.join(format!("state-{sealed}"));
         let remote = || -> Arc<dyn Store> {
@@ -196,7 +197,7 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
         for store in stores {
             let events = Mutex::new(Vec::new());
             let listener = |event: Event| events.lock().unwrap().push(event);
-            let asks: [Ask; 3] = [UP, Ask { delete_data: true, ..UP }, DOWN_WITH_DATA];
+            let asks: [RunOptions; 3] = [UP, RunOptions { delete_data: true, ..UP }, DOWN_WITH_DATA];
             for (i, ask) in asks.into_iter().enumerate() {
                 let mut sites = sites.clone();
                 if i == 1 {
@@ -219,7 +220,8 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
                     let told = on(&world.clock, status::explain(&state, &facts, &resource.resource)).unwrap();
                     written.add("an explanation", serde_json::to_vec(&told).unwrap());
                 }
-                let arrival = on(&world.clock, travel(&road, ask, &mut |_| true, &CancellationToken::new())).unwrap();
+                let arrival =
+                    on(&world.clock, run_phases(&road, ask, &mut |_| true, &CancellationToken::new())).unwrap();
                 written.add("an outcome", serde_json::to_vec(&arrival.outcome).unwrap());
                 written.add("an arrival, debugged", format!("{arrival:?}"));
             }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use object_store::path::Path;
 use textnlp_orchestrator::clock::VirtualClock;
 use textnlp_orchestrator::state::{
-    Batch, BodyRef, Entry, Folder, Holder, Lock, MemoryStore, Objects, Operator, Place, State, StateError, Store,
+    Batch, BodyRef, Entry, Folder, Holder, Lock, MemoryStore, Objects, Operator, SiteLocation, State, StateError, Store,
 };
 use textnlp_provider::Lineage;
 use uuid::Uuid;
@@ -175,7 +175,7 @@ async fn a_state_is_kept(open: Open) {
         host: "machine".to_owned(),
         pid: 7,
     };
-    let place = |text: &str| Place {
+    let place = |text: &str| SiteLocation {
         provider: "memory".to_owned(),
         account: text.to_owned(),
         region: text.to_owned(),

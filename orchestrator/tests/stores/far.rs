@@ -5,8 +5,8 @@ use futures::future::BoxFuture;
 use textnlp_provider::component::{Component, Site};
 use textnlp_provider::memory::MemoryCloud;
 use textnlp_provider::{
-    CloudId, Error, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
-    Provider, Recorded, ResourceId, Result as Answered, Scope, Sort, Wanted,
+    CloudId, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems,
+    Progress, Provider, Recorded, ResourceId, Result as Answered, Scope, Wanted,
 };
 
 /// What lies between.
@@ -54,7 +54,7 @@ impl<W: Way> Provider for Far<W> {
 
     async fn observe(&self, scope: &Scope<'_>) -> Answered<Vec<(ResourceId, Observed)>> {
         if !self.way.looks().await {
-            return Err(Error::new(Sort::Unavailable, "list", scope.site.as_str()).because("no answer came"));
+            return Err(Error::new(ErrorKind::Unavailable, "list", scope.site.as_str()).because("no answer came"));
         }
         let answer = self.cloud.observe(scope).await;
         self.way.looked().await;

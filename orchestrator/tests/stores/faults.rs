@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use textnlp_orchestrator::clock::{Clock, VirtualClock};
-use textnlp_orchestrator::road::{Arrival, RoadError};
+use textnlp_orchestrator::run::{RunError, RunOutcome};
 use textnlp_orchestrator::state::{StateError, Store};
 use textnlp_provider::memory::Fuse;
 
@@ -15,7 +15,7 @@ use crate::world::*;
 
 const WRONGS: [Wrong; 5] = [Wrong::Error, Wrong::Precondition, Wrong::Silence, Wrong::LostReply, Wrong::LiedTag];
 
-fn up(world: &World, bucket: &Bucket) -> Result<Arrival, RoadError> {
+fn up(world: &World, bucket: &Bucket) -> Result<RunOutcome, RunError> {
     let store: Arc<dyn Store> = Arc::new(objects(bucket, &world.clock));
     world.go_with(store, UP, &service(), &Fuse::default()).expect("the run ends")
 }
@@ -46,7 +46,7 @@ fn what_lasts_ends_the_run_and_the_next_one_puts_everything_right() {
             bucket.goes_wrong(wrong, name, 1000);
             let began = world.clock.steady();
             let error = up(&world, &bucket).expect_err("it cannot be written down");
-            assert!(matches!(error, RoadError::State(_) | RoadError::Apply(_)), "{wrong:?} {name}: {error:?}");
+            assert!(matches!(error, RunError::State(_) | RunError::Apply(_)), "{wrong:?} {name}: {error:?}");
             assert!(
                 world.clock.steady() - began < Duration::from_secs(600),
                 "{wrong:?} {name}: it took too long to see"
@@ -65,7 +65,7 @@ fn a_store_that_ignores_conditions_is_refused_before_anything_is_done() {
     let (world, bucket) = (World::new(), Bucket::new());
     bucket.goes_wrong(Wrong::Unconditional, "", 1000);
     let error = up(&world, &bucket).unwrap_err();
-    let RoadError::State(StateError::Unconditional { .. }) = error else { panic!("{error:?}") };
+    let RunError::State(StateError::Unconditional { .. }) = error else { panic!("{error:?}") };
     assert_eq!(world.cloud.mutations(), 0);
 }
 
@@ -127,7 +127,7 @@ fn what_somebody_changed_by_hand_is_named() {
     let batch = "states/staging/journal/here/batches/0000000002";
     assert!(say(&set(batch, b"")).contains("does not follow batch 1"));
     assert!(say(&set(batch, b"nothing")).contains("no header"));
-    assert!(say(&set(batch, b"{}\n")).contains("cannot be read"));
+    assert!(say(&set(batch, b"{}\n")).contains("its header cannot be read"));
     let future = b"{\"batch\":2,\"n\":2,\"fence\":1,\"log_at\":4,\"lines\":0,\"bodies_at\":11,\"bodies\":0}\n";
     assert!(say(&set(batch, future)).contains("format is 2"));
     let short = b"{\"batch\":1,\"n\":2,\"fence\":1,\"log_at\":4,\"lines\":99,\"bodies_at\":11,\"bodies\":0}\n";
@@ -136,5 +136,7 @@ fn what_somebody_changed_by_hand_is_named() {
     assert!(say(&set(batch, huge)).contains("shorter than its header says"));
     let torn = b"{\"batch\":1,\"n\":2,\"fence\":1,\"log_at\":4,\"lines\":3,\"bodies_at\":11,\"bodies\":0}\ntwo";
     assert!(say(&set(batch, torn)).contains("ends within a line"));
-    assert!(say(&set("states/staging/journal/here/segments/what", b"")).contains("no name of ours"));
+    assert!(
+        say(&set("states/staging/journal/here/segments/what", b"")).contains("its name is not one of this program")
+    );
 }

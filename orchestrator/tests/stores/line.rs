@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Deserialize;
-use textnlp_orchestrator::clock::{Beside, Clock, VirtualClock};
+use textnlp_orchestrator::clock::{BackgroundTask, Clock, VirtualClock};
 
 use crate::bucket::Wrong;
 
@@ -53,7 +53,7 @@ struct End {
     slow: Duration,
     /// The lock that this process has or had last.
     fence: u64,
-    pauses: Vec<Beside>,
+    pauses: Vec<BackgroundTask>,
 }
 
 impl Line {
@@ -100,7 +100,7 @@ impl Line {
         self.referee.sent(fence, self.clock.steady());
         let (sender, answer) = futures::channel::oneshot::channel();
         let (referee, way) = (self.referee.clone(), self.takes(200));
-        self.referee.on_its_way(self.clock.beside(Box::pin(async move {
+        self.referee.on_its_way(self.clock.spawn(Box::pin(async move {
             way.await;
             referee.arrived(fence);
             // Whoever asked may be gone.
@@ -156,7 +156,7 @@ impl Line {
     async fn pause(&self, time: Duration) {
         self.paused.store(true, Ordering::SeqCst);
         let (clock, paused) = (self.clock.clone(), self.paused.clone());
-        let wakes = self.clock.beside(Box::pin(async move {
+        let wakes = self.clock.spawn(Box::pin(async move {
             clock.sleep(time).await;
             paused.store(false, Ordering::SeqCst);
             // So that whoever stood still is looked at again.
@@ -183,7 +183,7 @@ struct Seen {
     called: u64,
     /// Under which lock each journal and document was written last.
     written: BTreeMap<String, u64>,
-    on_their_way: Vec<Beside>,
+    on_their_way: Vec<BackgroundTask>,
 }
 
 #[derive(Deserialize)]
@@ -233,7 +233,7 @@ impl Referee {
         assert!(called <= fence, "a call under lock {fence} arrived after one had been sent under lock {called}");
     }
 
-    fn on_its_way(&self, call: Beside) {
+    fn on_its_way(&self, call: BackgroundTask) {
         self.seen().on_their_way.push(call);
     }
 

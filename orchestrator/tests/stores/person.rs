@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use textnlp_orchestrator::clock::{Beside, Clock, VirtualClock};
+use textnlp_orchestrator::clock::{BackgroundTask, Clock, VirtualClock};
 
 #[derive(Clone)]
 pub struct Person {
@@ -79,11 +79,11 @@ impl Clock for Person {
         self.clock.sleep(time.div_f64(self.rate()) + Duration::from_nanos(1))
     }
 
-    fn beside(&self, work: BoxFuture<'static, ()>) -> Beside {
+    fn spawn(&self, work: BoxFuture<'static, ()>) -> BackgroundTask {
         let key = self.next.fetch_add(1, Ordering::SeqCst);
         self.work.lock().unwrap().insert(key, work);
         let all = self.work.clone();
-        Beside::new(move || {
+        BackgroundTask::new(move || {
             let ended = all.lock().unwrap().remove(&key);
             drop(ended);
         })

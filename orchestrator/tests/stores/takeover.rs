@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use serde_json::json;
 use textnlp_orchestrator::clock::{Clock, VirtualClock};
-use textnlp_orchestrator::event::{Event, What};
-use textnlp_orchestrator::road::{Arrival, Ask, RoadError, RoadSite, travel};
+use textnlp_orchestrator::event::{Event, EventKind};
+use textnlp_orchestrator::run::{RunError, RunOptions, RunOutcome, RunSite, run_phases};
 use textnlp_orchestrator::state::{State, StateError, Store};
 use textnlp_provider::memory::Fuse;
 use textnlp_provider::{Lineage, Operation, Progress, Result as Answered, SiteName, Wanted};
@@ -60,7 +60,7 @@ impl Shared {
         Arc::new(textnlp_orchestrator::state::Objects::new(bucket, path, "a bucket", clock))
     }
 
-    fn sites(&self, wanted: &[Wanted], gate: &Gate) -> BTreeMap<SiteName, RoadSite> {
+    fn sites(&self, wanted: &[Wanted], gate: &Gate) -> BTreeMap<SiteName, RunSite> {
         let mut sites = self.world.site(wanted, &Fuse::default());
         let provider = Far { cloud: self.world.cloud.clone(), way: gate.clone() };
         sites.get_mut(&here()).unwrap().provider = Arc::new(provider);
@@ -68,19 +68,25 @@ impl Shared {
     }
 
     /// Goes the road on a machine of its own.
-    async fn travels(&self, by: &Person, gate: &Gate, ask: Ask, wanted: &[Wanted]) -> Result<Arrival, RoadError> {
+    async fn travels(
+        &self,
+        by: &Person,
+        gate: &Gate,
+        ask: RunOptions,
+        wanted: &[Wanted],
+    ) -> Result<RunOutcome, RunError> {
         let (sites, environment) = (self.sites(wanted, gate), environment());
         let events = |event: Event| self.world.events.lock().unwrap().push(event);
         let mut road = self.world.road(self.store(gate, Arc::new(by.clone())), &sites, &environment, &events);
         road.clock = Arc::new(by.clone());
-        by.runs(travel(&road, ask, &mut |_| true, &CancellationToken::new())).await
+        by.runs(run_phases(&road, ask, &mut |_| true, &CancellationToken::new())).await
     }
 
     fn awake(&self) -> Person {
         Person::new(&self.world.clock, Arc::default())
     }
 
-    fn up(&self, wanted: &[Wanted]) -> Arrival {
+    fn up(&self, wanted: &[Wanted]) -> RunOutcome {
         let arrival = on(&self.world.clock, self.travels(&self.awake(), &Gate::open(), UP, wanted)).unwrap();
         assert!(arrival.is_complete(), "{:#?}", arrival.outcome);
         arrival
@@ -176,7 +182,7 @@ fn a_holder_that_reads_the_journal_only_after_a_takeover_writes_nothing() {
 }
 
 /// Ada is stopped at a boundary, grace takes over and finishes, ada wakes up.
-fn stopped_at(boundary: u64, before: &[Wanted], ask: Ask, wanted: &[Wanted]) -> Option<String> {
+fn stopped_at(boundary: u64, before: &[Wanted], ask: RunOptions, wanted: &[Wanted]) -> Option<String> {
     let shared = Shared::new();
     if !before.is_empty() {
         shared.up(before);
@@ -288,7 +294,7 @@ fn operations_left_open_are_touched_only_after_the_grace() {
         assert!(arrival.unwrap().recovered > 0, "{}", gate.last());
         // Fifteen seconds of silence, and ten for a call that was sent in the last moment.
         assert!(touched >= Duration::from_secs(21), "{touched:?}");
-        assert!(shared.world.said(|what| matches!(what, What::Note { text } if text.contains("waiting 10 s"))));
+        assert!(shared.world.said(|what| matches!(what, EventKind::Note { text } if text.contains("waiting 10 s"))));
         wake(&gate, &clock).await;
     };
     let (_, ()) = on(&shared.world.clock, futures::future::join(shared.travels(&ada, &gate, UP, &wanted), others));

@@ -6,7 +6,7 @@ use camino::Utf8PathBuf;
 use serde_json::json;
 use textnlp_orchestrator::backup::Key;
 use textnlp_orchestrator::state::{
-    Folder, Moment, Remedy, State, StateError, Store, check, differences, mend, moved_away, transfer,
+    Folder, PointInTime, Remedy, State, StateError, Store, apply_remedies, check, differences, moved_away, transfer,
 };
 use textnlp_provider::memory::Fuse;
 use textnlp_provider::{Lineage, Wanted};
@@ -107,7 +107,7 @@ fn a_sealed_bucket_takes_a_state_and_gives_it_back() {
     let other = Key::generate();
     let wrong = Arc::new(objects(&places.bucket, &places.world.clock).sealed(other)) as Arc<dyn Store>;
     let error = places.load(wrong).err().unwrap().to_string();
-    assert!(error.contains("sealed for another key"), "{error}");
+    assert!(error.contains("encrypted for another key"), "{error}");
 }
 
 #[test]
@@ -133,13 +133,13 @@ fn what_was_recorded_earlier_is_told_and_compared() {
     places.up(places.local(), &later);
     let state = places.load(places.local()).unwrap();
     let at = |moment| on(&places.world.clock, state.holdings_at(&site, moment)).unwrap();
-    assert_eq!(at(Moment::Now), state.holdings(&site).unwrap());
-    assert_eq!(at(Moment::Record(then)).len(), service().len());
-    assert!(at(Moment::Record(1)).is_empty());
-    let told = differences(&at(Moment::Record(then)), &at(Moment::Now));
+    assert_eq!(at(PointInTime::Now), state.holdings(&site).unwrap());
+    assert_eq!(at(PointInTime::Record(then)).len(), service().len());
+    assert!(at(PointInTime::Record(1)).is_empty());
+    let told = differences(&at(PointInTime::Record(then)), &at(PointInTime::Now));
     let told: Vec<_> = told.iter().map(|one| (one.what, one.resource.to_string())).collect();
     assert_eq!(told, [("removed", "here/cache".to_owned()), ("changed", "here/store".to_owned())]);
-    let back = differences(&at(Moment::Now), &at(Moment::Record(then)));
+    let back = differences(&at(PointInTime::Now), &at(PointInTime::Record(then)));
     assert_eq!(back[0].what, "added");
     let field = back[1].fields.iter().find(|field| field.field == "spec.limit").unwrap();
     assert_eq!((field.before.clone(), field.after.clone()), (Some(json!(9)), Some(json!(5))));
@@ -163,7 +163,7 @@ fn damage_is_found_and_mended_where_that_takes_no_guess() {
         let (places, found) = damaged(damage);
         assert!(!found.is_empty());
         assert!(found.iter().all(|finding| finding.remedy.is_some()), "{found:?}");
-        on(&places.world.clock, mend(&*places.local(), &environment(), &found, &holder("ada"))).unwrap();
+        on(&places.world.clock, apply_remedies(&*places.local(), &environment(), &found, &holder("ada"))).unwrap();
         assert!(on(&places.world.clock, check(&*places.local(), &environment())).unwrap().is_empty());
         let mutations = places.world.cloud.mutations();
         let steps = places.up(places.local(), &service());
@@ -202,7 +202,7 @@ fn damage_is_found_and_mended_where_that_takes_no_guess() {
 #[test]
 fn a_lost_state_is_made_again_from_what_the_providers_show() {
     use textnlp_orchestrator::import::{named, propose, take};
-    use textnlp_orchestrator::road::{look, read};
+    use textnlp_orchestrator::run::{look, read};
     let places = Places::new();
     places.up(places.local(), &service());
     let lineage = places.load(places.local()).unwrap().lineage();
@@ -211,7 +211,7 @@ fn a_lost_state_is_made_again_from_what_the_providers_show() {
     let kind = textnlp_provider::KindName::new("memory.cache").unwrap();
     places.world.cloud.place_foreign(&kind, &foreign, None, textnlp_provider::Spec::of(&json!({})));
     let (sites, environment) = (places.world.site(&service(), &Fuse::default()), environment());
-    let mut road = places.world.road(places.local(), &sites, &environment, &textnlp_orchestrator::event::Quiet);
+    let mut road = places.world.road(places.local(), &sites, &environment, &textnlp_orchestrator::event::DiscardEvents);
     road.fresh = lineage;
     let clock = Arc::new(places.world.clock.clone());
     on(&places.world.clock, async {
@@ -219,7 +219,7 @@ fn a_lost_state_is_made_again_from_what_the_providers_show() {
         assert!(state.is_new());
         let facts = read(&road, &state, UP).await.unwrap();
         let refused = named(&facts, &id("here/cache"), &foreign, &[]).await.unwrap_err();
-        assert!(refused.to_string().contains("carries no lineage"), "{refused}");
+        assert!(refused.to_string().contains("has no lineage label"), "{refused}");
         let proposals = propose(&facts);
         assert_eq!(proposals.len(), service().len());
         assert!(proposals.iter().all(|proposal| proposal.wanted));
@@ -238,7 +238,7 @@ fn a_lost_state_is_made_again_from_what_the_providers_show() {
 
 #[test]
 fn a_frozen_environment_is_left_alone_until_it_is_released() {
-    use textnlp_orchestrator::road::RoadError;
+    use textnlp_orchestrator::run::RunError;
     let places = Places::new();
     places.up(places.remote(), &service());
     let operator = places
@@ -247,7 +247,7 @@ fn a_frozen_environment_is_left_alone_until_it_is_released() {
             places.remote(),
             &places.world.site(&[], &Fuse::default()),
             &environment(),
-            &textnlp_orchestrator::event::Quiet,
+            &textnlp_orchestrator::event::DiscardEvents,
         )
         .operator;
     let clock = Arc::new(places.world.clock.clone());
@@ -262,7 +262,7 @@ fn a_frozen_environment_is_left_alone_until_it_is_released() {
     let calls = places.world.cloud.calls().len();
     for ask in [UP, DOWN, DOWN_WITH_DATA] {
         let error = places.world.go_with(places.remote(), ask, &service(), &Fuse::default()).unwrap().unwrap_err();
-        let RoadError::Frozen(there) = &error else { panic!("{error:?}") };
+        let RunError::Frozen(there) = &error else { panic!("{error:?}") };
         assert_eq!(**there, hold);
         assert!(error.to_string().contains("ada froze this environment"), "{error}");
     }

@@ -1,7 +1,7 @@
 //! The cloud-neutral parts of a service, as the orchestrator hands them to a provider.
 //!
-//! A provider lowers each component of a site by itself. Components name one another by [`ComponentName`]; the resources
-//! of a component have ids `SITE/COMPONENT` or `SITE/COMPONENT/PART`, and the provider documents which parts it makes.
+//! A provider expands each component of a site separately. Components refer to each other by [`ComponentName`]. The
+//! resources of a component have ids `SITE/COMPONENT` or `SITE/COMPONENT/PART`; the provider documents the parts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -11,9 +11,11 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::Secret;
+use crate::cluster::ClusterSite;
 use crate::name::{CloudId, ComponentName, EnvironmentName, SiteName};
+use crate::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Spot, TlsMode};
 
-/// One place, as a provider sees it.
+/// One location, as a provider sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Site {
     /// The environment it belongs to.
@@ -22,84 +24,93 @@ pub struct Site {
     pub name: SiteName,
     /// The account, subscription, project or host that the lineage is bound to.
     pub account: String,
-    /// The provider's region, `local` for a machine of one's own.
+    /// The provider's region, `local` for your own machine.
     pub region: String,
     /// How programs run there: `process`, `kubernetes`, …
     pub runtime: String,
-    /// The part in disaster recovery: `primary`, `secondary`, `standby`.
+    /// Its role in disaster recovery: `primary`, `secondary`, `standby`.
     pub role: String,
-    /// Tags that every object carries besides our own.
+    /// Additional tags of every object.
     pub tags: BTreeMap<String, String>,
     /// Whether data kinds are protected here.
     pub protect_data: bool,
+    /// Its cluster, if its programs run as pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Box<ClusterSite>>,
 }
+
+/// The content of a file that a setting names, read before the plan; an error says why it is not available.
+pub type FileText = Result<String, String>;
 
 /// A part of a service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Component {
     /// Its name within the site.
     pub name: ComponentName,
-    /// An object that exists already: read and checked, never changed.
+    /// The id of an external object: read and checked, never changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub existing: Option<CloudId>,
     /// What it is.
-    pub part: Part,
+    pub part: ComponentSpec,
 }
 
 /// What a component is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Part {
-    /// Where everything else lives: a VPC with subnets; folders on a machine.
+pub enum ComponentSpec {
+    /// The network or folder of everything else: a VPC with subnets; folders on a machine.
     Network(Network),
-    /// What runs programs and brings them back: a cluster; a supervisor.
+    /// Runs and restarts programs: a cluster; a supervisor.
     Cluster(Cluster),
     /// Generated secrets, durable before first use.
     Secrets(Secrets),
-    /// A certificate and who signs it.
+    /// A certificate and its issuer.
     Certificate(Certificate),
     /// Model files by digest.
     ModelStore(ModelStore),
-    /// Keys, quotas, usage.
+    /// The database of keys, quotas and usage.
     Database(Database),
     /// A cache shared by replicas.
     Cache(Cache),
     /// The inference server's replicas.
     Workload(Workload),
-    /// What clients talk to: TLS, weights, retries.
+    /// The endpoint of clients: TLS, weights, retries.
     Endpoint(Endpoint),
-    /// Which site gets how much.
+    /// The traffic weights of sites.
     Traffic(Traffic),
-    /// Who watches.
+    /// Dashboards and alerts.
     Monitoring(Monitoring),
-    /// Where images are.
+    /// The registry of images.
     Registry(Registry),
-    /// What passes every byte between this site and the others.
-    Border(Border),
-    /// Keeps this site's copy of the control data and looks after the others.
-    Watch(Watch),
-    /// Grants who is primary, outside every site.
+    /// The inter-site relay: all traffic between this site and the others.
+    #[serde(rename = "border")]
+    Relay(Relay),
+    /// The site agent: keeps this site's copy of the control data and monitors the others.
+    #[serde(rename = "watch")]
+    SiteAgent(SiteAgent),
+    /// Grants leases to the primary, outside of every site.
     Witness(Witness),
-    /// What clients of several sites talk to.
-    Front(Front),
-    /// Copies on a schedule.
+    /// The global endpoint of several sites.
+    #[serde(rename = "front")]
+    GlobalEndpoint(GlobalEndpoint),
+    /// Backups on a schedule.
     Backup(Backup),
 }
 
-/// See [`Part::Network`].
+/// See [`ComponentSpec::Network`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Network {
-    /// The address range, where the provider has one.
+    /// The address range, if the provider has one.
     pub cidr: Option<String>,
-    /// Whether programs may only talk to whom they need.
+    /// Whether programs may only connect to their dependencies.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub policies: bool,
 }
 
-/// See [`Part::Cluster`].
+/// See [`ComponentSpec::Cluster`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cluster {
-    /// The network it lives in.
+    /// Its network.
     pub network: ComponentName,
     /// GPU machines, when asked for.
     pub gpu: Option<GpuPool>,
@@ -108,28 +119,28 @@ pub struct Cluster {
 /// GPU machines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GpuPool {
-    /// `small`, `medium`, `large`, `xlarge`; each provider maps it to a machine type.
-    pub size: String,
-    /// How many.
+    /// Their class; each provider maps it to a machine type.
+    pub size: GpuSize,
+    /// The count.
     pub count: u32,
-    /// `never`, `prefer`, `only`.
-    pub spot: String,
+    /// Whether preemptible machines are used.
+    pub spot: Spot,
 }
 
-/// See [`Part::Secrets`].
+/// See [`ComponentSpec::Secrets`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Secrets {
-    /// Which secrets, by name and how each is made.
+    /// The secrets by name, with their recipes.
     pub generate: BTreeMap<String, SecretRecipe>,
-    /// Those of them that all sites have in common.
+    /// The secrets that all sites share.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub shared: BTreeSet<String>,
-    /// Those that a person keeps, by name.
+    /// User-provided secrets, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub given: BTreeMap<String, Given>,
+    pub given: BTreeMap<String, ExternalSecret>,
 }
 
-/// How a secret is made.
+/// How a secret is generated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SecretRecipe {
@@ -143,23 +154,23 @@ pub enum SecretRecipe {
     Random(u32),
 }
 
-/// See [`Part::Certificate`].
+/// See [`ComponentSpec::Certificate`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Certificate {
-    /// `local-ca`, `acme`, `existing`.
-    pub mode: String,
+    /// How it is issued.
+    pub mode: TlsMode,
     /// DNS names and IP addresses.
     pub names: Vec<String>,
     /// Days of validity.
     pub days: u32,
 }
 
-/// See [`Part::ModelStore`].
+/// See [`ComponentSpec::ModelStore`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelStore {
     /// The models, in the order of the file.
     pub models: Vec<Model>,
-    /// Where downloads are kept, in bytes at most.
+    /// Size limit of the download cache, in bytes.
     pub max_cache_bytes: u64,
 }
 
@@ -168,7 +179,7 @@ pub struct ModelStore {
 pub struct Model {
     /// The name that requests use.
     pub name: String,
-    /// Where it comes from: `bundled`, `file:…`, `hf:…`, `https:…`, or a catalogue name.
+    /// Its source: `bundled`, `file:…`, `hf:…`, `https:…`, or a catalogue name.
     pub source: String,
     /// The digest of the release lock, `sha256:…`; `None` before the first lock.
     pub digest: Option<String>,
@@ -178,89 +189,89 @@ pub struct Model {
     pub quantize: Option<String>,
     /// The longest prompt plus answer in tokens; `None` is the model's own.
     pub context: Option<u32>,
-    /// Loaded before the server says that it is ready.
+    /// Whether it is loaded before the server is ready.
     pub preload: bool,
 }
 
-/// See [`Part::Database`].
+/// See [`ComponentSpec::Database`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Database {
-    /// `sqlite`, `postgres`.
-    pub kind: String,
-    /// For postgres: `managed`, `cluster`, `external`.
-    pub hosting: Option<String>,
+    /// The kind of database.
+    pub kind: DatabaseKind,
+    /// The hosting of a PostgreSQL.
+    pub hosting: Option<Hosting>,
     /// The schema version of the release lock; `None` is the newest of the server.
     pub schema: Option<u32>,
-    /// Where a PostgreSQL is, or what it is to be like.
+    /// The address of an external PostgreSQL, or the settings of a managed one.
     pub postgres: Option<Box<Postgres>>,
 }
 
 /// See [`Database::postgres`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Postgres {
-    /// The address of one that somebody else runs; `None` for one that is made.
+    /// The address of an external server; `None` for a managed one.
     pub address: Option<DatabaseAddress>,
-    /// The authority that it is trusted by, a file in PEM form; absolute.
+    /// Its certificate authority: an absolute path of a PEM file.
     pub ca_file: Option<String>,
-    /// The name of the database in it, for one that is made.
+    /// The name of the database, for a managed server.
     pub name: String,
-    /// The oldest version that is wanted, for one that is made.
+    /// The oldest allowed version, for a managed server.
     pub version: u32,
-    /// The port on the machine's own address, for one that is made; `None` listens on a Unix socket alone.
+    /// The port on the machine's own address, for a managed server; `None` listens on a Unix socket only.
     pub port: Option<u16>,
-    /// Copies that follow the primary.
+    /// Standbys of the primary.
     pub replicas: u32,
-    /// Connections that the service opens, all of its replicas together.
+    /// Connections of the service, all of its replicas together.
     pub connections: u32,
-    /// Where its generated secrets are, for one that is made.
+    /// The component of its generated secrets, for a managed server.
     pub secrets: ComponentName,
-    /// Where it runs, for one that is made.
+    /// The component where it runs, for a managed server.
     pub cluster: ComponentName,
-    /// The program that keeps it running: the server artifact in that role.
+    /// The program that supervises it: the server artifact in that role.
     pub program: Program,
-    /// Seconds after which a part of its log is handed to whoever makes the copies, for one that is made; `None` hands nothing over.
+    /// Seconds after which a WAL segment is archived, for a managed server; `None` archives nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive_seconds: Option<u64>,
-    /// The sites that it is shared with: each has a server, and one of them is the primary.
+    /// The sites that share it: each has a server, and one of them is the primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub between: Option<Between>,
+    pub between: Option<SitePostgres>,
 }
 
 /// See [`Postgres::between`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Between {
-    /// The site that is primary first.
+pub struct SitePostgres {
+    /// The first primary site.
     pub home: SiteName,
     /// The other sites.
     pub peers: Vec<SiteName>,
-    /// Who says which site is primary.
+    /// The site agent that names the primary.
     pub watch: ComponentName,
-    /// A copy that lacks more than this is not given the primary's place by hand.
+    /// A standby with more lag than this is not promoted manually.
     pub max_lag_ms: u64,
 }
 
-/// Where somebody else runs a database.
+/// The address of an external database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DatabaseAddress {
     /// The whole address is a secret.
-    Secret(Given),
-    /// An address without a password, and the password where there is one.
-    Url(String, Option<Given>),
+    Secret(ExternalSecret),
+    /// An address without its password, and the password if there is one.
+    Url(String, Option<ExternalSecret>),
 }
 
-/// A secret that a person keeps.
+/// A user-provided secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Given {
-    /// Where it is read: `secret:env:NAME`, `secret:file:PATH`.
+pub struct ExternalSecret {
+    /// Its source: `secret:env:NAME`, `secret:file:PATH`.
     pub source: String,
-    /// What it was when the plan was made, in a form that tells a change and nothing else; empty when it could not be read.
+    /// A mark of its value when the plan was made, which shows changes only; empty when it could not be read.
     pub version: String,
 }
 
-impl Given {
-    /// A mark by which a change of the secret is seen: too short to check a guess by.
+impl ExternalSecret {
+    /// A mark that shows a change of the secret: too short to verify a guess.
     pub fn mark(&self, environment: &str, value: &[u8]) -> String {
         let mut hash = Sha256::new();
         for part in [environment.as_bytes(), self.source.as_bytes(), value] {
@@ -270,7 +281,7 @@ impl Given {
         hex::encode(&hash.finalize()[..3])
     }
 
-    /// The secret, from where it is kept; `None` when it is not there. At most 64 KiB, without the line's end.
+    /// Reads the secret from its source; `None` when it is missing. At most 64 KiB, without a trailing newline.
     pub fn read(&self) -> Option<Secret> {
         const MOST: u64 = 64 << 10;
         let text = match self.source.split_once(':')?.1.split_once(':')? {
@@ -286,117 +297,144 @@ impl Given {
     }
 }
 
-/// See [`Part::Cache`].
+/// See [`ComponentSpec::Cache`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cache {
-    /// `memory`, `redis`.
-    pub kind: String,
+    /// The kind of cache.
+    pub kind: CacheKind,
 }
 
-/// See [`Part::Workload`].
+/// See [`ComponentSpec::Workload`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
-    /// How many replicas to begin with.
+    /// The initial count of replicas.
     pub replicas: u32,
-    /// When there are more; `None` keeps their number.
+    /// Autoscaling; `None` keeps the count fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub growth: Option<Growth>,
+    pub growth: Option<Autoscaling>,
     /// The program that runs: the server artifact.
     pub program: Program,
-    /// The `server.yaml` tree, complete but for what only the provider knows: sockets, paths, secret files.
+    /// The `server.yaml` tree, complete except for values of the provider: sockets, paths, secret files.
     pub config: Value,
-    /// Where the programs run.
+    /// The component where the programs run.
     pub cluster: ComponentName,
-    /// Where the models are.
+    /// The component of the models.
     pub models: ComponentName,
-    /// Where keys and usage are.
+    /// The component of keys and usage.
     pub database: ComponentName,
-    /// What that is.
+    /// The settings of that database.
     pub stored: Database,
-    /// Where the secrets are.
+    /// The component of the secrets.
     pub secrets: ComponentName,
-    /// Whether the first API key is made and put here; sites that get it by replication make none.
+    /// Whether the first API key is created here; sites that get it by replication create none.
     pub first_key: bool,
-    /// Who replicates control data; `None` where there is one site.
+    /// The site agent that replicates control data; `None` with one site.
     pub watch: Option<ComponentName>,
-    /// How long a replica may take to finish what it answers before it is stopped, in seconds.
+    /// The grace period of a replica for requests in flight, in seconds.
     pub drain_seconds: u32,
-    /// How a new release first shows on a share of the replicas that it is well; `None` replaces one after the other.
+    /// The canary of a new release; `None` replaces replicas one by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
-    /// Who else judges it, from outside of the pods.
+    /// External metrics for the analysis of the canary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outside: Option<Outside>,
+    pub outside: Option<PrometheusQueries>,
+    /// The models that it serves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub served: Vec<Model>,
+    /// The access of its programs to the network outside of the site.
+    #[serde(default, skip_serializing_if = "Egress::is_empty")]
+    pub egress: Egress,
+    /// The SAML settings of an authentication proxy in front of the service, as JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saml: Option<FileText>,
+}
+
+/// See [`Workload::egress`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Egress {
+    /// Certificate authorities trusted besides the public ones, as PEM.
+    pub private_ca: Option<FileText>,
+    /// The proxy variables for model downloads: `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
+    pub proxy: BTreeMap<String, String>,
+}
+
+impl Egress {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// See [`Workload::canary`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Canary {
-    /// So many pods beside those that are there, in percent of them, rounded up; `None` for as many again, to which all clients are led
-    /// at once.
+    /// New pods in percent of the existing ones, rounded up. `None` for a green deployment: the same count again, to
+    /// which all clients are switched at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<u32>,
-    /// How long they must be well, in seconds.
+    /// How long they must be healthy, in seconds.
     pub bake_seconds: u64,
-    /// After so many seconds without an end the old release is put back.
+    /// The old release is restored when the rollout takes longer than this, in seconds.
     pub deadline_seconds: u64,
-    /// An answer that takes longer than this, in milliseconds, is a slow one; one in twenty may be.
+    /// A response that takes longer than this, in milliseconds, counts as slow; one in twenty may be.
     pub slow_ms: u32,
-    /// The largest share of failed requests.
+    /// The highest error rate.
     pub error_rate: f64,
 }
 
 /// See [`Workload::outside`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Outside {
-    /// Where a Prometheus answers.
+pub struct PrometheusQueries {
+    /// The URL of a Prometheus.
     pub url: String,
-    /// Whether it is asked with a token: the secret `prometheus-token`.
+    /// Whether it needs a token: the secret `prometheus-token`.
     pub token: bool,
-    /// What it is asked.
+    /// Its certificate authority, as PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<FileText>,
+    /// The queries.
     pub queries: Vec<Query>,
 }
 
-/// A question to a Prometheus, and which answers are well: a number from `at_least` to `at_most`.
+/// A query of a Prometheus; its result must be a number from `at_least` to `at_most`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Query {
-    /// What people call it.
+    /// Its display name.
     pub name: String,
-    /// The question, in PromQL, with placeholders (`{{new}}`).
+    /// The PromQL text, with placeholders (`{{new}}`).
     pub query: String,
-    /// Nothing above it is well.
+    /// The largest good result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_most: Option<f64>,
-    /// Nothing below it is well.
+    /// The smallest good result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_least: Option<f64>,
-    /// So many answers in a row say something.
+    /// The count of consecutive results that decide.
     pub samples: u32,
 }
 
 /// See [`Workload::growth`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Growth {
-    /// The most replicas.
+pub struct Autoscaling {
+    /// The maximum count of replicas.
     pub max: u32,
-    /// One more above this share of the processors that they asked for, in percent.
+    /// Target utilisation of the requested CPU, in percent.
     pub cpu: Option<u32>,
-    /// One more above this share of the memory that they asked for, in percent.
+    /// Target utilisation of the requested memory, in percent.
     pub memory: Option<u32>,
-    /// One more above so many requests per second and replica.
+    /// Target rate in requests per second and replica.
     pub requests_per_second: Option<u32>,
 }
 
 /// A program by digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
-    /// Where the file is now.
+    /// The current path of the file.
     pub path: String,
     /// `sha256:…` of the file.
     pub digest: String,
 }
 
-/// See [`Part::Endpoint`].
+/// See [`ComponentSpec::Endpoint`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The address to listen on.
@@ -409,61 +447,67 @@ pub struct Endpoint {
     pub tls: bool,
     /// The certificate.
     pub certificate: ComponentName,
-    /// Who answers.
+    /// The workload behind it.
     pub workload: ComponentName,
-    /// Whose figures stand beside those of the replicas, where control data is replicated.
+    /// The site agent whose metrics are served beside those of the replicas, where control data is replicated.
     pub watch: Option<ComponentName>,
-    /// The program that runs: the server artifact in the gateway's role.
+    /// The program that runs: the server artifact in the role of the gateway.
     pub program: Program,
     /// Request bounds that the gateway enforces too: largest body in bytes, longest answer in seconds.
     pub max_request_bytes: u64,
     /// See `max_request_bytes`.
     pub timeout_seconds: u32,
+    /// The DNS name of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Whether a web application firewall is in front of the service.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waf: bool,
 }
 
-/// See [`Part::Traffic`].
+/// See [`ComponentSpec::Traffic`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Traffic {
     /// The weight of each site.
     pub weights: BTreeMap<SiteName, u32>,
 }
 
-/// See [`Part::Monitoring`].
+/// See [`ComponentSpec::Monitoring`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Monitoring {
     /// Whether dashboards and alerts are installed.
     pub stack: bool,
-    /// Who is told when something is wrong, by name.
+    /// The alert receivers by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub receivers: BTreeMap<String, ReceiverAddress>,
-    /// When somebody is told.
+    /// Thresholds of alerts.
     #[serde(default)]
     pub limits: AlertLimits,
-    /// When somebody is told of the service as its clients see it.
+    /// Thresholds of alerts about the service, as clients see it.
     #[serde(default)]
     pub service: ServiceLimits,
-    /// Whether this site tells of what the environment has once: its gate.
+    /// Whether this site also sends the alerts of the environment as a whole, such as its gate.
     #[serde(default)]
     pub home: bool,
-    /// An authority that receivers' certificates may come from besides the public ones.
+    /// A certificate authority to trust for receivers, besides the public ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
 }
 
-/// Where somebody is told.
+/// The address of a receiver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReceiverAddress {
     /// The whole address is a secret.
-    Secret(Given),
+    Secret(ExternalSecret),
     /// An address without a secret.
     Plain(String),
 }
 
-/// When somebody is told.
+/// Thresholds of alerts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AlertLimits {
-    /// Memory of the machine in use, in percent, for a quarter of an hour.
+    /// Memory of the machine in use for 15 minutes, in percent.
     pub memory: u32,
     /// The disk under the state in use, in percent.
     pub disk: u32,
@@ -477,180 +521,185 @@ impl Default for AlertLimits {
     }
 }
 
-/// When somebody is told of the service as its clients see it.
+/// Thresholds of alerts about the service, as clients see it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ServiceLimits {
-    /// What 95 of 100 answers take at most, for five minutes.
+    /// The largest latency at the 95th percentile, in seconds.
     pub latency_seconds: f64,
-    /// The share of answers that are failures of ours, from 0 to 1, for ten minutes.
+    /// How long the latency must be exceeded, in seconds.
+    pub latency_for_seconds: u64,
+    /// The largest share of server errors, from 0 to 1.
     pub error_rate: f64,
+    /// How long that share must be exceeded, in seconds.
+    pub error_rate_for_seconds: u64,
 }
 
 impl Default for ServiceLimits {
     fn default() -> Self {
-        Self { latency_seconds: 1.0, error_rate: 0.05 }
+        Self { latency_seconds: 1.0, latency_for_seconds: 300, error_rate: 0.05, error_rate_for_seconds: 600 }
     }
 }
 
-/// See [`Part::Registry`].
+/// See [`ComponentSpec::Registry`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Registry {
     /// Where images are pulled from.
     pub url: String,
 }
 
-/// A component of another site or place: who is reached there, which no resource here waits for.
+/// A component of another site or location. No resource here depends on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Elsewhere {
-    /// Which site or place.
+pub struct RemoteComponent {
+    /// The site or location.
     pub site: SiteName,
-    /// Which component there.
+    /// The component there.
     pub component: ComponentName,
 }
 
-/// See [`Part::Border`]. Its counterparts at other sites have the same name.
+/// See [`ComponentSpec::Relay`]. Its counterparts at other sites have the same name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Border {
-    /// Where it runs.
+pub struct Relay {
+    /// The component where it runs.
     pub cluster: ComponentName,
     /// This site's endpoint: its host and port.
     pub endpoint: (String, u16),
-    /// Who replicates here.
+    /// This site's agent.
     pub watch: ComponentName,
     /// The other sites.
     pub peers: Vec<SiteName>,
-    /// Who grants promotions.
-    pub witness: Elsewhere,
-    /// The database that all sites share, where there is one: what follows it comes through here.
+    /// The witness.
+    pub witness: RemoteComponent,
+    /// The database that all sites share, if any: its replication passes through the relay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<ComponentName>,
-    /// The program that runs: the server artifact in the border's role.
+    /// The program that runs: the server artifact in the role of the relay.
     pub program: Program,
 }
 
-/// See [`Part::Watch`]. Its counterparts at other sites have the same name.
+/// See [`ComponentSpec::SiteAgent`]. Its counterparts at other sites have the same name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Watch {
-    /// Where it runs.
+pub struct SiteAgent {
+    /// The component where it runs.
     pub cluster: ComponentName,
-    /// What it reaches the others through.
+    /// The relay to the other sites.
     pub border: ComponentName,
-    /// Whose database it fills and whose signing key it tells the others of.
+    /// The workload whose database it fills and whose signing key it publishes.
     pub workload: ComponentName,
     /// The other sites.
     pub peers: Vec<SiteName>,
-    /// All sites, those first that take the place of a lost primary first.
+    /// All sites, in the order of promotion.
     pub order: Vec<SiteName>,
-    /// The place of whoever grants promotions.
+    /// The location of the witness.
     pub witness: SiteName,
-    /// The site that is primary when all are well.
+    /// The primary site while all sites are healthy.
     pub home: SiteName,
-    /// Who decides, and when.
-    pub rules: Rules,
-    /// Whether a lost primary is replaced without being told.
+    /// When a site counts as failed.
+    pub rules: FailureDetection,
+    /// Whether a failed primary is replaced automatically.
     pub automatic: bool,
-    /// Whether the home site gets its place back without being told.
+    /// Whether failback to the home site is automatic.
     pub failback: bool,
-    /// The lag that is worth a word.
+    /// The lag that is reported as a problem.
     pub max_lag_ms: u64,
-    /// How often models and configuration are compared with the primary's.
+    /// Intervals of copying models and configuration from the primary.
     pub copies: Copies,
-    /// The database that all sites share, where there is one, and its name in its server.
+    /// The database that all sites share, if any, and its name in its server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<(ComponentName, String)>,
-    /// The database of somebody else's that all sites store in, where there is one: nothing of what is in it is replicated.
+    /// The external database that all sites use, if any: its content is not replicated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outside: Option<(ComponentName, Database)>,
-    /// The program that runs: the server artifact in the watch's role.
+    /// The program that runs: the server artifact in the role of the site agent.
     pub program: Program,
 }
 
 /// Models and configuration that are copied between sites.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copies {
-    /// Between two comparisons of models; a change is seen sooner.
+    /// Interval between two comparisons of models; a change is noticed sooner.
     pub models_every_ms: u64,
     /// The same for configuration.
     pub configuration_every_ms: u64,
-    /// Whether models are compressed on the way.
+    /// Whether models are compressed in transit.
     pub compress: bool,
 }
 
-/// When a site counts as lost.
+/// When a site counts as failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rules {
-    /// Between two looks.
+pub struct FailureDetection {
+    /// Poll interval.
     pub every_ms: u64,
-    /// Looks in a row that must fail.
+    /// Consecutive failed polls after which the site counts as failed.
     pub lost_after: u32,
 }
 
-/// See [`Part::Witness`].
+/// See [`ComponentSpec::Witness`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Witness {
-    /// Where it runs.
+    /// The component where it runs.
     pub cluster: ComponentName,
     /// All sites.
     pub sites: Vec<SiteName>,
-    /// The site that is primary first.
+    /// The first primary site.
     pub home: SiteName,
-    /// When a site counts as lost.
-    pub rules: Rules,
-    /// Each site's share of the traffic when all are well.
+    /// When a site counts as failed.
+    pub rules: FailureDetection,
+    /// Each site's traffic weight while all sites are healthy.
     pub weights: BTreeMap<SiteName, u32>,
-    /// Whom it tells the weights.
+    /// The global endpoint that gets the weights.
     pub front: ComponentName,
-    /// The name whose addresses it keeps, if it keeps one.
+    /// The DNS name whose addresses it updates, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
-    /// The program that runs: the server artifact in the witness's role.
+    /// The program that runs: the server artifact in the role of the witness.
     pub program: Program,
 }
 
-/// A DNS name whose addresses follow the sites that may have traffic.
+/// A DNS name with the addresses of the sites that may get traffic.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Dns {
     /// The zone's primary name server: address and port.
     pub server: String,
-    /// The zone.
+    /// The name of the zone.
     pub zone: String,
     /// The name.
     pub name: String,
-    /// How long resolvers may keep an answer.
+    /// Time to live of the records, in seconds.
     pub ttl_seconds: u32,
-    /// What the name server calls the key that signs updates.
+    /// The name of the TSIG key.
     pub key: String,
-    /// What it signs with.
+    /// The algorithm of the TSIG key.
     pub algorithm: String,
     /// The key's secret.
-    pub secret: Given,
-    /// Where clients reach each site.
+    pub secret: ExternalSecret,
+    /// The client addresses of each site.
     pub addresses: BTreeMap<SiteName, Vec<String>>,
 }
 
-/// See [`Part::Front`].
+/// See [`ComponentSpec::GlobalEndpoint`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Front {
+pub struct GlobalEndpoint {
     /// The address to listen on.
     pub host: String,
     /// The port that clients use.
     pub port: u16,
     /// The port of `/metrics`.
     pub metrics_port: u16,
-    /// Whether clients, and the front to the sites, speak TLS.
+    /// Whether TLS is used by clients and between this endpoint and the sites.
     pub tls: bool,
     /// The certificate that clients see.
     pub certificate: ComponentName,
-    /// The sites with the share that each begins with.
+    /// The sites with their initial weights.
     pub weights: BTreeMap<SiteName, u32>,
-    /// Whether a site is elsewhere than on this machine, so that an answer takes a journey.
+    /// Whether a site is on another machine, so that network latency counts.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub far: bool,
-    /// What lets the front into a site, by the name that it has there.
+    /// The relay that admits the global endpoint to a site, by its name there.
     pub border: ComponentName,
-    /// Whose figures stand beside its own.
+    /// The witness whose metrics are served beside its own.
     pub witness: ComponentName,
-    /// The program that runs: the server artifact in the gateway's role.
+    /// The program that runs: the server artifact in the role of the gateway.
     pub program: Program,
     /// Request bounds, as in [`Endpoint`].
     pub max_request_bytes: u64,
@@ -658,20 +707,20 @@ pub struct Front {
     pub timeout_seconds: u32,
 }
 
-/// See [`Part::Backup`].
+/// See [`ComponentSpec::Backup`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Backup {
-    /// Seconds between two copies.
+    /// Seconds between two backups.
     pub every_seconds: u64,
-    /// Seconds for which a copy is kept.
+    /// Seconds for which a backup is retained.
     pub keep_seconds: u64,
-    /// A folder or an object store's URL; `None` is beside the state.
+    /// A folder or an object store's URL; `None` is next to the state.
     pub destination: Option<String>,
-    /// Whether each copy is proven by restoring it.
+    /// Whether each backup is verified by restoring it.
     pub verify: bool,
-    /// Public keys that copies are sealed for, besides the environment's own.
+    /// Public keys that backups are encrypted for, besides the environment's own.
     pub recipients: Vec<String>,
-    /// Seconds that the archived log of a PostgreSQL may be behind; `None` archives none.
+    /// The maximum age of the archived WAL of a PostgreSQL, in seconds; `None` archives none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point_in_time_seconds: Option<u64>,
 }

@@ -1,8 +1,8 @@
-//! The lists that every provider passes: what the engine relies on, tried on real objects of one kind after the other.
+//! The conformance tests of every provider: the rules that the engine relies on, tested on real objects of each kind.
 //!
-//! A provider's tests make a [`Bench`] and call [`Bench::whole_life`] for a wanted resource of each kind it has, its needs being
-//! there already; it leaves nothing behind. [`well_formed`] and [`lowers_purely`] look at what is declared. Each answer is the
-//! law that was broken, in a sentence, or nothing.
+//! A provider's tests create a [`TestBed`] and call [`TestBed::whole_life`] for a wanted resource of each of its kinds. The
+//! dependencies must exist; the test leaves nothing behind. [`well_formed`] and [`lowers_purely`] check the
+//! declarations. Each function returns the violated rule in a sentence, or nothing.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::component::{Component, Site};
-use crate::error::{Error, Sort};
+use crate::error::{Error, ErrorKind, error_chain as chain};
 use crate::kind::Identity;
 use crate::name::{EnvironmentName, KindName, Lineage, SiteName};
 use crate::operation::{Handle, Operation, OperationId, Progress, Token, Verb};
@@ -20,52 +20,52 @@ use crate::provider::{Provider, Scope};
 use crate::resource::{Health, Object, Observed, Recorded, Wanted};
 use crate::spec::Spec;
 
-/// A law that a provider breaks.
+/// A rule that a provider violates.
 #[derive(Debug)]
-pub struct Breach {
-    /// Of which kind.
+pub struct Violation {
+    /// The kind.
     pub kind: String,
-    /// Which law, and what was seen instead.
+    /// The rule, and what was observed instead.
     pub law: String,
 }
 
-impl fmt::Display for Breach {
+impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.kind, self.law)
     }
 }
 
-impl std::error::Error for Breach {}
+impl std::error::Error for Violation {}
 
-/// Where objects are tried out.
-pub struct Bench<'a> {
-    /// Who is tried.
+/// The environment of a conformance test.
+pub struct TestBed<'a> {
+    /// The provider under test.
     pub provider: &'a dyn Provider,
-    /// For which environment.
+    /// The environment.
     pub environment: EnvironmentName,
-    /// At which site.
+    /// The site.
     pub site: SiteName,
-    /// For which deployment; nobody else uses it at the same time.
+    /// The lineage; no other test uses it at the same time.
     pub lineage: Lineage,
-    /// How long one operation may take here.
+    /// Timeout of one operation.
     pub patience: Duration,
     operations: AtomicU64,
 }
 
-/// Calls that fail in a way that may pass are made this often.
+/// The most attempts of a call with transient errors.
 const ATTEMPTS: u32 = 20;
 
-impl<'a> Bench<'a> {
+impl<'a> TestBed<'a> {
     /// A bench whose operations are numbered from 1.
     pub fn new(provider: &'a dyn Provider, environment: EnvironmentName, site: SiteName, lineage: Lineage) -> Self {
         Self { provider, environment, site, lineage, patience: Duration::from_secs(60), operations: AtomicU64::new(1) }
     }
 
-    /// Creates, repeats, observes, changes, and deletes an object, and looks at every law on the way.
+    /// Creates, repeats, observes, changes and deletes an object, and checks every rule.
     ///
-    /// `wanted` has no references left; `changed`, if the kind has anything to change, differs from it in place. Objects that it
-    /// needs are there and stay there.
-    pub async fn whole_life(&self, wanted: &Wanted, changed: Option<&Spec>) -> Result<(), Breach> {
+    /// `wanted` has no references left. `changed`, if the kind has anything to change, differs from it in place. The
+    /// dependencies of the object must exist, and are kept.
+    pub async fn whole_life(&self, wanted: &Wanted, changed: Option<&Spec>) -> Result<(), Violation> {
         self.is_absent(wanted, None).await?;
         let recorded = self.is_made_once(wanted).await?;
         self.is_seen_as_made(wanted, &recorded).await?;
@@ -77,27 +77,27 @@ impl<'a> Bench<'a> {
         self.is_deleted_for_good(wanted, &recorded).await
     }
 
-    /// Makes an object and gives its record, as the engine would: for the needs of what is tried.
-    pub async fn make(&self, wanted: &Wanted) -> Result<Recorded, Breach> {
+    /// Creates an object and returns its record, as the engine would: for the dependencies of the tested object.
+    pub async fn make(&self, wanted: &Wanted) -> Result<Recorded, Violation> {
         let op = self.operation(Verb::Create, wanted, None);
         let object = self.finish(&op).await?;
         Ok(record(&op, wanted, &object))
     }
 
-    /// Removes an object made by [`make`](Self::make).
-    pub async fn unmake(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Breach> {
+    /// Removes an object created by [`make`](Self::make).
+    pub async fn unmake(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Violation> {
         self.finish(&self.operation(Verb::Delete, wanted, Some(recorded))).await.map(drop)
     }
 
-    /// A create that is repeated with the same token, as after a lost answer or by another process, makes one object.
-    async fn is_made_once(&self, wanted: &Wanted) -> Result<Recorded, Breach> {
+    /// A create that is repeated with the same token, after a lost answer or by another process, creates one object.
+    async fn is_made_once(&self, wanted: &Wanted) -> Result<Recorded, Violation> {
         let op = self.operation(Verb::Create, wanted, None);
-        // The answer to the first call is lost.
+        // The answer to the first call is dropped.
         match self.provider.begin(&op).await {
             Ok(Progress::Failed { error, .. }) => {
                 return Err(breach(wanted, format!("create fails: {}", chain(&error))));
             }
-            Err(error) if !error.sort.may_pass() => {
+            Err(error) if !error.kind.may_pass() => {
                 return Err(breach(wanted, format!("create fails: {}", chain(&error))));
             }
             Ok(_) | Err(_) => {}
@@ -105,30 +105,30 @@ impl<'a> Bench<'a> {
         let object = self.finish(&op).await?;
         let again = self.finish(&op).await?;
         law(wanted, again.cloud_id == object.cloud_id, || {
-            format!("a repeated create is the same object: `{}` became `{}`", object.cloud_id, again.cloud_id)
+            format!("a repeated create returns the same object: `{}` became `{}`", object.cloud_id, again.cloud_id)
         })?;
-        law(wanted, object.kind == wanted.kind, || format!("an object says its kind: `{}`", object.kind))?;
-        law(wanted, object.health == Health::Ready, || format!("what is done is ready: {:?}", object.health))?;
+        law(wanted, object.kind == wanted.kind, || format!("an object has its kind: `{}`", object.kind))?;
+        law(wanted, object.health == Health::Ready, || format!("a finished object is ready: {:?}", object.health))?;
         let there = self.objects(wanted, None).await?;
         law(wanted, there.len() == 1, || format!("a repeated create leaves one object: {} are there", there.len()))?;
         Ok(record(&op, wanted, &object))
     }
 
-    /// What was just made is found, carries our lineage, needs no change, and has the outputs that its creation returned.
-    async fn is_seen_as_made(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Breach> {
+    /// A created object is found, carries the lineage, needs no change, and has the outputs that its creation returned.
+    async fn is_seen_as_made(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Violation> {
         for with_record in [true, false] {
             let there = self.objects(wanted, with_record.then_some(recorded)).await?;
             let Some(object) = there.iter().find(|object| object.cloud_id == recorded.cloud_id) else {
-                return Err(breach(wanted, "what was just made is observed"));
+                return Err(breach(wanted, "a created object is observed"));
             };
             let part = self.identity(&wanted.kind) == Some(Identity::Part);
             law(wanted, object.lineage == Some(self.lineage) || (part && object.lineage.is_none()), || {
                 format!("an object carries its lineage: {:?}", object.lineage)
             })?;
             let changes = self.provider.diff(wanted, recorded, object);
-            law(wanted, changes.is_empty(), || format!("what was just made needs no change: {changes:?}"))?;
+            law(wanted, changes.is_empty(), || format!("a created object needs no change: {changes:?}"))?;
             law(wanted, object.outputs == recorded.outputs, || {
-                format!("outputs are the same wherever they come from: {:?} and {:?}", recorded.outputs, object.outputs)
+                format!("outputs of create and read are equal: {:?} and {:?}", recorded.outputs, object.outputs)
             })?;
         }
         match self.provider.read(&wanted.kind, &recorded.cloud_id).await {
@@ -139,8 +139,8 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Objects of a deployment are found without being mentioned, and no other deployment takes them for its own.
-    async fn is_ours_alone(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Breach> {
+    /// Objects of a deployment are found without being listed, and no other deployment claims them.
+    async fn is_ours_alone(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Violation> {
         let identity = self.identity(&wanted.kind);
         if identity != Some(Identity::Part) {
             let scope = self.scope(self.lineage, &[], &[]);
@@ -148,7 +148,7 @@ impl<'a> Bench<'a> {
             let found = seen.iter().any(|(id, seen)| {
                 *id == wanted.id && matches!(seen, Observed::Present(object) if object.cloud_id == recorded.cloud_id)
             });
-            law(wanted, found, || "an object of this lineage is observed though nobody mentions it".to_owned())?;
+            law(wanted, found, || "an object of this lineage is observed without a record".to_owned())?;
         }
         let stranger = Lineage(uuid::Uuid::from_u128(self.lineage.0.as_u128() ^ 1));
         let wishes = std::slice::from_ref(wanted);
@@ -161,7 +161,7 @@ impl<'a> Bench<'a> {
         if identity == Some(Identity::Named) {
             let mut op = self.operation(Verb::Create, wanted, None);
             op.lineage = stranger;
-            let refused = matches!(self.provider.begin(&op).await, Err(error) if !error.sort.may_pass());
+            let refused = matches!(self.provider.begin(&op).await, Err(error) if !error.kind.may_pass());
             law(wanted, refused, || "a name that another deployment has is refused".to_owned())?;
             let there = self.objects(wanted, Some(recorded)).await?;
             law(wanted, there.iter().any(|object| object.lineage == Some(self.lineage)), || {
@@ -172,7 +172,7 @@ impl<'a> Bench<'a> {
     }
 
     /// A change in place keeps the object; repeated, it changes nothing more.
-    async fn is_changed_in_place(&self, wanted: &Wanted, recorded: &Recorded) -> Result<Recorded, Breach> {
+    async fn is_changed_in_place(&self, wanted: &Wanted, recorded: &Recorded) -> Result<Recorded, Violation> {
         let there = self.objects(wanted, Some(recorded)).await?;
         let Some(seen) = there.first() else { return Err(breach(wanted, "an object stays until it is removed")) };
         let changes = self.provider.diff(wanted, recorded, seen);
@@ -187,25 +187,25 @@ impl<'a> Bench<'a> {
         Ok(fresh)
     }
 
-    /// Deleting succeeds, and so does deleting what is gone, with the same operation and with another one.
-    async fn is_deleted_for_good(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Breach> {
+    /// Deleting succeeds, also for a deleted object, with the same operation and with another one.
+    async fn is_deleted_for_good(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Violation> {
         let op = self.operation(Verb::Delete, wanted, Some(recorded));
         self.finish(&op).await?;
         self.finish(&op).await?;
         self.finish(&self.operation(Verb::Delete, wanted, Some(recorded))).await?;
         self.is_absent(wanted, Some(recorded)).await?;
         match self.provider.read(&wanted.kind, &recorded.cloud_id).await {
-            Ok(Observed::Absent) | Err(Error { sort: Sort::NotFound, .. }) => Ok(()),
+            Ok(Observed::Absent) | Err(Error { kind: ErrorKind::NotFound, .. }) => Ok(()),
             other => Err(breach(wanted, format!("what was removed is not read: {other:?}"))),
         }
     }
 
-    async fn is_absent(&self, wanted: &Wanted, recorded: Option<&Recorded>) -> Result<(), Breach> {
+    async fn is_absent(&self, wanted: &Wanted, recorded: Option<&Recorded>) -> Result<(), Violation> {
         let there = self.objects(wanted, recorded).await?;
         law(wanted, there.is_empty(), || format!("what does not exist is observed as absent: {there:?}"))
     }
 
-    async fn objects(&self, wanted: &Wanted, recorded: Option<&Recorded>) -> Result<Vec<Object>, Breach> {
+    async fn objects(&self, wanted: &Wanted, recorded: Option<&Recorded>) -> Result<Vec<Object>, Violation> {
         let recorded: Vec<Recorded> = recorded.cloned().into_iter().collect();
         let scope = self.scope(self.lineage, std::slice::from_ref(wanted), &recorded);
         let seen = self
@@ -256,9 +256,9 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Goes on with an operation until it is done; every handle is written down and read again on the way, as a journal does.
-    async fn finish(&self, op: &Operation) -> Result<Object, Breach> {
-        let failed = |law: String| Breach { kind: op.kind.to_string(), law };
+    /// Advances an operation until it is done. Every handle is serialised and parsed in between, as a journal does.
+    async fn finish(&self, op: &Operation) -> Result<Object, Violation> {
+        let failed = |law: String| Violation { kind: op.kind.to_string(), law };
         let began = Instant::now();
         let (mut handle, mut failures): (Option<Handle>, u32) = (None, 0);
         loop {
@@ -280,7 +280,7 @@ impl<'a> Bench<'a> {
                     }
                     tokio::time::sleep(again_in.min(Duration::from_secs(1))).await;
                 }
-                Err(error) if error.sort.may_pass() && failures < ATTEMPTS => {
+                Err(error) if error.kind.may_pass() && failures < ATTEMPTS => {
                     failures += 1;
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -293,12 +293,12 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// What a provider declares of its kinds hangs together.
-pub fn well_formed(provider: &dyn Provider) -> Result<(), Breach> {
+/// Checks the consistency of the declared kinds.
+pub fn well_formed(provider: &dyn Provider) -> Result<(), Violation> {
     let mut names = BTreeSet::new();
     let mut owners = BTreeSet::new();
     for kind in provider.kinds() {
-        let broken = |law: String| Err(Breach { kind: kind.name.to_owned(), law });
+        let broken = |law: String| Err(Violation { kind: kind.name.to_owned(), law });
         match KindName::new(kind.name) {
             Ok(name) => owners.insert(name.as_str().split('.').next().unwrap_or_default().to_owned()),
             Err(error) => return broken(error.to_string()),
@@ -311,7 +311,7 @@ pub fn well_formed(provider: &dyn Provider) -> Result<(), Breach> {
         }
     }
     if owners.len() != 1 {
-        return Err(Breach {
+        return Err(Violation {
             kind: format!("{owners:?}"),
             law: "all kinds of a provider begin with its name".to_owned(),
         });
@@ -319,9 +319,9 @@ pub fn well_formed(provider: &dyn Provider) -> Result<(), Breach> {
     Ok(())
 }
 
-/// Lowering is pure, and what it gives hangs together.
-pub fn lowers_purely(provider: &dyn Provider, component: &Component, site: &Site) -> Result<Vec<Wanted>, Breach> {
-    let broken = |law: String| Breach { kind: component.name.to_string(), law };
+/// Checks that `lower` is pure and its result consistent.
+pub fn lowers_purely(provider: &dyn Provider, component: &Component, site: &Site) -> Result<Vec<Wanted>, Violation> {
+    let broken = |law: String| Violation { kind: component.name.to_string(), law };
     let first = provider.lower(component, site).map_err(|problems| broken(format!("it lowers: {problems}")))?;
     let second = provider.lower(component, site).map_err(|problems| broken(format!("it lowers: {problems}")))?;
     if first != second {
@@ -362,20 +362,10 @@ fn record(op: &Operation, wanted: &Wanted, object: &Object) -> Recorded {
     }
 }
 
-fn law(wanted: &Wanted, holds: bool, says: impl FnOnce() -> String) -> Result<(), Breach> {
+fn law(wanted: &Wanted, holds: bool, says: impl FnOnce() -> String) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(breach(wanted, says())) }
 }
 
-fn breach(wanted: &Wanted, law: impl Into<String>) -> Breach {
-    Breach { kind: wanted.kind.to_string(), law: law.into() }
-}
-
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+fn breach(wanted: &Wanted, law: impl Into<String>) -> Violation {
+    Violation { kind: wanted.kind.to_string(), law: law.into() }
 }

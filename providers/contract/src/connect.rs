@@ -1,23 +1,24 @@
 //! How a resource is reached through another one: a cluster, a host.
 //!
-//! The cli wires a [`Connect`] for each host kind into the providers that work through it (see [`Through`](crate::Through)). Nothing here
-//! is ever recorded: an endpoint is made anew from the host's outputs each time, and a token lives as long as the process.
+//! The CLI registers a [`Connect`] for each host kind with the providers that work through it (see
+//! [`Through`](crate::Through)). Nothing here is recorded: an endpoint is derived from the host's outputs each time,
+//! and a token lives as long as the process.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 
-use crate::error::{Error, Result, Sort};
+use crate::error::{Error, ErrorKind, Result};
 use crate::resource::Outputs;
 use crate::secret::Secret;
 
-/// The output of a host that says where it is called: an `https` URL.
+/// The output of a host with its `https` URL.
 pub const ENDPOINT: &str = "endpoint";
-/// The output of a host that says which certificate authority to trust, PEM.
+/// The output of a host with the certificate authority to trust, PEM.
 pub const CA: &str = "ca_pem";
 
-/// Turns the outputs of a host into a way to call it.
+/// Turns the outputs of a host into an endpoint.
 #[async_trait]
 pub trait Connect: Send + Sync {
     /// An endpoint from the outputs of the resource named by `via`.
@@ -27,21 +28,21 @@ pub trait Connect: Send + Sync {
 /// Short-lived credentials for an endpoint.
 #[async_trait]
 pub trait TokenSource: Send + Sync {
-    /// A token that is good now. It is asked for before the last one ends, but not again within some seconds, and once after one was
-    /// refused; whoever asks waits for a few seconds and no longer.
+    /// A valid token. Called before the last token expires and once after a token was rejected, but not again within
+    /// some seconds. The caller waits for a few seconds at most.
     async fn token(&self) -> Result<Bearer>;
 }
 
-/// A bearer token, and when it ends.
+/// A bearer token, and its expiry.
 #[derive(Debug, Clone)]
 pub struct Bearer {
     /// The token.
     pub token: Secret,
-    /// When it is of no use any more.
+    /// When it expires.
     pub ends: SystemTime,
 }
 
-/// A way to call a host. Never recorded.
+/// The endpoint of a host. Never recorded.
 #[derive(Clone)]
 pub struct Endpoint {
     /// The base URL.
@@ -53,11 +54,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// What a host says of itself by its outputs [`ENDPOINT`] and [`CA`], called with tokens from `token`.
+    /// The endpoint of a host from its outputs [`ENDPOINT`] and [`CA`], with tokens from `token`.
     pub fn of(host: &Outputs, token: Arc<dyn TokenSource>) -> Result<Self> {
         let text = |name: &str| host.get(name).and_then(|value| value.as_str()).map(str::to_owned);
         let Some(url) = text(ENDPOINT) else {
-            let error = Error::new(Sort::Unavailable, "find the endpoint of", "the host");
+            let error = Error::new(ErrorKind::Unavailable, "find the endpoint of", "the host");
             return Err(error.because(format!("it has no output `{ENDPOINT}` yet")));
         };
         Ok(Self { url, ca_pem: text(CA), token: Some(token) })

@@ -1,4 +1,4 @@
-//! Errors, sorted by what a caller can do about them.
+//! Errors, classified by what a caller can do about them.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,42 +8,51 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a caller can do about an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sort {
-    /// The object is not there.
+pub enum ErrorKind {
+    /// The object does not exist.
     NotFound,
-    /// An object of that name is there already, and it is not this one.
+    /// Another object of that name exists.
     Exists,
-    /// We may not do this.
+    /// Permission denied.
     Denied,
     /// A limit of the account is reached.
     Quota,
-    /// The provider has none left just now.
+    /// The provider has no free capacity now.
     Capacity,
-    /// The request can never succeed as it stands.
+    /// The request can never succeed unchanged.
     Invalid,
-    /// Too many calls; try again after this long, when the provider said so.
+    /// Too many calls; retry after this time, if the provider named one.
     Throttled {
-        /// What the provider asked for.
+        /// The provider's `Retry-After`.
         after: Option<Duration>,
     },
-    /// The object changed under us, or is busy with another change.
+    /// The object was changed concurrently, or is busy with another change.
     Conflict,
-    /// The provider cannot be reached or failed in itself; the outcome of the call may be unknown.
+    /// The provider is unreachable or failed internally; the outcome of the call may be unknown.
     Unavailable,
 }
 
-impl Sort {
-    /// Whether the same call may succeed later without anybody doing anything.
+impl ErrorKind {
+    /// Whether the same call may succeed later without any intervention.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Sort::Capacity | Sort::Throttled { .. } | Sort::Conflict | Sort::Unavailable)
+        matches!(self, ErrorKind::Capacity | ErrorKind::Throttled { .. } | ErrorKind::Conflict | ErrorKind::Unavailable)
     }
+}
+
+/// A field of an object that another owner manages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContestedField {
+    /// Its path in the object: `spec.replicas`.
+    pub path: String,
+    /// The owner, in the provider's words: `"hpa" using apps/v1`.
+    pub owner: String,
 }
 
 /// A failed call: what was being done, to what, and why it failed.
 #[derive(Debug)]
 pub struct Error {
     /// What a caller can do about it.
-    pub sort: Sort,
+    pub kind: ErrorKind,
     /// What was being done, in the present tense: `start process`.
     pub action: String,
     /// To what: a resource id, a path, a cloud id.
@@ -52,27 +61,30 @@ pub struct Error {
     pub code: Option<String>,
     /// The provider's request id, for its support.
     pub request_id: Option<String>,
-    /// What to do about it, with the exact command where there is one.
+    /// The fields that could not be set because another owner manages them.
+    pub contested: Vec<ContestedField>,
+    /// The fix, with the exact command where there is one.
     pub hint: Option<String>,
-    /// What lies under it.
+    /// The cause.
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// An error without a provider's code.
-    pub fn new(sort: Sort, action: impl Into<String>, subject: impl Into<String>) -> Self {
+    pub fn new(kind: ErrorKind, action: impl Into<String>, subject: impl Into<String>) -> Self {
         Self {
-            sort,
+            kind,
             action: action.into(),
             subject: subject.into(),
             code: None,
             request_id: None,
+            contested: Vec::new(),
             hint: None,
             source: None,
         }
     }
 
-    /// Adds what lies under it.
+    /// Adds the cause.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
@@ -86,26 +98,26 @@ impl Error {
         self
     }
 
-    /// Adds what to do about it.
+    /// Adds the fix.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// An error from the operating system, sorted by its kind.
+    /// An error of the operating system, classified by its kind.
     pub fn io(action: impl Into<String>, subject: impl Into<String>, source: std::io::Error) -> Self {
         use std::io::ErrorKind as K;
-        let sort = match source.kind() {
-            K::NotFound => Sort::NotFound,
-            K::AlreadyExists => Sort::Exists,
-            K::PermissionDenied | K::ReadOnlyFilesystem => Sort::Denied,
-            K::StorageFull | K::QuotaExceeded => Sort::Quota,
-            K::InvalidInput | K::InvalidData | K::NotADirectory | K::IsADirectory => Sort::Invalid,
-            K::AddrInUse | K::ResourceBusy => Sort::Conflict,
-            _ => Sort::Unavailable,
+        let kind = match source.kind() {
+            K::NotFound => ErrorKind::NotFound,
+            K::AlreadyExists => ErrorKind::Exists,
+            K::PermissionDenied | K::ReadOnlyFilesystem => ErrorKind::Denied,
+            K::StorageFull | K::QuotaExceeded => ErrorKind::Quota,
+            K::InvalidInput | K::InvalidData | K::NotADirectory | K::IsADirectory => ErrorKind::Invalid,
+            K::AddrInUse | K::ResourceBusy => ErrorKind::Conflict,
+            _ => ErrorKind::Unavailable,
         };
-        Self::new(sort, action, subject).because(source)
+        Self::new(kind, action, subject).because(source)
     }
 }
 
@@ -119,11 +131,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// An error with its causes, in one line.
-pub fn told(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
+pub use textnlp_net::error_chain;
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {

@@ -1,36 +1,49 @@
-//! What a provider declares of each kind of resource that it has.
+//! What a provider declares for each of its resource kinds.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// What a provider declares of one kind.
+/// The declaration of one kind.
 #[derive(Debug, Clone)]
 pub struct Kind {
     /// `PROVIDER.NOUN`; see [`crate::KindName`].
     pub name: &'static str,
-    /// One line for people: what this is.
+    /// A description in one line.
     pub says: &'static str,
     /// How an object is recognised after a lost answer.
     pub identity: Identity,
     /// What an object of this kind holds.
     pub data: DataClass,
-    /// In which order a replacement happens.
+    /// The order of a replacement.
     pub replace: ReplaceOrder,
-    /// Updates and replacements of this kind within one component go one after another, so that the others answer
-    /// meanwhile: `true` for replicas.
+    /// Whether updates and replacements of this kind within one component run one at a time, so that the others keep
+    /// serving: `true` for replicas.
     pub one_by_one: bool,
-    /// How long a new object may stay invisible to `observe`: not found within this time of its creation is not gone.
-    /// Zero where a list is consistent with what was just written.
+    /// How long a new object may be missing from `observe` before it counts as gone. Zero where lists are consistent
+    /// with the last write.
     pub settles: Duration,
-    /// How long a whole create, update or delete may take, waiting included.
+    /// Timeout of a whole create, update or delete, including its polls.
     pub deadline: Duration,
     /// The version of the kind's spec; a recorded spec with a lower number is upgraded when it is read.
     pub schema: u32,
-    /// The row of the provider's price table, if an object costs money.
+    /// The row of [`Provider::prices`](crate::Provider::prices), if an object costs money.
     pub price_key: Option<&'static str>,
-    /// What a caller must be allowed to do, in the provider's own words.
+    /// The permissions that a caller needs, in the provider's terms.
     pub permissions: &'static [&'static str],
-    /// Terraform's types whose objects are of this kind, each with the attribute that holds the provider's own id: `("aws_vpc", "id")`.
+    /// Terraform's types of this kind, each with the attribute that contains the provider's own id: `("aws_vpc",
+    /// "id")`.
     pub terraform: &'static [(&'static str, &'static str)],
+}
+
+/// The price of one object: a row of a provider's price table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Price {
+    /// The key, as in [`Kind::price_key`].
+    pub key: &'static str,
+    /// For a month of 730 hours, in hundredths of the currency.
+    pub monthly_cents: u64,
+    /// The currency, as ISO 4217 writes it.
+    pub currency: &'static str,
 }
 
 /// How an object is recognised as the one that an operation made.
@@ -40,28 +53,41 @@ pub enum Identity {
     Token,
     /// A deterministic name, checked to be ours by its lineage.
     Named,
-    /// A setting, route, attachment or record of a parent: an idempotent put, read again through the parent.
+    /// A setting, route, attachment or record of a parent: an idempotent put, observed through the parent.
     Part,
 }
 
-/// What a kind holds; decides what may be removed without being asked.
+/// The class of the data of a kind; decides what may be removed without confirmation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DataClass {
     /// Nothing.
     None,
-    /// Data that can be made again from what we have.
+    /// Data that can be recreated.
     Derived,
     /// Data that the environment declared disposable.
     Disposable,
-    /// Data that nobody can make again.
+    /// Data that cannot be recreated.
     Precious,
 }
 
-/// In which order an object is replaced.
+/// The order in which an object is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplaceOrder {
-    /// The new object first, then the old one goes: no gap, two objects for a while.
+    /// Create the new object, then delete the old one: no gap, two objects for a while.
     CreateFirst,
-    /// The old object first: for names, ports and files that only one can have.
+    /// Delete the old object first: for exclusive names, ports and files.
     DeleteFirst,
+}
+
+/// The kinds of both, created once for each pair of tables.
+pub(crate) fn joined(first: &'static [Kind], second: &'static [Kind]) -> &'static [Kind] {
+    static JOINED: Mutex<Vec<(usize, usize, &'static [Kind])>> = Mutex::new(Vec::new());
+    let key = (first.as_ptr() as usize, second.as_ptr() as usize);
+    let mut known = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((.., kinds)) = known.iter().find(|(a, b, _)| (*a, *b) == key) {
+        return kinds;
+    }
+    let kinds: &'static [Kind] = Box::leak(first.iter().chain(second).cloned().collect());
+    known.push((key.0, key.1, kinds));
+    kinds
 }

@@ -1,28 +1,28 @@
-//! The smallest machine that a service is meant for: requirements O17 to O20 as data.
+//! The smallest supported machine: requirements O17 to O20 as data.
 //!
-//! Whoever knows the phase chooses one; whoever knows the machine holds it against it.
+//! The caller chooses one by the phase; the provider compares the machine with it.
 
-/// How a disk keeps its bytes, the fastest first.
+/// The technology of a disk, fastest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Disk {
-    /// Flash on the bus.
+    /// NVMe flash.
     Nvme,
-    /// Flash behind a disk's connector.
+    /// SATA or SAS flash.
     Solid,
-    /// Turning platters.
+    /// A rotating disk.
     Rotating,
 }
 
-/// What a machine has at least.
+/// The minimum of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Minimum {
-    /// Whose minimum it is, in a word.
+    /// The name of the minimum.
     pub says: &'static str,
     /// CPU cores.
     pub cores: u64,
-    /// Memory in bytes, as it is sold: the kernel shows a little less.
+    /// Nominal memory in bytes: the kernel reports a little less.
     pub memory_bytes: u64,
-    /// Bytes of the filesystem that holds the state, as the disk is sold.
+    /// Nominal size of the disk with the state, in bytes.
     pub disk_bytes: u64,
     /// The slowest kind of disk.
     pub disk: Disk,
@@ -30,9 +30,9 @@ pub struct Minimum {
     pub network_mbps: u64,
     /// Whether a GPU is recommended.
     pub gpu_recommended: bool,
-    /// The oldest Docker, where something uses it.
+    /// The oldest Docker, where it is used.
     pub docker: (u32, u32),
-    /// Whether less than this stops an `up`, instead of a warning.
+    /// Whether a smaller machine makes `up` fail, instead of a warning.
     pub blocks: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Names that were checked once at the door and are trusted afterwards. Clones share one text.
+//! Names that are validated at construction. Clones share one text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,15 +12,15 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` is not a valid {what}: {rule}", shown(.name))]
 pub struct InvalidName {
-    /// What the name was to be: `site name`, `resource id`.
+    /// The kind of name: `site name`, `resource id`.
     pub what: &'static str,
     /// The text that was given.
     pub name: String,
-    /// The rule it breaks, as a sentence part.
+    /// The violated rule, as a sentence part.
     pub rule: &'static str,
 }
 
-/// Hostile names can be megabytes long; a report shows their beginning.
+/// An invalid name can be megabytes long; an error shows its start.
 fn shown(name: &str) -> String {
     const SHOWN: usize = 60;
     if name.chars().count() <= SHOWN {
@@ -117,7 +117,7 @@ checked_name!(
     |s| label(s, 40)
 );
 checked_name!(
-    /// The name of one place: provider, account, region and runtime.
+    /// The name of one location: provider, account, region and runtime.
     SiteName,
     "site name",
     "use 1 to 40 lower-case letters, digits and hyphens, beginning with a letter",
@@ -145,7 +145,7 @@ checked_name!(
     |s| (2..=3).contains(&s.split('/').count()) && s.split('/').all(|part| label(part, 40))
 );
 checked_name!(
-    /// What the provider calls an object: an ARN, a self link, a path, a process name.
+    /// The provider's id of an object: an ARN, a self link, a path, a process name.
     CloudId,
     "cloud id",
     "use 1 to 1024 printable characters",
@@ -174,7 +174,7 @@ impl ResourceId {
     }
 }
 
-/// Which deployment this is, whatever its name: made by the first `up`, carried by every object as a tag.
+/// The identity of a deployment, whatever its name: created by the first `up`, a tag of every object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Lineage(pub Uuid);

@@ -1,4 +1,4 @@
-//! One mutating provider call with the token that makes repeating it safe.
+//! One mutating provider call with the token that makes it safe to repeat.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,7 +23,7 @@ impl fmt::Display for OperationId {
     }
 }
 
-/// What makes repeating a call safe: the same operation always has the same token.
+/// Makes a call safe to repeat: the same operation always has the same token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Token(String);
@@ -45,11 +45,11 @@ impl Token {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verb {
-    /// Makes an object.
+    /// Creates an object.
     Create,
     /// Changes an object in place.
     Update,
-    /// Removes an object. Removing what is gone succeeds.
+    /// Removes an object. Removing a missing one succeeds.
     Delete,
 }
 
@@ -70,27 +70,28 @@ pub struct Operation {
     pub id: OperationId,
     /// Makes repeating it safe.
     pub token: Token,
-    /// What it does.
+    /// Its verb.
     pub verb: Verb,
-    /// To which resource.
+    /// Its resource.
     pub resource: ResourceId,
-    /// Of which kind.
+    /// The resource's kind.
     pub kind: KindName,
-    /// Where.
+    /// The site.
     pub site: SiteName,
-    /// In which environment.
+    /// The environment.
     pub environment: EnvironmentName,
-    /// For which deployment; every object made carries it.
+    /// The lineage of the deployment; a tag of every created object.
     pub lineage: Lineage,
     /// The resource through which it is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<Ref>,
-    /// That resource as it is recorded when the call is made: whoever calls fills it in, and it is never written down with the operation.
+    /// That resource as recorded at the time of the call: the caller fills it in, and it is not stored with the
+    /// operation.
     #[serde(skip)]
     pub host: Option<Box<Recorded>>,
-    /// What the object should be: outputs resolved, secrets as references. Empty for a delete.
+    /// The wanted spec: outputs resolved, secrets as references. Empty for a delete.
     pub spec: Spec,
-    /// The object that is changed or removed; `None` for a create.
+    /// The object to change or remove; `None` for a create.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recorded: Option<Recorded>,
     /// The fields that differ, for an update.
@@ -98,28 +99,28 @@ pub struct Operation {
     pub changes: Vec<FieldChange>,
 }
 
-/// Where a longer operation stands, in the provider's own words. It is journaled before the next call.
+/// The state of a longer operation, in the provider's format. It is journaled before the next call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Handle(pub Value);
 
-/// What a verb of a provider returns: at most one mutating call further.
+/// The result of a provider's verb: at most one mutating call further.
 #[derive(Debug)]
 pub enum Progress {
-    /// Finished. For a delete the object is the last that was seen of it.
+    /// Finished. For a delete, the object as last observed.
     Done(Object),
     /// More to do or to wait for.
     Pending {
-        /// Where it stands.
+        /// The state of the operation.
         handle: Handle,
-        /// What is waited for, for people.
+        /// What it waits for, as text.
         says: String,
-        /// When to look again.
+        /// When to poll again.
         again_in: Duration,
     },
-    /// It failed. What was left behind is recorded as tainted.
+    /// It failed. A remaining object is recorded as tainted.
     Failed {
-        /// What is there all the same.
+        /// The remaining object, if any.
         left: Option<Object>,
         /// Why it failed.
         error: Error,

@@ -7,39 +7,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::component::{Component, Site};
 use crate::error::Result;
-use crate::kind::Kind;
+use crate::kind::{Kind, Price};
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::operation::{Handle, Operation, Progress};
 use crate::resource::{FieldChange, Object, Observed, Recorded, Wanted};
 
-/// One cloud, one cluster's API, or the machines of one person.
+/// One cloud, one cluster's API, or your own machines.
 ///
-/// `lower` and `diff` are pure: same arguments, same answer, nothing read. `begin` and `advance` make at most one mutating
-/// call each; more work returns [`Progress::Pending`] with a handle from which another process can go on.
+/// `lower` and `diff` are pure: same arguments, same result, nothing read. `begin` and `advance` make at most one
+/// mutating call each; more work returns [`Progress::Pending`] with a handle from which another process can continue.
 #[async_trait]
 pub trait Provider: Send + Sync {
-    /// Every kind this provider has.
+    /// Every kind of this provider.
     fn kinds(&self) -> &'static [Kind];
 
-    /// Says which resources make up a component at a site. Pure. All problems at once.
+    /// The prices of objects. Empty where no price is known, as for your own machines and clusters.
+    fn prices(&self) -> &'static [Price] {
+        &[]
+    }
+
+    /// Expands a component of a site into resources. Pure. Returns all problems at once.
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems>;
 
-    /// Names the fields in which an object differs from what is wanted. Pure. Empty means: nothing to do.
+    /// The fields in which an object differs from the wanted spec. Pure. Empty means no change.
     ///
-    /// An object that is there but does not do its work, and that an update would mend, differs too: the provider names a
-    /// field such as `running`. The engine plans nothing for [`Health::Degraded`](crate::Health) alone, it only says so.
+    /// An unhealthy object that an update would repair differs too: the provider names a field such as `running`. The
+    /// engine only reports [`Health::Degraded`](crate::Health) and plans nothing for it.
     ///
     /// `wanted.spec` may still hold references to outputs that are not known yet; such a field differs unless the recorded
     /// one came from the same reference and that resource is unchanged, which the engine has resolved before it asks.
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange>;
 
-    /// Looks for what would make these fail: sign-in, permissions, quota, capacity, names, ports. Reads only.
+    /// Checks for anything that would make these fail: sign-in, permissions, quota, capacity, names, ports. Reads only.
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>>;
 
-    /// Says what is there, in bulk, for every id in `scope.wanted` and `scope.recorded`, and for objects of this lineage
-    /// that neither mentions. An object is matched by lineage; the same name with another lineage is a [`Problem`] of
-    /// `preflight` and `Unknown` here. An id may come more than once while a replacement is under way: one entry for each
-    /// object. An id that is left out counts as Unknown.
+    /// Observes, in bulk, every id in `scope.wanted` and `scope.recorded`, and objects of this lineage that neither
+    /// lists. An object is matched by lineage; the same name with another lineage is a [`Problem`] of `preflight` and
+    /// `Unknown` here. During a replacement an id may have several entries, one for each object. A missing id counts as
+    /// Unknown.
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>>;
 
     /// Reads one object by the provider's own id: for import, External objects and repair.
@@ -47,65 +52,67 @@ pub trait Provider: Send + Sync {
 
     /// Starts an operation: at most one mutating call. Calling it again with the same operation is safe.
     ///
-    /// Before a host or a network goes, its controllers are told to make nothing more, and what they made inside of it is removed, one
-    /// call after the other: whatever names a cluster of this lineage as its owner, also when that cluster is gone already. Anything
-    /// else inside of it makes the delete fail with [`Sort::Conflict`](crate::Sort::Conflict) that names it.
+    /// Before a host or a network is deleted, its controllers are told to create nothing more. Then the objects that
+    /// they created inside of it are removed, one call each: those that name a cluster of this lineage as their owner,
+    /// even a deleted one. Any other object inside makes the delete fail with [`Sort::Conflict`](crate::Sort::Conflict)
+    /// that names it.
     async fn begin(&self, op: &Operation) -> Result<Progress>;
 
-    /// The next call, or the next look, of an operation that was pending.
+    /// The next call, or the next poll, of a pending operation.
     ///
-    /// What `op.via` names is `op.host`, as it is recorded now: it may be another object, or have other outputs, than when the operation began.
+    /// `op.host` is the current record of `op.via`: it may be another object, or have other outputs, than when the
+    /// operation started.
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress>;
 }
 
-/// What an observation is about.
+/// The scope of an observation.
 #[derive(Debug, Clone, Copy)]
 pub struct Scope<'a> {
-    /// Which deployment.
+    /// The deployment.
     pub lineage: Lineage,
-    /// Which environment.
+    /// The environment.
     pub environment: &'a EnvironmentName,
-    /// Which place.
+    /// The site.
     pub site: &'a SiteName,
-    /// What should be there, and the existing objects that others are reached through.
+    /// The wanted resources, and the external objects that others are reached through.
     pub wanted: &'a [Wanted],
-    /// What we wrote down; of several under one id the first is in use, and the others were replaced.
+    /// The recorded resources. Of several with one id the first is in use, and the others were replaced.
     pub recorded: &'a [Recorded],
 }
 
-/// One thing that stands in the way, with its place, its cause and the fix.
+/// One problem, with its location, cause and fix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// Where: a resource id or a field of the environment file.
+    /// The location: a resource id or a field of the environment file.
     pub place: String,
-    /// What is wrong.
+    /// The cause.
     pub cause: String,
-    /// What to do, with the exact command or field where there is one.
+    /// The fix, with the exact command or field where there is one.
     pub fix: String,
-    /// Whether it only deserves a look.
+    /// Whether it is a warning.
     pub warning: bool,
-    /// Whether it is only good to know: a warning about which nothing need be done.
+    /// Whether it is a note: a warning that needs no action.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub note: bool,
 }
 
 impl Problem {
-    /// Something that must be mended first.
+    /// A problem that must be fixed first.
     pub fn new(place: impl Into<String>, cause: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { place: place.into(), cause: cause.into(), fix: fix.into(), warning: false, note: false }
     }
 
-    /// Something that only deserves a look.
+    /// A warning.
     pub fn warning(place: impl Into<String>, cause: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { warning: true, ..Self::new(place, cause, fix) }
     }
 
-    /// Something that is good to know.
+    /// A note.
     pub fn note(place: impl Into<String>, cause: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { note: true, ..Self::warning(place, cause, fix) }
     }
 
-    /// `note`, `warning` or `refused`, for people.
+    /// `note`, `warning` or `refused`, for output.
     pub fn word(&self) -> &'static str {
         match (self.note, self.warning) {
             (true, _) => "note",
@@ -121,7 +128,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All problems of one look, never empty when it is an error.
+/// All problems of one check, never empty when it is an error.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Problems(pub Vec<Problem>);
 

@@ -1,4 +1,4 @@
-//! What is wanted, what is recorded and what the provider says: the three views of one resource.
+//! The wanted, the recorded and the observed state of one resource.
 
 use std::collections::BTreeMap;
 
@@ -8,39 +8,39 @@ use serde_json::Value;
 use crate::name::{CloudId, KindName, Lineage, ResourceId, SiteName};
 use crate::spec::Spec;
 
-/// What others may read of an object once it exists: addresses, paths, fingerprints. Secrets stand as references.
+/// Values of an object that other resources may read: addresses, paths, fingerprints. Secrets are references.
 pub type Outputs = BTreeMap<String, Value>;
 
-/// One resource as it should be.
+/// One wanted resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// Its id in this environment.
     pub id: ResourceId,
-    /// What it is.
+    /// Its kind.
     pub kind: KindName,
-    /// Where it is.
+    /// Its site.
     pub site: SiteName,
-    /// The resource through which it is reached, when that is not the provider's own API: a cluster, a host.
+    /// The resource through which it is reached, if that is not the provider's own API: a cluster, a host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<Ref>,
-    /// What it should be; may refer to outputs of resources in `needs`.
+    /// The wanted spec; may refer to outputs of resources in `needs`.
     pub spec: Spec,
-    /// What must be there before it, and in use until after it.
+    /// Dependencies: created before it, and removed after it.
     #[serde(default)]
     pub needs: Vec<Need>,
-    /// Ours to change, or only read and checked.
+    /// Whether it is managed or external.
     #[serde(default)]
     pub ownership: Ownership,
-    /// Deleting or replacing it takes a typed consent.
+    /// Deleting or replacing it needs a typed confirmation.
     #[serde(default)]
     pub protected: bool,
 }
 
-/// Whose object this is.
+/// Whether an object is managed or external.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ownership {
-    /// Made by us, carries our lineage.
+    /// Managed: created by this program, carries its lineage.
     #[default]
     Ours,
     /// An `existing:` object: read and checked, never changed or deleted.
@@ -52,28 +52,28 @@ pub enum Ownership {
 #[serde(transparent)]
 pub struct Ref(pub ResourceId);
 
-/// Something that must be there first.
+/// A dependency.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Need {
-    /// What must be there.
+    /// The resource that must exist.
     pub on: ResourceId,
 }
 
 impl Need {
-    /// Needs `on`.
+    /// A dependency on `on`.
     pub fn on(on: ResourceId) -> Self {
         Self { on }
     }
 }
 
-/// One resource as we last wrote it down.
+/// One resource as last recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
     /// Its id in this environment.
     pub id: ResourceId,
-    /// What it is.
+    /// Its kind.
     pub kind: KindName,
-    /// Where it is.
+    /// Its site.
     pub site: SiteName,
     /// The resource through which it is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,86 +88,86 @@ pub struct Recorded {
     pub ownership: Ownership,
     /// The version of the kind's spec when it was applied.
     pub schema: u32,
-    /// What the provider calls it.
+    /// Its id at the provider.
     pub cloud_id: CloudId,
-    /// What others read of it.
+    /// Its outputs.
     pub outputs: Outputs,
-    /// Deleting or replacing it takes a typed consent, even when no file mentions it any more.
+    /// Deleting or replacing it needs a typed confirmation, even when it is in no file any more.
     pub protected: bool,
     /// A create failed half-way: the next plan replaces it.
     pub tainted: bool,
 }
 
-/// What a provider says of one resource.
+/// The observation of one resource.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Observed {
-    /// It is there.
+    /// It exists.
     Present(Object),
-    /// It is certainly not there.
+    /// It certainly does not exist.
     Absent,
-    /// It could not be seen; never a reason to create or delete.
-    Unknown(Why),
+    /// It could not be observed; never a reason to create or delete.
+    Unknown(ReadFailure),
 }
 
-/// Why a resource could not be seen.
+/// Why a resource could not be observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Why(pub String);
+pub struct ReadFailure(pub String);
 
-/// One real object as the provider shows it.
+/// One real object as observed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Object {
-    /// What it is: an object of our lineage that nobody mentions any more is removed by its kind.
+    /// Its kind: an unlisted object of this lineage is removed by its kind.
     pub kind: KindName,
-    /// What the provider calls it.
+    /// Its id at the provider.
     pub cloud_id: CloudId,
-    /// Its attributes as seen, in the words of the kind's spec as far as the provider shows them.
+    /// Its attributes as observed, in the form of the kind's spec as far as the provider shows them.
     pub spec: Spec,
-    /// What others may read of it.
+    /// Its outputs.
     pub outputs: Outputs,
-    /// The lineage it carries; `None` for an object that carries none.
+    /// Its lineage; `None` for an object without one.
     pub lineage: Option<Lineage>,
-    /// Whether it does its work.
+    /// Whether it is healthy.
     pub health: Health,
-    /// The resource through which it was seen, where a provider works through others.
+    /// The resource through which it was observed, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<Ref>,
-    /// What is inside it that no operation of ours made.
+    /// Objects inside it that no operation created.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign: Vec<Foreign>,
 }
 
-/// An object inside one of ours that no operation of ours made: a load balancer in our network, a disk of our cluster.
+/// An object inside a managed one that no operation created: a load balancer in a network, a disk of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Foreign {
-    /// What the provider calls it.
+    /// Its id at the provider.
     pub cloud_id: CloudId,
-    /// What it is, in a word for people.
+    /// A description in a word.
     pub what: String,
-    /// The controllers of a cluster of this deployment made it, by the owner that it names: it goes with what it is inside of. What
-    /// names no such owner is somebody else's and stays.
+    /// Whether it names a cluster of this deployment as its owner, so that the cluster's controllers created it. It is
+    /// then deleted with its container; any other object is foreign and stays.
     pub swept: bool,
-    /// The cluster whose controllers made it, where the provider tells: as long as that works, it makes such objects again.
+    /// The cluster whose controllers created it, where the provider tells: a running cluster recreates such objects.
     pub maker: Option<CloudId>,
 }
 
-/// Whether an object does its work.
+/// The health of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
-    /// It does.
+    /// It is healthy.
     Ready,
-    /// It is there and does not, with the provider's reason.
+    /// It exists and is unhealthy, with the provider's reason.
     Degraded(String),
 }
 
-/// One field that differs from what is wanted.
+/// One field that differs from the wanted spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldChange {
-    /// Where in the spec, dotted: `limits.memory`.
+    /// The path in the spec, dotted: `limits.memory`.
     pub field: String,
-    /// As it is; `None` when it is not there.
+    /// The observed value; `None` when it is not there.
     pub before: Option<Value>,
-    /// As it should be; `None` when it should not be there. A reference to an output that is not known yet stands as it is.
+    /// The wanted value; `None` when it should not be there. A reference to an unknown output is kept.
     pub after: Option<Value>,
     /// What the change takes.
     pub effect: Effect,
@@ -177,10 +177,10 @@ pub struct FieldChange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
-    /// An update of the object.
+    /// Updates the object.
     InPlace,
-    /// A new object in its place.
+    /// Replaces the object.
     Replace,
-    /// It cannot be done; the reason says what to do instead.
+    /// It is not possible; the reason says what to do instead.
     Refuse(String),
 }

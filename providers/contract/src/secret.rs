@@ -1,7 +1,7 @@
-//! Secrets: types that cannot print, and the durable store that holds them.
+//! Secrets: types that cannot print, and the durable store of their values.
 //!
-//! Specs, outputs, plans, journals and logs carry a [`SecretRef`]; only a provider that is about to hand a value to the
-//! thing that needs it asks the [`SecretStore`].
+//! Specs, outputs, plans, journals and logs contain a [`SecretRef`]. Only a provider that is about to use a value reads
+//! the [`SecretStore`].
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::error::Result;
 
-/// A secret value. It has no `Display`, prints as `***`, and its memory is wiped when it goes.
+/// A secret value. It has no `Display`, prints as `***`, and its memory is wiped on drop.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
@@ -22,7 +22,7 @@ impl Secret {
         Self(Zeroizing::new(bytes.into()))
     }
 
-    /// The bytes, for the one place that hands them on.
+    /// The bytes, for their final consumer.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -50,7 +50,7 @@ impl fmt::Display for SecretName {
     }
 }
 
-/// One version of a secret. Change is seen by version: it never reveals the value.
+/// One version of a secret. A version shows a change without revealing the value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SecretVersion(pub String);
@@ -61,14 +61,14 @@ impl fmt::Display for SecretVersion {
     }
 }
 
-/// What stands for a secret in specs and outputs: `{"$secret": NAME, "version": V}`.
+/// The reference to a secret in specs and outputs: `{"$secret": NAME, "version": V}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecretRef {
-    /// Which secret.
+    /// The name.
     #[serde(rename = "$secret")]
     pub name: SecretName,
-    /// Which version of it.
+    /// The version.
     pub version: SecretVersion,
 }
 
@@ -80,7 +80,7 @@ impl SecretRef {
     }
 }
 
-/// A durable home for secrets: a 0600 file, a cloud's secret manager, a Kubernetes Secret.
+/// A durable store of secrets: a 0600 file, a cloud's secret manager, a Kubernetes Secret.
 ///
 /// `put` is durable when it returns. A version, once put, never changes its value.
 #[async_trait]
@@ -93,7 +93,7 @@ pub trait SecretStore: Send + Sync {
     async fn versions(&self, name: &SecretName) -> Result<Vec<SecretVersion>>;
     /// All names with a prefix.
     async fn list(&self, prefix: &str) -> Result<Vec<SecretName>>;
-    /// Forgets all versions of a name. Deleting what is gone succeeds.
+    /// Deletes all versions of a name. Deleting a missing one succeeds.
     async fn delete(&self, name: &SecretName) -> Result<()>;
 }
 

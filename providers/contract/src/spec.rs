@@ -1,7 +1,7 @@
-//! Specs: what a resource should be, as canonical JSON at the border between the engine and a provider.
+//! Specs: the wanted attributes of a resource, as canonical JSON between the engine and a provider.
 //!
-//! Inside a provider specs are typed. At the border they are JSON objects with two special members: a secret is
-//! `{"$secret": NAME, "version": V}`, never a value; the output of another resource is `{"$output": "RESOURCE#FIELD"}`
+//! Inside a provider specs are typed. In between they are JSON objects with two special members. A secret is
+//! `{"$secret": NAME, "version": V}`, never a value. The output of another resource is `{"$output": "RESOURCE#FIELD"}`
 //! until the engine has resolved it.
 
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ pub struct Spec(Arc<Attributes>);
 #[derive(Default)]
 struct Attributes {
     value: Value,
-    /// Found when somebody asks: planning asks often.
+    /// Computed on first use: planning reads it often.
     outputs: OnceLock<BTreeSet<OutputRef>>,
 }
 
@@ -42,14 +42,31 @@ pub enum SpecError {
     /// An output that the spec refers to is not known yet.
     #[error("output `{field}` of `{resource}` is not known yet")]
     Unresolved {
-        /// The resource that will have the output.
+        /// The resource with the output.
         resource: ResourceId,
         /// The output's name.
         field: String,
     },
 }
 
+/// The member of an observed spec with the drift of the object itself. It is not part of the applied spec, so it is
+/// never recorded.
+pub const DRIFT: &str = "drift";
+
 impl Spec {
+    /// The applied spec: an observed spec without [`DRIFT`].
+    #[must_use]
+    pub fn applied(&self) -> Self {
+        match &self.0.value {
+            Value::Object(fields) if fields.contains_key(DRIFT) => {
+                let mut fields = fields.clone();
+                fields.remove(DRIFT);
+                Self::from_sorted(Value::Object(fields))
+            }
+            _ => self.clone(),
+        }
+    }
+
     /// Canonicalises any serialisable value; it must serialise to a JSON object.
     pub fn of<T: Serialize>(value: &T) -> Self {
         let value = serde_json::to_value(value).expect("specs are plain data with text keys");
@@ -103,7 +120,7 @@ impl Spec {
         found
     }
 
-    /// Replaces those references to outputs whose values are known and leaves the others as they stand.
+    /// Replaces the references to known outputs and leaves the others unchanged.
     #[must_use]
     pub fn resolve_known<'a>(&self, look_up: impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Self {
         if self.outputs_needed().is_empty() {
@@ -112,7 +129,7 @@ impl Spec {
         Self::from_sorted(resolve_known(&self.0.value, &look_up))
     }
 
-    /// Replaces references to outputs by their values; `look_up` gives the outputs of a resource when they are known.
+    /// Replaces references to outputs by their values; `look_up` returns the outputs of a resource when they are known.
     pub fn resolve<'a>(&self, look_up: impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Result<Self, SpecError> {
         if self.outputs_needed().is_empty() {
             return Ok(self.clone());
@@ -153,10 +170,10 @@ impl<'de> Deserialize<'de> for Spec {
     }
 }
 
-/// The output of another resource, as it stands in a spec before it is known.
+/// A reference to the output of another resource.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OutputRef {
-    /// Whose output.
+    /// The resource.
     pub resource: ResourceId,
     /// Its name among the outputs.
     pub field: String,
@@ -257,6 +274,13 @@ fn sorted(value: Value) -> Value {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_is_wrong_with_an_object_is_not_part_of_what_was_applied() {
+        let applied = Spec::of(&json!({"port": 1}));
+        assert_eq!(Spec::of(&json!({"port": 1, "drift": {"state": "stopped"}})).applied(), applied);
+        assert_eq!(applied.applied(), applied);
+    }
 
     #[test]
     fn equal_specs_have_equal_digests_whatever_the_order() {

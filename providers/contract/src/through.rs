@@ -1,8 +1,8 @@
-//! [`Through`]: a provider that makes hosts and one that works inside of them, as one.
+//! [`Through`]: combines a provider of hosts with a provider of the objects inside of them.
 //!
-//! Each kind has its own of the two. What is inside of a host is looked at through the host as it is seen, and worked on through the host as
-//! it is recorded, or as it was seen since. A host that is not there has nothing inside of it; of one that cannot be seen, or not be reached,
-//! nothing is known. The ways to hosts live as long as the process, and nothing of them is recorded.
+//! Each of the two has its own kinds. Objects in a host are observed through the host as observed. They are changed
+//! through the host as recorded, or as observed since. A missing host contains nothing; the content of an unreachable
+//! host is unknown. Connections to hosts live as long as the process and are not recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,64 +12,64 @@ use async_trait::async_trait;
 
 use crate::component::{Component, Site};
 use crate::connect::{Connect, Endpoint};
-use crate::error::{Error, Result, Sort, told};
-use crate::kind::Kind;
+use crate::error::{Error, ErrorKind, Result, error_chain};
+use crate::kind::{Kind, Price, joined};
 use crate::name::{CloudId, ComponentName, KindName, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
 use crate::provider::{Problem, Problems, Provider, Scope};
-use crate::resource::{FieldChange, Object, Observed, Outputs, Ownership, Recorded, Ref, Wanted, Why};
+use crate::resource::{FieldChange, Object, Observed, Outputs, Ownership, ReadFailure, Recorded, Ref, Wanted};
 
-/// How long one step of finding the way to a host may take: a call of the engine's has 10 s altogether.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// Timeout of one step of connecting to a host: a whole call of the engine has 10 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Makes the inner provider for one endpoint.
+/// Creates the inner provider for one endpoint.
 pub type Reach = Box<dyn Fn(Endpoint) -> Arc<dyn Provider> + Send + Sync>;
 
-/// Two providers as one: the outer makes hosts, the inner works through them.
+/// Two providers as one: the outer creates hosts, the inner works through them.
 pub struct Through {
     outer: Arc<dyn Provider>,
-    /// Only its pure parts are asked.
+    /// Used for its pure functions only.
     inner: Arc<dyn Provider>,
     reach: Reach,
-    /// How each kind of host is called.
+    /// The connection of each host kind.
     connects: BTreeMap<KindName, Arc<dyn Connect>>,
-    /// The component whose cluster the inner's objects of a site are in, where they do not say it themselves.
+    /// The component whose cluster contains the inner's objects of a site, unless they name another host.
     host: ComponentName,
     kinds: &'static [Kind],
-    ways: Mutex<Ways>,
+    ways: Mutex<Connections>,
 }
 
-/// A host by its id and by what the outer provider calls it: one that is replaced is another one.
+/// A host by its id and its cloud id: a replaced host has another key.
 type HostKey = (ResourceId, CloudId);
 
-/// The ways to the hosts that were called.
+/// The connections to hosts.
 #[derive(Default)]
-struct Ways {
-    known: BTreeMap<HostKey, Way>,
-    /// Hosts that a call could not reach: whoever goes next sees first whether they say something else of themselves by now.
+struct Connections {
+    known: BTreeMap<HostKey, HostConnection>,
+    /// Hosts that a call could not reach: the next call observes their outputs first.
     doubted: BTreeSet<HostKey>,
-    /// A host of the last observation into which nobody could see.
+    /// A host of the last observation whose content could not be observed.
     unseen: Option<ResourceId>,
 }
 
-/// A way to one host.
-struct Way {
-    /// The outputs that it was made from.
+/// A connection to one host.
+struct HostConnection {
+    /// The outputs that it was created from.
     outputs: Outputs,
-    /// What was recorded of them then.
+    /// The recorded outputs at that time.
     recorded: Option<Outputs>,
     inner: Arc<dyn Provider>,
 }
 
 impl Through {
-    /// `inner` is asked what is pure; what it is for one host is made by `reach`. The inner's objects are in the cluster of the component
-    /// `host` of their site where `lower` does not say another.
+    /// `inner` is used for pure functions; `reach` creates the inner provider of one host. The inner's objects are in
+    /// the cluster of the component `host` of their site, unless `lower` names another one.
     pub fn new(outer: Arc<dyn Provider>, inner: Arc<dyn Provider>, reach: Reach, host: ComponentName) -> Self {
         let kinds = joined(outer.kinds(), inner.kinds());
         Self { outer, inner, reach, connects: BTreeMap::new(), host, kinds, ways: Mutex::default() }
     }
 
-    /// The same, where hosts of this kind are called by `connect`.
+    /// Adds the connection of a host kind.
     #[must_use]
     pub fn connecting(mut self, kind: KindName, connect: Arc<dyn Connect>) -> Self {
         self.connects.insert(kind, connect);
@@ -80,11 +80,11 @@ impl Through {
         self.inner.kinds().iter().any(|one| one.name == kind.as_str())
     }
 
-    fn ways(&self) -> MutexGuard<'_, Ways> {
+    fn ways(&self) -> MutexGuard<'_, Connections> {
         self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The inner provider for a host with these outputs: the one that there is, if it was made from the same.
+    /// The inner provider for a host with these outputs: the existing one, if it was created from the same outputs.
     async fn way(
         &self,
         host: &HostKey,
@@ -97,11 +97,11 @@ impl Through {
             return Ok(way.inner.clone());
         }
         let Some(connect) = self.connects.get(kind) else {
-            let error = Error::new(Sort::Invalid, "connect to", host.0.as_str());
+            let error = Error::new(ErrorKind::Invalid, "connect to", host.0.as_str());
             return Err(error.because(format!("nothing is reached through a `{kind}`")));
         };
         let inner = (self.reach)(within("connect to", &host.0, connect.connect(outputs)).await?);
-        let way = Way { outputs: outputs.clone(), recorded: recorded.cloned(), inner: inner.clone() };
+        let way = HostConnection { outputs: outputs.clone(), recorded: recorded.cloned(), inner: inner.clone() };
         self.ways().known.insert(host.clone(), way);
         Ok(inner)
     }
@@ -110,21 +110,22 @@ impl Through {
     async fn inner_of(&self, op: &Operation) -> Result<(HostKey, Arc<dyn Provider>)> {
         let error = |sort| Error::new(sort, op.verb.to_string(), op.resource.as_str());
         let Some(via) = &op.via else {
-            return Err(error(Sort::Invalid).because("it names nothing through which it is reached"));
+            return Err(error(ErrorKind::Invalid).because("it has no host"));
         };
         let Some(host) = op.host.as_deref().filter(|host| host.id == via.0) else {
-            return Err(error(Sort::Unavailable).because(format!("its host `{}` is not recorded", via.0)));
+            return Err(error(ErrorKind::Unavailable).because(format!("its host `{}` is not recorded", via.0)));
         };
         let key = (host.id.clone(), host.cloud_id.clone());
-        // What was recorded since is newer than what was seen before.
-        let newest = |way: &Way| way.recorded.as_ref() == Some(&host.outputs);
+        // Outputs that were recorded since are newer than observed ones.
+        let newest = |way: &HostConnection| way.recorded.as_ref() == Some(&host.outputs);
         let seen = self.ways().known.get(&key).filter(|way| newest(way)).map(|way| way.outputs.clone());
         let mut outputs = seen.unwrap_or_else(|| host.outputs.clone());
         if self.ways().doubted.remove(&key) {
-            let read = within("look at", &host.id, self.outer.read(&host.kind, &host.cloud_id)).await;
+            let read = within("check", &host.id, self.outer.read(&host.kind, &host.cloud_id)).await;
             match read {
                 Ok(Observed::Present(seen)) => outputs = seen.outputs,
-                // Not found right after a create is not gone, and whoever makes hosts may be away while they answer: no news.
+                // Not found right after a create does not mean gone, and the provider of the host may be down while the
+                // host works.
                 Ok(_) => {}
                 Err(_) => {
                     self.ways().doubted.insert(key.clone());
@@ -136,9 +137,9 @@ impl Through {
         Ok((key, way))
     }
 
-    /// An answer that came by way of a host: where none came, the host is doubted.
+    /// Passes an answer of a host on; on a connection error the host is marked as doubted.
     fn judged<T>(&self, host: &HostKey, answer: Result<T>) -> Result<T> {
-        if answer.as_ref().is_err_and(|error| error.sort == Sort::Unavailable) {
+        if answer.as_ref().is_err_and(|error| error.kind == ErrorKind::Unavailable) {
             self.ways().doubted.insert(host.clone());
         }
         answer
@@ -156,11 +157,11 @@ impl Through {
             let ids: BTreeSet<&ResourceId> = wanted.chain(scope.recorded.iter().map(|one| &one.id)).collect();
             ids.into_iter().map(|id| (id.clone(), answer.clone())).collect()
         };
-        let unknown = |why: String| Observed::Unknown(Why(why));
+        let unknown = |why: String| Observed::Unknown(ReadFailure(why));
         let (object, recorded) = match seen {
             Ok(Found::Here { object, recorded }) => (object, recorded),
             Ok(Found::Nowhere) => return all(&Observed::Absent),
-            Err(why) => return all(&unknown(format!("its host `{host}` could not be seen: {why}"))),
+            Err(why) => return all(&unknown(format!("its host `{host}` could not be observed: {why}"))),
         };
         let key = (host.clone(), object.cloud_id);
         let way = self.way(&key, &object.kind, &object.outputs, recorded.as_ref()).await;
@@ -177,16 +178,16 @@ impl Through {
                 }
                 answers
             }
-            Err(error) => all(&unknown(told(&unreachable(host, error)))),
+            Err(error) => all(&unknown(error_chain(&unreachable(host, error)))),
         }
     }
 }
 
-/// What an observation says of a host.
+/// The observation of a host.
 enum Found {
-    /// It is there; `recorded` are the outputs that are written down of it.
+    /// It exists; `recorded` are its recorded outputs.
     Here { object: Object, recorded: Option<Outputs> },
-    /// It is certainly not there.
+    /// It certainly does not exist.
     Nowhere,
 }
 
@@ -204,7 +205,7 @@ fn found(id: &ResourceId, seen: &[(ResourceId, Observed)], records: &[&Recorded]
         }
     }
     if !is_answered {
-        return Err("nobody said whether it is there".to_owned());
+        return Err("it was not observed".to_owned());
     }
     let (current, old) = records.split_first().map_or((None, &[][..]), |(first, old)| (Some(*first), old));
     objects.retain(|object| !old.iter().any(|old| old.cloud_id == object.cloud_id));
@@ -218,35 +219,27 @@ fn found(id: &ResourceId, seen: &[(ResourceId, Observed)], records: &[&Recorded]
 }
 
 fn unreachable(host: &ResourceId, error: Error) -> Error {
-    let (sort, hint) = (error.sort.clone(), error.hint.clone());
+    let (sort, hint) = (error.kind.clone(), error.hint.clone());
     Error { hint, ..Error::new(sort, "reach", host.as_str()).because(error) }
 }
 
-/// An answer that comes in time, or none.
+/// Applies [`CONNECT_TIMEOUT`] to a future.
 async fn within<T>(action: &str, host: &ResourceId, answer: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| {
-        let error = Error::new(Sort::Unavailable, action, host.as_str());
-        Err(error.because(format!("it took longer than {} s", PATIENCE.as_secs())))
+    tokio::time::timeout(CONNECT_TIMEOUT, answer).await.unwrap_or_else(|_| {
+        let error = Error::new(ErrorKind::Unavailable, action, host.as_str());
+        Err(error.because(format!("it took longer than {} s", CONNECT_TIMEOUT.as_secs())))
     })
-}
-
-/// The kinds of both, made once for each pair of tables: they live as long as the tables.
-fn joined(outer: &'static [Kind], inner: &'static [Kind]) -> &'static [Kind] {
-    static JOINED: Mutex<Vec<(usize, usize, &'static [Kind])>> = Mutex::new(Vec::new());
-    let key = (outer.as_ptr() as usize, inner.as_ptr() as usize);
-    let mut known = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((.., kinds)) = known.iter().find(|(a, b, _)| (*a, *b) == key) {
-        return kinds;
-    }
-    let kinds: &'static [Kind] = Box::leak(outer.iter().chain(inner).cloned().collect());
-    known.push((key.0, key.1, kinds));
-    kinds
 }
 
 #[async_trait]
 impl Provider for Through {
     fn kinds(&self) -> &'static [Kind] {
         self.kinds
+    }
+
+    /// Objects inside of a host cost nothing extra.
+    fn prices(&self) -> &'static [Price] {
+        self.outer.prices()
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
@@ -264,7 +257,7 @@ impl Provider for Through {
         provider.diff(wanted, recorded, seen)
     }
 
-    /// What is to be in a host that is not there, or that is to change itself, is asked about by nobody.
+    /// Objects of a host that is missing, or that is to change itself, are not checked.
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
         let (inside, outside): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|one| self.is_inner(&one.kind));
         let mut problems = self.outer.preflight(&outside).await?;
@@ -303,11 +296,11 @@ impl Provider for Through {
         let mut seen = self.outer.observe(&Scope { wanted: &ours, recorded: &outer_recorded, ..*scope }).await?;
         for (id, (kind, cloud_id)) in existing {
             seen.retain(|(one, _)| *one != id);
-            let read = within("look at", &id, self.outer.read(&kind, &cloud_id)).await;
-            seen.push((id, read.unwrap_or_else(|error| Observed::Unknown(Why(told(&error))))));
+            let read = within("check", &id, self.outer.read(&kind, &cloud_id)).await;
+            seen.push((id, read.unwrap_or_else(|error| Observed::Unknown(ReadFailure(error_chain(&error))))));
         }
 
-        // Those that something is reached through, and those in which something may be that nobody mentions any more.
+        // Hosts that a resource is reached through, and hosts that may contain unlisted objects.
         let via = |via: &Option<Ref>| via.as_ref().map(|host| host.0.clone());
         let mut hosts: BTreeSet<ResourceId> = wanted.iter().filter_map(|one| via(&one.via)).collect();
         hosts.extend(recorded.iter().filter_map(|one| via(&one.via)));
@@ -343,7 +336,7 @@ impl Provider for Through {
         Ok(seen)
     }
 
-    /// An existing object inside of a host is looked for in each host that was seen last.
+    /// An external object inside of a host is searched in each host of the last observation.
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
         if !self.is_inner(kind) {
             return self.outer.read(kind, id).await;
@@ -353,12 +346,14 @@ impl Provider for Through {
             let known = ways.known.iter().map(|((host, _), way)| (host.clone(), way.inner.clone()));
             (known.collect(), ways.unseen.clone())
         };
-        // It may be in there, whatever others have of that name.
+        // It may be in that host, whatever other hosts have of that name.
         if let Some(host) = unseen {
-            return Ok(Observed::Unknown(Why(format!("its host may be `{host}`, which could not be seen"))));
+            return Ok(Observed::Unknown(ReadFailure(format!(
+                "its host can be `{host}`, which could not be observed"
+            ))));
         }
         if ways.is_empty() {
-            return Ok(Observed::Unknown(Why("no host is there in which it could be".to_owned())));
+            return Ok(Observed::Unknown(ReadFailure("no host exists that could contain it".to_owned())));
         }
         let mut found = Vec::new();
         for (host, inner) in ways {
@@ -374,7 +369,7 @@ impl Provider for Through {
         match found.len() {
             0 => Ok(Observed::Absent),
             1 => Ok(Observed::Present(found.swap_remove(0))),
-            _ => Ok(Observed::Unknown(Why("several hosts have one of this name".to_owned()))),
+            _ => Ok(Observed::Unknown(ReadFailure("several hosts have an object with this name".to_owned()))),
         }
     }
 
@@ -461,7 +456,8 @@ mod tests {
         check(&["b", "a"], &["b", "a"], Ok("b"));
         check(&["a"], &["b", "a"], Ok("nowhere"));
         check(&["c", "a"], &["b", "a"], Ok("c"));
-        let unseen = [(id(), Observed::Present(object("a"))), (id(), Observed::Unknown(Why("cut short".to_owned())))];
+        let unseen =
+            [(id(), Observed::Present(object("a"))), (id(), Observed::Unknown(ReadFailure("cut short".to_owned())))];
         assert!(matches!(found(&id(), &unseen, &[]), Err(why) if why == "cut short"));
         assert!(found(&id(), &[], &[]).is_err(), "one of which nobody says anything is not gone");
     }

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use textnlp_provider::component::*;
-use textnlp_provider::conformance::{Bench, lowers_purely, well_formed};
-use textnlp_provider::memory::{Fault, Go, MemoryCloud, Stage};
+use textnlp_provider::conformance::{TestBed, lowers_purely, well_formed};
+use textnlp_provider::memory::{Fault, FaultEffect, MemoryCloud, Stage};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, TlsMode};
 use textnlp_provider::*;
 use uuid::Uuid;
 
@@ -16,8 +17,8 @@ fn name<T: TryFrom<String, Error = InvalidName>>(text: &str) -> T {
     T::try_from(text.to_owned()).unwrap()
 }
 
-fn bench(provider: &dyn Provider) -> Bench<'_> {
-    Bench::new(provider, name("staging"), name("here"), Lineage(Uuid::from_u128(42)))
+fn bench(provider: &dyn Provider) -> TestBed<'_> {
+    TestBed::new(provider, name("staging"), name("here"), Lineage(Uuid::from_u128(42)))
 }
 
 fn want(id: &str, kind: &str, spec: Value) -> Wanted {
@@ -33,7 +34,7 @@ fn want(id: &str, kind: &str, spec: Value) -> Wanted {
     }
 }
 
-async fn whole_life(cloud: &dyn Provider, kind: &str) -> Result<(), conformance::Breach> {
+async fn whole_life(cloud: &dyn Provider, kind: &str) -> Result<(), conformance::Violation> {
     let bench = bench(cloud);
     let parent = want("parent", "memory.bucket", json!({}));
     let made = bench.make(&parent).await?;
@@ -68,9 +69,9 @@ async fn lost_answers_and_throttling_change_nothing() {
     for kind in every_kind() {
         let cloud = MemoryCloud::new();
         cloud.slow(2);
-        cloud.inject(Fault::once(Go::LostReply).stage(Stage::Any).times(3));
-        cloud.inject(Fault::once(Go::Throttle(None)).stage(Stage::Any).times(3));
-        cloud.inject(Fault::once(Go::LostRequest).stage(Stage::Any).times(3));
+        cloud.inject(Fault::once(FaultEffect::LostReply).stage(Stage::Any).times(3));
+        cloud.inject(Fault::once(FaultEffect::Throttle(None)).stage(Stage::Any).times(3));
+        cloud.inject(Fault::once(FaultEffect::LostRequest).stage(Stage::Any).times(3));
         whole_life(&cloud, kind).await.unwrap();
         assert!(cloud.things().is_empty(), "{kind} leaves something behind");
     }
@@ -88,9 +89,10 @@ fn every_component_is_lowered() {
         role: "primary".to_owned(),
         tags: BTreeMap::new(),
         protect_data: true,
+        cluster: None,
     };
     let program = Program { path: "/bin/true".to_owned(), digest: "sha256:1".to_owned() };
-    let rules = Rules { every_ms: 1000, lost_after: 3 };
+    let rules = FailureDetection { every_ms: 1000, lost_after: 3 };
     let model = Model {
         name: "textnlp-tiny".to_owned(),
         source: "bundled".to_owned(),
@@ -101,26 +103,31 @@ fn every_component_is_lowered() {
         preload: true,
     };
     let parts = [
-        ("network", Part::Network(Network { cidr: None, policies: false })),
-        ("cluster", Part::Cluster(Cluster { network: name("network"), gpu: None })),
+        ("network", ComponentSpec::Network(Network { cidr: None, policies: false })),
+        ("cluster", ComponentSpec::Cluster(Cluster { network: name("network"), gpu: None })),
         (
             "secrets",
-            Part::Secrets(Secrets {
+            ComponentSpec::Secrets(Secrets {
                 generate: BTreeMap::from([("api-key".to_owned(), SecretRecipe::ApiKey)]),
                 shared: Default::default(),
                 given: Default::default(),
             }),
         ),
-        ("cert", Part::Certificate(Certificate { mode: "local-ca".to_owned(), names: vec![], days: 90 })),
-        ("models", Part::ModelStore(ModelStore { models: vec![model], max_cache_bytes: 1 })),
+        ("cert", ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names: vec![], days: 90 })),
+        ("models", ComponentSpec::ModelStore(ModelStore { models: vec![model], max_cache_bytes: 1 })),
         (
             "database",
-            Part::Database(Database { kind: "sqlite".to_owned(), hosting: None, schema: None, postgres: None }),
+            ComponentSpec::Database(Database {
+                kind: DatabaseKind::Sqlite,
+                hosting: None,
+                schema: None,
+                postgres: None,
+            }),
         ),
-        ("cache", Part::Cache(Cache { kind: "memory".to_owned() })),
+        ("cache", ComponentSpec::Cache(Cache { kind: CacheKind::Redis })),
         (
             "server",
-            Part::Workload(Workload {
+            ComponentSpec::Workload(Workload {
                 growth: None,
                 replicas: 2,
                 program: program.clone(),
@@ -128,18 +135,21 @@ fn every_component_is_lowered() {
                 cluster: name("cluster"),
                 models: name("models"),
                 database: name("database"),
-                stored: Database { kind: "sqlite".to_owned(), hosting: None, schema: None, postgres: None },
+                stored: Database { kind: DatabaseKind::Sqlite, hosting: None, schema: None, postgres: None },
                 secrets: name("secrets"),
                 first_key: true,
                 watch: Some(name("watch")),
                 drain_seconds: 1,
                 canary: None,
                 outside: None,
+                served: Vec::new(),
+                egress: Egress::default(),
+                saml: None,
             }),
         ),
         (
             "gateway",
-            Part::Endpoint(Endpoint {
+            ComponentSpec::Endpoint(Endpoint {
                 host: "127.0.0.1".to_owned(),
                 port: 8443,
                 metrics_port: 9090,
@@ -150,26 +160,28 @@ fn every_component_is_lowered() {
                 program: program.clone(),
                 max_request_bytes: 1,
                 timeout_seconds: 1,
+                domain: None,
+                waf: false,
             }),
         ),
-        ("traffic", Part::Traffic(Traffic { weights: BTreeMap::from([(name("here"), 100)]) })),
-        ("monitoring", Part::Monitoring(Monitoring { stack: true, ..Monitoring::default() })),
-        ("registry", Part::Registry(Registry { url: "mem".to_owned() })),
+        ("traffic", ComponentSpec::Traffic(Traffic { weights: BTreeMap::from([(name("here"), 100)]) })),
+        ("monitoring", ComponentSpec::Monitoring(Monitoring { stack: true, ..Monitoring::default() })),
+        ("registry", ComponentSpec::Registry(Registry { url: "mem".to_owned() })),
         (
             "border",
-            Part::Border(Border {
+            ComponentSpec::Relay(Relay {
                 cluster: name("cluster"),
                 endpoint: ("127.0.0.1".to_owned(), 8443),
                 watch: name("watch"),
                 peers: vec![name("there")],
-                witness: Elsewhere { site: name("witness"), component: name("witness") },
+                witness: RemoteComponent { site: name("witness"), component: name("witness") },
                 database: None,
                 program: program.clone(),
             }),
         ),
         (
             "watch",
-            Part::Watch(Watch {
+            ComponentSpec::SiteAgent(SiteAgent {
                 cluster: name("cluster"),
                 border: name("border"),
                 workload: name("server"),
@@ -189,7 +201,7 @@ fn every_component_is_lowered() {
         ),
         (
             "witness",
-            Part::Witness(Witness {
+            ComponentSpec::Witness(Witness {
                 dns: None,
                 cluster: name("cluster"),
                 sites: vec![name("here"), name("there")],
@@ -202,7 +214,7 @@ fn every_component_is_lowered() {
         ),
         (
             "front",
-            Part::Front(Front {
+            ComponentSpec::GlobalEndpoint(GlobalEndpoint {
                 host: "127.0.0.1".to_owned(),
                 port: 8440,
                 metrics_port: 9080,
@@ -219,7 +231,7 @@ fn every_component_is_lowered() {
         ),
         (
             "backup",
-            Part::Backup(Backup {
+            ComponentSpec::Backup(Backup {
                 every_seconds: 60,
                 keep_seconds: 60,
                 destination: None,
@@ -282,8 +294,8 @@ impl Provider for Broken<'_> {
                     object.lineage = None;
                 }
             }),
-            "nobody mentions it" if scope.wanted.is_empty() && scope.recorded.is_empty() => seen.clear(),
-            "outputs are the same" => seen.iter_mut().for_each(|(_, seen)| {
+            "observed without a record" if scope.wanted.is_empty() && scope.recorded.is_empty() => seen.clear(),
+            "outputs of create and read are equal" => seen.iter_mut().for_each(|(_, seen)| {
                 if let Observed::Present(object) = seen {
                     object.outputs.insert("uptime".to_owned(), json!(1));
                 }
@@ -313,7 +325,7 @@ impl Provider for Broken<'_> {
                     .iter()
                     .any(|thing| Some(&thing.cloud_id) == op.recorded.as_ref().map(|r| &r.cloud_id));
                 if !there {
-                    return Err(Error::new(Sort::NotFound, "delete", op.resource.as_str()));
+                    return Err(Error::new(ErrorKind::NotFound, "delete", op.resource.as_str()));
                 }
             }
             "observed as absent" if op.verb == Verb::Delete => {
@@ -340,8 +352,8 @@ async fn the_list_notices_every_broken_law() {
         ("needs no change", "memory.vault"),
         ("answers for every id", "memory.vault"),
         ("carries its lineage", "memory.vault"),
-        ("nobody mentions it", "memory.vault"),
-        ("outputs are the same", "memory.vault"),
+        ("observed without a record", "memory.vault"),
+        ("outputs of create and read are equal", "memory.vault"),
         ("read by its cloud id", "memory.vault"),
         ("another deployment has", "memory.vault"),
         ("delete fails", "memory.vault"),

@@ -1,4 +1,5 @@
-//! Calls of the API server: one request each, bounded in time and size, no change repeated behind the caller's back.
+//! Calls to the API server: one request each, bounded in time and size. A change is never retried without the caller's
+//! knowledge.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,46 +9,46 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use serde_json::Value;
-use textnlp_provider::{Error, Result, Sort};
+use textnlp_provider::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 
 use crate::credential::Tokens;
 use crate::error::{self, Call};
 
-/// A single call has at most this long, and so have all calls of one verb together: a run that took the state over waits as
-/// long before it touches what was open.
+/// The timeout of one call, and of all calls of one verb together. A run that takes over the state waits this long
+/// before it touches operations that were open.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How often a list is asked for again that an API server puts off, and how long after when it does not say, and at the most.
+/// The retries of a throttled list, its default delay and its longest delay.
 const PUT_OFF: u32 = 4;
 const LATER: Duration = Duration::from_secs(1);
 const MOST_LATER: Duration = Duration::from_secs(5);
-/// The longest answer that is read: a page of 500 objects, most of them small.
-const LONGEST: usize = 128 << 20;
+/// The longest answer that is read, in bytes: a page of 500 objects, most of them small.
+const MAX_ANSWER_BYTES: usize = 128 << 20;
 const JSON: &str = "application/json";
-/// How many objects of a list come at once.
+/// The number of objects per page of a list.
 const PAGE: u32 = 500;
-/// A list whose next page has expired is begun again this often.
+/// How often a list restarts after its continue token expired.
 const LISTINGS: u32 = 3;
-/// What answers are asked for as; logs come as text, and are refused to whoever takes none.
+/// The accepted content types; logs are plain text, and the server refuses a client that does not accept it.
 const WHOLE: &str = "application/json, */*";
-/// Lists without what is in their objects.
+/// Lists that carry only the metadata of objects.
 const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1, application/json";
 
-/// The way to one API server as one user.
+/// A connection to one API server as one user.
 #[derive(Clone)]
 pub(crate) struct Api {
     client: kube::Client,
-    /// Where the client does not know by itself who it is.
+    /// Set where the client has no credential of its own.
     tokens: Option<Arc<Tokens>>,
-    /// Nothing is asked after this.
+    /// No call starts after this time.
     until: Option<Instant>,
 }
 
-/// A mutating call that was answered with success.
+/// The result of a successful write.
 pub(crate) struct Written {
-    /// The object as it is now.
+    /// The object after the call.
     pub(crate) object: Value,
-    /// Whether the call made it.
+    /// Whether the call created it.
     pub(crate) created: bool,
 }
 
@@ -56,7 +57,7 @@ impl Api {
         Self { client, tokens, until: None }
     }
 
-    /// Has a token where calls need one.
+    /// Fetches a token if calls need one.
     pub(crate) async fn signed_in(&self) -> Result<()> {
         match &self.tokens {
             Some(tokens) => tokens.header(None).await.map(drop),
@@ -64,26 +65,26 @@ impl Api {
         }
     }
 
-    /// The same way for one verb of an operation: all its calls together have the time of one, from when it began.
+    /// The same connection for one verb of an operation: all of its calls share one timeout, counted from `began`.
     pub(crate) fn for_one_verb(self, began: Instant) -> Self {
         Self { until: Some(began + DEADLINE), ..self }
     }
 
-    /// One object; `None` when it is not there.
+    /// Reads one object; `None` if it does not exist.
     pub(crate) async fn get(&self, call: &Call<'_>) -> Result<Option<Value>> {
         match self.send(call, "GET", &call.path(), None).await {
             Ok((_, object)) => Ok(Some(object)),
-            Err(error) if error.sort == Sort::NotFound => Ok(None),
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// A document at any path, such as `/version`.
+    /// Reads the document at any path, such as `/version`.
     pub(crate) async fn document(&self, call: &Call<'_>, path: &str) -> Result<Value> {
         Ok(self.send(call, "GET", path, None).await?.1)
     }
 
-    /// The last lines of a container's log; `before` asks for those of the run before this one.
+    /// The last lines of a container's log; `before` reads the log of the previous run.
     pub(crate) async fn log(&self, call: &Call<'_>, container: &str, lines: u32, before: bool) -> Result<String> {
         let path =
             format!("{}/log?container={container}&tailLines={lines}&limitBytes=4096&previous={before}", call.path());
@@ -91,28 +92,28 @@ impl Api {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// What a container printed, up to so many bytes.
+    /// The log of a container, up to `most` bytes.
     pub(crate) async fn whole_log(&self, call: &Call<'_>, container: &str, most: u32) -> Result<String> {
         let path = format!("{}/log?container={container}&limitBytes={most}", call.path());
         let (_, _, bytes) = self.exchange(call, "GET", &path, (WHOLE, JSON), Vec::new()).await?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Every object of a kind that carries these labels, page by page.
+    /// Lists every object of a kind with these labels, page by page.
     pub(crate) async fn list(&self, call: &Call<'_>, selector: &str) -> Result<Vec<Value>> {
         let root = call.row.path(call.namespace);
         let mut failed = None;
         for _ in 0..LISTINGS {
             match self.pages(call, &root, selector, WHOLE).await {
-                // The versions that the pages are of are gone: what was read so far is of no use.
+                // The snapshot behind the pages is gone, so the pages that were read are unusable.
                 Err(error) if error.code.as_deref() == Some("Expired") => failed = Some(error),
                 other => return other,
             }
         }
-        Err(failed.unwrap_or_else(|| Error::new(Sort::Unavailable, "list", call.row.resource())))
+        Err(failed.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "list", call.row.resource())))
     }
 
-    /// The metadata of every object at a path, which need be of no kind of the table.
+    /// Lists the metadata of every object at a path, also of kinds outside of the table.
     pub(crate) async fn metadata(&self, call: &Call<'_>, path: &str) -> Result<Vec<Value>> {
         self.pages(call, path, "", METADATA).await
     }
@@ -124,8 +125,10 @@ impl Api {
             let path = format!("{root}?limit={PAGE}&labelSelector={selector}&continue={}", encode(&next));
             let bytes = match self.exchange(call, "GET", &path, (accept, JSON), Vec::new()).await {
                 Ok((_, _, bytes)) => bytes,
-                // As for a moment after a kind was defined. A look changes nothing: it is taken again here.
-                Err(Error { sort: Sort::Throttled { after }, .. }) if put_off < PUT_OFF && self.until.is_none() => {
+                // The API server throttles briefly after a kind was defined. A read is safe to retry.
+                Err(Error { kind: ErrorKind::Throttled { after }, .. })
+                    if put_off < PUT_OFF && self.until.is_none() =>
+                {
                     put_off += 1;
                     tokio::time::sleep(after.unwrap_or(LATER).min(MOST_LATER)).await;
                     continue;
@@ -143,7 +146,7 @@ impl Api {
         }
     }
 
-    /// An answer that comes bit by bit, such as a watch; whoever reads it sees to it that it ends.
+    /// Opens a streaming answer, such as a watch; the caller limits its duration.
     pub(crate) async fn stream(&self, call: &Call<'_>, path: &str) -> Result<Body> {
         let request = || Request::builder().method("GET").uri(path).header("accept", WHOLE).body(Body::empty());
         let (head, body) = self.answered(call, request).await?.into_parts();
@@ -154,7 +157,7 @@ impl Api {
         Err(self.refusal(call, head.status, &head.headers, &bytes))
     }
 
-    /// The answer to a request; one whose token is not taken is made once more, with another token.
+    /// Sends a request; if its token is rejected, it is sent once more with a new token.
     async fn answered(
         &self,
         call: &Call<'_>,
@@ -162,7 +165,7 @@ impl Api {
     ) -> Result<Response<Body>> {
         let mut refused = None;
         loop {
-            let mut request = request().map_err(|source| call.error(Sort::Invalid).because(source))?;
+            let mut request = request().map_err(|source| call.error(ErrorKind::Invalid).because(source))?;
             let token = match &self.tokens {
                 Some(tokens) => Some(tokens.header(refused.as_ref()).await?),
                 None => None,
@@ -182,28 +185,30 @@ impl Api {
         let error = error::refusal(call, status, headers, body);
         match self.tokens {
             Some(_) if status == StatusCode::UNAUTHORIZED => {
-                error.hint("a token made a moment ago is not taken: does the cluster know whom it is for?")
+                error.hint("a new token was rejected: check that the cluster knows the identity of the token")
             }
             _ => error,
         }
     }
 
-    /// Server-side apply that takes nothing from others; `dry` changes nothing.
+    /// Server-side apply without force; `dry` is a dry run.
     pub(crate) async fn apply(&self, call: &Call<'_>, manager: &str, manifest: &Value, dry: bool) -> Result<Written> {
         let dry = if dry { "&dryRun=All" } else { "" };
         self.applied(call, manager, manifest, &format!("force=false{dry}")).await
     }
 
-    /// Server-side apply that takes every field of the manifest from whoever has it. The manifest says of which version of the object
-    /// somebody looked at what that takes; another one is a conflict.
+    /// Server-side apply with force: it takes ownership of every field of the manifest. The manifest names the
+    /// `resourceVersion` that was checked; any other version is a conflict.
     pub(crate) async fn force(&self, call: &Call<'_>, manager: &str, manifest: &Value) -> Result<Written> {
         if !manifest["metadata"]["resourceVersion"].is_string() {
-            return Err(call.error(Sort::Invalid).because("nothing is forced on an object that nobody looked at"));
+            return Err(call
+                .error(ErrorKind::Invalid)
+                .because("no field is forced on an object that was not read first"));
         }
         self.applied(call, manager, manifest, "force=true").await
     }
 
-    /// Server-side apply of what is nobody's but the manager's by its name, such as an annotation of ours that somebody copied.
+    /// Server-side apply with force of fields that belong to the manager by their names, such as a copied annotation.
     pub(crate) async fn own(&self, call: &Call<'_>, manager: &str, manifest: &Value) -> Result<Written> {
         self.applied(call, manager, manifest, "force=true").await
     }
@@ -214,18 +219,18 @@ impl Api {
         Ok(Written { object, created: status == StatusCode::CREATED })
     }
 
-    /// Creates an object whose name nobody knows before: a review, which asks a question and keeps nothing, or a job of the moment.
+    /// Creates an object without a fixed name: a review, which the server does not store, or a one-off job.
     pub(crate) async fn ask(&self, call: &Call<'_>, path: &str, question: &Value) -> Result<Value> {
         Ok(self.send(call, "POST", path, Some(question)).await?.1)
     }
 
-    /// Asks for an object to be removed if it is still the one with this uid.
+    /// Deletes an object if it still has this uid.
     pub(crate) async fn delete(&self, call: &Call<'_>, uid: &str) -> Result<()> {
-        // What it made goes before it does, so that gone means gone.
+        // Foreground deletion: dependents are deleted first, so a missing object means that nothing is left.
         self.removed(call, uid, ("propagationPolicy", "Foreground".into())).await
     }
 
-    /// Removes a pod if it is still the one with this uid, without a moment to leave.
+    /// Deletes a pod without a grace period, if it still has this uid.
     pub(crate) async fn kill(&self, call: &Call<'_>, uid: &str) -> Result<()> {
         self.removed(call, uid, ("gracePeriodSeconds", 0.into())).await
     }
@@ -261,10 +266,10 @@ impl Api {
     ) -> Result<(StatusCode, HeaderMap, Vec<u8>)> {
         let late = || {
             let why = format!("the API server did not answer within {} s", DEADLINE.as_secs());
-            call.error(Sort::Unavailable).because(why)
+            call.error(ErrorKind::Unavailable).because(why)
         };
         let until = self.until.map_or(Instant::now() + DEADLINE, |until| until.min(Instant::now() + DEADLINE));
-        // The server gives up when we do: nothing is done later that nobody waits for.
+        // The server gets the same timeout, so it does not finish a request that the client has given up.
         let left = until.saturating_duration_since(Instant::now()).as_millis();
         if left == 0 {
             return Err(late());
@@ -292,16 +297,16 @@ impl Api {
 }
 
 async fn whole(call: &Call<'_>, body: Body) -> Result<Vec<u8>> {
-    let body = Limited::new(body, LONGEST).collect().await;
-    Ok(body.map_err(|source| call.error(Sort::Unavailable).because(source))?.to_bytes().to_vec())
+    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+    Ok(body.map_err(|source| call.error(ErrorKind::Unavailable).because(source))?.to_bytes().to_vec())
 }
 
 fn parsed(call: &Call<'_>, bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes)
-        .map_err(|source| call.error(Sort::Unavailable).because(format!("the answer is no JSON: {source}")))
+        .map_err(|source| call.error(ErrorKind::Unavailable).because(format!("the answer is not JSON: {source}")))
 }
 
-/// A value within a query.
+/// Percent-encodes a query value.
 fn encode(value: &str) -> String {
     let mut encoded = String::with_capacity(value.len());
     for byte in value.bytes() {

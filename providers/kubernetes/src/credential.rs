@@ -1,5 +1,5 @@
-//! Credentials, asked for with a bound and never shown: what a kubeconfig's program prints (`users[].user.exec`), and the tokens of a cluster
-//! that is reached through its own resource.
+//! Credentials for the API server, fetched with a timeout and never shown: the output of a kubeconfig's exec plugin
+//! (`users[].user.exec`), and tokens of a cluster that is a resource of the deployment.
 //!
 //! Shapes: client authentication, <https://kubernetes.io/docs/reference/config-api/client-authentication.v1/>.
 
@@ -12,37 +12,37 @@ use kube::config::{AuthInfo, ExecConfig};
 use serde::Deserialize;
 use serde_json::json;
 use textnlp_provider::connect::{Bearer, TokenSource};
-use textnlp_provider::{Error, Result, Sort, finished, told};
+use textnlp_provider::{Error, ErrorKind, Result, error_chain, finished};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// How long the program may take: it may ask a service of its cloud, and it cannot ask a person.
+/// The timeout of the exec plugin. It may call its cloud; it cannot prompt a user.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
-/// How much of its complaint is shown.
+/// The longest excerpt of its stderr in an error, in bytes.
 const SHOWN: usize = 500;
-/// A credential is renewed this long before it ends.
+/// A credential is renewed this long before it expires.
 const AHEAD: Duration = Duration::from_secs(60);
 
-/// How long a token may take: the call that waits for it has 10 s altogether.
+/// The timeout for a token: the call that waits for it has 10 s in total.
 const TOKEN_DEADLINE: Duration = Duration::from_secs(4);
 
-/// A source that failed is not asked again for so long: whoever waited meanwhile hears the same.
+/// A failed source is not called again within this time; concurrent callers get the same error.
 const FAILED_FOR: Duration = Duration::from_secs(1);
-/// A token is used for so long, whenever it ends.
+/// The shortest time a token is used, whatever its expiry.
 const AT_LEAST: Duration = Duration::from_secs(5);
 
-/// The tokens for one endpoint. It has no `Debug`: they are secrets.
+/// The tokens of one endpoint. No `Debug`, because they are secrets.
 pub(crate) struct Tokens {
     url: String,
     source: Arc<dyn TokenSource>,
-    held: Mutex<Held>,
+    held: Mutex<CachedToken>,
 }
 
 #[derive(Default)]
-struct Held {
+struct CachedToken {
     token: Option<(HeaderValue, SystemTime)>,
-    /// What the last question came to, for those who waited meanwhile.
+    /// The last failure, for callers that waited for the same attempt.
     failed: Option<(Instant, String, Option<String>)>,
 }
 
@@ -51,10 +51,10 @@ impl Tokens {
         Self { url: url.to_owned(), source, held: Mutex::default() }
     }
 
-    /// What a call says of who makes it; `refused` is what the API server did not take before.
+    /// The `Authorization` header; `refused` is the header that the API server rejected before.
     pub(crate) async fn header(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue> {
-        let failed = || Error::new(Sort::Unavailable, "have a token for", self.url.clone());
-        // Whoever comes meanwhile waits for the same token.
+        let failed = || Error::new(ErrorKind::Unavailable, "get a token for", self.url.clone());
+        // Concurrent callers wait for the same token.
         let mut held = self.held.lock().await;
         let is_good = |(header, until): &&(HeaderValue, SystemTime)| {
             SystemTime::now() < *until && refused.is_none_or(|refused| refused != header)
@@ -66,22 +66,23 @@ impl Tokens {
             return Err(Error { hint: hint.clone(), ..failed().because(why.clone()) });
         }
         let (why, hint) = match tokio::time::timeout(TOKEN_DEADLINE, self.source.token()).await {
-            Ok(Ok(bearer)) => return held.take(bearer).ok_or_else(|| failed().because("what came is no token")),
-            Ok(Err(error)) => (told(&error), error.hint),
-            Err(_) => (format!("it did not come within {TOKEN_DEADLINE:?}"), None),
+            Ok(Ok(bearer)) => return held.take(bearer).ok_or_else(|| failed().because("the answer is not a token")),
+            Ok(Err(error)) => (error_chain(&error), error.hint),
+            Err(_) => (format!("it did not arrive within {TOKEN_DEADLINE:?}"), None),
         };
         held.failed = Some((Instant::now(), why.clone(), hint.clone()));
         Err(Error { hint, ..failed().because(why) })
     }
 }
 
-impl Held {
-    /// `None` where it is none.
+impl CachedToken {
+    /// `None` if it cannot be a header.
     fn take(&mut self, bearer: Bearer) -> Option<HeaderValue> {
-        // The reader's own words would quote what it read.
+        // The parser's error would quote its input.
         let mut header = HeaderValue::try_from(format!("Bearer {}", bearer.token.expose_text()?)).ok()?;
         header.set_sensitive(true);
-        // One that ends at once, by a clock that is wrong or not, serves the calls of a moment; who refuses it has it renewed.
+        // A token that expires at once, perhaps because of a wrong clock, is used briefly. If the API server rejects
+        // it, it is renewed.
         let until = bearer.ends.checked_sub(AHEAD).unwrap_or(SystemTime::UNIX_EPOCH).max(SystemTime::now() + AT_LEAST);
         self.failed = None;
         Some(self.token.insert((header, until)).0.clone())
@@ -93,7 +94,7 @@ struct Printed {
     status: Option<Status>,
 }
 
-/// It has no `Debug`: it is a secret.
+/// No `Debug`, because it is a secret.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
@@ -103,11 +104,11 @@ struct Status {
     client_key_data: Option<String>,
 }
 
-/// Puts in place of a program what it prints `within` this time; says when that has to be had anew.
+/// Replaces an exec plugin by its output, within a timeout; returns when the credential must be renewed.
 pub(crate) async fn resolve(auth: &mut AuthInfo, within: Duration) -> Result<Option<SystemTime>> {
     if let Some(provider) = &auth.auth_provider {
-        let error = refused(&provider.name).because("`auth-provider` was taken out of Kubernetes 1.26");
-        return Err(error.hint("have the kubeconfig written anew, with `exec`: the tool of your cloud does it"));
+        let error = refused(&provider.name).because("`auth-provider` was removed in Kubernetes 1.26");
+        return Err(error.hint("write the kubeconfig again with `exec`, using the command-line tool of your cloud"));
     }
     let Some(exec) = auth.exec.take() else { return Ok(None) };
     let program = exec.command.clone().unwrap_or_default();
@@ -127,7 +128,7 @@ pub(crate) async fn resolve(auth: &mut AuthInfo, within: Duration) -> Result<Opt
 }
 
 fn refused(program: &str) -> Error {
-    Error::new(Sort::Denied, "have a credential printed by", program.to_owned())
+    Error::new(ErrorKind::Denied, "get a credential from", program.to_owned())
 }
 
 async fn run(program: &str, exec: &ExecConfig, within: Duration) -> Result<Status> {
@@ -147,19 +148,19 @@ async fn run(program: &str, exec: &ExecConfig, within: Duration) -> Result<Statu
     command.env("KUBERNETES_EXEC_INFO", info.to_string());
     let ended = finished(command, within).await.map_err(|source| {
         let error = refused(program).because(source);
-        error.hint("the kubeconfig names it: install it, or name it by its path")
+        error.hint("the kubeconfig needs it: install it, or use its full path there")
     })?;
     let Some((ended, printed, said)) = ended else {
-        let why = format!("it did not end within {within:?}, and was ended");
-        return Err(refused(program).because(why).hint("run it by hand: it may wait for somebody to sign in"));
+        let why = format!("it did not end within {within:?} and was stopped");
+        return Err(refused(program).because(why).hint("run it manually: it can be waiting for an interactive login"));
     };
     if !ended.success() {
-        // What it complains of is for people; what it prints is the credential.
+        // Stderr is for the operator, stdout is the credential.
         let said = String::from_utf8_lossy(&said);
         let shown: String = said.trim().chars().take(SHOWN).collect();
         return Err(refused(program).because(format!("{ended}: {shown}")));
     }
-    // The reader's own words would quote what it read.
+    // The parser's error would quote its input.
     let printed: Option<Printed> = serde_json::from_slice(&printed).ok();
     let status = printed.and_then(|printed| printed.status);
     status.filter(|status| status.token.is_some() || status.client_key_data.is_some()).ok_or_else(|| {
@@ -194,7 +195,7 @@ mod tests {
             ("echo $PLANTED; echo please sign in >&2; exit 3", "please sign in"),
             ("echo $PLANTED", "it printed no ExecCredential"),
             (r#"echo '{"status":{"token":7,"other":"'$PLANTED'"}}'"#, "it printed no ExecCredential"),
-            // It has nobody left to print to.
+            // It has no reader left.
             ("yes $PLANTED", "signal|exit status: 141"),
         ] {
             let error = resolve(&mut auth(script), DEADLINE).await.expect_err("no credential");

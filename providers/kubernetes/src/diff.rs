@@ -1,4 +1,4 @@
-//! Which fields of an object differ from what is wanted, and what changing them takes. Pure.
+//! The difference between a live object and the wanted one, and what a change takes. Pure.
 
 use std::collections::BTreeSet;
 
@@ -6,23 +6,23 @@ use serde_json::Value;
 use textnlp_provider::{Effect, FieldChange, Object, Ownership, Recorded, Spec, Wanted};
 
 use crate::canary;
-use crate::fields::{self, Finding, Is};
+use crate::fields::{self, FieldOwner, Finding};
 use crate::identity;
 use crate::manifest;
 use crate::table::{self, Row};
 
-/// The label by which we find what is ours, as a field.
+/// The lineage label, as a field path.
 const LABEL: &str = "metadata.labels.textnlp-lineage";
 
-/// What a wanted object differs in from what is seen; what others own and nobody here changed his mind about is theirs, unless it is to be
-/// taken from them.
+/// The differences between the wanted and the live object. A field that another manager owns is ignored if its wanted
+/// value did not change, unless it is in `taking`.
 pub(crate) fn diff(wanted: &Wanted, recorded: &Recorded, seen: &Object, taking: &BTreeSet<String>) -> Vec<FieldChange> {
     let Some(row) = table::row(&wanted.kind) else { return Vec::new() };
-    // What a rollout does while it goes on is no drift.
+    // The temporary changes of a rollout are no drift.
     let plain = canary::without_shares(seen).filter(|_| row.kind == table::HTTP_ROUTE);
     let mut found = findings(&wanted.spec, Some(&recorded.spec), plain.as_ref().unwrap_or(&seen.spec));
     for finding in found.iter_mut().filter(|finding| taking.contains(&finding.field)) {
-        finding.is = Is::Ours;
+        finding.is = FieldOwner::Ours;
     }
     let mut changes: Vec<FieldChange> = found.into_iter().filter_map(|finding| change(row, finding)).collect();
     if seen.lineage.is_none() && wanted.ownership == Ownership::Ours {
@@ -32,10 +32,10 @@ pub(crate) fn diff(wanted: &Wanted, recorded: &Recorded, seen: &Object, taking: 
     changes
 }
 
-/// Every difference of a seen object, whosever it is.
+/// Every difference of a live object, whichever manager owns the field.
 pub(crate) fn findings(wanted: &Spec, recorded: Option<&Spec>, seen: &Spec) -> Vec<Finding> {
     let (ours, others) = manifest::owners(seen);
-    // Labels and annotations of ours are no leftovers.
+    // The project's own labels and annotations are no leftovers.
     let both = |name: &&str| [format!("metadata.labels.{name}"), format!("metadata.annotations.{name}")];
     let kept: Vec<String> = identity::OURS.iter().flat_map(both).collect();
     let kept: Vec<&str> = kept.iter().map(String::as_str).collect();
@@ -46,16 +46,15 @@ pub(crate) fn findings(wanted: &Spec, recorded: Option<&Spec>, seen: &Spec) -> V
 fn change(row: &Row, finding: Finding) -> Option<FieldChange> {
     let Finding { field, before, after, is, .. } = finding;
     let effect = match is {
-        Is::Taken(_) => return None,
-        Is::Contested(owner) => Effect::Refuse(format!(
-            "`{owner}` set it, and it is theirs; take it out of the environment, have them give it up, or take it with \
-             `--take-ownership {field}`"
+        FieldOwner::Taken(_) => return None,
+        FieldOwner::Contested(owner) => Effect::Refuse(format!(
+            "`{owner}` is the field manager that owns it; remove it from the environment, have its owner release it, or take it with `--take-ownership {field}`"
         )),
-        Is::Ours if is_smaller_volume(row, &field, before.as_ref(), after.as_ref()) => {
-            Effect::Refuse("a volume does not become smaller".to_owned())
+        FieldOwner::Ours if is_smaller_volume(row, &field, before.as_ref(), after.as_ref()) => {
+            Effect::Refuse("a volume cannot be shrunk".to_owned())
         }
-        Is::Ours if row.is_fixed(&field) => Effect::Replace,
-        Is::Ours => Effect::InPlace,
+        FieldOwner::Ours if row.is_fixed(&field) => Effect::Replace,
+        FieldOwner::Ours => Effect::InPlace,
     };
     Some(FieldChange { field, before, after, effect })
 }
@@ -67,7 +66,7 @@ fn is_smaller_volume(row: &Row, field: &str, before: Option<&Value>, after: Opti
         && matches!((bytes(before), bytes(after)), (Some(before), Some(after)) if after < before)
 }
 
-/// `10Gi`, `500M`, `1e9`: how many bytes.
+/// A Kubernetes quantity in bytes: `10Gi`, `500M`, `1e9`.
 fn quantity(text: &str) -> Option<f64> {
     let split = text.find(|c: char| c.is_ascii_alphabetic() && c != 'e').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);

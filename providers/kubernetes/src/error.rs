@@ -1,40 +1,40 @@
-//! What a failed call means for whoever made it.
-
-use std::time::Duration;
+//! Mapping of failed calls to the contract's errors.
 
 use http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
 use serde_json::{Value, json};
-use textnlp_provider::{Error, Sort};
+use textnlp_net::retry::parse_retry_after;
+use textnlp_provider::{ContestedField, Error, ErrorKind};
 
 use crate::table::Row;
 
-/// What is being done to what: in the words of messages, of paths and of permissions.
+/// One call: the action, and the object it concerns. Messages, paths and missing permissions are derived from it.
 #[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
-    /// In the present tense: `apply`, `read`.
+    /// The action in the present tense, for messages: `apply`, `read`.
     pub(crate) action: &'static str,
-    /// The verb that a role must allow.
+    /// The RBAC verb.
     pub(crate) verb: &'static str,
     pub(crate) row: &'static Row,
-    /// `None` for all namespaces, or for a kind that lives in none.
+    /// `None` for all namespaces, or for a cluster-scoped kind.
     pub(crate) namespace: Option<&'a str>,
     /// `None` for all objects.
     pub(crate) name: Option<&'a str>,
 }
 
 impl Call<'_> {
-    /// The path of its object, or of all of them.
+    /// The path of the object, or of the collection.
     pub(crate) fn path(&self) -> String {
         let root = self.row.path(self.namespace);
         self.name.map_or(root.clone(), |name| format!("{root}/{name}"))
     }
 
-    /// An error of this call without a reason yet.
-    pub(crate) fn error(&self, sort: Sort) -> Error {
+    /// An error of this call without a cause yet.
+    pub(crate) fn error(&self, sort: ErrorKind) -> Error {
         Error::new(sort, self.action, self.subject())
     }
 
-    /// `deployments.apps web in namespace shop`.
+    /// The subject of messages, such as `deployments.apps web in namespace shop`.
     pub(crate) fn subject(&self) -> String {
         let mut subject = self.row.resource();
         if let Some(name) = self.name {
@@ -47,7 +47,7 @@ impl Call<'_> {
     }
 }
 
-/// What must be allowed on one kind.
+/// A permission that is needed on one kind.
 pub(crate) struct Rule<'a> {
     pub(crate) group: &'a str,
     pub(crate) plural: &'a str,
@@ -59,13 +59,13 @@ impl Rule<'_> {
         Rule { group: row.group, plural: row.plural, verbs }
     }
 
-    /// `deployments.apps`.
+    /// The resource name, such as `deployments.apps`.
     pub(crate) fn resource(&self) -> String {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 }
 
-/// Rules that are missing, as a person adds them: a role in YAML.
+/// The missing rules as a role in YAML, for the operator to add.
 pub(crate) fn missing_rules(namespace: Option<&str>, rules: &[Rule<'_>]) -> String {
     let rules: Vec<Value> = rules
         .iter()
@@ -84,14 +84,16 @@ pub(crate) fn missing_rules(namespace: Option<&str>, rules: &[Rule<'_>]) -> Stri
     serde_yaml::to_string(&role).unwrap_or_else(|_| role.to_string())
 }
 
-/// No answer came.
+/// The error for a call without an answer.
 pub(crate) fn transport(call: &Call<'_>, source: kube::Error) -> Error {
     let (sort, hint) = match &source {
         kube::Error::Auth(_) => (
-            Sort::Denied,
-            Some("sign in again: the kubeconfig's credential could not be had; `kubectl version` shows the same"),
+            ErrorKind::Denied,
+            Some(
+                "sign in again: the credential of the kubeconfig could not be obtained; `kubectl version` shows the same error",
+            ),
         ),
-        _ => (Sort::Unavailable, None),
+        _ => (ErrorKind::Unavailable, None),
     };
     let error = call.error(sort).because(source);
     match hint {
@@ -100,7 +102,7 @@ pub(crate) fn transport(call: &Call<'_>, source: kube::Error) -> Error {
     }
 }
 
-/// The API server answered, and refused.
+/// The error for a call that the API server refused.
 pub(crate) fn refusal(call: &Call<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
     let said: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let reason = said["reason"].as_str().unwrap_or_default();
@@ -108,121 +110,147 @@ pub(crate) fn refusal(call: &Call<'_>, status: StatusCode, headers: &HeaderMap, 
         Some(message) => message.to_owned(),
         None => String::from_utf8_lossy(&body[..body.len().min(500)]).trim().to_owned(),
     };
-    let after = headers.get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+    let after = headers.get("retry-after").and_then(|value| parse_retry_after(value.to_str().ok()?, Timestamp::now()));
     let causes = || said["details"]["causes"].as_array().into_iter().flatten();
     let because_of = |reason: &str| causes().any(|cause| cause["reason"] == reason);
     let code = if reason.is_empty() { status.as_u16().to_string() } else { reason.to_owned() };
-    let owned = because_of("FieldManagerConflict");
+    let contested = contested(causes());
+    let owned = !contested.is_empty();
     let sort = match status.as_u16() {
-        401 => Sort::Denied,
-        // The namespace goes; what is wanted in it comes after it.
-        403 | 409 if because_of("NamespaceTerminating") => Sort::Conflict,
-        403 if message.contains("exceeded quota") => Sort::Quota,
-        403 => Sort::Denied,
-        // No document says what is not there: the path is not served, as that of a kind whose definition was added a moment ago.
-        404 if said.is_null() && call.verb == "patch" && call.row.brought_by.is_some() => Sort::Unavailable,
-        404 => Sort::NotFound,
-        405 | 406 | 413 | 415 | 422 => Sort::Invalid,
-        409 if owned => Sort::Denied,
-        409 if reason == "AlreadyExists" => Sort::Exists,
-        409 | 410 => Sort::Conflict,
-        429 => Sort::Throttled { after },
-        // A webhook that names no status of its own answers with this one.
-        400 if message.starts_with("admission webhook ") => Sort::Denied,
-        400 => Sort::Invalid,
-        // What fits no schema is answered as if the server had failed.
+        401 => ErrorKind::Denied,
+        // The namespace is terminating: objects can be created once it is gone.
+        403 | 409 if because_of("NamespaceTerminating") => ErrorKind::Conflict,
+        403 if message.contains("exceeded quota") => ErrorKind::Quota,
+        403 => ErrorKind::Denied,
+        // A 404 without a Status object means an unknown path. The API server returns it for a kind whose
+        // CustomResourceDefinition was created seconds ago.
+        404 if said.is_null() && call.verb == "patch" && call.row.brought_by.is_some() => ErrorKind::Unavailable,
+        404 => ErrorKind::NotFound,
+        405 | 406 | 413 | 415 | 422 => ErrorKind::Invalid,
+        409 if owned => ErrorKind::Denied,
+        409 if reason == "AlreadyExists" => ErrorKind::Exists,
+        409 | 410 => ErrorKind::Conflict,
+        429 => ErrorKind::Throttled { after },
+        // A webhook that returns no status code is reported with 400.
+        400 if message.starts_with("admission webhook ") => ErrorKind::Denied,
+        400 => ErrorKind::Invalid,
+        // A schema violation in server-side apply is reported as a server error.
         500 if message.starts_with("failed to create typed patch object")
             || message.starts_with("failed to convert new object") =>
         {
-            Sort::Invalid
+            ErrorKind::Invalid
         }
-        _ => Sort::Unavailable,
+        _ => ErrorKind::Unavailable,
     };
     let hint = if owned {
-        Some(conflict(causes()))
+        Some(conflict(&contested))
     } else if status == StatusCode::UNAUTHORIZED {
-        Some("sign in again: the credential of the kubeconfig is not valid any more".to_owned())
+        Some("sign in again: the credential of the kubeconfig is no longer valid".to_owned())
     } else if status == StatusCode::FORBIDDEN && message.contains(" cannot ") {
         let rules = [Rule::of(call.row, vec![call.verb])];
         let namespace = call.namespace.filter(|_| call.row.namespaced);
         Some(format!(
-            "whoever administers the cluster adds this, and binds it to you:\n{}",
+            "ask a cluster administrator to add this role and bind it to you:\n{}",
             missing_rules(namespace, &rules)
         ))
-    } else if status == StatusCode::NOT_FOUND && sort == Sort::Unavailable {
-        call.row.brought_by.map(|who| format!("{who} brings this kind to a cluster; is it still installed?"))
-    } else if sort == Sort::Quota {
-        Some("raise the quota of the namespace, or ask for less".to_owned())
+    } else if status == StatusCode::NOT_FOUND && sort == ErrorKind::Unavailable {
+        call.row.brought_by.map(|who| format!("{who} provides this kind: check that it is still installed"))
+    } else if sort == ErrorKind::Quota {
+        Some("raise the quota of the namespace, or request less".to_owned())
     } else {
         None
     };
     let mut error = call.error(sort).because(message).code(code);
     error.request_id = headers.get("audit-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    error.contested = contested;
     error.hint = hint;
     error
 }
 
-/// Who owns what we wanted to set, field by field.
-fn conflict<'a>(causes: impl Iterator<Item = &'a Value>) -> String {
-    let mut lines = vec![
-        "these fields belong to others; take them out of the environment, or have their owners give them up:"
-            .to_owned(),
-    ];
-    for cause in causes.filter(|cause| cause["reason"] == "FieldManagerConflict") {
-        let field = cause["field"].as_str().unwrap_or_default().trim_start_matches('.');
-        let owner = cause["message"].as_str().unwrap_or_default().trim_start_matches("conflict with ");
-        lines.push(format!("  {field}: {owner}"));
+/// The fields of a server-side apply conflict, with their owners.
+fn contested<'a>(causes: impl Iterator<Item = &'a Value>) -> Vec<ContestedField> {
+    let text = |value: &Value, prefix: &str| value.as_str().unwrap_or_default().trim_start_matches(prefix).to_owned();
+    causes
+        .filter(|cause| cause["reason"] == "FieldManagerConflict")
+        .map(|cause| ContestedField {
+            path: text(&cause["field"], "."),
+            owner: text(&cause["message"], "conflict with "),
+        })
+        .collect()
+}
+
+fn conflict(contested: &[ContestedField]) -> String {
+    let mut text =
+        "other field managers own these fields; remove them from the environment, or have their owners release them:"
+            .to_owned();
+    for ContestedField { path, owner } in contested {
+        text.push_str(&format!("\n  {path}: {owner}"));
     }
-    lines.join("\n")
+    text
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::table::ROWS;
 
-    fn check(status: u16, body: Value, sort: Sort, hint: Option<&str>) {
+    fn check(status: u16, body: Value, sort: ErrorKind, hint: Option<&str>) -> Error {
         let row = ROWS.iter().find(|row| row.kind == "Deployment").expect("a row");
         let call = Call { action: "apply", verb: "patch", row, namespace: Some("shop"), name: Some("web") };
         let mut headers = HeaderMap::new();
         headers.insert("retry-after", "7".parse().expect("a header"));
         let error =
             refusal(&call, StatusCode::from_u16(status).expect("a status"), &headers, body.to_string().as_bytes());
-        assert_eq!(error.sort, sort, "{body}");
+        assert_eq!(error.kind, sort, "{body}");
         match hint {
             Some(part) => assert!(error.hint.as_deref().is_some_and(|hint| hint.contains(part)), "{:?}", error.hint),
             None => assert_eq!(error.hint, None),
         }
+        error
     }
 
     #[test]
     fn refusals_are_sorted_by_what_can_be_done() {
-        check(429, json!({}), Sort::Throttled { after: Some(Duration::from_secs(7)) }, None);
-        check(500, json!({ "message": "failed calling webhook" }), Sort::Unavailable, None);
+        check(429, json!({}), ErrorKind::Throttled { after: Some(Duration::from_secs(7)) }, None);
+        check(500, json!({ "message": "failed calling webhook" }), ErrorKind::Unavailable, None);
         check(
             500,
             json!({ "message": "failed to create typed patch object (a/b; v1): .spec.x: field not declared" }),
-            Sort::Invalid,
+            ErrorKind::Invalid,
             None,
         );
-        check(410, json!({ "reason": "Expired" }), Sort::Conflict, None);
-        check(409, json!({ "reason": "AlreadyExists" }), Sort::Exists, None);
-        check(409, json!({ "reason": "Conflict" }), Sort::Conflict, None);
-        check(422, json!({ "reason": "Invalid" }), Sort::Invalid, None);
-        check(404, json!({ "reason": "NotFound" }), Sort::NotFound, None);
-        check(401, json!({ "reason": "Unauthorized" }), Sort::Denied, Some("sign in again"));
-        check(403, json!({ "message": "pods is forbidden: exceeded quota: q" }), Sort::Quota, Some("raise the quota"));
+        check(410, json!({ "reason": "Expired" }), ErrorKind::Conflict, None);
+        check(409, json!({ "reason": "AlreadyExists" }), ErrorKind::Exists, None);
+        check(409, json!({ "reason": "Conflict" }), ErrorKind::Conflict, None);
+        check(422, json!({ "reason": "Invalid" }), ErrorKind::Invalid, None);
+        check(404, json!({ "reason": "NotFound" }), ErrorKind::NotFound, None);
+        check(401, json!({ "reason": "Unauthorized" }), ErrorKind::Denied, Some("sign in again"));
+        check(
+            403,
+            json!({ "message": "pods is forbidden: exceeded quota: q" }),
+            ErrorKind::Quota,
+            Some("raise the quota"),
+        );
         let terminating =
             json!({ "details": { "causes": [{ "reason": "NamespaceTerminating" }] }, "message": "forbidden" });
-        check(403, terminating, Sort::Conflict, None);
+        check(403, terminating, ErrorKind::Conflict, None);
         let rbac = "deployments.apps \"web\" is forbidden: User \"u\" cannot patch resource \"deployments\"";
-        check(403, json!({ "message": rbac }), Sort::Denied, Some("verbs:\n  - patch"));
+        check(403, json!({ "message": rbac }), ErrorKind::Denied, Some("verbs:\n  - patch"));
         for status in [400, 403] {
-            check(status, json!({ "message": "admission webhook \"w\" denied the request: no" }), Sort::Denied, None);
+            check(
+                status,
+                json!({ "message": "admission webhook \"w\" denied the request: no" }),
+                ErrorKind::Denied,
+                None,
+            );
         }
-        check(400, json!({ "reason": "BadRequest", "message": "strict decoding error" }), Sort::Invalid, None);
+        check(400, json!({ "reason": "BadRequest", "message": "strict decoding error" }), ErrorKind::Invalid, None);
         let owned = json!({ "reason": "Conflict", "details": { "causes": [{
             "reason": "FieldManagerConflict", "field": ".spec.replicas", "message": "conflict with \"hpa\" using apps/v1" }] } });
-        check(409, owned, Sort::Denied, Some("spec.replicas: \"hpa\" using apps/v1"));
+        let error = check(409, owned, ErrorKind::Denied, Some("spec.replicas: \"hpa\" using apps/v1"));
+        let field = ContestedField { path: "spec.replicas".to_owned(), owner: "\"hpa\" using apps/v1".to_owned() };
+        assert_eq!(error.contested, [field]);
     }
 }

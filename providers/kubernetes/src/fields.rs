@@ -1,32 +1,33 @@
-//! Who owns which field, and in what an object differs from what is wanted. Pure.
+//! Field ownership, and the differences between a live object and the wanted one. Pure.
 //!
-//! The API server keeps, for each manager, the set of fields that it set (`managedFields`). A field that another manager changed
-//! is the other's from then on; one that is ours is as we applied it, whatever form the server gave it (`1000m` becomes `1`).
+//! The API server records the fields of each manager (`managedFields`). A field that another manager changed belongs to
+//! it from then on. A field that the deployment owns is as it was applied, whatever its normalised form (`1000m`
+//! becomes `1`).
 
 use serde_json::{Map, Value};
 
 use crate::manifest::PLAIN;
 
-/// One thing in which an object differs from what is wanted.
+/// One difference between a live object and the wanted one.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Finding {
-    /// Where, for people: elements of lists by their names.
+    /// The field for messages; list elements appear by their names.
     pub(crate) field: String,
-    /// Where, within the wanted manifest.
+    /// The path within the wanted manifest.
     pub(crate) path: Vec<Segment>,
     pub(crate) before: Option<Value>,
     pub(crate) after: Option<Value>,
-    pub(crate) is: Is,
+    pub(crate) is: FieldOwner,
 }
 
-/// Whose the difference is.
+/// Who owns a differing field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Is {
-    /// Ours to mend.
+pub(crate) enum FieldOwner {
+    /// The deployment owns it, or no manager does: to be corrected.
     Ours,
-    /// Somebody else set it, and nothing new is wanted of it.
+    /// Another manager owns it, and the wanted value did not change.
     Taken(String),
-    /// Somebody else set it, and what is wanted is something else.
+    /// Another manager owns it, and the wanted value is a different one.
     Contested(String),
 }
 
@@ -37,25 +38,25 @@ pub(crate) enum Segment {
     Index(usize),
 }
 
-/// The fields of one manager.
+/// The owned fields of one manager.
 #[derive(Clone, Copy)]
 pub(crate) struct Owner<'a> {
     pub(crate) name: &'a str,
-    /// `scale` is an autoscaler's or a person's word on the number of pods.
+    /// `scale` is a replica count set by an autoscaler or by `kubectl scale`.
     pub(crate) subresource: &'a str,
     pub(crate) fields: &'a Value,
 }
 
 impl Owner<'_> {
-    /// A person at a terminal, whose change is drift; a controller's is its work.
+    /// Whether the manager is kubectl: its change is drift, while a controller's change is intended.
     fn is_a_person(&self) -> bool {
         self.name.starts_with("kubectl") && self.subresource != "scale"
     }
 }
 
-/// What is compared, at one place of the manifests.
+/// One position in the compared manifests.
 #[derive(Clone)]
-struct Here<'a> {
+struct Position<'a> {
     field: String,
     path: Vec<Segment>,
     recorded: Option<&'a Value>,
@@ -64,7 +65,7 @@ struct Here<'a> {
     others: Vec<Owner<'a>>,
 }
 
-/// Every difference, in the order of the wanted manifest; then what is ours and wanted no more.
+/// Every difference in the order of the wanted manifest, then owned fields that are no longer wanted.
 pub(crate) fn compare(
     wanted: &Value,
     recorded: &Value,
@@ -74,9 +75,9 @@ pub(crate) fn compare(
     kept: &[&str],
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    // Whoever owns nothing at all owns no object as a whole.
+    // A manager without any field must not count as the owner of the complete object.
     let ours = ours.filter(|fields| fields.as_object().is_some_and(|fields| !fields.is_empty()));
-    let here = Here {
+    let here = Position {
         field: String::new(),
         path: Vec::new(),
         recorded: Some(recorded),
@@ -110,7 +111,7 @@ pub(crate) fn without(manifest: &Value, paths: &[&[Segment]]) -> Value {
     manifest
 }
 
-fn walk(wanted: &Value, here: &Here<'_>, found: &mut Vec<Finding>) {
+fn walk(wanted: &Value, here: &Position<'_>, found: &mut Vec<Finding>) {
     match wanted {
         Value::Object(fields) if !is_one_value(fields) && !here.is_atomic() => {
             for (name, wanted) in fields {
@@ -127,7 +128,7 @@ fn walk(wanted: &Value, here: &Here<'_>, found: &mut Vec<Finding>) {
                 let live = here.live.and_then(Value::as_array);
                 for (index, item) in items.iter().enumerate() {
                     if !live.is_some_and(|live| live.contains(item)) {
-                        found.push(here.index(index, &index.to_string()).finding(None, Some(item), Is::Ours));
+                        found.push(here.index(index, &index.to_string()).finding(None, Some(item), FieldOwner::Ours));
                     }
                 }
             }
@@ -137,11 +138,11 @@ fn walk(wanted: &Value, here: &Here<'_>, found: &mut Vec<Finding>) {
     }
 }
 
-fn walk_item(item: &Value, index: usize, here: &Here<'_>, found: &mut Vec<Finding>) {
+fn walk_item(item: &Value, index: usize, here: &Position<'_>, found: &mut Vec<Finding>) {
     let keys = here.ours.into_iter().chain(here.others.iter().map(|owner| owner.fields));
     let key = keys.flat_map(|fields| fields.as_object().into_iter().flatten().map(|(key, _)| key.as_str()));
     let Some(key) = key.into_iter().find(|key| fits(key, item)) else {
-        found.push(here.index(index, &name_of(item, index)).finding(None, Some(item), Is::Ours));
+        found.push(here.index(index, &name_of(item, index)).finding(None, Some(item), FieldOwner::Ours));
         return;
     };
     let among = |list: Option<&'_ Value>| -> Option<usize> { list?.as_array()?.iter().position(|one| fits(key, one)) };
@@ -153,26 +154,26 @@ fn walk_item(item: &Value, index: usize, here: &Here<'_>, found: &mut Vec<Findin
     walk(item, &inner, found);
 }
 
-fn leaf(wanted: &Value, here: &Here<'_>, found: &mut Vec<Finding>) {
+fn leaf(wanted: &Value, here: &Position<'_>, found: &mut Vec<Finding>) {
     if same(Some(wanted), here.live) {
         return;
     }
     let nothing_new = same(Some(wanted), here.recorded);
     let is = match (here.ours, here.others.first()) {
-        // As applied, in the server's form of it.
+        // Applied, and normalised by the server.
         (Some(_), _) if nothing_new => return,
-        (Some(_), _) | (None, None) => Is::Ours,
-        // Whoever took the lever from us has it. One that was there before we wanted a number is in our way.
+        (Some(_), _) | (None, None) => FieldOwner::Ours,
+        // A replica count that was scaled after it was applied belongs to its manager. One from before is a conflict.
         (None, Some(owner)) if owner.subresource == "scale" && here.recorded.is_some() => {
-            Is::Taken(owner.name.to_owned())
+            FieldOwner::Taken(owner.name.to_owned())
         }
-        (None, Some(owner)) if nothing_new && !owner.is_a_person() => Is::Taken(owner.name.to_owned()),
-        (None, Some(owner)) => Is::Contested(owner.name.to_owned()),
+        (None, Some(owner)) if nothing_new && !owner.is_a_person() => FieldOwner::Taken(owner.name.to_owned()),
+        (None, Some(owner)) => FieldOwner::Contested(owner.name.to_owned()),
     };
     found.push(here.finding(here.live, Some(wanted), is));
 }
 
-/// What we own and want no more.
+/// Owned fields that are no longer wanted.
 fn left_over(
     ours: &Value,
     wanted: Option<&Value>,
@@ -199,7 +200,7 @@ fn left_over(
                     path: Vec::new(),
                     before: Some(value),
                     after: None,
-                    is: Is::Ours,
+                    is: FieldOwner::Ours,
                 });
             }
             continue;
@@ -217,27 +218,27 @@ fn left_over(
                 left_over(below, wanted, live, &field, kept, found);
             }
         } else {
-            found.push(Finding { field, path: Vec::new(), before: live.cloned(), after: None, is: Is::Ours });
+            found.push(Finding { field, path: Vec::new(), before: live.cloned(), after: None, is: FieldOwner::Ours });
         }
     }
 }
 
-/// How a list is merged, which the keys of its owned fields tell.
+/// The merge strategy of a list, derived from the keys of its owned fields.
 enum Listed {
-    /// Elements have keys: containers by their names.
+    /// Elements are merged by key, as containers are by name.
     ByKey,
-    /// Elements are their own keys.
+    /// The list is a set: each element is its own key.
     AsSet,
-    /// The list is one value.
+    /// The list is atomic.
     AsOne,
 }
 
-impl<'a> Here<'a> {
+impl<'a> Position<'a> {
     fn key(&self, name: &str) -> Self {
         let key = format!("f:{name}");
         let mut path = self.path.clone();
         path.push(Segment::Key(name.to_owned()));
-        Here {
+        Position {
             field: self.below(name),
             path,
             recorded: self.recorded.and_then(|one| one.get(name)),
@@ -250,7 +251,7 @@ impl<'a> Here<'a> {
     fn index(&self, index: usize, name: &str) -> Self {
         let mut path = self.path.clone();
         path.push(Segment::Index(index));
-        Here { field: self.below(name), path, recorded: None, live: None, ours: None, others: Vec::new() }
+        Position { field: self.below(name), path, recorded: None, live: None, ours: None, others: Vec::new() }
     }
 
     fn below(&self, name: &str) -> String {
@@ -266,7 +267,7 @@ impl<'a> Here<'a> {
         all.filter_map(Value::as_object)
     }
 
-    /// An object that is owned as a whole.
+    /// Whether the manager owns the object as a whole.
     fn is_atomic(&self) -> bool {
         self.owned().next().is_some() && self.owned().all(Map::is_empty)
     }
@@ -280,13 +281,14 @@ impl<'a> Here<'a> {
         }
     }
 
-    fn finding(&self, before: Option<&Value>, after: Option<&Value>, is: Is) -> Finding {
+    fn finding(&self, before: Option<&Value>, after: Option<&Value>, is: FieldOwner) -> Finding {
         let (field, path) = (self.field.clone(), self.path.clone());
         Finding { field, path, before: before.cloned(), after: after.cloned(), is }
     }
 }
 
-/// Whether an element of a list is the one with this key (`k:{"name":"web"}`): a field that it leaves to its default fits.
+/// Whether a list element matches a key such as `k:{"name":"web"}`. A key field that the element leaves to its default
+/// matches.
 fn fits(key: &str, item: &Value) -> bool {
     let Some(Ok(Value::Object(key))) = key.strip_prefix("k:").map(serde_json::from_str) else { return false };
     !key.is_empty()
@@ -294,7 +296,7 @@ fn fits(key: &str, item: &Value) -> bool {
         && key.keys().any(|name| item.get(name).is_some())
 }
 
-/// What a person calls an element of a list.
+/// The name of a list element in messages.
 fn name_of(item: &Value, index: usize) -> String {
     match item.get("name").or(item.get("mountPath")).and_then(Value::as_str) {
         Some(name) => name.to_owned(),
@@ -302,7 +304,7 @@ fn name_of(item: &Value, index: usize) -> String {
     }
 }
 
-/// Nothing, an empty object and an empty list are the same to the API server.
+/// The API server treats null, an empty object and an empty list as equal.
 fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     let is_empty = |value: Option<&Value>| match value {
         None | Some(Value::Null) => true,
@@ -313,7 +315,7 @@ fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     a == b || (is_empty(a) && is_empty(b))
 }
 
-/// References to outputs and secrets are one value each, and so is a plain word among secrets.
+/// References to outputs and secrets are atomic, and so is a plain value in a Secret.
 fn is_one_value(fields: &Map<String, Value>) -> bool {
     const MARKS: [&str; 3] = ["$output", "$secret", PLAIN];
     fields.is_empty() || MARKS.iter().any(|mark| fields.contains_key(*mark))
@@ -324,13 +326,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// Wanted, recorded, live, ours, others (manager, subresource, fields), and what is found.
-    fn check(manifests: [Value; 3], ours: Value, others: &[(&str, &str, Value)], expect: &[(&str, Is)]) {
+    /// Arguments: the wanted, recorded and live manifests, own fields, other managers (name, subresource, fields), and
+    /// the expected findings.
+    fn check(manifests: [Value; 3], ours: Value, others: &[(&str, &str, Value)], expect: &[(&str, FieldOwner)]) {
         let [wanted, recorded, live] = manifests;
         let owners: Vec<Owner<'_>> =
             others.iter().map(|(name, subresource, fields)| Owner { name, subresource, fields }).collect();
         let found = compare(&wanted, &recorded, &live, Some(&ours), &owners, &["metadata.labels.kept"]);
-        let got: Vec<(&str, Is)> = found.iter().map(|one| (one.field.as_str(), one.is.clone())).collect();
+        let got: Vec<(&str, FieldOwner)> = found.iter().map(|one| (one.field.as_str(), one.is.clone())).collect();
         assert_eq!(got, expect);
     }
 
@@ -348,16 +351,16 @@ mod tests {
     #[test]
     fn a_new_wish_is_a_difference() {
         let ours = json!({ "f:spec": { "f:replicas": {} } });
-        check([replicas(3), replicas(2), replicas(2)], ours, &[], &[("spec.replicas", Is::Ours)]);
+        check([replicas(3), replicas(2), replicas(2)], ours, &[], &[("spec.replicas", FieldOwner::Ours)]);
     }
 
     #[test]
     fn what_others_own_is_left_to_them_until_something_new_is_wanted() {
         let fields = json!({ "f:spec": { "f:replicas": {} } });
         let own = |manager: &'static str, part: &'static str| [(manager, part, fields.clone())];
-        let is = |is: Is| vec![("spec.replicas", is)];
-        let taken = |by: &str| is(Is::Taken(by.to_owned()));
-        let contested = |by: &str| is(Is::Contested(by.to_owned()));
+        let is = |is: FieldOwner| vec![("spec.replicas", is)];
+        let taken = |by: &str| is(FieldOwner::Taken(by.to_owned()));
+        let contested = |by: &str| is(FieldOwner::Contested(by.to_owned()));
         let seen = |wish: u64| [replicas(wish), replicas(2), replicas(5)];
         check(seen(2), json!({}), &own("keda", ""), &taken("keda"));
         check(seen(3), json!({}), &own("keda", ""), &contested("keda"));
@@ -369,7 +372,7 @@ mod tests {
     #[test]
     fn what_somebody_removed_is_ours_to_mend() {
         let wanted = json!({ "data": { "a": "1" } });
-        check([wanted.clone(), wanted, json!({})], json!({}), &[], &[("data.a", Is::Ours)]);
+        check([wanted.clone(), wanted, json!({})], json!({}), &[], &[("data.a", FieldOwner::Ours)]);
     }
 
     #[test]
@@ -386,7 +389,7 @@ mod tests {
             json!({ "f:containers": { "k:{\"name\":\"sidecar\"}": { ".": {}, "f:image": {}, "f:name": {} } } });
         let others = [("mesh", "", injected)];
         check([container("a"), container("a"), live.clone()], ours.clone(), &others, &[]);
-        check([container("b"), container("a"), live], ours, &others, &[("containers.web.image", Is::Ours)]);
+        check([container("b"), container("a"), live], ours, &others, &[("containers.web.image", FieldOwner::Ours)]);
     }
 
     #[test]
@@ -398,7 +401,11 @@ mod tests {
             "f:spec": { "f:paused": {}, "f:containers": { "k:{\"name\":\"old\"}": { ".": {}, "f:name": {}, "f:image": {} } } },
         });
         let wanted = json!({ "spec": { "containers": [] } });
-        let expect = [("metadata.labels.a", Is::Ours), ("spec.paused", Is::Ours), ("spec.containers.old", Is::Ours)];
+        let expect = [
+            ("metadata.labels.a", FieldOwner::Ours),
+            ("spec.paused", FieldOwner::Ours),
+            ("spec.containers.old", FieldOwner::Ours),
+        ];
         check([wanted.clone(), wanted, live], ours, &[], &expect);
     }
 
@@ -407,7 +414,7 @@ mod tests {
         let ours = json!({ "f:selector": {}, "f:args": {} });
         let live = json!({ "selector": { "a": "1" }, "args": ["x"] });
         let wanted = json!({ "selector": { "a": "2" }, "args": ["x", "y"] });
-        check([wanted, live.clone(), live], ours, &[], &[("selector", Is::Ours), ("args", Is::Ours)]);
+        check([wanted, live.clone(), live], ours, &[], &[("selector", FieldOwner::Ours), ("args", FieldOwner::Ours)]);
     }
 
     #[test]

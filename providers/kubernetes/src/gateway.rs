@@ -1,29 +1,29 @@
-//! Whether a Gateway of the operator's leads clients to a route of ours: that it is there, and that one of its listeners takes the route.
-//! Reads only.
+//! Preflight check of an external Gateway: it exists, and one of its listeners accepts the service's route. Reads only.
 
 use serde_json::{Value, json};
-use textnlp_provider::{Problem, Result, Sort, Wanted};
+use textnlp_provider::{ErrorKind, Problem, Result, Wanted};
 
 use crate::api::Api;
 use crate::error::Call;
 use crate::table;
 
 const PLACE: &str = "cluster.ingress";
-/// By this label every namespace has its own name.
+/// The label that holds the name of every namespace.
 const NAME: &str = "kubernetes.io/metadata.name";
 
-/// What a listener has to take.
-struct Asks<'a> {
+/// The requirements on a listener.
+struct ListenerRequirements<'a> {
     host: &'a str,
     section: Option<&'a str>,
-    /// The port that clients come by.
+    /// The port that clients connect to.
     port: u16,
-    /// The namespace of the route, and the labels that it has.
+    /// The namespace of the route, and its labels.
     namespace: &'a str,
     labels: &'a Value,
 }
 
-/// A route that no listener takes leads nobody anywhere, and says so only in its status; `port` is the one that clients come by.
+/// Checks the listeners: a route that none accepts serves no clients, and only its status shows that. `port` is the one
+/// that clients connect to.
 pub(crate) async fn listeners(api: &Api, wanted: &[Wanted], port: u16, problems: &mut Vec<Problem>) -> Result<()> {
     let routes = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::HTTP_ROUTE));
     for spec in routes.map(|one| one.spec.as_value()) {
@@ -40,15 +40,15 @@ pub(crate) async fn listeners(api: &Api, wanted: &[Wanted], port: u16, problems:
         let call = Call { action: "read", verb: "get", row, namespace: Some(namespace), name: Some(name) };
         let gateway = match api.get(&call).await {
             Ok(gateway) => gateway,
-            // Where nobody may look, it is taken to be there.
-            Err(error) if error.sort == Sort::Denied => continue,
+            // Without permission to read Gateways, it is assumed to exist.
+            Err(error) if error.kind == ErrorKind::Denied => continue,
             Err(error) => return Err(error),
         };
         let Some(gateway) = gateway else {
             let list = Call { action: "list", verb: "list", row, namespace: None, name: None };
             let there = match api.list(&list, "").await {
                 Ok(there) => there,
-                Err(error) if error.sort == Sort::Denied => Vec::new(),
+                Err(error) if error.kind == ErrorKind::Denied => Vec::new(),
                 Err(error) => return Err(error),
             };
             problems.push(missing((namespace, name), &there));
@@ -56,7 +56,7 @@ pub(crate) async fn listeners(api: &Api, wanted: &[Wanted], port: u16, problems:
         };
         let labels = labels(api, wanted, ours).await?;
         let section = parent["sectionName"].as_str();
-        let asks = Asks { host, section, port, namespace: ours, labels: &labels };
+        let asks = ListenerRequirements { host, section, port, namespace: ours, labels: &labels };
         problems.extend(refusal(&gateway, &asks));
     }
     Ok(())
@@ -67,19 +67,19 @@ fn missing((namespace, name): (&str, &str), there: &[Value]) -> Problem {
         |one: &Value| Some(format!("{}/{}", one["metadata"]["namespace"].as_str()?, one["metadata"]["name"].as_str()?));
     let there: Vec<String> = there.iter().filter_map(named).collect();
     let fix = match there.is_empty() {
-        true => "have whoever administers the cluster make one, with a listener for HTTPS".to_owned(),
-        false => format!("name one of those that are there: {}", there.join(", ")),
+        true => "ask a cluster administrator to create one with an HTTPS listener".to_owned(),
+        false => format!("choose an existing one: {}", there.join(", ")),
     };
     Problem::new(PLACE, format!("there is no Gateway `{namespace}/{name}`"), fix)
 }
 
-/// The labels of a namespace as they are, or will be.
+/// The labels of a namespace, as they are or as they will be applied.
 async fn labels(api: &Api, wanted: &[Wanted], namespace: &str) -> Result<Value> {
     let row = table::namespaces();
     let call = Call { action: "read", verb: "get", row, namespace: None, name: Some(namespace) };
     let there = match api.get(&call).await {
         Ok(there) => there.unwrap_or_default(),
-        Err(error) if error.sort == Sort::Denied => Value::Null,
+        Err(error) if error.kind == ErrorKind::Denied => Value::Null,
         Err(error) => return Err(error),
     };
     let mut labels = json!({ NAME: namespace });
@@ -93,8 +93,8 @@ async fn labels(api: &Api, wanted: &[Wanted], namespace: &str) -> Result<Value> 
     Ok(labels)
 }
 
-/// Why no listener takes the route, or one that should not.
-fn refusal(gateway: &Value, asks: &Asks<'_>) -> Option<Problem> {
+/// The problem if no listener accepts the route, or if an unencrypted one would accept it too.
+fn refusal(gateway: &Value, asks: &ListenerRequirements<'_>) -> Option<Problem> {
     let name = format!(
         "{}/{}",
         gateway["metadata"]["namespace"].as_str().unwrap_or_default(),
@@ -105,7 +105,7 @@ fn refusal(gateway: &Value, asks: &Asks<'_>) -> Option<Problem> {
     let meant: Vec<&Value> = all.iter().filter(named).collect();
     if let (Some(section), true) = (asks.section, meant.is_empty()) {
         let names: Vec<&str> = all.iter().filter_map(|one| one["name"].as_str()).collect();
-        let fix = format!("name one of its listeners: {}", names.join(", "));
+        let fix = format!("choose one of its listeners: {}", names.join(", "));
         return Some(Problem::new(PLACE, format!("Gateway {name} has no listener `{section}`"), fix));
     }
     let whys: Vec<(&str, Option<String>)> = meant
@@ -116,50 +116,51 @@ fn refusal(gateway: &Value, asks: &Asks<'_>) -> Option<Problem> {
         let whys: Vec<String> =
             whys.iter().map(|(name, why)| format!("`{name}` {}", why.as_deref().unwrap_or_default())).collect();
         let cause = format!(
-            "no listener of Gateway {name} leads clients of {} at port {} to namespace {}: {}",
+            "no listener of Gateway {name} routes clients of {} at port {} to namespace {}: {}",
             asks.host,
             asks.port,
             asks.namespace,
             whys.join("; ")
         );
         let fix = format!(
-            "have whoever runs it add a listener with `protocol: HTTPS`, that hostname and `allowedRoutes: {{ namespaces: {{ from: Selector, selector: {{ matchLabels: {{ {NAME}: {} }} }} }} }}`, or name another Gateway or `port`",
+            "ask its administrator to add a listener with `protocol: HTTPS`, that hostname and `allowedRoutes: {{ namespaces: {{ from: Selector, selector: {{ matchLabels: {{ {NAME}: {} }} }} }} }}`, or set another Gateway or `port`",
             asks.namespace
         );
         return Some(Problem::new(PLACE, cause, fix));
     };
-    // A route without a section is one of every listener that takes it.
+    // A route without `sectionName` attaches to every listener that accepts it.
     let is_open = |listener: &&&Value| {
         listener["protocol"] == "HTTP" && takes_host(listener, asks.host) && may_come(gateway, listener, asks)
     };
     let open = meant.iter().find(is_open)?["name"].as_str().unwrap_or_default();
-    let cause =
-        format!("listener `{open}` of Gateway {name} would take the route too, and keys would travel in the open");
+    let cause = format!(
+        "listener `{open}` of Gateway {name} would also accept the route, and API keys would be sent without TLS"
+    );
     Some(Problem::new(PLACE, cause, format!("write `section: {taking}`")))
 }
 
-/// What keeps a listener from leading clients to the route.
-fn keeps_from(gateway: &Value, listener: &Value, asks: &Asks<'_>) -> Option<String> {
+/// Why a listener does not accept the route.
+fn keeps_from(gateway: &Value, listener: &Value, asks: &ListenerRequirements<'_>) -> Option<String> {
     let protocol = listener["protocol"].as_str().unwrap_or_default();
     if protocol != "HTTPS" {
         return Some(format!("speaks {protocol}, and HTTPS is needed"));
     }
     if listener["tls"]["mode"] == "Passthrough" {
-        return Some("passes TLS through, and a route is led by what is within".to_owned());
+        return Some("passes TLS through, and an HTTPRoute needs TLS termination".to_owned());
     }
     if listener["port"] != asks.port {
-        return Some(format!("listens at port {}", listener["port"]));
+        return Some(format!("listens on port {}", listener["port"]));
     }
     if !takes_host(listener, asks.host) {
         return Some(format!("takes {} alone", listener["hostname"]));
     }
     let kinds = listener["allowedRoutes"]["kinds"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !kinds.is_empty() && !kinds.iter().any(|kind| kind["kind"] == table::HTTP_ROUTE) {
-        return Some("takes no HTTPRoute".to_owned());
+        return Some("does not allow HTTPRoutes".to_owned());
     }
     (!may_come(gateway, listener, asks)).then(|| match from(listener) {
-        "Selector" => "takes routes of namespaces with other labels (`allowedRoutes.namespaces.selector`)".to_owned(),
-        other => format!("takes no routes of other namespaces (`allowedRoutes.namespaces.from: {other}`)"),
+        "Selector" => "allows routes of namespaces with other labels (`allowedRoutes.namespaces.selector`)".to_owned(),
+        other => format!("allows no routes of other namespaces (`allowedRoutes.namespaces.from: {other}`)"),
     })
 }
 
@@ -177,8 +178,8 @@ fn from(listener: &Value) -> &str {
     listener["allowedRoutes"]["namespaces"]["from"].as_str().unwrap_or("Same")
 }
 
-/// Whether routes of our namespace may come to a listener.
-fn may_come(gateway: &Value, listener: &Value, asks: &Asks<'_>) -> bool {
+/// Whether a listener accepts routes of the route's namespace.
+fn may_come(gateway: &Value, listener: &Value, asks: &ListenerRequirements<'_>) -> bool {
     match from(listener) {
         "All" => true,
         "Same" => gateway["metadata"]["namespace"] == asks.namespace,
@@ -187,7 +188,7 @@ fn may_come(gateway: &Value, listener: &Value, asks: &Asks<'_>) -> bool {
     }
 }
 
-/// Whether a selector of labels means an object with these.
+/// Whether a label selector matches these labels.
 fn selects(selector: &Value, labels: &Value) -> bool {
     let all = selector["matchLabels"].as_object();
     all.into_iter().flatten().all(|(label, value)| labels.get(label) == Some(value))
@@ -212,7 +213,13 @@ mod tests {
         let gateway =
             json!({ "metadata": { "namespace": "infra", "name": "web" }, "spec": { "listeners": listeners } });
         let labels = json!({ NAME: "textnlp", "team": "text" });
-        let asks = Asks { host: "text.example.com", section, port: 443, namespace: "textnlp", labels: &labels };
+        let asks = ListenerRequirements {
+            host: "text.example.com",
+            section,
+            port: 443,
+            namespace: "textnlp",
+            labels: &labels,
+        };
         let said = refusal(&gateway, &asks).map(|problem| problem.to_string());
         match says {
             None => assert_eq!(said, None, "{listeners}"),
@@ -241,10 +248,13 @@ mod tests {
             (https(json!({ "hostname": "*.example.com" })), None),
             (https(json!({ "hostname": "*.text.example.com" })), Some(r#"`https` takes "*.text.example.com" alone"#)),
             (https(json!({ "hostname": "other.example.com" })), Some(r#"takes "other.example.com" alone"#)),
-            (https(json!({ "port": 8443 })), Some("`https` listens at port 8443")),
+            (https(json!({ "port": 8443 })), Some("`https` listens on port 8443")),
             (https(json!({ "protocol": "TLS" })), Some("`https` speaks TLS, and HTTPS is needed")),
             (https(json!({ "tls": { "mode": "Passthrough" } })), Some("passes TLS through")),
-            (https(json!({ "allowedRoutes": { "kinds": [{ "kind": "GRPCRoute" }] } })), Some("takes no HTTPRoute")),
+            (
+                https(json!({ "allowedRoutes": { "kinds": [{ "kind": "GRPCRoute" }] } })),
+                Some("does not allow HTTPRoutes"),
+            ),
             (https(json!({ "allowedRoutes": {} })), Some("`allowedRoutes.namespaces.from: Same`")),
             (from(json!({ "from": "None" })), Some("`allowedRoutes.namespaces.from: None`")),
             (labels(json!({ NAME: "textnlp" })), None),
@@ -263,10 +273,10 @@ mod tests {
     fn a_route_comes_to_no_listener_in_the_open() {
         let open = https(json!({ "name": "http", "protocol": "HTTP", "port": 80 }));
         let both = json!([open, https(json!({}))]);
-        check(None, both.clone(), Some("keys would travel in the open; write `section: https`"));
+        check(None, both.clone(), Some("API keys would be sent without TLS; write `section: https`"));
         check(Some("https"), both.clone(), None);
         check(Some("http"), both.clone(), Some("`http` speaks HTTP"));
-        check(Some("tls"), both, Some("name one of its listeners: http, https"));
+        check(Some("tls"), both, Some("choose one of its listeners: http, https"));
         let closed = https(json!({ "name": "http", "protocol": "HTTP", "port": 80, "allowedRoutes": {} }));
         check(None, json!([closed, https(json!({}))]), None);
     }
@@ -274,9 +284,7 @@ mod tests {
     #[test]
     fn a_gateway_that_is_not_there_is_told_with_those_that_are() {
         let there = json!({ "metadata": { "namespace": "infra", "name": "web" } });
-        assert!(
-            missing(("infra", "wep"), &[there]).to_string().contains("name one of those that are there: infra/web")
-        );
+        assert!(missing(("infra", "wep"), &[there]).to_string().contains("choose an existing one: infra/web"));
         assert!(missing(("infra", "wep"), &[]).to_string().contains("there is no Gateway `infra/wep`"));
     }
 }

@@ -1,50 +1,51 @@
-//! How an object is recognised: its name and uid as a cloud id, and whose it is by labels and annotations.
+//! The identity of an object: its name and uid as a cloud id, and its owner by labels and annotations.
 
 use serde_json::Value;
-use textnlp_provider::{CloudId, Error, Lineage, ResourceId, Result, Sort, Spec};
+use textnlp_provider::{CloudId, Error, ErrorKind, Lineage, ResourceId, Result, Spec};
 
 use crate::table::Row;
 
-/// The label by which all objects of a deployment are found.
+/// The label with the lineage of a deployment, by which all of its objects are listed.
 pub(crate) const LINEAGE: &str = "textnlp-lineage";
-/// The label that says of which environment.
+/// The label with the environment.
 pub(crate) const ENVIRONMENT: &str = "textnlp-environment";
-/// The annotation that says which resource: ids have slashes and may be longer than labels.
+/// The annotation with the resource id: ids contain slashes and may exceed the length of labels.
 pub(crate) const RESOURCE: &str = "textnlp-resource";
-/// The annotation that says which operation applied it last.
+/// The annotation with the operation that last applied the object.
 pub(crate) const OPERATION: &str = "textnlp-operation";
-/// The annotation that says which version of which secret each key holds, as JSON.
+/// The annotation with the secret version of each key, as JSON.
 pub(crate) const SECRETS: &str = "textnlp-secrets";
 
-/// The annotation of a service that says where clients reach it.
+/// The annotation of a service with its external address.
 pub(crate) const ADDRESS: &str = "textnlp-address";
 
-/// Labels and annotations that are ours and stand in no spec.
+/// The labels and annotations that are added to every object and are not part of a spec.
 pub(crate) const OURS: [&str; 5] = [LINEAGE, ENVIRONMENT, RESOURCE, OPERATION, SECRETS];
 
-/// The field manager of a deployment: another deployment's objects are another manager's.
+/// The field manager of a deployment. Each lineage has its own.
 pub(crate) fn manager(lineage: Lineage) -> String {
     format!("textnlp-deploy-{}", lineage.0.as_simple())
 }
 
-/// The manager that holds a number for whoever is to have the last word on it, from when we give it up until they say another.
+/// The manager that holds a value such as `replicas` during a handover, until its new owner sets it.
 pub(crate) fn holder(manager: &str) -> String {
     format!("{manager}-handover")
 }
 
-/// Where an object is, and which of those that had its name.
+/// The location of an object, and its uid to tell it from another object of the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct ObjectLocation {
     pub(crate) namespace: Option<String>,
     pub(crate) name: String,
-    /// `None` where only the name is known.
+    /// `None` if only the name is known.
     pub(crate) uid: Option<String>,
 }
 
-impl Place {
-    /// Where a spec says that its object is.
+impl ObjectLocation {
+    /// The location in a spec.
     pub(crate) fn of_spec(row: &Row, spec: &Spec) -> Result<Self> {
-        let invalid = |why: &str| Err(Error::new(Sort::Invalid, "read the spec of", row.name).because(why.to_owned()));
+        let invalid =
+            |why: &str| Err(Error::new(ErrorKind::Invalid, "read the spec of", row.name).because(why.to_owned()));
         let metadata = spec.get("metadata").unwrap_or(&Value::Null);
         let text = |field: &str| metadata[field].as_str().filter(|text| is_name(text)).map(str::to_owned);
         let Some(name) = text("name") else { return invalid("`metadata.name` is not the name of an object") };
@@ -56,7 +57,7 @@ impl Place {
         Ok(Self { namespace, name, uid: None })
     }
 
-    /// `NAMESPACE/NAME/UID`, or `NAME/UID` of a kind that lives in no namespace; the uid may be missing where a person wrote it.
+    /// Parses `NAMESPACE/NAME/UID`, or `NAME/UID` of a cluster-scoped kind; an id from an operator may lack the uid.
     pub(crate) fn of_id(row: &Row, id: &CloudId) -> Option<Self> {
         let parts: Vec<&str> = id.as_str().split('/').collect();
         let (namespace, name, uid) = match (row.namespaced, &parts[..]) {
@@ -74,43 +75,43 @@ impl Place {
         })
     }
 
-    /// Where an object that the API server showed is.
+    /// The location of an object from the API server.
     pub(crate) fn of_object(row: &Row, object: &Value) -> Option<Self> {
         let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
         Some(Self { namespace: text("namespace").filter(|_| row.namespaced), name: text("name")?, uid: text("uid") })
     }
 
-    /// The cloud id, as far as it is known.
+    /// The cloud id; it lacks the uid if that is not known.
     pub(crate) fn id(&self) -> Result<CloudId> {
         let parts = [self.namespace.as_deref(), Some(&self.name), self.uid.as_deref()];
         let id = parts.into_iter().flatten().collect::<Vec<_>>().join("/");
-        CloudId::new(&id).map_err(|source| Error::new(Sort::Invalid, "name", id).because(source))
+        CloudId::new(&id).map_err(|source| Error::new(ErrorKind::Invalid, "name", id).because(source))
     }
 }
 
-/// The uid of an object that the API server showed.
+/// The uid of an object from the API server.
 pub(crate) fn uid(object: &Value) -> &str {
     object["metadata"]["uid"].as_str().unwrap_or_default()
 }
 
-/// Whose an object is; `None` for nobody's.
+/// The lineage of an object; `None` if it has no lineage label.
 pub(crate) fn lineage(object: &Value) -> Option<Lineage> {
     object["metadata"]["labels"][LINEAGE].as_str()?.parse().ok()
 }
 
-/// Whether a deployment applied an object: labels are copied, by people and by controllers, and field managers are not.
+/// Whether a deployment applied an object. Users and controllers copy labels, but not field managers.
 pub(crate) fn is_applied(object: &Value, lineage: Lineage) -> bool {
     let manager = manager(lineage);
     let mut entries = object["metadata"]["managedFields"].as_array().into_iter().flatten();
     entries.any(|entry| entry["manager"] == manager.as_str() && entry["operation"] == "Apply")
 }
 
-/// Which resource an object is; `None` where it does not say so.
+/// The resource id of an object; `None` without the annotation.
 pub(crate) fn resource(object: &Value) -> Option<ResourceId> {
     ResourceId::new(object["metadata"]["annotations"][RESOURCE].as_str()?).ok()
 }
 
-/// What may stand in a path as it is: names of objects are DNS labels, those of roles may have colons.
+/// Whether a name is safe in a path: names are DNS labels, and those of roles may contain colons.
 fn is_name(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | ':');
     (1..=253).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('.')
@@ -128,7 +129,7 @@ mod tests {
             [("Deployment", "shop/web/1-2"), ("Deployment", "shop/web"), ("ClusterRole", "system:reader/1-2")]
         {
             let row = ROWS.iter().find(|row| row.kind == kind).expect("a row");
-            let place = Place::of_id(row, &CloudId::new(text).expect("an id")).expect("a place");
+            let place = ObjectLocation::of_id(row, &CloudId::new(text).expect("an id")).expect("a place");
             assert_eq!(place.id().expect("an id").as_str(), text);
         }
     }
@@ -138,8 +139,8 @@ mod tests {
         let row = ROWS.iter().find(|row| row.kind == "Deployment").expect("a row");
         for bad in ["../secrets/x", "a?b", "", "A", "x/y"] {
             let spec = Spec::of(&json!({ "metadata": { "name": bad, "namespace": "shop" } }));
-            assert!(Place::of_spec(row, &spec).is_err(), "{bad}");
-            assert_eq!(Place::of_id(row, &CloudId::new(format!("shop/{bad}/u/v")).expect("an id")), None);
+            assert!(ObjectLocation::of_spec(row, &spec).is_err(), "{bad}");
+            assert_eq!(ObjectLocation::of_id(row, &CloudId::new(format!("shop/{bad}/u/v")).expect("an id")), None);
         }
     }
 }

@@ -1,11 +1,11 @@
-//! What a namespace holds that is not ours: everything in it goes along with it, of whatever kind. The same of a definition, which takes
-//! the objects of its kind along, wherever they are.
+//! Foreign objects in a namespace, which its deletion would delete too. The same for a custom resource definition,
+//! whose deletion deletes all objects of its kind.
 
 use std::collections::BTreeSet;
 
 use futures::future::BoxFuture;
 use serde_json::Value;
-use textnlp_provider::{Error, Lineage, Result, Sort};
+use textnlp_provider::{Error, ErrorKind, Lineage, Result};
 
 use crate::api::Api;
 use crate::error::{Call, Rule, missing_rules};
@@ -14,34 +14,34 @@ use crate::lower::FILLED_BY_CERT_MANAGER;
 use crate::observe::several;
 use crate::ready::{self, Ready};
 
-/// What clusters put into every namespace, or write about what is in it.
+/// Objects that clusters create in every namespace or derive from its content.
 const EVERY_NAMESPACES: [(&str, &str); 6] = [
     ("serviceaccounts", "default"),
     ("configmaps", "kube-root-ca.crt"),
-    // OpenShift's own.
+    // Created by OpenShift.
     ("configmaps", "openshift-service-ca.crt"),
     ("serviceaccounts", "builder"),
     ("serviceaccounts", "deployer"),
     ("serviceaccounts", "pipeline"),
 ];
-/// Kinds that only tell about other objects.
+/// Kinds that only describe other objects.
 const WORDS_ABOUT_OTHERS: [(&str, &str); 3] = [("", "events"), ("events.k8s.io", "events"), ("", "endpoints")];
-/// Groups whose objects are readings, computed when they are asked for.
+/// The group whose objects are computed on request.
 const READINGS: &str = "metrics.k8s.io";
 
-/// A kind of objects that live in namespaces, as the cluster names it.
-struct Held {
+/// A namespaced kind, as API discovery names it.
+struct NamespacedKind {
     group: String,
     version: String,
     plural: String,
 }
 
-impl Held {
+impl NamespacedKind {
     fn path(&self, namespace: &str) -> String {
         format!("{}/namespaces/{namespace}/{}", self.root(), self.plural)
     }
 
-    /// The path of all of them, in whatever namespace.
+    /// The path of all objects, across namespaces.
     fn everywhere(&self) -> String {
         format!("{}/{}", self.root(), self.plural)
     }
@@ -56,12 +56,13 @@ impl Held {
     }
 }
 
-/// What is in a namespace and neither carries this lineage nor was made out of something that does: `configmaps settings`.
+/// The foreign objects in a namespace: without this lineage, and not owned by an object that has it. Example:
+/// `configmaps settings`.
 ///
-/// `call` is the removal of the namespace.
+/// `call` is the deletion of the namespace.
 ///
 /// # Errors
-/// Where a kind cannot be listed: what is not seen is not said to be nobody's.
+/// If a kind cannot be listed: its objects must not be assumed absent.
 pub(crate) async fn foreign(api: &Api, call: &Call<'_>, namespace: &str, lineage: Lineage) -> Result<Vec<String>> {
     let kinds = kinds(api, call).await?;
     let mut lists: Vec<BoxFuture<'_, Result<Vec<Value>>>> = Vec::new();
@@ -73,18 +74,18 @@ pub(crate) async fn foreign(api: &Api, call: &Call<'_>, namespace: &str, lineage
     for (kind, listed) in kinds.iter().zip(several(lists).await) {
         match listed {
             Ok(objects) => all.extend(objects.into_iter().map(|object| (kind, object))),
-            Err(error) if error.sort == Sort::Denied => denied.push(kind.rule()),
-            // A kind that was taken out of the cluster meanwhile, or that cannot be listed, has no objects.
-            Err(error) if error.sort == Sort::NotFound => {}
+            Err(error) if error.kind == ErrorKind::Denied => denied.push(kind.rule()),
+            // A kind that was removed meanwhile, or does not support lists, has no objects.
+            Err(error) if error.kind == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
     if !denied.is_empty() {
         let kinds: Vec<String> = denied.iter().map(Rule::resource).collect();
-        let why = format!("it takes along what is in it, and you may not list its {}", kinds.join(", "));
+        let why = format!("its contents are deleted with it, and you are not allowed to list its {}", kinds.join(", "));
         let rules = missing_rules(Some(namespace), &denied);
-        let hint = format!("whoever administers the cluster adds this, and binds it to you:\n{rules}");
-        return Err(call.error(Sort::Denied).because(why).hint(hint));
+        let hint = format!("ask a cluster administrator to add this role and bind it to you:\n{rules}");
+        return Err(call.error(ErrorKind::Denied).because(why).hint(hint));
     }
     let known = derived(&all, lineage);
     let foreign = all
@@ -97,42 +98,48 @@ pub(crate) async fn foreign(api: &Api, call: &Call<'_>, namespace: &str, lineage
         .collect())
 }
 
-/// The objects of a definition's kind that neither carry this lineage nor were made out of one that does: `shop/web`.
+/// The foreign objects of a definition's kind: without this lineage, and not owned by an object that has it. Example:
+/// `shop/web`.
 ///
-/// `call` is the removal of the definition.
+/// `call` is the deletion of the definition.
 ///
 /// # Errors
-/// Where they cannot be listed.
+/// If the objects cannot be listed.
 pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, lineage: Lineage) -> Result<Vec<String>> {
     let spec = &definition["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    // Whatever version an object was written in, it is listed in each that is served.
+    // The API server converts objects, so any served version lists them all.
     let Some(version) = versions.iter().find(|version| version["served"] == true) else {
-        let why = "none of its versions is served, so what it takes along cannot be seen";
-        return Err(call.error(Sort::Denied).because(why).hint("serve a version, and run the same command again"));
+        let why = "none of its versions is served, so the objects that are deleted with it cannot be listed";
+        return Err(call.error(ErrorKind::Denied).because(why).hint("serve a version, and run the same command again"));
     };
-    let kind =
-        Held { group: text(&spec["group"]), version: text(&version["name"]), plural: text(&spec["names"]["plural"]) };
+    let kind = NamespacedKind {
+        group: text(&spec["group"]),
+        version: text(&version["name"]),
+        plural: text(&spec["names"]["plural"]),
+    };
     let objects = match api.metadata(call, &kind.everywhere()).await {
         Ok(objects) => objects,
-        // It was never served.
-        Err(error) if error.sort == Sort::NotFound && !matches!(ready::definition(definition), Ready::Yes) => {
+        // The definition was never established.
+        Err(error) if error.kind == ErrorKind::NotFound && !matches!(ready::definition(definition), Ready::Yes) => {
             return Ok(Vec::new());
         }
-        Err(error) if error.sort == Sort::Denied => {
-            let why =
-                format!("it takes along the objects of its kind, and you may not list {}", kind.rule().resource());
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let why = format!(
+                "the objects of its kind are deleted with it, and you are not allowed to list {}",
+                kind.rule().resource()
+            );
             let rules = missing_rules(None, &[kind.rule()]);
-            let hint = format!("whoever administers the cluster adds this, and binds it to you:\n{rules}");
-            return Err(call.error(Sort::Denied).because(why).hint(hint));
+            let hint = format!("ask a cluster administrator to add this role and bind it to you:\n{rules}");
+            return Err(call.error(ErrorKind::Denied).because(why).hint(hint));
         }
         Err(error) => return Err(error),
     };
-    let all: Vec<(&Held, Value)> = objects.into_iter().map(|object| (&kind, object)).collect();
+    let all: Vec<(&NamespacedKind, Value)> = objects.into_iter().map(|object| (&kind, object)).collect();
     let known = derived(&all, lineage);
     let foreign = all.iter().filter(|(_, object)| !known.contains(identity::uid(object)));
-    let name = |(_, object): &(&Held, Value)| {
+    let name = |(_, object): &(&NamespacedKind, Value)| {
         let metadata = &object["metadata"];
         let parts = [&metadata["namespace"], &metadata["name"]].into_iter().filter_map(Value::as_str);
         parts.collect::<Vec<_>>().join("/")
@@ -140,8 +147,8 @@ pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, line
     Ok(foreign.map(name).collect())
 }
 
-/// Every kind that lives in namespaces and can be listed, in the version that the cluster prefers.
-async fn kinds(api: &Api, call: &Call<'_>) -> Result<Vec<Held>> {
+/// Every namespaced kind that can be listed, in the preferred version.
+async fn kinds(api: &Api, call: &Call<'_>) -> Result<Vec<NamespacedKind>> {
     let groups = api.document(call, "/apis").await?;
     let groups = groups["groups"].as_array().cloned().unwrap_or_default();
     let mut versions = vec![(String::new(), "v1".to_owned())];
@@ -171,18 +178,24 @@ async fn kinds(api: &Api, call: &Call<'_>) -> Result<Vec<Held>> {
                 && !is_part
                 && !WORDS_ABOUT_OTHERS.contains(&(group.as_str(), plural))
             {
-                kinds.push(Held { group: group.clone(), version: version.clone(), plural: plural.to_owned() });
+                kinds.push(NamespacedKind {
+                    group: group.clone(),
+                    version: version.clone(),
+                    plural: plural.to_owned(),
+                });
             }
         }
     }
     match kinds.is_empty() {
-        true => Err(Error::new(Sort::Unavailable, "list the kinds of", "the cluster").because("it names none")),
+        true => {
+            Err(Error::new(ErrorKind::Unavailable, "list the kinds of", "the cluster").because("the answer lists none"))
+        }
         false => Ok(kinds),
     }
 }
 
-/// The uids of what carries the lineage, and of what controllers made out of it.
-fn derived<'a>(all: &'a [(&Held, Value)], lineage: Lineage) -> BTreeSet<&'a str> {
+/// The uids of the objects with the lineage, and of everything that they own, directly or not.
+fn derived<'a>(all: &'a [(&NamespacedKind, Value)], lineage: Lineage) -> BTreeSet<&'a str> {
     let ours = all.iter().filter(|(_, object)| identity::lineage(object) == Some(lineage));
     let mut known: BTreeSet<&str> = ours.map(|(_, object)| identity::uid(object)).collect();
     loop {
@@ -202,9 +215,9 @@ fn derived<'a>(all: &'a [(&Held, Value)], lineage: Lineage) -> BTreeSet<&'a str>
 fn is_every_namespaces(plural: &str, object: &Value) -> bool {
     let metadata = &object["metadata"];
     let name = metadata["name"].as_str().unwrap_or_default();
-    // The tokens of service accounts, of which those with a life of their own are removed with it anyway.
+    // Service account tokens. The cluster deletes them with their account.
     let is_token = plural == "secrets" && metadata["annotations"]["kubernetes.io/service-account.name"].is_string();
-    // What cert-manager made for our ingress outlives it, and is of no use to anybody else.
+    // The certificate that cert-manager issued for the deployment's own ingress outlives it and is not used elsewhere.
     let filled = metadata["annotations"]["cert-manager.io/certificate-name"].as_str();
     let is_ours = plural == "secrets" && name == FILLED_BY_CERT_MANAGER && filled == Some(FILLED_BY_CERT_MANAGER);
     is_token || is_ours || EVERY_NAMESPACES.contains(&(plural, name))

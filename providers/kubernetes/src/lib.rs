@@ -1,17 +1,21 @@
-//! Objects in any cluster, whoever made the cluster: one table of kinds ([`table`](crate)), one way of working for all of them.
+//! Kubernetes objects in any cluster, however it was created: one table of kinds ([`table`](crate)), one implementation
+//! for all of them.
 //!
-//! A spec is the object's manifest without `apiVersion` and `kind`, which the kind's row knows. It is applied by the server
-//! (server-side apply) under a field manager of the deployment's own, never forced: what others own stays theirs. Objects carry
-//! the lineage as a label, by which they are found in bulk; what they are called for us is an annotation.
+//! A spec is the object's manifest without `apiVersion` and `kind`, which its row in the table provides. It is applied
+//! by server-side apply under a field manager of the deployment. Apply is not forced by default: fields of other
+//! managers remain theirs. Objects carry the lineage as a label, by which they are listed, and the resource id as an
+//! annotation.
 //!
-//! Read in this order: `table`, `provider`, `verbs`, `fields` (who owns what, and what differs), `ready`, `credential`, `error`.
+//! Read in this order: `table`, `provider`, `verbs`, `fields` (ownership and differences), `ready`, `credential`,
+//! `error`.
 
 mod adapter;
 mod api;
 mod canary;
+mod capabilities;
 mod credential;
+mod diagnosis;
 mod diff;
-mod errand;
 mod error;
 mod export;
 mod fields;
@@ -21,6 +25,8 @@ mod inside;
 mod lower;
 mod manifest;
 mod observe;
+mod one_off_job;
+mod operations;
 mod outage;
 mod preflight;
 mod provider;
@@ -28,17 +34,14 @@ mod ready;
 mod scale;
 mod served;
 mod table;
-mod trouble;
 mod verbs;
 mod watch;
 
 pub use adapter::{Adapter, Answer, FrontProxy};
-pub use canary::{Ask, ORDERS, Scrape, Stage, Told, Wish};
-pub use errand::Errand;
-pub use export::{Export, ExportFile, Form, NeededSecret, export};
-pub use lower::{
-    ADAPTER_COMPONENT, Analytics, BACKUP, CompanyNetwork, FILLED_BY_CERT_MANAGER, Ingress, ModelVolume, Nodes,
-    OwnPostgres, Placement, RESTORE, Spot,
-};
+pub use canary::{ORDERS, OperatorCommand, QueryApi, RolloutReport, Scrape, Stage};
+pub use capabilities::CAPABILITIES;
+pub use export::export;
+pub use lower::{BACKUP, RESTORE, local_part};
+pub use one_off_job::JobResult;
+pub use operations::{ClusterOperations, endpoint};
 pub use provider::{Access, Kubernetes};
-pub use scale::{Autoscaler, Scale};

@@ -1,29 +1,29 @@
-//! Manifests that are applied, and specs that are seen of objects.
+//! Conversion between specs and manifests: applied manifests, and specs of live objects.
 
 use base64::Engine;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use textnlp_provider::{Error, Health, Object, Operation, Outputs, Result, SecretRef, SecretStore, Sort, Spec};
+use textnlp_provider::{Error, ErrorKind, Health, Object, Operation, Outputs, Result, SecretRef, SecretStore, Spec};
 
 use crate::fields::{self, Owner, Segment};
-use crate::identity::{self, Place};
+use crate::identity::{self, ObjectLocation};
 use crate::ready::Ready;
 use crate::table::{API_SERVICE, Row};
 
-/// The member of a seen spec that says who owns which field: `{"ours": …, "others": [{name, subresource, fields}]}`.
+/// The member of a live spec with field ownership: `{"ours": …, "others": [{name, subresource, fields}]}`.
 pub(crate) const FIELDS: &str = "fields";
-/// How a Secret's value is marked that is no secret: `{"$plain": "textnlp"}`.
+/// Marks a value in a Secret that is not secret: `{"$plain": "textnlp"}`.
 pub(crate) const PLAIN: &str = "$plain";
-/// The label of a ConfigMap whose texts others may refer to, each by its key.
+/// The label of a ConfigMap whose texts are outputs, one per key.
 pub(crate) const CARRIED: &str = "textnlp-carried";
-/// A value that is in a Secret and of which we know nothing.
+/// The placeholder for a value in a Secret that the deployment does not own.
 const UNKNOWN: &str = "***";
-/// Whom the API server believes, which stands as PEM in specs; the API has bytes in base64.
+/// The certificate authority of an API service: PEM in specs, base64 in the API.
 const AUTHORITY: &str = "/spec/caBundle";
-/// Above this an object is refused anyway: etcd takes 1.5 MiB.
+/// The limit of a manifest in bytes; etcd rejects objects above 1.5 MiB.
 const LARGEST: usize = 1536 << 10;
 
-/// What is applied: the spec with its secrets, and who made it. Fields at `left_to_others` are left out.
+/// The manifest to apply: the spec with its secrets and identity. Fields at `left_to_others` are omitted.
 pub(crate) async fn applied(
     row: &Row,
     op: &Operation,
@@ -31,38 +31,38 @@ pub(crate) async fn applied(
     uid: Option<&str>,
     left_to_others: &[&[Segment]],
 ) -> Result<Value> {
-    let invalid = |why: String| Error::new(Sort::Invalid, "apply", op.resource.to_string()).because(why);
+    let invalid = |why: String| Error::new(ErrorKind::Invalid, "apply", op.resource.to_string()).because(why);
     let mut manifest = fields::without(op.spec.as_value(), left_to_others);
     let mut versions = Map::new();
     if row.kind == "Secret" {
         if let Some(plain) = manifest.get("stringData") {
             return Err(invalid(format!(
-                "`stringData` is not taken, `data` names secrets: {} keys",
+                "`stringData` is not supported, `data` references secrets: {} keys",
                 plain.as_object().map_or(0, Map::len)
             )));
         }
         for (key, value) in manifest.get_mut("data").and_then(Value::as_object_mut).into_iter().flatten() {
-            // A word that everybody knows, such as a name that stands beside a password.
+            // A value that is not secret, such as the user name beside a password.
             if let Some(word) = value.get(PLAIN).and_then(Value::as_str).map(str::to_owned) {
                 versions.insert(key.clone(), value.clone());
                 *value = Value::from(base64::engine::general_purpose::STANDARD.encode(word));
                 continue;
             }
             let Some(reference) = SecretRef::from_value(value) else {
-                return Err(invalid(format!("`data.{key}` is no reference to a secret")));
+                return Err(invalid(format!("`data.{key}` is not a reference to a secret")));
             };
             let secret = secrets.get(&reference).await?;
             *value = Value::from(base64::engine::general_purpose::STANDARD.encode(secret.expose()));
             versions.insert(key.clone(), json!(reference));
         }
     } else if !op.spec.secrets().is_empty() {
-        return Err(invalid("a secret stands where the API server keeps no secrets".to_owned()));
+        return Err(invalid("a secret is in a field that the API server does not treat as secret".to_owned()));
     }
     if let Some(authority) = manifest.pointer_mut(AUTHORITY).filter(|_| row.kind == API_SERVICE) {
         let pem = authority.as_str().unwrap_or_default();
         *authority = Value::from(base64::engine::general_purpose::STANDARD.encode(pem));
     }
-    let Some(object) = manifest.as_object_mut() else { return Err(invalid("the spec is no object".to_owned())) };
+    let Some(object) = manifest.as_object_mut() else { return Err(invalid("the spec is not an object".to_owned())) };
     object.insert("apiVersion".to_owned(), json!(row.api_version()));
     object.insert("kind".to_owned(), json!(row.kind));
     let metadata = &mut object["metadata"];
@@ -77,13 +77,13 @@ pub(crate) async fn applied(
         metadata["uid"] = json!(uid);
     }
     if manifest.to_string().len() > LARGEST {
-        return Err(invalid(format!("the object is larger than {LARGEST} bytes, which no cluster keeps")));
+        return Err(invalid(format!("the object is larger than {LARGEST} bytes, the limit of a cluster")));
     }
     Ok(manifest)
 }
 
-/// What is applied to give all fields of an object back: nothing but which one it is.
-pub(crate) fn bare(row: &Row, place: &Place, uid: &str) -> Value {
+/// The manifest that releases all fields of an object: it contains only the object's identity.
+pub(crate) fn bare(row: &Row, place: &ObjectLocation, uid: &str) -> Value {
     let mut metadata = json!({ "name": place.name, "uid": uid });
     if let Some(namespace) = &place.namespace {
         metadata["namespace"] = json!(namespace);
@@ -91,10 +91,10 @@ pub(crate) fn bare(row: &Row, place: &Place, uid: &str) -> Value {
     json!({ "apiVersion": row.api_version(), "kind": row.kind, "metadata": metadata })
 }
 
-/// An object as the contract shows it.
+/// A live object in the form of the contract.
 pub(crate) fn seen(row: &Row, raw: &Value, manager: &str, ready: Ready) -> Result<Object> {
-    let place = Place::of_object(row, raw)
-        .ok_or_else(|| Error::new(Sort::Unavailable, "read", row.resource()).because("an object has no name"))?;
+    let place = ObjectLocation::of_object(row, raw)
+        .ok_or_else(|| Error::new(ErrorKind::Unavailable, "read", row.resource()).because("an object has no name"))?;
     Ok(Object {
         kind: textnlp_provider::KindName::new(row.name).expect("the names in the table are kind names"),
         cloud_id: place.id()?,
@@ -110,7 +110,7 @@ pub(crate) fn seen(row: &Row, raw: &Value, manager: &str, ready: Ready) -> Resul
     })
 }
 
-/// The manifest as it is, without what the server adds for itself, without values of secrets, and with who owns what.
+/// The live manifest with field ownership, without server-generated fields and without the values of secrets.
 fn spec(row: &Row, raw: &Value, manager: &str) -> Spec {
     let mut manifest: Map<String, Value> = raw.as_object().cloned().unwrap_or_default();
     for own in ["apiVersion", "kind", "status"] {
@@ -149,7 +149,7 @@ fn spec(row: &Row, raw: &Value, manager: &str) -> Spec {
     Spec::of(&Value::Object(manifest))
 }
 
-/// A key that is ours holds the version that we wrote down beside it; of any other only that it is there is told.
+/// Replaces secret values: an owned key by its recorded version, any other by a placeholder.
 fn hide(manifest: &mut Map<String, Value>, raw: &Value, ours: &Value) {
     let noted = raw["metadata"]["annotations"][identity::SECRETS].as_str().unwrap_or("{}");
     let versions: Value = serde_json::from_str(noted).unwrap_or_default();
@@ -157,7 +157,7 @@ fn hide(manifest: &mut Map<String, Value>, raw: &Value, ours: &Value) {
         let is_ours = ours["f:data"].get(format!("f:{key}")).is_some();
         *value = versions.get(key).filter(|_| is_ours).cloned().unwrap_or_else(|| Value::from(UNKNOWN));
     }
-    // Tools write what they applied into annotations once more, values and all: only those that we set are shown.
+    // Tools such as kubectl store a copy of applied values in annotations, so only owned annotations are shown.
     let set = &ours["f:metadata"]["f:annotations"];
     let annotations = manifest.get_mut("metadata").and_then(|one| one.get_mut("annotations"));
     if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
@@ -165,7 +165,7 @@ fn hide(manifest: &mut Map<String, Value>, raw: &Value, ours: &Value) {
     }
 }
 
-/// Who owns what of a seen spec: our fields, and those of others.
+/// The owned fields of a live spec, and those of other managers.
 pub(crate) fn owners(seen: &Spec) -> (Option<&Value>, Vec<Owner<'_>>) {
     let Some(fields) = seen.get(FIELDS) else { return (None, Vec::new()) };
     let others = fields["others"].as_array().into_iter().flatten().map(|owner| Owner {
@@ -176,7 +176,7 @@ pub(crate) fn owners(seen: &Spec) -> (Option<&Value>, Vec<Owner<'_>>) {
     (fields.get("ours"), others.collect())
 }
 
-/// What others may read of an object: what stays the same while it lives, and digests by which pods are rolled.
+/// The outputs of an object: values that are constant for its lifetime, and digests that roll pods.
 pub(crate) fn outputs(row: &Row, raw: &Value) -> Outputs {
     let mut outputs = Outputs::new();
     for field in ["name", "namespace", "uid"] {
@@ -188,7 +188,7 @@ pub(crate) fn outputs(row: &Row, raw: &Value) -> Outputs {
         "ConfigMap" => {
             let data = Spec::of(&json!({ "data": raw["data"], "binaryData": raw["binaryData"] }));
             outputs.insert("digest".to_owned(), json!(data.digest()));
-            // For pods that carry what they read in their template.
+            // For pods whose template includes their configuration.
             if raw["metadata"]["labels"][CARRIED] == "true" {
                 let texts = raw["data"].as_object().into_iter().flatten();
                 outputs.extend(texts.map(|(key, text)| (key.clone(), text.clone())));
@@ -202,7 +202,7 @@ pub(crate) fn outputs(row: &Row, raw: &Value) -> Outputs {
             let (name, namespace) = (&raw["metadata"]["name"], &raw["metadata"]["namespace"]);
             let host = format!("{}.{}.svc", name.as_str().unwrap_or_default(), namespace.as_str().unwrap_or_default());
             outputs.insert("host".to_owned(), json!(host));
-            // Where clients reach it, where it was applied with that.
+            // The external address, if the service was applied with one.
             if let Some(url) = raw["metadata"]["annotations"].get(identity::ADDRESS) {
                 outputs.insert("url".to_owned(), url.clone());
             }

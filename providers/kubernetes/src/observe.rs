@@ -1,4 +1,5 @@
-//! What is there: one list a kind, by the label of the lineage, and a look by name at what the lists do not show.
+//! Observation of a lineage's objects: one list per kind by label, then reads by name for objects that the lists do not
+//! contain.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,40 +7,40 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 use textnlp_provider::{
-    CloudId, Error, Health, KindName, Lineage, Object, Observed, Ownership, Recorded, ResourceId, Result, Scope, Sort,
-    Wanted, Why, told,
+    CloudId, Error, ErrorKind, Health, KindName, Lineage, Object, Observed, Ownership, ReadFailure, Recorded,
+    ResourceId, Result, Scope, Wanted, error_chain,
 };
 
 use crate::api::Api;
 use crate::error::Call;
-use crate::identity::{self, Place};
+use crate::identity::{self, ObjectLocation};
 use crate::ready::Ready;
 use crate::table::{self, ROWS, Row};
-use crate::{manifest, trouble};
+use crate::{diagnosis, manifest};
 
-/// Calls that are under way at once.
+/// The limit of concurrent calls.
 const AT_ONCE: usize = 8;
-/// Objects whose pods are asked what is wrong, at most: with the others it is the same.
+/// The limit of unready objects whose pods are inspected; the others usually have the same problem.
 const EXPLAINED: usize = 5;
 
-/// What is known beforehand of one id.
+/// The wanted and the recorded state of one resource.
 #[derive(Default, Clone, Copy)]
-struct Asked<'a> {
+struct ResourceState<'a> {
     wanted: Option<&'a Wanted>,
     recorded: Option<&'a Recorded>,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> ResourceState<'a> {
     fn kind(&self) -> Option<&'a KindName> {
         self.wanted.map(|wanted| &wanted.kind).or(self.recorded.map(|recorded| &recorded.kind))
     }
 
-    /// Where it should be; recorded places come first, whose uid is known.
-    fn places(&self, row: &Row) -> Vec<Place> {
+    /// The expected locations; recorded ones come first, because they have a uid.
+    fn places(&self, row: &Row) -> Vec<ObjectLocation> {
         let recorded = self.recorded.filter(|recorded| recorded.kind.as_str() == row.name);
-        let recorded = recorded.and_then(|recorded| Place::of_id(row, &recorded.cloud_id));
-        let wanted = self.wanted.and_then(|wanted| Place::of_spec(row, &wanted.spec).ok());
-        let mut places: Vec<Place> = recorded.into_iter().collect();
+        let recorded = recorded.and_then(|recorded| ObjectLocation::of_id(row, &recorded.cloud_id));
+        let wanted = self.wanted.and_then(|wanted| ObjectLocation::of_spec(row, &wanted.spec).ok());
+        let mut places: Vec<ObjectLocation> = recorded.into_iter().collect();
         places.extend(
             wanted.filter(|wanted| {
                 !places.iter().any(|one| one.name == wanted.name && one.namespace == wanted.namespace)
@@ -49,15 +50,15 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// What the lists of one kind say.
-struct Listed {
+/// The list of one kind.
+struct KindList {
     row: &'static Row,
-    /// The objects of the lineage, or why they could not be seen.
+    /// The objects of the lineage, or why they could not be listed.
     objects: Result<Vec<Value>, String>,
 }
 
 pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-    let mut asked: BTreeMap<&ResourceId, Asked<'_>> = BTreeMap::new();
+    let mut asked: BTreeMap<&ResourceId, ResourceState<'_>> = BTreeMap::new();
     for wanted in scope.wanted.iter().filter(|wanted| wanted.site == *scope.site) {
         asked.entry(&wanted.id).or_default().wanted = Some(wanted);
     }
@@ -71,9 +72,10 @@ pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(Resourc
     for list in &lists {
         for raw in list.objects.iter().flatten() {
             let Some(id) = identity::resource(raw).filter(|id| id.site() == scope.site.as_str()) else { continue };
-            // A copy with our label on it is nobody's of ours; what is recorded stays ours whoever wiped its field managers.
+            // A copy with the lineage label is not the deployment's object. A recorded object is, even if its field
+            // managers were cleared.
             let recorded = asked.get(&id).and_then(|asked| asked.recorded);
-            let recorded = recorded.and_then(|recorded| Place::of_id(list.row, &recorded.cloud_id)?.uid);
+            let recorded = recorded.and_then(|recorded| ObjectLocation::of_id(list.row, &recorded.cloud_id)?.uid);
             if !identity::is_applied(raw, scope.lineage) && recorded.as_deref() != Some(identity::uid(raw)) {
                 continue;
             }
@@ -87,7 +89,7 @@ pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(Resourc
     }
     for (place, row, raw) in degraded {
         if let Observed::Present(Object { health: Health::Degraded(why), .. }) = &mut answer[place].1 {
-            *why = trouble::of_pods(api, row, &raw, why.clone()).await;
+            *why = diagnosis::of_pods(api, row, &raw, why.clone()).await;
         }
     }
     let mut looks: Vec<BoxFuture<'_, (ResourceId, Observed)>> = Vec::new();
@@ -102,25 +104,29 @@ pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(Resourc
 }
 
 pub(crate) async fn read(api: &Api, kind: &KindName, id: &CloudId) -> Result<Observed> {
-    let invalid = |why: &str| Error::new(Sort::Invalid, "read", id.to_string()).because(why.to_owned());
-    let row = table::row(kind).ok_or_else(|| invalid("its kind is not ours"))?;
+    let invalid = |why: &str| Error::new(ErrorKind::Invalid, "read", id.to_string()).because(why.to_owned());
+    let row = table::row(kind).ok_or_else(|| invalid("its kind is not known to this provider"))?;
     let example = if row.namespaced { "NAMESPACE/NAME" } else { "NAME" };
-    let place = Place::of_id(row, id).ok_or_else(|| invalid(&format!("an id of this kind is {example}")))?;
+    let place = ObjectLocation::of_id(row, id).ok_or_else(|| invalid(&format!("an id of this kind is {example}")))?;
     let Some(raw) = get(api, row, &place).await? else { return Ok(Observed::Absent) };
-    // An object of nobody is seen as whoever asks about it sees it: there are no fields of ours in it.
+    // An object without a lineage is read without a field manager: the deployment owns none of its fields.
     let lineage = identity::lineage(&raw).unwrap_or(Lineage(Default::default()));
     Ok(Observed::Present(shown_as(row, &raw, lineage)?))
 }
 
-/// The object at a place, if it is the one with the uid where one is known.
-async fn get(api: &Api, row: &'static Row, place: &Place) -> Result<Option<Value>> {
+/// The object at a location, if it has the expected uid.
+async fn get(api: &Api, row: &'static Row, place: &ObjectLocation) -> Result<Option<Value>> {
     let (namespace, name) = (place.namespace.as_deref(), Some(place.name.as_str()));
     let raw = api.get(&Call { action: "read", verb: "get", row, namespace, name }).await?;
     Ok(raw.filter(|raw| place.uid.as_deref().is_none_or(|uid| uid == identity::uid(raw))))
 }
 
-/// One list a kind over all namespaces; where that is not allowed, one for each namespace that somebody asks about.
-async fn list_all(api: &Api, scope: &Scope<'_>, asked: &BTreeMap<&ResourceId, Asked<'_>>) -> Result<Vec<Listed>> {
+/// One list per kind over all namespaces; without that permission, one per namespace of the resources.
+async fn list_all(
+    api: &Api,
+    scope: &Scope<'_>,
+    asked: &BTreeMap<&ResourceId, ResourceState<'_>>,
+) -> Result<Vec<KindList>> {
     let selector = format!("{}={}", identity::LINEAGE, scope.lineage);
     let namespaces: BTreeSet<String> = asked
         .values()
@@ -137,17 +143,17 @@ async fn list_all(api: &Api, scope: &Scope<'_>, asked: &BTreeMap<&ResourceId, As
     for (row, objects) in ROWS.iter().zip(several(lists).await) {
         let objects = match objects {
             Ok(objects) => Ok(objects),
-            // A kind that this cluster does not have has no objects.
-            Err(error) if error.sort == Sort::NotFound => Ok(Vec::new()),
+            // A kind that the cluster lacks has no objects.
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => {
-                let why = told(&error);
+                let why = error_chain(&error);
                 lost.push(error);
                 Err(why)
             }
         };
-        found.push(Listed { row, objects });
+        found.push(KindList { row, objects });
     }
-    // A cluster of which nothing can be seen is an error, not a list of unknowns.
+    // If no kind can be listed, that is an error, not a list of unknown objects.
     match lost.len() == ROWS.len() {
         true => Err(lost.swap_remove(0)),
         false => Ok(found),
@@ -157,7 +163,7 @@ async fn list_all(api: &Api, scope: &Scope<'_>, asked: &BTreeMap<&ResourceId, As
 async fn list(api: &Api, row: &'static Row, selector: &str, namespaces: &BTreeSet<String>) -> Result<Vec<Value>> {
     let everywhere = Call { action: "list", verb: "list", row, namespace: None, name: None };
     match api.list(&everywhere, selector).await {
-        Err(error) if error.sort == Sort::Denied && row.namespaced && !namespaces.is_empty() => {}
+        Err(error) if error.kind == ErrorKind::Denied && row.namespaced && !namespaces.is_empty() => {}
         other => return other,
     }
     let mut objects = Vec::new();
@@ -167,43 +173,46 @@ async fn list(api: &Api, row: &'static Row, selector: &str, namespaces: &BTreeSe
     Ok(objects)
 }
 
-/// The answers of calls, in their order, of which a few are under way at once.
+/// The results of calls in their order, with limited concurrency.
 pub(crate) async fn several<T>(calls: Vec<BoxFuture<'_, T>>) -> Vec<T> {
     futures::stream::iter(calls).buffered(AT_ONCE).collect().await
 }
 
-/// What no list of the lineage shows: it is gone, it lost its label, or somebody else has its name.
-async fn look_for(api: &Api, scope: &Scope<'_>, lists: &[Listed], asked: Asked<'_>) -> Observed {
-    let unknown = |why: String| Observed::Unknown(Why(why));
-    let Some(row) = asked.kind().and_then(table::row) else { return unknown("its kind is not ours".to_owned()) };
+/// Reads an object that the lists do not contain: it is absent, it lost its label, or a foreign object has its name.
+async fn look_for(api: &Api, scope: &Scope<'_>, lists: &[KindList], asked: ResourceState<'_>) -> Observed {
+    let unknown = |why: String| Observed::Unknown(ReadFailure(why));
+    let Some(row) = asked.kind().and_then(table::row) else {
+        return unknown("its kind is not known to this provider".to_owned());
+    };
     let ownership = asked.wanted.map(|wanted| &wanted.ownership).or(asked.recorded.map(|recorded| &recorded.ownership));
     if let Some(Ownership::External(id)) = ownership {
         let kind = KindName::new(row.name).expect("the names in the table are kind names");
-        return read(api, &kind, id).await.unwrap_or_else(|error| unknown(told(&error)));
+        return read(api, &kind, id).await.unwrap_or_else(|error| unknown(error_chain(&error)));
     }
     if let Some(Err(why)) = lists.iter().find(|list| list.row.name == row.name).map(|list| &list.objects) {
         return unknown(why.clone());
     }
     for place in asked.places(row) {
         let uid = place.uid.clone();
-        let there = match get(api, row, &Place { uid: None, ..place }).await {
+        let there = match get(api, row, &ObjectLocation { uid: None, ..place }).await {
             Ok(Some(raw)) => raw,
             Ok(None) => continue,
-            Err(error) => return unknown(told(&error)),
+            Err(error) => return unknown(error_chain(&error)),
         };
-        // The one that we made, without the label by which it is found.
+        // The recorded object, without the lineage label.
         if uid.as_deref() == Some(identity::uid(&there)) && identity::lineage(&there).is_none() {
-            return shown_as(row, &there, scope.lineage).map_or_else(|error| unknown(told(&error)), Observed::Present);
+            return shown_as(row, &there, scope.lineage)
+                .map_or_else(|error| unknown(error_chain(&error)), Observed::Present);
         }
-        // It was made since the lists were read, or belongs to another site or resource of ours.
+        // It was created after the lists were read, or it belongs to another lineage.
         let whose = match identity::lineage(&there) {
-            Some(lineage) if lineage == scope.lineage => "appeared while this was looked at".to_owned(),
+            Some(lineage) if lineage == scope.lineage => "was created during the check".to_owned(),
             Some(lineage) => format!("belongs to lineage {lineage}"),
-            None => "carries no lineage: somebody else made it".to_owned(),
+            None => "has no lineage label: another client created it".to_owned(),
         };
-        // A record of another object of this name says that ours is gone; the name is what a create runs into.
+        // Even if the recorded object is gone, a create would fail on the name.
         return unknown(format!(
-            "{} {} is there and {whose}",
+            "{} {} exists and {whose}",
             row.resource(),
             there["metadata"]["name"].as_str().unwrap_or_default()
         ));
@@ -213,7 +222,7 @@ async fn look_for(api: &Api, scope: &Scope<'_>, lists: &[Listed], asked: Asked<'
 
 fn shown_as(row: &Row, raw: &Value, lineage: Lineage) -> Result<Object> {
     let ready = match raw["metadata"]["deletionTimestamp"].is_string() {
-        true => Ready::NotYet(trouble::of_ending(raw)),
+        true => Ready::NotYet(diagnosis::of_ending(raw)),
         false => (row.ready)(raw),
     };
     manifest::seen(row, raw, &identity::manager(lineage), ready)

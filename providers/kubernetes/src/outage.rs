@@ -1,32 +1,33 @@
-//! The loss of a cluster, rehearsed: its nodes take no pods, and the pods of a deployment are gone at once.
+//! Simulated failure of a cluster for drills: its nodes are cordoned, and the pods of a deployment are killed.
 //!
-//! Nodes are cordoned by server-side apply under a field manager of the outage's own, so that taking it back gives up exactly what it took:
-//! a node that was cordoned before stays so. What runs of others on those nodes goes on running. (`kubectl cordon` of a node that is cordoned
-//! says nothing to the API server, so that nobody can know of it.)
+//! Nodes are cordoned by server-side apply under a field manager of the outage, so the end of the outage releases
+//! exactly those nodes. A node that was cordoned before stays so. Other pods on the nodes keep running. (`kubectl
+//! cordon` of a cordoned node sends no request to the API server, so it cannot be detected.)
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use textnlp_provider::{Error, Lineage, Result, Sort};
+use textnlp_provider::{Error, ErrorKind, Lineage, Result};
 
 use crate::api::Api;
-use crate::errand::of_ours;
+use crate::diagnosis::{self, POD};
 use crate::error::{Call, Rule, missing_rules};
+use crate::one_off_job::read_own;
 use crate::preflight::may;
 use crate::provider::Kubernetes;
 use crate::table::{self, Row};
-use crate::trouble::{self, POD};
 use crate::{identity, ready};
 
 static NODE: Row = table::nodes();
-/// How often nodes are looked at until none is left that an outage took.
-const LOOKS: u32 = 5;
-/// The annotation of a node that says which outage cordoned it.
+/// The polls of the nodes until none is left that the outage cordoned.
+const MAX_POLLS: u32 = 5;
+/// The annotation of a node with the outage that cordoned it.
 const OUTAGE: &str = "textnlp-outage";
 
 impl Kubernetes {
-    /// Why an outage could not be made now: what may not be done, what is not there, and an outage that was not taken back.
+    /// Preflight of an outage. An error names missing permissions, missing objects or a previous outage that was not
+    /// ended.
     pub async fn may_lose(&self, (namespace, lineage): (&str, Lineage), deployment: &str) -> Result<()> {
         let api = self.api().await?;
         pods(&api, namespace, lineage, deployment).await?;
@@ -39,28 +40,28 @@ impl Kubernetes {
             }
         }
         let nodes = match api.list(&listing(), "").await {
-            // That is told below.
-            Err(error) if error.sort == Sort::Denied => Vec::new(),
+            // The missing permission is reported below.
+            Err(error) if error.kind == ErrorKind::Denied => Vec::new(),
             listed => listed?,
         };
         if let Some((name, other)) = nodes.iter().find_map(|node| Some((name_of(node), outage_of(node)?))) {
-            let why = format!("outage {other} has not been taken back");
-            let hint = "what keeps the witness of its drill takes it back; where that is gone: `kubectl uncordon` the nodes that it took, and `kubectl annotate node --all textnlp-outage-`";
-            return Err(cordon(name).error(Sort::Conflict).because(why).hint(hint));
+            let why = format!("outage {other} has not been reverted");
+            let hint = "the witness of its drill reverts it; if the witness is gone: `kubectl uncordon` the nodes that it cordoned, and `kubectl annotate node --all textnlp-outage-`";
+            return Err(cordon(name).error(ErrorKind::Conflict).because(why).hint(hint));
         }
         match refused.is_empty() {
             true => Ok(()),
             false => {
                 let roles = refused.into_iter().map(|(place, rules)| missing_rules(place, &rules));
-                let hint = format!("whoever administers the cluster adds this:\n{}", roles.collect::<String>());
-                let why = "an outage cordons nodes and removes pods, and you may not";
-                Err(Error::new(Sort::Denied, "rehearse the loss of", "the cluster").because(why).hint(hint))
+                let hint = format!("ask a cluster administrator to add this:\n{}", roles.collect::<String>());
+                let why = "an outage cordons nodes and removes pods, and you are not allowed to";
+                Err(Error::new(ErrorKind::Denied, "simulate a failure of", "the cluster").because(why).hint(hint))
             }
         }
     }
 
-    /// Cordons every node that takes pods, then removes the pods of a deployment without waiting for them to leave. What was done already is
-    /// fine. Nothing is begun any more when the time of the outage is over: an error, after which it is to be taken back.
+    /// Cordons every schedulable node, then deletes the pods of a deployment without a grace period. Idempotent. After
+    /// the end of the outage it starts nothing more and returns an error; the outage must then be ended.
     pub async fn lose(
         &self,
         (namespace, lineage): (&str, Lineage),
@@ -70,7 +71,7 @@ impl Kubernetes {
         let api = self.api().await?;
         let in_time = || match Timestamp::now() < until {
             true => Ok(()),
-            false => Err(listing().error(Sort::Conflict).because("its time was over before all nodes were cordoned")),
+            false => Err(listing().error(ErrorKind::Conflict).because("it expired before all nodes were cordoned")),
         };
         for node in api.list(&listing(), "").await? {
             in_time()?;
@@ -87,23 +88,24 @@ impl Kubernetes {
             let call =
                 Call { action: "remove", verb: "delete", row: &POD, namespace: Some(namespace), name: Some(name) };
             match api.kill(&call, identity::uid(&pod)).await {
-                // Another of its name, or none: it is gone.
-                Err(error) if !matches!(error.sort, Sort::NotFound | Sort::Conflict) => return Err(error),
+                // The node is gone, or was recreated with the same name.
+                Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict) => return Err(error),
                 _ => {}
             }
         }
         Ok(())
     }
 
-    /// Gives every node back that an outage took; pods come by themselves. Says how many nodes those were. What was taken back already is fine.
+    /// Uncordons every node that the outage cordoned, so that pods are scheduled again. Returns the number of nodes.
+    /// Idempotent.
     ///
     /// # Errors
-    /// One that keeps a node from being given back; all others were tried.
+    /// If a node could not be uncordoned; all others were tried.
     pub async fn find_again(&self, outage: &str) -> Result<usize> {
         let api = self.api().await?;
         let mut given = 0;
-        // A cordon that was on its way when somebody gave up comes after the first look.
-        for _ in 0..LOOKS {
+        // A cordon that was in flight when its client gave up may arrive after the first poll.
+        for _ in 0..MAX_POLLS {
             let nodes = api.list(&listing(), "").await?;
             let taken: Vec<&Value> = nodes.iter().filter(|node| outage_of(node) == Some(outage)).collect();
             if taken.is_empty() {
@@ -112,8 +114,10 @@ impl Kubernetes {
             let mut stays = None;
             for node in taken {
                 match api.apply(&cordon(name_of(node)), &manager(outage), &known(node), false).await {
-                    // Its machine is gone.
-                    Err(error) if !matches!(error.sort, Sort::NotFound | Sort::Conflict) => stays = Some(error),
+                    // The node was removed.
+                    Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict) => {
+                        stays = Some(error)
+                    }
                     _ => given += 1,
                 }
             }
@@ -124,25 +128,25 @@ impl Kubernetes {
         Ok(given)
     }
 
-    /// Whether nodes can be asked for.
+    /// The number of nodes; an error if nodes cannot be listed.
     pub async fn sees_nodes(&self) -> Result<usize> {
         Ok(self.api().await?.list(&listing(), "").await?.len())
     }
 
-    /// How many pods of a deployment are ready.
+    /// The number of ready pods of a deployment.
     pub async fn ready_pods(&self, place: (&str, Lineage), deployment: &str) -> Result<usize> {
         let pods = pods(&self.api().await?, place.0, place.1, deployment).await?;
         Ok(pods.iter().filter(|pod| ready::pod(pod)).count())
     }
 }
 
-/// The pods of a deployment of ours.
+/// The pods of a deployment of this lineage.
 async fn pods(api: &Api, namespace: &str, lineage: Lineage, deployment: &str) -> Result<Vec<Value>> {
     let row = table::named("kubernetes.deployment");
     let call = Call { action: "read", verb: "get", row, namespace: Some(namespace), name: Some(deployment) };
-    let found = of_ours(api, &call, lineage).await?;
+    let found = read_own(api, &call, lineage).await?;
     let list = Call { action: "list", verb: "list", row: &POD, namespace: Some(namespace), name: None };
-    api.list(&list, &trouble::selector(&found)).await
+    api.list(&list, &diagnosis::selector(&found)).await
 }
 
 fn listing() -> Call<'static> {
@@ -157,7 +161,7 @@ fn manager(outage: &str) -> String {
     format!("textnlp-outage-{outage}")
 }
 
-/// The node that was looked at, and no other of its name.
+/// The identity of the node that was read, with its uid.
 fn known(node: &Value) -> Value {
     json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name_of(node), "uid": identity::uid(node) } })
 }

@@ -1,25 +1,24 @@
-//! What would make an apply fail: no way in, kinds that the cluster lacks, permissions, names that others have. Reads only; the
-//! questions about permissions are documents that the API server answers and does not keep.
+//! Preflight checks of an apply: access, missing kinds, permissions and name conflicts. Reads only; the permission
+//! reviews are not stored by the API server.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use textnlp_provider::{Ownership, Problem, Result, Sort, Wanted, told};
+use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted, error_chain};
 
 use crate::api::Api;
 use crate::error::{Call, Rule, missing_rules};
 use crate::gateway;
-use crate::identity::{self, Place};
+use crate::identity::{self, ObjectLocation};
+use crate::lower::gateway_port;
 use crate::observe::several;
 use crate::provider::Kubernetes;
 use crate::served;
-use crate::table::{self, ROWS, Row};
+use crate::table::{self, ROWS, Row, VERBS};
 
-/// The oldest version whose API has every kind of the table in the version that it names.
+/// The oldest minor version that serves every kind of the table in the version used.
 const OLDEST_MINOR: u64 = 30;
-/// What applying and removing takes.
-const VERBS: [&str; 5] = ["get", "list", "create", "patch", "delete"];
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Result<Vec<Problem>> {
@@ -28,30 +27,32 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     let mut problems = Vec::new();
     let (api, minor) = match reach(kubernetes, &mut problems).await {
         Ok(reached) => reached,
-        Err(error) if error.sort == Sort::Denied || error.sort == Sort::Unavailable => {
-            let fix = error
-                .hint
-                .clone()
-                .unwrap_or_else(|| "check the address in the kubeconfig, and that this machine reaches it".to_owned());
-            return Ok(vec![Problem::new("cluster", told(&error), fix)]);
+        Err(error) if error.kind == ErrorKind::Denied || error.kind == ErrorKind::Unavailable => {
+            let fix = error.hint.clone().unwrap_or_else(|| {
+                "check the address in the kubeconfig, and that this machine can reach it".to_owned()
+            });
+            return Ok(vec![Problem::new("cluster", error_chain(&error), fix)]);
         }
         Err(error) => return Err(error),
     };
-    served::users(&api, wanted, kubernetes.is_told_of_openshift(), &mut problems).await?;
-    problems.extend(nodes(&api, kubernetes.min_nodes()).await?);
-    problems.extend(kubernetes.max_nodes().map(|most| {
-        let cause = format!("`cluster.max_nodes` is {most}, and nobody here makes nodes in a cluster that exists");
-        Problem::warning("cluster.max_nodes", cause, "see that the cluster's own autoscaler of nodes has such a limit")
+    let site = kubernetes.site();
+    served::users(&api, wanted, site.is_some_and(|site| site.settings.openshift), &mut problems).await?;
+    problems.extend(nodes(&api, site.map_or(0, |site| site.min_nodes)).await?);
+    problems.extend(site.and_then(|site| site.max_nodes.filter(|most| *most > site.min_nodes)).map(|most| {
+        let cause =
+            format!("`cluster.max_nodes` is {most}, but this program does not create nodes in an existing cluster");
+        Problem::warning("cluster.max_nodes", cause, "set this limit in the cluster's own node autoscaler")
     }));
-    if let Some(image) = kubernetes.image().filter(|image| !image.contains("@sha256:")) {
-        let cause = format!("`{image}` names no digest: whoever pushes that tag again changes what new pods run");
+    let image = site.and_then(|site| site.settings.image.as_ref());
+    if let Some(image) = image.filter(|image| !image.contains("@sha256:")) {
+        let cause = format!("`{image}` has no digest: a new push of that tag changes what new pods run");
         problems.push(Problem::warning("cluster.image", cause, "write `REGISTRY/textnlp@sha256:…`"));
     }
     let brought = brought_kinds(wanted);
     let missing = missing_kinds(&api, &asked).await?;
     for row in ROWS.iter().filter(|row| missing.contains(row.name) && !brought.contains(&row.resource())) {
         let fix = match row.brought_by {
-            Some(who) => format!("install {who} in the cluster, which brings it"),
+            Some(who) => format!("install {who} in the cluster, which provides it"),
             None => format!("use a cluster of version 1.{OLDEST_MINOR} or newer"),
         };
         problems.push(Problem::new(
@@ -62,10 +63,11 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     }
     served::metrics(&api, wanted, &mut problems).await?;
     served::groups(&api, wanted, &mut problems).await?;
-    served::ways_in(&api, wanted, &mut problems).await?;
+    served::check_ingress(&api, wanted, &mut problems).await?;
     served::classes(&api, wanted, &mut problems).await?;
     served::default_class(&api, wanted, &mut problems).await?;
-    if let Some(port) = kubernetes.gateway_port().filter(|_| !missing.contains("kubernetes.http-route")) {
+    let port = site.and_then(|site| gateway_port(&site.settings));
+    if let Some(port) = port.filter(|_| !missing.contains("kubernetes.http-route")) {
         gateway::listeners(&api, wanted, port, &mut problems).await?;
     }
     served::image_volumes(minor, wanted, &mut problems);
@@ -75,7 +77,7 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     Ok(problems)
 }
 
-/// Fewer nodes than the environment names are no reason to stop: a cluster may add some when there are pods for them.
+/// Too few nodes are only a warning: a cluster may add nodes when pods need them.
 async fn nodes(api: &Api, least: u32) -> Result<Option<Problem>> {
     if least <= 1 {
         return Ok(None);
@@ -85,16 +87,17 @@ async fn nodes(api: &Api, least: u32) -> Result<Option<Problem>> {
     let cause = match api.metadata(&call, "/api/v1/nodes").await {
         Ok(nodes) if nodes.len() >= least as usize => return Ok(None),
         Ok(nodes) => format!("it has {} nodes, and `cluster.min_nodes` is {least}", nodes.len()),
-        Err(error) if error.sort == Sort::Denied => {
-            format!("whether it has the {least} nodes of `cluster.min_nodes` is not known: you may not list nodes")
+        Err(error) if error.kind == ErrorKind::Denied => {
+            format!("the {least} nodes of `cluster.min_nodes` could not be checked: you are not allowed to list nodes")
         }
         Err(error) => return Err(error),
     };
-    let fix = "add nodes, or say how many there should be; nobody here makes nodes in a cluster that exists";
+    let fix = "add nodes, or change `cluster.min_nodes`; this program does not create nodes in an existing cluster";
     Ok(Some(Problem::warning("cluster", cause, fix)))
 }
 
-/// The kinds whose definitions are among what is wanted, as `certificates.cert-manager.io`: that is what definitions are named.
+/// The kinds whose definitions are part of the wanted objects, by the names of definitions:
+/// `certificates.cert-manager.io`.
 fn brought_kinds(wanted: &[Wanted]) -> BTreeSet<String> {
     let definitions =
         wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::DEFINITION));
@@ -102,18 +105,18 @@ fn brought_kinds(wanted: &[Wanted]) -> BTreeSet<String> {
     names.map(str::to_owned).collect()
 }
 
-/// Whether the API server answers, and of which version it is: the number after `1.`.
+/// Connects to the API server; returns its minor version.
 async fn reach(kubernetes: &Kubernetes, problems: &mut Vec<Problem>) -> Result<(Api, u64)> {
     let api = kubernetes.api().await?;
     let call =
         Call { action: "ask the version of", verb: "get", row: table::namespaces(), namespace: None, name: None };
     let version = api.document(&call, "/version").await?;
-    // Some clouds write `34+`.
+    // Some clouds append a plus: `34+`.
     let minor = version["minor"].as_str().unwrap_or_default();
     let minor: u64 = minor.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(u64::MAX);
     if minor < OLDEST_MINOR {
         let cause = format!(
-            "it runs Kubernetes {}, whose API lacks kinds or versions that are applied",
+            "it runs Kubernetes {}, whose API lacks required kinds or versions",
             version["gitVersion"].as_str().unwrap_or("of an unknown version")
         );
         problems.push(Problem::warning("cluster", cause, format!("upgrade it to 1.{OLDEST_MINOR} or newer")));
@@ -121,7 +124,7 @@ async fn reach(kubernetes: &Kubernetes, problems: &mut Vec<Problem>) -> Result<(
     Ok((api, minor))
 }
 
-/// The kinds that this cluster does not have.
+/// The kinds that the cluster lacks.
 async fn missing_kinds(api: &Api, asked: &[(&'static Row, &Wanted)]) -> Result<BTreeSet<&'static str>> {
     let mut versions: BTreeMap<String, Vec<&'static Row>> = BTreeMap::new();
     for row in ROWS.iter().filter(|row| asked.iter().any(|(one, _)| one.name == row.name)) {
@@ -129,10 +132,10 @@ async fn missing_kinds(api: &Api, asked: &[(&'static Row, &Wanted)]) -> Result<B
     }
     let mut missing = BTreeSet::new();
     for (path, rows) in versions {
-        let call = Call { action: "ask for the kinds of", verb: "get", row: rows[0], namespace: None, name: None };
+        let call = Call { action: "list the kinds of", verb: "get", row: rows[0], namespace: None, name: None };
         let document = match api.document(&call, &path).await {
             Ok(document) => document,
-            Err(error) if error.sort == Sort::NotFound => Value::Null,
+            Err(error) if error.kind == ErrorKind::NotFound => Value::Null,
             Err(error) => return Err(error),
         };
         let has = |row: &Row| {
@@ -143,12 +146,12 @@ async fn missing_kinds(api: &Api, asked: &[(&'static Row, &Wanted)]) -> Result<B
     Ok(missing)
 }
 
-/// Asks for each kind and namespace what may be done there; what may not is one problem, with the rules to add.
+/// Reviews the permissions per kind and namespace. Missing ones are one problem, with the rules to add.
 async fn permissions(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mut Vec<Problem>) -> Result<()> {
     let mut questions = BTreeSet::new();
     for (row, wanted) in asked.iter().filter(|(_, wanted)| wanted.ownership == Ownership::Ours) {
         let number = ROWS.iter().position(|one| one.name == row.name);
-        if let (Some(number), Ok(place)) = (number, Place::of_spec(row, &wanted.spec)) {
+        if let (Some(number), Ok(place)) = (number, ObjectLocation::of_spec(row, &wanted.spec)) {
             questions.extend(VERBS.map(|verb| (place.namespace.clone(), number, verb)));
         }
     }
@@ -173,9 +176,9 @@ async fn permissions(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mu
         let place = namespace.as_ref().map_or("cluster".to_owned(), |namespace| format!("namespace {namespace}"));
         let kinds: Vec<String> =
             rules.iter().map(|rule| format!("{} {}", rule.verbs.join(", "), rule.resource())).collect();
-        let cause = format!("you may not {}", kinds.join("; "));
+        let cause = format!("you are not allowed to {}", kinds.join("; "));
         let fix = format!(
-            "whoever administers the cluster adds this, and binds it to you:\n{}",
+            "ask a cluster administrator to add this role and bind it to you:\n{}",
             missing_rules(namespace.as_deref(), &rules)
         );
         problems.push(Problem::new(place, cause, fix));
@@ -190,11 +193,11 @@ pub(crate) async fn may(api: &Api, namespace: Option<&str>, row: &'static Row, v
         "kind": "SelfSubjectAccessReview",
         "spec": { "resourceAttributes": attributes },
     });
-    let call = Call { action: "ask what is allowed on", verb, row, namespace, name: None };
+    let call = Call { action: "check the permissions on", verb, row, namespace, name: None };
     Ok(api.ask(&call, REVIEWS, &question).await?["status"]["allowed"] == true)
 }
 
-/// Names that objects of nobody have; those of other deployments are told when their lineage is known.
+/// Names taken by objects without a lineage. Those of other deployments are reported once their lineage is known.
 async fn taken_names(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mut Vec<Problem>) -> Result<()> {
     let mut looks: Vec<BoxFuture<'_, Result<Option<Problem>>>> = Vec::new();
     for (row, wanted) in asked.iter().filter(|(_, wanted)| wanted.ownership == Ownership::Ours) {
@@ -207,26 +210,26 @@ async fn taken_names(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mu
 }
 
 async fn taken_name(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Option<Problem>> {
-    let place = match Place::of_spec(row, &wanted.spec) {
+    let place = match ObjectLocation::of_spec(row, &wanted.spec) {
         Ok(place) => place,
         Err(error) => {
             return Ok(Some(Problem::new(
                 wanted.id.to_string(),
-                told(&error),
-                "give it a name that the API server takes",
+                error_chain(&error),
+                "give it a name that the API server accepts",
             )));
         }
     };
     let (namespace, name) = (place.namespace.as_deref(), Some(place.name.as_str()));
     let call = Call { action: "read", verb: "get", row, namespace, name };
     let there = match api.get(&call).await {
-        // What may not be read is told above.
-        Err(error) if error.sort == Sort::Denied => None,
+        // The missing permission is reported above.
+        Err(error) if error.kind == ErrorKind::Denied => None,
         other => other?,
     };
     let taken = there.filter(|object| identity::lineage(object).is_none());
     Ok(taken.map(|_| {
-        let cause = format!("{} is there, and somebody else made it", call.subject());
-        Problem::new(wanted.id.to_string(), cause, "choose another name, or remove it if nobody needs it")
+        let cause = format!("{} exists, and another client created it", call.subject());
+        Problem::new(wanted.id.to_string(), cause, "choose another name, or remove it if it is not needed")
     }))
 }

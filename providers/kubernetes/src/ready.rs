@@ -1,19 +1,19 @@
-//! Whether an object does its work, by what it says of itself. Pure.
+//! Readiness of objects, from their status. Pure.
 
 use serde_json::Value;
 
-/// How far an object is.
+/// The readiness of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ready {
-    /// It does its work.
+    /// Ready.
     Yes,
-    /// Not yet, for this reason.
+    /// Not ready yet, for this reason.
     NotYet(String),
-    /// It will not by itself, for this reason.
+    /// Failed: it cannot become ready without a change, for this reason.
     Never(String),
 }
 
-/// What works as soon as it is there.
+/// Kinds without a readiness status.
 pub(crate) fn at_once(_: &Value) -> Ready {
     Ready::Yes
 }
@@ -25,16 +25,16 @@ pub(crate) fn namespace(object: &Value) -> Ready {
     }
 }
 
-/// A volume is bound, or waits for its first pod, as many kinds of volume do.
+/// A volume claim is ready when it is bound, or while it waits for its first consumer, as many storage classes require.
 pub(crate) fn volume_claim(object: &Value) -> Ready {
     match object["status"]["phase"].as_str() {
         Some("Bound" | "Pending") => Ready::Yes,
         Some("Lost") => Ready::Never("the volume behind it is lost".to_owned()),
-        _ => Ready::NotYet("its volume is looked for".to_owned()),
+        _ => Ready::NotYet("its volume is being bound".to_owned()),
     }
 }
 
-/// A load balancer has an address when the cloud has made it.
+/// A load balancer is ready when the cloud has assigned its address.
 pub(crate) fn service(object: &Value) -> Ready {
     let balanced = object["spec"]["type"] == "LoadBalancer";
     let has_address = object["status"]["loadBalancer"]["ingress"].as_array().is_some_and(|all| !all.is_empty());
@@ -61,10 +61,10 @@ pub(crate) fn deployment(object: &Value) -> Ready {
     let (updated, available) = (count(&status["updatedReplicas"], 0), count(&status["availableReplicas"], 0));
     let all = count(&status["replicas"], 0);
     if updated < wanted {
-        return Ready::NotYet(failing(object, format!("{updated} of {wanted} pods are of the new kind")));
+        return Ready::NotYet(failing(object, format!("{updated} of {wanted} pods are updated")));
     }
     if all > updated {
-        return Ready::NotYet(format!("{} pods of the old kind are still there", all - updated));
+        return Ready::NotYet(format!("{} old pods still exist", all - updated));
     }
     if available < wanted {
         return Ready::NotYet(failing(object, format!("{available} of {wanted} pods are available")));
@@ -79,7 +79,7 @@ pub(crate) fn stateful_set(object: &Value) -> Ready {
     let status = &object["status"];
     let wanted = count(&object["spec"]["replicas"], 1);
     let (updated, ready) = (count(&status["updatedReplicas"], 0), count(&status["readyReplicas"], 0));
-    // A partition leaves the pods below it as they were.
+    // A partition excludes the pods below it from the update.
     let partition = count(&object["spec"]["updateStrategy"]["rollingUpdate"]["partition"], 0);
     if ready < wanted {
         return Ready::NotYet(format!("{ready} of {wanted} pods are ready"));
@@ -87,7 +87,7 @@ pub(crate) fn stateful_set(object: &Value) -> Ready {
     let revised = status["updateRevision"] == status["currentRevision"];
     let by_hand = object["spec"]["updateStrategy"]["type"] == "OnDelete";
     if !revised && !by_hand && updated < wanted.saturating_sub(partition) {
-        return Ready::NotYet(format!("{updated} of {} pods are of the new kind", wanted.saturating_sub(partition)));
+        return Ready::NotYet(format!("{updated} of {} pods are updated", wanted.saturating_sub(partition)));
     }
     Ready::Yes
 }
@@ -101,7 +101,7 @@ pub(crate) fn daemon_set(object: &Value) -> Ready {
     let by_hand = object["spec"]["updateStrategy"]["type"] == "OnDelete";
     let updated = count(&status["updatedNumberScheduled"], 0);
     if updated < wanted && !by_hand {
-        return Ready::NotYet(format!("{updated} of {wanted} pods are of the new kind"));
+        return Ready::NotYet(format!("{updated} of {wanted} pods are updated"));
     }
     let available = count(&status["numberAvailable"], 0);
     if available < wanted {
@@ -110,10 +110,10 @@ pub(crate) fn daemon_set(object: &Value) -> Ready {
     Ready::Yes
 }
 
-/// A job is ready when it is done; one that is suspended waits for whoever suspended it.
+/// A job is ready when it is complete. A suspended job counts as ready too, since only an operator resumes it.
 pub(crate) fn job(object: &Value) -> Ready {
     if let Some(failed) = held(object, "Failed") {
-        let why = failed["message"].as_str().or(failed["reason"].as_str()).unwrap_or("it failed");
+        let why = failed["message"].as_str().or(failed["reason"].as_str()).unwrap_or("no error output");
         return Ready::Never(why.to_owned());
     }
     if held(object, "Complete").is_some() || object["spec"]["suspend"] == true {
@@ -121,15 +121,15 @@ pub(crate) fn job(object: &Value) -> Ready {
     }
     let (done, failed) = (count(&object["status"]["succeeded"], 0), count(&object["status"]["failed"], 0));
     let wanted = count(&object["spec"]["completions"], 1);
-    let tries = if failed > 0 { format!(", {failed} tries failed") } else { String::new() };
+    let tries = if failed > 0 { format!(", {failed} attempts failed") } else { String::new() };
     Ready::NotYet(format!("{done} of {wanted} runs are done{tries}"))
 }
 
-/// A definition serves its kind when nobody else has its names and the API server has taken it up.
+/// A definition is ready when its names are accepted and it is established.
 pub(crate) fn definition(object: &Value) -> Ready {
     let conditions = || object["status"]["conditions"].as_array().into_iter().flatten();
     if let Some(refused) = conditions().find(|one| one["type"] == "NamesAccepted" && one["status"] == "False") {
-        return Ready::Never(said(refused, "another definition has its names"));
+        return Ready::Never(condition_message(refused, "its names conflict with another definition"));
     }
     match conditions().any(|one| one["type"] == "Established" && one["status"] == "True") {
         true => Ready::Yes,
@@ -137,12 +137,12 @@ pub(crate) fn definition(object: &Value) -> Ready {
     }
 }
 
-/// What a controller of its own looks after and says of as a whole, by the condition `Ready`.
-pub(crate) fn of_its_own(object: &Value) -> Ready {
+/// A custom resource whose controller reports the condition `Ready`.
+pub(crate) fn of_custom_resource(object: &Value) -> Ready {
     by_condition(object, &object["status"]["conditions"], "Ready")
 }
 
-/// An API is served when the API server reaches whoever serves it.
+/// An API service is ready when the API server reaches its backend.
 pub(crate) fn api_service(object: &Value) -> Ready {
     by_condition(object, &object["status"]["conditions"], "Available")
 }
@@ -151,7 +151,7 @@ pub(crate) fn gateway(object: &Value) -> Ready {
     by_condition(object, &object["status"]["conditions"], "Programmed")
 }
 
-/// A route is ready when each gateway that it names takes it; what is said of gateways that it named once counts for nothing.
+/// A route is ready when each Gateway in its spec accepts it. Statuses of Gateways that it named before are ignored.
 pub(crate) fn http_route(object: &Value) -> Ready {
     let list = |place: &str| object.pointer(place).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let (named, said) = (list("/spec/parentRefs"), list("/status/parents"));
@@ -159,7 +159,7 @@ pub(crate) fn http_route(object: &Value) -> Ready {
     for parent in named {
         let of_it = said.iter().filter(|one| is_about(&one["parentRef"], parent));
         let mut looks: Vec<Ready> = of_it.map(|one| taken(object, one)).collect();
-        // Of several controllers one has to be the gateway's.
+        // Several controllers may report; the one of the Gateway decides.
         if looks.contains(&Ready::Yes) {
             taken_by += 1;
         } else if !looks.is_empty() {
@@ -167,23 +167,23 @@ pub(crate) fn http_route(object: &Value) -> Ready {
         }
     }
     match taken_by < named.len() {
-        true => Ready::NotYet(format!("{taken_by} of {} gateways have looked at it", named.len())),
+        true => Ready::NotYet(format!("{taken_by} of {} gateways have accepted it", named.len())),
         false => Ready::Yes,
     }
 }
 
-/// A policy is there before any route leads to what it is about, and nobody says anything of it until then.
+/// A policy exists before any route uses its service, and has no status until then.
 pub(crate) fn backend_tls(object: &Value) -> Ready {
     let gateways = object["status"]["ancestors"].as_array().into_iter().flatten();
     let mut looks = gateways.map(|gateway| taken(object, gateway));
     looks.find(|ready| *ready != Ready::Yes).unwrap_or(Ready::Yes)
 }
 
-/// Whether the gateway of a route goes by the policy beside it; until then it speaks with pods in the open.
+/// Whether the Gateway of a route enforces the policy for it. Until then it would talk to pods without TLS.
 pub(crate) fn in_force(policy: &Value) -> Ready {
     match policy["status"]["ancestors"].as_array().map(Vec::as_slice) {
         None | Some([]) => {
-            let why = "no gateway has looked at its BackendTLSPolicy: the controller may not know that kind of the Gateway API 1.4";
+            let why = "no gateway has processed its BackendTLSPolicy: check that the controller supports this kind of Gateway API 1.4";
             Ready::NotYet(why.to_owned())
         }
         Some(_) => backend_tls(policy),
@@ -194,12 +194,12 @@ fn is_about(said: &Value, parent: &Value) -> bool {
     ["namespace", "name", "sectionName"].iter().all(|field| parent[field].is_null() || said[field] == parent[field])
 }
 
-/// Whether a gateway takes an object as its own, and finds what it names.
+/// Whether a Gateway accepts an object and resolves its references.
 fn taken(object: &Value, gateway: &Value) -> Ready {
     let conditions = &gateway["conditions"];
     let resolved = conditions.as_array().into_iter().flatten().any(|one| one["type"] == "ResolvedRefs");
     match by_condition(object, conditions, "Accepted") {
-        // Not every controller says so of every kind.
+        // `ResolvedRefs` is not reported by every controller for every kind.
         Ready::Yes if resolved => by_condition(object, conditions, "ResolvedRefs"),
         other => other,
     }
@@ -208,39 +208,39 @@ fn taken(object: &Value, gateway: &Value) -> Ready {
 pub(crate) fn openshift_route(object: &Value) -> Ready {
     match object["status"]["ingress"][0].get("conditions") {
         Some(conditions) => by_condition(object, conditions, "Admitted"),
-        None => Ready::NotYet("no router has looked at it yet".to_owned()),
+        None => Ready::NotYet("no router has processed it yet".to_owned()),
     }
 }
 
-/// Whether a condition of this name holds for what is wanted now.
+/// The readiness by a condition, which must be of the current generation.
 fn by_condition(object: &Value, conditions: &Value, name: &str) -> Ready {
     let Some(condition) = conditions.as_array().into_iter().flatten().find(|one| one["type"] == name) else {
-        return Ready::NotYet("no controller of the cluster has looked at it yet".to_owned());
+        return Ready::NotYet("no controller of the cluster has processed it yet".to_owned());
     };
     let generation = count(&object["metadata"]["generation"], 0);
     if count(&condition["observedGeneration"], generation) < generation {
-        return Ready::NotYet("its controller has not looked at the change yet".to_owned());
+        return Ready::NotYet("its controller has not processed the change yet".to_owned());
     }
     match condition["status"] == "True" {
         true => Ready::Yes,
-        false => Ready::NotYet(said(condition, &format!("it is not {}", name.to_lowercase()))),
+        false => Ready::NotYet(condition_message(condition, &format!("it is not {}", name.to_lowercase()))),
     }
 }
 
-/// A condition's own words, else its reason.
-fn said(condition: &Value, otherwise: &str) -> String {
+/// The message of a condition, else its reason.
+fn condition_message(condition: &Value, otherwise: &str) -> String {
     let words = [&condition["message"], &condition["reason"]].into_iter().filter_map(Value::as_str);
     words.into_iter().find(|words| !words.is_empty()).unwrap_or(otherwise).to_owned()
 }
 
-/// The status is of an older spec.
+/// The controller has not observed the current spec.
 fn not_seen_yet(object: &Value) -> Option<Ready> {
     let (generation, seen) =
         (count(&object["metadata"]["generation"], 0), count(&object["status"]["observedGeneration"], 0));
-    (seen < generation).then(|| Ready::NotYet("the cluster's controllers have not looked at it yet".to_owned()))
+    (seen < generation).then(|| Ready::NotYet("the controllers of the cluster have not processed it yet".to_owned()))
 }
 
-/// What keeps pods from being made, such as a quota: it is told nowhere else.
+/// Why pods cannot be created, such as a quota: only this condition reports it.
 pub(crate) fn failing(object: &Value, otherwise: String) -> String {
     match held(object, "ReplicaFailure").and_then(|condition| condition["message"].as_str()) {
         Some(message) => format!("{otherwise}: {message}"),
@@ -248,17 +248,17 @@ pub(crate) fn failing(object: &Value, otherwise: String) -> String {
     }
 }
 
-/// The condition of this name, whether it holds or not.
+/// The condition of this type, whatever its status.
 pub(crate) fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     object["status"]["conditions"].as_array()?.iter().find(|one| one["type"] == name)
 }
 
-/// The condition of this name, where it holds.
+/// The condition of this type, if it is true.
 fn held<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     condition(object, name).filter(|one| one["status"] == "True")
 }
 
-/// Whether a pod answers.
+/// Whether a pod is ready.
 pub(crate) fn pod(pod: &Value) -> bool {
     held(pod, "Ready").is_some()
 }
@@ -283,15 +283,15 @@ mod tests {
         check(
             deployment,
             status(2, json!({ "observedGeneration": 1 })),
-            not_yet("the cluster's controllers have not looked at it yet"),
+            not_yet("the controllers of the cluster have not processed it yet"),
         );
         let seen = json!({ "observedGeneration": 2, "updatedReplicas": 1, "replicas": 4, "availableReplicas": 3 });
-        check(deployment, status(2, seen), not_yet("1 of 3 pods are of the new kind"));
+        check(deployment, status(2, seen), not_yet("1 of 3 pods are updated"));
         let old = json!({ "observedGeneration": 2, "updatedReplicas": 3, "replicas": 4, "availableReplicas": 3 });
-        check(deployment, status(2, old), not_yet("1 pods of the old kind are still there"));
+        check(deployment, status(2, old), not_yet("1 old pods still exist"));
         let quota = json!({ "observedGeneration": 2, "conditions": [
             { "type": "ReplicaFailure", "status": "True", "message": "exceeded quota: q" }] });
-        check(deployment, status(2, quota), not_yet("0 of 3 pods are of the new kind: exceeded quota: q"));
+        check(deployment, status(2, quota), not_yet("0 of 3 pods are updated: exceeded quota: q"));
         let done = json!({ "observedGeneration": 2, "updatedReplicas": 3, "replicas": 3, "availableReplicas": 3 });
         check(deployment, status(2, done), Ready::Yes);
         let late = json!({ "observedGeneration": 2, "conditions": [
@@ -304,7 +304,7 @@ mod tests {
         check(
             job,
             json!({ "status": { "failed": 1 } }),
-            Ready::NotYet("0 of 1 runs are done, 1 tries failed".to_owned()),
+            Ready::NotYet("0 of 1 runs are done, 1 attempts failed".to_owned()),
         );
         check(job, json!({ "status": { "conditions": [{ "type": "Complete", "status": "True" }] } }), Ready::Yes);
         let failed =
@@ -316,28 +316,28 @@ mod tests {
     fn what_controllers_of_others_say_is_believed_of_what_is_wanted_now() {
         let not_yet = |why: &str| Ready::NotYet(why.to_owned());
         let object = |status: Value| json!({ "metadata": { "generation": 2 }, "spec": { "parentRefs": [{ "name": "a" }] }, "status": status });
-        check(gateway, object(json!({})), not_yet("no controller of the cluster has looked at it yet"));
+        check(gateway, object(json!({})), not_yet("no controller of the cluster has processed it yet"));
         let condition = |kind: &str, status: &str, seen: u64| json!([{ "type": kind, "status": status, "observedGeneration": seen, "message": "no address" }]);
         let says = |conditions: Value| object(json!({ "conditions": conditions }));
         check(
             gateway,
             says(condition("Programmed", "True", 1)),
-            not_yet("its controller has not looked at the change yet"),
+            not_yet("its controller has not processed the change yet"),
         );
         check(gateway, says(condition("Programmed", "False", 2)), not_yet("no address"));
         check(gateway, says(condition("Programmed", "True", 2)), Ready::Yes);
         check(
-            of_its_own,
+            of_custom_resource,
             says(json!([{ "type": "Ready", "status": "False", "reason": "Issuing" }])),
             not_yet("Issuing"),
         );
-        check(http_route, object(json!({})), not_yet("0 of 1 gateways have looked at it"));
+        check(http_route, object(json!({})), not_yet("0 of 1 gateways have accepted it"));
         let taken = |accepted: &str, resolved: &str| {
             let mut conditions = condition("Accepted", accepted, 2);
             let found = json!({ "type": "ResolvedRefs", "status": resolved, "observedGeneration": 2, "reason": "BackendNotFound", "message": "" });
             conditions.as_array_mut().expect("a list").push(found);
             let of = |name: &str| json!({ "parentRef": { "name": name }, "conditions": conditions });
-            // What somebody said long ago of another gateway.
+            // An outdated status of another Gateway.
             let stale = json!({ "parentRef": { "name": "b" }, "conditions": condition("Accepted", "False", 1) });
             object(json!({ "parents": [stale, of("a")], "ancestors": [of("a")] }))
         };
@@ -347,9 +347,9 @@ mod tests {
             check(look, taken("True", "False"), not_yet("BackendNotFound"));
         }
         check(backend_tls, object(json!({})), Ready::Yes);
-        let nobody = "no gateway has looked at its BackendTLSPolicy: the controller may not know that kind of the Gateway API 1.4";
+        let nobody = "no gateway has processed its BackendTLSPolicy: check that the controller supports this kind of Gateway API 1.4";
         check(in_force, object(json!({})), not_yet(nobody));
-        check(openshift_route, object(json!({})), not_yet("no router has looked at it yet"));
+        check(openshift_route, object(json!({})), not_yet("no router has processed it yet"));
         check(definition, says(condition("Established", "False", 2)), not_yet("the API server does not serve it yet"));
         check(definition, says(condition("NamesAccepted", "False", 2)), Ready::Never("no address".to_owned()));
         check(definition, says(condition("Established", "True", 2)), Ready::Yes);

@@ -1,38 +1,17 @@
-//! How many pods there are, how many there should be, and whether whoever decides that sees what it decides by.
+//! Replica counts of a deployment, and the metrics that its autoscaler reads.
 
 use serde_json::Value;
+use textnlp_provider::operations::{Autoscaler, Scale};
 use textnlp_provider::{Lineage, Result};
 
 use crate::api::Api;
-use crate::errand::of_ours;
 use crate::error::Call;
+use crate::one_off_job::read_own;
 use crate::provider::Kubernetes;
 use crate::table;
 
-/// How a deployment stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scale {
-    /// Pods that there should be now, as the autoscaler says, or the deployment where none decides.
-    pub wanted: u32,
-    /// Pods that are ready.
-    pub ready: u32,
-    /// What an autoscaler of ours decides by; `None` where none does.
-    pub autoscaler: Option<Autoscaler>,
-}
-
-/// An autoscaler that decides how many pods there are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Autoscaler {
-    /// The metrics that it reads, by their names: `cpu`, `memory`, `http_requests_per_second`.
-    pub reads: Vec<String>,
-    /// How many it was told to read.
-    pub told: usize,
-    /// Why it does not decide, in the words of its controller.
-    pub blind: Option<String>,
-}
-
 impl Kubernetes {
-    /// How a deployment of ours stands, and its autoscaler.
+    /// The replica counts of a deployment of this lineage, and the status of its autoscaler.
     pub async fn scale(
         &self,
         (namespace, lineage): (&str, Lineage),
@@ -60,16 +39,17 @@ impl Kubernetes {
 async fn ours(api: &Api, kind: &str, (namespace, lineage): (&str, Lineage), name: &str) -> Result<Value> {
     let row = table::named(kind);
     let call = Call { action: "read", verb: "get", row, namespace: Some(namespace), name: Some(name) };
-    of_ours(api, &call, lineage).await
+    read_own(api, &call, lineage).await
 }
 
-/// Shapes: <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/horizontal-pod-autoscaler-v2/>. What could not be read
-/// has no `current`, or does not come at all.
+/// The status of an autoscaler:
+/// <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/horizontal-pod-autoscaler-v2/>. A metric
+/// that could not be read has no `current`, or is missing.
 fn sees(autoscaler: &Value) -> Autoscaler {
     let all = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let status = &autoscaler["status"];
     let current = all(&status["currentMetrics"]);
-    let reads = current.iter().filter_map(|metric| {
+    let metrics = current.iter().filter_map(|metric| {
         let (name, current) = match metric["type"].as_str()? {
             "Resource" => (&metric["resource"]["name"], &metric["resource"]["current"]),
             "Pods" => (&metric["pods"]["metric"]["name"], &metric["pods"]["current"]),
@@ -80,12 +60,13 @@ fn sees(autoscaler: &Value) -> Autoscaler {
     });
     let conditions = all(&status["conditions"]);
     let active = conditions.iter().find(|condition| condition["type"] == "ScalingActive");
-    let blind = match active {
+    let problem = match active {
         Some(active) if active["status"] == "True" => None,
-        Some(active) => Some(active["message"].as_str().unwrap_or("its controller does not say why").to_owned()),
-        None => Some("its controller has not looked at it yet".to_owned()),
+        Some(active) => Some(active["message"].as_str().unwrap_or("its controller gives no reason").to_owned()),
+        None => Some("its controller has not processed it yet".to_owned()),
     };
-    Autoscaler { reads: reads.collect(), told: all(&autoscaler["spec"]["metrics"]).len(), blind }
+    let configured = all(&autoscaler["spec"]["metrics"]).len();
+    Autoscaler { metrics: metrics.collect(), configured, problem }
 }
 
 #[cfg(test)]
@@ -110,12 +91,12 @@ mod tests {
         });
         let seen = sees(&autoscaler);
         assert_eq!(
-            (seen.reads, seen.told, seen.blind),
+            (seen.metrics, seen.configured, seen.problem),
             (vec!["cpu".into(), "http_requests_per_second".into()], 3, None)
         );
         let why = "the HPA was unable to compute the replica count";
         autoscaler["status"]["conditions"][0] = json!({ "type": "ScalingActive", "status": "False", "message": why });
-        assert_eq!(sees(&autoscaler).blind.as_deref(), Some(why));
-        assert_eq!(sees(&json!({})).blind.as_deref(), Some("its controller has not looked at it yet"));
+        assert_eq!(sees(&autoscaler).problem.as_deref(), Some(why));
+        assert_eq!(sees(&json!({})).problem.as_deref(), Some("its controller has not processed it yet"));
     }
 }

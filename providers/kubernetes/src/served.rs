@@ -1,16 +1,16 @@
-//! What objects of ours need of others in the cluster, without which they are there and do nothing: figures for autoscalers, controllers for
-//! ways in, classes and volumes for pods. Reads only.
+//! Preflight checks of cluster services that the objects depend on: metrics for autoscalers, ingress controllers, and
+//! classes and volumes for pods. Reads only.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use textnlp_provider::{Problem, Result, Sort, Wanted};
+use textnlp_provider::{ErrorKind, Problem, Result, Wanted};
 
 use crate::api::Api;
 use crate::error::Call;
 use crate::table;
 
-/// An autoscaler whose figures nobody serves keeps the number of pods where it is, and says so only in its status.
+/// Without a metrics API an autoscaler keeps its replica count, and only its status shows that.
 pub(crate) async fn metrics(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
     let served: BTreeSet<&str> = apis(wanted).filter_map(|spec| spec["spec"]["group"].as_str()).collect();
     let scalers = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::AUTOSCALER));
@@ -21,10 +21,10 @@ pub(crate) async fn metrics(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
         (
             "Pods",
             "custom.metrics.k8s.io",
-            "set `scaling.adapter: true`, or install an adapter such as prometheus-adapter, with the rule in docs/guide/kubernetes.md, or leave out `scaling.requests_per_second`",
+            "set `scaling.adapter: true`, or install an adapter such as prometheus-adapter, with the rule in docs/guide/kubernetes.md, or remove `scaling.requests_per_second`",
         ),
     ] {
-        // What comes with the rest need not be there before.
+        // An API that is part of the wanted objects need not exist yet.
         if !kinds.contains(kind) || served.contains(group) {
             continue;
         }
@@ -37,11 +37,11 @@ pub(crate) async fn metrics(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
         };
         match api.document(&call, &format!("/apis/{group}")).await {
             Ok(_) => {}
-            // Where nobody may look, it is taken to be there.
-            Err(error) if error.sort == Sort::Denied => {}
-            Err(error) if error.sort == Sort::NotFound => {
+            // Without permission to check, it is assumed to exist.
+            Err(error) if error.kind == ErrorKind::Denied => {}
+            Err(error) if error.kind == ErrorKind::NotFound => {
                 let cause = format!(
-                    "the autoscaler asks {group}, which nobody in the cluster serves: it would add no pods and remove none"
+                    "the autoscaler needs {group}, which the cluster does not serve: it would not scale the pods"
                 );
                 problems.push(Problem::warning("scaling", cause, fix));
             }
@@ -51,37 +51,38 @@ pub(crate) async fn metrics(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
     Ok(())
 }
 
-/// The registrations of APIs among what is wanted.
+/// The API services among the wanted objects.
 fn apis(wanted: &[Wanted]) -> impl Iterator<Item = &Value> {
     let ours = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::API_SERVICE));
     ours.map(|one| one.spec.as_value())
 }
 
-/// A group of APIs has one server in a cluster: beside somebody else's version of it, ours would take their clients from them.
+/// An API group has one server per cluster. A second one beside an external server of another version would take over
+/// its clients.
 pub(crate) async fn groups(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
     for spec in apis(wanted) {
         let Some(group) = spec["spec"]["group"].as_str() else { continue };
         let ours: BTreeSet<&str> = apis(wanted).filter_map(|spec| spec["metadata"]["name"].as_str()).collect();
         let call =
-            Call { action: "ask who serves", verb: "list", row: table::namespaces(), namespace: None, name: None };
+            Call { action: "find the server of", verb: "list", row: table::namespaces(), namespace: None, name: None };
         let there = match api.metadata(&call, "/apis/apiregistration.k8s.io/v1/apiservices").await {
             Ok(there) => there,
-            // What may not be read is told of by its kind.
-            Err(error) if error.sort == Sort::Denied => continue,
+            // The missing permission is reported by kind.
+            Err(error) if error.kind == ErrorKind::Denied => continue,
             Err(error) => return Err(error),
         };
         let names = there.iter().filter_map(|one| one["metadata"]["name"].as_str());
-        // One of the very name is told of as every taken name is.
+        // An API service of the same name is reported as a name conflict.
         let others: Vec<&str> = names
             .filter(|name| name.split_once('.').is_some_and(|(_, of)| of == group) && !ours.contains(name))
             .collect();
         if let Some(first) = others.first() {
             let cause = format!(
-                "APIService {} is there, and somebody else made it: whoever asks for {group} would be led to us instead",
+                "APIService {} already exists, and another client created it: clients of {group} would be routed to this adapter instead",
                 others.join(", ")
             );
             let fix = format!(
-                "leave out `scaling.adapter` and give that one the rule in docs/guide/kubernetes.md, or remove it if nobody needs it: kubectl delete apiservice {first}"
+                "remove `scaling.adapter` and give the existing adapter the rule in docs/guide/kubernetes.md, or remove the APIService if it is not needed: kubectl delete apiservice {first}"
             );
             problems.push(Problem::new("scaling.adapter", cause, fix));
         }
@@ -89,8 +90,8 @@ pub(crate) async fn groups(api: &Api, wanted: &[Wanted], problems: &mut Vec<Prob
     Ok(())
 }
 
-/// An ingress whose class nobody serves leads nobody anywhere, and one whose issuer is not there has no certificate.
-pub(crate) async fn ways_in(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
+/// An ingress without a controller for its class serves no clients, and one without its issuer has no certificate.
+pub(crate) async fn check_ingress(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
     let ingresses = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::INGRESS));
     for spec in ingresses.map(|one| one.spec.as_value()) {
         if let Some(class) = spec["spec"]["ingressClassName"].as_str() {
@@ -107,7 +108,7 @@ pub(crate) async fn ways_in(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
     Ok(())
 }
 
-/// Pods of a class that is not there are never made, and a claim of one waits for ever.
+/// Pods of a missing runtime or priority class are never created, and a claim of a missing storage class stays pending.
 pub(crate) async fn classes(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
     const CLASSES: [(&str, &str, &str, &str); 3] = [
         (
@@ -133,14 +134,15 @@ pub(crate) async fn classes(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
         let asked = wanted.iter().filter(|one| table::row(&one.kind).is_some());
         let asked: BTreeSet<&str> = asked.filter_map(|one| one.spec.as_value().pointer(pointer)?.as_str()).collect();
         for class in asked {
-            let fix = "have whoever administers the cluster make it, or leave it out";
+            let fix = "ask a cluster administrator to create it, or remove it here";
             named(api, (place, kind, path), class, fix, problems).await?;
         }
     }
     Ok(())
 }
 
-/// OpenShift is known by its security context constraints; as delivered they let a pod run as a user of its namespace's range and no other.
+/// OpenShift is detected by its security context constraints. The default ones allow a pod only a uid of its
+/// namespace's range.
 pub(crate) async fn users(api: &Api, wanted: &[Wanted], told: bool, problems: &mut Vec<Problem>) -> Result<()> {
     let user = |one: &Wanted| one.spec.as_value().pointer("/spec/template/spec/securityContext/runAsUser").is_some();
     let names_one = wanted.iter().any(user);
@@ -150,24 +152,26 @@ pub(crate) async fn users(api: &Api, wanted: &[Wanted], told: bool, problems: &m
     let call = Call { action: "ask for users of", verb: "get", row: table::namespaces(), namespace: None, name: None };
     let is_openshift = match api.document(&call, "/apis/security.openshift.io").await {
         Ok(_) => true,
-        Err(error) if error.sort == Sort::NotFound => false,
-        // Where nobody may look, it is taken to be what was said.
-        Err(error) if error.sort == Sort::Denied => return Ok(()),
+        Err(error) if error.kind == ErrorKind::NotFound => false,
+        // Without permission to check, the configured value is used.
+        Err(error) if error.kind == ErrorKind::Denied => return Ok(()),
         Err(error) => return Err(error),
     };
     let (cause, fix) = match is_openshift {
         true if names_one => (
-            "it is an OpenShift, which lets pods run as users of their namespace alone, and a user of our own is asked for",
+            "it is an OpenShift cluster, which only allows the user range of the namespace, and pods request a fixed user",
             "write `sites[].cluster.openshift: true`",
         ),
-        false if told => ("it is no OpenShift: nobody gives pods their users", "remove `sites[].cluster.openshift`"),
+        false if told => {
+            ("it is not an OpenShift cluster: pods get no user assigned", "remove `sites[].cluster.openshift`")
+        }
         _ => return Ok(()),
     };
     problems.push(Problem::new("cluster.openshift", cause, fix));
     Ok(())
 }
 
-/// A claim that names no class waits for ever where none is the default one, unless somebody makes a volume for it.
+/// Without a default storage class, a claim without a class stays pending unless an operator creates a volume for it.
 pub(crate) async fn default_class(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
     const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
     let claims = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| CLAIMS.contains(&row.name)));
@@ -179,29 +183,35 @@ pub(crate) async fn default_class(api: &Api, wanted: &[Wanted], problems: &mut V
     if without.is_empty() {
         return Ok(());
     }
-    let call =
-        Call { action: "look for classes in", verb: "list", row: table::namespaces(), namespace: None, name: None };
+    let call = Call {
+        action: "list the storage classes of",
+        verb: "list",
+        row: table::namespaces(),
+        namespace: None,
+        name: None,
+    };
     let found = match api.metadata(&call, "/apis/storage.k8s.io/v1/storageclasses").await {
         Ok(found) => found,
-        // Where nobody may look, it is taken to be there.
-        Err(error) if error.sort == Sort::Denied => return Ok(()),
+        // Without permission to check, it is assumed to exist.
+        Err(error) if error.kind == ErrorKind::Denied => return Ok(()),
         Err(error) => return Err(error),
     };
     if !found.iter().any(|class| class["metadata"]["annotations"][DEFAULT] == "true") {
-        let cause = format!("no StorageClass is the default one, and {} ask for volumes of none", without.join(", "));
-        let fix = "have whoever administers the cluster make one the default, or volumes by hand: until then they wait";
+        let cause =
+            format!("no StorageClass is the default, and {} request volumes without a class", without.join(", "));
+        let fix = "ask a cluster administrator to set a default StorageClass or to create the volumes: until then pods stay pending";
         problems.push(Problem::warning("cluster", cause, fix));
     }
     Ok(())
 }
 
-/// What asks for volumes.
+/// The kinds that claim volumes.
 const CLAIMS: [&str; 2] = ["kubernetes.persistent-volume-claim", "kubernetes.postgres-cluster"];
 
-/// Since this version a cluster takes images as volumes when it is told to, and since that one without being told.
+/// The minor versions since which image volumes are supported: behind a feature gate, and by default.
 const IMAGE_VOLUMES: (u64, u64) = (31, 35);
 
-/// An older cluster lets the image of a volume fall, and refuses what is left.
+/// An older cluster drops the image field of a volume and rejects the rest.
 pub(crate) fn image_volumes(minor: u64, wanted: &[Wanted], problems: &mut Vec<Problem>) {
     let volumes =
         wanted.iter().filter_map(|one| one.spec.as_value().pointer("/spec/template/spec/volumes")?.as_array());
@@ -211,17 +221,17 @@ pub(crate) fn image_volumes(minor: u64, wanted: &[Wanted], problems: &mut Vec<Pr
     let place = "cluster.models";
     let fix = format!("write `kind: claim` or `kind: pod`, or use a cluster of version 1.{} or newer", IMAGE_VOLUMES.1);
     if minor < IMAGE_VOLUMES.0 {
-        let cause = format!("models come in an image, and Kubernetes 1.{minor} has no volumes of images");
+        let cause = format!("models come in an image, and Kubernetes 1.{minor} does not support image volumes");
         return problems.push(Problem::new(place, cause, fix));
     }
     let cause = format!(
-        "models come in an image, which Kubernetes 1.{minor} takes as a volume only when its feature gate `ImageVolume` is on, for the API server and every kubelet"
+        "models come in an image, which Kubernetes 1.{minor} supports as a volume only when its feature gate `ImageVolume` is on, for the API server and every kubelet"
     );
     problems.push(Problem::warning(place, cause, fix));
 }
 
-/// An object of the cluster's has to be there: `(what asks for it, its kind, where they are)`; which there are is told. Where nobody may look,
-/// it is taken to be there.
+/// Checks that a cluster object exists: `(setting, kind, path of the list)`. A problem lists the existing ones. Without
+/// permission to check, it is assumed to exist.
 async fn named(
     api: &Api,
     (place, kind, path): (&str, &str, &str),
@@ -230,22 +240,18 @@ async fn named(
     problems: &mut Vec<Problem>,
 ) -> Result<()> {
     let call =
-        Call { action: "ask for what leads to", verb: "list", row: table::namespaces(), namespace: None, name: None };
+        Call { action: "list the routes to", verb: "list", row: table::namespaces(), namespace: None, name: None };
     let there = match api.metadata(&call, path).await {
         Ok(there) => there,
-        Err(error) if error.sort == Sort::NotFound => Vec::new(),
-        Err(error) if error.sort == Sort::Denied => return Ok(()),
+        Err(error) if error.kind == ErrorKind::NotFound => Vec::new(),
+        Err(error) if error.kind == ErrorKind::Denied => return Ok(()),
         Err(error) => return Err(error),
     };
     let names: Vec<&str> = there.iter().filter_map(|one| one["metadata"]["name"].as_str()).collect();
     if names.contains(&name) {
         return Ok(());
     }
-    let fix = if names.is_empty() {
-        fix.to_owned()
-    } else {
-        format!("name one of those that are there: {}", names.join(", "))
-    };
+    let fix = if names.is_empty() { fix.to_owned() } else { format!("choose an existing one: {}", names.join(", ")) };
     problems.push(Problem::new(place, format!("the cluster has no {kind} `{name}`"), fix));
     Ok(())
 }
@@ -278,7 +284,7 @@ mod tests {
             }
         };
         let image = || json!({ "name": "shared-models", "image": { "reference": "a" } });
-        check(30, image(), Some("has no volumes of images"));
+        check(30, image(), Some("does not support image volumes"));
         check(34, image(), Some("feature gate `ImageVolume`"));
         check(35, image(), None);
         check(30, json!({ "name": "tmp", "emptyDir": {} }), None);

@@ -1,4 +1,4 @@
-//! Every kind of object, one row each: what the API calls it, when it does its work, what cannot change in place.
+//! The table of supported kinds, one row each: API names, readiness and immutable fields.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,65 +8,69 @@ use textnlp_provider::{DataClass, Identity, Kind, KindName, ReplaceOrder};
 use crate::ready::{self, Ready};
 use serde_json::Value;
 
+/// The verbs that applying and deleting an object need.
+pub(crate) const VERBS: [&str; 5] = ["get", "list", "create", "patch", "delete"];
+
 /// One kind of object.
 pub(crate) struct Row {
-    /// `kubernetes.NOUN`.
+    /// The kind in the contract: `kubernetes.NOUN`.
     pub(crate) name: &'static str,
     says: &'static str,
-    /// The API group; empty for the first one.
+    /// The API group; empty for the core group.
     pub(crate) group: &'static str,
     pub(crate) version: &'static str,
-    /// As in paths.
+    /// The plural, as in paths.
     pub(crate) plural: &'static str,
-    /// As in manifests.
+    /// The kind, as in manifests.
     pub(crate) kind: &'static str,
-    /// Whether objects live in a namespace.
+    /// Whether the kind is namespaced.
     pub(crate) namespaced: bool,
     data: DataClass,
     deadline: Duration,
-    /// Whether an object does its work.
+    /// The readiness check.
     pub(crate) ready: fn(&Value) -> Ready,
-    /// Fields that only a new object has otherwise; all below them too.
+    /// Immutable fields, including everything below them: a change needs a replacement.
     pub(crate) fixed: &'static [&'static str],
-    /// Its pods say why it does not do its work.
+    /// Whether its pods explain why it is not ready.
     pub(crate) has_pods: bool,
-    permissions: &'static [&'static str],
-    /// What adds this kind to a cluster; `None` where every cluster has it.
+    /// The project that defines this kind; `None` if every cluster has it.
     pub(crate) brought_by: Option<&'static str>,
 }
 
 impl Row {
     fn kind(&self) -> Kind {
+        let permission = format!("{} {} of group \"{}\"", VERBS.join(", "), self.plural, self.group);
         Kind {
             name: self.name,
             says: self.says,
             identity: Identity::Named,
             data: self.data,
-            // A name in a namespace belongs to one object.
+            // A name belongs to one object at a time.
             replace: ReplaceOrder::DeleteFirst,
             one_by_one: false,
-            // Lists that are asked for without a version are read from the quorum.
+            // Lists without a `resourceVersion` are consistent reads.
             settles: Duration::ZERO,
             deadline: self.deadline,
             schema: 1,
             price_key: None,
-            permissions: self.permissions,
-            // Its ids there hold no uid, so they do not say which object is meant.
+            // The kinds live as long as the program.
+            permissions: vec![&*permission.leak()].leak(),
+            // Terraform ids contain no uid, so they do not identify the object.
             terraform: &[],
         }
     }
 
-    /// As `apiVersion` in manifests.
+    /// The `apiVersion` of manifests.
     pub(crate) fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
 
-    /// `deployments.apps`, as kubectl and messages of the API server say it.
+    /// The resource name in kubectl and API messages, such as `deployments.apps`.
     pub(crate) fn resource(&self) -> String {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
-    /// The path of the group in the version that is used.
+    /// The path of the group and version.
     pub(crate) fn root(&self) -> String {
         if self.group.is_empty() {
             format!("/api/{}", self.version)
@@ -75,7 +79,7 @@ impl Row {
         }
     }
 
-    /// The path of all objects, in all namespaces or one.
+    /// The path of all objects, in all namespaces or in one.
     pub(crate) fn path(&self, namespace: Option<&str>) -> String {
         match namespace.filter(|_| self.namespaced) {
             Some(namespace) => format!("{}/namespaces/{namespace}/{}", self.root(), self.plural),
@@ -83,7 +87,7 @@ impl Row {
         }
     }
 
-    /// What changing a field takes: whether it needs a new object.
+    /// Whether a change of the field needs a replacement.
     pub(crate) fn is_fixed(&self, field: &str) -> bool {
         let below =
             |fixed: &&str| field == *fixed || field.strip_prefix(*fixed).is_some_and(|rest| rest.starts_with('.'));
@@ -109,34 +113,45 @@ macro_rules! row {
             ready: ready::at_once,
             fixed: &[],
             has_pods: false,
-            permissions: &[concat!("get, list, create, patch, delete ", $plural, " of group \"", $group, "\"")],
             brought_by: None,
         }
     };
 }
 
-/// The table itself, in the order in which a person would make them.
+/// The table, in dependency order.
 pub(crate) static ROWS: [Row; 34] = [
     Row {
         namespaced: false,
         ready: ready::namespace,
-        // Whatever still ends in it is waited for.
+        // The deletion waits for all terminating objects in it.
         deadline: MINUTE.saturating_mul(10),
         ..row!("namespace", "a namespace", "" / "v1", "namespaces", "Namespace")
     },
-    row!("resource-quota", "what a namespace may use", "" / "v1", "resourcequotas", "ResourceQuota"),
-    row!("limit-range", "what containers of a namespace get and may ask for", "" / "v1", "limitranges", "LimitRange"),
-    row!("service-account", "the name under which pods act", "" / "v1", "serviceaccounts", "ServiceAccount"),
-    row!("role", "what may be done in a namespace", "rbac.authorization.k8s.io" / "v1", "roles", "Role"),
+    row!("resource-quota", "the quota of a namespace", "" / "v1", "resourcequotas", "ResourceQuota"),
+    row!(
+        "limit-range",
+        "default resources and limits of containers in a namespace",
+        "" / "v1",
+        "limitranges",
+        "LimitRange"
+    ),
+    row!("service-account", "the identity of pods", "" / "v1", "serviceaccounts", "ServiceAccount"),
+    row!("role", "permissions in a namespace", "rbac.authorization.k8s.io" / "v1", "roles", "Role"),
     Row {
         fixed: &["roleRef"],
-        ..row!("role-binding", "who may do it", "rbac.authorization.k8s.io" / "v1", "rolebindings", "RoleBinding")
+        ..row!(
+            "role-binding",
+            "the grant of permissions",
+            "rbac.authorization.k8s.io" / "v1",
+            "rolebindings",
+            "RoleBinding"
+        )
     },
     Row {
         namespaced: false,
         ..row!(
             "cluster-role",
-            "what may be done in a cluster",
+            "permissions in a cluster",
             "rbac.authorization.k8s.io" / "v1",
             "clusterroles",
             "ClusterRole"
@@ -147,7 +162,7 @@ pub(crate) static ROWS: [Row; 34] = [
         fixed: &["roleRef"],
         ..row!(
             "cluster-role-binding",
-            "who may do it",
+            "the grant of permissions",
             "rbac.authorization.k8s.io" / "v1",
             "clusterrolebindings",
             "ClusterRoleBinding"
@@ -167,7 +182,7 @@ pub(crate) static ROWS: [Row; 34] = [
     Row {
         namespaced: false,
         fixed: &["value", "preemptionPolicy"],
-        ..row!("priority-class", "which pods go first", "scheduling.k8s.io" / "v1", "priorityclasses", "PriorityClass")
+        ..row!("priority-class", "the priority of pods", "scheduling.k8s.io" / "v1", "priorityclasses", "PriorityClass")
     },
     Row {
         data: DataClass::Precious,
@@ -187,23 +202,30 @@ pub(crate) static ROWS: [Row; 34] = [
         deadline: MINUTE.saturating_mul(10),
         ready: ready::service,
         fixed: &["spec.clusterIP", "spec.clusterIPs"],
-        ..row!("service", "a name and an address for pods", "" / "v1", "services", "Service")
+        ..row!("service", "a stable name and address for pods", "" / "v1", "services", "Service")
     },
-    row!("network-policy", "who may talk to pods", "networking.k8s.io" / "v1", "networkpolicies", "NetworkPolicy"),
+    row!(
+        "network-policy",
+        "allowed connections of pods",
+        "networking.k8s.io" / "v1",
+        "networkpolicies",
+        "NetworkPolicy"
+    ),
     Row {
-        // Pods come one after the other, and each gets the time that its models take: the deployment's own deadline judges sooner.
+        // Pods start one after the other, each with the startup timeout of its models. The deployment's own deadline
+        // ends sooner.
         deadline: MINUTE.saturating_mul(240),
         ready: ready::deployment,
         fixed: &["spec.selector"],
         has_pods: true,
-        ..row!("deployment", "pods that are all alike", "apps" / "v1", "deployments", "Deployment")
+        ..row!("deployment", "identical pods", "apps" / "v1", "deployments", "Deployment")
     },
     Row {
         deadline: MINUTE.saturating_mul(30),
         ready: ready::stateful_set,
         fixed: &["spec.selector", "spec.serviceName", "spec.podManagementPolicy", "spec.volumeClaimTemplates"],
         has_pods: true,
-        ..row!("stateful-set", "pods with names and volumes of their own", "apps" / "v1", "statefulsets", "StatefulSet")
+        ..row!("stateful-set", "pods with stable names and volumes", "apps" / "v1", "statefulsets", "StatefulSet")
     },
     Row {
         deadline: MINUTE.saturating_mul(30),
@@ -220,31 +242,31 @@ pub(crate) static ROWS: [Row; 34] = [
         ..row!("job", "a program that runs to its end", "batch" / "v1", "jobs", "Job")
     },
     row!("cron-job", "a program that runs on a schedule", "batch" / "v1", "cronjobs", "CronJob"),
-    row!("ingress", "a way in for HTTP", "networking.k8s.io" / "v1", "ingresses", "Ingress"),
+    row!("ingress", "an HTTP entry point", "networking.k8s.io" / "v1", "ingresses", "Ingress"),
     row!(
         "horizontal-pod-autoscaler",
-        "how many pods there are",
+        "the number of pods",
         "autoscaling" / "v2",
         "horizontalpodautoscalers",
         "HorizontalPodAutoscaler"
     ),
     row!(
         "pod-disruption-budget",
-        "how many pods may be away at once",
+        "the number of pods that can be unavailable at once",
         "policy" / "v1",
         "poddisruptionbudgets",
         "PodDisruptionBudget"
     ),
     Row {
         namespaced: false,
-        // It takes every object of its kind along.
+        // Its deletion deletes every object of its kind.
         data: DataClass::Precious,
         deadline: MINUTE.saturating_mul(2),
         ready: ready::definition,
         fixed: &["spec.group", "spec.names.kind", "spec.names.plural", "spec.scope"],
         ..row!(
             "custom-resource-definition",
-            "a kind of objects that somebody added",
+            "a custom resource definition",
             "apiextensions.k8s.io" / "v1",
             "customresourcedefinitions",
             "CustomResourceDefinition"
@@ -257,32 +279,38 @@ pub(crate) static ROWS: [Row; 34] = [
         fixed: &["spec.group", "spec.version"],
         ..row!(
             "api-service",
-            "who serves an API that is not the API server's own",
+            "the server of an aggregated API",
             "apiregistration.k8s.io" / "v1",
             "apiservices",
             "APIService"
         )
     },
-    // Kinds that others add to clusters: a cluster without their definitions has none of them.
+    // Kinds of other projects, which a cluster has only with their definitions.
     Row {
         brought_by: Some("a controller of the Gateway API"),
         deadline: MINUTE.saturating_mul(10),
         ready: ready::gateway,
-        ..row!("gateway", "a way in for traffic", "gateway.networking.k8s.io" / "v1", "gateways", "Gateway")
+        ..row!("gateway", "an entry point for traffic", "gateway.networking.k8s.io" / "v1", "gateways", "Gateway")
     },
     Row {
         brought_by: Some("a controller of the Gateway API"),
         deadline: MINUTE.saturating_mul(2),
         ready: ready::http_route,
-        ..row!("http-route", "which requests go where", "gateway.networking.k8s.io" / "v1", "httproutes", "HTTPRoute")
+        ..row!(
+            "http-route",
+            "routing rules for requests",
+            "gateway.networking.k8s.io" / "v1",
+            "httproutes",
+            "HTTPRoute"
+        )
     },
     Row {
-        brought_by: Some("the Gateway API 1.4 or newer and a controller that knows it"),
+        brought_by: Some("the Gateway API 1.4 or newer and a controller that supports it"),
         deadline: MINUTE.saturating_mul(2),
         ready: ready::backend_tls,
         ..row!(
             "backend-tls-policy",
-            "how gateways speak TLS with pods",
+            "TLS settings between gateways and pods",
             "gateway.networking.k8s.io" / "v1",
             "backendtlspolicies",
             "BackendTLSPolicy"
@@ -292,25 +320,25 @@ pub(crate) static ROWS: [Row; 34] = [
         brought_by: Some("OpenShift"),
         deadline: MINUTE.saturating_mul(5),
         ready: ready::openshift_route,
-        ..row!("openshift-route", "a way in for HTTP on OpenShift", "route.openshift.io" / "v1", "routes", "Route")
+        ..row!("openshift-route", "an HTTP entry point on OpenShift", "route.openshift.io" / "v1", "routes", "Route")
     },
     Row {
         brought_by: Some("cert-manager"),
         deadline: MINUTE.saturating_mul(5),
-        ready: ready::of_its_own,
-        ..row!("issuer", "who signs certificates", "cert-manager.io" / "v1", "issuers", "Issuer")
+        ready: ready::of_custom_resource,
+        ..row!("issuer", "an issuer of certificates", "cert-manager.io" / "v1", "issuers", "Issuer")
     },
     Row {
         brought_by: Some("cert-manager"),
         deadline: MINUTE.saturating_mul(20),
-        ready: ready::of_its_own,
+        ready: ready::of_custom_resource,
         ..row!("certificate", "a certificate that is renewed", "cert-manager.io" / "v1", "certificates", "Certificate")
     },
     Row {
         brought_by: Some("the Prometheus operator"),
         ..row!(
             "service-monitor",
-            "which metrics of a service are read",
+            "metrics of a service to scrape",
             "monitoring.coreos.com" / "v1",
             "servicemonitors",
             "ServiceMonitor"
@@ -324,55 +352,55 @@ pub(crate) static ROWS: [Row; 34] = [
         brought_by: Some("CloudNativePG"),
         data: DataClass::Precious,
         deadline: MINUTE.saturating_mul(30),
-        ready: ready::of_its_own,
+        ready: ready::of_custom_resource,
         fixed: &["spec.bootstrap", "metadata.annotations.textnlp-postgres-version"],
         ..row!("postgres-cluster", "a PostgreSQL by CloudNativePG", "postgresql.cnpg.io" / "v1", "clusters", "Cluster")
     },
 ];
 
-/// Pods: nobody applies them here, their words are read.
+/// Pods; they are never applied, only read.
 pub(crate) const fn pods() -> Row {
     row!("pod", "a pod", "" / "v1", "pods", "Pod")
 }
 
-/// The cluster's machines: whoever made it looks after them.
+/// Nodes; they are managed outside of this provider.
 pub(crate) const fn nodes() -> Row {
     Row { namespaced: false, ..row!("node", "a machine", "" / "v1", "nodes", "Node") }
 }
 
-/// Sets of pods: nobody applies them here, deployments make them.
+/// Replica sets; deployments create them.
 pub(crate) const fn replica_sets() -> Row {
     row!("replica-set", "the pods of one template", "apps" / "v1", "replicasets", "ReplicaSet")
 }
 
-/// The rows as the contract declares kinds.
+/// The kinds as the contract declares them.
 pub(crate) fn kinds() -> &'static [Kind] {
     static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| ROWS.iter().map(Row::kind).collect());
     &KINDS
 }
 
-/// The row of a kind; `None` for a kind that is not ours.
+/// The row of a kind; `None` for an unsupported kind.
 pub(crate) fn row(kind: &KindName) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.name == kind.as_str())
 }
 
-/// The row of a kind that this program itself names.
+/// The row of a kind that is named in the code.
 pub(crate) fn named(kind: &str) -> &'static Row {
-    ROWS.iter().find(|row| row.name == kind).expect("the kinds that this program names are in the table")
+    ROWS.iter().find(|row| row.name == kind).expect("the kinds that this program uses are in the table")
 }
 
-/// The row that holds definitions of kinds.
+/// The kind of custom resource definitions.
 pub(crate) const DEFINITION: &str = "CustomResourceDefinition";
-/// What leads the API server to whoever serves an API beside it.
+/// The kind that registers an aggregated API server.
 pub(crate) const API_SERVICE: &str = "APIService";
-/// What leads clients from outside.
+/// The kind that exposes services through an ingress controller.
 pub(crate) const INGRESS: &str = "Ingress";
-/// What leads them there from a Gateway.
+/// The kind that exposes services through a Gateway.
 pub(crate) const HTTP_ROUTE: &str = "HTTPRoute";
-/// What adds pods and removes them.
+/// The kind that scales pods.
 pub(crate) const AUTOSCALER: &str = "HorizontalPodAutoscaler";
 
-/// The row that holds namespaces.
+/// The row of namespaces.
 pub(crate) fn namespaces() -> &'static Row {
     &ROWS[0]
 }

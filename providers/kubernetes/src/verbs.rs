@@ -1,39 +1,39 @@
-//! What is done to an object: applied, removed, and waited for.
+//! The operations on one object: create, update, delete, and the wait for their end.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_provider::{Error, Handle, Object, Operation, Ownership, Progress, Recorded, Result, Sort, Verb};
+use textnlp_provider::{Error, ErrorKind, Handle, Object, Operation, Ownership, Progress, Recorded, Result, Verb};
 use tokio::time::Instant;
 
 use crate::api::Api;
-use crate::canary::{self, Canary, Orders, Standing};
+use crate::canary::{self, Canary, RolloutOrders, RolloutState};
 use crate::diff::findings;
 use crate::error::Call;
-use crate::fields::{Finding, Is, Segment};
-use crate::identity::{self, Place};
+use crate::fields::{FieldOwner, Finding, Segment};
+use crate::identity::{self, ObjectLocation};
 use crate::provider::Kubernetes;
 use crate::ready::{self, Ready};
 use crate::table::{self, Row};
 use crate::watch::{self, Change};
-use crate::{inside, manifest, trouble};
+use crate::{diagnosis, inside, manifest};
 
-/// How soon somebody goes on who waits while he looks.
+/// The delay before the next poll if the poll itself waits on a watch.
 const NOW: Duration = Duration::from_millis(20);
-/// How long one look waits for a change. What its pods say of it is asked between two of them.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How soon something is looked at again that takes a moment, where it may not be watched.
-const SOON: Duration = Duration::from_millis(300);
-/// How soon something is looked at again that takes a while.
+/// How long one poll waits for a change. Pods are inspected between two polls.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(2);
+/// The first poll interval, where watching is not permitted.
+const FIRST_POLL_INTERVAL: Duration = Duration::from_millis(300);
+/// The later poll interval.
 const LATER: Duration = Duration::from_secs(2);
-/// How soon a rollout is looked at again: it takes minutes.
+/// The poll interval of a rollout, which takes minutes.
 const ROLLING: Duration = Duration::from_secs(1);
-/// How long a controller may take to look at what changed.
+/// The time for a controller to observe a change.
 const SETTLES: Duration = Duration::from_secs(4);
-/// Looks that come soon.
+/// The number of polls at the short interval.
 const SOON_LOOKS: u32 = 20;
-/// Things of others that are named.
+/// The limit of foreign objects that a message lists.
 const SHOWN: usize = 10;
 
 /// One operation on one object.
@@ -42,33 +42,33 @@ pub(crate) struct Work<'a> {
     api: Api,
     op: &'a Operation,
     row: &'static Row,
-    place: Place,
+    place: ObjectLocation,
     manager: String,
 }
 
-/// Where an operation stands.
+/// The progress of an operation, stored in its handle.
 #[derive(Clone, Serialize, Deserialize)]
-struct Stand {
-    /// The object that is waited for.
+struct OperationProgress {
+    /// The uid of the object that is waited for.
     uid: String,
-    /// It is to be gone before the create that was asked for can be made.
+    /// Whether the object must be gone before the requested create can start.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     in_the_way: bool,
-    /// How often it was looked at.
+    /// The number of polls so far.
     looks: u32,
-    /// It may not be watched.
+    /// Whether watching is not permitted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unwatched: bool,
-    /// A job in the cluster rolls its pods.
+    /// The rollout job that replaces the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    rollout: Option<Box<Orders>>,
-    /// The last watch was lost: whoever looks next takes his time.
+    rollout: Option<Box<RolloutOrders>>,
+    /// Whether the last watch was lost, so the next poll uses the longer interval.
     #[serde(skip)]
     lost: bool,
 }
 
-impl Stand {
-    /// Before the first look at an object.
+impl OperationProgress {
+    /// The initial progress.
     fn of(object: &Value) -> Self {
         let uid = identity::uid(object).to_owned();
         Self { uid, in_the_way: false, looks: 0, unwatched: false, rollout: None, lost: false }
@@ -78,21 +78,24 @@ impl Stand {
 impl<'a> Work<'a> {
     pub(crate) async fn on(kubernetes: &'a Kubernetes, op: &'a Operation) -> Result<Self> {
         let began = Instant::now();
-        let invalid =
-            |why: &str| Error::new(Sort::Invalid, op.verb.to_string(), op.resource.to_string()).because(why.to_owned());
-        let row = table::row(&op.kind).ok_or_else(|| invalid("its kind is not ours"))?;
+        let invalid = |why: &str| {
+            Error::new(ErrorKind::Invalid, op.verb.to_string(), op.resource.to_string()).because(why.to_owned())
+        };
+        let row = table::row(&op.kind).ok_or_else(|| invalid("its kind is not known to this provider"))?;
         if op.resource.site() != op.site.as_str() {
-            return Err(invalid("it is of another site"));
+            return Err(invalid("it belongs to another site"));
         }
         if op.recorded.as_ref().is_some_and(|recorded| matches!(recorded.ownership, Ownership::External(_))) {
-            let error = Error::new(Sort::Denied, op.verb.to_string(), op.resource.to_string());
+            let error = Error::new(ErrorKind::Denied, op.verb.to_string(), op.resource.to_string());
             return Err(error.because("an existing object is read and never changed"));
         }
         let recorded = op.recorded.as_ref().map(|recorded| &recorded.cloud_id);
         let place = match (op.verb, recorded) {
-            (Verb::Create, _) => Place::of_spec(row, &op.spec)?,
-            (_, Some(id)) => Place::of_id(row, id).ok_or_else(|| invalid("its cloud id is not ours"))?,
-            (_, None) => return Err(invalid("nothing is recorded of it")),
+            (Verb::Create, _) => ObjectLocation::of_spec(row, &op.spec)?,
+            (_, Some(id)) => {
+                ObjectLocation::of_id(row, id).ok_or_else(|| invalid("its cloud id is not one of this provider"))?
+            }
+            (_, None) => return Err(invalid("it is not recorded")),
         };
         let api = kubernetes.api().await?.for_one_verb(began);
         Ok(Self { kubernetes, api, op, row, place, manager: identity::manager(op.lineage) })
@@ -113,8 +116,8 @@ impl<'a> Work<'a> {
     }
 
     pub(crate) async fn advance(&self, handle: &Handle) -> Result<Progress> {
-        let mut stand: Stand = serde_json::from_value(handle.0.clone())
-            .map_err(|source| Error::new(Sort::Invalid, "go on with", self.op.resource.to_string()).because(source))?;
+        let mut stand: OperationProgress = serde_json::from_value(handle.0.clone())
+            .map_err(|source| Error::new(ErrorKind::Invalid, "resume", self.op.resource.to_string()).because(source))?;
         if let Some(orders) = stand.rollout.take() {
             return self.rolling(orders, stand).await;
         }
@@ -123,7 +126,8 @@ impl<'a> Work<'a> {
             (Verb::Delete, None) => self.gone(),
             (Verb::Create, None) if stand.in_the_way => self.create(None).await,
             (_, None) => {
-                let error = self.call("wait for", "get").error(Sort::NotFound).because("somebody removed it meanwhile");
+                let error =
+                    self.call("wait for", "get").error(ErrorKind::NotFound).because("it was removed in the meantime");
                 Ok(Progress::Failed { left: None, error })
             }
             (Verb::Delete, Some(object)) => Ok(self.ending(&object, &stand).await),
@@ -132,14 +136,14 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The object that is waited for, as soon as it is as it should be, or as it is after a while; `None` when it is gone.
-    async fn awaited(&self, stand: &mut Stand) -> Result<Option<Value>> {
+    /// Waits until the object has the intended state, up to a timeout; returns it, or `None` when it is gone.
+    async fn awaited(&self, stand: &mut OperationProgress) -> Result<Option<Value>> {
         let is_it = |object: &Value| identity::uid(object) == stand.uid;
         let is_over = |object: &Value| {
             let goes = self.op.verb == Verb::Delete || stand.in_the_way;
             !goes && !matches!((self.row.ready)(object), Ready::NotYet(_))
         };
-        let (until, call) = (Instant::now() + PATIENCE, self.call("wait for", "watch"));
+        let (until, call) = (Instant::now() + WATCH_TIMEOUT, self.call("wait for", "watch"));
         let mut there = self.api.get(&self.call("read", "get")).await?.filter(is_it);
         while let Some(object) = there.as_ref().filter(|object| !stand.unwatched && !is_over(object)) {
             let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
@@ -149,12 +153,12 @@ impl<'a> Work<'a> {
                 Ok(Change::Gone) => None,
                 Ok(Change::Nothing) => break,
                 Ok(Change::TooOld) => self.api.get(&self.call("read", "get")).await?.filter(is_it),
-                // Whoever may read it and not watch it looks at it again and again.
-                Err(error) if error.sort == Sort::Denied => {
+                // Without permission to watch, the object is polled.
+                Err(error) if error.kind == ErrorKind::Denied => {
                     stand.unwatched = true;
                     break;
                 }
-                // A look is as good as a watch whose way was lost.
+                // After a lost connection, the next poll replaces the watch.
                 Err(_) => {
                     stand.lost = true;
                     break;
@@ -164,92 +168,94 @@ impl<'a> Work<'a> {
         Ok(there)
     }
 
-    /// Makes an object that is not there, or goes on with the one that an earlier try made.
+    /// Creates an object, or resumes with the one of an earlier attempt.
     async fn create(&self, there: Option<&Value>) -> Result<Progress> {
         let Some(object) = there else {
             let written = self.apply(None, &[]).await?;
-            return self.await_ready(&written, &Stand::of(&written)).await;
+            return self.await_ready(&written, &OperationProgress::of(&written)).await;
         };
         if identity::lineage(object) != Some(self.op.lineage) {
             let whose = match identity::lineage(object) {
-                Some(lineage) => format!("it is there and belongs to lineage {lineage}"),
-                None => "it is there and carries no lineage: somebody else made it".to_owned(),
+                Some(lineage) => format!("it exists and belongs to lineage {lineage}"),
+                None => "it is there and has no lineage label: another client created it".to_owned(),
             };
-            let hint = "choose another name, or remove it if nobody needs it";
-            return Err(self.call("create", "create").error(Sort::Exists).because(whose).hint(hint));
+            let hint = "choose another name, or remove it if it is not needed";
+            return Err(self.call("create", "create").error(ErrorKind::Exists).because(whose).hint(hint));
         }
         if !identity::is_applied(object, self.op.lineage) {
-            let why = "it is there with our label, which this deployment did not set: somebody copied it";
-            let hint = "take the label away or choose another name";
-            return Err(self.call("create", "create").error(Sort::Exists).because(why).hint(hint));
+            let why = "it exists with the lineage label of this deployment, which did not set it: the label was copied";
+            let hint = "remove the label or choose another name";
+            return Err(self.call("create", "create").error(ErrorKind::Exists).because(why).hint(hint));
         }
         if identity::resource(object).is_some_and(|resource| resource != self.op.resource) {
             let whose = format!(
-                "it is there as {} of the same deployment",
+                "it exists as {} of the same deployment",
                 object["metadata"]["annotations"][identity::RESOURCE]
             );
-            return Err(self.call("create", "create").error(Sort::Exists).because(whose));
+            return Err(self.call("create", "create").error(ErrorKind::Exists).because(whose));
         }
         if object["metadata"]["deletionTimestamp"].is_string() {
-            return Ok(self.ending(object, &Stand { in_the_way: true, ..Stand::of(object) }).await);
+            return Ok(self
+                .ending(object, &OperationProgress { in_the_way: true, ..OperationProgress::of(object) })
+                .await);
         }
         let written = self.apply(Some(identity::uid(object)), &[]).await?;
-        self.await_ready(&written, &Stand::of(&written)).await
+        self.await_ready(&written, &OperationProgress::of(&written)).await
     }
 
-    /// Applies what is wanted now to the object that was recorded, and to no other of its name.
+    /// Applies the wanted spec to the recorded object, never to another one of the same name.
     async fn update(&self, there: Option<&Value>) -> Result<Progress> {
         let Some(object) =
             there.filter(|object| self.place.uid.as_deref().is_none_or(|uid| uid == identity::uid(object)))
         else {
-            return Err(self.call("update", "patch").error(Sort::NotFound).because("it is not there any more"));
+            return Err(self.call("update", "patch").error(ErrorKind::NotFound).because("it no longer exists"));
         };
-        // What others own, and nothing new is wanted of, stays out of what is applied: it would be a conflict.
+        // Unchanged fields that other managers own are omitted from the apply: they would conflict.
         let seen = manifest::seen(self.row, object, &self.manager, Ready::Yes)?;
         let recorded = self.op.recorded.as_ref().map(|recorded| &recorded.spec);
         let found = findings(&self.op.spec, recorded, &seen.spec);
         let (take, found): (Vec<Finding>, Vec<Finding>) = found
             .into_iter()
-            .filter(|finding| !matches!(finding.is, Is::Ours))
+            .filter(|finding| !matches!(finding.is, FieldOwner::Ours))
             .partition(|finding| self.kubernetes.taken().contains(&finding.field));
         let left: Vec<&[Segment]> = found
             .iter()
-            .filter(|finding| matches!(finding.is, Is::Taken(_)))
+            .filter(|finding| matches!(finding.is, FieldOwner::Taken(_)))
             .map(|finding| &finding.path[..])
             .collect();
         if let Some(canary) = Canary::of(self.op) {
             let refused =
-                |why: &str, hint: &str| self.call("roll", "patch").error(Sort::Conflict).because(why).hint(hint);
+                |why: &str, hint: &str| self.call("roll", "patch").error(ErrorKind::Conflict).because(why).hint(hint);
             if !take.is_empty() {
-                let why = "a field is to be taken from its owner, and the pods are to change";
+                let why = "the plan takes a field from its owner and also changes the pods";
                 return Err(refused(
                     why,
-                    "take it with `--set rollout.strategy=rolling`, or in an `up` that changes no pods",
+                    "take the field with `--set rollout.strategy=rolling`, or in an `up` that changes no pods",
                 ));
             }
             if self.is_let_go(object) {
-                let why = "the number of pods is to be ours again, and the pods are to change";
-                return Err(refused(why, "do one after the other: `scaling` in an `up` of its own"));
+                let why = "the plan takes the number of pods back from the autoscaler and also changes the pods";
+                return Err(refused(why, "change `scaling` in a separate `up`"));
             }
             self.hand_over(object, &seen).await?;
             return self.begin_rollout(object, canary, (&left, &seen)).await;
         }
         if let ("Deployment", Some(namespace)) = (self.row.kind, &self.place.namespace) {
-            canary::make_way(&self.api, (namespace, &self.place.name), object, (&self.manager, None)).await?;
+            canary::route_to_all(&self.api, (namespace, &self.place.name), object, (&self.manager, None)).await?;
         }
         if let (table::HTTP_ROUTE, Some(namespace)) = (self.row.kind, &self.place.namespace) {
             canary::leave_shares(&self.api, namespace, object).await?;
         }
         self.hand_over(object, &seen).await?;
-        let is_agreed = !found.iter().any(|finding| matches!(finding.is, Is::Contested(_)));
+        let is_agreed = !found.iter().any(|finding| matches!(finding.is, FieldOwner::Contested(_)));
         let written = match take.is_empty() || !is_agreed {
             true => self.apply(Some(identity::uid(object)), &left).await?,
             false => self.take(object, &left).await?,
         };
-        self.await_ready(&written, &Stand::of(&written)).await
+        self.await_ready(&written, &OperationProgress::of(&written)).await
     }
 
-    /// Has a job in the cluster roll the pods; they change when it is there.
+    /// Starts the rollout job; pods change once it has started.
     async fn begin_rollout(
         &self,
         object: &Value,
@@ -258,51 +264,53 @@ impl<'a> Work<'a> {
     ) -> Result<Progress> {
         let uid = identity::uid(object);
         let promote = manifest::applied(self.row, self.op, self.kubernetes.secrets(), Some(uid), left).await?;
-        // `Canary::of` has seen what is recorded.
+        // `Canary::of` has checked that a record exists.
         let before = self.op.recorded.as_ref().map_or(&self.op.spec, |recorded| &recorded.spec);
         let theirs = findings(before, Some(before), &seen.spec);
         let theirs: Vec<&[Segment]> =
-            theirs.iter().filter(|one| matches!(one.is, Is::Taken(_))).map(|one| &one.path[..]).collect();
+            theirs.iter().filter(|one| matches!(one.is, FieldOwner::Taken(_))).map(|one| &one.path[..]).collect();
         let before = Operation { spec: before.clone(), ..self.op.clone() };
         let revert = manifest::applied(self.row, &before, self.kubernetes.secrets(), Some(uid), &theirs).await?;
         let place = (self.place.namespace.as_deref().unwrap_or_default(), self.place.name.as_str(), uid);
         let route = canary::route_of(&self.api, (place.0, place.1), &self.manager, canary).await?;
-        let orders = Orders::of(self.op, canary, place, &self.manager, (promote, revert), route);
+        let orders = RolloutOrders::of(self.op, canary, place, &self.manager, (promote, revert), route);
         orders.send(&self.api, object).await?;
-        let stand = Stand { rollout: Some(Box::new(orders)), ..Stand::of(object) };
-        Ok(pending(&stand, "the job that rolls its pods begins".to_owned()))
+        let stand = OperationProgress { rollout: Some(Box::new(orders)), ..OperationProgress::of(object) };
+        Ok(pending(&stand, "starting its rollout job".to_owned()))
     }
 
-    /// Waits for the job's word. Whoever cannot look now has lost nothing: the rollout goes on without him.
-    async fn rolling(&self, orders: Box<Orders>, stand: Stand) -> Result<Progress> {
-        let for_now = |error: Error| Error { sort: Sort::Unavailable, ..error };
+    /// Waits for the job's report. A failed read is retried: the rollout continues without the operator.
+    async fn rolling(&self, orders: Box<RolloutOrders>, stand: OperationProgress) -> Result<Progress> {
+        let for_now = |error: Error| Error { kind: ErrorKind::Unavailable, ..error };
         let there = self.api.get(&self.call("read", "get")).await.map_err(for_now)?;
         let Some(object) = there.filter(|object| identity::uid(object) == stand.uid) else {
-            let error = self.call("wait for", "get").error(Sort::NotFound).because("somebody removed it meanwhile");
+            let error =
+                self.call("wait for", "get").error(ErrorKind::NotFound).because("it was removed in the meantime");
             return Ok(Progress::Failed { left: None, error });
         };
         match orders.look(&self.api, &object).await.map_err(for_now)? {
-            Standing::GoesOn(says) => {
-                // The same handle: whoever keeps it need not write it again.
-                let handle = Handle(json!(Stand { rollout: Some(orders), ..stand }));
+            RolloutState::GoesOn(says) => {
+                // The handle is unchanged, so the journal need not be rewritten.
+                let handle = Handle(json!(OperationProgress { rollout: Some(orders), ..stand }));
                 Ok(Progress::Pending { handle, says, again_in: ROLLING })
             }
-            Standing::Promoted => {
-                // Its progress was counted from long ago, until its controller has seen that the first pods count now.
+            RolloutState::Promoted => {
+                // `progressDeadlineSeconds` still counts from the start of the rollout, until the controller observes
+                // the promoted spec.
                 tokio::time::sleep(SETTLES).await;
                 let object = self.api.get(&self.call("read", "get")).await.map_err(for_now)?.unwrap_or(object);
                 self.await_ready(&object, &stand).await
             }
-            Standing::Ended(why) => {
+            RolloutState::Ended(why) => {
                 let left = manifest::seen(self.row, &object, &self.manager, Ready::Yes)?;
-                let error = self.call("roll", "patch").error(Sort::Invalid).because(why);
-                let hint = "change it, or `rollback`; `rollout retry` lets it be tried once more as it is";
+                let error = self.call("roll", "patch").error(ErrorKind::Invalid).because(why);
+                let hint = "change it, or run `rollback`; `rollout retry` tries the same release again";
                 Ok(Progress::Failed { left: Some(left), error: error.hint(hint) })
             }
         }
     }
 
-    /// Whether the holder has the number of pods, which is to be ours again.
+    /// Whether the handover manager holds a replica count that the spec sets again.
     fn is_let_go(&self, object: &Value) -> bool {
         let holder = identity::holder(&self.manager);
         let managed = object["metadata"]["managedFields"].as_array();
@@ -310,9 +318,10 @@ impl<'a> Work<'a> {
         is_held && self.op.spec.as_value()["spec"].get("replicas").is_some()
     }
 
-    /// A number of pods that nobody owns any more falls to the default of one: when it is given up, it is held as it is until an autoscaler
-    /// says another (<https://kubernetes.io/docs/reference/using-api/server-side-apply/#transferring-ownership>); when it is wanted
-    /// again, it is let go of.
+    /// Without an owner, the replica count would fall to its default of one. If the spec drops it, the handover manager
+    /// holds the current value until an autoscaler sets another one
+    /// (<https://kubernetes.io/docs/reference/using-api/server-side-apply/#transferring-ownership>). If the spec sets
+    /// it again, the handover manager releases it.
     async fn hand_over(&self, object: &Value, seen: &Object) -> Result<()> {
         let (ours, _) = manifest::owners(&seen.spec);
         let is_wanted = self.op.spec.as_value()["spec"].get("replicas").is_some();
@@ -327,8 +336,8 @@ impl<'a> Work<'a> {
         self.api.apply(&self.call("apply", "patch"), &holder, &held, false).await.map(drop)
     }
 
-    /// Applies by force what nobody contests but for the fields that are to be taken; an object that anybody changed since it was looked
-    /// at is not touched, for that may be another field.
+    /// Applies with force; conflicts are limited to the agreed fields. An object that changed since it was read is not
+    /// touched, because other fields may conflict now.
     async fn take(&self, object: &Value, left: &[&[Segment]]) -> Result<Value> {
         let uid = Some(identity::uid(object));
         let mut manifest = manifest::applied(self.row, self.op, self.kubernetes.secrets(), uid, left).await?;
@@ -342,41 +351,43 @@ impl<'a> Work<'a> {
         let call = self.call("apply", "patch");
         match self.api.apply(&call, &self.manager, &manifest, false).await {
             Ok(written) if uid.is_none() && !written.created => {
-                // It was not there a moment ago, and the API server found it: whoever made it meanwhile owns it, and what was
-                // added to it is taken back, our label first of all.
+                // Another client created the object after it was read as absent, and owns it. The fields that were
+                // added to it are released, the lineage label first of all.
                 let bare = manifest::bare(self.row, &self.place, identity::uid(&written.object));
                 let given_back = self.api.apply(&call, &self.manager, &bare, false).await;
                 let why = match given_back {
-                    Ok(_) => "somebody else made it at the same moment".to_owned(),
+                    Ok(_) => "another client created it at the same time".to_owned(),
                     Err(error) => format!(
-                        "somebody else made it at the same moment; our fields were added to it, and could not be taken back: {error}"
+                        "another client created it at the same time; fields of this deployment were added to it and could not be reverted: {error}"
                     ),
                 };
                 let hint = format!(
-                    "`kubectl get {} {} -o yaml --show-managed-fields` shows who",
+                    "`kubectl get {} {} -o yaml --show-managed-fields` shows its field managers",
                     self.row.resource(),
                     self.place.name
                 );
-                Err(call.error(Sort::Exists).because(why).hint(hint))
+                Err(call.error(ErrorKind::Exists).because(why).hint(hint))
             }
             Ok(written) => Ok(written.object),
-            // The label of another deployment is another manager's.
-            Err(error) if uid.is_none() && error.code.as_deref() == Some("Conflict") && error.hint.is_some() => {
-                Err(Error { sort: Sort::Exists, ..error })
+            // The lineage label of another deployment belongs to another manager.
+            Err(error) if uid.is_none() && !error.contested.is_empty() => {
+                Err(Error { kind: ErrorKind::Exists, ..error })
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Asks for the recorded object to go, and for no other of its name.
+    /// Deletes the recorded object, never another one of the same name.
     async fn delete(&self, there: Option<&Value>) -> Result<Progress> {
         if self.place.uid.is_none() && there.is_some() {
-            // Recorded by its name alone, as a person may have written it: any object may have that by now.
+            // Recorded without a uid, as in a manual import: another object may have the name by now.
             let error = self
                 .call("delete", "delete")
-                .error(Sort::Denied)
-                .because("which object of this name is ours is not recorded");
-            return Err(error.hint("`state remove` forgets it, and `state import` records it with its uid"));
+                .error(ErrorKind::Denied)
+                .because("the object with this name is not recorded");
+            return Err(error.hint(
+                "remove the record with `state remove`, and record the object with its uid with `state import`",
+            ));
         }
         let Some(object) = there.filter(|object| self.place.uid.as_deref() == Some(identity::uid(object))) else {
             return self.gone();
@@ -388,19 +399,20 @@ impl<'a> Work<'a> {
         if !object["metadata"]["deletionTimestamp"].is_string() {
             match self.api.delete(&self.call("delete", "delete"), &uid).await {
                 Ok(()) => {}
-                Err(error) if matches!(error.sort, Sort::NotFound | Sort::Conflict) && error.hint.is_none() => {}
+                Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict) => {}
                 Err(error) => return Err(error),
             }
         }
-        let stand = Stand { uid, ..Stand::of(object) };
-        // Most objects are gone at once, and nobody need wait to learn it.
+        let stand = OperationProgress { uid, ..OperationProgress::of(object) };
+        // Most objects are deleted at once, so one read here saves a poll.
         match self.api.get(&self.call("read", "get")).await?.filter(|object| identity::uid(object) == stand.uid) {
             None => self.gone(),
             Some(object) => Ok(self.ending(&object, &stand).await),
         }
     }
 
-    /// A namespace takes everything in it along, and a definition every object of its kind: what others made is not ours to remove.
+    /// The deletion of a namespace deletes everything in it, that of a definition every object of its kind. Foreign
+    /// objects must not be deleted that way.
     async fn holds_only_ours(&self, object: &Value) -> Result<()> {
         let call = self.call("delete", "delete");
         let foreign = match self.row.kind == table::DEFINITION {
@@ -413,36 +425,36 @@ impl<'a> Work<'a> {
         let shown = foreign.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
         let more = foreign.len().saturating_sub(SHOWN);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let why = format!("it holds what this deployment did not make: {shown}{more}");
+        let why = format!("it contains objects that this deployment did not create: {shown}{more}");
         let hint = "move or remove what is in it, then run the same command again";
-        Err(call.error(Sort::Denied).because(why).hint(hint))
+        Err(call.error(ErrorKind::Denied).because(why).hint(hint))
     }
 
     fn gone(&self) -> Result<Progress> {
         let recorded = self.op.recorded.as_ref();
         let recorded = recorded
-            .ok_or_else(|| self.call("delete", "delete").error(Sort::Invalid).because("nothing is recorded of it"))?;
+            .ok_or_else(|| self.call("delete", "delete").error(ErrorKind::Invalid).because("it is not recorded"))?;
         Ok(Progress::Done(as_recorded(recorded, self.op)))
     }
 
-    async fn ending(&self, object: &Value, stand: &Stand) -> Progress {
-        pending(stand, trouble::of_leaving(&self.api, self.row, object).await)
+    async fn ending(&self, object: &Value, stand: &OperationProgress) -> Progress {
+        pending(stand, diagnosis::of_leaving(&self.api, self.row, object).await)
     }
 
-    /// Whether the policy beside a route is in force, where there is one.
+    /// Whether the policy of a route is in force, if there is one.
     async fn in_force(&self, route: &Value) -> Result<Ready> {
         let row = table::named("kubernetes.backend-tls-policy");
         let of = |field: &str| route["metadata"][field].as_str();
         let call = Call { action: "read", verb: "get", row, namespace: of("namespace"), name: of("name") };
         match self.api.get(&call).await {
             Ok(policy) => Ok(policy.map_or(Ready::Yes, |policy| ready::in_force(&policy))),
-            // Of a route that is somebody else's way, whoever may not look at policies need not.
-            Err(error) if error.sort == Sort::Denied => Ok(Ready::Yes),
+            // A route without such a policy must work without permission to read policies.
+            Err(error) if error.kind == ErrorKind::Denied => Ok(Ready::Yes),
             Err(error) => Err(error),
         }
     }
 
-    async fn await_ready(&self, object: &Value, stand: &Stand) -> Result<Progress> {
+    async fn await_ready(&self, object: &Value, stand: &OperationProgress) -> Result<Progress> {
         let ready = match (self.row.ready)(object) {
             Ready::Yes if self.row.kind == table::HTTP_ROUTE => self.in_force(object).await?,
             ready => ready,
@@ -450,30 +462,30 @@ impl<'a> Work<'a> {
         match ready {
             Ready::Yes => Ok(Progress::Done(manifest::seen(self.row, object, &self.manager, Ready::Yes)?)),
             Ready::NotYet(why) => {
-                let says = trouble::of_pods(&self.api, self.row, object, why).await;
+                let says = diagnosis::of_pods(&self.api, self.row, object, why).await;
                 Ok(pending(stand, says))
             }
             Ready::Never(why) => {
-                let why = trouble::of_pods(&self.api, self.row, object, why).await;
+                let why = diagnosis::of_pods(&self.api, self.row, object, why).await;
                 let left = manifest::seen(self.row, object, &self.manager, Ready::Never(why.clone()))?;
-                let error = self.call("wait for", "get").error(Sort::Invalid).because(why);
+                let error = self.call("wait for", "get").error(ErrorKind::Invalid).because(why);
                 Ok(Progress::Failed { left: Some(left), error })
             }
         }
     }
 }
 
-fn pending(stand: &Stand, says: String) -> Progress {
-    let stand = Stand { looks: stand.looks.saturating_add(1), ..stand.clone() };
+fn pending(stand: &OperationProgress, says: String) -> Progress {
+    let stand = OperationProgress { looks: stand.looks.saturating_add(1), ..stand.clone() };
     let again_in = match stand.unwatched || stand.lost {
         false => NOW,
-        true if stand.looks <= SOON_LOOKS => SOON,
+        true if stand.looks <= SOON_LOOKS => FIRST_POLL_INTERVAL,
         true => LATER,
     };
     Progress::Pending { handle: Handle(json!(stand)), says, again_in }
 }
 
-/// The last that is known of an object that is gone.
+/// The last recorded state of an object that is gone.
 fn as_recorded(recorded: &Recorded, op: &Operation) -> Object {
     Object {
         kind: recorded.kind.clone(),

@@ -1,41 +1,41 @@
-//! Waiting for a change of one object by a watch: it is seen when it comes, and nothing is asked again and again meanwhile.
+//! Waiting for a change of one object by a watch instead of polling.
 //!
-//! A watch goes on from a version of the object; the API server keeps the changes of a few minutes, tells by bookmarks how far an
-//! object that does not change has come, and answers 410 to whoever asks for older ones: then one looks anew
+//! A watch resumes from a `resourceVersion`. The API server retains the changes of a few minutes, reports progress
+//! without changes by bookmarks, and answers 410 to an older version: then the object is read again
 //! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes>).
 
 use std::time::Duration;
 
 use http_body_util::BodyExt;
 use serde_json::Value;
-use textnlp_provider::{Error, Result, Sort};
+use textnlp_provider::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 
 use crate::api::Api;
 use crate::error::Call;
 
-/// The longest line of a watch that is read: etcd takes objects of 1.5 MiB, with who owns what in them.
-const LONGEST: usize = 8 << 20;
-/// A server that ends each watch at once is not asked faster than this.
+/// The limit of one watch event in bytes: etcd stores objects up to 1.5 MiB, and the API adds field ownership.
+const MAX_EVENT_BYTES: usize = 8 << 20;
+/// The minimum interval between two watches, for a server that ends each one at once.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// What a watch has shown.
+/// The result of a watch.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Change {
-    /// The object as it is now, which may be another one of its name.
+    /// The current object, which may be a new one of the same name.
     Is(Value),
-    /// It was removed.
+    /// It was deleted.
     Gone,
-    /// Nothing has changed.
+    /// No change.
     Nothing,
-    /// What came after the version that was known is not kept any more: one looks anew.
+    /// The version is too old to resume from: the object must be read again.
     TooOld,
 }
 
-/// The next change of an object after `version`, for as long as `patience` lasts.
+/// The next change of an object after `version`, within `patience`.
 ///
 /// # Errors
-/// Where it may not be watched, and where the way to the API server is lost.
+/// If watching is not permitted, or the connection to the API server is lost.
 pub(crate) async fn next(api: &Api, call: &Call<'_>, version: &str, patience: Duration) -> Result<Change> {
     let (until, mut version) = (Instant::now() + patience, version.to_owned());
     loop {
@@ -45,13 +45,13 @@ pub(crate) async fn next(api: &Api, call: &Call<'_>, version: &str, patience: Du
             Ok(Err(error)) if matches!(error.code.as_deref(), Some("Expired" | "Gone")) => return Ok(Change::TooOld),
             Ok(Err(error)) => return Err(error),
             Ok(Ok(Some(change))) => return Ok(change),
-            // The server ended it, as it does with each one day.
+            // The server ends every watch after some time.
             Ok(Ok(None)) => tokio::time::sleep_until((began + BREATH).min(until)).await,
         }
     }
 }
 
-/// One watch, until it shows a change or ends; bookmarks move `version`.
+/// One watch, until a change or its end; bookmarks update `version`.
 async fn one(api: &Api, call: &Call<'_>, version: &mut String, until: Instant) -> Result<Option<Change>> {
     let seconds = until.saturating_duration_since(Instant::now()).as_secs() + 1;
     let path = format!(
@@ -62,7 +62,7 @@ async fn one(api: &Api, call: &Call<'_>, version: &mut String, until: Instant) -
     let mut body = api.stream(call, &path).await?;
     let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|source| call.error(Sort::Unavailable).because(source))?;
+        let frame = frame.map_err(|source| call.error(ErrorKind::Unavailable).because(source))?;
         read.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
         while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = read.drain(..=end).collect();
@@ -70,18 +70,20 @@ async fn one(api: &Api, call: &Call<'_>, version: &mut String, until: Instant) -
                 return Ok(Some(change));
             }
         }
-        if read.len() > LONGEST {
-            return Err(call.error(Sort::Unavailable).because(format!("a change is longer than {LONGEST} bytes")));
+        if read.len() > MAX_EVENT_BYTES {
+            return Err(call
+                .error(ErrorKind::Unavailable)
+                .because(format!("a watch event is longer than {MAX_EVENT_BYTES} bytes")));
         }
     }
     Ok(None)
 }
 
-/// What one line says.
+/// Parses one watch event.
 fn event(call: &Call<'_>, line: &[u8], version: &mut String) -> Result<Option<Change>> {
-    let unreadable = |why: String| call.error(Sort::Unavailable).because(why);
+    let unreadable = |why: String| call.error(ErrorKind::Unavailable).because(why);
     let mut event: Value =
-        serde_json::from_slice(line).map_err(|source| unreadable(format!("a change is no JSON: {source}")))?;
+        serde_json::from_slice(line).map_err(|source| unreadable(format!("a watch event is not JSON: {source}")))?;
     let object = event["object"].take();
     match event["type"].as_str() {
         Some("ADDED" | "MODIFIED") => Ok(Some(Change::Is(object))),
@@ -94,11 +96,11 @@ fn event(call: &Call<'_>, line: &[u8], version: &mut String) -> Result<Option<Ch
         }
         Some("ERROR") => {
             let text = |field: &str| object[field].as_str().unwrap_or_default().to_owned();
-            Err(Error::new(Sort::Unavailable, call.action, call.subject())
+            Err(Error::new(ErrorKind::Unavailable, call.action, call.subject())
                 .because(text("message"))
                 .code(text("reason")))
         }
-        other => Err(unreadable(format!("a change of a kind that is not known: {other:?}"))),
+        other => Err(unreadable(format!("a watch event of an unknown type: {other:?}"))),
     }
 }
 

@@ -1,7 +1,7 @@
-//! Messages of a site that wait to be sent: whom they go to, what is wrong now, and the outbox.
+//! Alerts of a site: the receivers, the active alerts, and the outbox.
 //!
-//! The supervisor puts messages into the outbox, and so may a command that learns something. One process at a time sends them. Nothing
-//! here waits for anybody, and nothing grows without a bound.
+//! The supervisor and commands put messages into the outbox. One process at a time sends them. No caller blocks on
+//! delivery, and the outbox is bounded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -10,45 +10,47 @@ use std::io;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use textnlp_keys::{SiteFolder, files};
 use textnlp_provider::alert::Alert;
-use textnlp_provider::component::AlertLimits;
+use textnlp_provider::component::{AlertLimits, ServiceLimits};
 
-use crate::files;
-use crate::layout::SiteFolder;
 use crate::lock;
 use crate::lower::ALERTS_FILE;
 
-/// More messages do not wait: the oldest goes.
+/// Above this count the oldest message is dropped.
 const WAITING_MOST: usize = 200;
 
-/// A message that could not be sent for so long tells nobody anything.
-const KEPT: SignedDuration = SignedDuration::from_hours(24);
+/// Messages that could not be sent for this long are dropped.
+const RETENTION: SignedDuration = SignedDuration::from_hours(24);
 
-/// Who is told, and when: the file that `up` writes for the supervisor.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The receivers and limits of alerts: the file that `up` writes for the supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlertOrder {
-    /// Which environment this is.
+    /// The environment.
     pub environment: String,
-    /// Which site.
+    /// The site.
     pub site: String,
-    /// Who is told, by name.
+    /// The receivers by name.
     pub receivers: BTreeMap<String, Receiver>,
-    /// When.
+    /// Thresholds of the site's alerts.
     pub limits: AlertLimits,
-    /// Whether this site tells of what the environment has once: its gate.
+    /// Thresholds of the service's alerts, as clients see the service.
+    #[serde(default)]
+    pub service: ServiceLimits,
+    /// Whether this site also sends the alerts of the environment as a whole, such as its gate.
     #[serde(default)]
     pub home: bool,
-    /// An authority that receivers' certificates may come from besides the public ones.
+    /// A certificate authority to trust for receivers, besides the public ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<Utf8PathBuf>,
 }
 
-/// Where a receiver's address is.
+/// The address of a receiver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Receiver {
-    /// Here: it holds no secret.
+    /// Written here: it holds no secret.
     Address {
         /// The address.
         address: String,
@@ -60,37 +62,37 @@ pub enum Receiver {
     },
 }
 
-/// Something that is wrong now.
+/// An active alert.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Active {
-    /// What kind of thing.
+    /// The kind of alert.
     pub name: String,
-    /// Which one.
+    /// The affected object.
     pub about: String,
-    /// What there is to say.
+    /// The message.
     pub says: String,
-    /// Since when.
+    /// When the problem began.
     pub since: Timestamp,
-    /// When somebody was told last.
+    /// When a notification was last sent.
     pub told: Timestamp,
-    /// Since when it looks well again.
+    /// When the problem was last seen to end, if it has not returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub well_since: Option<Timestamp>,
 }
 
-/// The messages of a site.
+/// The outbox of a site.
 #[derive(Debug, Clone)]
 pub struct Outbox {
     folder: Utf8PathBuf,
     order: Utf8PathBuf,
 }
 
-/// A message that waits.
+/// A message that is not delivered to all receivers yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Waiting {
+pub struct PendingMessage {
     /// The message.
     pub alert: Alert,
-    /// The receivers that have it already.
+    /// The receivers that have got it.
     #[serde(default)]
     pub arrived: BTreeSet<String>,
     #[serde(skip)]
@@ -98,13 +100,13 @@ pub struct Waiting {
 }
 
 impl Outbox {
-    /// The outbox of a site's folder. Nothing is made until something is put.
+    /// The outbox of a site's folder. Creates nothing until the first message.
     pub fn of(site: &Utf8Path) -> Self {
         let site = SiteFolder::at(site);
         Self { folder: site.join("run/alerts"), order: site.join(ALERTS_FILE) }
     }
 
-    /// Who is told; `None` where nobody is.
+    /// The alert order; `None` when no receivers are configured.
     pub fn order(&self) -> io::Result<Option<AlertOrder>> {
         match files::read_bounded(&self.order, files::TEXT_MAX) {
             Ok(text) => serde_yaml::from_slice(&text).map(Some).map_err(io::Error::other),
@@ -113,13 +115,13 @@ impl Outbox {
         }
     }
 
-    /// Keeps a message until it is sent. When too many wait, the oldest goes; says whether one went.
+    /// Stores a message until it is sent. Returns whether the oldest one was dropped for it.
     pub fn put(&self, alert: Alert) -> io::Result<bool> {
         files::make_folder(&self.folder)?;
-        // Ordered by the time of the message; the same message twice is one.
+        // Ordered by the time of the message; storing the same message twice keeps one.
         let id: String = alert.id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(80).collect();
         let file = self.folder.join(format!("{:015}-{id}.json", alert.at.as_millisecond().max(0)));
-        let waiting = Waiting { alert, arrived: BTreeSet::new(), file: file.clone() };
+        let waiting = PendingMessage { alert, arrived: BTreeSet::new(), file: file.clone() };
         self.write(&waiting)?;
         let all = self.files()?;
         let too_many = all.len().saturating_sub(WAITING_MOST);
@@ -129,36 +131,38 @@ impl Outbox {
         Ok(too_many > 0)
     }
 
-    /// What waits, the oldest first. What is too old to be sent, or cannot be read, is taken away.
-    pub fn waiting(&self, now: Timestamp) -> io::Result<Vec<Waiting>> {
+    /// The pending messages, oldest first. Removes messages that are expired or unreadable.
+    pub fn waiting(&self, now: Timestamp) -> io::Result<Vec<PendingMessage>> {
         let mut all = Vec::new();
         for file in self.files()? {
             let text = files::read_bounded(&file, files::TEXT_MAX)?;
-            match serde_json::from_slice::<Waiting>(&text) {
-                Ok(waiting) if now.duration_since(waiting.alert.at) < KEPT => all.push(Waiting { file, ..waiting }),
+            match serde_json::from_slice::<PendingMessage>(&text) {
+                Ok(waiting) if now.duration_since(waiting.alert.at) < RETENTION => {
+                    all.push(PendingMessage { file, ..waiting })
+                }
                 _ => files::remove_file(&file)?,
             }
         }
         Ok(all)
     }
 
-    /// Whether nothing waits; cheap.
+    /// Whether no message is pending. Cheap.
     pub fn is_empty(&self) -> bool {
         self.files().map_or(true, |files| files.is_empty())
     }
 
-    /// Remembers that a receiver has a message.
-    pub fn arrived(&self, waiting: &mut Waiting, receiver: &str) -> io::Result<()> {
+    /// Records the delivery of a message to a receiver.
+    pub fn arrived(&self, waiting: &mut PendingMessage, receiver: &str) -> io::Result<()> {
         waiting.arrived.insert(receiver.to_owned());
         self.write(waiting)
     }
 
-    /// Takes a message away: everybody has it.
-    pub fn done(&self, waiting: &Waiting) -> io::Result<()> {
+    /// Removes a message that all receivers have.
+    pub fn done(&self, waiting: &PendingMessage) -> io::Result<()> {
         files::remove_file(&waiting.file)
     }
 
-    /// Lets this process send and no other one, for as long as the file is held; `None` when another does.
+    /// Takes the sender's lock, held while the file is open; `None` when another process holds it.
     pub fn sole_sender(&self) -> io::Result<Option<File>> {
         files::make_folder(&self.folder)?;
         match lock::take(&self.folder.join("sender.lock")) {
@@ -168,19 +172,19 @@ impl Outbox {
         }
     }
 
-    /// What is wrong now, as the supervisor saw it last.
+    /// The active alerts of the supervisor's last poll.
     pub fn active(&self) -> Vec<Active> {
         let text = files::read_bounded(&self.folder.join(ACTIVE), files::TEXT_MAX).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    /// Remembers what is wrong, so that the next supervisor does not tell it again.
+    /// Stores the active alerts, so that the next supervisor does not send them again.
     pub(crate) fn remember(&self, active: &[Active]) -> io::Result<()> {
         files::make_folder(&self.folder)?;
         files::put(&self.folder.join(ACTIVE), &serde_json::to_vec_pretty(active)?, 0o600)
     }
 
-    fn write(&self, waiting: &Waiting) -> io::Result<()> {
+    fn write(&self, waiting: &PendingMessage) -> io::Result<()> {
         files::put(&waiting.file, &serde_json::to_vec_pretty(waiting)?, 0o600)
     }
 
@@ -266,7 +270,15 @@ mod tests {
         ]);
         let (environment, place) = ("staging".to_owned(), "here".to_owned());
         let limits = AlertLimits::default();
-        let order = AlertOrder { environment, site: place, receivers, limits, home: true, ca_file: None };
+        let order = AlertOrder {
+            environment,
+            site: place,
+            receivers,
+            limits,
+            service: ServiceLimits::default(),
+            home: true,
+            ca_file: None,
+        };
         std::fs::write(site.join(ALERTS_FILE), serde_yaml::to_string(&order).unwrap()).unwrap();
         assert_eq!(Outbox::of(site).order().unwrap(), Some(order));
     }

@@ -1,7 +1,7 @@
-//! Work that takes longer than a call: downloads, migrations. Begun by one call, looked at by the next.
+//! Work that takes longer than a call: downloads, migrations. One call starts it, later calls poll it.
 //!
-//! A job lives as long as this process. Another process that goes on with the operation begins the job again; every job
-//! can be begun again.
+//! A job lives as long as this process. Another process that continues the operation restarts the job; every job is
+//! restartable.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -9,17 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use textnlp_provider::{Error, Operation, Result, Sort, Token};
+use textnlp_provider::{Error, ErrorKind, Operation, Result, Token};
 use tokio::task::JoinHandle;
 
-/// A short job ends within the call that begins it.
+/// A short job ends within the call that starts it.
 const WAIT: Duration = Duration::from_millis(400);
 
-/// What a job says of itself while it runs.
+/// The progress message of a running job.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Saying(Arc<Mutex<String>>);
+pub(crate) struct JobMessage(Arc<Mutex<String>>);
 
-impl Saying {
+impl JobMessage {
     pub(crate) fn say(&self, text: String) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
@@ -31,40 +31,40 @@ impl Saying {
 
 struct Job {
     task: JoinHandle<Result<Map<String, Value>>>,
-    saying: Saying,
+    saying: JobMessage,
 }
 
 /// The jobs of this process by operation.
 #[derive(Default)]
 pub(crate) struct Jobs(Mutex<HashMap<Token, Job>>);
 
-/// How a job stands.
-pub(crate) enum Standing {
+/// The status of a job.
+pub(crate) enum JobStatus {
     /// It ended with facts for the marker.
     Ended(Map<String, Value>),
-    /// It goes on; this is what it says.
+    /// It is running, with this progress message.
     GoesOn(String),
 }
 
 impl Jobs {
-    /// Begins the job of an operation, or looks at it when it was begun.
-    pub(crate) async fn look<F>(&self, op: &Operation, begin: impl FnOnce(Saying) -> F) -> Result<Standing>
+    /// Starts the job of an operation, or polls it when it was started.
+    pub(crate) async fn look<F>(&self, op: &Operation, begin: impl FnOnce(JobMessage) -> F) -> Result<JobStatus>
     where
         F: Future<Output = Result<Map<String, Value>>> + Send + 'static,
     {
         let mut job = self.take(&op.token).unwrap_or_else(|| {
-            let saying = Saying::default();
+            let saying = JobMessage::default();
             Job { task: tokio::spawn(begin(saying.clone())), saying }
         });
         match tokio::time::timeout(WAIT, &mut job.task).await {
-            Ok(Ok(ended)) => ended.map(Standing::Ended),
+            Ok(Ok(ended)) => ended.map(JobStatus::Ended),
             Ok(Err(error)) => {
-                Err(Error::new(Sort::Unavailable, "finish work on", op.resource.to_string()).because(error))
+                Err(Error::new(ErrorKind::Unavailable, "finish work on", op.resource.to_string()).because(error))
             }
             Err(_) => {
                 let says = job.saying.get();
                 self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(op.token.clone(), job);
-                Ok(Standing::GoesOn(says))
+                Ok(JobStatus::GoesOn(says))
             }
         }
     }
@@ -75,7 +75,7 @@ impl Jobs {
 }
 
 impl Drop for Job {
-    /// A job belongs to the provider: it ends with it.
+    /// The provider's jobs end with it.
     fn drop(&mut self) {
         self.task.abort();
     }

@@ -1,17 +1,17 @@
-//! On-prem provider, process runtime: folders, secrets, certificates, models, a database and supervised processes on this
-//! machine.
+//! On-prem provider, process runtime: models, a database and supervised processes on this machine. The site's folder,
+//! secrets and certificates are those of `textnlp_keys`.
 //!
-//! Read in this order: [`OnPrem`] (the provider), `table` (its kinds), `lower` (components → resources), `verbs` (one file
-//! per kind: put, remove, look), [`supervise`] (the detached process that keeps programs running). Everything of a site lies in one
-//! folder, `STATE/sites/SITE`; what this crate leaves to others is what the programs do (the server) and when to call it
-//! (the orchestrator).
+//! Read in this order: [`OnPrem`] (the provider), `table` (its kinds), `lower` (components → resources), `verbs` (one
+//! file per kind: put, remove, look), [`supervise`] (the detached process that keeps programs running). Everything of a
+//! site is in one folder, `STATE/sites/SITE`. The server defines what the programs do; the orchestrator decides when
+//! this crate is called.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod capabilities;
 mod copy;
 mod options;
 mod provider;
 
-mod diff;
 mod lower;
 mod preflight;
 mod spec;
@@ -24,18 +24,14 @@ pub mod supervise;
 
 pub mod fault;
 
-mod secret_store;
-mod trust;
-
-mod files;
 mod jobs;
-mod layout;
 mod lock;
-mod marker;
+mod operations;
 
-pub use copy::{ModelCopy, SiteCopy, seed};
-pub use lower::{API_KEY, JWT_KEY, NETWORK};
+pub use capabilities::CAPABILITIES;
+pub use copy::{seed, site_copy};
+pub use lower::{API_KEY, JWT_KEY};
+pub use operations::{LocalOperations, endpoint};
 pub use options::Options;
 pub use provider::OnPrem;
-pub use secret_store::FileSecretStore;
-pub use verbs::postgres::{Beside, archive_socket};
+pub use verbs::postgres::{ScratchInstance, archive_socket};

@@ -1,7 +1,7 @@
-//! Locks that tell whether a process still lives, and which one.
+//! File locks that identify a living process.
 //!
-//! Record locks (`fcntl`), not `flock`: they stay with the process over `exec`, are not inherited by its children, go with
-//! the process however it ends, and the kernel says who holds one. A process that holds such a lock must never open and
+//! Record locks (`fcntl`), not `flock`: they survive `exec`, are not inherited by children, are released when the
+//! process ends, and the kernel reports the holder. A process that holds such a lock must never open and
 //! close that file elsewhere, because closing any descriptor of it gives the lock up.
 
 use std::fs::{File, OpenOptions};
@@ -14,19 +14,19 @@ use rustix::fs::FlockOperation;
 use rustix::io::FdFlags;
 use rustix::process::{Flock, FlockType};
 
-/// The process that holds the lock of a file, if any does. Asking takes nothing.
+/// The process that holds the lock of a file, if any. Does not take the lock.
 pub(crate) fn holder(path: &Utf8Path) -> io::Result<Option<u32>> {
-    let file = match crate::files::open_plain(path) {
+    let file = match textnlp_keys::files::open_plain(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let held = rustix::process::fcntl_getlk(&file, &Flock::from(FlockType::WriteLock))?;
-    // A holder in another pid namespace has no number here; 0 keeps "held" and "by whom" apart.
+    // A holder in another pid namespace has no pid here; 0 means "held by an unknown process".
     Ok(held.map(|lock| lock.pid.map_or(0, |pid| pid.as_raw_nonzero().get() as u32)))
 }
 
-/// Takes the lock of a file for as long as this process lives and the file stays open. `WouldBlock` when another holds it.
+/// Takes the lock of a file while this process lives and the file is open. `WouldBlock` when another process holds it.
 pub(crate) fn take(path: &Utf8Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     let file = OpenOptions::new()
@@ -52,8 +52,8 @@ pub(crate) fn keep_over_exec(file: File) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// When a process began, in clock ticks since boot: with the number it names one process for ever. `None` when it is gone
-/// or only waits to be reaped.
+/// The start time of a process in clock ticks since boot; together with the pid it is unique. `None` when the process
+/// is gone or a zombie.
 pub(crate) fn started(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command may hold spaces and brackets; the fields behind its last bracket cannot.

@@ -1,32 +1,31 @@
-//! [`OnPrem`]: the provider's face.
+//! [`OnPrem`]: the provider of local processes.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use camino::Utf8Path;
-use serde_json::json;
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_keys::{FolderProvider, Keys, Marker, Observation, SiteFolder, Work, diff, observe, read};
 use textnlp_provider::{
-    CloudId, Component, Error, FieldChange, Handle, Health, Kind, KindName, Object, Observed, Operation, Ownership,
-    Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Site, SiteName, Spec, Wanted, Why,
+    CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
+    Provider, Recorded, ResourceId, Result, Scope, Site, Wanted,
 };
 
-use crate::diff::{self, DRIFT};
 use crate::jobs::Jobs;
-use crate::layout::SiteFolder;
 use crate::lower;
-use crate::marker::Marker;
 use crate::options::Options;
 use crate::preflight;
-use crate::table::{KINDS, Noun};
-use crate::verbs::{self, Supervisor, Work};
+use crate::table::{KINDS, ResourceKind};
+use crate::verbs::{self, Supervisor};
 use crate::waiting::Waiting;
 
-/// The machine that this runs on, as a provider.
+/// A provider for the machine that it runs on.
 ///
-/// Every object lies in `STATE/sites/SITE` and carries its lineage in a marker beside it. All verbs may be repeated, by this
-/// process or another, whatever became of the first try.
+/// Every object is in `STATE/sites/SITE` and has its lineage in a marker file. All verbs may be repeated, by this
+/// process or another, after any outcome of the first attempt.
 pub struct OnPrem {
     options: Options,
+    /// Owns folders, secrets and certificates.
+    keys: Keys,
     jobs: Jobs,
     waiting: Waiting,
 }
@@ -34,10 +33,16 @@ pub struct OnPrem {
 impl OnPrem {
     /// The provider for one state folder.
     pub fn new(options: Options) -> Self {
-        Self { options, jobs: Jobs::default(), waiting: Waiting::default() }
+        let keys = Keys::new(textnlp_keys::Options {
+            state_folder: options.state_folder.clone(),
+            secrets: options.secrets.clone(),
+            hostname: Some(options.hostname.clone()).filter(|_| !options.serves_elsewhere),
+            needs_git: options.needs_git,
+        });
+        Self { options, keys, jobs: Jobs::default(), waiting: Waiting::default() }
     }
 
-    /// How it works.
+    /// Its options.
     pub fn options(&self) -> &Options {
         &self.options
     }
@@ -49,96 +54,6 @@ impl OnPrem {
     pub(crate) fn waiting(&self) -> &Waiting {
         &self.waiting
     }
-
-    fn folder(&self, site: &SiteName) -> SiteFolder {
-        SiteFolder::of(&self.options.state_folder, site)
-    }
-
-    async fn observe_one(
-        &self,
-        asked: Asked<'_>,
-        folder: &SiteFolder,
-        supervisor: &Supervisor,
-        scope: &Scope<'_>,
-    ) -> Observed {
-        let ownership = asked.wanted.map(|w| &w.ownership).or(asked.recorded.map(|r| &r.ownership));
-        if let Some(Ownership::External(file)) = ownership {
-            return verbs::look_at_existing_certificate(file);
-        }
-        match asked.marker {
-            Some(marker) if marker.lineage != scope.lineage => {
-                let owner = format!("lineage {} of environment {}", marker.lineage, marker.environment);
-                Observed::Unknown(Why(format!("{} belongs to {owner}", marker.cloud_id)))
-            }
-            Some(marker) => verbs::look(self, folder, marker, supervisor).await,
-            None => match asked.recorded {
-                Some(recorded) => self.observe_unmarked(recorded, folder, supervisor, scope).await,
-                None => asked.wanted.map_or(Observed::Absent, |wanted| stranger(wanted, folder)),
-            },
-        }
-    }
-
-    /// We wrote it down and its marker is gone: what is there is looked at as it was recorded, and the marker is missed.
-    async fn observe_unmarked(
-        &self,
-        recorded: &Recorded,
-        folder: &SiteFolder,
-        supervisor: &Supervisor,
-        scope: &Scope<'_>,
-    ) -> Observed {
-        match (Noun::of(&recorded.kind), supervisor) {
-            // A part is put again in the same words whether or not it is there.
-            (Some(Noun::Schema | Noun::ApiKey), _) => return Observed::Absent,
-            // A supervisor is a process: without marker and process there is nothing.
-            (Some(Noun::Supervisor), Supervisor::Stopped) => return Observed::Absent,
-            _ => {}
-        }
-        let facts = recorded.outputs.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-        let mut marker = Marker {
-            lineage: scope.lineage,
-            environment: scope.environment.clone(),
-            site: recorded.site.clone(),
-            resource: recorded.id.clone(),
-            operation: textnlp_provider::OperationId(0),
-            kind: recorded.kind.clone(),
-            cloud_id: recorded.cloud_id.clone(),
-            complete: true,
-            spec: recorded.spec.clone(),
-            facts,
-        };
-        if let Some(version) = recorded.outputs.get("secret").and_then(|secret| secret.get("version")) {
-            marker.facts.insert("version".to_owned(), version.clone());
-            marker.facts.insert("key_version".to_owned(), version.clone());
-        }
-        match verbs::look(self, folder, &marker, supervisor).await {
-            Observed::Present(mut object) => {
-                let mut spec = object.spec.as_value().clone();
-                let mut drift = spec.get(DRIFT).cloned().unwrap_or_else(|| json!({}));
-                drift["marker"] = json!("the marker that says whose it is is gone");
-                spec[DRIFT] = drift;
-                object.spec = Spec::of(&spec);
-                object.health = Health::Degraded("the marker that says whose it is is gone".to_owned());
-                Observed::Present(object)
-            }
-            other => other,
-        }
-    }
-}
-
-/// All that is known beforehand of one id.
-#[derive(Default)]
-struct Asked<'a> {
-    wanted: Option<&'a Wanted>,
-    recorded: Option<&'a Recorded>,
-    marker: Option<&'a Marker>,
-}
-
-/// Nothing of ours is there; does something of somebody else lie in the way?
-fn stranger(wanted: &Wanted, folder: &SiteFolder) -> Observed {
-    match preflight::in_the_way(wanted, folder) {
-        Some(path) => Observed::Unknown(Why(format!("{path} is there and carries no lineage"))),
-        None => Observed::Absent,
-    }
 }
 
 #[async_trait]
@@ -148,65 +63,117 @@ impl Provider for OnPrem {
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
-        let elsewhere = self.options.serves_elsewhere;
-        lower::lower(component, site, self.folder(&site.name), &self.options.hostname, elsewhere)
+        let folder = SiteFolder::of(&self.options.state_folder, &site.name);
+        lower::lower(component, site, &self.keys, folder, self.options.serves_elsewhere)
     }
 
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
-        diff::diff(wanted, recorded, seen)
+        match ResourceKind::of(&wanted.kind) {
+            Some(noun) => diff(wanted, recorded, seen, &noun.rules()),
+            None => self.keys.diff(wanted, recorded, seen),
+        }
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-        preflight::preflight(&self.options, wanted).await
+        preflight::preflight(self, wanted).await
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-        let folder = self.folder(scope.site);
-        let markers = Marker::all(&folder)
-            .map_err(|error| textnlp_provider::Error::io("read site", folder.root().as_str(), error))?;
-        let supervisor = Supervisor::of(&folder).await;
-        let mut asked: BTreeMap<&ResourceId, Asked<'_>> = BTreeMap::new();
-        for wanted in scope.wanted.iter().filter(|wanted| wanted.site == *scope.site) {
-            asked.entry(&wanted.id).or_default().wanted = Some(wanted);
-        }
-        for recorded in scope.recorded.iter().filter(|recorded| recorded.site == *scope.site) {
-            asked.entry(&recorded.id).or_default().recorded = Some(recorded);
-        }
-        for marker in &markers {
-            let ours = marker.lineage == scope.lineage;
-            if ours || asked.contains_key(&marker.resource) {
-                asked.entry(&marker.resource).or_default().marker = Some(marker);
-            }
-        }
-        let mut observed = Vec::with_capacity(asked.len());
-        for (id, asked) in asked {
-            observed.push((id.clone(), self.observe_one(asked, &folder, &supervisor, scope).await));
-        }
-        Ok(observed)
+        observe(self, scope).await
     }
 
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
-        if Noun::of(kind) == Some(Noun::Certificate) && id.as_str().starts_with('/') {
-            return Ok(verbs::look_at_existing_certificate(id));
-        }
-        // Our own ids begin with `sites/SITE/`.
-        let site = Utf8Path::new(id.as_str()).components().nth(1).map(|part| part.as_str()).unwrap_or_default();
-        let Ok(site) = SiteName::new(site) else {
-            return Ok(Observed::Absent);
-        };
-        let folder = self.folder(&site);
-        let markers = Marker::all(&folder).map_err(|error| Error::io("read site", folder.root().as_str(), error))?;
-        let Some(marker) = markers.iter().find(|marker| marker.kind == *kind && marker.cloud_id == *id) else {
-            return Ok(Observed::Absent);
-        };
-        Ok(verbs::look(self, &folder, marker, &Supervisor::of(&folder).await).await)
+        read(self, kind, id).await
     }
 
     async fn begin(&self, op: &Operation) -> Result<Progress> {
-        Work::on(self, op)?.begin().await
+        match ResourceKind::of(&op.kind) {
+            Some(_) => Work::on(self, op)?.begin().await,
+            None => self.keys.begin(op).await,
+        }
     }
 
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
-        Work::on(self, op)?.advance(handle).await
+        match ResourceKind::of(&op.kind) {
+            Some(_) => Work::on(self, op)?.advance(handle).await,
+            None => self.keys.advance(op, handle).await,
+        }
+    }
+}
+
+#[async_trait]
+impl FolderProvider for OnPrem {
+    type Noun = ResourceKind;
+    type Status = Supervisor;
+
+    fn noun(kind: &KindName) -> Option<ResourceKind> {
+        ResourceKind::of(kind)
+    }
+
+    fn state_folder(&self) -> &Utf8Path {
+        &self.options.state_folder
+    }
+
+    async fn status(&self, folder: &SiteFolder) -> Supervisor {
+        Supervisor::of(folder).await
+    }
+
+    async fn look(&self, folder: &SiteFolder, marker: &Marker, supervisor: &Supervisor) -> Result<Observation> {
+        match ResourceKind::of(&marker.kind) {
+            Some(noun) => verbs::observe_object(noun, folder, marker, supervisor).await,
+            None => self.keys.look(folder, marker, &()).await,
+        }
+    }
+
+    fn path(&self, wanted: &Wanted, folder: &SiteFolder) -> Option<Utf8PathBuf> {
+        let text = |field: &str| wanted.spec.get(field)?.as_str();
+        match ResourceKind::of(&wanted.kind) {
+            Some(
+                ResourceKind::Program
+                | ResourceKind::File
+                | ResourceKind::Model
+                | ResourceKind::Database
+                | ResourceKind::Postgres
+                | ResourceKind::Control,
+            ) => Some(folder.join(text("path")?)),
+            Some(ResourceKind::Process) => Some(folder.unit(text("unit")?)),
+            Some(ResourceKind::Supervisor | ResourceKind::Schema | ResourceKind::ApiKey) => None,
+            None => self.keys.path(wanted, folder),
+        }
+    }
+
+    async fn put(&self, work: &Work<'_, Self>) -> Result<Progress> {
+        verbs::put(work).await
+    }
+
+    async fn remove(&self, work: &Work<'_, Self>, last: Object) -> Result<Progress> {
+        verbs::remove(work, last).await
+    }
+
+    async fn proceed(&self, work: &Work<'_, Self>, handle: &Handle) -> Result<Option<Progress>> {
+        verbs::proceed(work, handle).await
+    }
+
+    fn poll_interval(noun: ResourceKind) -> Duration {
+        match noun {
+            ResourceKind::Supervisor => Duration::from_millis(25),
+            _ => Duration::from_millis(100),
+        }
+    }
+
+    fn is_absent_without_marker(&self, kind: &KindName, supervisor: &Supervisor) -> bool {
+        match ResourceKind::of(kind) {
+            // A part is put again with the same content, present or not.
+            Some(ResourceKind::Schema | ResourceKind::ApiKey) => true,
+            // A supervisor is a process: without marker and process there is nothing.
+            Some(ResourceKind::Supervisor) => matches!(supervisor, Supervisor::Stopped),
+            _ => false,
+        }
+    }
+
+    /// Observing a changed model reads it whole, and observing a key runs a program: too long for one call with the
+    /// removal.
+    fn is_observed_before_removal(noun: ResourceKind) -> bool {
+        !matches!(noun, ResourceKind::Model | ResourceKind::Schema | ResourceKind::ApiKey)
     }
 }

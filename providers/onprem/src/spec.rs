@@ -1,4 +1,5 @@
-//! The specs of our kinds. Paths are relative to the site's folder, so that a state folder that moved differs in nothing.
+//! The specs of this provider's kinds. Paths are relative to the site's folder, so that moving the state folder changes
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,19 +7,9 @@ use std::net::SocketAddr;
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::component::{Given, SecretRecipe};
-use textnlp_provider::{SecretName, SecretRef};
+use textnlp_provider::SecretRef;
 
 use crate::supervise::Ready;
-
-/// `onprem.directory`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct DirectorySpec {
-    pub(crate) folders: Vec<String>,
-    #[serde(default)]
-    pub(crate) tags: BTreeMap<String, String>,
-}
 
 /// `onprem.supervisor`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,50 +19,6 @@ pub(crate) struct SupervisorSpec {
     /// See [`crate::supervise::VERSION`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) version: Option<String>,
-}
-
-/// `onprem.secret`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SecretSpec {
-    pub(crate) name: SecretName,
-    /// How it is generated, for one that we make.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) recipe: Option<SecretRecipe>,
-    /// Where it is taken from, for one that a person keeps.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) given: Option<Given>,
-    /// Whether all sites have it in common: the first that needs it makes it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) shared: bool,
-}
-
-/// `onprem.authority`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct AuthoritySpec {
-    pub(crate) subject: String,
-    pub(crate) days: u32,
-    pub(crate) certificate_file: String,
-    pub(crate) key: SecretName,
-}
-
-/// `onprem.certificate`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct CertificateSpec {
-    pub(crate) names: Vec<String>,
-    pub(crate) days: u32,
-    pub(crate) certificate_file: String,
-    pub(crate) key_file: String,
-    pub(crate) ca_file: String,
-    /// The authority's fingerprint: another authority issues another certificate.
-    pub(crate) authority: String,
-    pub(crate) authority_key: SecretRef,
-    /// The secret that certificate and key are kept as too, `NAME-certificate` and `NAME-key`: for whoever serves with them elsewhere, where
-    /// no supervisor renews them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) kept: Option<SecretName>,
 }
 
 /// `onprem.model`.
@@ -89,7 +36,7 @@ pub(crate) struct ModelSpec {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ProgramSpec {
-    /// Where the file is taken from; what runs is told by the digest.
+    /// The source of the file; the running program is identified by the digest.
     pub(crate) source: Utf8PathBuf,
     pub(crate) sha256: String,
     pub(crate) path: String,
@@ -122,14 +69,14 @@ pub(crate) struct DatabaseSpec {
 #[serde(deny_unknown_fields)]
 pub(crate) struct PostgresSpec {
     pub(crate) path: String,
-    /// The oldest version that makes it. What is there is kept by the version that made it.
+    /// The oldest version for a new folder. An existing folder stays at the version that created it.
     pub(crate) version: u32,
     /// The wanted schema; `None` is the newest of the server.
     pub(crate) schema: Option<u32>,
-    /// Whether its content comes from another one.
+    /// Whether it is a standby.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) follows: bool,
-    /// Whether other sites have it too: once it was made, what is in it comes and goes with its keeper.
+    /// Whether other sites have it too: then its content is managed by the PostgreSQL supervisor once it was created.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) shared: bool,
 }
@@ -146,7 +93,7 @@ pub(crate) struct ControlSpec {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SchemaSpec {
     pub(crate) database: String,
-    /// Whether the database is a server, which only the program can look at.
+    /// Whether the database is a server, which only the program can read.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) served: bool,
     pub(crate) version: Option<u32>,
@@ -168,7 +115,7 @@ pub(crate) struct ApiKeySpec {
     pub(crate) name: String,
     pub(crate) program: String,
     pub(crate) config: String,
-    /// Whether it is a record of control data, which several sites hold.
+    /// Whether it is a record of replicated control data.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) replicated: bool,
 }
@@ -187,18 +134,18 @@ pub(crate) struct ProcessSpec {
     pub(crate) config_sha256: String,
     /// What a changed configuration takes: `restart` or `reload`.
     pub(crate) on_config: OnConfig,
-    /// Digests of what else it reads when it begins: models, keys. Another digest is a restart.
+    /// Digests of the other files that it reads at startup: models, keys. A changed digest needs a restart.
     #[serde(default)]
     pub(crate) inputs: BTreeMap<String, Value>,
-    /// Files whose change it is told of.
+    /// Files whose change is signalled to it.
     #[serde(default)]
     pub(crate) watch: Vec<Utf8PathBuf>,
-    /// Where it answers, for people and for those who need it.
+    /// Its address, for operators and for dependent resources.
     pub(crate) listen: String,
     pub(crate) metrics_listen: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ca_file: Option<String>,
-    /// The name of the socket and the path that say that it is ready.
+    /// The socket and the path of its readiness check.
     pub(crate) ready: ReadySpec,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) group: Option<String>,
@@ -209,7 +156,7 @@ pub(crate) struct ProcessSpec {
     pub(crate) state: String,
 }
 
-/// The TCP addresses that a process binds, by its inputs: they stand among what takes a restart to change.
+/// The TCP addresses that a process binds. They are among its inputs, because changing one needs a restart.
 pub(crate) fn bound_addresses(input: impl Fn(&str) -> Option<String>) -> Vec<SocketAddr> {
     ["listen", "metrics_listen"].iter().filter_map(|name| input(name)?.parse().ok()).collect()
 }
@@ -238,7 +185,7 @@ pub(crate) struct ReadySpec {
 }
 
 impl ReadySpec {
-    pub(crate) fn at(&self, folder: &crate::layout::SiteFolder) -> Ready {
+    pub(crate) fn at(&self, folder: &textnlp_keys::SiteFolder) -> Ready {
         Ready { unix: folder.socket(&self.socket), path: self.path.clone() }
     }
 }

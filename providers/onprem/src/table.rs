@@ -1,10 +1,10 @@
-//! Every kind that a machine has, and what sets them apart.
+//! The resource kinds of this provider and their properties.
 
 use std::time::Duration;
 
+use textnlp_keys::FieldRules;
 use textnlp_provider::{DataClass, Identity, Kind, KindName, ReplaceOrder};
 
-const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -17,7 +17,7 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
         says,
         identity,
         data,
-        // Every object here has a path, a port or a name that only one can have.
+        // Every object here has an exclusive path, port or name.
         replace: ReplaceOrder::DeleteFirst,
         one_by_one: false,
         // A marker is read as it was written.
@@ -26,47 +26,59 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
         schema: 1,
         price_key: None,
         permissions: &[WRITE],
-        // No Terraform provider makes what is of ours here.
+        // No Terraform provider creates these objects.
         terraform: &[],
     }
 }
 
 /// The table itself.
 pub(crate) static KINDS: [Kind; 14] = [
-    kind("onprem.directory", "the folder of a site", Identity::Named, DataClass::None, SECOND.saturating_mul(30)),
+    textnlp_keys::DIRECTORY,
     Kind {
         permissions: &[WRITE, "to leave a process running"],
         ..kind(
-            "onprem.supervisor",
+            ResourceKind::Supervisor.name(),
             "the process that keeps a site's programs running",
             Identity::Named,
             DataClass::None,
             MINUTE,
         )
     },
-    kind("onprem.secret", "a generated secret", Identity::Named, DataClass::Precious, MINUTE),
-    kind("onprem.authority", "a certificate authority of one's own", Identity::Named, DataClass::Precious, MINUTE),
-    kind("onprem.certificate", "the certificate that clients see", Identity::Named, DataClass::Derived, MINUTE),
+    textnlp_keys::SECRET,
+    textnlp_keys::AUTHORITY,
+    textnlp_keys::CERTIFICATE,
     Kind {
         permissions: &[WRITE, "to write to the model cache", "to read the model {source}"],
-        ..kind("onprem.model", "the files of a model", Identity::Named, DataClass::Derived, HOUR.saturating_mul(6))
+        ..kind(
+            ResourceKind::Model.name(),
+            "the files of a model",
+            Identity::Named,
+            DataClass::Derived,
+            HOUR.saturating_mul(6),
+        )
     },
     Kind {
         permissions: &[WRITE, "to run programs in the state folder", "to read {source}"],
         ..kind(
-            "onprem.program",
+            ResourceKind::Program.name(),
             "a program by its digest",
             Identity::Named,
             DataClass::Derived,
             MINUTE.saturating_mul(5),
         )
     },
-    kind("onprem.file", "a configuration file", Identity::Named, DataClass::Derived, MINUTE),
-    kind("onprem.database", "keys, quotas and usage in an SQLite file", Identity::Named, DataClass::Precious, MINUTE),
+    kind(ResourceKind::File.name(), "a configuration file", Identity::Named, DataClass::Derived, MINUTE),
+    kind(
+        ResourceKind::Database.name(),
+        "keys, quotas and usage in an SQLite file",
+        Identity::Named,
+        DataClass::Precious,
+        MINUTE,
+    ),
     Kind {
         permissions: &[WRITE, "to run PostgreSQL, as its own user where this is root"],
         ..kind(
-            "onprem.postgres",
+            ResourceKind::Postgres.name(),
             "keys, quotas and usage in a PostgreSQL",
             Identity::Named,
             DataClass::Precious,
@@ -74,20 +86,32 @@ pub(crate) static KINDS: [Kind; 14] = [
         )
     },
     kind(
-        "onprem.control",
+        ResourceKind::Control.name(),
         "the log of control data, or of who is primary",
         Identity::Named,
         DataClass::Precious,
         MINUTE,
     ),
-    kind("onprem.schema", "the schema of a database", Identity::Part, DataClass::None, MINUTE.saturating_mul(15)),
-    // One that is replicated waits until a second site has joined, which comes up at the same time.
-    kind("onprem.api-key", "an API key in a database", Identity::Part, DataClass::Derived, MINUTE.saturating_mul(10)),
+    kind(
+        ResourceKind::Schema.name(),
+        "the schema of a database",
+        Identity::Part,
+        DataClass::None,
+        MINUTE.saturating_mul(15),
+    ),
+    // A replicated one waits until a second site has joined, which starts at the same time.
+    kind(
+        ResourceKind::ApiKey.name(),
+        "an API key in a database",
+        Identity::Part,
+        DataClass::Derived,
+        MINUTE.saturating_mul(10),
+    ),
     Kind {
         one_by_one: true,
         permissions: &[WRITE, "to listen on {inputs.listen}", "to listen on {inputs.metrics_listen}"],
         ..kind(
-            "onprem.process",
+            ResourceKind::Process.name(),
             "a program that is kept running",
             Identity::Named,
             DataClass::None,
@@ -96,14 +120,10 @@ pub(crate) static KINDS: [Kind; 14] = [
     },
 ];
 
-/// The kinds as an enum: what code matches on.
+/// The kinds as an enum: what code matches on. Those of [`textnlp_keys`] are not in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Noun {
-    Directory,
+pub enum ResourceKind {
     Supervisor,
-    Secret,
-    Authority,
-    Certificate,
     Model,
     Program,
     File,
@@ -115,13 +135,9 @@ pub(crate) enum Noun {
     Process,
 }
 
-impl Noun {
-    const ALL: [Self; 14] = [
-        Self::Directory,
+impl ResourceKind {
+    const ALL: [Self; 10] = [
         Self::Supervisor,
-        Self::Secret,
-        Self::Authority,
-        Self::Certificate,
         Self::Model,
         Self::Program,
         Self::File,
@@ -133,30 +149,78 @@ impl Noun {
         Self::Process,
     ];
 
-    /// The noun of a kind's name; `None` for a kind that is not ours.
+    /// The noun of a kind's name; `None` for another kind.
     pub(crate) fn of(kind: &KindName) -> Option<Self> {
-        KINDS.iter().position(|ours| ours.name == kind.as_str()).map(|place| Self::ALL[place])
+        Self::ALL.into_iter().find(|noun| noun.name() == kind.as_str())
     }
 
     /// The name of the kind.
     pub(crate) fn kind(self) -> KindName {
-        let place = Self::ALL.iter().position(|noun| *noun == self).unwrap_or_default();
-        KindName::new(KINDS[place].name).expect("the names in the table are kind names")
+        KindName::new(self.name()).expect("the names in the table are kind names")
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Supervisor => "onprem.supervisor",
+            Self::Model => "onprem.model",
+            Self::Program => "onprem.program",
+            Self::File => "onprem.file",
+            Self::Database => "onprem.database",
+            Self::Postgres => "onprem.postgres",
+            Self::Control => "onprem.control",
+            Self::Schema => "onprem.schema",
+            Self::ApiKey => "onprem.api-key",
+            Self::Process => "onprem.process",
+        }
+    }
+
+    /// How its fields are compared.
+    pub(crate) fn rules(self) -> FieldRules {
+        let replaced_by = |replace| FieldRules { replace, ..FieldRules::default() };
+        match self {
+            Self::Supervisor => FieldRules::default(),
+            Self::Model => FieldRules {
+                creation_only: &["max_cache_bytes"],
+                // A model is identified by its files: the digest that becomes known later is no change.
+                from_outputs: &["digest"],
+                accepts_any: Some(|field, after| field == "digest" && after.is_null()),
+                ..replaced_by(&["path"])
+            },
+            // The running program is identified by its digest, not by its path.
+            Self::Program => FieldRules { creation_only: &["source"], ..replaced_by(&["path"]) },
+            // The version that created a data folder keeps running it.
+            Self::Postgres => FieldRules { creation_only: &["version"], ..replaced_by(&["path"]) },
+            Self::File | Self::Database | Self::Control => replaced_by(&["path"]),
+            // Another program leaves the schema as it is, unless another schema is wanted.
+            Self::Schema => FieldRules { creation_only: &["program", "config"], ..replaced_by(&["database"]) },
+            Self::ApiKey => {
+                FieldRules { creation_only: &["program", "config"], ..replaced_by(&["database", "public_id"]) }
+            }
+            Self::Process => replaced_by(&["unit"]),
+        }
+    }
+}
+
+impl From<ResourceKind> for KindName {
+    fn from(noun: ResourceKind) -> Self {
+        noun.kind()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use textnlp_keys::KeyKind;
+
     use super::*;
 
     #[test]
-    fn names_and_nouns_agree() {
-        for noun in Noun::ALL {
-            assert_eq!(Noun::of(&noun.kind()), Some(noun));
+    fn every_kind_has_one_noun() {
+        for kind in &KINDS {
+            let name = KindName::new(kind.name).unwrap();
+            let nouns = [ResourceKind::of(&name).map(ResourceKind::kind), KeyKind::of(&name).map(KindName::from)];
+            assert_eq!(nouns.into_iter().flatten().collect::<Vec<_>>(), [name]);
         }
-        assert_eq!(Noun::Directory.kind().as_str(), "onprem.directory");
-        assert_eq!(Noun::ApiKey.kind().as_str(), "onprem.api-key");
-        assert_eq!(Noun::Process.kind().as_str(), "onprem.process");
-        assert_eq!(Noun::of(&KindName::new("aws.vpc").unwrap()), None);
+        assert_eq!(KINDS.len(), ResourceKind::ALL.len() + 4);
+        assert_eq!(ResourceKind::of(&KindName::new("aws.vpc").unwrap()), None);
     }
 }

@@ -1,7 +1,7 @@
-//! How long something has been waited for, by a clock that nobody can set.
+//! How long something has been waited for, by a monotonic clock.
 //!
-//! A handle says who began to wait and when by that one's own clock. Whoever else goes on with the operation begins to wait
-//! anew: what was begun by a process that is gone may not have been begun at all.
+//! A handle names the process that started to wait, and the time by its clock. Another process that continues the
+//! operation starts to wait from zero: the step may not have been started at all.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,19 +16,19 @@ pub(crate) struct Waiting {
 
 impl Default for Waiting {
     fn default() -> Self {
-        // Two providers of one process differ by the time, two of one time by the process.
+        // Two providers in one process differ by the time, two of the same time by the process.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { began: Instant::now(), name: format!("{}-{}", std::process::id(), now.as_nanos()) }
     }
 }
 
 impl Waiting {
-    /// A handle that begins to wait now.
+    /// A handle that starts to wait now.
     pub(crate) fn begin(&self, step: &str) -> Value {
         json!({ "step": step, "by": self.name, "since_ms": self.now_ms() })
     }
 
-    /// How long a handle has waited; `None` when somebody else began it.
+    /// How long a handle has waited; `None` when another process created it.
     pub(crate) fn waited_ms(&self, handle: &Handle) -> Option<u64> {
         let ours = handle.0.get("by").and_then(Value::as_str) == Some(&self.name);
         let since = handle.0.get("since_ms").and_then(Value::as_u64).filter(|_| ours)?;

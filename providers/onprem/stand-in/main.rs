@@ -1,4 +1,4 @@
-//! The server program as far as this provider sees it: roles, sockets, signals, answers. Used by the tests of this crate.
+//! The server program as far as this provider sees it: commands, sockets, signals, answers. Used by the tests of this crate.
 //!
 //! `api.stand_in` in `server.yaml` makes it misbehave: `crash`, `ready_after_ms`, `answer_after_ms`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a test's program")]
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 /// What the command line says.
 struct Arguments {
-    role: String,
+    command: String,
     config: PathBuf,
     to: Option<u64>,
 }
@@ -29,8 +29,8 @@ fn main() {
                 std::process::exit(1);
             }
         }
-        Some("serve") => serve(&Arguments {
-            role: value("--role").unwrap_or_else(|| "server".to_owned()),
+        Some(program @ ("serve" | "gateway" | "agent" | "witness" | "relay" | "admin")) => serve(&Arguments {
+            command: if program == "admin" { arguments[2].clone() } else { program.to_owned() },
             config: value("--config").unwrap().into(),
             to: value("--to").map(|to| to.parse().unwrap()),
         }),
@@ -53,12 +53,14 @@ fn serve(arguments: &Arguments) {
     let text = std::fs::read_to_string(&arguments.config).unwrap();
     let config: serde_json::Value = serde_yaml::from_str(&text).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    match arguments.role.as_str() {
-        "server" => runtime.block_on(server::serve(&config["textnlp"])),
+    match arguments.command.as_str() {
+        "serve" => runtime.block_on(server::serve(&config["textnlp"])),
         "gateway" => runtime.block_on(gateway::serve(&arguments.config)),
         "migrate" => database::migrate(&config["textnlp"], arguments.to),
         "keys" => database::keys(&config["textnlp"]),
-        "border" | "watch" | "witness" => runtime.block_on(recovery::serve(&config[&arguments.role])),
-        other => panic!("role {other}"),
+        "agent" => runtime.block_on(recovery::serve(&config["watch"])),
+        "relay" => runtime.block_on(recovery::serve(&config["border"])),
+        "witness" => runtime.block_on(recovery::serve(&config["witness"])),
+        other => panic!("command {other}"),
     }
 }

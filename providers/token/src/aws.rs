@@ -1,5 +1,6 @@
-//! EKS: the API server shows the token to STS, which says whose it is. So the token is an address of STS, signed by whoever signs in for this
-//! cluster and this moment: <https://github.com/kubernetes-sigs/aws-iam-authenticator#api-authorization-from-outside-a-cluster>.
+//! Tokens for EKS: a token is a presigned URL of STS `GetCallerIdentity` for one cluster. The API server calls it to
+//! identify the client:
+//! <https://github.com/kubernetes-sigs/aws-iam-authenticator#api-authorization-from-outside-a-cluster>.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,22 +16,23 @@ use aws_sigv4::http_request::{SignableBody, SignableRequest, SignatureLocation, 
 use aws_sigv4::sign::v4;
 use base64::Engine;
 use jiff::Timestamp;
-use textnlp_provider::{Error, Result, Secret, Sort, told};
+use textnlp_provider::{Error, ErrorKind, Result, Secret, error_chain};
 
 use super::{AwsSignIn, EACH, Token, Variables, checked, shown};
 
-/// What a token of this kind begins with.
+/// The prefix of an EKS token.
 const PREFIX: &str = "k8s-aws-v1.";
-/// The header that binds the signature to one cluster.
+/// The signed header that binds a token to one cluster.
 const CLUSTER: &str = "x-k8s-aws-id";
-/// What AWS's own tools write; the authenticator bears no more than 15 minutes from the moment of signing, whatever it says.
+/// The expiry in the URL, as AWS's own tools set it. The authenticator ignores it: it accepts a token for 15 minutes
+/// after signing.
 const EXPIRES: Duration = Duration::from_secs(60);
-/// A token is renewed before those 15 minutes are over.
+/// The reported lifetime of a token, shorter than those 15 minutes.
 const LASTS: Duration = Duration::from_secs(14 * 60);
-/// As it stands in the account's log.
+/// The role session name, which CloudTrail logs.
 const SESSION: &str = "textnlp-deploy";
 
-/// How regions begin, and where the services of their partition are:
+/// Region prefixes and the DNS suffixes of their partitions:
 /// <https://github.com/boto/botocore/blob/develop/botocore/data/endpoints.json>.
 const PARTITIONS: &[(&str, &str)] = &[
     ("cn-", "amazonaws.com.cn"),
@@ -39,18 +41,18 @@ const PARTITIONS: &[(&str, &str)] = &[
     ("us-isob-", "sc2s.sgov.gov"),
     ("us-isof-", "csp.hci.ic.gov"),
     ("eu-isoe-", "cloud.adc-e.uk"),
-    // `us-gov-` too.
+    // Includes `us-gov-`.
     ("", "amazonaws.com"),
 ];
 
 const ACTION: (&str, &str) = ("sign in to", "aws");
 
 pub(super) async fn token(ask: &AwsSignIn, variables: &Variables) -> Result<Token> {
-    // EKS takes letters, digits, `-` and `_`; clusters of somebody's own that ask the same authenticator are called as they like.
+    // EKS allows letters, digits, `-` and `_`. Self-managed clusters with the same authenticator allow more.
     checked("--cluster", &ask.cluster, &['_', '.', ':', '/'])?;
     for (what, value) in [("--profile", &ask.profile), ("--role-arn", &ask.role_arn)] {
         if value.as_ref().is_some_and(String::is_empty) {
-            return Err(Error::new(Sort::Invalid, "use", what).because("it is empty"));
+            return Err(Error::new(ErrorKind::Invalid, "use", what).because("it is empty"));
         }
     }
     if let Some(region) = &ask.region {
@@ -58,8 +60,8 @@ pub(super) async fn token(ask: &AwsSignIn, variables: &Variables) -> Result<Toke
     }
     let config = config(ask).await;
     let Some(region) = config.region() else {
-        let error = Error::new(Sort::Invalid, ACTION.0, ACTION.1).because("no region is named");
-        return Err(error.hint("name the cluster's: `--region eu-central-1`, or AWS_REGION"));
+        let error = Error::new(ErrorKind::Invalid, ACTION.0, ACTION.1).because("no region is set");
+        return Err(error.hint("set the region of the cluster: `--region eu-central-1`, or AWS_REGION"));
     };
     let region = checked("the region", region.as_ref(), &[])?;
     let secrets = confided(variables);
@@ -67,7 +69,7 @@ pub(super) async fn token(ask: &AwsSignIn, variables: &Variables) -> Result<Toke
     presigned(&credentials, region, &ask.cluster, SystemTime::now())
 }
 
-/// As AWS's own tools find it: region, profile, proxies, endpoints.
+/// The configuration of AWS's own tools: region, profile, proxies, endpoints.
 async fn config(ask: &AwsSignIn) -> SdkConfig {
     let timeouts = TimeoutConfig::builder().operation_attempt_timeout(EACH).build();
     let retries = RetryConfig::standard().with_max_attempts(2);
@@ -83,7 +85,7 @@ async fn config(ask: &AwsSignIn) -> SdkConfig {
 }
 
 async fn credentials(ask: &AwsSignIn, config: &SdkConfig, secrets: &[&Secret]) -> Result<Credentials> {
-    // A profile that was asked for by name comes before variables, as it does for the `aws` program.
+    // An explicit profile takes precedence over variables, as in the `aws` CLI.
     let provider = match &ask.profile {
         Some(profile) => {
             let settings = ProviderConfig::without_region().with_region(config.region().cloned());
@@ -93,41 +95,40 @@ async fn credentials(ask: &AwsSignIn, config: &SdkConfig, secrets: &[&Secret]) -
         None => config.credentials_provider(),
     };
     let refused = || match &ask.profile {
-        Some(profile) => Error::new(Sort::Denied, "sign in to aws by the profile", shown(profile, &[])),
-        None => Error::new(Sort::Denied, ACTION.0, ACTION.1),
+        Some(profile) => Error::new(ErrorKind::Denied, "sign in to aws with the profile", shown(profile, &[])),
+        None => Error::new(ErrorKind::Denied, ACTION.0, ACTION.1),
     };
     let failed = |error: &(dyn std::error::Error + 'static), hint: &str| {
-        refused().because(shown(&told(error), secrets)).hint(hint.to_owned())
+        refused().because(shown(&error_chain(error), secrets)).hint(hint.to_owned())
     };
-    let provider = provider.ok_or_else(|| refused().because("there is nobody to sign in as"))?;
+    let provider = provider.ok_or_else(|| refused().because("no credentials were found"))?;
     let Some(role) = &ask.role_arn else {
-        return provider.provide_credentials().await.map_err(|error| failed(&error, "`aws sts get-caller-identity` shows who you are; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"));
+        return provider.provide_credentials().await.map_err(|error| failed(&error, "`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"));
     };
     let assumed =
         AssumeRoleProvider::builder(role).session_name(SESSION).configure(config).build_from_provider(provider).await;
     assumed.provide_credentials().await.map_err(|error| {
-        failed(&error, "see who may take on this role, and who you are: `aws sts get-caller-identity`")
+        failed(&error, "check the trust policy of this role and your identity: `aws sts get-caller-identity`")
     })
 }
 
-/// What the variables hold that must be in no error.
+/// The values of variables that must not appear in errors.
 fn confided(variables: &Variables) -> Vec<Secret> {
     let names = ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"];
     names.iter().filter_map(|name| variables.get(name)).map(Secret::new).collect()
 }
 
-/// The token of whoever has these credentials for a cluster, at a moment.
+/// The token of these credentials for a cluster at a given time.
 fn presigned(credentials: &Credentials, region: &str, cluster: &str, now: SystemTime) -> Result<Token> {
-    let failed = |why: String| Error::new(Sort::Invalid, ACTION.0, ACTION.1).because(why);
+    let failed = |why: String| Error::new(ErrorKind::Invalid, ACTION.0, ACTION.1).because(why);
     let began = Timestamp::try_from(now).map_err(|error| failed(error.to_string()))?;
     let mut ends = now + LASTS;
     if let Some(end) = credentials.expiry() {
         if end <= now {
-            let error =
-                Error::new(Sort::Denied, ACTION.0, ACTION.1).because("the credentials that were found have ended");
+            let error = Error::new(ErrorKind::Denied, ACTION.0, ACTION.1).because("the credentials have expired");
             return Err(error.hint("sign in again: `aws sso login`"));
         }
-        // STS takes nothing that was signed by somebody who is gone.
+        // STS rejects a signature once its credentials have expired.
         ends = ends.min(end);
     }
     let suffix =
@@ -139,11 +140,11 @@ fn presigned(credentials: &Credentials, region: &str, cluster: &str, now: System
     let identity = credentials.clone().into();
     let signer =
         v4::SigningParams::builder().identity(&identity).region(region).name("sts").time(now).settings(settings);
-    let signer = signer.build().map_err(|error| failed(told(&error)))?.into();
+    let signer = signer.build().map_err(|error| failed(error_chain(&error)))?.into();
     let headers = [(CLUSTER, cluster)].into_iter();
     let request = SignableRequest::new("GET", &address, headers, SignableBody::Bytes(&[]))
-        .map_err(|error| failed(told(&error)))?;
-    let (signed, _) = sign(request, &signer).map_err(|error| failed(told(&error)))?.into_parts();
+        .map_err(|error| failed(error_chain(&error)))?;
+    let (signed, _) = sign(request, &signer).map_err(|error| failed(error_chain(&error)))?.into_parts();
     let mut request = http::Request::new(());
     *request.uri_mut() = address.parse().map_err(|error| failed(format!("{error}")))?;
     signed.apply_to_request_http1x(&mut request);
@@ -160,7 +161,8 @@ mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
 
-    /// The interpreter of a virtual environment with the pinned packages, the same as the stories have; nothing, said loudly, where it cannot be had.
+    /// The Python interpreter of a virtual environment with the pinned packages, which other tests share. `None` with a
+    /// message if it cannot be installed.
     fn python(tests: &str) -> Option<String> {
         let packages = ["botocore==1.44.5", "google-auth==2.62.2", "cryptography==46.0.3"];
         let out = Command::new("sh").arg(format!("{tests}/python.sh")).args(packages).output().unwrap();
@@ -173,7 +175,7 @@ mod tests {
         None
     }
 
-    /// Host, path and the sorted fields, the signature among them.
+    /// Host, path, and the sorted query parameters with the signature.
     fn parts(url: &str) -> (String, Vec<(String, String)>) {
         let url = reqwest::Url::parse(url).unwrap();
         let mut fields: Vec<_> = url.query_pairs().into_owned().collect();
@@ -228,6 +230,6 @@ mod tests {
         let (end, ends) = at(90).unwrap();
         assert_eq!(ends, Some(end));
         let error = at(0).unwrap_err();
-        assert!(told(&error).contains("have ended") && error.hint.is_some(), "{error:?}");
+        assert!(error_chain(&error).contains("have expired") && error.hint.is_some(), "{error:?}");
     }
 }

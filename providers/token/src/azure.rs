@@ -1,5 +1,5 @@
-//! AKS with Entra: the API server takes tokens that Entra made for its application. Whose they are is found as kubelogin and Azure's libraries
-//! find it: <https://learn.microsoft.com/azure/developer/go/sdk/authentication/credential-chains>.
+//! Tokens for AKS with Entra ID: access tokens for the API server's application. The identity is found as kubelogin and
+//! the Azure SDKs find it: <https://learn.microsoft.com/azure/developer/go/sdk/authentication/credential-chains>.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,44 +7,44 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::Url;
 use serde_json::Value;
-use textnlp_provider::{Error, Result, Secret, Sort, finished, told};
+use textnlp_provider::{Error, ErrorKind, Result, Secret, error_chain, finished};
 use tokio::process::Command;
 
 use super::rest::{Rest, bearer, guarded};
 use super::{AzureSignIn, Token, Variables, checked, read_file, shown, text, trimmed};
 
-/// Where Entra is, but for clouds of a country.
+/// The authority host of the public cloud; national clouds have their own.
 const AUTHORITY: &str = "https://login.microsoftonline.com/";
-/// The metadata service of a machine.
+/// The instance metadata service.
 const METADATA: &str = "http://169.254.169.254";
-/// The program is Python, and takes its time to start.
+/// The timeout of the Azure CLI, which is slow to start.
 const PROGRAM: Duration = Duration::from_secs(15);
 const ACTION: (&str, &str) = ("sign in to", "azure");
 const HINT: &str = "sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET";
 
-/// The ways to an identity, in the order in which they are looked at; the first whose variable is there is taken, and no other.
-const WAYS: &[(&str, Way)] = &[
-    ("AZURE_FEDERATED_TOKEN_FILE", Way::Federated),
-    ("AZURE_CLIENT_SECRET", Way::Secret),
-    ("AZURE_CLIENT_CERTIFICATE_PATH", Way::Certificate),
-    ("IDENTITY_ENDPOINT", Way::Service),
+/// The identity sources by variable, in order. The first one whose variable is set is used, and no other.
+const WAYS: &[(&str, CredentialSource)] = &[
+    ("AZURE_FEDERATED_TOKEN_FILE", CredentialSource::Federated),
+    ("AZURE_CLIENT_SECRET", CredentialSource::Secret),
+    ("AZURE_CLIENT_CERTIFICATE_PATH", CredentialSource::Certificate),
+    ("IDENTITY_ENDPOINT", CredentialSource::Service),
 ];
 
 #[derive(Clone, Copy)]
-enum Way {
-    /// A pod's token, or another one that Entra was told to trust.
+enum CredentialSource {
+    /// The token of a pod, or of another federated identity.
     Federated,
-    /// An application's password.
+    /// A client secret.
     Secret,
-    /// An application's certificate.
+    /// A client certificate.
     Certificate,
-    /// The identity that a service of Azure gives to what it runs.
+    /// The managed identity of an Azure service.
     Service,
 }
 
 pub(super) async fn token(ask: &AzureSignIn, variables: &Variables) -> Result<Token> {
     let server = checked("--server-id", &ask.server_id, &[])?;
-    // What was typed counts before what was set, and nothing that was typed is passed over.
+    // Options take precedence over variables, and an invalid option is an error.
     let who = match ask.client_id.as_deref().or(variables.get("AZURE_CLIENT_ID")) {
         Some(client) => Some(checked("the client id", client, &[])?),
         None => None,
@@ -55,26 +55,26 @@ pub(super) async fn token(ask: &AzureSignIn, variables: &Variables) -> Result<To
     };
     let found = WAYS.iter().find_map(|(name, way)| Some((*name, variables.get(name)?, *way)));
     match found {
-        Some((_, file, Way::Federated)) => {
+        Some((_, file, CredentialSource::Federated)) => {
             let proof = trimmed(&read_file(file)?);
             let kind = ("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer");
             of_application(server, (who, tenant), variables, &[kind, ("client_assertion", text(&proof))], &proof).await
         }
-        Some((_, secret, Way::Secret)) => {
+        Some((_, secret, CredentialSource::Secret)) => {
             let secret = Secret::new(secret);
             of_application(server, (who, tenant), variables, &[("client_secret", text(&secret))], &secret).await
         }
-        Some((name, _, Way::Certificate)) => {
-            let error = Error::new(Sort::Invalid, ACTION.0, ACTION.1)
-                .because(format!("{name}: certificates are not known here"));
+        Some((name, _, CredentialSource::Certificate)) => {
+            let error = Error::new(ErrorKind::Invalid, ACTION.0, ACTION.1)
+                .because(format!("{name}: certificates are not supported"));
             Err(error.hint("use a federated token, a client secret or a managed identity"))
         }
-        Some((_, endpoint, Way::Service)) => of_service(server, who, endpoint, variables).await,
-        // A machine has an identity of its own tenant, and nobody can ask for another.
+        Some((_, endpoint, CredentialSource::Service)) => of_service(server, who, endpoint, variables).await,
+        // A machine's identity belongs to its own tenant; another tenant cannot be requested for it.
         None if ask.tenant.is_some() && who.is_none() => match program(variables) {
             Some(program) => of_person(&program, server, tenant).await.map_err(|error| error.hint(HINT)),
-            None => Err(Error::new(Sort::Denied, ACTION.0, ACTION.1)
-                .because("a tenant is named, nobody who signs in there, and there is no `az`")
+            None => Err(Error::new(ErrorKind::Denied, ACTION.0, ACTION.1)
+                .because("a tenant is set without credentials, and `az` is not installed")
                 .hint(HINT)),
         },
         None => of_surroundings(server, who, tenant, variables).await,
@@ -91,8 +91,8 @@ async fn of_application(
 ) -> Result<Token> {
     let lacks = |flag: &str, name: &str| {
         let error =
-            Error::new(Sort::Invalid, ACTION.0, ACTION.1).because(format!("neither {flag} nor {name} is there"));
-        error.hint(format!("set {name}, or type {flag}"))
+            Error::new(ErrorKind::Invalid, ACTION.0, ACTION.1).because(format!("neither {flag} nor {name} is set"));
+        error.hint(format!("set {name}, or pass {flag}"))
     };
     let who = who.ok_or_else(|| lacks("--client-id", "AZURE_CLIENT_ID"))?;
     let tenant = tenant.ok_or_else(|| lacks("--tenant", "AZURE_TENANT_ID"))?;
@@ -101,25 +101,25 @@ async fn of_application(
     let scope = format!("{server}/.default");
     let mut fields = vec![("grant_type", "client_credentials"), ("client_id", who), ("scope", &scope)];
     fields.extend(proof);
-    let rest = Rest::far()?;
+    let rest = Rest::far(variables)?;
     bearer(ACTION, &rest.ask(ACTION, rest.form(url, &fields), &[secret]).await?)
 }
 
 /// <https://learn.microsoft.com/azure/app-service/overview-managed-identity#rest-endpoint-reference>
 async fn of_service(server: &str, who: Option<&str>, endpoint: &str, variables: &Variables) -> Result<Token> {
     let Some(header) = variables.get("IDENTITY_HEADER").map(Secret::new) else {
-        let error = Error::new(Sort::Invalid, ACTION.0, ACTION.1)
-            .because("IDENTITY_ENDPOINT is there, and IDENTITY_HEADER is not");
-        return Err(error.hint("machines of Azure Arc are not known here: use a client secret"));
+        let error = Error::new(ErrorKind::Invalid, ACTION.0, ACTION.1)
+            .because("IDENTITY_ENDPOINT is set, and IDENTITY_HEADER is not");
+        return Err(error.hint("Azure Arc machines are not supported: use a client secret"));
     };
-    let wrong = |_| Error::new(Sort::Invalid, "use", "IDENTITY_ENDPOINT").because("it is no address");
+    let wrong = |_| Error::new(ErrorKind::Invalid, "use", "IDENTITY_ENDPOINT").because("it is not an address");
     let url = Url::parse(endpoint).map_err(wrong)?;
-    let rest = Rest::nearby()?;
+    let rest = Rest::nearby(variables)?;
     let request = rest.get(asking(url, "2019-08-01", server, who)).header("x-identity-header", text(&header));
     bearer(ACTION, &rest.ask(ACTION, request, &[&header]).await?)
 }
 
-/// The identity of the machine, else whoever signed in with `az`: both are there, or are not, without anybody saying so.
+/// The machine's managed identity, else the user of `az login`. No setting announces either, so both are tried.
 async fn of_surroundings(
     server: &str,
     who: Option<&str>,
@@ -131,24 +131,27 @@ async fn of_surroundings(
         Err(error) => error,
     };
     let person = match (who, program(variables)) {
-        // Somebody was named: whoever else is signed in is not whom was asked for.
+        // An identity was requested explicitly, so another signed-in user must not replace it.
         (Some(_), _) => return Err(machine.hint(HINT)),
-        (None, None) => "there is no `az`".to_owned(),
+        (None, None) => "`az` is not installed".to_owned(),
         (None, Some(program)) => match of_person(&program, server, tenant).await {
             Ok(token) => return Ok(token),
-            Err(error) => told(&error),
+            Err(error) => error_chain(&error),
         },
     };
-    Err(Error::new(Sort::Denied, ACTION.0, ACTION.1).because(format!("{}; {person}", told(&machine))).hint(HINT))
+    Err(Error::new(ErrorKind::Denied, ACTION.0, ACTION.1)
+        .because(format!("{}; {person}", error_chain(&machine)))
+        .hint(HINT))
 }
 
 /// <https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#get-a-token-using-http>
 async fn of_machine(server: &str, who: Option<&str>, variables: &Variables) -> Result<Token> {
     let host = variables.get("AZURE_POD_IDENTITY_AUTHORITY_HOST").unwrap_or(METADATA).trim_end_matches('/');
     let action = ("ask the metadata service", host);
-    let wrong = |_| Error::new(Sort::Invalid, "use", "AZURE_POD_IDENTITY_AUTHORITY_HOST").because("it is no address");
+    let wrong =
+        |_| Error::new(ErrorKind::Invalid, "use", "AZURE_POD_IDENTITY_AUTHORITY_HOST").because("it is not an address");
     let url = Url::parse(&format!("{host}/metadata/identity/oauth2/token")).map_err(wrong)?;
-    let rest = Rest::nearby()?;
+    let rest = Rest::nearby(variables)?;
     let request = rest.get(asking(url, "2018-02-01", server, who)).header("metadata", "true");
     bearer(action, &rest.ask(action, request, &[]).await?)
 }
@@ -174,7 +177,7 @@ async fn of_person(program: &Path, server: &str, tenant: Option<&str>) -> Result
     if let Some(tenant) = tenant {
         command.args(["--tenant", tenant]);
     }
-    let failed = |why: String| Error::new(Sort::Denied, action.0, action.1).because(why);
+    let failed = |why: String| Error::new(ErrorKind::Denied, action.0, action.1).because(why);
     let ended = finished(command, PROGRAM).await.map_err(|error| Error::io(action.0, action.1, error))?;
     let Some((status, printed, said)) = ended else { return Err(failed(format!("it did not end within {PROGRAM:?}"))) };
     let printed = Secret::new(printed);
@@ -182,7 +185,7 @@ async fn of_person(program: &Path, server: &str, tenant: Option<&str>) -> Result
         return Err(failed(format!("{status}: {}", shown(&String::from_utf8_lossy(&said), &[]))));
     }
     let answer: Value = serde_json::from_slice(printed.expose()).unwrap_or_default();
-    // `expiresOn` is a time of this machine's zone; older versions have nothing else, and the server says when it is over.
+    // `expiresOn` is in local time, and older versions have no other field. The API server enforces the expiry.
     let ends = answer["expires_on"].as_i64().and_then(|moment| Timestamp::from_second(moment).ok());
     Token::new(action, Secret::new(answer["accessToken"].as_str().unwrap_or_default()), ends, Timestamp::now())
 }

@@ -1,4 +1,4 @@
-//! GKE: the API server takes OAuth access tokens of Google. Whose they are is found as Google's own libraries find it:
+//! Tokens for GKE: OAuth access tokens of Google. The identity is found as Google's libraries find it:
 //! <https://cloud.google.com/docs/authentication/application-default-credentials>.
 
 use std::net::IpAddr;
@@ -6,39 +6,39 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use reqwest::Url;
 use serde_json::{Value, json};
-use textnlp_provider::{Error, Result, Secret, Sort};
+use textnlp_provider::{Error, ErrorKind, Result, Secret};
 
 use super::rest::{Rest, bearer, guarded};
 use super::{Token, Variables, read_file, shown, text, trimmed};
 
-/// Roles of a cluster are bound to e-mail addresses, which a token without the second scope does not tell.
+/// Role bindings in a cluster use e-mail addresses, which a token contains only with the second scope.
 const SCOPES: [&str; 2] =
     ["https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/userinfo.email"];
-/// Where a file names no other place.
+/// The default token endpoint.
 const TOKENS: &str = "https://oauth2.googleapis.com/token";
-/// The longest that an assertion may last.
+/// The maximum lifetime of an assertion, in seconds.
 const ASSERTED_SECONDS: i64 = 3600;
 const ACTION: (&str, &str) = ("sign in to", "gcp");
 const HINT: &str =
     "sign in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a credential file";
 
-/// What a credential file says that it is, and how it becomes a token: <https://google.aip.dev/auth/4110>.
-const TYPES: &[(&str, Way)] = &[
-    ("service_account", Way::Asserted),
-    ("authorized_user", Way::Refreshed),
-    ("external_account", Way::Exchanged),
-    ("impersonated_service_account", Way::Impersonated),
+/// The types of credential files, and the flow of each: <https://google.aip.dev/auth/4110>.
+const TYPES: &[(&str, CredentialSource)] = &[
+    ("service_account", CredentialSource::Asserted),
+    ("authorized_user", CredentialSource::Refreshed),
+    ("external_account", CredentialSource::Exchanged),
+    ("impersonated_service_account", CredentialSource::Impersonated),
 ];
 
 #[derive(Clone, Copy)]
-enum Way {
-    /// A key signs who it is.
+enum CredentialSource {
+    /// A service account key signs an assertion.
     Asserted,
-    /// A person has signed in before.
+    /// A user's refresh token.
     Refreshed,
-    /// Somebody else's identity, by workload identity federation.
+    /// An external identity, by workload identity federation.
     Exchanged,
-    /// Who signs in becomes a service account.
+    /// Impersonation of a service account.
     Impersonated,
 }
 
@@ -54,34 +54,34 @@ pub(super) async fn token(variables: &Variables) -> Result<Token> {
     };
     let Some(file) = named.map(str::to_owned).or_else(usual) else { return of_machine(variables).await };
     let text = read_file(&file).map_err(|error| error.hint(HINT))?;
-    // The reader's own words would quote what it read.
-    let credential: Value = serde_json::from_slice(text.expose()).map_err(|_| wrong(&file, "it is no JSON"))?;
-    of_file(&file, &credential).await
+    // The parser's error would quote its input.
+    let credential: Value = serde_json::from_slice(text.expose()).map_err(|_| wrong(&file, "it is not JSON"))?;
+    of_file(&file, &credential, variables).await
 }
 
 fn wrong(file: &str, why: &str) -> Error {
-    Error::new(Sort::Invalid, "use", file).because(why.to_owned()).hint(HINT)
+    Error::new(ErrorKind::Invalid, "use", file).because(why.to_owned()).hint(HINT)
 }
 
-async fn of_file(file: &str, credential: &Value) -> Result<Token> {
+async fn of_file(file: &str, credential: &Value, variables: &Variables) -> Result<Token> {
     let named = credential["type"].as_str().unwrap_or_default();
-    let rest = Rest::far()?;
+    let rest = Rest::far(variables)?;
     match TYPES.iter().find(|(name, _)| *name == named) {
-        Some((_, Way::Asserted)) => asserted(&rest, file, credential).await,
-        Some((_, Way::Refreshed)) => refreshed(&rest, file, credential).await,
-        Some((_, Way::Exchanged)) => exchanged(&rest, file, credential).await,
-        Some((_, Way::Impersonated)) => {
+        Some((_, CredentialSource::Asserted)) => asserted(&rest, file, credential).await,
+        Some((_, CredentialSource::Refreshed)) => refreshed(&rest, file, credential).await,
+        Some((_, CredentialSource::Exchanged)) => exchanged(&rest, file, credential, variables).await,
+        Some((_, CredentialSource::Impersonated)) => {
             let source = &credential["source_credentials"];
             if source["type"] == "impersonated_service_account" {
                 return Err(wrong(file, "`source_credentials` is itself of type `impersonated_service_account`"));
             }
             let url = guarded(file, field(file, credential, "service_account_impersonation_url")?)?;
-            let token = Box::pin(of_file(file, source)).await?;
+            let token = Box::pin(of_file(file, source, variables)).await?;
             impersonated(&rest, url, &token, &credential["delegates"], &Value::Null).await
         }
         None => {
             let known: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
-            Err(wrong(file, &format!("its type is `{}`, and known here are: {}", shown(named, &[]), known.join(", "))))
+            Err(wrong(file, &format!("its type is `{}`; supported types: {}", shown(named, &[]), known.join(", "))))
         }
     }
 }
@@ -107,9 +107,10 @@ async fn asserted(rest: &Rest, file: &str, credential: &Value) -> Result<Token> 
     let claims =
         json!({ "iss": who, "scope": SCOPES.join(" "), "aud": audience, "iat": now, "exp": now + ASSERTED_SECONDS });
     let signer = jsonwebtoken::EncodingKey::from_rsa_pem(key.expose());
-    // Its words say nothing more, and might say something of the key.
+    // The encoder's error adds nothing, and might quote the key.
     let assertion = signer.and_then(|key| jsonwebtoken::encode(&header, &claims, &key));
-    let assertion = Secret::new(assertion.map_err(|_| wrong(file, "its `private_key` is no RSA key in PEM"))?);
+    let assertion =
+        Secret::new(assertion.map_err(|_| wrong(file, "its `private_key` is not an RSA key in PEM format"))?);
     let fields = [("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), ("assertion", text(&assertion))];
     let answer =
         rest.ask(ACTION, rest.form(url, &fields), &[&assertion, &key]).await.map_err(|error| error.hint(HINT))?;
@@ -133,11 +134,11 @@ async fn refreshed(rest: &Rest, file: &str, credential: &Value) -> Result<Token>
 }
 
 /// <https://google.aip.dev/auth/4117>
-async fn exchanged(rest: &Rest, file: &str, credential: &Value) -> Result<Token> {
+async fn exchanged(rest: &Rest, file: &str, credential: &Value, variables: &Variables) -> Result<Token> {
     let url = guarded(file, field(file, credential, "token_url")?)?;
-    let subject = subject(rest, file, &credential["credential_source"]).await?;
+    let subject = subject(rest, file, &credential["credential_source"], variables).await?;
     let becomes = credential["service_account_impersonation_url"].as_str();
-    // Whoever becomes somebody else needs no more than the right to do so.
+    // Impersonation needs only the first scope.
     let scope = if becomes.is_some() { SCOPES[0].to_owned() } else { SCOPES.join(" ") };
     let mut fields = vec![
         ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
@@ -164,15 +165,16 @@ async fn exchanged(rest: &Rest, file: &str, credential: &Value) -> Result<Token>
     impersonated(rest, guarded(file, becomes)?, &token, &Value::Null, lasts).await
 }
 
-/// The identity that somebody else gave: in a file, or at an address of this machine's surroundings.
-async fn subject(rest: &Rest, file: &str, source: &Value) -> Result<Secret> {
+/// The external identity's token, from a file or from a URL.
+async fn subject(rest: &Rest, file: &str, source: &Value, variables: &Variables) -> Result<Secret> {
     let answer = if let Some(path) = source["file"].as_str() {
         read_file(path)?
     } else if let Some(address) = source["url"].as_str() {
-        // Metadata services speak plain http, on this machine or its link: no proxy leads there, and nobody else is asked so.
-        let url = Url::parse(address).map_err(|_| wrong(file, "`credential_source.url` is no address"))?;
+        // Metadata services use plain HTTP on loopback or link-local addresses. They are called without a proxy, and no
+        // other address is allowed plain HTTP.
+        let url = Url::parse(address).map_err(|_| wrong(file, "`credential_source.url` is not an address"))?;
         let (url, nearby) = match is_nearby(&url) {
-            true => (url, Some(Rest::nearby()?)),
+            true => (url, Some(Rest::nearby(variables)?)),
             false => (guarded(file, address)?, None),
         };
         let headers = source["headers"].as_object().into_iter().flatten();
@@ -185,7 +187,7 @@ async fn subject(rest: &Rest, file: &str, source: &Value) -> Result<Secret> {
     } else {
         return Err(wrong(
             file,
-            "its `credential_source` is neither a `file` nor a `url`: those of AWS, programs and certificates are not known here",
+            "its `credential_source` is neither a `file` nor a `url`: sources of AWS, executables and certificates are not supported",
         ));
     };
     let format = &source["format"];
@@ -198,17 +200,17 @@ async fn subject(rest: &Rest, file: &str, source: &Value) -> Result<Secret> {
         }
     };
     if token.expose().is_empty() {
-        return Err(wrong(file, "`credential_source` leads to no identity"));
+        return Err(wrong(file, "`credential_source` returned no identity"));
     }
     Ok(token)
 }
 
-/// Whether an address in plain http is one that only this machine, or its link, has.
+/// Whether a plain HTTP address is loopback or link-local.
 fn is_nearby(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let here = match host.parse() {
         Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_link_local(),
-        // The metadata service of AWS, besides.
+        // The IPv6 address of the AWS metadata service.
         Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unicast_link_local() || ip.segments()[..2] == [0xfd00, 0x0ec2],
         Err(_) => host == "localhost" || host == "metadata.google.internal",
     };
@@ -217,7 +219,7 @@ fn is_nearby(url: &Url) -> bool {
 
 /// <https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/generateAccessToken>
 async fn impersonated(rest: &Rest, url: Url, token: &Token, delegates: &Value, seconds: &Value) -> Result<Token> {
-    let action = ("become a service account of", "gcp");
+    let action = ("impersonate a service account of", "gcp");
     let delegates = if delegates.is_array() { delegates.clone() } else { json!([]) };
     let lifetime = format!("{}s", seconds.as_u64().unwrap_or(ASSERTED_SECONDS.unsigned_abs()));
     let body = json!({ "delegates": delegates, "scope": SCOPES, "lifetime": lifetime });
@@ -228,16 +230,18 @@ async fn impersonated(rest: &Rest, url: Url, token: &Token, delegates: &Value, s
     Token::new(action, Secret::new(answer["accessToken"].as_str().unwrap_or_default()), ends, Timestamp::now())
 }
 
-/// The identity of the machine or of the pod: <https://cloud.google.com/compute/docs/access/authenticate-workloads#applications>.
+/// The identity of the machine or the pod:
+/// <https://cloud.google.com/compute/docs/access/authenticate-workloads#applications>.
 async fn of_machine(variables: &Variables) -> Result<Token> {
     let host = variables.get("GCE_METADATA_HOST").unwrap_or("metadata.google.internal");
     let action = ("ask the metadata service", host);
-    let wrong =
-        |_| Error::new(Sort::Invalid, "use", "GCE_METADATA_HOST").because("it is no host, with a port or without");
+    let wrong = |_| {
+        Error::new(ErrorKind::Invalid, "use", "GCE_METADATA_HOST").because("it is not a host with an optional port")
+    };
     let mut url = Url::parse(&format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/token"))
         .map_err(wrong)?;
     url.query_pairs_mut().append_pair("scopes", &SCOPES.join(","));
-    let rest = Rest::nearby()?;
+    let rest = Rest::nearby(variables)?;
     let answer = rest.ask(action, rest.get(url).header("metadata-flavor", "Google"), &[]).await;
     bearer(action, &answer.map_err(|error| error.hint(HINT))?)
 }

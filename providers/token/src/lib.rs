@@ -1,8 +1,9 @@
-//! Signing in to the clusters of clouds: what `kube-token` prints for a kubeconfig's `users[].user.exec`.
+//! Sign-in to cloud clusters: the output of `kube-token` for a kubeconfig's `users[].user.exec`.
 //!
-//! One shape: a [`SignIn`] names the cloud and whom it is asked for, [`token`] asks within a bound, [`Version::answer`] writes what kubectl reads.
-//! What differs is in tables: partitions of AWS, types of credential files of Google, ways to an identity of Azure. Nobody is ever asked
-//! anything: there may be no terminal. Nothing is kept: whoever asked keeps the token until it ends.
+//! A [`SignIn`] names the cloud and the identity, [`token`] fetches a token within a timeout, and [`Version::answer`]
+//! formats it for kubectl. Differences between clouds are in tables: partitions of AWS, credential file types of
+//! Google, identity sources of Azure. There are no prompts, because there may be no terminal. Nothing is cached: the
+//! client caches the token until it expires.
 //!
 //! Shapes: client authentication, <https://kubernetes.io/docs/reference/config-api/client-authentication.v1/>.
 
@@ -19,62 +20,63 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use textnlp_provider::{Error, Result, Secret, Sort};
+use textnlp_provider::{Error, ErrorKind, Result, Secret};
 
-/// One question to a service, with its answer.
+/// The timeout of one request to a service.
 const EACH: Duration = Duration::from_secs(10);
-/// Everything together: kubectl waits for it, and our own limit for such programs is 30 s.
+/// The overall timeout. kubectl waits for it, and this project's own timeout for such programs is 30 s.
 const ALL: Duration = Duration::from_secs(25);
-/// The longest text that is handed on as a token; tokens with many groups have some ten thousand bytes.
-const LONGEST: usize = 64 << 10;
-/// How much is shown of what somebody else says.
+/// The longest accepted token, in bytes; tokens with many groups have about ten thousand.
+const MAX_TOKEN_BYTES: usize = 64 << 10;
+/// The longest excerpt of an external message, in characters.
 const SHOWN: usize = 400;
 
-/// Whom a cloud is asked for, and what for.
+/// The cloud and the identity to sign in with.
 #[derive(Debug, Clone)]
 pub enum SignIn {
     /// A cluster of EKS.
     Aws(AwsSignIn),
     /// Any cluster of GKE, by application default credentials.
     Gcp,
-    /// A cluster of AKS that asks Entra.
+    /// A cluster of AKS with Entra ID.
     Azure(AzureSignIn),
 }
 
-/// See [`SignIn::Aws`].
+/// The settings for AWS, see [`SignIn::Aws`].
 #[derive(Debug, Clone, Default)]
 pub struct AwsSignIn {
-    /// The cluster's name: a token is good for this one only.
+    /// The cluster's name; a token is valid for this cluster only.
     pub cluster: String,
-    /// Its region; else what AWS's own tools would take.
+    /// Its region; `None` for the default of AWS's own tools.
     pub region: Option<String>,
-    /// A profile of the AWS files, before all variables.
+    /// A profile of the AWS configuration files, which takes precedence over variables.
     pub profile: Option<String>,
-    /// A role to be taken on first.
+    /// An IAM role to assume.
     pub role_arn: Option<String>,
 }
 
-/// See [`SignIn::Azure`].
+/// The settings for Azure, see [`SignIn::Azure`].
 #[derive(Debug, Clone, Default)]
 pub struct AzureSignIn {
-    /// The application that stands for the API servers: [`AKS`] but for clusters with one of their own.
+    /// The application id of the API servers: [`AKS`], except for clusters with an application of their own.
     pub server_id: String,
-    /// The tenant; else `AZURE_TENANT_ID`.
+    /// The tenant; otherwise `AZURE_TENANT_ID`.
     pub tenant: Option<String>,
-    /// The application or identity that signs in; else `AZURE_CLIENT_ID`.
+    /// The client id of the application or managed identity; otherwise `AZURE_CLIENT_ID`.
     pub client_id: Option<String>,
 }
 
-/// The application that stands for the API servers of AKS, in every tenant: <https://azure.github.io/kubelogin/concepts/aks.html>.
+/// The application id of AKS API servers, the same in every tenant:
+/// <https://azure.github.io/kubelogin/concepts/aks.html>.
 pub const AKS: &str = "6dae42f8-4368-4678-94ff-3960e28e3630";
 
-/// Variables as a process has them; one that is empty is not there.
+/// Environment variables; an empty one counts as unset.
 pub struct Variables(BTreeMap<String, String>);
 
 impl Variables {
-    /// Those of this process.
+    /// The variables of this process.
     pub fn of_this_process() -> Self {
-        // A value that is no text is none of ours.
+        // Variables outside of UTF-8 are ignored: this crate reads none.
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect()
@@ -91,14 +93,14 @@ impl FromIterator<(String, String)> for Variables {
     }
 }
 
-/// The names alone: values may be secrets.
+/// Only the names, because values may be secrets.
 impl fmt::Debug for Variables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
 }
 
-/// What an API server is shown, and when it ends.
+/// A bearer token for an API server, and its expiry.
 #[derive(Debug, Clone)]
 pub struct Token {
     token: Secret,
@@ -106,34 +108,34 @@ pub struct Token {
 }
 
 impl Token {
-    /// Only what can be a token, and still is one.
+    /// Creates a token; an error if a header cannot hold it or it has expired.
     fn new(action: (&str, &str), token: Secret, ends: Option<Timestamp>, now: Timestamp) -> Result<Self> {
-        let refused = |why: &str| Err(Error::new(Sort::Denied, action.0, action.1).because(why.to_owned()));
-        // It goes into a header.
+        let refused = |why: &str| Err(Error::new(ErrorKind::Denied, action.0, action.1).because(why.to_owned()));
+        // A header holds only visible ASCII.
         let bytes = token.expose();
-        if bytes.is_empty() || bytes.len() > LONGEST || !bytes.iter().all(u8::is_ascii_graphic) {
+        if bytes.is_empty() || bytes.len() > MAX_TOKEN_BYTES || !bytes.iter().all(u8::is_ascii_graphic) {
             return refused("the answer has no token that a header can hold");
         }
         if ends.is_some_and(|ends| ends <= now) {
-            return refused("the token that was handed out has ended already: look at the clocks");
+            return refused("the token is already expired: check the clocks");
         }
         Ok(Self { token, ends })
     }
 }
 
-/// The version of the exchange that whoever runs us speaks.
+/// The API version of the exec plugin protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// The one of today.
+    /// The current version.
     V1,
-    /// That of kubectl before 1.24.
+    /// The version for kubectl before 1.24.
     V1Beta1,
 }
 
 impl Version {
     const ALL: [Self; 2] = [Self::V1, Self::V1Beta1];
 
-    /// What `KUBERNETES_EXEC_INFO` asks for; run by hand, there is none.
+    /// The version that `KUBERNETES_EXEC_INFO` requests; the current one if the variable is not set.
     pub fn asked(info: Option<&str>) -> Result<Self> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -142,18 +144,17 @@ impl Version {
             kind: String,
         }
         let Some(info) = info.filter(|info| !info.is_empty()) else { return Ok(Self::V1) };
-        let refused = || Error::new(Sort::Invalid, "read", "KUBERNETES_EXEC_INFO");
-        // The reader's own words would quote what it read, which may hold a company's cluster.
+        let refused = || Error::new(ErrorKind::Invalid, "read", "KUBERNETES_EXEC_INFO");
+        // The parser's error would quote its input, which may describe a company's cluster.
         let Ok(info) = serde_json::from_str::<Info>(info) else {
-            return Err(refused().because("it is no ExecCredential in JSON with `apiVersion` and `kind`"));
+            return Err(refused().because("it is not an ExecCredential in JSON with `apiVersion` and `kind`"));
         };
         if info.kind != "ExecCredential" {
             return Err(refused().because(format!("its kind is `{}`, and not ExecCredential", shown(&info.kind, &[]))));
         }
         Self::ALL.into_iter().find(|version| version.name() == info.api_version).ok_or_else(|| {
             let [new, old] = Self::ALL.map(Self::name);
-            let why =
-                format!("it asks for `{}`, and {new} and {old} are what is spoken here", shown(&info.api_version, &[]));
+            let why = format!("it requests `{}`; supported are {new} and {old}", shown(&info.api_version, &[]));
             refused().because(why).hint(format!("write `apiVersion: {new}` under `exec` in the kubeconfig"))
         })
     }
@@ -165,26 +166,26 @@ impl Version {
         }
     }
 
-    /// What kubectl reads: the one place where a token is written out.
+    /// The `ExecCredential` for kubectl. Only here the token is written out.
     pub fn answer(self, token: &Token) -> Value {
         let mut status = json!({ "token": token.token.expose_text() });
         if let Some(ends) = token.ends {
-            // A second is the finest that its readers of times agree on.
+            // Whole seconds are the precision that all clients parse.
             status["expirationTimestamp"] = json!(ends.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         }
         json!({ "apiVersion": self.name(), "kind": "ExecCredential", "spec": { "interactive": false }, "status": status })
     }
 }
 
-/// Asks for a token. For AWS the variables are those of this process, as its own tools read them.
+/// Fetches a token. For AWS, the variables are those of this process, as the AWS SDK reads them.
 pub async fn token(sign_in: &SignIn, variables: &Variables) -> Result<Token> {
     let asked = async {
         match sign_in {
             #[cfg(feature = "aws")]
             SignIn::Aws(ask) => aws::token(ask, variables).await,
             #[cfg(not(feature = "aws"))]
-            SignIn::Aws(_) => Err(Error::new(Sort::Invalid, "sign in to", "aws")
-                .because("it was left out when this program was built: build it with `--features aws`")),
+            SignIn::Aws(_) => Err(Error::new(ErrorKind::Invalid, "sign in to", "aws")
+                .because("this build does not support AWS; build it with `cargo build --release --features aws`")),
             SignIn::Gcp => gcp::token(variables).await,
             SignIn::Azure(ask) => azure::token(ask, variables).await,
         }
@@ -195,14 +196,14 @@ pub async fn token(sign_in: &SignIn, variables: &Variables) -> Result<Token> {
             SignIn::Gcp => "gcp",
             SignIn::Azure(_) => "azure",
         };
-        let error = Error::new(Sort::Unavailable, "sign in to", cloud);
+        let error = Error::new(ErrorKind::Unavailable, "sign in to", cloud);
         Err(error
             .because(format!("there was no token after {} s", ALL.as_secs()))
-            .hint("see which address does not answer from here: a proxy, a firewall, a metadata service"))
+            .hint("check that a proxy or firewall allows connections from here, and that the metadata service answers"))
     })
 }
 
-/// The beginning of somebody else's words in one line, without what was confided to them.
+/// The beginning of an external message on one line, with secrets redacted.
 fn shown(text: &str, secrets: &[&Secret]) -> String {
     let mut text = text.to_owned();
     for secret in secrets.iter().filter_map(|secret| secret.expose_text()).filter(|secret| !secret.is_empty()) {
@@ -213,35 +214,35 @@ fn shown(text: &str, secrets: &[&Secret]) -> String {
     words.join(" ").chars().take(SHOWN).collect()
 }
 
-/// A file with a credential. Its words are never shown, nor those of whoever cannot read them.
+/// Reads a credential file. Errors never quote its content.
 fn read_file(path: &str) -> Result<Secret> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|source| Error::io("read", path, source))?;
-    file.take(LONGEST as u64 + 1).read_to_end(&mut bytes).map_err(|source| Error::io("read", path, source))?;
+    file.take(MAX_TOKEN_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|source| Error::io("read", path, source))?;
     let text = Secret::new(bytes);
-    if text.expose().len() > LONGEST || text.expose_text().is_none() {
-        return Err(Error::new(Sort::Invalid, "read", path).because("it is no file with a credential"));
+    if text.expose().len() > MAX_TOKEN_BYTES || text.expose_text().is_none() {
+        return Err(Error::new(ErrorKind::Invalid, "read", path).because("it is not a credential file"));
     }
     Ok(text)
 }
 
-/// A secret of ours is text wherever it comes from.
+/// A secret as text; all secrets of this crate are UTF-8.
 fn text(secret: &Secret) -> &str {
     secret.expose_text().unwrap_or_default()
 }
 
-/// What a token stands for when it is read from a file or taken from an answer: without the line end.
+/// A token from a file or an answer, without the trailing newline.
 fn trimmed(text: &Secret) -> Secret {
     Secret::new(text.expose().trim_ascii())
 }
 
-/// A value that becomes a part of an address or of a name there.
+/// Validates a value that becomes part of a URL or a name.
 fn checked<'v>(what: &str, value: &'v str, more: &[char]) -> Result<&'v str> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || more.contains(&c);
     if value.is_empty() || value.len() > 256 || !value.chars().all(fits) {
         let said = if value.is_empty() { "it is empty".to_owned() } else { format!("it is `{}`", shown(value, &[])) };
-        return Err(Error::new(Sort::Invalid, "use", what).because(said));
+        return Err(Error::new(ErrorKind::Invalid, "use", what).because(said));
     }
     Ok(value)
 }
@@ -254,7 +255,7 @@ mod tests {
     fn the_version_that_is_asked_for_is_spoken_and_no_other() {
         let asks = |version: &str| {
             let info = json!({ "apiVersion": format!("client.authentication.k8s.io/{version}"), "kind": "ExecCredential", "spec": { "interactive": true } });
-            Version::asked(Some(&info.to_string())).map_err(|error| textnlp_provider::told(&error))
+            Version::asked(Some(&info.to_string())).map_err(|error| textnlp_provider::error_chain(&error))
         };
         assert_eq!((Version::asked(None).ok(), Version::asked(Some("")).ok()), (Some(Version::V1), Some(Version::V1)));
         assert_eq!((asks("v1"), asks("v1beta1")), (Ok(Version::V1), Ok(Version::V1Beta1)));
@@ -278,7 +279,7 @@ mod tests {
         let token =
             |text: &str, ends: Option<Timestamp>| Token::new(("sign in to", "somewhere"), Secret::new(text), ends, now);
         assert!(token("ya29.a-b_c~+/=", None).is_ok());
-        for text in ["", "a b", "a\nb", "ä", &"x".repeat(LONGEST + 1)] {
+        for text in ["", "a b", "a\nb", "ä", &"x".repeat(MAX_TOKEN_BYTES + 1)] {
             assert!(token(text, None).is_err(), "{text}");
         }
         assert!(token("t", Some(now)).is_err(), "it has ended");

@@ -1,49 +1,57 @@
-//! One question to a service that hands out tokens, bounded in time and bytes; what was confided to it is in no error.
+//! An HTTP client for token services, with limits on time and size. Its errors contain no secrets.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures::StreamExt;
+use camino::Utf8Path;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{RequestBuilder, Url};
 use serde_json::Value;
-use textnlp_provider::{Error, Result, Secret, Sort};
+use textnlp_net::client::{BodyError, ClientOptions, ProxySettings, read_body};
+use textnlp_net::error_chain;
+use textnlp_net::retry::is_retryable;
+use textnlp_net::trust::TrustRoots;
+use textnlp_provider::{Error, ErrorKind, Result, Secret};
 
-use super::{EACH, Token, shown};
+use super::{EACH, Token, Variables, shown};
 
-/// How long a connection may take.
+/// The connection timeout.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A metadata service is on this machine or nowhere.
+/// The connection timeout of metadata services, which are local or do not exist.
 const CONNECT_NEARBY: Duration = Duration::from_secs(2);
-/// The longest answer that is read.
-const LONGEST: usize = 256 << 10;
-/// The time until a service that had a bad moment is asked once more.
-const PAUSE: Duration = Duration::from_millis(500);
-/// What may be gone after [`PAUSE`]: <https://cloud.google.com/iam/docs/retry-strategy>,
+/// The longest answer that is read, in bytes.
+const MAX_ANSWER_BYTES: usize = 256 << 10;
+/// The pause before the one retry: <https://cloud.google.com/iam/docs/retry-strategy>,
 /// <https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#retry-guidance>.
-const PASSING: [u16; 6] = [408, 429, 500, 502, 503, 504];
+const PAUSE: Duration = Duration::from_millis(500);
+/// A file of certificate authorities that are trusted besides the public ones.
+const CA_FILE: &str = "TEXTNLP_CA_FILE";
 
-/// Who is asked, and who is told of it when it fails.
+/// A client for token services.
 pub(super) struct Rest {
     http: reqwest::Client,
 }
 
 impl Rest {
-    /// For services in the network, by the proxy that the variables name.
-    pub(super) fn far() -> Result<Self> {
-        Self::build(reqwest::Client::builder().connect_timeout(CONNECT))
+    /// A client for remote services, through the configured proxy.
+    pub(super) fn far(variables: &Variables) -> Result<Self> {
+        let proxy = ProxySettings::from_variables(|name| variables.get(name).map(str::to_owned));
+        Self::build(variables, CONNECT, proxy)
     }
 
-    /// For services of this machine's own cloud: no proxy leads there.
-    pub(super) fn nearby() -> Result<Self> {
-        Self::build(reqwest::Client::builder().connect_timeout(CONNECT_NEARBY).no_proxy())
+    /// A client for local metadata services, without a proxy.
+    pub(super) fn nearby(variables: &Variables) -> Result<Self> {
+        Self::build(variables, CONNECT_NEARBY, ProxySettings::default())
     }
 
-    fn build(builder: reqwest::ClientBuilder) -> Result<Self> {
-        let builder = builder.timeout(EACH).redirect(reqwest::redirect::Policy::none());
-        let http = builder.user_agent(concat!("textnlp-deploy/", env!("CARGO_PKG_VERSION"))).build();
-        http.map(|http| Self { http })
-            .map_err(|source| Error::new(Sort::Unavailable, "prepare", "a client").because(source))
+    fn build(variables: &Variables, connect_timeout: Duration, proxy: ProxySettings) -> Result<Self> {
+        let trust = TrustRoots::public_and(variables.get(CA_FILE).map(Utf8Path::new))
+            .map_err(|error| Error::new(ErrorKind::Invalid, "use", CA_FILE).because(error))?;
+        let options = ClientOptions { trust, proxy, connect_timeout, idle_timeout: None, timeout: Some(EACH) };
+        let http = options
+            .client()
+            .map_err(|error| Error::new(ErrorKind::Invalid, "set up", "an HTTP client").because(error))?;
+        Ok(Self { http })
     }
 
     pub(super) fn get(&self, url: Url) -> RequestBuilder {
@@ -54,13 +62,13 @@ impl Rest {
         self.http.post(url)
     }
 
-    /// A form, as OAuth asks for it.
+    /// A POST of a form, as OAuth specifies it.
     pub(super) fn form(&self, url: Url, fields: &[(&str, &str)]) -> RequestBuilder {
         let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
         self.post(url).header("content-type", "application/x-www-form-urlencoded").body(body)
     }
 
-    /// Sends it; the answer is what `action` was about, and holds a secret.
+    /// Sends a request, with one retry; the answer contains a secret. `action` describes the request in errors.
     pub(super) async fn ask(
         &self,
         action: (&str, &str),
@@ -70,7 +78,7 @@ impl Rest {
         let again = request.try_clone();
         let answer = self.once(action, request, secrets).await;
         match (answer, again) {
-            (Err((error, Some(status))), Some(again)) if PASSING.contains(&status) => {
+            (Err((error, Some(status))), Some(again)) if is_retryable(status) => {
                 drop(error);
                 tokio::time::sleep(PAUSE).await;
                 self.once(action, again, secrets).await.map_err(|(error, _)| error)
@@ -87,34 +95,30 @@ impl Rest {
     ) -> Result<Secret, (Error, Option<u16>)> {
         let failed = |sort, why: String| Error::new(sort, action.0, action.1).because(why);
         let lost = |source: reqwest::Error| {
-            // The layers under it say what it was: refused, unknown name, certificate. None of them holds a body.
+            // The error chain names the cause: connection refused, unknown name, certificate. It contains no body.
             let is_silence = source.is_timeout() && !source.is_connect();
             let why = if is_silence {
                 format!("no answer within {} s", EACH.as_secs())
             } else {
-                shown(&textnlp_provider::told(&source.without_url()), secrets)
+                shown(&error_chain(&source.without_url()), secrets)
             };
-            (failed(Sort::Unavailable, why), None)
+            (failed(ErrorKind::Unavailable, why), None)
         };
         let response = request.send().await.map_err(lost)?;
         let status = response.status();
-        let mut body = Vec::new();
-        let mut pieces = response.bytes_stream();
-        while let Some(piece) = pieces.next().await {
-            body.extend_from_slice(&piece.map_err(lost)?);
-            if body.len() > LONGEST {
-                return Err((failed(Sort::Denied, format!("the answer is longer than {LONGEST} bytes")), None));
-            }
-        }
+        let body = read_body(response, MAX_ANSWER_BYTES).await.map_err(|error| match error {
+            BodyError::Cut(error) => lost(error),
+            error @ BodyError::TooLong(_) => (failed(ErrorKind::Denied, error.to_string()), None),
+        })?;
         let body = Secret::new(body);
         if status.is_success() {
             return Ok(body);
         }
         let sort = match status.as_u16() {
-            429 => Sort::Throttled { after: None },
-            404 => Sort::NotFound,
-            408 | 500.. => Sort::Unavailable,
-            _ => Sort::Denied,
+            429 => ErrorKind::Throttled { after: None },
+            404 => ErrorKind::NotFound,
+            408 | 500.. => ErrorKind::Unavailable,
+            _ => ErrorKind::Denied,
         };
         let (code, said) = complaint(&body);
         let mut error = failed(
@@ -128,7 +132,8 @@ impl Rest {
     }
 }
 
-/// The service's own code and words: OAuth's `error` and `error_description`, or an object under `error` as Google's APIs have it.
+/// The service's error code and message: OAuth's `error` and `error_description`, or the `error` object of Google's
+/// APIs.
 fn complaint(body: &Secret) -> (Option<String>, String) {
     let text = || String::from_utf8_lossy(body.expose()).into_owned();
     let Ok(answer) = serde_json::from_slice::<Value>(body.expose()) else { return (None, text()) };
@@ -139,22 +144,23 @@ fn complaint(body: &Secret) -> (Option<String>, String) {
     (word(error).or_else(|| word(&error["status"])), said.unwrap_or_default())
 }
 
-/// An address that a credential may be sent to: TLS, or this very machine.
+/// Parses a URL to which a credential may be sent: HTTPS, or loopback.
 pub(super) fn guarded(what: &str, address: &str) -> Result<Url> {
-    let refused = |why: &str| Error::new(Sort::Invalid, "use", what).because(why.to_owned());
-    let url = Url::parse(address).map_err(|_| refused("it is no address"))?;
+    let refused = |why: &str| Error::new(ErrorKind::Invalid, "use", what).because(why.to_owned());
+    let url = Url::parse(address).map_err(|_| refused("it is not an address"))?;
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_here => Ok(url),
-        _ => Err(refused("a credential is sent by https alone")),
+        _ => Err(refused("a credential is sent only over https")),
     }
 }
 
-/// The token in an answer of OAuth: `access_token`, and its end as a moment (`expires_on`) or from now on (`expires_in`), as numbers or texts.
+/// The token of an OAuth answer: `access_token`, with its expiry as a timestamp (`expires_on`) or a duration
+/// (`expires_in`), as numbers or strings.
 pub(super) fn bearer(action: (&str, &str), answer: &Secret) -> Result<Token> {
-    // The reader's own words would quote what it read.
+    // The parser's error would quote its input.
     let answer: Value = serde_json::from_slice(answer.expose()).unwrap_or_default();
     let token = answer["access_token"].as_str().unwrap_or_default();
     let number = |value: &Value| value.as_i64().or_else(|| value.as_str()?.parse().ok());

@@ -1,4 +1,4 @@
-//! Who is primary, and who has everything.
+//! Configurations: the primary, and the members that have everything acknowledged.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,24 +28,25 @@ impl fmt::Display for Site {
     }
 }
 
-/// Which life of a site's disk: a folder that was lost and made anew is another one, and has nothing that the old one acknowledged.
+/// The incarnation of a site's disk. A folder that was lost and recreated has a new one, and has nothing that the old
+/// one acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(pub u64);
 
-/// What the witness keeps. Of two configurations the one with the larger epoch holds, and there is one of each epoch.
+/// The record of the witness. The configuration with the largest epoch is in force, and each epoch has exactly one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
     /// Counts the changes.
     pub epoch: u64,
-    /// Who appends.
+    /// The site that appends.
     pub primary: Site,
-    /// Who has everything that was acknowledged, the primary among them.
+    /// The sites that have everything acknowledged, with their incarnations; the primary is among them.
     pub members: BTreeMap<Site, Incarnation>,
 }
 
 impl Configuration {
-    /// Whether this life of a site is a member.
+    /// Whether this incarnation of a site is a member.
     pub fn has(&self, site: &Site, incarnation: Incarnation) -> bool {
         self.members.get(site) == Some(&incarnation)
     }
@@ -64,12 +65,12 @@ impl Configuration {
         next
     }
 
-    /// The next one, in which a member has taken the place of the primary, which is a member no more.
+    /// The next configuration after a failover: a member is the new primary, and the old primary is no longer a member.
     pub fn taken_by(&self, site: &Site) -> Self {
         Self { primary: site.clone(), ..self.without(&self.primary) }
     }
 
-    /// The next one, in which the primary has given its place to another member.
+    /// The next configuration after a handover: the primary has passed leadership to another member.
     pub fn given_to(&self, site: &Site) -> Self {
         Self { primary: site.clone(), ..self.next() }
     }
@@ -79,8 +80,8 @@ impl Configuration {
     }
 }
 
-/// The shares of traffic: a site that lacks acknowledged control data (keys that were revoked) gets none, and the primary of the moment gets
-/// at least what the home site has when all is well.
+/// The traffic weights. A site that lacks acknowledged control data (revoked keys) gets none. The current primary gets
+/// at least what the home site has in normal operation.
 pub fn weights(configuration: &Configuration, home: &Site, wanted: &BTreeMap<Site, u32>) -> BTreeMap<Site, u32> {
     let share = |site: &Site| wanted.get(site).copied().unwrap_or_default();
     let of = |site: &Site| match configuration.members.contains_key(site) {

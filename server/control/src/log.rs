@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Control data: small values by key. What is here is what `GET /v1/table` shows.
+/// Control data: small values by key. `GET /v1/table` returns it.
 pub type Table = BTreeMap<String, Value>;
 
-/// Where an entry stands. Positions order by index; the epoch tells two entries of one index apart.
+/// The position of an entry. Positions order by index; the epoch distinguishes two entries with the same index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
     /// In which epoch it was appended.
@@ -22,21 +22,21 @@ pub struct Position {
 pub struct Write {
     /// Of the table.
     pub key: String,
-    /// `None` takes it away.
+    /// `None` deletes the key.
     pub value: Option<Value>,
 }
 
-/// What one request changes, all or nothing.
+/// The writes of one request, applied atomically.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Where it stands.
+    /// Its position.
     pub at: Position,
     /// In order.
     pub writes: Vec<Write>,
 }
 
 impl Entry {
-    /// About what it takes in a message.
+    /// Approximate size in a message.
     fn bytes(&self) -> usize {
         let of = |write: &Write| write.key.len() + write.value.as_ref().map_or(0, |value| value.to_string().len()) + 64;
         self.writes.iter().map(of).sum::<usize>() + 64
@@ -48,7 +48,7 @@ impl Entry {
 pub struct Snapshot {
     /// The last entry in it.
     pub at: Position,
-    /// What it made.
+    /// The resulting table.
     pub table: Table,
 }
 
@@ -60,7 +60,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// What was read from disk; the entries must follow the snapshot without a gap.
+    /// A log as read from disk; `None` if the entries do not follow the snapshot without a gap.
     pub fn new(base: Snapshot, entries: Vec<Entry>) -> Option<Self> {
         let follows = entries.iter().zip(base.at.index + 1..).all(|(entry, index)| entry.at.index == index);
         follows.then_some(Self { base, entries })
@@ -104,7 +104,7 @@ impl Log {
         let fits = |entry: &&Entry| {
             let is_first = bytes == 0;
             bytes += entry.bytes();
-            // One that is larger goes alone.
+            // A larger entry is sent alone.
             is_first || bytes <= MOST_BYTES
         };
         self.entries.iter().skip(from).take(MOST).take_while(fits).cloned().collect()
@@ -115,13 +115,13 @@ impl Log {
         self.entries.push(entry);
     }
 
-    /// Takes away what comes after an index.
+    /// Removes and returns the entries after an index.
     pub(crate) fn truncate(&mut self, index: u64) -> Vec<Entry> {
         let keep = usize::try_from(index.saturating_sub(self.base.at.index)).unwrap_or(usize::MAX);
         self.entries.split_off(keep.min(self.entries.len()))
     }
 
-    /// Begins anew with another's snapshot.
+    /// Replaces everything by another site's snapshot.
     pub(crate) fn install(&mut self, base: Snapshot) -> Vec<Entry> {
         self.base = base;
         std::mem::take(&mut self.entries)
@@ -137,7 +137,7 @@ impl Log {
     }
 }
 
-/// Does what an entry says.
+/// Applies an entry to a table.
 pub(crate) fn apply(table: &mut Table, entry: &Entry) {
     for write in &entry.writes {
         match &write.value {

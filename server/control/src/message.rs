@@ -1,4 +1,4 @@
-//! What sites and the witness tell one another, and what is to be done.
+//! The messages between sites and the witness, and the effects of the protocol.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use crate::Millis;
 use crate::configuration::{Configuration, Incarnation, Site};
 use crate::log::{Entry, Position, Snapshot};
 
-/// Who sends, or is sent to.
+/// A sender or receiver.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Peer {
@@ -16,7 +16,7 @@ pub enum Peer {
     Witness,
 }
 
-/// One message. It may be lost, doubled, or come late.
+/// A message. It may be lost, duplicated, or delayed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Message {
@@ -24,13 +24,13 @@ pub enum Message {
     Append {
         /// In which it is primary.
         configuration: Configuration,
-        /// What stands before the entries.
+        /// The position before the entries.
         previous: Position,
         /// In order.
         entries: Vec<Entry>,
         /// Up to here everything is acknowledged.
         committed: u64,
-        /// The primary's clock, given back with the answer.
+        /// The primary's clock, echoed in the reply.
         stamp: Millis,
     },
     /// The primary's table, where its log does not reach back far enough.
@@ -42,7 +42,7 @@ pub enum Message {
         /// The primary's clock.
         stamp: Millis,
     },
-    /// The sender has on disk what the primary has, up to an index.
+    /// The sender has the primary's entries on disk, up to an index.
     Stored {
         /// Of the configuration that it answers.
         epoch: u64,
@@ -50,59 +50,59 @@ pub enum Message {
         incarnation: Incarnation,
         /// Up to here.
         upto: u64,
-        /// Of the message that it answers: from then on the sender keeps still for a grace.
+        /// Of the message that it answers: from then on the sender does not ask for leadership for a grace.
         stamp: Millis,
     },
-    /// The sender lacks what stands before the entries; the primary should begin after this index.
+    /// The sender lacks entries before these; the primary should continue after this index.
     Behind {
         /// Of the configuration that it answers.
         epoch: u64,
         /// Whose disk.
         incarnation: Incarnation,
-        /// Where to begin.
+        /// The index to continue after.
         hint: u64,
         /// Of the message that it answers.
         stamp: Millis,
     },
     /// The receiver is of an older epoch.
     Newer {
-        /// What holds.
+        /// The configuration in force.
         configuration: Configuration,
-        /// The sender gave its place away itself, and whatever is led by it beside the log had let go before.
+        /// The sender handed leadership over itself, and the database outside of the log had already been released.
         #[serde(default)]
         let_go: bool,
     },
-    /// To the witness: I live, what holds?
+    /// To the witness: a heartbeat, and a request for the configuration.
     Renew {
-        /// Who.
+        /// The sender.
         site: Site,
         /// Whose disk.
         incarnation: Incarnation,
-        /// What it knows to hold.
+        /// The configuration that it knows.
         configuration: Option<Configuration>,
-        /// The sender's clock, given back with the answer.
+        /// The sender's clock, echoed in the reply.
         stamp: Millis,
     },
     /// To the witness: a change of the configuration.
     Change {
-        /// Who asks.
+        /// The requesting site.
         by: Site,
         /// Whose disk.
         incarnation: Incarnation,
-        /// What is to hold; its epoch is one more than that of what holds.
+        /// The requested configuration; its epoch is one more than the current one's.
         to: Configuration,
-        /// The witness's clock, as it last told it: what was asked long ago may not be wanted any more.
+        /// The witness's clock as last reported: a request that is too old may no longer be wanted.
         seen: Millis,
     },
-    /// From the witness: what holds.
+    /// From the witness: the configuration in force.
     Holds {
-        /// The configuration; `None` while the first one cannot be known.
+        /// The configuration; `None` while the first one is not yet known.
         configuration: Option<Configuration>,
         /// Of the message that it answers, if that had one.
         stamp: Option<Millis>,
         /// The witness's clock.
         clock: Millis,
-        /// Why a change was not made.
+        /// Why a change was refused.
         refusal: Option<Refusal>,
     },
 }
@@ -112,61 +112,62 @@ pub enum Message {
 #[serde(tag = "why", rename_all = "snake_case")]
 pub enum Refusal {
     /// Another change came first.
-    #[error("the configuration has changed meanwhile")]
+    #[error("the configuration has changed since the request")]
     Outdated,
-    /// The primary was heard of a moment ago.
-    #[error("the primary was heard of; its place is free in {in_ms} ms at the earliest")]
+    /// The primary was heard recently.
+    #[error("the primary is still reporting; its role can be claimed in {in_ms} ms at the earliest")]
     PrimaryLives {
-        /// How long until it may be asked for again.
+        /// Milliseconds until the request may be repeated.
         in_ms: Millis,
     },
-    /// The one who asks may not ask for that.
-    #[error("only a member may take the primary's place, and only the primary may change the members")]
+    /// The requesting site may not make this change.
+    #[error("only a member may become primary, and only the primary may change the members")]
     NotAllowed,
-    /// It was under way for too long.
-    #[error("the request came too late to be still wanted")]
+    /// The request was delayed for too long.
+    #[error("the request arrived too late")]
     Late,
-    /// The witness does not know what holds.
-    #[error("the witness does not know yet what holds")]
+    /// The witness does not know the configuration.
+    #[error("the witness does not know the current configuration yet")]
     Unknown,
 }
 
-/// What came of a write.
+/// The outcome of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// All members have it on disk.
     Acknowledged(Position),
-    /// The primary gave up its place before it knew: it may or may not happen.
+    /// The primary lost leadership before it knew: the write may or may not take effect.
     Unknown,
 }
 
-/// One thing to be done. They are done in order; what is to be stored is on disk before the next is done.
+/// One effect. Effects are carried out in order; data to be stored is on disk before the next one starts.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Store what holds.
+    /// Store the configuration.
     Configure(Configuration),
     /// Store entries at the end of the log.
     Append(Vec<Entry>),
-    /// Take away the end of the log after an index. The entries were never acknowledged; they are to be kept aside for a person.
+    /// Remove the log entries after an index. They were never acknowledged, and are stored separately for the operator.
     Withdraw {
-        /// What stays.
+        /// The index of the last entry that stays.
         after: u64,
-        /// What goes.
+        /// The removed entries.
         entries: Vec<Entry>,
     },
     /// Replace the whole log.
     Install {
         /// By this.
         snapshot: Snapshot,
-        /// What was in the log and is not in that, as far as can be told; to be kept aside for a person.
+        /// Entries of the log that are not in the snapshot, as far as can be determined; stored separately for the
+        /// operator.
         aside: Vec<Entry>,
     },
     /// Replace the log's beginning by a snapshot, which holds the same.
     Compact {
         /// The beginning.
         snapshot: Snapshot,
-        /// What stays after it.
+        /// The entries after it.
         rest: Vec<Entry>,
     },
     /// Send a message; nothing depends on its arrival.

@@ -1,4 +1,4 @@
-//! The witness: keeps what holds, and changes it for whoever may.
+//! The witness: stores the configuration in force, and changes it for sites that are entitled to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,33 +8,34 @@ use crate::configuration::{Configuration, Incarnation, Site};
 use crate::message::{Message, Refusal};
 use crate::{DRIFT, Millis};
 
-/// What a witness is told once.
+/// The settings of a witness.
 #[derive(Debug, Clone)]
 pub struct WitnessSettings {
-    /// Everybody.
+    /// All sites.
     pub sites: BTreeSet<Site>,
-    /// Who is primary first.
+    /// The first primary.
     pub home: Site,
-    /// How long a primary must be silent before its place is free.
+    /// How long a primary must be silent before another site may take over, in milliseconds.
     pub grace: Millis,
 }
 
-/// What a witness must not forget.
+/// The state that a witness must not lose.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Memory {
-    /// What holds.
+    /// The configuration in force.
     pub configuration: Option<Configuration>,
-    /// The last one with two members or more: everything that was ever acknowledged is at each of them that was not let go of since, because
-    /// a primary that is alone acknowledges nothing (but where one site is enough: nothing in the log has to outlive a disk then).
+    /// The last configuration with at least two members. Each member that was not removed since has everything ever
+    /// acknowledged, because a primary without other members acknowledges nothing. (Exception: where one site is
+    /// enough, nothing in the log has to outlive a disk.)
     pub safe: Option<Configuration>,
 }
 
 /// One configuration that held, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// What held.
+    /// The configuration.
     pub configuration: Configuration,
-    /// Who asked for it, and for what.
+    /// The site that requested it, and the purpose.
     pub why: String,
 }
 
@@ -45,27 +46,28 @@ pub struct Witness {
     memory: Memory,
     /// When the primary was last heard of, by our clock.
     renewed: Millis,
-    /// When each site was, and which life of its disk.
+    /// When each site was last heard, and its incarnation.
     heard: BTreeMap<Site, (Millis, Incarnation)>,
-    /// Before anything is known: what each site says.
+    /// Before a configuration is known: what each site reported.
     said: BTreeMap<Site, (Incarnation, Option<Configuration>)>,
 }
 
-/// After a lost record epochs go on far from those that somebody may still hear of.
+/// After a lost record, epochs continue far beyond those that a site may still receive.
 const LEAP: u64 = 1000;
 
 impl Witness {
-    /// With what was on disk. A witness that begins waits a whole grace before it gives a place away.
+    /// Starts from the state on disk. A restarted witness waits a whole grace before it grants leadership to another
+    /// site.
     pub fn new(settings: WitnessSettings, memory: Memory, now: Millis) -> Self {
         Self { settings, memory, renewed: now, heard: BTreeMap::new(), said: BTreeMap::new() }
     }
 
-    /// What holds.
+    /// The configuration in force.
     pub fn configuration(&self) -> Option<&Configuration> {
         self.memory.configuration.as_ref()
     }
 
-    /// What is to be on disk.
+    /// The state to store.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }
@@ -80,7 +82,7 @@ impl Witness {
         self.heard.iter().map(|(site, (at, _))| (site.clone(), now.saturating_sub(*at))).collect()
     }
 
-    /// Takes in one message. The record must be on disk before the answer is sent.
+    /// Handles a message. The record must be on disk before the answer is sent.
     pub fn receive(&mut self, now: Millis, message: Message) -> (Option<Record>, Option<Message>) {
         match message {
             Message::Renew { site, incarnation, configuration, stamp } if self.settings.sites.contains(&site) => {
@@ -100,7 +102,7 @@ impl Witness {
                 Ok(None) => (None, Some(self.holds(now, None, None))),
                 Ok(Some(why)) => {
                     if self.memory.configuration.as_ref().is_none_or(|holds| holds.primary != to.primary) {
-                        // The new primary needs a moment to hear of it.
+                        // Gives the new primary time to learn of it.
                         self.renewed = now;
                     }
                     self.set(to.clone());
@@ -132,7 +134,7 @@ impl Witness {
         if to.epoch != holds.epoch + 1 {
             return Err(Refusal::Outdated);
         }
-        // Whoever asked may have lost its disk since, or found the primary well.
+        // The requesting site may have lost its disk since, or the primary may be healthy again.
         if seen > now || now - seen >= self.settings.grace / 2 {
             return Err(Refusal::Late);
         }
@@ -145,7 +147,7 @@ impl Witness {
             let given = to.primary != holds.primary && to.members == holds.members;
             return match to.primary == holds.primary {
                 true if own => Ok(Some(members_change(holds, to))),
-                false if given => Ok(Some(format!("{by} gave its place to {}", to.primary))),
+                false if given => Ok(Some(format!("{by} handed over the primary role to {}", to.primary))),
                 _ => Err(Refusal::NotAllowed),
             };
         }
@@ -156,7 +158,11 @@ impl Witness {
         let wait = self.settings.grace + self.settings.grace / DRIFT;
         match wait.checked_sub(self.renewed(now)).filter(|left| *left > 0) {
             Some(in_ms) => Err(Refusal::PrimaryLives { in_ms }),
-            None => Ok(Some(format!("{by} took the place of {}, silent for {} ms", holds.primary, self.renewed(now)))),
+            None => Ok(Some(format!(
+                "{by} became primary in place of {}, which was silent for {} ms",
+                holds.primary,
+                self.renewed(now)
+            ))),
         }
     }
 
@@ -165,8 +171,8 @@ impl Witness {
         self.memory.safe = before.filter(|before| before.members.len() > 1).or(self.memory.safe.take());
     }
 
-    /// A primary that is alone and whose disk is gone has acknowledged nothing, and nobody could ever take its place: what held before
-    /// it, holds again without it.
+    /// Reverts to the configuration before a primary without other members whose disk is lost. That primary
+    /// acknowledged nothing, and no other site could ever take over from it.
     fn take_back(&mut self, now: Millis, site: &Site, incarnation: Incarnation) -> Option<Record> {
         let holds = self.memory.configuration.as_ref()?;
         let is_gone = holds.members.len() == 1 && holds.primary == *site && !holds.has(site, incarnation);
@@ -186,7 +192,9 @@ impl Witness {
             None if self.memory.safe.is_none() => (site.clone(), BTreeMap::from([(site.clone(), incarnation)])),
             None => return None,
         };
-        let why = format!("{site} lost its disk while it was alone; {primary} has everything that two sites had");
+        let why = format!(
+            "{site} lost its disk while it was the only member; {primary} has everything that two sites had stored"
+        );
         let configuration = Configuration { epoch: holds.epoch + 1, primary, members };
         self.renewed = now;
         let safe = self.memory.safe.clone();
@@ -195,8 +203,9 @@ impl Witness {
         Some(Record { configuration, why })
     }
 
-    /// The first configuration. When every site is as new as we are, home begins. When they know of one, our record was lost: what the newest of
-    /// them knows holds, and nobody is believed to be missing, because a change that nobody heard of has changed nothing.
+    /// The first configuration. When every site is new, the home site becomes primary. When a site knows a
+    /// configuration, our record was lost: the newest one known to any site is in force. No site needs to be assumed
+    /// missing, because a change that no site received has had no effect.
     fn begin(
         &mut self,
         now: Millis,
@@ -209,13 +218,13 @@ impl Witness {
         let (configuration, why) = match newest {
             Some(newest) if self.said.len() == self.settings.sites.len() => {
                 let found = Configuration { epoch: newest.epoch + LEAP, ..newest.clone() };
-                (found, "the witness's record was lost; all sites were asked".to_owned())
+                (found, "the witness's record was lost and was restored from all sites".to_owned())
             }
             None if self.said.len() == self.settings.sites.len() => {
                 let (incarnation, _) = self.said.get(&self.settings.home)?;
                 let home = self.settings.home.clone();
                 let members = BTreeMap::from([(home.clone(), *incarnation)]);
-                (Configuration { epoch: 1, primary: home, members }, "the first one".to_owned())
+                (Configuration { epoch: 1, primary: home, members }, "the first configuration".to_owned())
             }
             _ => return None,
         };
@@ -231,9 +240,9 @@ fn members_change(holds: &Configuration, to: &Configuration) -> String {
         a.members.iter().filter(|(site, life)| !b.has(site, **life)).map(|(site, _)| site.to_string()).collect()
     };
     match (names(to, holds), names(holds, to)) {
-        (came, left) if left.is_empty() => format!("{} took in {}", to.primary, came.join(", ")),
-        (came, left) if came.is_empty() => format!("{} let go of {}", to.primary, left.join(", ")),
-        (came, left) => format!("{} took in {} and let go of {}", to.primary, came.join(", "), left.join(", ")),
+        (came, left) if left.is_empty() => format!("{} added {}", to.primary, came.join(", ")),
+        (came, left) if came.is_empty() => format!("{} removed {}", to.primary, left.join(", ")),
+        (came, left) => format!("{} added {} and removed {}", to.primary, came.join(", "), left.join(", ")),
     }
 }
 

@@ -33,7 +33,7 @@ pub enum LogitRows {
     All,
 }
 
-/// Why a step failed. Nothing was committed: the same rows can be tried again.
+/// Why a step failed. Nothing was committed: the same rows can be retried.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
     /// The sequence is not open, or the rows do not follow what it holds.
@@ -55,10 +55,10 @@ pub trait Executor: Send {
     /// The model's shape.
     fn architecture(&self) -> &Architecture;
 
-    /// Makes room for a sequence of at most `positions` tokens; `None` when there is none now.
+    /// Allocates a sequence of at most `positions` tokens; `None` when there is no memory now.
     fn open(&mut self, positions: usize) -> Option<SeqId>;
 
-    /// Gives the room of a sequence back.
+    /// Releases the memory of a sequence.
     fn close(&mut self, seq: SeqId);
 
     /// Computes one step. On success the sequences hold the spans' keys and values. A sequence may be rewound by a span

@@ -1,12 +1,12 @@
 //! The compute pool: a few threads that share short pieces of work, hundreds of times for each token.
 //!
-//! The caller is a member. Pieces are claimed one by one from a counter, so that a member which does not come (another
-//! process has its core) costs nothing: the others do its share, and nobody waits for a member that has claimed nothing.
-//! Members spin for a bounded time between regions, then sleep; an idle pool uses no CPU.
+//! The caller is a member. Pieces are claimed one by one from a counter, so that a member without a core (another
+//! process uses it) costs nothing: the others do its share, and a member without a claim is not waited for. Members
+//! spin for a bounded time between regions, then sleep; an idle pool uses no CPU.
 //!
-//! One thing still hurts: a helper that loses its core in the middle of a piece, for the caller must wait until it has it
-//! back, which takes milliseconds. When that happens the caller goes on alone for a while, so that a machine with a busy
-//! neighbour keeps the speed of one thread.
+//! One case remains slow: a helper loses its core in the middle of a piece, and the caller must wait for milliseconds.
+//! When that happens the caller works alone for a while, so that a machine with a busy neighbour keeps the speed of one
+//! thread.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -151,7 +151,7 @@ impl Company {
         Company { shared: Duration::ZERO, lost: Duration::ZERO, alone_until: now, alone: ALONE.0 }
     }
 
-    /// Takes in what a region took, and decides whether the next ones are done alone.
+    /// Records the times of a region, and decides whether the next ones run on the caller alone.
     fn judge(&mut self, now: Instant, worked: Duration, waited: Duration) {
         self.shared += worked + waited;
         if waited > LOST {
@@ -178,7 +178,7 @@ impl Drop for Pool {
             self.shared.wake.notify_all();
         }
         for helper in self.helpers.drain(..) {
-            // Panics of pieces were handed to the caller; a helper itself has nothing to say.
+            // Panics of pieces were passed to the caller already.
             let _ = helper.join();
         }
     }
@@ -198,7 +198,7 @@ impl Shared {
     /// Does pieces until none is left to claim.
     fn take(&self, worker: usize) {
         while self.open() {
-            // The region may have changed since the look: only what the claim itself returns counts.
+            // The region may have changed since the check: only the result of the claim counts.
             let word = self.word.fetch_add(1, Ordering::AcqRel);
             let (piece, pieces) = (word & INDEX, (word >> INDEX_BITS) & INDEX);
             if piece >= pieces {
@@ -252,7 +252,7 @@ impl Shared {
 
 /// Looks again and again for a bounded time.
 fn spin_until(limit: Duration, met: impl Fn() -> bool) -> bool {
-    // Most waits end within a microsecond: the clock is asked only afterwards.
+    // Most waits end within a microsecond: the clock is read only afterwards.
     for _ in 0..64 {
         if met() {
             return true;

@@ -174,7 +174,7 @@ fn shards_are_one_model() {
     // An index that names a tensor that its file lacks, and one that leads out of the folder.
     let first = map.iter().next().map(|(n, _)| n.clone()).unwrap();
     for (elsewhere, cause) in [
-        ("model-1.safetensors", "the index says that it is here, but it is not"),
+        ("model-1.safetensors", "the index names this file, but the tensor is not in it"),
         ("../model-0.safetensors", "is not a plain file name"),
         ("absent.safetensors", "read "),
     ] {

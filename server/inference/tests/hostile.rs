@@ -138,10 +138,10 @@ fn gguf_mistakes_are_named() {
         assert!(error.contains(says), "{says}: {error}");
     };
     check(0, b"GGML", "byte 0: this is not a GGUF file");
-    check(4, &1u32.to_le_bytes(), "version 1; 2 and 3 are known");
+    check(4, &1u32.to_le_bytes(), "version 1 is not supported; 2 and 3 are");
     check(4, &[0, 0, 0, 3], "the file is big-endian");
     check(find("llama.block_count"), b"llama.block_xount", "`llama.block_count`: it is missing");
-    check(find("blk.1.attn_q"), b"blk.1.attn_k", "the tensor `blk.1.attn_k.weight` stands twice");
+    check(find("blk.1.attn_q"), b"blk.1.attn_k", "the tensor `blk.1.attn_k.weight` is duplicated");
     check(find("llama.embedding_length"), b"llama.context_length\0\0", "`llama.embedding_length`: it is missing");
     check(type_of("blk.0.ffn_up.weight"), &16u32.to_le_bytes(), "its type is iq2_xxs, which is not supported");
     check(type_of("blk.0.ffn_up.weight"), &12u32.to_le_bytes(), "do not make whole blocks");
@@ -212,11 +212,11 @@ fn configurations_that_cannot_be_are_refused_by_name() {
     check("llama", "num_key_value_heads", json!(3), "4 heads cannot share 3 key heads");
     check("llama", "num_hidden_layers", json!(1_000_000_000), "layers is 1000000000");
     check("llama", "num_hidden_layers", json!(3), "`model.layers.2.self_attn.q_proj.weight`: it is missing");
-    check("llama", "vocab_size", json!(90), "its shape is [89, 32], the model's shape wants [90, 32]");
+    check("llama", "vocab_size", json!(90), "its shape is [89, 32], but the configuration requires [90, 32]");
     check("llama", "head_dim", json!(7), "cannot be rotated");
     check("gpt2", "n_head", json!(5), "5 heads do not divide a width of 32");
     check("gpt2", "activation_function", json!("relu"), "`relu` is not supported; `gelu_new` is");
-    check("gpt2", "n_positions", json!(4_000_000), "wants [4000000, 32]");
+    check("gpt2", "n_positions", json!(4_000_000), "the configuration requires [4000000, 32]");
     try_folder("llama", "config.json", b"{").unwrap_err();
     let error = try_folder("gpt2", "config.json", &[b'['; 100_000]).unwrap_err().to_string();
     assert!(error.contains("config.json"), "{error}");
@@ -229,13 +229,13 @@ fn folders_without_a_model_say_what_is_missing() {
         let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains(text), "{error}");
     };
-    says("neither `config.json` with `*.safetensors` nor a `*.gguf` is here");
+    says("the folder has neither `config.json` with `*.safetensors` nor a `*.gguf` file");
     std::fs::copy(golden("gpt2").join("config.json"), folder.path().join("config.json")).unwrap();
-    says("no `*.safetensors` is beside `config.json`");
+    says("there is no `*.safetensors` next to `config.json`");
     std::fs::remove_file(folder.path().join("config.json")).unwrap();
     std::fs::copy(golden("gpt2-f16.gguf"), folder.path().join("a.gguf")).unwrap();
     Checkpoint::open(folder.path()).unwrap();
     std::fs::copy(golden("gpt2-f16.gguf"), folder.path().join("b.gguf")).unwrap();
-    says("2 files end in `.gguf`");
+    says("the folder has 2 `.gguf` files");
     assert!(matches!(Checkpoint::open(&folder.path().join("absent")), Err(FormatError::Read { .. })));
 }

@@ -21,7 +21,7 @@ fn unpack_files(assembly: &Assembly<'_>, files: &[(&str, &[u8])]) -> Result<Pull
     if !files.iter().any(|(name, _)| is_weights(name)) {
         return Err(Error::NotFound {
             what: "the bundled model".to_owned(),
-            why: "this build of the program carries none".to_owned(),
+            why: "this build of the program contains no model".to_owned(),
             hint: "build it from a checkout that has server/models/bundled/textnlp-tiny, or use another source (`hf:…`, `file:PATH`)"
                 .to_owned(),
         });
@@ -76,6 +76,6 @@ mod tests {
         assert_eq!(pulled.files.len(), 2);
         assert_eq!(std::fs::read(assembly.path("model.safetensors")).unwrap(), b"weights");
         let error = unpack_files(&assembly, &[("README.md", b"soon")]).unwrap_err();
-        assert!(error.to_string().contains("carries none"), "{error}");
+        assert!(error.to_string().contains("contains no model"), "{error}");
     }
 }

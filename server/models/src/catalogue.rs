@@ -109,7 +109,7 @@ impl Catalogue {
         let file: File = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
         let entries = file.models.into_iter().map(|line| {
             let source = match line.source.parse().map_err(|error| format!("{}: {error}", line.name))? {
-                Source::Catalogue(other) => return Err(format!("{} points at the name {other}", line.name)),
+                Source::Catalogue(other) => return Err(format!("{} refers to the name {other}", line.name)),
                 source => source,
             };
             Ok(Entry {
@@ -214,6 +214,6 @@ mod tests {
     fn mistakes_in_a_catalogue_are_named() {
         assert!(Catalogue::parse("models: [{ name: x }]").unwrap_err().contains("missing field"));
         let text = include_str!("../catalogue.yaml").replacen("source: bundled", "source: gpt2", 1);
-        assert!(Catalogue::parse(&text).unwrap_err().contains("points at the name gpt2"));
+        assert!(Catalogue::parse(&text).unwrap_err().contains("refers to the name gpt2"));
     }
 }

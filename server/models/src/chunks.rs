@@ -1,25 +1,25 @@
-//! The chunks of weights: where they are cut, their digests, and the list of them that a store keeps beside a content.
+//! The chunks of weights: their boundaries, their digests, and the list of them that a store keeps beside a content.
 //!
-//! A bundle lists files by chunks. A file's SHA-256 is a chain that one processor follows; the chunks' are taken by all of them. Whoever
-//! takes the digest of weights takes those of their chunks in the same pass and keeps them: who finds the same chunks later has the same
-//! bytes, and knows the file's digest without following the chain again.
+//! A bundle lists files by chunks. The SHA-256 of a file is sequential; those of its chunks can be computed in
+//! parallel. So the chunks' digests are recorded in the same pass as the file's. Later, equal chunks prove equal bytes,
+//! and the file's digest is known without another sequential pass.
 
 use std::fs::{self, File};
 
 use camino::Utf8PathBuf;
-use sha2::Digest as _;
 
 use crate::digest::Digest;
 use crate::error::Result;
+use crate::sha::{self, Sha256};
 use crate::store::{Store, is_abandoned};
-use crate::{local, sha, weights};
+use crate::{local, weights};
 
 /// No chunk is longer: a chunk is held in memory whole.
 pub const MOST_CHUNK: u32 = 4 << 20;
 /// The longest list that is read. It holds the chunks of more than 3 TiB.
 const MOST_LIST: u64 = 64 << 20;
 /// Smaller contents are read twice in no time.
-const LEAST: u64 = 1 << 20;
+const MIN_TWO_PASS_BYTES: u64 = 1 << 20;
 const HEAD: &str = "textnlp chunks 1";
 
 /// A chunk's length in bytes, and its SHA-256.
@@ -53,11 +53,11 @@ fn pieces(starts: &[u64], size: u64) -> Vec<u32> {
 
 /// Takes the digest of a file as its bytes pass, and beside it those of its chunks.
 pub(crate) struct Recorder {
-    whole: sha2::Sha256,
+    whole: Sha256,
     bytes: u64,
     cuts: std::vec::IntoIter<u32>,
     /// The chunk that is open: its hash, its length, and how much of it is still to come.
-    open: Option<(sha2::Sha256, u32, u32)>,
+    open: Option<(Sha256, u32, u32)>,
     chunks: Vec<Cut>,
 }
 
@@ -73,9 +73,9 @@ impl Recorder {
     /// For the content of this file, which is called so where it belongs.
     pub(crate) fn of(name: &str, file: &File) -> Recorder {
         let size = file.metadata().map_or(0, |found| found.len());
-        let cuts = if size < LEAST { None } else { cuts(name, file, size) };
+        let cuts = if size < MIN_TWO_PASS_BYTES { None } else { cuts(name, file, size) };
         Recorder {
-            whole: sha2::Sha256::new(),
+            whole: Sha256::new(),
             bytes: 0,
             cuts: cuts.unwrap_or_default().into_iter(),
             open: None,
@@ -86,7 +86,7 @@ impl Recorder {
     pub(crate) fn update(&mut self, mut bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         while !bytes.is_empty() {
-            let next = || self.cuts.next().map(|size| (sha2::Sha256::new(), size, size));
+            let next = || self.cuts.next().map(|size| (Sha256::new(), size, size));
             let Some((piece, size, left)) = self.open.take().or_else(next) else {
                 self.whole.update(bytes);
                 return;
@@ -101,13 +101,13 @@ impl Recorder {
             if left > 0 {
                 self.open = Some((piece, size, left));
             } else {
-                self.chunks.push((size, piece.finalize().into()));
+                self.chunks.push((size, piece.finish()));
             }
         }
     }
 
     pub(crate) fn finish(self) -> Recorded {
-        let digest = Digest::from(<[u8; 32]>::from(self.whole.finalize()));
+        let digest = Digest::from(self.whole.finish());
         let length: u64 = self.chunks.iter().map(|(size, _)| u64::from(*size)).sum();
         // A file that grew or shrank meanwhile was cut for another.
         let chunks = if length == self.bytes && self.open.is_none() { self.chunks } else { Vec::new() };
@@ -116,8 +116,8 @@ impl Recorder {
 }
 
 impl Store {
-    /// The chunks of a content as they were when its digest was taken. `None` where nothing was kept, or what was is damaged: it can be
-    /// taken anew. It is as true as the store: who may write there may write anything.
+    /// The chunks of a content, recorded with its digest. `None` where nothing was recorded, or the list is damaged: it
+    /// can be computed again. It is as trustworthy as the store, which a writer may change anyway.
     pub fn chunks(&self, digest: &Digest) -> Option<Vec<Cut>> {
         let text = local::read_bounded(&self.chunk_list(digest), MOST_LIST).ok()??;
         let text = std::str::from_utf8(&text).ok()?;
@@ -132,7 +132,7 @@ impl Store {
         lines.map(parse).collect()
     }
 
-    /// Keeps the chunks of a content. The caller took them and the digest from the same bytes.
+    /// Stores the chunks of a content. The caller computed them and the digest from the same bytes.
     pub fn keep_chunks(&self, digest: &Digest, chunks: &[Cut]) -> Result<()> {
         let mut text = format!("{HEAD} {}", digest.hex());
         for (size, digest) in chunks {
@@ -154,21 +154,22 @@ impl Store {
         self.folder("chunks").join(&hex[..2]).join(hex)
     }
 
-    /// Removes a content's name among the blobs, and what is known of it.
+    /// Removes a content's blob and its chunk list.
     pub(crate) fn remove_blob(&self, digest: &Digest) -> Result<()> {
         local::remove_file(&self.blob(digest))?;
         local::remove_file(&self.chunk_list(digest))
     }
 
-    /// Removes what is known of contents that are gone.
+    /// Removes chunk lists of removed contents.
     pub(crate) fn drop_lists(&self) -> Result<()> {
         let Ok(folders) = fs::read_dir(self.folder("chunks")) else { return Ok(()) };
         for folder in folders.flatten() {
             let Ok(folder) = Utf8PathBuf::from_path_buf(folder.path()) else { continue };
-            for name in local::file_names(&folder).unwrap_or_default() {
-                let path = folder.join(&name);
+            let entries = folder.read_dir_utf8().into_iter().flatten().flatten();
+            for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())) {
+                let (name, path) = (entry.file_name(), entry.path().to_owned());
                 let is_gone = name.parse::<Digest>().is_ok_and(|digest| !self.has_blob(digest));
-                // A run was killed over writing it.
+                // A temporary file that a killed process left.
                 if is_gone || name.ends_with(".new") && is_abandoned(&path) {
                     local::remove_file(&path)?;
                 }
@@ -216,7 +217,7 @@ mod tests {
             let mut rest = &bytes[..];
             for (size, digest) in &found.chunks {
                 let (chunk, after) = rest.split_at(*size as usize);
-                assert_eq!(*digest, <[u8; 32]>::from(sha2::Sha256::digest(chunk)));
+                assert_eq!(*digest, <[u8; 32]>::from(<sha2::Sha256 as sha2::Digest>::digest(chunk)));
                 rest = after;
             }
             assert!(rest.is_empty());
@@ -252,8 +253,10 @@ mod tests {
         fs::copy(&path, store.chunk_list(&other)).unwrap();
         assert_eq!(store.chunks(&other), None);
         // One is being written, one was by a run that was killed long ago.
-        let (now, long_ago) =
-            (Utf8PathBuf::from(format!("{path}.1-0.new")), Utf8PathBuf::from(format!("{path}.1-1.new")));
+        let (now, long_ago) = (
+            path.with_file_name(format!(".{digest}.1-0.new", digest = digest.hex())),
+            Utf8PathBuf::from(format!("{path}.1-1.new")),
+        );
         fs::write(&now, "half").unwrap();
         let file = File::create(&long_ago).unwrap();
         file.set_modified(std::time::SystemTime::now() - 2 * crate::store::ABANDONED).unwrap();

@@ -31,39 +31,13 @@ impl Digest {
 
     /// The digest of everything that the reader gives, and how many bytes that was.
     pub fn of_reader(mut reader: impl Read) -> std::io::Result<(Digest, u64)> {
-        let mut hasher = Hasher::default();
-        let mut buffer = vec![0u8; 1 << 20];
-        loop {
-            match reader.read(&mut buffer) {
-                Ok(0) => return Ok(hasher.finish()),
-                Ok(n) => hasher.update(&buffer[..n]),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
-        }
+        let found = textnlp_files::copy_sha256(&mut reader, &mut std::io::sink())?;
+        Ok((Digest(found.sha256), found.bytes))
     }
 
     /// The 64 hexadecimal digits alone.
     pub fn hex(&self) -> String {
         hex::encode(self.0)
-    }
-}
-
-/// Takes bytes as they pass.
-#[derive(Default)]
-pub(crate) struct Hasher {
-    sha: sha2::Sha256,
-    bytes: u64,
-}
-
-impl Hasher {
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.sha.update(bytes);
-        self.bytes += bytes.len() as u64;
-    }
-
-    pub(crate) fn finish(self) -> (Digest, u64) {
-        (Digest(self.sha.finalize().into()), self.bytes)
     }
 }
 

@@ -9,8 +9,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use serde::{Deserialize, Serialize};
+use textnlp_net::error_chain;
+use textnlp_net::retry::Transient;
 use tokio::io::AsyncWriteExt;
 
+use crate::attempts::Attempts;
 use crate::chunks::{Recorded, Recorder};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -18,7 +21,7 @@ use crate::fetch::{Event, Progress};
 use crate::local;
 use crate::manifest::FileEntry;
 use crate::store::Assembly;
-use crate::transport::{Fault, Patience, Reply, Transport, shown};
+use crate::transport::{Fault, Reply, Transport, shown};
 
 /// A file to download, with what is known about it beforehand.
 #[derive(Debug, Clone)]
@@ -29,20 +32,20 @@ pub(crate) struct Wanted {
     pub(crate) check: Check,
 }
 
-/// How the content is known to be right.
+/// How the content is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
     /// By its SHA-256.
     Sha256(Digest),
     /// By the SHA-1 of a git blob, all that a hub has for small files.
     GitBlob([u8; 20]),
-    /// Nothing is known: TLS and the size are all there is; the digest is recorded at this first pull.
+    /// No digest is known: only TLS and the size protect it; the digest is recorded at this first pull.
     Nothing,
 }
 
 /// What a partial download continues, written beside it.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Begun {
+struct PartialState {
     url: String,
     etag: Option<String>,
     bytes: Option<u64>,
@@ -55,19 +58,19 @@ struct Partial {
 }
 
 /// Why an attempt ended without the whole file.
-enum Broken {
-    Again { why: String, after: Option<std::time::Duration> },
+enum AttemptError {
+    Again(Transient),
     Refused(Fault),
     Error(Error),
 }
 
-impl From<Error> for Broken {
+impl From<Error> for AttemptError {
     fn from(error: Error) -> Self {
-        Broken::Error(error)
+        AttemptError::Error(error)
     }
 }
 
-/// Brings the file into the assembly. The outer error is ours, the inner one says that the other side refuses.
+/// Downloads the file into the assembly. The outer error is local, the inner one is the server's refusal.
 pub(crate) async fn download(
     transport: &Transport,
     assembly: &Assembly<'_>,
@@ -85,7 +88,7 @@ pub(crate) async fn download(
     let waits = || progress(Event::Waiting { for_what: format!("another download of {}", wanted.name), seconds: 0 });
     let _held = local::lock(&partial.lock, false, transport.limits.lock_wait, &wanted.name, waits).await?;
 
-    let mut patience = Patience::new(&transport.limits);
+    let mut attempts = Attempts::new(&transport.limits);
     let mut fresh_tries = 0;
     loop {
         let before = length(&partial.data);
@@ -99,8 +102,8 @@ pub(crate) async fn download(
                         return Ok(Ok(entry));
                     }
                     Err(found) => {
-                        // A part of it may be from before a power cut, or from another version; the next try begins at
-                        // the beginning. Two whole downloads that are wrong are no accident.
+                        // The partial file may be damaged by a power failure, or be of another version; the next
+                        // attempt starts from zero. Two complete downloads with a wrong digest are no coincidence.
                         partial.clear()?;
                         fresh_tries += 1;
                         if fresh_tries > 1 {
@@ -110,12 +113,13 @@ pub(crate) async fn download(
                     }
                 }
             }
-            Err(Broken::Again { why, after }) => {
-                let gained = length(&partial.data) > before;
-                patience.pause(&wanted.url, why, after, gained, progress).await?;
+            Err(AttemptError::Again(failure)) => {
+                let progressed = length(&partial.data) > before;
+                let paused = attempts.pause(&shown(&wanted.url), failure, progressed, progress).await;
+                paused.map_err(|gave_up| Error::gave_up(&wanted.url, gave_up))?;
             }
-            Err(Broken::Refused(fault)) => return Ok(Err(fault)),
-            Err(Broken::Error(error)) => return Err(error),
+            Err(AttemptError::Refused(fault)) => return Ok(Err(fault)),
+            Err(AttemptError::Error(error)) => return Err(error),
         }
     }
 }
@@ -137,7 +141,7 @@ async fn attempt(
     wanted: &Wanted,
     partial: &Partial,
     progress: &Progress<'_>,
-) -> Result<Check, Broken> {
+) -> Result<Check, AttemptError> {
     let begun = partial.begun(wanted)?;
     let mut offset = length(&partial.data);
     let mut headers = HeaderMap::new();
@@ -161,9 +165,9 @@ async fn attempt(
 
     let reply = match transport.get(&wanted.url, &headers).await {
         Ok(reply) => reply,
-        Err(Fault::Again { why, after }) => return Err(Broken::Again { why, after }),
-        Err(Fault::Fatal(error)) => return Err(Broken::Error(error)),
-        Err(refused) => return Err(Broken::Refused(refused)),
+        Err(Fault::Again(failure)) => return Err(AttemptError::Again(failure)),
+        Err(Fault::Fatal(error)) => return Err(AttemptError::Error(error)),
+        Err(refused) => return Err(AttemptError::Refused(refused)),
     };
     let check = match wanted.check {
         Check::Nothing => promised_check(&reply.first),
@@ -179,10 +183,8 @@ async fn attempt(
         Placed::Whole => return Ok(check),
         Placed::Elsewhere => {
             partial.clear()?;
-            return Err(Broken::Again {
-                why: "it answered with another part than was asked for".to_owned(),
-                after: None,
-            });
+            let why = "it answered with another range than was requested";
+            return Err(AttemptError::Again(Transient::connection(why)));
         }
     };
     let linked = header(&reply.first, "x-linked-size").and_then(|text| text.parse().ok());
@@ -190,7 +192,7 @@ async fn attempt(
 
     assembly.make_room(&wanted.name, total.unwrap_or(0).saturating_sub(offset))?;
     let etag = header(reply.response.headers(), ETAG.as_str()).map(str::to_owned);
-    partial.remember(&Begun { url: shown(&wanted.url), etag, bytes: total })?;
+    partial.remember(&PartialState { url: shown(&wanted.url), etag, bytes: total })?;
     receive(transport, assembly, wanted, partial, offset, total, reply.response, progress).await?;
     Ok(check)
 }
@@ -198,9 +200,9 @@ async fn attempt(
 enum Placed {
     /// The body begins at `from`; the whole file has `total` bytes.
     Go { from: u64, total: Option<u64> },
-    /// What we have is all there is.
+    /// The partial file is complete.
     Whole,
-    /// The answer does not continue what we have.
+    /// The answer does not continue the partial file.
     Elsewhere,
 }
 
@@ -250,8 +252,8 @@ async fn receive(
     total: Option<u64>,
     mut response: reqwest::Response,
     progress: &Progress<'_>,
-) -> Result<(), Broken> {
-    let fail = |error: std::io::Error| Broken::Error(Error::io("write", &partial.data)(error));
+) -> Result<(), AttemptError> {
+    let fail = |error: std::io::Error| AttemptError::Error(Error::io("write", &partial.data)(error));
     let mut file = tokio::fs::OpenOptions::new().create(true).append(true).open(&partial.data).await.map_err(fail)?;
     file.set_len(offset).await.map_err(fail)?;
     let mut done = offset;
@@ -262,13 +264,13 @@ async fn receive(
         let chunk = match response.chunk().await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break Ok(()),
-            Err(error) => break Err(crate::transport::chain(&error.without_url())),
+            Err(error) => break Err(error_chain(&error.without_url())),
         };
         done += chunk.len() as u64;
         if total.is_some_and(|total| done > total) {
             drop(file);
             partial.clear()?;
-            return Err(Broken::Error(Error::Mismatch {
+            return Err(AttemptError::Error(Error::Mismatch {
                 what: wanted.name.clone(),
                 expected: format!("{} bytes", total.unwrap_or_default()),
                 found: "more".to_owned(),
@@ -278,7 +280,7 @@ async fn receive(
         if done - shown_at >= 1 << 20 {
             shown_at = done;
             progress(Event::File { name: wanted.name.clone(), done, total });
-            // Nobody said how much will come, so we look while it comes.
+            // The total size is unknown, so free space is checked during the download.
             if total.is_none() && done % (64 << 20) < (1 << 20) {
                 assembly.make_room(&wanted.name, 64 << 20)?;
             }
@@ -290,14 +292,14 @@ async fn receive(
             window = (Instant::now(), done);
         }
     };
-    // What has arrived is kept whatever ended it: the next attempt goes on from there.
+    // Received bytes are kept after any error: the next attempt resumes there.
     file.flush().await.map_err(fail)?;
     file.sync_all().await.map_err(fail)?;
     progress(Event::File { name: wanted.name.clone(), done, total });
     match end {
-        Err(why) => Err(Broken::Again { why, after: None }),
+        Err(why) => Err(AttemptError::Again(Transient::connection(why))),
         Ok(()) if total.is_some_and(|total| done < total) => {
-            Err(Broken::Again { why: format!("it ended after {done} bytes"), after: None })
+            Err(AttemptError::Again(Transient::connection(format!("it ended after {done} bytes"))))
         }
         Ok(()) => Ok(()),
     }
@@ -313,17 +315,17 @@ impl Partial {
     }
 
     /// What the partial file continues. A different address or nothing recorded means it continues nothing.
-    fn begun(&self, wanted: &Wanted) -> Result<Begun> {
+    fn begun(&self, wanted: &Wanted) -> Result<PartialState> {
         let text = local::read_bounded(&self.state, 64 << 10)?.unwrap_or_default();
-        let begun: Begun = serde_json::from_slice(&text).unwrap_or_default();
+        let begun: PartialState = serde_json::from_slice(&text).unwrap_or_default();
         if begun.url != shown(&wanted.url) {
             self.clear()?;
-            return Ok(Begun::default());
+            return Ok(PartialState::default());
         }
         Ok(begun)
     }
 
-    fn remember(&self, begun: &Begun) -> Result<()> {
+    fn remember(&self, begun: &PartialState) -> Result<()> {
         let text = serde_json::to_vec(begun).expect("texts and numbers");
         if local::read_bounded(&self.state, 64 << 10)?.is_some_and(|old| old == text) {
             return Ok(());
@@ -345,9 +347,9 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// What the hub's headers promise: `X-Linked-Etag` is the SHA-256 of a large file, `ETag` the git SHA-1 of a small one.
-/// Only a hub says so: tags of other servers are any text, and 64 hex digits of one are a coincidence we can bear,
-/// since a wrong promise fails the pull and says why.
+/// The digest from the hub's headers: `X-Linked-Etag` is the SHA-256 of a large file, `ETag` the git SHA-1 of a small
+/// one. Only hubs define this. Another server's tag may have 64 hex digits by coincidence, which is acceptable: a wrong
+/// digest fails the pull with a reason.
 fn promised_check(first: &HeaderMap) -> Check {
     let bare = |name: &str| header(first, name).map(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned());
     if let Some(digest) = bare("x-linked-etag").and_then(|tag| tag.parse().ok()) {

@@ -1,8 +1,11 @@
-//! What can go wrong with a model, sorted by what the reader can do about it.
+//! Errors of models, by what the operator can do about them.
 
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_net::client::{ClientError, shown};
+use textnlp_net::retry::GaveUp;
+use textnlp_net::trust::TrustError;
 
 use crate::digest::Digest;
 use crate::source::SourceError;
@@ -17,7 +20,7 @@ pub enum Error {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// There is no such model, revision or file.
-    #[error("{what} is not there: {why}")]
+    #[error("{what} does not exist: {why}")]
     NotFound {
         /// What was looked for.
         what: String,
@@ -27,7 +30,7 @@ pub enum Error {
         hint: String,
     },
     /// The model is gated or private and the credentials do not open it.
-    #[error("{what} is not open to us: {why}")]
+    #[error("access to {what} was denied: {why}")]
     Denied {
         /// What was asked for.
         what: String,
@@ -45,7 +48,7 @@ pub enum Error {
         store: Utf8PathBuf,
     },
     /// The disk has too little room.
-    #[error("{what} needs {needed} on the disk of {path}, {there} are free", needed = crate::fit::human(*.needed), there = crate::fit::human(*.there))]
+    #[error("{what} needs {needed} on the disk of {path}, but {there} are free", needed = crate::fit::human(*.needed), there = crate::fit::human(*.there))]
     NoSpace {
         /// What was to be written.
         what: String,
@@ -57,7 +60,7 @@ pub enum Error {
         there: u64,
     },
     /// The model is larger than the store may be.
-    #[error("{what} needs {needed}, the store may hold {limit} and {held} of it cannot be evicted", needed = crate::fit::human(*.needed), limit = crate::fit::human(*.limit), held = crate::fit::human(*.held))]
+    #[error("{what} needs {needed}, but the store is limited to {limit} and {held} of it cannot be evicted", needed = crate::fit::human(*.needed), limit = crate::fit::human(*.limit), held = crate::fit::human(*.held))]
     TooLarge {
         /// What was to be stored.
         what: String,
@@ -77,7 +80,7 @@ pub enum Error {
         why: String,
     },
     /// What arrived is not what was promised.
-    #[error("{what} arrived with {found} where {expected} was promised")]
+    #[error("{what} has {found}, but {expected} was expected")]
     Mismatch {
         /// The file or model.
         what: String,
@@ -97,7 +100,7 @@ pub enum Error {
         why: String,
     },
     /// The other side asks us to wait longer than we do.
-    #[error("{what}: the other side allows no more requests now{}", .after.map(|s| format!("; it says to come back in {s} s")).unwrap_or_default())]
+    #[error("{what}: the server limits requests{}", .after.map(|s| format!("; retry after {s} s")).unwrap_or_default())]
     Throttled {
         /// The address.
         what: String,
@@ -140,7 +143,42 @@ pub enum Error {
     },
 }
 
+impl From<TrustError> for Error {
+    fn from(error: TrustError) -> Error {
+        Error::Setting { what: format!("the CA file {}", error.source_name), why: error.problem.to_string() }
+    }
+}
+
+impl From<ClientError> for Error {
+    fn from(error: ClientError) -> Error {
+        match error {
+            ClientError::Proxy { variable } => {
+                Error::Setting { what: variable.to_owned(), why: "not the URL of a proxy".to_owned() }
+            }
+            ClientError::Build(why) => Error::Setting { what: "network settings".to_owned(), why },
+        }
+    }
+}
+
+impl From<textnlp_files::Error> for Error {
+    fn from(error: textnlp_files::Error) -> Error {
+        let path = Utf8PathBuf::from(error.path.to_string_lossy().into_owned());
+        Error::Io { action: error.action, path, source: error.source }
+    }
+}
+
 impl Error {
+    /// The error of a transfer that is not retried any more.
+    pub(crate) fn gave_up(url: &reqwest::Url, gave_up: GaveUp) -> Error {
+        let what = shown(url);
+        match gave_up {
+            GaveUp::Throttled { retry_after } => {
+                Error::Throttled { what, after: retry_after.map(|after| after.as_secs()) }
+            }
+            GaveUp::Exhausted { attempts, reason } => Error::Network { what, attempts, why: reason },
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
         move |source| Error::Io { action, path, source }
@@ -154,17 +192,17 @@ impl Error {
         Error::Mismatch { what: what.into(), expected: expected.to_string(), found: found.to_string() }
     }
 
-    /// What to do about it when the model lies in a folder of somebody else's, not in the store.
+    /// The hint when the model is in an external directory, not in the store.
     pub fn hint_for_folder(&self) -> Option<String> {
         match self {
             Error::Corrupt { path, .. } => {
-                Some(format!("put a whole {} in its place", path.file_name().unwrap_or("file")))
+                Some(format!("replace it with a complete {}", path.file_name().unwrap_or("file")))
             }
             _ => self.hint(),
         }
     }
 
-    /// What to do about it, if we know.
+    /// The hint, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Source(_) => Some(
@@ -173,10 +211,10 @@ impl Error {
             ),
             Error::NotFound { hint, .. } | Error::Denied { hint, .. } | Error::Unusable { hint, .. } => Some(hint.clone()),
             Error::Offline { what, .. } => Some(format!(
-                "run `textnlp-deploy model pull {what}` where there is a network, or use `file:PATH`"
+                "run `textnlp-deploy model pull {what}` with network access, or use `file:PATH`"
             )),
             Error::NoSpace { path, .. } => {
-                Some(format!("free space on the disk of {path}, or put the store elsewhere with `models.cache_dir`"))
+                Some(format!("free space on the disk of {path}, or move the store with `models.cache_dir`"))
             }
             Error::TooLarge { .. } => {
                 Some("raise `storage.model_cache`, or choose smaller models: `textnlp-deploy model list` shows what is in the cache".to_owned())
@@ -185,13 +223,13 @@ impl Error {
                 Some("remove the model from the store and pull it again; if it happens again, check the disk".to_owned())
             }
             Error::Mismatch { .. } => Some(
-                "the download is not what its publisher promises: try again; if it stays so, a proxy or mirror changes files".to_owned(),
+                "the download does not match the publisher's digest: try again; if it happens again, a proxy or mirror changes files".to_owned(),
             ),
             Error::Network { .. } => Some(
-                "check the network; behind a proxy set HTTPS_PROXY (and NO_PROXY), with a private CA TEXTNLP_CA_FILE, with a mirror HF_ENDPOINT; what has arrived is kept and the next try goes on from there"
+                "check the network; behind a proxy set HTTPS_PROXY (and NO_PROXY), with a private CA TEXTNLP_CA_FILE, with a mirror HF_ENDPOINT; the partial download is kept and the next attempt resumes it"
                     .to_owned(),
             ),
-            Error::Throttled { .. } => Some("wait and repeat; a token in HF_TOKEN raises the hub's limits".to_owned()),
+            Error::Throttled { .. } => Some("wait and try again; a token in HF_TOKEN raises the hub's limits".to_owned()),
             Error::Busy { .. } => Some("wait for the other process, or stop it".to_owned()),
             Error::Setting { .. } => None,
             Error::Io { source, path, .. } => match source.kind() {

@@ -14,10 +14,10 @@ use crate::store::{Assembly, Model, Reference, Store};
 use crate::transport::Transport;
 use crate::{bundled, hub, local, web};
 
-/// Is told what a fetch does. Called often and from async code: keep it short.
+/// Receives the progress of a fetch. Called often and from async code: it must be fast.
 pub type Progress<'a> = dyn Fn(Event) + Send + Sync + 'a;
 
-/// What a fetch does.
+/// A progress event of a fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Asks the source what there is.
@@ -71,8 +71,8 @@ pub(crate) struct Pulled {
 }
 
 impl Store {
-    /// The model of this source: from the store if it is there, else fetched, verified and installed at once. Repeated
-    /// after a kill it goes on where it was; two processes that fetch the same do the work once.
+    /// The model of this source: from the store if present, else fetched, verified and installed atomically. An
+    /// interrupted fetch resumes; concurrent fetches of the same source do the work once.
     pub async fn fetch(&self, source: &Source, options: &FetchOptions, progress: &Progress<'_>) -> Result<Model> {
         let resolved = source.resolve()?;
         if let Some(model) = self.hit(&resolved, options, progress).await? {
@@ -82,7 +82,7 @@ impl Store {
         let lock = self.folder("locks").join(format!("source-{}", Reference::key(&resolved)));
         let _held =
             local::lock(&lock, false, options.limits.lock_wait, &format!("the fetch of {source}"), waits).await?;
-        // The other process may have done it while we waited.
+        // Another process may have fetched it meanwhile.
         if let Some(model) = self.hit(&resolved, options, progress).await? {
             return Ok(model);
         }
@@ -145,7 +145,7 @@ impl Store {
 
     async fn hit(&self, resolved: &Source, options: &FetchOptions, progress: &Progress<'_>) -> Result<Option<Model>> {
         let found = match options.expect {
-            // A locked digest is what is wanted, whatever the branch means today.
+            // A locked digest takes precedence over the branch's current commit.
             Some(digest) => self.open_model(&digest),
             None if options.refresh && resolved.needs_network() && !options.offline => return Ok(None),
             None => self.find(resolved),
@@ -208,7 +208,7 @@ fn fingerprint(source: &Source) -> Result<Option<String>> {
             use std::os::unix::fs::MetadataExt;
             let mut text = String::new();
             for (name, path) in local_files(path)? {
-                let found = fs::metadata(&path).map_err(Error::io("look at", &path))?;
+                let found = fs::metadata(&path).map_err(Error::io("check", &path))?;
                 text.push_str(&format!(
                     "{name} {} {} {}.{} {}.{}\n",
                     found.len(),
@@ -233,10 +233,10 @@ fn local_files(path: &Utf8Path) -> Result<Vec<(String, camino::Utf8PathBuf)>> {
             return Err(Error::NotFound {
                 what: format!("the model {path}"),
                 why: "there is no such file or folder".to_owned(),
-                hint: "check the path; a relative one begins where the program was started".to_owned(),
+                hint: "check the path; a relative path starts at the working directory".to_owned(),
             });
         }
-        Err(error) => return Err(Error::io("look at", path)(error)),
+        Err(error) => return Err(Error::io("check", path)(error)),
     };
     if found.is_dir() {
         // A folder that a store or a bundle made says itself what belongs to the model: it has the same digest everywhere. One that was
@@ -254,7 +254,7 @@ fn local_files(path: &Utf8Path) -> Result<Vec<(String, camino::Utf8PathBuf)>> {
         _ => Err(Error::Unusable {
             what: path.to_string(),
             why: "it is neither a folder nor a .gguf file".to_owned(),
-            hint: "name the folder that has config.json and the weights".to_owned(),
+            hint: "give the folder that has config.json and the weights".to_owned(),
         }),
     }
 }
@@ -263,7 +263,7 @@ async fn import(assembly: &Assembly<'_>, path: &Utf8Path, progress: &Progress<'_
     let files = local_files(path)?;
     let mut total = 0;
     for (_, path) in &files {
-        total += fs::metadata(path).map_err(Error::io("look at", path))?.len();
+        total += fs::metadata(path).map_err(Error::io("check", path))?.len();
     }
     assembly.make_room(path.as_str(), total)?;
     let mut entries = Vec::new();

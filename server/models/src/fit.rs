@@ -32,7 +32,7 @@ pub struct UnknownQuantize(String);
 /// How the model is going to be used.
 #[derive(Debug, Clone, Copy)]
 pub struct Want {
-    /// How weights are held.
+    /// The number format of weights in memory.
     pub quantize: Quantize,
     /// Tokens of one sequence; the model's own context if `None`.
     pub context: Option<u64>,
@@ -81,6 +81,9 @@ pub enum Verdict {
     /// No.
     DoesNotFit,
 }
+
+/// Sequences that a server runs at once, unless it is configured otherwise.
+pub const DEFAULT_SEQUENCES: u64 = 32;
 
 /// The program without a model, and what does not grow with the model.
 const BASE: u64 = 96 << 20;

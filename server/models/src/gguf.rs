@@ -18,7 +18,7 @@ const MOST_TEXT: u64 = 16 << 20;
 /// What the header says about the model.
 pub(crate) fn summary(path: &Utf8Path) -> Result<Summary> {
     let file = File::open(path).map_err(Error::io("open", path))?;
-    let length = file.metadata().map_err(Error::io("look at", path))?.len();
+    let length = file.metadata().map_err(Error::io("check", path))?.len();
     let mut header = Header { input: BufReader::with_capacity(1 << 16, file).take(MOST_HEADER.min(length)), path };
 
     if &header.array::<4>()? != b"GGUF" {
@@ -26,7 +26,7 @@ pub(crate) fn summary(path: &Utf8Path) -> Result<Summary> {
     }
     let version = header.u32()?;
     if !(2..=3).contains(&version) {
-        return Err(Error::corrupt(path, format!("it is of GGUF version {version}; 2 and 3 are read")));
+        return Err(Error::corrupt(path, format!("GGUF version {version} is not supported; 2 and 3 are")));
     }
     let tensors = header.bounded("tensors", MOST_TENSORS)?;
     let keys = header.bounded("keys", MOST_KEYS)?;
@@ -77,7 +77,7 @@ impl Facts {
         ];
         plausible(path, &sizes)?;
         if !self.counts.contains_key("tokenizer.ggml.tokens") {
-            return Err(Error::corrupt(path, "it has no tokenizer.ggml.tokens, without which no text can be read"));
+            return Err(Error::corrupt(path, "it has no tokenizer.ggml.tokens, which is required"));
         }
         Ok(Summary {
             family: plain(&family),
@@ -130,7 +130,7 @@ impl<R: Read> Header<'_, R> {
 
     fn bounded(&mut self, what: &str, most: u64) -> Result<u64> {
         let count = self.u64()?;
-        if count > most { Err(Error::corrupt(self.path, format!("it claims {count} {what}"))) } else { Ok(count) }
+        if count > most { Err(Error::corrupt(self.path, format!("it declares {count} {what}"))) } else { Ok(count) }
     }
 
     fn text(&mut self) -> Result<String> {
@@ -212,7 +212,7 @@ impl<R: Read> Header<'_, R> {
         let (dtype, block, size) = block(kind).ok_or_else(|| no(self.path, format!("its type {kind} is unknown")))?;
         let bytes = elements.div_ceil(block).saturating_mul(size);
         if offset.saturating_add(bytes) > length {
-            return Err(no(self.path, format!("it claims {bytes} bytes at {offset}, the file has {length}")));
+            return Err(no(self.path, format!("it declares {bytes} bytes at {offset}, but the file has {length}")));
         }
         counted.add(dtype, elements, bytes);
         Ok(())

@@ -122,8 +122,8 @@ fn unusable_endpoint(transport: &Transport) -> Error {
 fn explain(fault: Fault, hub: &HubSource, transport: &Transport) -> Error {
     let (status, code, message) = match fault {
         Fault::Fatal(error) => return error,
-        Fault::Again { why, .. } => {
-            return Error::Network { what: format!("hf:{}", hub.repo()), attempts: 1, why };
+        Fault::Again(failure) => {
+            return Error::Network { what: format!("hf:{}", hub.repo()), attempts: 1, why: failure.reason };
         }
         Fault::Refused { status, code, message } => (status, code.unwrap_or_default(), message),
     };
@@ -134,8 +134,8 @@ fn explain(fault: Fault, hub: &HubSource, transport: &Transport) -> Error {
     match (status, code.as_str()) {
         (_, "GatedRepo") => Error::Denied {
             what,
-            why: format!("it is gated and we came with {token}: {said}"),
-            hint: format!("accept its terms at {page}, make a token with read access, and set HF_TOKEN"),
+            why: format!("it is gated and the request used {token}: {said}"),
+            hint: format!("accept its terms at {page}, create a token with read access, and set HF_TOKEN"),
         },
         (StatusCode::NOT_FOUND, "RevisionNotFound") => Error::NotFound {
             what: format!("revision {} of {what}", hub.revision()),
@@ -148,13 +148,13 @@ fn explain(fault: Fault, hub: &HubSource, transport: &Transport) -> Error {
         // The hub says 401 for what does not exist, too, so that nobody can probe for private names.
         (StatusCode::UNAUTHORIZED, _) | (StatusCode::NOT_FOUND, _) => Error::NotFound {
             what,
-            why: format!("it does not exist, or it is private and we came with {token}: {said}"),
+            why: format!("it does not exist, or it is private and the request used {token}: {said}"),
             hint: format!("check the name at {page}; for a private model set HF_TOKEN to a token that may read it"),
         },
         (StatusCode::FORBIDDEN, _) => Error::Denied {
             what,
-            why: format!("we came with {token}: {said}"),
-            hint: format!("ask for access at {page}, and set HF_TOKEN to a token that may read it"),
+            why: format!("the request used {token}: {said}"),
+            hint: format!("request access at {page}, and set HF_TOKEN to a token that may read it"),
         },
         _ => Error::Network { what, attempts: 1, why: said },
     }

@@ -63,7 +63,7 @@ pub struct Summary {
 }
 
 /// Sizes of models that exist lie far below these; what lies above is a lie.
-const MOST: u64 = 1 << 24;
+const MAX_SIZE: u64 = 1 << 24;
 /// The format's own bound.
 const MOST_HEADER: u64 = 100 << 20;
 
@@ -71,7 +71,7 @@ const MOST_HEADER: u64 = 100 << 20;
 pub fn inspect(dir: &Utf8Path) -> Result<Summary> {
     if dir.is_file() && dir.extension() == Some("gguf") {
         let mut summary = gguf::summary(dir)?;
-        summary.bytes = fs::metadata(dir).map_err(Error::io("look at", dir))?.len();
+        summary.bytes = fs::metadata(dir).map_err(Error::io("check", dir))?.len();
         summary.files = vec![(dir.file_name().unwrap_or_default().to_owned(), summary.bytes)];
         return Ok(summary);
     }
@@ -80,7 +80,7 @@ pub fn inspect(dir: &Utf8Path) -> Result<Summary> {
     let mut files = Vec::new();
     for name in names.iter().filter(|name| *name != MANIFEST) {
         let path = dir.join(name);
-        files.push((name.clone(), fs::metadata(&path).map_err(Error::io("look at", &path))?.len()));
+        files.push((name.clone(), fs::metadata(&path).map_err(Error::io("check", &path))?.len()));
     }
     let weights: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
     let ggufs: Vec<&String> = names.iter().filter(|name| name.ends_with(".gguf")).collect();
@@ -91,7 +91,7 @@ pub fn inspect(dir: &Utf8Path) -> Result<Summary> {
             return Err(Error::Unusable {
                 what: dir.to_string(),
                 why: "it has neither config.json with *.safetensors nor exactly one .gguf file".to_owned(),
-                hint: "name the folder that `model pull` made, or one in Hugging Face format".to_owned(),
+                hint: "give the folder that `model pull` created, or one in Hugging Face format".to_owned(),
             });
         }
     };
@@ -157,7 +157,7 @@ fn safetensors(dir: &Utf8Path, weights: &[&String]) -> Result<Summary> {
         layers: config.num_hidden_layers,
         width: config.hidden_size,
         heads: config.num_attention_heads,
-        kv_heads: config.num_key_value_heads.unwrap_or(config.num_attention_heads).min(MOST),
+        kv_heads: config.num_key_value_heads.unwrap_or(config.num_attention_heads).min(MAX_SIZE),
         head_dim,
         vocab: config.vocab_size,
         files: Vec::new(),
@@ -170,7 +170,7 @@ fn safetensors(dir: &Utf8Path, weights: &[&String]) -> Result<Summary> {
 
 /// Refuses sizes that cannot be, so that nothing computed from them overflows.
 pub(crate) fn plausible(path: &Utf8Path, sizes: &[(&str, u64)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size == 0 || *size > MOST) {
+    match sizes.iter().find(|(_, size)| *size == 0 || *size > MAX_SIZE) {
         None => Ok(()),
         Some((name, size)) => Err(Error::corrupt(path, format!("{name} is {size}"))),
     }
@@ -214,12 +214,12 @@ struct Tensor {
 
 fn header(path: &Utf8Path, tied: bool, counted: &mut Counted) -> Result<()> {
     let mut file = File::open(path).map_err(Error::io("open", path))?;
-    let length = file.metadata().map_err(Error::io("look at", path))?.len();
+    let length = file.metadata().map_err(Error::io("check", path))?.len();
     let mut size = [0u8; 8];
     file.read_exact(&mut size).map_err(|_| Error::corrupt(path, "it is too short for a header"))?;
     let size = u64::from_le_bytes(size);
     if size > MOST_HEADER || size > length.saturating_sub(8) {
-        return Err(Error::corrupt(path, format!("its header claims {size} bytes, the file has {length}")));
+        return Err(Error::corrupt(path, format!("its header declares {size} bytes, but the file has {length}")));
     }
     let mut text = Vec::new();
     file.take(size).read_to_end(&mut text).map_err(Error::io("read", path))?;
@@ -230,7 +230,7 @@ fn header(path: &Utf8Path, tied: bool, counted: &mut Counted) -> Result<()> {
         let tensor: Tensor = serde_json::from_value(value).map_err(|error| no(error.to_string()))?;
         let (from, to) = tensor.data_offsets;
         if from > to || to > length - 8 - size {
-            return Err(no(format!("it claims the bytes {from} to {to} of {}", length - 8 - size)));
+            return Err(no(format!("it declares the bytes {from} to {to} of {}", length - 8 - size)));
         }
         let elements = tensor.shape.iter().try_fold(1u64, |product, side| product.checked_mul(*side));
         let elements = elements.ok_or_else(|| no("its shape is impossible".to_owned()))?;

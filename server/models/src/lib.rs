@@ -1,10 +1,11 @@
-//! Models before they run: where they come from, how they are kept, what they need.
+//! Model management: sources, storage, and memory requirements.
 //!
 //! A [`Source`] names a model (`bundled`, `file:…`, `https://…`, `hf:…` or a name of the [`Catalogue`]); a [`Store`] fetches
 //! it once, checks every byte and keeps it by content; [`inspect`] and [`fit`] say what it is and whether it fits into this
 //! machine without loading a tensor. Loading and running models is left to the inference crate.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod attempts;
 mod source;
 
 mod catalogue;
@@ -34,13 +35,14 @@ mod transport;
 mod web;
 mod weights;
 
+pub use attempts::Attempts;
 pub use bundled::bundled_digest;
 pub use catalogue::{Catalogue, Entry};
 pub use chunks::{Cut, MOST_CHUNK, cuts};
 pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, Result};
 pub use fetch::{Event, Progress, local_digest};
-pub use fit::{Fit, Memory, Quantize, UnknownQuantize, Verdict, Want, fit};
+pub use fit::{DEFAULT_SEQUENCES, Fit, Memory, Quantize, UnknownQuantize, Verdict, Want, fit};
 pub use inspect::{Format, Summary, inspect};
 pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, read_manifest, verify};
 pub use options::{FetchOptions, Limits, ProxySettings, Token};

@@ -1,10 +1,11 @@
-//! Files on this machine: safe names, durable writes, locks, free space.
+//! Files of the store: safe names, bounded reads, locks that are waited for.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
+use textnlp_files::{Lock, Replace, sync_folder};
 
 use crate::error::{Error, Result};
 
@@ -51,29 +52,13 @@ pub(crate) fn read_bounded(path: &Utf8Path, most: u64) -> Result<Option<Vec<u8>>
     Ok(Some(text))
 }
 
-/// Writes a file so that after a crash either the old or the new one is there, whole.
+/// Replaces a file durably. Other processes may write the same one.
 pub(crate) fn write_durably(path: &Utf8Path, bytes: &[u8]) -> Result<()> {
-    let temporary = Utf8PathBuf::from(format!("{path}.{}.new", unique()));
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        Error::io("write", path)(error)
-    })?;
-    sync_parent(path)
-}
-
-/// Makes a rename in this folder durable.
-pub(crate) fn sync_dir(dir: &Utf8Path) -> Result<()> {
-    File::open(dir).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", dir))
+    Ok(Replace::umask().write(path, bytes)?)
 }
 
 pub(crate) fn sync_parent(path: &Utf8Path) -> Result<()> {
-    path.parent().map_or(Ok(()), sync_dir)
+    path.parent().map_or(Ok(()), |folder| Ok(sync_folder(folder)?))
 }
 
 pub(crate) fn make_dir(dir: &Utf8Path) -> Result<()> {
@@ -96,50 +81,16 @@ pub(crate) fn remove_dir(path: &Utf8Path) -> Result<()> {
     }
 }
 
-/// A name that no other process or thread uses, on whatever machine: in containers every process is number 1.
-pub(crate) fn unique() -> String {
-    use std::hash::{BuildHasher, RandomState};
-    use std::sync::LazyLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("{:016x}-{}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed))
-}
+/// Lock files of a store that users share.
+const LOCK_MODE: u32 = 0o666;
 
-/// Bytes that this user may still write to the disk of `path`.
-pub(crate) fn free_bytes(path: &Utf8Path) -> Result<u64> {
-    let found = rustix::fs::statvfs(path.as_std_path())
-        .map_err(|errno| Error::io("look at the disk of", path)(errno.into()))?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
-/// A lock file held by this process; the system lets go of it however the process ends.
-#[derive(Debug)]
-pub(crate) struct Held(#[expect(dead_code, reason = "held for its lock")] File);
-
-/// For reading too: a filesystem of the network takes a shared lock of nobody else.
-fn open_lock(path: &Utf8Path) -> Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(Error::io("open lock", path))
-}
-
-/// Takes the lock if nobody holds it in a way that excludes us.
-pub(crate) fn try_lock(path: &Utf8Path, shared: bool) -> Result<Option<Held>> {
-    let file = open_lock(path)?;
-    match if shared { file.try_lock_shared() } else { file.try_lock() } {
-        Ok(()) => Ok(Some(Held(file))),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
-    }
+/// Takes a lock of the store, shared or alone, unless another process holds it in a way that excludes that.
+pub(crate) fn try_lock(path: &Utf8Path, shared: bool) -> Result<Option<Lock>> {
+    Ok(if shared { Lock::try_shared(path, LOCK_MODE) } else { Lock::try_exclusive(path, LOCK_MODE) }?)
 }
 
 /// Waits for the lock; says after the first look that it waits.
-pub(crate) async fn lock(path: &Utf8Path, shared: bool, most: Duration, what: &str, waits: impl Fn()) -> Result<Held> {
+pub(crate) async fn lock(path: &Utf8Path, shared: bool, most: Duration, what: &str, waits: impl Fn()) -> Result<Lock> {
     let begun = Instant::now();
     loop {
         if let Some(held) = try_lock(path, shared)? {

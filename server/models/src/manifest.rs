@@ -72,13 +72,16 @@ impl Manifest {
     pub fn parse(path: &Utf8Path, text: &[u8]) -> Result<Manifest> {
         let read: Manifest = serde_json::from_slice(text).map_err(|error| Error::corrupt(path, error.to_string()))?;
         if read.format != FORMAT {
-            return Err(Error::corrupt(path, format!("it is of format {}, this program reads {FORMAT}", read.format)));
+            return Err(Error::corrupt(
+                path,
+                format!("it has format {}, but this program reads {FORMAT}", read.format),
+            ));
         }
         if read.files.is_empty() || read.files.len() > MOST_FILES {
             return Err(Error::corrupt(path, format!("it lists {} files", read.files.len())));
         }
         if let Some(file) = read.files.iter().find(|f| !local::safe_name(&f.name) || f.name == MANIFEST) {
-            return Err(Error::corrupt(path, format!("`{}` is no file name", file.name)));
+            return Err(Error::corrupt(path, format!("`{}` is not a file name", file.name)));
         }
         let again = Manifest::new(read.source.clone(), read.revision.clone(), read.license.clone(), read.files.clone());
         if again.files.windows(2).any(|pair| pair[0].name == pair[1].name) || again != read {
@@ -104,10 +107,13 @@ pub fn read_manifest(dir: &Utf8Path) -> Result<Option<Manifest>> {
         match fs::metadata(&path) {
             Ok(found) if found.is_file() && found.len() == file.bytes => {}
             Ok(found) => {
-                return Err(Error::corrupt(&path, format!("it has {} bytes, {} were stored", found.len(), file.bytes)));
+                return Err(Error::corrupt(
+                    &path,
+                    format!("it has {} bytes, but {} were stored", found.len(), file.bytes),
+                ));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::corrupt(&path, "the file is gone"));
+                return Err(Error::corrupt(&path, "the file is missing"));
             }
             Err(error) => return Err(Error::io("read", &path)(error)),
         }
@@ -121,14 +127,14 @@ pub fn verify(dir: &Utf8Path) -> Result<Manifest> {
         return Err(Error::NotFound {
             what: format!("the model folder {dir}"),
             why: format!("it has no {MANIFEST}"),
-            hint: "pull the model again, or name a folder that `model pull` made".to_owned(),
+            hint: "pull the model again, or give a folder that `model pull` created".to_owned(),
         });
     };
     for file in &manifest.files {
         let path = dir.join(&file.name);
         let (digest, _) = hash_file(&path)?;
         if digest != file.digest {
-            return Err(Error::corrupt(&path, format!("its content is {digest}, {} was stored", file.digest)));
+            return Err(Error::corrupt(&path, format!("its content is {digest}, but {} was stored", file.digest)));
         }
     }
     Ok(manifest)

@@ -3,9 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_net::client::ClientOptions;
+use textnlp_net::retry::{Backoff, RetryPolicy};
+use textnlp_net::trust::{TrustError, TrustRoots};
 
 use crate::digest::Digest;
+
+pub use textnlp_net::client::ProxySettings;
 
 /// How a fetch behaves. [`FetchOptions::default`] reads no environment; [`FetchOptions::from_env`] does.
 #[derive(Debug, Clone)]
@@ -37,17 +42,6 @@ pub struct FetchOptions {
 /// A credential; shows itself as `***`.
 #[derive(Clone)]
 pub struct Token(String);
-
-/// Which proxy to use; the addresses may hold credentials, so they show as `***` where they do.
-#[derive(Clone, Default)]
-pub struct ProxySettings {
-    /// For `https:` addresses.
-    pub https: Option<String>,
-    /// For `http:` addresses.
-    pub http: Option<String>,
-    /// Hosts that are reached directly, separated by commas.
-    pub no_proxy: Option<String>,
-}
 
 /// Bounds of waiting and retrying. The defaults suit people and pipelines; tests shorten them.
 #[derive(Debug, Clone)]
@@ -88,6 +82,29 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// How transfers within these bounds are retried.
+    pub(crate) fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy {
+            attempts: self.attempts,
+            attempts_total: self.attempts_in_all,
+            backoff: Backoff { first: self.pause, longest: self.pause * 32 },
+            longest_retry_after: self.wait_at_most,
+            timeout: WITHOUT_PROGRESS,
+        }
+    }
+
+    /// How clients within these bounds are made.
+    pub fn client(&self, proxy: &ProxySettings, ca_file: Option<&Utf8Path>) -> Result<ClientOptions, TrustError> {
+        let trust = TrustRoots::public_and(ca_file)?;
+        let (connect_timeout, idle_timeout) = (self.connect, Some(self.idle));
+        Ok(ClientOptions { trust, proxy: proxy.clone(), connect_timeout, idle_timeout, timeout: None })
+    }
+}
+
+/// A transfer that brought nothing for this long is not retried any more.
+const WITHOUT_PROGRESS: Duration = Duration::from_secs(3600);
+
 /// The public hub.
 pub(crate) const PUBLIC_HUB: &str = "https://huggingface.co";
 
@@ -118,19 +135,12 @@ impl FetchOptions {
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> FetchOptions {
         let get = |name: &str| variable(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
-        // Tools disagree about the case of the proxy variables; `http_proxy` in capitals can be set by a CGI request
-        // header, which is no concern of a command.
-        let either = |name: &str| get(&name.to_ascii_lowercase()).or_else(|| get(name));
         FetchOptions {
             offline: get("HF_HUB_OFFLINE")
                 .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on")),
             endpoint: get("HF_ENDPOINT").unwrap_or_else(|| PUBLIC_HUB.to_owned()),
             token: get("HF_TOKEN").map(Token::new),
-            proxy: ProxySettings {
-                https: either("HTTPS_PROXY").or_else(|| either("ALL_PROXY")),
-                http: either("HTTP_PROXY").or_else(|| either("ALL_PROXY")),
-                no_proxy: either("NO_PROXY"),
-            },
+            proxy: ProxySettings::from_variables(&variable),
             ca_file: get("TEXTNLP_CA_FILE").map(Utf8PathBuf::from),
             ..FetchOptions::default()
         }
@@ -151,18 +161,6 @@ impl Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
-    }
-}
-
-impl fmt::Debug for ProxySettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let show =
-            |address: &Option<String>| address.as_ref().map(|a| if a.contains('@') { "***" } else { a }.to_owned());
-        f.debug_struct("ProxySettings")
-            .field("https", &show(&self.https))
-            .field("http", &show(&self.http))
-            .field("no_proxy", &self.no_proxy)
-            .finish()
     }
 }
 

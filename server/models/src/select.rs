@@ -18,7 +18,7 @@ pub(crate) fn choose<'a>(what: &str, file: Option<&str>, names: &[&'a str]) -> R
                 Err(Error::NotFound {
                     what: format!("{file} in {what}"),
                     why,
-                    hint: "name one of its files".to_owned(),
+                    hint: "choose one of its files".to_owned(),
                 })
             }
         };
@@ -35,12 +35,16 @@ pub(crate) fn choose<'a>(what: &str, file: Option<&str>, names: &[&'a str]) -> R
         [one] => Ok(vec![one]),
         [] => no(
             "there is neither config.json with .safetensors files nor a .gguf file".to_owned(),
-            "pickled weights (.bin, .pt) can run code when they are read, so they are not; use a model with safetensors"
+            "pickled weights (.bin, .pt) are not supported, because they can run code; use a model with safetensors"
                 .to_owned(),
         ),
         many => no(
-            format!("there are {} .gguf files: {}", many.len(), many.iter().take(20).copied().collect::<Vec<_>>().join(", ")),
-            format!("name one: {what}/{}", many[0]),
+            format!(
+                "there are {} .gguf files: {}",
+                many.len(),
+                many.iter().take(20).copied().collect::<Vec<_>>().join(", ")
+            ),
+            format!("choose one: {what}/{}", many[0]),
         ),
     }
 }
@@ -131,6 +135,6 @@ mod tests {
             "no: hf:a/b cannot be used: there is neither config.json with .safetensors files nor a .gguf file";
         check(None, &["config.json", "pytorch_model.bin"], neither);
         check(None, &["../x.gguf", "/etc/x.gguf", "a/../../x.gguf", "a/.hidden.gguf"], neither);
-        check(Some("z.gguf"), &["x.gguf"], "no: z.gguf in hf:a/b is not there: there are x.gguf");
+        check(Some("z.gguf"), &["x.gguf"], "no: z.gguf in hf:a/b does not exist: there are x.gguf");
     }
 }

@@ -1,11 +1,141 @@
-//! SHA-256 of several messages, two at a time. Each instruction of a message waits for the one before; with the rounds of a second message
-//! between them the processor is busy meanwhile. What a hash is, its padding and its states, is left to `sha2`; so are machines whose
-//! processors have no such instructions, or others.
+//! SHA-256 (FIPS 180-4) of several messages, two at a time. Each instruction of a message waits for the one before; the rounds of a second
+//! message between them keep the processor busy. The compression of one message, and of machines without the SHA instructions, is that of
+//! `sha2`. Nothing here reads or writes the private state of another crate.
 
-use sha2::digest::common::hazmat::{SerializableState, SerializedState};
-use sha2::{Digest as _, Sha256, block_api::compress256};
+use std::fmt;
+use std::str::FromStr;
 
-/// Goes on with each hash by its bytes, and hands it back under its name; which of two is done first is open.
+use sha2::block_api::compress256;
+
+/// The initial hash value (FIPS 180-4, 5.3.3).
+const INITIAL: [u32; 8] =
+    [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
+const BLOCK: usize = 64;
+
+/// The SHA-256 of a message that comes in parts.
+///
+/// Written as text it is the hash value of the whole blocks so far (FIPS 180-4, 6.2.2), the length of the message so far and the bytes after
+/// the last whole block: `HASH:LENGTH:BYTES`, hexadecimal but for the length. It is read again by any version of this program.
+#[derive(Clone, Copy)]
+pub struct Sha256 {
+    hash: [u32; 8],
+    /// Bytes of the message.
+    length: u64,
+    /// Those after the last whole block stand at its beginning.
+    block: [u8; BLOCK],
+}
+
+impl Default for Sha256 {
+    fn default() -> Self {
+        Self { hash: INITIAL, length: 0, block: [0; BLOCK] }
+    }
+}
+
+impl fmt::Debug for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sha256").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+impl Sha256 {
+    /// Of a message of which nothing has come yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The bytes of the message so far.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Adds bytes to the message.
+    pub fn update(&mut self, bytes: &[u8]) {
+        let bytes = self.fill(bytes);
+        let (blocks, rest) = bytes.as_chunks();
+        compress256(&mut self.hash, blocks);
+        self.keep(blocks.len(), rest);
+    }
+
+    /// The digest of the whole message.
+    pub fn finish(mut self) -> [u8; 32] {
+        let bits = self.length.wrapping_mul(8);
+        let mut padding = [0; BLOCK + 8];
+        padding[0] = 0x80;
+        // A one, zeros, and the length at the end of a block.
+        let zeros = (BLOCK + 56 - self.begun()) % BLOCK;
+        let zeros = if zeros == 0 { BLOCK } else { zeros };
+        padding[zeros..zeros + 8].copy_from_slice(&bits.to_be_bytes());
+        self.update(&padding[..zeros + 8]);
+        let mut digest = [0; 32];
+        for (place, word) in digest.as_chunks_mut().0.iter_mut().zip(self.hash) {
+            *place = word.to_be_bytes();
+        }
+        digest
+    }
+
+    /// How many bytes of a block are there.
+    fn begun(&self) -> usize {
+        (self.length % BLOCK as u64) as usize
+    }
+
+    /// Ends the block that was begun, as far as the bytes reach. Returns those after it.
+    fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let begun = self.begun();
+        if begun == 0 {
+            return bytes;
+        }
+        let (head, rest) = bytes.split_at((BLOCK - begun).min(bytes.len()));
+        self.block[begun..begun + head.len()].copy_from_slice(head);
+        self.length += head.len() as u64;
+        if self.begun() == 0 {
+            compress256(&mut self.hash, &[self.block]);
+        }
+        rest
+    }
+
+    /// These blocks are in the hash value, and these bytes come after them. They are less than a block; where a block is begun already,
+    /// there are none of either.
+    fn keep(&mut self, blocks: usize, rest: &[u8]) {
+        self.length += (blocks * BLOCK + rest.len()) as u64;
+        if !rest.is_empty() {
+            self.block[..rest.len()].copy_from_slice(rest);
+        }
+    }
+}
+
+impl fmt::Display for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for word in self.hash {
+            write!(f, "{word:08x}")?;
+        }
+        write!(f, ":{}:{}", self.length, hex::encode(&self.block[..self.begun()]))
+    }
+}
+
+/// A text that is not a SHA-256 state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is not a SHA-256 state")]
+pub struct NoState;
+
+impl FromStr for Sha256 {
+    type Err = NoState;
+
+    fn from_str(text: &str) -> Result<Self, NoState> {
+        let (hash, rest) = text.split_once(':').ok_or(NoState)?;
+        let (length, rest) = rest.split_once(':').ok_or(NoState)?;
+        let mut read = Self { length: length.parse().map_err(|_| NoState)?, ..Self::default() };
+        let mut words = [0; 32];
+        hex::decode_to_slice(hash, &mut words).map_err(|_| NoState)?;
+        for (word, bytes) in read.hash.iter_mut().zip(words.as_chunks().0) {
+            *word = u32::from_be_bytes(*bytes);
+        }
+        let begun = read.begun();
+        hex::decode_to_slice(rest, &mut read.block[..begun]).map_err(|_| NoState)?;
+        Ok(read)
+    }
+}
+
+/// Adds bytes to each message, and returns each under its name; which of two is done first is open.
 pub fn update<'a, T>(messages: impl IntoIterator<Item = (T, Sha256, &'a [u8])>, mut done: impl FnMut(T, Sha256)) {
     let mut waiting = messages.into_iter();
     let mut lanes: [Option<Lane<'a, T>>; 2] = [None, None];
@@ -23,11 +153,13 @@ pub fn update<'a, T>(messages: impl IntoIterator<Item = (T, Sha256, &'a [u8])>, 
         match &mut lanes {
             [Some(one), Some(other)] => {
                 let count = one.blocks.len().min(other.blocks.len());
-                compress([&mut one.state, &mut other.state], [&one.blocks[..count], &other.blocks[..count]]);
+                compress([&mut one.sha.hash, &mut other.sha.hash], [&one.blocks[..count], &other.blocks[..count]]);
                 one.blocks = &one.blocks[count..];
                 other.blocks = &other.blocks[count..];
             }
-            [Some(last), None] | [None, Some(last)] => compress256(&mut last.state, std::mem::take(&mut last.blocks)),
+            [Some(last), None] | [None, Some(last)] => {
+                compress256(&mut last.sha.hash, std::mem::take(&mut last.blocks))
+            }
             [None, None] => return,
         }
         for lane in &mut lanes {
@@ -42,46 +174,27 @@ pub fn update<'a, T>(messages: impl IntoIterator<Item = (T, Sha256, &'a [u8])>, 
 /// A message between its first whole block and its last.
 struct Lane<'a, T> {
     name: T,
-    state: [u32; 8],
-    blocks: &'a [[u8; 64]],
+    sha: Sha256,
+    blocks: &'a [[u8; BLOCK]],
+    /// How many blocks there were.
+    count: usize,
     tail: &'a [u8],
-    /// The blocks of the message, those above among them.
-    count: u64,
 }
-
-/// How `sha2` writes a state down: eight words, the number of blocks, how many bytes of the next block are there, and these. Journals hold
-/// it too.
-const WORDS: usize = 32;
-const COUNT: usize = 40;
 
 impl<'a, T> Lane<'a, T> {
     /// Fills the block that was begun; hands back the hash when there is no whole block after it.
-    fn new(name: T, mut hash: Sha256, bytes: &'a [u8]) -> Result<Lane<'a, T>, (T, Sha256)> {
-        let begun = usize::from(hash.serialize()[COUNT]);
-        let (head, rest) = bytes.split_at(((64 - begun) % 64).min(bytes.len()));
-        hash.update(head);
-        let (blocks, tail) = rest.as_chunks();
+    fn new(name: T, mut sha: Sha256, bytes: &'a [u8]) -> Result<Lane<'a, T>, (T, Sha256)> {
+        let (blocks, tail) = sha.fill(bytes).as_chunks();
         if blocks.is_empty() {
-            hash.update(tail);
-            return Err((name, hash));
+            sha.keep(0, tail);
+            return Err((name, sha));
         }
-        let kept = hash.serialize();
-        let (words, _) = kept[..WORDS].as_chunks();
-        let state = std::array::from_fn(|n| u32::from_le_bytes(words[n]));
-        let mut before = [0; 8];
-        before.copy_from_slice(&kept[WORDS..COUNT]);
-        Ok(Lane { name, state, blocks, tail, count: u64::from_le_bytes(before) + blocks.len() as u64 })
+        Ok(Lane { name, sha, blocks, count: blocks.len(), tail })
     }
 
-    fn end(self) -> (T, Sha256) {
-        let mut kept = SerializedState::<Sha256>::default();
-        for (place, word) in kept[..WORDS].chunks_exact_mut(4).zip(self.state) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
-        kept[WORDS..COUNT].copy_from_slice(&self.count.to_le_bytes());
-        let mut hash = Sha256::deserialize(&kept).expect("a state between two blocks");
-        hash.update(self.tail);
-        (self.name, hash)
+    fn end(mut self) -> (T, Sha256) {
+        self.sha.keep(self.count, self.tail);
+        (self.name, self.sha)
     }
 }
 
@@ -217,12 +330,23 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
+    use sha2::Digest as _;
+
     use super::*;
+
+    /// 130 times the letter a: two blocks, and two bytes.
+    const WRITTEN: &str = "eac1afff7e2fe3745215a1576aea3c451df0539e97f91d40f96170a75b4dc721:130:6161";
+
+    fn after(bytes: &[u8]) -> Sha256 {
+        let mut sha = Sha256::new();
+        sha.update(bytes);
+        sha
+    }
 
     fn digests(messages: &[&[u8]]) -> Vec<String> {
         let mut found = vec![String::new(); messages.len()];
         let begun = messages.iter().enumerate().map(|(n, bytes)| (n, Sha256::new(), *bytes));
-        update(begun, |n, hash| found[n] = hex::encode(hash.finalize()));
+        update(begun, |n, hash| found[n] = hex::encode(hash.finish()));
         found
     }
 
@@ -267,30 +391,51 @@ mod tests {
         for round in 0..500 {
             let places: Vec<_> = (0..round % 9).map(|_| (next(200), next(3000), next(3000))).collect();
             let parts = places.iter().map(|&(from, first, second)| bytes[from..from + first + second].split_at(first));
-            let begun =
-                parts.clone().enumerate().map(|(n, (first, second))| (n, Sha256::new_with_prefix(first), second));
+            let begun = parts.clone().enumerate().map(|(n, (first, second))| (n, after(first), second));
             let mut found = vec![None; places.len()];
             update(begun, |n, hash| found[n] = Some(hash));
             for (found, (first, second)) in found.into_iter().zip(parts) {
-                let wanted = Sha256::new_with_prefix(first).chain_update(second);
-                let found = found.unwrap();
-                assert_eq!(found.serialize(), wanted.serialize(), "{places:?}");
-                assert_eq!(found.finalize(), wanted.finalize(), "{places:?}");
+                let (found, wanted) = (found.unwrap(), after(&[first, second].concat()));
+                assert_eq!(found.to_string(), wanted.to_string(), "{places:?}");
+                let digest = <[u8; 32]>::from(sha2::Sha256::new_with_prefix(first).chain_update(second).finalize());
+                assert_eq!(found.finish(), digest, "{places:?}");
+                let read: Sha256 = found.to_string().parse().unwrap();
+                assert_eq!((read.length(), read.finish()), ((first.len() + second.len()) as u64, digest));
             }
         }
     }
 
-    /// Journals of every version of this program hold states in these bytes.
     #[test]
-    fn a_state_is_written_down_as_ever() {
-        let mut found = Vec::new();
-        update(std::array::from_fn::<_, 2, _>(|_| ((), Sha256::new(), &[b'a'; 130][..])), |(), hash| {
-            found = hash.serialize().to_vec()
-        });
-        let (words, rest) = found.split_at(WORDS);
-        let mut wanted = vec![2, 0, 0, 0, 0, 0, 0, 0, 2, b'a', b'a'];
-        wanted.resize(72, 0);
-        assert_eq!(rest, wanted);
-        assert_eq!(hex::encode(words), "ffafc1ea74e32f7e57a11552453cea6a9e53f01d401df997a77061f921c74d5b");
+    fn every_length_around_the_end_of_a_block_is_padded_as_the_standard_says() {
+        let bytes = [b'x'; 260];
+        for length in 0..bytes.len() {
+            let digest = <[u8; 32]>::from(sha2::Sha256::digest(&bytes[..length]));
+            assert_eq!(after(&bytes[..length]).finish(), digest, "{length}");
+        }
+    }
+
+    /// Journals on disk hold states in these words.
+    #[test]
+    fn a_state_is_the_hash_value_of_the_standard_the_length_and_the_rest() {
+        let state = after(&[b'a'; 130]);
+        assert_eq!(state.to_string(), WRITTEN);
+        assert_eq!(
+            after(b"").to_string(),
+            format!("{}:0:", "6a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19")
+        );
+        let broken = [
+            "",
+            "::",
+            "6a09:0:",
+            &WRITTEN[1..],
+            &WRITTEN[..WRITTEN.len() - 2],
+            &format!("{WRITTEN}61"),
+            &WRITTEN.replace("130", "131"),
+            &WRITTEN.replace("130", "-2"),
+            &WRITTEN.replace(':', ";"),
+        ];
+        for text in broken {
+            assert!(text.parse::<Sha256>().is_err(), "{text}");
+        }
     }
 }

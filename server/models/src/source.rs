@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use camino::Utf8PathBuf;
 use reqwest::Url;
+use textnlp_net::client::is_loopback;
 
 use crate::catalogue::Catalogue;
 use crate::digest::Digest;
@@ -103,7 +104,7 @@ impl FromStr for Source {
                 "" => return Ok(Source::Bundled),
                 name if name.strip_prefix(':') == Some(crate::bundled::NAME) => return Ok(Source::Bundled),
                 name if name.starts_with(':') => {
-                    return no(&format!("this program carries `{}` and no other model", crate::bundled::NAME), ANY);
+                    return no(&format!("this program contains only the model `{}`", crate::bundled::NAME), ANY);
                 }
                 _ => {}
             }
@@ -111,7 +112,7 @@ impl FromStr for Source {
         if let Some(path) = text.strip_prefix("file:") {
             // `file:///a/b` is how browsers write it; a host in the middle is nobody's intention.
             let path = path.strip_prefix("//").map_or(path, |rest| if rest.starts_with('/') { rest } else { "" });
-            return if path.is_empty() { no("it names no path", FILE) } else { Ok(Source::File(path.into())) };
+            return if path.is_empty() { no("it has no path", FILE) } else { Ok(Source::File(path.into())) };
         }
         if let Some(rest) = text.strip_prefix("hf:") {
             return hub(rest).map(Source::Hub).map_err(|why| SourceError::new(text, why, HUB));
@@ -136,12 +137,12 @@ impl FromStr for Source {
 }
 
 fn web(text: &str) -> Result<WebSource, String> {
-    let mut url: Url = text.parse().map_err(|error| format!("it is no address ({error})"))?;
+    let mut url: Url = text.parse().map_err(|error| format!("it is not a URL ({error})"))?;
     if url.scheme() == "http" && !is_loopback(&url) {
         return Err("`http:` is not encrypted and is only accepted for this machine".to_owned());
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("a password in an address would be logged; it is not accepted".to_owned());
+        return Err("a URL must not contain a password, because it would be logged".to_owned());
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err("it has no host".to_owned());
@@ -149,32 +150,19 @@ fn web(text: &str) -> Result<WebSource, String> {
     let digest = match url.fragment() {
         None => None,
         Some(fragment) => {
-            let digits = fragment.strip_prefix("sha256=").ok_or("only `#sha256=…` may follow the address")?;
+            let digits = fragment.strip_prefix("sha256=").ok_or("only `#sha256=…` may follow the URL")?;
             Some(digits.parse().map_err(|error: crate::digest::InvalidDigest| error.to_string())?)
         }
     };
     url.set_fragment(None);
     let path = url.path();
     if !path.ends_with('/') && !path.ends_with(".gguf") {
-        return Err("it names neither a folder (`/` at the end) nor a .gguf file".to_owned());
+        return Err("it is neither a folder (`/` at the end) nor a .gguf file".to_owned());
     }
     if path.ends_with('/') && digest.is_some() {
-        return Err("a digest belongs to one file, and this is a folder".to_owned());
+        return Err("a digest applies to one file, but this is a folder".to_owned());
     }
     Ok(WebSource { url, digest })
-}
-
-/// Whether the address is this machine by its number or by the name `localhost`.
-pub(crate) fn is_loopback(url: &Url) -> bool {
-    match url.host_str() {
-        Some("localhost") => true,
-        Some(host) => host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback()),
-        None => false,
-    }
 }
 
 fn hub(rest: &str) -> Result<HubSource, String> {
@@ -206,14 +194,14 @@ fn hub(rest: &str) -> Result<HubSource, String> {
     if let Some(revision) = &revision
         && !plain(revision)
     {
-        return Err(format!("`{revision}` is no branch, tag or commit"));
+        return Err(format!("`{revision}` is not a valid branch, tag or commit"));
     }
     if let Some(file) = &file {
         if !crate::local::safe_relative(file) {
-            return Err(format!("`{file}` is no file name inside a repository"));
+            return Err(format!("`{file}` is not a valid file name of a repository"));
         }
         if !file.ends_with(".gguf") {
-            return Err(format!("`{file}` is no .gguf file (without a file name, the whole model is pulled)"));
+            return Err(format!("`{file}` is not a .gguf file (without a file name, the whole model is pulled)"));
         }
     }
     Ok(HubSource { repo, revision, file })
@@ -333,20 +321,20 @@ mod tests {
     #[test]
     fn mistakes_name_the_form_expected() {
         check("", "no: it is empty");
-        check("file:", "no: it names no path");
-        check("file://host/x", "no: it names no path");
+        check("file:", "no: it has no path");
+        check("file://host/x", "no: it has no path");
         check("/models/x", "no: a path needs `file:` before it");
         check("org/name", "no: a repository needs `hf:` before it, a path `file:`");
         check("hf:name", "no: `name` is not of the form org/name");
         check("hf:../etc", "no: `../etc` is not of the form org/name");
-        check("hf:a/b@", "no: `` is no branch, tag or commit");
-        check("hf:a/b@main/../../x.gguf", "no: `../../x.gguf` is no file name inside a repository");
-        check("hf:a/b@main/x.bin", "no: `x.bin` is no .gguf file…");
+        check("hf:a/b@", "no: `` is not a valid branch, tag or commit");
+        check("hf:a/b@main/../../x.gguf", "no: `../../x.gguf` is not a valid file name of a repository");
+        check("hf:a/b@main/x.bin", "no: `x.bin` is not a .gguf file…");
         check("http://example.org/x.gguf", "no: `http:` is not encrypted…");
-        check("https://user:pw@h/x.gguf", "no: a password in an address…");
-        check("https://h/x.tar", "no: it names neither a folder…");
+        check("https://user:pw@h/x.gguf", "no: a URL must not contain a password…");
+        check("https://h/x.tar", "no: it is neither a folder…");
         check("https://h/d/#sha256=00", "no: `00` is not a SHA-256…");
-        check("bundled:gpt2", "no: this program carries `textnlp-tiny` and no other model");
+        check("bundled:gpt2", "no: this program contains only the model `textnlp-tiny`");
         check("s3://bucket/x", "no: models cannot come from `s3:`");
         check("gpt 2", "no: a name has letters…");
         check("a\nb", "no: it is too long or holds control characters");

@@ -27,7 +27,7 @@ pub(crate) use evict::is_abandoned;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::local::{self, Held};
+use crate::local;
 use crate::manifest::{Manifest, read_manifest, verify};
 use crate::source::Source;
 
@@ -44,7 +44,7 @@ pub struct Model {
     pub dir: Utf8PathBuf,
     /// What it holds.
     pub manifest: Manifest,
-    _held: Held,
+    _held: textnlp_files::Lock,
 }
 
 /// A model that the store has.

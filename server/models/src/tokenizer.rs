@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::local;
 
 /// The largest vocabularies known take a tenth of this.
-const MOST: u64 = 256 << 20;
+const MAX_VOCABULARY: u64 = 256 << 20;
 
 /// As much of `tokenizer.json` as every tokenizer has.
 #[derive(Deserialize)]
@@ -32,18 +32,18 @@ enum Vocabulary {
 /// Refuses a folder of weights without a tokenizer, or with one that cannot be one: texts could not be read.
 pub(crate) fn check(dir: &Utf8Path) -> Result<()> {
     let path = dir.join("tokenizer.json");
-    let Some(text) = local::read_bounded(&path, MOST)? else {
+    let Some(text) = local::read_bounded(&path, MAX_VOCABULARY)? else {
         return Err(Error::Unusable {
             what: dir.to_string(),
-            why: "it has no tokenizer.json, without which no text can be read".to_owned(),
-            hint: "put the model's tokenizer.json beside its weights".to_owned(),
+            why: "it has no tokenizer.json, which is required".to_owned(),
+            hint: "put the model's tokenizer.json next to its weights".to_owned(),
         });
     };
     let tokenizer: Tokenizer = serde_json::from_slice(&text)
-        .map_err(|error| Error::corrupt(&path, format!("it is no tokenizer ({error})")))?;
+        .map_err(|error| Error::corrupt(&path, format!("it is not a tokenizer ({error})")))?;
     let tokens = match &tokenizer.model.vocab {
         Vocabulary::Named(tokens) => tokens.len(),
         Vocabulary::Listed(tokens) => tokens.len(),
     };
-    if tokens == 0 { Err(Error::corrupt(&path, "it knows no token")) } else { Ok(()) }
+    if tokens == 0 { Err(Error::corrupt(&path, "it has no tokens")) } else { Ok(()) }
 }

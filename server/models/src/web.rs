@@ -27,26 +27,26 @@ pub(crate) async fn pull(
     progress: &Progress<'_>,
 ) -> Result<Pulled> {
     progress(Event::Resolving { what: shown(web.url()) });
-    let road = Road { transport, assembly, progress };
+    let road = WebFetch { transport, assembly, progress };
     let files = if web.is_folder() { road.folder(web.url()).await? } else { vec![road.file(web).await?] };
     Ok(Pulled { files, revision: None, license: None })
 }
 
-struct Road<'a> {
+struct WebFetch<'a> {
     transport: &'a Transport,
     assembly: &'a Assembly<'a>,
     progress: &'a Progress<'a>,
 }
 
-impl Road<'_> {
+impl WebFetch<'_> {
     async fn file(&self, web: &WebSource) -> Result<FileEntry> {
         let name = web.url().path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default();
         // Escaped characters stay escaped: the name is only ever a name in our folder.
         if !local::safe_name(name) {
             return Err(Error::Unusable {
                 what: shown(web.url()),
-                why: format!("`{name}` is no file name"),
-                hint: "name a .gguf file".to_owned(),
+                why: format!("`{name}` is not a file name"),
+                hint: "give a .gguf file".to_owned(),
             });
         }
         let check = web.digest().map_or(Check::Nothing, Check::Sha256);
@@ -86,7 +86,7 @@ impl Road<'_> {
         let mut files = vec![index];
         for shard in shards {
             if !local::safe_name(&shard) || !shard.ends_with(".safetensors") {
-                return Err(unusable(base, format!("{name} names `{shard}`, which is no file name of weights")));
+                return Err(unusable(base, format!("{name} names `{shard}`, which is not a file name of weights")));
             }
             files.push(self.at(base, &shard).await?.ok_or_else(|| missing(&join(base, &shard)))?);
         }
@@ -106,10 +106,12 @@ impl Road<'_> {
             Err(Fault::Refused { status, .. }) => Err(Error::Denied {
                 what: shown(&wanted.url),
                 why: format!("the server answered {status}"),
-                hint: "make it readable without a password, or download it by hand and use `file:PATH`".to_owned(),
+                hint: "make it readable without a password, or download it manually and use `file:PATH`".to_owned(),
             }),
             Err(Fault::Fatal(error)) => Err(error),
-            Err(Fault::Again { why, .. }) => Err(Error::Network { what: shown(&wanted.url), attempts: 1, why }),
+            Err(Fault::Again(failure)) => {
+                Err(Error::Network { what: shown(&wanted.url), attempts: 1, why: failure.reason })
+            }
         }
     }
 }
@@ -132,5 +134,5 @@ fn missing(url: &Url) -> Error {
 }
 
 fn unusable(base: &Url, why: String) -> Error {
-    Error::Unusable { what: shown(base), why, hint: "ask whoever publishes it".to_owned() }
+    Error::Unusable { what: shown(base), why, hint: "contact its publisher".to_owned() }
 }

@@ -8,17 +8,18 @@ use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use base64::Engine as _;
 use camino::Utf8Path;
-use jsonwebtoken::jwk::{Jwk, ThumbprintHash};
+use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use textnlp_store::verifier;
 
 use crate::config::Security;
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
-    /// Who issued it.
+    /// The issuer.
     pub iss: String,
     /// Public id of the key that it was exchanged for.
     pub user_id: String,
@@ -28,7 +29,7 @@ pub struct Claims {
     pub token_limit: u64,
     /// When it ends, in seconds since 1970.
     pub exp: u64,
-    /// When it was made.
+    /// When it was issued, in seconds since 1970.
     pub iat: u64,
     /// Its name in the budgets.
     pub jti: String,
@@ -46,15 +47,15 @@ pub struct Signer {
     others: RwLock<Others>,
 }
 
-/// The public halves of other sites' keys, by their ids.
+/// The public keys of other sites, by key id.
 #[derive(Default)]
 struct Others {
     keys: BTreeMap<String, (Jwk, DecodingKey)>,
     learned: Option<Instant>,
 }
 
-/// A token of a stranger makes nobody look for its key more often than this.
-const LEARN_EVERY: Duration = Duration::from_secs(1);
+/// Tokens with an unknown key id trigger a key lookup at most this often.
+const KEY_LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a signing key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +69,7 @@ pub enum SignerError {
         source: std::io::Error,
     },
     /// It is no such key.
-    #[error("{path} is no RSA private key of at least 2048 bits in PEM")]
+    #[error("{path} is not an RSA private key of at least 2048 bits in PEM format")]
     Unusable {
         /// Which file.
         path: String,
@@ -81,7 +82,7 @@ pub enum SignerError {
 }
 
 impl Signer {
-    /// With the key of the configuration, or with one that lives as long as the process.
+    /// Uses the configured key, or generates one that lives as long as the process.
     pub fn new(security: &Security) -> Result<Self, SignerError> {
         match &security.jwt_private_key_file {
             Some(path) => {
@@ -89,7 +90,9 @@ impl Signer {
                 Self::from_pem(&std::fs::read(path).map_err(source)?, path, security)
             }
             None => {
-                tracing::info!("tokens of /auth/token end with this process: security.jwt_private_key_file is not set");
+                tracing::info!(
+                    "tokens of /auth/token become invalid when this process ends: security.jwt_private_key_file is not set"
+                );
                 Self::from_pem(generate_pem()?.as_bytes(), Utf8Path::new("the generated key"), security)
             }
         }
@@ -97,7 +100,7 @@ impl Signer {
 
     fn from_pem(pem: &[u8], path: &Utf8Path, security: &Security) -> Result<Self, SignerError> {
         let unusable = |source| SignerError::Unusable { path: path.to_string(), source };
-        let (signing, kid, jwk) = halves(pem).map_err(|e| unusable(Some(e)))?;
+        let (signing, kid, jwk) = verifier::halves(pem).map_err(|e| unusable(Some(e)))?;
         let verifying = DecodingKey::from_jwk(&jwk).map_err(|e| unusable(Some(e)))?;
         // A modulus of 2048 bits is 342 letters of base64.
         let modulus = serde_json::to_value(&jwk).ok().and_then(|jwk| jwk["n"].as_str().map(str::len)).unwrap_or(0);
@@ -139,7 +142,8 @@ impl Signer {
         Ok((jsonwebtoken::encode(&self.header, &claims, &self.signing)?, claims))
     }
 
-    /// What a token says, if it is one of ours that is valid now. Only RS256 is tried, whatever its header says.
+    /// The claims of a token that this deployment signed and that is valid now. Only RS256 is accepted, whatever the
+    /// header says.
     pub fn verify(&self, token: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
         let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
         let kid = jsonwebtoken::decode_header(token)?.kid;
@@ -147,7 +151,8 @@ impl Signer {
         Ok(jsonwebtoken::decode::<Claims>(token, of_another.unwrap_or(&self.verifying), &self.validation)?.claims)
     }
 
-    /// Whether a token names a key that is not known here, and nobody has looked for it a moment ago: another site may have signed it.
+    /// Whether to look up the key that a token names: it is unknown here and was not looked up recently. Another site
+    /// may have signed the token.
     pub fn should_learn(&self, token: &str) -> bool {
         let kid = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid);
         let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
@@ -157,7 +162,7 @@ impl Signer {
             && others.is_old()
     }
 
-    /// Takes in the public halves of all sites' keys, as JWK; what is none is left out.
+    /// Replaces the known public keys by those of all sites, as JWKs. Invalid ones are skipped.
     pub fn learn(&self, jwks: &[String]) {
         let read = |text: &String| {
             let jwk: Jwk = serde_json::from_str(text).ok()?;
@@ -169,7 +174,7 @@ impl Signer {
         *self.others.write().unwrap_or_else(PoisonError::into_inner) = Others { keys, learned: Some(Instant::now()) };
     }
 
-    /// The public keys, as `/.well-known/jwks.json` shows them.
+    /// The public keys, in the form of `/.well-known/jwks.json`.
     pub fn jwks(&self) -> Value {
         let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
         let keys: Vec<&Jwk> = [&self.jwk].into_iter().chain(others.keys.values().map(|(jwk, _)| jwk)).collect();
@@ -179,23 +184,8 @@ impl Signer {
 
 impl Others {
     fn is_old(&self) -> bool {
-        self.learned.is_none_or(|at| at.elapsed() >= LEARN_EVERY)
+        self.learned.is_none_or(|at| at.elapsed() >= KEY_LOOKUP_INTERVAL)
     }
-}
-
-/// The id and the public half of a signing key.
-pub fn public_half(pem: &[u8]) -> Result<(String, Value), jsonwebtoken::errors::Error> {
-    let (_, kid, jwk) = halves(pem)?;
-    Ok((kid, json!(jwk)))
-}
-
-fn halves(pem: &[u8]) -> Result<(EncodingKey, String, Jwk), jsonwebtoken::errors::Error> {
-    let signing = EncodingKey::from_rsa_pem(pem)?;
-    let mut jwk = Jwk::from_encoding_key(&signing, Algorithm::RS256)?;
-    let kid = jwk.thumbprint(ThumbprintHash::SHA256)?;
-    jwk.common.key_id = Some(kid.clone());
-    jwk.common.public_key_use = Some(jsonwebtoken::jwk::PublicKeyUse::Signature);
-    Ok((signing, kid, jwk))
 }
 
 /// An RSA key of 2048 bits in PEM.
@@ -248,7 +238,7 @@ mod tests {
         assert!(here.verify(&token).is_err() && here.should_learn(&token));
         let (own, _) = here.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
         assert!(!here.should_learn(&own) && !here.should_learn("no token"));
-        let (kid, jwk) = public_half(other.as_bytes()).unwrap();
+        let (kid, jwk) = verifier::public_half(other.as_bytes()).unwrap();
         here.learn(&[jwk.to_string(), "{}".to_owned(), "no JSON".to_owned()]);
         assert_eq!(here.verify(&token).unwrap(), claims);
         assert_eq!(here.jwks()["keys"][1]["kid"], kid);

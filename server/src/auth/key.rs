@@ -3,14 +3,14 @@
 
 use sha2::{Digest, Sha256};
 
-/// What every key begins with.
+/// The prefix of every key.
 pub const PREFIX: &str = "tnlp_";
 
-/// A key that was just made: the only time its text is there.
+/// A newly created key. Its text is available only here.
 pub struct NewKey {
-    /// What names it.
+    /// The public id.
     pub public_id: String,
-    /// What its holder sends.
+    /// The secret text that clients send.
     pub text: String,
 }
 
@@ -36,7 +36,7 @@ impl std::fmt::Debug for NewKey {
     }
 }
 
-/// The public id within a key's text; `None` for what is no key of ours.
+/// The public id within a key's text; `None` if the text is not an API key.
 pub fn public_id(text: &str) -> Option<&str> {
     let (public, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     (is_public_id(public) && secret.len() == 64 && secret.bytes().all(|b| b.is_ascii_hexdigit())).then_some(public)
@@ -47,12 +47,12 @@ pub fn is_public_id(text: &str) -> bool {
     (4..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-/// What is stored of a key.
+/// The digest that is stored for a key.
 pub fn digest(text: &str) -> String {
     hex::encode(Sha256::digest(text.as_bytes()))
 }
 
-/// Whether a key's text has a digest. Takes as long whatever differs.
+/// Whether a key's text has this digest, compared in constant time.
 pub fn matches(text: &str, stored: &str) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(digest(text).as_bytes(), stored.as_bytes()).is_ok()
 }

@@ -1,4 +1,4 @@
-//! Who is calling: a key, a token of `/auth/token`, or, in development only, anybody.
+//! Authentication: by API key, by token of `/auth/token`, or, in development only, anonymous.
 
 pub mod jwt;
 pub mod key;
@@ -6,20 +6,20 @@ pub mod tenant;
 pub mod ticket;
 
 use axum::http::{HeaderMap, StatusCode, header};
+use textnlp_store::{ApiKey, StoreError, StreamTicket, Token, now_ms};
 
 use crate::app::App;
 use crate::config::Rate;
-use crate::database::{self, ApiKey, StoreError, StreamTicket, now_ms};
 use crate::error::ApiError;
 
-/// Somebody who may call.
+/// An authenticated caller.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Caller {
-    /// Public id of the key; `anonymous` where none is needed.
+    /// Public id of the key; `anonymous` where no key is required.
     pub user: String,
     /// Whose work it is.
     pub tenant: String,
-    /// What the key may do.
+    /// The scopes of the key.
     pub scopes: Vec<String>,
     /// The rate of requests.
     pub rate: Option<Rate>,
@@ -29,32 +29,26 @@ pub struct Caller {
     pub token: Option<Token>,
 }
 
-/// A token of `/auth/token`, as far as its budget needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Token {
-    /// Its name.
-    pub jti: String,
-    /// What it may spend.
-    pub limit: u64,
-    /// When it ends, in milliseconds since 1970.
-    pub expires_at_ms: i64,
-}
-
-/// What a key may do, besides `*`.
-pub const SCOPES: &[&str] = &["generate", "models", "tokenize", "validate"];
+/// The scopes that a key may have, besides `*`.
+pub const SCOPES: &[&str] = &["generate", "models", "tokenize", "validate", "usage"];
 
 impl Caller {
-    /// Refuses what the key's scopes do not hold.
+    /// Fails if the key does not have the scope.
     pub fn allow(&self, scope: &str) -> Result<(), ApiError> {
         if self.scopes.iter().any(|s| s == "*" || s == scope) {
             return Ok(());
         }
-        Err(ApiError::new(StatusCode::FORBIDDEN, "insufficient_scope", format!("this key may not `{scope}`"))
-            .hint(format!("it may: {}", self.scopes.join(", "))))
+        Err(ApiError::new(StatusCode::FORBIDDEN, "insufficient_scope", format!("this key lacks the scope `{scope}`"))
+            .hint(format!("its scopes: {}", self.scopes.join(", "))))
     }
 }
 
-/// Finds out who is calling.
+/// Whether an error refuses a credential that was sent: one that is wrong, or of another tenant.
+pub(crate) fn is_refusal(error: &ApiError) -> bool {
+    (error.status == StatusCode::UNAUTHORIZED && error.code != "missing_api_key") || error.code == "tenant_mismatch"
+}
+
+/// Identifies the caller.
 pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let claimed = claimed_tenant(app, headers).await?;
     let caller = match credential(app, headers)? {
@@ -63,18 +57,24 @@ pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Calle
         None if app.config.security.api_keys_enabled => {
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, "missing_api_key", "this needs an API key").hint(
                 format!(
-                    "send it as `Authorization: Bearer tnlp_…` or `{}: tnlp_…`; `textnlp-deploy key create` makes one",
+                    "send it as `Authorization: Bearer tnlp_…` or `{}: tnlp_…`; `textnlp-deploy key create` creates one",
                     app.config.security.api_key_header
                 ),
             ));
+        }
+        // A domain whose subdomains are tenants: without a key, the request itself must name its tenant.
+        None if claimed.is_none() && app.config.api.base_domain.is_some() => {
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, "tenant_required", "Tenant ID required")
+                .param("X-Tenant-ID")
+                .hint("send X-Tenant-ID, use the tenant's subdomain, or send a key: it belongs to a tenant"));
         }
         None => anonymous(claimed.as_deref().unwrap_or(tenant::DEFAULT)),
     };
     of_tenant(claimed, caller)
 }
 
-/// Who took a ticket, as far as the key behind it still may; `None` when it is not valid any more. A credential and a tenant that are named
-/// besides must be of the same tenant.
+/// The caller that created a ticket, with the current rights of its key; `None` when the ticket is no longer valid. A
+/// credential or a tenant in the request must belong to the same tenant.
 pub(crate) async fn with_ticket(
     app: &App,
     headers: &HeaderMap,
@@ -101,7 +101,7 @@ pub(crate) async fn with_ticket(
     of_tenant(claimed, found).map(Some)
 }
 
-/// Refuses who belongs to another tenant than header or host name.
+/// Rejects a caller of another tenant than the one that the header or the host name claims.
 fn of_tenant(claimed: Option<String>, caller: Caller) -> Result<Caller, ApiError> {
     match claimed.filter(|claimed| *claimed != caller.tenant) {
         None => Ok(caller),
@@ -110,12 +110,12 @@ fn of_tenant(claimed: Option<String>, caller: Caller) -> Result<Caller, ApiError
             "tenant_mismatch",
             format!("this credential does not belong to tenant `{claimed}`"),
         )
-        .hint("leave X-Tenant-ID out, or use a key of that tenant")),
+        .hint("omit X-Tenant-ID, or use a key of that tenant")),
     }
 }
 
-/// The name of callers where no key is needed. No key's public id has it: those that are made here are hexadecimal.
-const ANONYMOUS: &str = "anonymous";
+/// The user name of callers where no key is required. It cannot equal a key's public id, which is hexadecimal.
+pub(crate) const ANONYMOUS: &str = "anonymous";
 
 fn anonymous(tenant: &str) -> Caller {
     Caller {
@@ -149,7 +149,7 @@ fn credential(app: &App, headers: &HeaderMap) -> Result<Option<Credential>, ApiE
     };
     let text = match (own, bearer) {
         (Some(own), Some(bearer)) if own != bearer => {
-            return Err(ApiError::invalid("the request carries two different credentials").hint("send one of them"));
+            return Err(ApiError::invalid("the request has two different credentials").hint("send only one of them"));
         }
         (Some(text), _) | (None, Some(text)) => text,
         (None, None) => return Ok(None),
@@ -159,29 +159,29 @@ fn credential(app: &App, headers: &HeaderMap) -> Result<Option<Credential>, ApiE
     } else if own.is_none() && text.split('.').count() == 3 {
         Ok(Some(Credential::Token(text.to_owned())))
     } else if needed {
-        Err(ApiError::unauthorized("this is no API key of this server").hint("its keys begin with `tnlp_`"))
+        Err(ApiError::unauthorized("this is not an API key of this server").hint("its keys begin with `tnlp_`"))
     } else {
-        // Where no key is needed, clients that insist on sending something may.
+        // Where no key is required, clients may still send one.
         Ok(None)
     }
 }
 
-/// A header that may stand once at most.
+/// A header that may occur at most once.
 fn one<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, ApiError> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(ApiError::invalid(format!("the header `{name}` stands more than once")));
+        return Err(ApiError::invalid(format!("the header `{name}` is duplicated")));
     }
-    value.to_str().map(Some).map_err(|_| ApiError::invalid(format!("the header `{name}` is no text")))
+    value.to_str().map(Some).map_err(|_| ApiError::invalid(format!("the header `{name}` is not valid text")))
 }
 
-/// A key as it is stored.
+/// Reads a stored key.
 async fn stored(app: &App, public_id: &str) -> Result<Option<ApiKey>, StoreError> {
-    database::read(|| app.store.key(public_id)).await
+    textnlp_store::read(|| app.store.key(public_id)).await
 }
 
-/// The valid key of a text. Why one is not valid is not said: whoever holds it can ask its maker.
+/// The valid key of a text. The error does not say why a key is invalid, so that it reveals nothing to an attacker.
 pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> {
     let refused = || {
         ApiError::unauthorized("this API key is not valid")
@@ -189,7 +189,7 @@ pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> 
     };
     let public = key::public_id(text).ok_or_else(refused)?;
     let stored = stored(app, public).await?;
-    // A key that is not there is compared too, so that the time tells nothing about which ids exist.
+    // An unknown key is compared too: the response time must not reveal which ids exist.
     let digest = stored.as_ref().map_or("", |key| key.sha256.as_str());
     if !key::matches(text, digest) {
         return Err(refused());
@@ -199,7 +199,7 @@ pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> 
 
 async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
     if app.signer.should_learn(text) {
-        app.signer.learn(&database::read(|| app.store.verifiers()).await?);
+        app.signer.learn(&textnlp_store::read(|| app.store.verifiers()).await?);
     }
     let claims = app.signer.verify(text).map_err(|error| {
         let expired = matches!(error.kind(), jsonwebtoken::errors::ErrorKind::ExpiredSignature);
@@ -214,7 +214,7 @@ async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
         return Err(ApiError::new(
             StatusCode::UNAUTHORIZED,
             "invalid_token",
-            "the API key behind this token is not valid any more",
+            "the API key of this token is no longer valid",
         ));
     };
     let token = Token { jti: claims.jti, limit: claims.token_limit, expires_at_ms: claims.exp as i64 * 1000 };
@@ -232,13 +232,13 @@ pub(crate) fn caller(app: &App, key: &ApiKey, token: Option<Token>) -> Caller {
     }
 }
 
-/// What header and host say about the tenant.
+/// The tenant that the header or the host name claims.
 async fn claimed_tenant(app: &App, headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let named = one(headers, tenant::HEADER)?.map(str::to_owned);
     if let Some(named) = &named
         && !tenant::is_tenant_id(named)
     {
-        return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_tenant", "X-Tenant-ID is no tenant id")
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_tenant", "X-Tenant-ID is not a valid tenant id")
             .param("X-Tenant-ID")
             .hint("1 to 40 of a-z, 0-9, - and _, beginning with a letter or digit"));
     }
@@ -248,27 +248,31 @@ async fn claimed_tenant(app: &App, headers: &HeaderMap) -> Result<Option<String>
     let label = label.to_ascii_lowercase();
     if !tenant::is_tenant_id(&label) {
         return if base.is_some() {
-            Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_tenant", "the host's subdomain is no tenant id")
-                .param("Host"))
+            Err(ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "invalid_tenant",
+                "the host's subdomain is not a valid tenant id",
+            )
+            .param("Host"))
         } else {
             Ok(named)
         };
     }
-    if base.is_none() && !database::read(|| app.store.has_tenant(&label)).await? {
+    if base.is_none() && !textnlp_store::read(|| app.store.has_tenant(&label)).await? {
         return Ok(named);
     }
-    // With keys on, whoever asks for another tenant than the key's is refused further down, and not told which ones there are.
+    // With API keys on, a claim to another tenant is rejected later, without revealing which tenants exist.
     if !app.config.security.api_keys_enabled
         && label != tenant::DEFAULT
-        && !database::read(|| app.store.has_tenant(&label)).await?
+        && !textnlp_store::read(|| app.store.has_tenant(&label)).await?
     {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "tenant_not_found", format!("there is no tenant `{label}`"))
             .param("Host")
-            .hint("`textnlp-deploy key create NAME --tenant TENANT` makes one with its first key"));
+            .hint("`textnlp-deploy key create NAME --tenant TENANT` creates it with its first key"));
     }
     match named {
         Some(named) if named != label => {
-            Err(ApiError::invalid(format!("X-Tenant-ID says `{named}` and the host says `{label}`"))
+            Err(ApiError::invalid(format!("X-Tenant-ID is `{named}`, but the host is of `{label}`"))
                 .param("X-Tenant-ID"))
         }
         _ => Ok(Some(label)),

@@ -1,8 +1,8 @@
-//! Whose request it is: what the credential, `X-Tenant-ID` and the host name say must agree.
+//! The tenant of a request: the credential, `X-Tenant-ID` and the host name must agree.
 
 use std::net::IpAddr;
 
-/// The tenant of a key that was made without one.
+/// The tenant of keys that were created without one.
 pub const DEFAULT: &str = "default";
 
 /// The header that names a tenant.
@@ -11,7 +11,8 @@ pub const HEADER: &str = "x-tenant-id";
 /// Subdomains that are no tenants.
 const NOT_TENANTS: &[&str] = &["www", "api"];
 
-/// Whether a text can be a tenant id. Ids become names of schemas and folders elsewhere, so nothing else is let in.
+/// Whether a text is a valid tenant id. Ids become names of schemas and directories elsewhere, so other characters are
+/// rejected.
 pub fn is_tenant_id(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     (1..=40).contains(&text.len()) && text.bytes().all(inner) && text.as_bytes()[0].is_ascii_alphanumeric()
@@ -19,8 +20,8 @@ pub fn is_tenant_id(text: &str) -> bool {
 
 /// The subdomain of a `Host` that may name a tenant.
 ///
-/// With a base domain, every other label before it does. Without one, the first label of a name with three or more labels
-/// may: then it counts only if such a tenant is known, because `staging.example.com` is just a host.
+/// With a base domain, the label before it names the tenant. Without one, it is the first label of a name with three or
+/// more labels. It then counts only if that tenant exists, because `staging.example.com` may be just a host.
 pub fn subdomain<'h>(host: &'h str, base: Option<&str>) -> Option<&'h str> {
     let name = match host.strip_prefix('[') {
         Some(_) => return None,

@@ -1,10 +1,11 @@
-//! A ticket's text, and what is made of it. Who has the text has the ticket; who has the database has neither it nor what was asked.
+//! A ticket's text and what derives from it. The text alone grants access; the database holds only its digest and the
+//! encrypted request.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::error::Unspecified;
 use sha2::{Digest, Sha256};
 
-/// What every ticket begins with.
+/// The prefix of every ticket.
 pub const PREFIX: &str = "tnst_";
 
 /// A new ticket's text.
@@ -14,14 +15,14 @@ pub fn generate() -> Result<String, Unspecified> {
     Ok(format!("{PREFIX}{}", hex::encode(secret)))
 }
 
-/// What a ticket is stored under; `None` for what is no ticket.
+/// The digest that a ticket is stored under; `None` if the text is not a ticket.
 pub fn digest(text: &str) -> Option<String> {
     let secret = text.strip_prefix(PREFIX)?;
     let is_ours = secret.len() == 64 && secret.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     is_ours.then(|| hex::encode(Sha256::digest(text)))
 }
 
-/// Seals what a ticket was given for.
+/// Encrypts the request that a ticket was issued for.
 pub fn seal(text: &str, mut body: Vec<u8>) -> Result<Vec<u8>, Unspecified> {
     key(text)?.seal_in_place_append_tag(nonce(), Aad::empty(), &mut body)?;
     Ok(body)

@@ -1,188 +1,9 @@
-//! `database:`: a file, or the address of a PostgreSQL and the files with what is secret about it.
+//! `database:` in a configuration file.
 
-use std::fmt;
-
-use camino::{Utf8Path, Utf8PathBuf};
-use url::Url;
+use camino::Utf8PathBuf;
+use textnlp_store::{Database, DatabaseAt, PostgresAt};
 
 use super::document::Section;
-
-/// Where keys, budgets and usage are stored.
-#[derive(Debug, Clone)]
-pub struct Database {
-    /// The place.
-    pub at: DatabaseAt,
-    /// Connections kept.
-    pub pool_size: u32,
-    /// Connections more under load.
-    pub max_overflow: u32,
-}
-
-/// A file or a server.
-#[derive(Debug, Clone)]
-pub enum DatabaseAt {
-    /// The SQLite file.
-    File(Utf8PathBuf),
-    /// A PostgreSQL.
-    Server(PostgresAt),
-}
-
-impl fmt::Display for DatabaseAt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(file) => write!(f, "{file}"),
-            Self::Server(server) => write!(f, "{server}"),
-        }
-    }
-}
-
-/// A PostgreSQL: its address, and the files with what is secret about it, which are read whenever it is opened.
-#[derive(Clone)]
-pub struct PostgresAt {
-    address: PostgresAddress,
-    password_file: Option<Utf8PathBuf>,
-    ca_file: Option<Utf8PathBuf>,
-}
-
-#[derive(Clone)]
-enum PostgresAddress {
-    Url(Url),
-    File(Utf8PathBuf),
-}
-
-/// The longest address or password.
-const MAX_SECRET: u64 = 4096;
-
-impl PostgresAt {
-    /// One at an address.
-    pub fn new(url: &str) -> Result<Self, String> {
-        Ok(Self { address: PostgresAddress::Url(parse(url)?), password_file: None, ca_file: None })
-    }
-
-    /// One whose address lies in a file.
-    pub(crate) fn in_file(file: &camino::Utf8Path) -> Self {
-        Self { address: PostgresAddress::File(file.to_owned()), password_file: None, ca_file: None }
-    }
-
-    /// The same, trusted by an authority that lies in a file.
-    pub(crate) fn with_authority(self, file: &camino::Utf8Path) -> Self {
-        Self { ca_file: Some(file.to_owned()), ..self }
-    }
-
-    /// The same with a password that lies in a file.
-    pub(crate) fn with_password(self, file: &camino::Utf8Path) -> Self {
-        Self { password_file: Some(file.to_owned()), ..self }
-    }
-
-    /// The whole address, with the password and how the server is trusted: what is not on this machine is asked for a certificate of its
-    /// name, unless the address says otherwise.
-    pub(crate) fn url(&self) -> Result<Url, String> {
-        let mut url = match &self.address {
-            PostgresAddress::Url(url) => url.clone(),
-            PostgresAddress::File(file) => {
-                parse(&secret(file)?).map_err(|why| format!("the address in {file} {why}"))?
-            }
-        };
-        if let Some(file) = &self.password_file {
-            url.set_password(Some(&secret(file)?))
-                .map_err(|()| "an address without a host has no password".to_owned())?;
-        }
-        let has = |names: &[&str]| url.query_pairs().any(|(name, _)| names.contains(&name.as_ref()));
-        let mut more = Vec::new();
-        if !has(&["sslmode", "ssl-mode"]) {
-            more.push(("sslmode", if is_near(&url) { "disable" } else { "verify-full" }));
-        }
-        if let Some(file) = &self.ca_file
-            && !has(&["sslrootcert", "ssl-root-cert", "ssl-ca"])
-        {
-            more.push(("sslrootcert", file.as_str()));
-        }
-        if !has(&["application_name"]) {
-            more.push(("application_name", "textnlp"));
-        }
-        url.query_pairs_mut().extend_pairs(more);
-        Ok(url)
-    }
-}
-
-impl PostgresAt {
-    /// Its host and database, also where the address stands in a file; nothing that is secret.
-    pub(crate) fn shown(&self) -> String {
-        let address = self.url().map_or_else(|_| self.address.clone(), PostgresAddress::Url);
-        Self { address, ..self.clone() }.to_string()
-    }
-}
-
-impl fmt::Display for PostgresAt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.address {
-            PostgresAddress::File(file) => write!(f, "the address in {file}"),
-            PostgresAddress::Url(url) => {
-                let host = decoded(url.host_str().unwrap_or("localhost"));
-                write!(
-                    f,
-                    "postgresql://{host}{}{}",
-                    url.port().map_or(String::new(), |port| format!(":{port}")),
-                    url.path()
-                )
-            }
-        }
-    }
-}
-
-impl fmt::Debug for PostgresAt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-/// A Unix socket, or this machine itself.
-fn is_near(url: &Url) -> bool {
-    let host = url.query_pairs().find(|(name, _)| name == "host").map(|(_, value)| value.into_owned());
-    let host = host.unwrap_or_else(|| decoded(url.host_str().unwrap_or("localhost")));
-    host.starts_with('/')
-        || host == "localhost"
-        || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-}
-
-/// A part of an address as it is meant: `%2F` is a slash.
-pub(crate) fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, more @ ..] = rest {
-        let code = more.get(..2).filter(|_| *first == b'%').and_then(|digits| hex::decode(digits).ok());
-        match code {
-            Some(code) => {
-                bytes.extend(code);
-                rest = &more[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = more;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn parse(text: &str) -> Result<Url, String> {
-    let url: Url = text.trim().parse().map_err(|_| "is no URL".to_owned())?;
-    if !matches!(url.scheme(), "postgres" | "postgresql") {
-        return Err("is not the address of a PostgreSQL: it begins with `postgresql://`".to_owned());
-    }
-    if url.host_str().is_some_and(|host| host.contains(',')) {
-        return Err("names several hosts, which is not there yet: name the one that takes changes".to_owned());
-    }
-    Ok(url)
-}
-
-fn secret(file: &Utf8Path) -> Result<String, String> {
-    let fails = |error: std::io::Error| format!("{file}: {error}");
-    if std::fs::metadata(file).map_err(fails)?.len() > MAX_SECRET {
-        return Err(format!("{file} has more than {MAX_SECRET} bytes"));
-    }
-    Ok(std::fs::read_to_string(file).map_err(fails)?.trim().to_owned())
-}
 
 const EXAMPLES: &str = "url: \"sqlite:///var/lib/textnlp/textnlp.db\" or \"postgresql://textnlp@db.internal/textnlp\"";
 
@@ -191,43 +12,45 @@ pub(super) fn database(section: Section<'_>) -> Database {
     let (password_file, ca_file, url_file) = (file("password_file"), file("ca_file"), file("url_file"));
     let mut at = DatabaseAt::File(Utf8PathBuf::from("textnlp.db"));
     match (section.text("url"), url_file) {
-        (Some(_), Some(_)) => section.wrong("url_file", "stands beside `url`", Some("keep one of them".to_owned())),
+        (Some(_), Some(_)) => {
+            section.wrong("url_file", "cannot be combined with `url`", Some("keep one of them".to_owned()))
+        }
         (None, Some(file)) => {
-            at = DatabaseAt::Server(PostgresAt { address: PostgresAddress::File(file), password_file, ca_file });
+            at = DatabaseAt::Server(with_secrets(PostgresAt::in_file(&file), password_file, ca_file));
         }
         (None, None) => {
             if !section.has("url") {
                 section.wrong("url", "is missing", Some(EXAMPLES.to_owned()));
             }
         }
-        (Some(url), None) => match (url.strip_prefix("sqlite:"), parse(&url)) {
+        (Some(url), None) => match (url.strip_prefix("sqlite:"), PostgresAt::new(&url)) {
             (Some(rest), _) => {
                 let path = rest.strip_prefix("//").unwrap_or(rest);
                 let path = path.split_once('?').map_or(path, |(path, _)| path);
                 if path.is_empty() || path.contains(":memory:") {
                     section.wrong(
                         "url",
-                        "names no file",
+                        "has no file",
                         Some("replicas share it: sqlite:///var/lib/textnlp/textnlp.db".to_owned()),
                     );
                 }
                 for (key, there) in [("password_file", password_file.is_some()), ("ca_file", ca_file.is_some())] {
                     if there {
-                        section.wrong(key, "is of no use: SQLite is a file", Some("leave it out".to_owned()));
+                        section.wrong(key, "does not apply: SQLite is a file", Some("omit it".to_owned()));
                     }
                 }
                 at = DatabaseAt::File(path.into());
             }
-            (None, Ok(url)) => {
-                at = DatabaseAt::Server(PostgresAt { address: PostgresAddress::Url(url), password_file, ca_file });
+            (None, Ok(server)) => {
+                at = DatabaseAt::Server(with_secrets(server, password_file, ca_file));
             }
             (None, Err(why)) => {
                 let redis = url.starts_with("redis:") || url.starts_with("rediss:");
                 let several = why.contains("several hosts");
                 let message = match () {
-                    () if redis => "names Redis, which is no database".to_owned(),
+                    () if redis => "is a Redis URL, which is not supported as the database".to_owned(),
                     () if several => why,
-                    () => "is no database address".to_owned(),
+                    () => "is not a database URL".to_owned(),
                 };
                 section.wrong("url", message, Some(EXAMPLES.to_owned()));
             }
@@ -242,54 +65,13 @@ pub(super) fn database(section: Section<'_>) -> Database {
     database
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(url: &str, expect: &str) {
-        assert_eq!(PostgresAt::new(url).unwrap().url().unwrap().as_str(), expect);
-    }
-
-    #[test]
-    fn a_server_elsewhere_must_prove_its_name_unless_the_address_says_otherwise() {
-        check("postgresql://u@db/x", "postgresql://u@db/x?sslmode=verify-full&application_name=textnlp");
-        check("postgres://u@db/x?sslmode=require", "postgres://u@db/x?sslmode=require&application_name=textnlp");
-        for near in [
-            "postgresql://u@127.0.0.1:5/x",
-            "postgresql://u@[::1]/x",
-            "postgresql://u@localhost/x",
-            "postgresql://u@%2Frun%2Fp/x",
-        ] {
-            check(near, &format!("{near}?sslmode=disable&application_name=textnlp"));
-        }
-        check(
-            "postgresql://u@x/x?host=/run/p",
-            "postgresql://u@x/x?host=/run/p&sslmode=disable&application_name=textnlp",
-        );
-    }
-
-    #[test]
-    fn what_is_secret_is_read_from_files_and_shown_nowhere() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str, text: &str| {
-            let path = Utf8PathBuf::from_path_buf(folder.path().join(name)).unwrap();
-            std::fs::write(&path, text).unwrap();
-            path
-        };
-        let mut at = PostgresAt::new("postgresql://u@db:6432/x").unwrap();
-        at.password_file = Some(file("p", "hunter/2\n"));
-        at.ca_file = Some("/ca.pem".into());
-        let url = at.url().unwrap();
-        assert_eq!(
-            (url.password(), url.query().unwrap().contains("sslrootcert=%2Fca.pem")),
-            (Some("hunter%2F2"), true)
-        );
-        assert_eq!(format!("{at} {at:?}"), "postgresql://db:6432/x postgresql://db:6432/x");
-        let whole = PostgresAt { address: PostgresAddress::File(file("u", "postgresql://u:hunter3@db/x\n")), ..at };
-        assert!(!format!("{whole:?}").contains("hunter"));
-        assert_eq!(whole.url().unwrap().username(), "u");
-        assert_eq!(whole.shown(), "postgresql://db/x");
-        let none = PostgresAt { address: PostgresAddress::File("/nowhere".into()), ..whole };
-        assert!(none.url().unwrap_err().contains("/nowhere"));
+fn with_secrets(at: PostgresAt, password_file: Option<Utf8PathBuf>, ca_file: Option<Utf8PathBuf>) -> PostgresAt {
+    let at = match password_file {
+        Some(file) => at.with_password(&file),
+        None => at,
+    };
+    match ca_file {
+        Some(file) => at.with_authority(&file),
+        None => at,
     }
 }

@@ -1,4 +1,4 @@
-//! A YAML text read strictly: every problem is noted with its place and its nearest right word, and reading goes on, so that
+//! Strict YAML parsing. Every problem is recorded with its location and a suggestion, and parsing continues, so that
 //! one run shows all of them.
 
 use std::cell::RefCell;
@@ -12,15 +12,15 @@ use serde_yaml::{Mapping, Value};
 /// One thing that is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Line, counted from 1; 0 when the place is unknown.
+    /// Line, counted from 1; 0 when unknown.
     pub line: u64,
     /// Column, counted from 1.
     pub column: u64,
     /// Path of keys, such as `textnlp.api.timeout`.
     pub path: String,
-    /// What is wrong.
+    /// The problem.
     pub message: String,
-    /// What to write instead.
+    /// The suggested fix.
     pub hint: Option<String>,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A parsed file, with what was found wrong so far.
+/// A parsed file with the problems found so far.
 pub(crate) struct Document {
     root: Value,
     places: HashMap<String, (u64, u64)>,
@@ -55,11 +55,12 @@ impl Document {
             let hint = error
                 .to_string()
                 .contains("duplicate")
-                .then(|| "a key may stand once; remove one of the two".to_owned());
+                .then(|| "the key is duplicated; remove one of the two".to_owned());
             vec![Problem { line, column, path: String::new(), message: error.to_string(), hint }]
         })?;
         let mut places = HashMap::new();
-        // Only places come from this second parser, never values: what it cannot read is reported without a place.
+        // This second parser supplies only locations, never values: what it cannot parse is reported without a
+        // location.
         if let Ok(tree) = serde_saphyr::from_str::<Spanned<Tree>>(text) {
             index(&tree, String::new(), &mut places);
         }
@@ -69,7 +70,7 @@ impl Document {
     /// The file's outermost mapping.
     pub(crate) fn root(&self) -> Section<'_> {
         if !matches!(self.root, Value::Mapping(_)) {
-            self.note("", "the file holds no keys", Some("it begins with `textnlp:`".into()));
+            self.note("", "the file has no keys", Some("it begins with `textnlp:`".into()));
         }
         Section { document: self, path: String::new(), map: self.root.as_mapping(), known: RefCell::default() }
     }
@@ -82,7 +83,7 @@ impl Document {
     }
 
     pub(crate) fn note(&self, path: &str, message: impl Into<String>, hint: Option<String>) {
-        // A path without a place of its own (a key that is missing) is shown at the nearest key above it.
+        // A path without a location (a missing key) is reported at the nearest parent key.
         let mut at = path;
         let (line, column) = loop {
             if let Some(place) = self.places.get(at) {
@@ -97,7 +98,7 @@ impl Document {
     }
 }
 
-/// One mapping of a document. Each getter makes its key known; [`Section::finish`] reports the keys that nobody asked for.
+/// One mapping of a document. Each getter marks its key as known; [`Section::finish`] reports unknown keys.
 pub(crate) struct Section<'a> {
     document: &'a Document,
     path: String,
@@ -257,7 +258,7 @@ impl<'a> Section<'a> {
         sections
     }
 
-    /// One word of a closed list.
+    /// One value of an enumeration.
     pub(crate) fn word<T: Copy>(&self, key: &'static str, words: &[(&'static str, T)]) -> Option<T> {
         let text = self.text(key)?;
         let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(&text));
@@ -272,7 +273,7 @@ impl<'a> Section<'a> {
         found.map(|(_, value)| *value)
     }
 
-    /// Reports the keys that no getter asked for.
+    /// Reports the keys that no getter read.
     pub(crate) fn finish(self) {
         let known = self.known.borrow();
         for key in self.map.into_iter().flat_map(Mapping::keys) {
@@ -281,11 +282,11 @@ impl<'a> Section<'a> {
                 Some(name) => {
                     let hint = match nearest(name, &known) {
                         Some(word) => format!("did you mean `{word}`?"),
-                        None => format!("known here: {}", known.join(", ")),
+                        None => format!("known keys: {}", known.join(", ")),
                     };
                     self.wrong(name, "is not a known key", hint);
                 }
-                None => self.document.note(&self.path, "has a key that is no text", None),
+                None => self.document.note(&self.path, "has a key that is not text", None),
             }
         }
     }
@@ -304,7 +305,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The word that was probably meant: at most a third of its letters differ.
+/// The closest match: at most a third of its letters differ.
 pub(crate) fn nearest<'w>(typed: &str, words: &[&'w str]) -> Option<&'w str> {
     let typed = typed.to_ascii_lowercase();
     words
@@ -353,7 +354,7 @@ fn fill(text: &str) -> Result<String, String> {
     Ok(filled)
 }
 
-/// The shape of a document with the place of each node.
+/// The structure of a document with the location of each node.
 enum Tree {
     Leaf,
     List(Vec<Spanned<Tree>>),

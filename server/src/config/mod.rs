@@ -1,4 +1,4 @@
-//! `server.yaml`: what one server replica is told. Read once at the door; what comes out is checked.
+//! `server.yaml`: the configuration of one server replica. It is parsed and validated once, at startup.
 
 mod database;
 mod document;
@@ -11,10 +11,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 pub(crate) use document::nearest;
 use document::{Document, Section};
 
-pub(crate) use database::decoded;
-pub use database::{Database, DatabaseAt, PostgresAt};
 pub use document::Problem;
-pub use units::{Address, ByteSize, Rate, Span};
+pub use textnlp_process::Address;
+pub use textnlp_store::{Database, DatabaseAt, PostgresAt, Rate};
+pub use units::{ByteSize, Span};
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -33,15 +33,17 @@ pub struct Config {
     pub models: Models,
     /// Where keys, budgets and usage are stored.
     pub database: Database,
-    /// Who may do how much.
+    /// Retention of usage records.
+    pub usage: Usage,
+    /// Authentication and limits.
     pub security: Security,
     /// Logs and metrics.
     pub monitoring: Monitoring,
-    /// The site's watch, where control data is kept equal between sites.
+    /// The control socket of the site agent, where control data is replicated between sites.
     pub watch: Option<Address>,
 }
 
-/// A degree of maturity.
+/// A phase of maturity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Phase {
@@ -81,17 +83,17 @@ impl Phase {
 /// Listeners and limits.
 #[derive(Debug, Clone)]
 pub struct Api {
-    /// Where requests come in.
+    /// The address for client requests.
     pub listen: Address,
-    /// Where metrics are read; none when absent.
+    /// The address for metrics; no listener when absent.
     pub metrics_listen: Option<Address>,
     /// Threads that serve HTTP; the engine has its own.
     pub workers: usize,
-    /// The longest that one request may take.
+    /// Timeout of a request.
     pub timeout: Duration,
-    /// The longest that a client may take to send a request's headers.
+    /// Timeout for reading a request's headers.
     pub header_timeout: Duration,
-    /// The longest that a client may take to send a request's body.
+    /// Timeout for reading a request's body.
     pub body_timeout: Duration,
     /// The largest request body in bytes.
     pub max_request_size: usize,
@@ -103,13 +105,13 @@ pub struct Api {
     pub max_tokens: usize,
     /// Origins that browsers may call from; none by default.
     pub cors_origins: Vec<String>,
-    /// Whether `/docs` and `/openapi.json` are served (never in production phases).
+    /// Whether `/docs` and `/openapi.json` are served; from pilot on the description needs a key.
     pub docs: bool,
-    /// How long it serves on after SIGTERM while it says that it goes, where somebody looks and has connections open.
+    /// How long it keeps serving after SIGTERM while `/ready` fails, so that load balancers stop sending requests.
     pub lame_duck: Duration,
     /// How long a stopping server waits for requests that are running.
     pub drain: Duration,
-    /// Refuse what did not come by HTTPS.
+    /// Reject requests that did not arrive over HTTPS.
     pub require_https: bool,
     /// The domain whose subdomains are tenants.
     pub base_domain: Option<String>,
@@ -126,9 +128,9 @@ pub struct Models {
     pub max_cache_size: ByteSize,
     /// Loaded before the server is ready.
     pub preload: Vec<String>,
-    /// What can be served.
+    /// The models to serve.
     pub serve: Vec<Model>,
-    /// Compute threads; 0 takes what the machine offers.
+    /// Compute threads; 0 uses all available cores.
     pub threads: usize,
 }
 
@@ -139,13 +141,13 @@ pub struct Model {
     pub name: String,
     /// Its folder.
     pub path: Utf8PathBuf,
-    /// What its weights become in memory; as they are when absent.
+    /// Quantization of the weights in memory; unchanged when absent.
     pub quantize: Option<Weights>,
     /// A context shorter than the model's own.
     pub context: Option<usize>,
 }
 
-/// What weights become in memory.
+/// Format of weights in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Weights {
@@ -154,14 +156,21 @@ pub enum Weights {
     Q8_0,
 }
 
-/// Who may do how much.
+/// Retention of usage records.
+#[derive(Debug, Clone)]
+pub struct Usage {
+    /// Days that rows of `api_usage` are kept; 0 keeps them forever.
+    pub retention_days: u32,
+}
+
+/// Authentication and limits.
 #[derive(Debug, Clone)]
 pub struct Security {
     /// How long a token of `/auth/token` is valid.
     pub jwt_expiry: Duration,
-    /// The key that signs tokens; one that lives as long as the process when absent.
+    /// The private key that signs tokens; when absent, one is generated that lives as long as the process.
     pub jwt_private_key_file: Option<Utf8PathBuf>,
-    /// The most tokens that one token of `/auth/token` may spend, unless the key says otherwise.
+    /// The default token budget of a token of `/auth/token`; a key may override it.
     pub jwt_token_limit: u64,
     /// Whether requests need a credential.
     pub api_keys_enabled: bool,
@@ -182,12 +191,12 @@ pub struct Monitoring {
     pub enable_tracing: bool,
     /// The least severe level that is logged.
     pub log_level: tracing::Level,
-    /// Where logs go; standard output when absent.
+    /// The log file; standard output when absent.
     pub log_file: Option<Utf8PathBuf>,
 }
 
 impl Monitoring {
-    /// What programs of ours do that have no such section.
+    /// The defaults for programs without such a section.
     pub(crate) fn standard() -> Self {
         Self { enable_tracing: false, log_level: tracing::Level::INFO, log_file: None }
     }
@@ -215,18 +224,8 @@ pub enum ConfigError {
     },
 }
 
-/// Longer than two looks of the gateway, which looks every half second.
+/// Longer than two health checks of the gateway, which run every 500 ms.
 const LAME_DUCK: Duration = Duration::from_millis(1200);
-
-/// Reads a YAML file of at most so many bytes, strictly. The error is a sentence.
-pub(crate) fn read_yaml<T: serde::de::DeserializeOwned>(file: &Utf8Path, most: u64) -> Result<T, String> {
-    let length = std::fs::metadata(file).map_err(|error| error.to_string())?.len();
-    if length > most {
-        return Err(format!("it has {length} bytes, more than {most}"));
-    }
-    let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
-    serde_yaml::from_str(&text).map_err(|error| error.to_string())
-}
 
 /// The largest configuration file.
 const MAX_FILE: u64 = 1 << 20;
@@ -248,7 +247,7 @@ impl Config {
         let root = document.root();
         let textnlp = root.section("textnlp");
         if !root.has("textnlp") {
-            root.wrong("textnlp", "is missing", Some("everything stands under the key `textnlp:`".to_owned()));
+            root.wrong("textnlp", "is missing", Some("all settings are under the key `textnlp:`".to_owned()));
         }
         root.finish();
         let phase = textnlp.word("phase", PHASES).unwrap_or(Phase::Development);
@@ -258,9 +257,10 @@ impl Config {
             phase,
             region: textnlp.text("region").unwrap_or_else(|| "local".into()),
             site: textnlp.text("site").unwrap_or_else(|| "here".into()),
-            api: api(textnlp.section("api"), metrics_port, phase),
+            api: api(textnlp.section("api"), metrics_port),
             models: models(textnlp.section("models")),
             database: database::database(textnlp.section("database")),
+            usage: usage(textnlp.section("usage")),
             security: security(textnlp.section("security"), phase),
             monitoring,
             watch: watch(textnlp.section("replication")),
@@ -268,8 +268,8 @@ impl Config {
         if textnlp.has("redis") {
             textnlp.wrong(
                 "redis",
-                "comes with a later release",
-                Some("leave it out: one replica's cache is in memory".to_owned()),
+                "is not supported in this version",
+                Some("omit it: one replica's cache is in memory".to_owned()),
             );
         }
         textnlp.finish();
@@ -278,18 +278,18 @@ impl Config {
     }
 }
 
-/// `replication.watch`: the socket of the site's watch.
+/// `replication.watch`: the control socket of the site agent.
 fn watch(section: Section<'_>) -> Option<Address> {
     let watch = section.parsed::<Address>("watch");
     section.finish();
     watch
 }
 
-fn api(section: Section<'_>, metrics_port: Option<u64>, phase: Phase) -> Api {
+fn api(section: Section<'_>, metrics_port: Option<u64>) -> Api {
     let host = section.text("host");
     let port = section.integer("port", 0..=65535);
     if section.has("listen") && (host.is_some() || port.is_some()) {
-        section.wrong("listen", "stands beside `host` or `port`", Some("write one or the other".to_owned()));
+        section.wrong("listen", "cannot be combined with `host` or `port`", Some("use one or the other".to_owned()));
     }
     let host = host.unwrap_or_else(|| "0.0.0.0".into());
     let listen =
@@ -309,7 +309,7 @@ fn api(section: Section<'_>, metrics_port: Option<u64>, phase: Phase) -> Api {
         if !sane || axum::http::HeaderValue::from_str(origin).is_err() {
             section.wrong(
                 "cors_origins",
-                format!("holds `{origin}`, which is no origin"),
+                format!("has `{origin}`, which is not an origin"),
                 Some("like `https://app.example.com`".to_owned()),
             );
         }
@@ -327,7 +327,7 @@ fn api(section: Section<'_>, metrics_port: Option<u64>, phase: Phase) -> Api {
         max_connections: section.integer("max_connections", 1..=1_000_000).unwrap_or(20_000) as usize,
         max_tokens: section.integer("max_tokens", 1..=1_000_000).unwrap_or(4096) as usize,
         cors_origins,
-        docs: section.flag("docs").unwrap_or(true) && !phase.is_production(),
+        docs: section.flag("docs").unwrap_or(true),
         lame_duck: section.parsed::<Span>("lame_duck").map_or(LAME_DUCK, |span| span.0),
         drain: Duration::from_secs(section.integer("drain_seconds", 0..=3600).unwrap_or(30)),
         require_https: section.flag("require_https").unwrap_or(false),
@@ -353,11 +353,11 @@ fn models(section: Section<'_>) -> Models {
             if name.is_empty() || name.len() > 128 || !name.chars().all(sane) {
                 item.wrong(
                     "name",
-                    format!("`{name}` is no model name"),
+                    format!("`{name}` is not a valid model name"),
                     Some("letters, digits and . _ : / @ - (at most 128)".to_owned()),
                 );
             } else if serve.iter().any(|model| model.name == *name) {
-                item.wrong("name", format!("`{name}` is served already"), None);
+                item.wrong("name", format!("`{name}` is duplicated"), None);
             }
         }
         if let (Some(name), Some(path)) = (name, path) {
@@ -373,13 +373,13 @@ fn models(section: Section<'_>) -> Models {
                 Some(word) => format!("did you mean `{word}`?"),
                 None => format!("`serve` lists: {}", names.join(", ")),
             };
-            section.wrong(key, format!("names `{name}`, which `serve` does not list"), hint);
+            section.wrong(key, format!("names `{name}`, which is not in `serve`"), hint);
         }
     };
     if serve.is_empty() {
         section.wrong(
             "serve",
-            "lists no model",
+            "has no model",
             Some("serve: [ { name: textnlp-tiny, path: /models/textnlp-tiny } ]".to_owned()),
         );
     }
@@ -403,6 +403,12 @@ fn models(section: Section<'_>) -> Models {
     models
 }
 
+fn usage(section: Section<'_>) -> Usage {
+    let usage = Usage { retention_days: section.integer("retention_days", 0..=36_500).unwrap_or(400) as u32 };
+    section.finish();
+    usage
+}
+
 fn security(section: Section<'_>, phase: Phase) -> Security {
     section.word("jwt_algorithm", &[("RS256", ())]);
     let header = section.text("api_key_header").unwrap_or_else(|| "X-API-Key".into());
@@ -410,7 +416,7 @@ fn security(section: Section<'_>, phase: Phase) -> Security {
         section.wrong(
             "api_key_header",
             format!("cannot be `{header}`"),
-            Some("a header name of its own, like `X-API-Key`".to_owned()),
+            Some("choose a header name that is not in use, like `X-API-Key`".to_owned()),
         );
     }
     let security = Security {
@@ -434,7 +440,7 @@ fn security(section: Section<'_>, phase: Phase) -> Security {
         section.wrong(
             "jwt_private_key_file",
             "is missing",
-            Some("from pilot on, replicas sign with one key that outlives them".to_owned()),
+            Some("from phase pilot on, all replicas sign with one permanent key".to_owned()),
         );
     }
     section.finish();

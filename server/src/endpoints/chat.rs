@@ -1,4 +1,4 @@
-//! `/v1/chat/completions`, as OpenAI has it, for models that bring a chat template.
+//! `/v1/chat/completions` of OpenAI's API, for models with a chat template.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -13,9 +13,9 @@ use crate::chat::Message;
 use crate::error::ApiError;
 use crate::http::{Call, Fields};
 use crate::models::Ready;
-use crate::work::{self, Ask, Prompt, finish_reason};
+use crate::work::{self, GenerationParameters, Prompt, finish_reason};
 
-/// The most messages of one conversation.
+/// The maximum number of messages of one conversation.
 const MAX_MESSAGES: usize = 2048;
 
 pub(super) async fn chat(mut call: Call) -> Result<Response, ApiError> {
@@ -34,7 +34,7 @@ pub(super) async fn chat(mut call: Call) -> Result<Response, ApiError> {
     fields.finish()?;
     let model = call.model(model.as_deref()).await?;
     let prompt = Prompt::Rendered(render(&model, &messages)?);
-    let ask = Ask { prompt, max_tokens, sampling, stop, logprobs, ignore_end };
+    let ask = GenerationParameters { prompt, max_tokens, sampling, stop, logprobs, ignore_end };
     let mut running = work::start(&call.app, &call.record, &caller, model, ask).await.map_err(|error| {
         // The prompt of a chat is its messages.
         if error.param.as_deref() == Some("prompt") { error.param("messages") } else { error }
@@ -111,9 +111,9 @@ fn render(model: &Ready, messages: &[Message]) -> Result<String, ApiError> {
     let Some(template) = &model.chat else {
         let why = match &model.chat_problem {
             Some(problem) => format!("model `{}` has a chat template that cannot be read: {problem}", model.info.name),
-            None => format!("model `{}` has no chat template: it continues texts", model.info.name),
+            None => format!("model `{}` has no chat template: it only completes text", model.info.name),
         };
-        return Err(ApiError::invalid(why).param("model").hint("POST /v1/completions continues a text"));
+        return Err(ApiError::invalid(why).param("model").hint("use POST /v1/completions"));
     };
     template.render(messages).map_err(|error| {
         let reason = error.detail().map_or_else(|| error.to_string(), str::to_owned);
@@ -158,7 +158,7 @@ fn messages(fields: &Fields) -> Option<Vec<Message>> {
         };
         match content(item.get("content")) {
             Some(content) => messages.push(Message { role: role.to_owned(), content }),
-            None => fields.wrong(&format!("{at}.content"), "must be a text, or a list of parts of type `text`", None),
+            None => fields.wrong(&format!("{at}.content"), "must be a string, or a list of parts of type `text`", None),
         }
     }
     Some(messages)
@@ -200,14 +200,14 @@ fn max_tokens(fields: &Fields, app: &App) -> Option<usize> {
 
 fn unsupported(fields: &Fields) {
     sampling::neutral(fields);
-    fields.only("response_format", &[json!({ "type": "text" })], "answers are plain text");
-    fields.only("modalities", &[json!(["text"])], "answers are plain text");
-    fields.only("service_tier", &[json!("auto"), json!("default")], "there is one tier");
-    fields.only("tools", &[json!([])], "these models call no tools");
-    fields.only("tool_choice", &[json!("none"), json!("auto")], "these models call no tools");
-    fields.only("parallel_tool_calls", &[json!(true), json!(false)], "these models call no tools");
-    fields.only("functions", &[json!([])], "these models call no functions");
-    fields.only("function_call", &[json!("none"), json!("auto")], "these models call no functions");
-    fields.refuse(&["audio", "prediction", "web_search_options"], "answers are plain text");
-    fields.refuse(&["reasoning_effort", "verbosity"], "these models do not deliberate");
+    fields.only("response_format", &[json!({ "type": "text" })], "only plain text is supported");
+    fields.only("modalities", &[json!(["text"])], "only plain text is supported");
+    fields.only("service_tier", &[json!("auto"), json!("default")], "only one service tier is supported");
+    fields.only("tools", &[json!([])], "these models do not support tools");
+    fields.only("tool_choice", &[json!("none"), json!("auto")], "these models do not support tools");
+    fields.only("parallel_tool_calls", &[json!(true), json!(false)], "these models do not support tools");
+    fields.only("functions", &[json!([])], "these models do not support functions");
+    fields.only("function_call", &[json!("none"), json!("auto")], "these models do not support functions");
+    fields.refuse(&["audio", "prediction", "web_search_options"], "only plain text is supported");
+    fields.refuse(&["reasoning_effort", "verbosity"], "these models do not support reasoning");
 }

@@ -10,12 +10,12 @@ use super::streaming::{self, Moment};
 use crate::error::ApiError;
 use crate::http::{Call, Fields};
 use crate::models::Ready;
-use crate::work::{self, Ask, Prompt, finish_reason};
+use crate::work::{self, GenerationParameters, Prompt, finish_reason};
 
 /// OpenAI's default.
 const MAX_TOKENS: usize = 16;
 
-/// The most prompts of one request. More would let one request fill the queue.
+/// Maximum prompts per request: more would fill the queue.
 const MAX_PROMPTS: usize = 16;
 
 pub(super) async fn completions(mut call: Call) -> Result<Response, ApiError> {
@@ -26,7 +26,7 @@ pub(super) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     let logprobs = fields.integer("logprobs", 0..=5).map(|n| n as u8);
     let streamed = fields.flag("stream").unwrap_or(false);
     let with_usage = include_usage(&fields, streamed);
-    let ask = Ask {
+    let ask = GenerationParameters {
         prompt: Prompt::Tokens(Vec::new()),
         max_tokens: Some(sampling::max_tokens(&fields, "max_tokens", &call.app).unwrap_or(MAX_TOKENS)),
         sampling: sampling::sampling(&fields, 1.0),
@@ -35,15 +35,15 @@ pub(super) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         ignore_end: fields.flag("ignore_eos").unwrap_or(false),
     };
     sampling::neutral(&fields);
-    fields.only("best_of", &[json!(1)], "one answer is made, and that is it");
+    fields.only("best_of", &[json!(1)], "only one completion is generated");
     fields.only("echo", &[json!(false)], "the answer does not repeat the prompt");
-    fields.only("suffix", &[json!("")], "these models continue a text, they do not fill one in");
+    fields.only("suffix", &[json!("")], "these models do not support insertion");
     fields.finish()?;
     let model = call.model(model.as_deref()).await?;
     let several = prompts.len();
     let mut running = Vec::with_capacity(several);
     for (place, prompt) in prompts.into_iter().enumerate() {
-        let ask = Ask { prompt, ..ask.clone() };
+        let ask = GenerationParameters { prompt, ..ask.clone() };
         // Dropped with an error, those that are running already are cancelled.
         let begun = work::start(&call.app, &call.record, &caller, model.clone(), ask).await;
         running.push(begun.map_err(|error| placed(error, place, several))?);
@@ -117,7 +117,7 @@ fn choice(place: usize, text: &str, logprobs: Value, finish: Option<&str>) -> Va
     json!({ "index": place, "text": text, "logprobs": logprobs, "finish_reason": finish })
 }
 
-/// Says which of several prompts it was.
+/// Adds the index of the prompt to an error.
 fn placed(mut error: ApiError, place: usize, several: usize) -> ApiError {
     if several > 1 && error.param.as_deref() == Some("prompt") {
         error.message = format!("prompt {place}: {}", error.message);
@@ -126,7 +126,7 @@ fn placed(mut error: ApiError, place: usize, several: usize) -> ApiError {
     error
 }
 
-/// What all prompts of a request used together.
+/// The total usage of all prompts.
 #[derive(Default)]
 struct Usage {
     prompt: usize,
@@ -159,8 +159,8 @@ fn prompts(fields: &Fields) -> Option<Vec<Prompt>> {
             Some(Value::String(_) | Value::Array(_)) if list.len() > MAX_PROMPTS => {
                 fields.wrong(
                     "prompt",
-                    format!("holds {} prompts; one request may hold {MAX_PROMPTS}", list.len()),
-                    Some("send the rest in further requests"),
+                    format!("has {} prompts; one request may have {MAX_PROMPTS}", list.len()),
+                    Some("send the rest in more requests"),
                 );
                 return None;
             }
@@ -171,12 +171,12 @@ fn prompts(fields: &Fields) -> Option<Vec<Prompt>> {
         _ => None,
     };
     if prompts.is_none() {
-        fields.wrong("prompt", "must be a text, a list of token ids, or a list of several of one of these", None);
+        fields.wrong("prompt", "must be a string, a list of token ids, or a list of either", None);
     }
     prompts
 }
 
-/// At least one: a list of nothing is a mistake, an empty text is not.
+/// A list of token ids. An empty list is an error, an empty text is not.
 fn ids(list: &[Value]) -> Option<Vec<u32>> {
     if list.is_empty() {
         return None;
@@ -192,22 +192,22 @@ pub(super) fn include_usage(fields: &Fields, streamed: bool) -> bool {
         return false;
     };
     if !streamed {
-        fields.wrong("stream_options", "is only for `stream: true`", None);
+        fields.wrong("stream_options", "requires `stream: true`", None);
     }
     if let Some(other) = options.keys().find(|key| !matches!(key.as_str(), "include_usage" | "include_obfuscation")) {
         fields.wrong(
             "stream_options",
-            format!("holds `{}`, which is not known", other.chars().take(64).collect::<String>()),
+            format!("has the unknown key `{}`", other.chars().take(64).collect::<String>()),
             None,
         );
     }
     if options.get("include_obfuscation").is_some_and(|value| value != &json!(false)) {
-        fields.wrong("stream_options", "asks for obfuscation, which is not done here", None);
+        fields.wrong("stream_options", "requests obfuscation, which is not supported", None);
     }
     options.get("include_usage").and_then(Value::as_bool).unwrap_or(false)
 }
 
-/// Log-probabilities in the shape of completions, with each token's place in the text.
+/// Log-probabilities in the completions format, with each token's text offset.
 #[derive(Default)]
 struct Logprobs {
     offset: usize,

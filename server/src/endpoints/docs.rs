@@ -1,19 +1,20 @@
-//! `/openapi.json` and `/docs`: the description of the interface, and a page that shows it without loading anything from elsewhere.
+//! `/openapi.json` and `/docs`: the API description, and a page that renders it without external resources.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::app::App;
 use crate::error::ApiError;
+use crate::http::Call;
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
-/// The document, with this server's version and limits.
-pub(super) async fn openapi(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+/// The document, with this server's version and limits. In production phases it requires a valid key.
+pub(super) async fn openapi(call: Call) -> Result<Response, ApiError> {
+    let app = &call.app;
+    if app.config.phase.is_production() {
+        call.enter_any().await?;
+    }
     let mut document: Value = serde_json::from_str(DOCUMENT).map_err(|error| {
         tracing::error!(%error, "the OpenAPI document is broken");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the document is broken")

@@ -12,7 +12,7 @@ use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::http::{Call, Fields};
 use crate::models::Ready;
-use crate::work::{self, Ask, Prompt, Running, finish_reason};
+use crate::work::{self, GenerationParameters, Prompt, Running, finish_reason};
 
 /// Tokens of an answer whose request names no number.
 const MAX_TOKENS: usize = 256;
@@ -36,7 +36,7 @@ async fn posted(mut call: Call, form: Form) -> Result<Response, ApiError> {
     answer(call, caller, wanted).await
 }
 
-/// How an answer was asked for.
+/// The requested response format.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// In one piece, unless `stream` is true.
@@ -45,14 +45,14 @@ pub(super) enum Form {
     Stream,
 }
 
-/// What a request asks for.
+/// A parsed request.
 pub(super) struct Wanted {
     model: Option<String>,
-    ask: Ask,
+    ask: GenerationParameters,
     streamed: bool,
 }
 
-/// Reads a request, and refuses it for anything that is wrong with it.
+/// Parses and validates a request.
 pub(super) fn read(fields: &Fields, app: &App, form: Form) -> Result<Wanted, ApiError> {
     let always_stream = form == Form::Stream;
     let prompt = fields.needed("prompt", fields.text("prompt").map(str::to_owned)).unwrap_or_default();
@@ -60,9 +60,9 @@ pub(super) fn read(fields: &Fields, app: &App, form: Form) -> Result<Wanted, Api
     let logprobs = fields.integer("logprobs", 0..=20).map(|n| n as u8);
     let streamed = fields.flag("stream").unwrap_or(always_stream);
     if always_stream && !streamed {
-        fields.wrong("stream", "is false", Some("POST /v1/generate answers in one piece"));
+        fields.wrong("stream", "is false", Some("POST /v1/generate does not stream; use POST /v1/stream"));
     }
-    let ask = Ask {
+    let ask = GenerationParameters {
         prompt: Prompt::Text(prompt),
         max_tokens: Some(
             sampling::max_tokens(fields, "max_tokens", app).unwrap_or(MAX_TOKENS.min(app.config.api.max_tokens)),
@@ -148,7 +148,7 @@ fn piece(model: &Ready, token: &Token, logprobs: bool) -> String {
     if token.text.is_empty() { String::new() } else { streaming::named("token", &json!({ "text": token.text })) }
 }
 
-/// Tokens used, by OpenAI's words.
+/// Token usage in OpenAI's format.
 pub(super) fn usage(done: &Done) -> Value {
     json!({
         "prompt_tokens": done.prompt_tokens,

@@ -11,6 +11,7 @@ mod streaming;
 mod tickets;
 mod token;
 mod tokenize;
+mod usage;
 mod validate;
 
 use std::sync::Arc;
@@ -39,7 +40,8 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/tokenize", post(tokenize::tokenize))
-        .route("/v1/validate", post(validate::validate));
+        .route("/v1/validate", post(validate::validate))
+        .route("/v1/usage", get(usage::usage));
     if app.config.api.docs {
         routes = routes
             .route("/openapi.json", get(docs::openapi))

@@ -1,4 +1,4 @@
-//! `/v1/models` and `/v1/models/{id}`: OpenAI's shape, and what else there is to know.
+//! `/v1/models` and `/v1/models/{id}`: OpenAI's format with additional fields.
 
 use axum::Json;
 use axum::extract::Path;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::config::{Model, Weights};
 use crate::error::ApiError;
 use crate::http::Call;
-use crate::models::Standing;
+use crate::models::ModelState;
 
 /// All models.
 pub(super) async fn list(call: Call) -> Result<Json<Value>, ApiError> {
@@ -28,7 +28,7 @@ pub(super) async fn one(id: Result<Path<String>, PathRejection>, call: Call) -> 
     }
 }
 
-fn describe(call: &Call, model: &Model, standing: &Standing) -> Value {
+fn describe(call: &Call, model: &Model, standing: &ModelState) -> Value {
     let mut shown = json!({
         "id": model.name,
         "object": "model",
@@ -36,10 +36,10 @@ fn describe(call: &Call, model: &Model, standing: &Standing) -> Value {
         "owned_by": "textnlp",
         "default": model.name == call.app.models.default_name(),
         "state": match standing {
-            Standing::Idle => "not loaded",
-            Standing::Loading(_) => "loading",
-            Standing::Ready(_) => "ready",
-            Standing::Failed(_) => "failed",
+            ModelState::Idle => "not loaded",
+            ModelState::Loading(_) => "loading",
+            ModelState::Ready(_) => "ready",
+            ModelState::Failed(_) => "failed",
         },
         "quantize": model.quantize.map(|weights| match weights {
             Weights::F32 => "f32",
@@ -47,10 +47,10 @@ fn describe(call: &Call, model: &Model, standing: &Standing) -> Value {
             Weights::Q8_0 => "q8_0",
         }),
     });
-    if let Standing::Failed(why) = standing {
+    if let ModelState::Failed(why) = standing {
         shown["reason"] = json!(why);
     }
-    if let Standing::Ready(ready) = standing {
+    if let ModelState::Ready(ready) = standing {
         let shape = &ready.info.architecture;
         shown["details"] = json!({
             "family": shape.family,

@@ -12,10 +12,10 @@ use serde_json::json;
 use crate::app::App;
 use crate::ready::{self, Verdict};
 
-/// How long the database may take to say that it is there.
-const DATABASE_WITHIN: Duration = Duration::from_secs(1);
+/// Timeout of the database check.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Alive. Asks nobody, so it also answers while everything else is busy.
+/// Liveness. Depends on nothing else, so it also answers under load.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let config = &app.config;
     let process = crate::metrics::process();
@@ -40,8 +40,8 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 
 /// Whether requests can be sent here.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
-    // Whoever asks waits for two or three seconds, and the verdict is not about it.
-    let asked = tokio::time::timeout(DATABASE_WITHIN, app.store.check()).await;
+    // Clients wait two or three seconds, and the verdict does not depend on the database.
+    let asked = tokio::time::timeout(DATABASE_TIMEOUT, app.store.check()).await;
     let database = if matches!(asked, Ok(Ok(()))) { "ok" } else { "unavailable" };
     let verdict = ready::verdict(&app).await;
     app.leaving.asked(verdict == Verdict::Draining);
@@ -60,6 +60,6 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// Everything that is measured.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.metrics.text(&app.engine.stats(), app.usage.lost());
-    ([(header::CONTENT_TYPE, crate::metrics::OPENMETRICS)], text).into_response()
+    let text = app.metrics.text(&app.engine.stats(), app.usage.lost(), app.audit.lost());
+    ([(header::CONTENT_TYPE, textnlp_process::OPENMETRICS)], text).into_response()
 }

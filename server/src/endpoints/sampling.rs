@@ -21,7 +21,7 @@ pub(super) fn sampling(fields: &Fields, temperature: f64) -> Sampling {
         repetition_penalty: fields.number("repetition_penalty", 0.1..=10.0).unwrap_or(1.0) as f32,
         presence_penalty: fields.number("presence_penalty", -2.0..=2.0).unwrap_or(0.0) as f32,
         frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0).unwrap_or(0.0) as f32,
-        // JSON numbers are exact up to 2^53: a seed that is told to the client must survive its parser.
+        // JSON numbers are exact up to 2^53: a reported seed must survive the client's parser.
         seed: fields
             .integer("seed", i64::MIN..=i64::MAX)
             .map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 11, |seed| seed as u64),
@@ -32,25 +32,25 @@ pub(super) fn sampling(fields: &Fields, temperature: f64) -> Sampling {
 pub(super) fn stops(fields: &Fields) -> Vec<String> {
     let stops = fields.texts("stop", MAX_STOPS).unwrap_or_default();
     if stops.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP) {
-        fields.wrong("stop", format!("holds a text that is empty or longer than {MAX_STOP} bytes"), None);
+        fields.wrong("stop", format!("has a string that is empty or longer than {MAX_STOP} bytes"), None);
     }
     stops
 }
 
-/// A number of tokens within what the server allows.
+/// A token count within the server's limit.
 pub(super) fn max_tokens(fields: &Fields, name: &'static str, app: &App) -> Option<usize> {
     fields.integer(name, 1..=app.config.api.max_tokens as i64).map(|most| most as usize)
 }
 
-/// Fields that all endpoints take and that change nothing.
+/// Fields that all endpoints accept without effect.
 pub(super) fn neutral(fields: &Fields) {
     fields.neutral(&["user", "metadata", "safety_identifier", "prompt_cache_key"]);
-    fields.only("n", &[json!(1)], "one answer per request: send the request again for another");
+    fields.only("n", &[json!(1)], "only one completion per request is supported");
     fields.only("store", &[json!(false)], "answers are not stored");
-    fields.only("logit_bias", &[json!({})], "logits cannot be biased one by one");
+    fields.only("logit_bias", &[json!({})], "logit bias is not supported");
 }
 
-/// One token as text; what is not whole UTF-8 has replacement characters, its `bytes` are exact.
+/// One token as text; incomplete UTF-8 becomes replacement characters, its `bytes` are exact.
 pub(super) fn spelled(model: &Ready, id: u32) -> String {
     let bytes = model.info.tokenizer.bytes(id);
     if bytes.is_empty() {

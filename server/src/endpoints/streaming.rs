@@ -14,25 +14,25 @@ use textnlp_inference::engine::{Done, Event, Token};
 use crate::error::ApiError;
 use crate::models::Ready;
 use crate::record::Record;
-use crate::work::{Running, broke_off};
+use crate::work::{Running, interrupted};
 
-/// What there is to say.
+/// An event of a stream.
 pub(super) enum Moment<'a> {
-    /// The answer begins.
+    /// The answer starts.
     Begin,
-    /// A token came.
+    /// A token.
     Token(&'a Ready, &'a Token),
     /// The answer is complete.
     Done(&'a Done),
-    /// The answer failed after it had begun.
+    /// The answer failed after it started.
     Failed(ApiError),
 }
 
-/// So often something is sent, so that nobody between here and the client takes the silence for an end.
+/// Interval of keep-alive comments, so that proxies do not close a silent stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Streams an answer in the words of `say` (empty words are not sent). The status waits for the first event: a refusal that
-/// comes from the queue is still a refusal.
+/// Streams an answer as formatted by `say` (empty texts are skipped). The status is sent with the first event: a
+/// rejection by the queue still gets its error status.
 pub(super) async fn respond(
     running: Running,
     mut say: impl FnMut(Moment<'_>) -> String + Send + 'static,
@@ -40,18 +40,19 @@ pub(super) async fn respond(
     respond_all(vec![running], move |_, moment| say(moment)).await
 }
 
-/// Streams several answers as they come, each moment with its answer's place. All end when one fails, and when the client leaves.
+/// Streams several answers, each event with its answer's index. All end when one fails, and when the client
+/// disconnects.
 pub(super) async fn respond_all(
     running: Vec<Running>,
     mut say: impl FnMut(usize, Moment<'_>) -> String + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let Some(one) = running.first() else { return Err(broke_off()) };
+    let Some(one) = running.first() else { return Err(interrupted()) };
     let (model, record) = (one.model.clone(), one.record.clone());
     let left = running.len();
     let mut events = merge(running);
     let first = match events.next().await {
         Some((_, Some(Event::Failed(failure)))) => return Err(failure.into()),
-        Some((_, None)) | None => return Err(broke_off()),
+        Some((_, None)) | None => return Err(interrupted()),
         Some(event) => event,
     };
     let begin = say(0, Moment::Begin);
@@ -75,10 +76,10 @@ pub(super) async fn respond_all(
     Ok(response)
 }
 
-/// Events of several answers with their places; `None` when an answer broke off.
+/// Events of several answers with their indices; `None` when an answer was interrupted.
 type Events = BoxStream<'static, (usize, Option<Event>)>;
 
-/// Dropped, it cancels what is still running.
+/// Dropping it cancels all running generations.
 fn merge(running: Vec<Running>) -> Events {
     let each = running.into_iter().enumerate().map(|(place, one)| {
         futures::stream::unfold(Some(one.events), move |events| async move {
@@ -96,7 +97,7 @@ struct Stream<S> {
     events: Events,
     waiting: Option<(usize, Option<Event>)>,
     model: Arc<Ready>,
-    /// Kept, so that the request's record is written only after the answer.
+    /// Held so that the request's record is written only after the answer.
     record: Arc<Record>,
     /// Answers that have not ended.
     left: usize,
@@ -104,7 +105,7 @@ struct Stream<S> {
 }
 
 impl<S: FnMut(usize, Moment<'_>) -> String> Stream<S> {
-    /// The next words, and whether they are the last.
+    /// The next text, and whether it is the last.
     async fn next(&mut self) -> (String, bool) {
         let event = match self.waiting.take() {
             Some(event) => Some(event),
@@ -120,8 +121,8 @@ impl<S: FnMut(usize, Moment<'_>) -> String> Stream<S> {
                 ((self.say)(place, Moment::Done(&done)), self.left == 0)
             }
             Some((place, Some(Event::Failed(failure)))) => (self.failed(place, failure.into()), true),
-            Some((place, None)) => (self.failed(place, broke_off()), true),
-            None => (self.failed(0, broke_off()), true),
+            Some((place, None)) => (self.failed(place, interrupted()), true),
+            None => (self.failed(0, interrupted()), true),
         }
     }
 
@@ -141,5 +142,5 @@ pub(super) fn named(name: &str, value: &Value) -> String {
     format!("event: {name}\ndata: {value}\n\n")
 }
 
-/// OpenAI's last word.
+/// The end marker of OpenAI's streams.
 pub(super) const END: &str = "data: [DONE]\n\n";

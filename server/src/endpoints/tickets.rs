@@ -1,5 +1,5 @@
-//! Tickets for `GET /v1/stream`: a browser's `EventSource` can send no header, and a key has no business in an address. So whoever has a
-//! credential takes a ticket for one stream and hands its address on.
+//! Tickets for `GET /v1/stream`: a browser's `EventSource` cannot send headers, and a key must not be in a URL. So a
+//! client with a credential gets a ticket for one stream and passes its URL on.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use textnlp_store::{StoreError, StreamTicket, TooManyTickets, now_ms};
 
 use super::generate::{self, Form};
 use crate::auth::{self, ticket};
-use crate::database::{self, StoreError, StreamTicket, TooManyTickets, now_ms};
 use crate::error::ApiError;
 use crate::http::{Call, Fields};
 
@@ -18,19 +18,19 @@ use crate::http::{Call, Fields};
 const LIFE: Duration = Duration::from_secs(60);
 
 /// Tickets of one key at once.
-const MOST: u32 = 64;
+const MAX_TICKETS: u32 = 64;
 
-/// The largest request that a ticket keeps; longer ones are POSTed.
+/// The largest request that a ticket stores, in bytes; longer ones must be POSTed.
 const MAX_BODY: usize = 64 << 10;
 
-/// Gives a ticket, for the request in the body or for one that the query will bring.
+/// Issues a ticket, for the request in the body or for one in the later query.
 pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
     let caller = call.enter("generate").await?;
     let mut body = None;
     if call.has_body() {
         let fields = call.fields().await?;
         if !fields.is_empty() {
-            // What is wrong with it is said now, to somebody who can read it: `EventSource` shows no refusals.
+            // Validated now, because `EventSource` cannot show errors.
             generate::read(&fields, &call.app, Form::Stream)?;
             body = Some(fields.to_text());
         }
@@ -39,12 +39,13 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
         return Err(ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "request_too_large",
-            format!("a ticket keeps requests of up to {MAX_BODY} bytes"),
+            format!("a ticket supports requests of up to {MAX_BODY} bytes"),
         )
-        .hint("POST /v1/stream takes long ones"));
+        .hint("use POST /v1/stream for larger requests"));
     }
     let app = &call.app;
-    let broken = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "no ticket could be made");
+    let broken =
+        |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the ticket could not be created");
     let text = ticket::generate().map_err(broken)?;
     let sha256 = ticket::digest(&text).unwrap_or_default();
     let body = body.map(|body| ticket::seal(&text, body.into_bytes())).transpose().map_err(broken)?;
@@ -54,12 +55,14 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
         expires = expires.min(token.expires_at_ms);
     }
     let kept = StreamTicket { user: caller.user, tenant: caller.tenant, token: caller.token, body };
-    let put = database::change(StoreError::passes, || app.store.put_ticket(&sha256, &kept, expires, MOST, now));
+    let put = textnlp_store::change(StoreError::passes, || {
+        app.store.tenant(&kept.tenant).put_ticket(&sha256, &kept, expires, MAX_TICKETS, now)
+    });
     put.await?.map_err(|TooManyTickets { until_ms }| {
         ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
             "too_many_tickets",
-            format!("this key has {MOST} tickets that are not used"),
+            format!("this key has {MAX_TICKETS} unused tickets"),
         )
         .hint("use them, or let them expire")
         .retry_after(Duration::from_millis((until_ms - now).max(0) as u64))
@@ -86,7 +89,7 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
     let Some(text) = text else { return Err(query.finish().err().unwrap_or_else(refused)) };
     let sha256 = ticket::digest(&text).ok_or_else(refused)?;
     let app = call.app.clone();
-    let kept = database::read(|| app.store.ticket(&sha256, now_ms())).await?.ok_or_else(refused)?;
+    let kept = textnlp_store::read(|| app.store.ticket(&sha256, now_ms())).await?.ok_or_else(refused)?;
     let caller = auth::with_ticket(&app, &call.headers, &kept).await?.ok_or_else(refused)?;
     call.record.caller(&caller);
     caller.allow("generate")?;
@@ -94,24 +97,25 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
         None => query,
         Some(sealed) => {
             // The ticket's request is the whole request.
-            query.finish().map_err(|error| error.hint("this ticket was given for a request of its own"))?;
+            query.finish().map_err(|error| error.hint("this ticket already contains its request"))?;
             let body = ticket::open(&text, sealed).map_err(|_| refused())?;
             Fields::new(serde_json::from_slice(&body).map_err(|_| refused())?)?
         }
     };
     // A mistake in the query does not cost the ticket.
     let wanted = generate::read(&fields, &app, Form::Stream)?;
-    // The request was counted when the ticket was given.
-    let spend = database::change(StoreError::passes, || app.store.spend_ticket(&sha256, now_ms()));
+    // The request was counted when the ticket was issued.
+    let spend =
+        textnlp_store::change(StoreError::passes, || app.store.tenant(&caller.tenant).spend_ticket(&sha256, now_ms()));
     if !spend.await? {
         return Err(refused());
     }
     generate::answer(call, caller, wanted).await
 }
 
-/// One answer for all: used, expired, and never given.
+/// The same error for used, expired, and unknown tickets.
 fn refused() -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, "invalid_ticket", "this ticket is not valid").hint(
-        "a ticket is good for one stream within a minute: POST /v1/stream/tickets with your API key gives another",
+        "a ticket is valid for one stream within a minute: get another with POST /v1/stream/tickets and your API key",
     )
 }

@@ -8,11 +8,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use textnlp_store::{Action, StoreError};
 
 use crate::allowance;
 use crate::app::App;
 use crate::auth;
-use crate::database::{self, StoreError};
 use crate::error::ApiError;
 use crate::http::Call;
 
@@ -30,19 +30,23 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
         fields.finish()?;
     }
     let app = &call.app;
-    let key = auth::with_key(app, text.as_deref().unwrap_or_default()).await?;
+    let key = auth::with_key(app, text.as_deref().unwrap_or_default()).await.inspect_err(|error| {
+        if auth::is_refusal(error) {
+            app.audit.refused(Action::SignIn, error.code, call.origin());
+        }
+    })?;
     let caller = auth::caller(app, &key, None);
     call.record.caller(&caller);
     allowance::take_request(app, &caller).await.map_err(|(error, _)| error)?;
     let most = key.token_limit.unwrap_or(app.config.security.jwt_token_limit);
     if token_limit.is_some_and(|limit| limit > most) {
-        return Err(ApiError::invalid(format!("`token_limit` is more than this key may give, which is {most}"))
+        return Err(ApiError::invalid(format!("`token_limit` exceeds the limit of this key, which is {most}"))
             .param("token_limit"));
     }
     let mut expiry = expires_in.map_or(app.signer.expiry(), Duration::from_secs);
     if let Some(end) = key.expires_at {
         // A token does not outlive its key.
-        expiry = expiry.min(Duration::from_millis((end - crate::database::now_ms()).max(1000) as u64));
+        expiry = expiry.min(Duration::from_millis((end - textnlp_store::now_ms()).max(1000) as u64));
     }
     let (token, claims) =
         app.signer.issue(&key.public_id, &key.tenant, token_limit.unwrap_or(most), expiry).map_err(|error| {
@@ -50,7 +54,9 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the token could not be signed")
         })?;
     let open = || app.store.open_budget(&claims.jti, claims.token_limit, claims.exp as i64 * 1000);
-    database::change(StoreError::may_be_repeated, open).await?;
+    textnlp_store::change(StoreError::may_be_repeated, open).await?;
+    app.audit.key_used(&key.public_id, &key.tenant, call.origin());
+    app.audit.signed_in(&key.public_id, &key.tenant, call.origin());
     Ok(Json(json!({
         "token": token,
         "access_token": token,
@@ -72,7 +78,7 @@ fn key_in_headers(app: &App, headers: &HeaderMap) -> Option<String> {
 
 /// The public keys.
 pub(super) async fn jwks(State(app): State<Arc<App>>) -> Response {
-    // One that cannot be read now is shown as it was last known.
+    // If the store is unavailable, the last known keys are shown.
     if let Ok(verifiers) = app.store.verifiers().await {
         app.signer.learn(&verifiers);
     }

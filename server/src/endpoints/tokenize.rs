@@ -12,7 +12,7 @@ pub(super) async fn tokenize(mut call: Call) -> Result<Json<Value>, ApiError> {
     let fields = call.fields().await?;
     let (text, prompt) = (fields.text("text"), fields.text("prompt"));
     if text.is_some() && prompt.is_some() {
-        fields.wrong("prompt", "stands beside `text`", Some("they are two names of one field"));
+        fields.wrong("prompt", "cannot be combined with `text`", Some("they are two names of one field"));
     }
     let text = text.or(prompt).map(str::to_owned);
     let tokens = fields.get("tokens").cloned();
@@ -22,8 +22,8 @@ pub(super) async fn tokenize(mut call: Call) -> Result<Json<Value>, ApiError> {
         tokens.as_array()?.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
     });
     match (&text, &tokens) {
-        (None, None) => fields.wrong("text", "is missing", Some("send `text`, or `tokens` for the way back")),
-        (Some(_), Some(_)) => fields.wrong("tokens", "stands beside `text`", Some("send one of them")),
+        (None, None) => fields.wrong("text", "is missing", Some("send `text` to tokenize, or `tokens` to decode")),
+        (Some(_), Some(_)) => fields.wrong("tokens", "cannot be combined with `text`", Some("send one of them")),
         (None, Some(_)) if ids.is_none() => fields.wrong("tokens", "must be a list of token ids", None),
         _ => {}
     }

@@ -1,4 +1,4 @@
-//! `/v1/validate`: how close a text is to what was wanted.
+//! `/v1/validate`: the similarity of a text to a reference.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -13,7 +13,7 @@ const METRICS: &[&str] = &["bleu", "rouge1", "rouge2", "rougeL"];
 /// The most references.
 const MAX_REFERENCES: usize = 16;
 
-/// ROUGE-L compares every word with every word: this many pairs of letters are about a second's work.
+/// ROUGE-L compares every pair of words: this product of lengths takes about a second.
 const MAX_PRODUCT: usize = 400_000_000;
 
 pub(super) async fn validate(mut call: Call) -> Result<Json<Value>, ApiError> {
@@ -34,7 +34,7 @@ pub(super) async fn validate(mut call: Call) -> Result<Json<Value>, ApiError> {
         let shown: String = other.chars().take(64).collect();
         fields.wrong(
             "metrics",
-            format!("holds `{shown}`, which is not known"),
+            format!("has the unknown metric `{shown}`"),
             Some("bleu, rouge, rouge1, rouge2, rougeL"),
         );
     }
@@ -48,7 +48,7 @@ pub(super) async fn validate(mut call: Call) -> Result<Json<Value>, ApiError> {
     if let Some(value) = fields.number("smoothing_value", 0.0..=1000.0) {
         match smoothing.with(value) {
             Some(with) => smoothing = with,
-            None => fields.wrong("smoothing_value", "is only for `floor` and `add-k`", None),
+            None => fields.wrong("smoothing_value", "requires the method `floor` or `add-k`", None),
         }
     }
     let options = BleuOptions {
@@ -64,13 +64,13 @@ pub(super) async fn validate(mut call: Call) -> Result<Json<Value>, ApiError> {
     if metrics.iter().any(|metric| metric == "rougeL") && cost > MAX_PRODUCT {
         return Err(ApiError::invalid("the texts are too long for ROUGE-L")
             .param("candidate")
-            .hint("shorten them, or leave `rougeL` out of `metrics`"));
+            .hint("shorten them, or remove `rougeL` from `metrics`"));
     }
-    // On a thread of its own, few at a time: long texts must not hold up the answers of others.
+    // On a separate thread, limited in number: long texts must not delay other answers.
     let gone = || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the server is shutting down");
     let permit = call.app.tokenizing.clone().acquire_owned().await.map_err(|_| gone())?;
     let work = move || {
-        // The thread goes on when its client has left.
+        // The thread continues after its client disconnected.
         let _permit = permit;
         score(&candidate, &references, &metrics, options)
     };

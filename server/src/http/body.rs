@@ -46,7 +46,7 @@ pub(crate) async fn read_fields(app: &App, headers: &HeaderMap, body: Body) -> R
     }
     let bytes = read(app, headers, body).await?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
-        ApiError::invalid(format!("the body is not UTF-8: byte {} is wrong", error.valid_up_to()))
+        ApiError::invalid(format!("the body is not UTF-8: byte {} is invalid", error.valid_up_to()))
             .hint("send JSON in UTF-8")
     })?;
     if text.trim().is_empty() {
@@ -56,9 +56,9 @@ pub(crate) async fn read_fields(app: &App, headers: &HeaderMap, body: Body) -> R
         match refused {
             Refused::Broken(error) => broken(text, &error),
             Refused::Twice { path, line, column } => {
-                ApiError::invalid(format!("`{path}` stands twice, again at line {line} column {column}"))
+                ApiError::invalid(format!("`{path}` is duplicated at line {line} column {column}"))
                     .param(path)
-                    .hint("each key of an object may stand once")
+                    .hint("each key of an object may appear once")
             }
         }
     })?)
@@ -95,7 +95,7 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiEr
             )
             .hint("send less, in several requests"))
         }
-        Ok(Err(None)) => Err(ApiError::invalid("the body ended early")),
+        Ok(Err(None)) => Err(ApiError::invalid("the body was incomplete")),
         Err(_) => {
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body took too long to arrive"))
         }
@@ -112,17 +112,17 @@ async fn discard(mut body: Body) {
             }
         }
     };
-    // Whether it finished makes no difference: the refusal is sent either way.
+    // The refusal is sent whether or not this finished.
     let _ = tokio::time::timeout(DISCARD_FOR, drain).await;
 }
 
-/// What is wrong with a text that is no JSON: where, and in which field.
+/// The error for a body that is not JSON, with the position and the field.
 fn broken(text: &str, error: &serde_json::Error) -> ApiError {
     let reason = error.to_string();
     let at =
         text.lines().take(error.line().saturating_sub(1)).map(|line| line.len() + 1).sum::<usize>() + error.column();
     let before = text.get(..at.min(text.len())).unwrap_or(text);
-    let mut answer = ApiError::invalid(format!("the body is no JSON: {reason}"));
+    let mut answer = ApiError::invalid(format!("the body is not valid JSON: {reason}"));
     if let Some(field) = field_before(before) {
         answer = answer.param(field);
     }
@@ -130,17 +130,17 @@ fn broken(text: &str, error: &serde_json::Error) -> ApiError {
     let value = text.get(start..).unwrap_or_default().trim_start();
     let not_finite = ["NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"].iter().any(|word| value.starts_with(word));
     if not_finite {
-        answer.hint("JSON has no NaN and no Infinity: leave the field out, or send a number")
+        answer.hint("JSON has no NaN and no Infinity: omit the field, or send a number")
     } else if reason.contains("recursion limit") {
-        answer.hint("it is nested deeper than 127 levels")
+        answer.hint("nest objects and arrays at most 127 levels deep")
     } else if reason.contains("number out of range") {
-        answer.hint("the number is too large for any computer here")
+        answer.hint("send a number below 1.8e308, the limit of a 64-bit float")
     } else {
         answer
     }
 }
 
-/// The key whose value was being read where a text ends.
+/// The key whose value was being read at the end of a text.
 fn field_before(text: &str) -> Option<String> {
     let colon = text.rfind("\":")?;
     let name = &text[..colon];
@@ -169,7 +169,7 @@ mod tests {
         check(r#"{"prompt":"a","temperature":NaN}"#, Some("temperature"), Some("NaN"));
         check(r#"{"prompt":"a","temperature": Infinity}"#, Some("temperature"), Some("NaN"));
         check(r#"{"prompt":"a","temperature": -Infinity}"#, Some("temperature"), Some("NaN"));
-        check(r#"{"prompt":"a","max_tokens":1e999}"#, Some("max_tokens"), Some("too large"));
+        check(r#"{"prompt":"a","max_tokens":1e999}"#, Some("max_tokens"), Some("1.8e308"));
         check("{\"prompt\":\"a\",\n\"max_tokens\":}", Some("max_tokens"), None);
         check("nonsense", None, None);
         check(&"[".repeat(200), None, Some("127 levels"));

@@ -1,5 +1,5 @@
-//! A request's JSON read strictly: each field is honoured, accepted because it is neutral, or refused by name. All mistakes of a
-//! request are found in one go; the first is named, the others are in its hint.
+//! Strict parsing of a request's JSON: each field is used, accepted because it is neutral, or rejected by name. All
+//! errors of a request are found at once; the message names the first, the hint the others.
 
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
@@ -26,8 +26,8 @@ impl Fields {
         }
     }
 
-    /// The pairs of a query. `prompt`, `model` and `stop` are texts whatever they look like; of the others numbers and `true` or `false` are
-    /// what they look like. A field that stands several times is a list.
+    /// The pairs of a query. `prompt`, `model` and `stop` are always strings; other values may be numbers or booleans.
+    /// A repeated field is a list.
     pub(crate) fn of_query(uri: &Uri) -> Result<Self, ApiError> {
         const TEXTS: [&str; 4] = ["prompt", "model", "stop", "ticket"];
         let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|_| {
@@ -139,7 +139,7 @@ impl Fields {
             Value::Array(list) => {
                 let texts: Vec<String> = list.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
                 if texts.len() < list.len() {
-                    self.wrong(name, "must hold texts only", None);
+                    self.wrong(name, "must contain strings only", None);
                     return None;
                 }
                 Some(texts)
@@ -151,12 +151,12 @@ impl Fields {
         }
     }
 
-    /// Fields that change nothing about the answer: any value is fine.
+    /// Fields that do not affect the answer: any value is accepted.
     pub(crate) fn neutral(&self, names: &[&'static str]) {
         self.known.borrow_mut().extend(names);
     }
 
-    /// Fields that are fine as long as they say what happens anyway.
+    /// Fields that are accepted only with values that match the actual behaviour.
     pub(crate) fn only(&self, name: &'static str, values: &[Value], why: &str) {
         if let Some(value) = self.get(name)
             && !values.contains(value)
@@ -165,7 +165,7 @@ impl Fields {
         }
     }
 
-    /// Fields that this server knows and does not do.
+    /// Known fields that are not supported.
     pub(crate) fn refuse(&self, names: &[&'static str], why: &str) {
         for name in names {
             if self.get(name).is_some() {
@@ -182,7 +182,7 @@ impl Fields {
         value
     }
 
-    /// Refuses the request if anything was wrong, unknown names included.
+    /// Rejects the request if anything was wrong, including unknown names.
     pub(crate) fn finish(&self) -> Result<(), ApiError> {
         let known = self.known.borrow();
         for name in self.map.keys() {

@@ -1,9 +1,7 @@
-//! HTTP: listeners, what surrounds every request, and reading its body.
+//! HTTP: the layers around every request, and reading its body.
 
 mod body;
 mod fields;
-mod guard;
-mod listen;
 mod strict;
 
 use std::panic::AssertUnwindSafe;
@@ -23,14 +21,15 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
 pub(crate) use fields::Fields;
-pub(crate) use listen::{Listener, Serving, bind_unix};
+
+use textnlp_store::rate::Left;
+use textnlp_store::{Action, Origin};
 
 use crate::allowance;
 use crate::app::App;
 use crate::auth::{self, Caller};
 use crate::error::{ApiError, ErrorCode};
 use crate::models::Ready;
-use crate::rate::Left;
 use crate::record::Record;
 
 /// The header that carries a request's id.
@@ -64,16 +63,39 @@ impl FromRequest<Arc<App>> for Call {
     }
 }
 
-/// What a caller has left of its rate, for the response's headers.
+/// The remaining rate of a caller, for the response's headers.
 #[derive(Clone, Copy)]
 struct RateHeaders(Left);
 
 impl Call {
-    /// Lets in who may do it: credential, tenant, scope, rate.
+    /// Authorizes the caller: credential, tenant, scope, rate.
     pub(crate) async fn enter(&self, scope: &str) -> Result<Caller, ApiError> {
-        let caller = auth::authenticate(&self.app, &self.headers).await?;
-        self.record.caller(&caller);
+        let caller = self.identify().await?;
         caller.allow(scope)?;
+        self.take_request(caller).await
+    }
+
+    /// Authorizes any authenticated caller, whatever its scopes.
+    pub(crate) async fn enter_any(&self) -> Result<Caller, ApiError> {
+        let caller = self.identify().await?;
+        self.take_request(caller).await
+    }
+
+    async fn identify(&self) -> Result<Caller, ApiError> {
+        let caller = auth::authenticate(&self.app, &self.headers).await.inspect_err(|error| {
+            if auth::is_refusal(error) {
+                self.app.audit.refused(Action::Authenticate, error.code, self.origin());
+            }
+        })?;
+        self.record.caller(&caller);
+        if caller.user != auth::ANONYMOUS {
+            self.app.audit.key_used(&caller.user, &caller.tenant, self.origin());
+        }
+        Ok(caller)
+    }
+
+    /// Consumes one request of the caller's rate.
+    async fn take_request(&self, caller: Caller) -> Result<Caller, ApiError> {
         let (left, refused) = match allowance::take_request(&self.app, &caller).await {
             Ok(left) => (left, None),
             Err((error, left)) => (left, Some(error)),
@@ -82,7 +104,12 @@ impl Call {
         refused.map_or(Ok(caller), Err)
     }
 
-    /// The model that a request names, or the default one; loading it may take until the request's deadline.
+    /// The origin of the request, for the audit log.
+    pub(crate) fn origin(&self) -> Origin<'_> {
+        Origin { headers: &self.headers, request_id: &self.record.id }
+    }
+
+    /// The requested or the default model; loading it may take until the request's deadline.
     pub(crate) async fn model(&self, name: Option<&str>) -> Result<Arc<Ready>, ApiError> {
         let deadline = tokio::time::Instant::from_std(self.record.deadline());
         let late = || {
@@ -97,7 +124,7 @@ impl Call {
         Fields::of_query(&self.uri)
     }
 
-    /// Whether a body comes with it.
+    /// Whether the request has a body.
     pub(crate) fn has_body(&self) -> bool {
         self.headers.contains_key(header::TRANSFER_ENCODING)
             || self.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
@@ -110,15 +137,19 @@ impl Call {
     }
 }
 
-/// Wraps the routes in what surrounds every request.
+/// Adds the layers around every request.
 pub(crate) fn surround(routes: Router<Arc<App>>, app: &Arc<App>) -> Router {
     let mut router = routes
         .fallback(async || {
-            ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such path")
-                .hint("GET /openapi.json lists what there is")
+            ApiError::new(StatusCode::NOT_FOUND, "not_found", "this path does not exist")
+                .hint("GET /openapi.json lists the paths")
         })
         .method_not_allowed_fallback(async || {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this path does not support this method",
+            )
         })
         .layer(axum::middleware::from_fn_with_state(app.clone(), around));
     if !app.config.api.cors_origins.is_empty() {
@@ -153,7 +184,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         .and_then(|value| value.to_str().ok())
         .filter(|id| is_request_id(id))
         .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
-    // Paths that are no routes are counted together: anybody can make them up.
+    // Unknown paths share one label: clients can invent any number of them.
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
     let method = match *request.method() {
         Method::GET => "GET",
@@ -167,24 +198,24 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let record = Record::begin(app.clone(), id.clone(), method, route);
     request.extensions_mut().insert(record.clone());
     let mut response = if app.config.api.require_https && !by_https && !probe {
-        ApiError::new(StatusCode::FORBIDDEN, "https_required", "this server is only to be reached by HTTPS")
+        ApiError::new(StatusCode::FORBIDDEN, "https_required", "this server requires HTTPS")
             .hint("use the gateway's https:// address")
             .into_response()
     } else {
-        // What a handler promises must be kept even if it breaks: one answer, and the connection goes on.
+        // A panic in a handler becomes one error response, and the connection continues.
         let span = tracing::info_span!("request", request_id = %id, method, route = %record.route);
         let answer = AssertUnwindSafe(next.run(request).instrument(span)).catch_unwind();
-        // Streams begin within this time and have a deadline of their own.
+        // Streams start within this time and have a deadline of their own.
         let limit = app.config.api.timeout + std::time::Duration::from_secs(1);
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => {
-                tracing::error!(request_id = %id, "a handler broke");
-                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the server made a mistake")
-                    .hint("tell its operator the request id")
+                tracing::error!(request_id = %id, "a request handler panicked");
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "internal server error")
+                    .hint("report the request id to the operator")
                     .into_response()
             }
-            Err(_) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "the request took longer than it may")
+            Err(_) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "the request exceeded its time limit")
                 .into_response(),
         }
     };
@@ -218,13 +249,13 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         }
     }
     if status == StatusCode::PAYLOAD_TOO_LARGE || status == StatusCode::REQUEST_TIMEOUT {
-        // The rest of the body is on the wire: nothing after it can be understood.
+        // The unread body makes the connection unusable.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.map(|body| Body::new(Recorded { body, record }))
 }
 
-/// Ids that others chose end up in logs: only harmless ones are taken over.
+/// Whether a client's id is safe to log.
 fn is_request_id(id: &str) -> bool {
     (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
 }

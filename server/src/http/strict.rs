@@ -1,5 +1,5 @@
-//! JSON whose objects say each thing once. A key that stands twice means two things to two readers (a proxy that checks the first, a
-//! server that takes the last), so it is found while the value is built: nothing is read a second time.
+//! JSON without duplicate keys. Two parsers may interpret a duplicate differently (a proxy that checks the first, a
+//! server that uses the last). It is detected during parsing: nothing is read twice.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -13,7 +13,7 @@ use serde_json::{Map, Number, Value};
 pub(crate) enum Refused {
     /// It is no JSON.
     Broken(serde_json::Error),
-    /// This key stands twice, written as the path to it.
+    /// A duplicate key, as the path to it.
     Twice { path: String, line: usize, column: usize },
 }
 
@@ -28,13 +28,13 @@ pub(crate) fn parse(text: &str) -> Result<Value, Refused> {
     })
 }
 
-/// Builds a value. The path of a key that stands twice is left in the cell, and grows on the way out.
+/// Builds a value. On a duplicate, the key is stored in the cell and extended to its path on return.
 #[derive(Clone, Copy)]
 struct Once<'a> {
     twice: &'a RefCell<Option<String>>,
 }
 
-/// How much of one key is shown, and about how much of the way to it.
+/// Maximum length of a key in messages, and roughly of its path.
 const SHOWN: usize = 64;
 const MOST_PATH: usize = 256;
 
@@ -115,7 +115,7 @@ impl<'de> Visitor<'de> for Once<'_> {
                 Entry::Vacant(entry) => entry,
                 Entry::Occupied(entry) => {
                     self.twice.replace(Some(shown(entry.key())));
-                    return Err(A::Error::custom("a key stands twice"));
+                    return Err(A::Error::custom("a key is duplicated"));
                 }
             };
             match access.next_value_seed(self) {

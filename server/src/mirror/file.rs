@@ -1,4 +1,4 @@
-//! A file of the shelf as an answer: whole or a range of it, block by block, nothing before it has been checked.
+//! A file of a bundle as a response: complete or a range, block by block, each verified before it is sent.
 
 use std::io;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
-use textnlp_bundle::shelf::{Entry, Shelf};
+use textnlp_bundle::file_source::{Entry, FileSource};
 
 use super::Call;
 
-/// What is read at once and held for a connection.
+/// Block size in bytes.
 const BLOCK: u64 = 1 << 20;
 
-/// What goes out with a file.
+/// A file to send.
 pub(super) struct Sent {
     pub(super) path: String,
     pub(super) entry: Entry,
@@ -23,8 +23,8 @@ pub(super) struct Sent {
     pub(super) headers: Vec<(HeaderName, String)>,
 }
 
-/// Answers with a file. `Err`: it is damaged or cannot be read, which is known before anything has been sent; what is found later cuts the
-/// connection, so that nobody takes a part for the whole.
+/// Sends a file. `Err`: it is damaged or unreadable at the start, before anything was sent. Later errors abort the
+/// connection, so that a client never takes a part for the whole.
 pub(super) async fn send(call: &Call<'_>, sent: Sent) -> io::Result<Response> {
     let size = sent.entry.size;
     let mut headers = HeaderMap::new();
@@ -60,7 +60,7 @@ pub(super) async fn send(call: &Call<'_>, sent: Sent) -> io::Result<Response> {
         return Ok(respond(status, headers, Body::empty()));
     }
     let reading = Reading { shelf: call.desk.shelf.clone(), path: sent.path.into(), at: start, end };
-    // The first block is read before the answer begins: damage there is an error that can still be told.
+    // The first block is read before the response starts, so that damage there can still be reported as an error.
     let (first, rest) = reading.block().await?;
     let blocks = futures::stream::unfold((Some(first), Some(rest)), async |(ready, reading)| match (ready, reading) {
         (Some(block), reading) => Some((Ok(block), (None, reading))),
@@ -75,7 +75,7 @@ pub(super) async fn send(call: &Call<'_>, sent: Sent) -> io::Result<Response> {
 
 /// The rest of a transfer.
 struct Reading {
-    shelf: Arc<dyn Shelf>,
+    shelf: Arc<dyn FileSource>,
     path: Arc<str>,
     at: u64,
     end: u64,
@@ -121,7 +121,8 @@ fn matches(tags: &str, own: &str) -> bool {
     tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == own)
 }
 
-/// One range of bytes as `start..end`. Outer `None`: what is asked for is not understood and is ignored, as HTTP wants it; inner: nothing of the file is in it.
+/// One byte range as `start..end`. Outer `None`: not understood and ignored, as HTTP requires; inner `None`: not
+/// satisfiable.
 fn range(text: &str, size: u64) -> Option<Option<(u64, u64)>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let number = |text: &str| text.trim().parse::<u64>().ok();

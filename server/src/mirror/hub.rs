@@ -1,4 +1,4 @@
-//! The reading half of a model hub, as its clients use it with `HF_ENDPOINT`: what a repository holds, and its files.
+//! The read API of a model hub, as its clients use it with `HF_ENDPOINT`: repositories and their files.
 
 use std::collections::BTreeMap;
 
@@ -6,31 +6,31 @@ use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde_json::{Value, json};
+use textnlp_bundle::file_source::{Entry, FileSource};
 use textnlp_bundle::manifest::ItemKind;
-use textnlp_bundle::shelf::{Entry, Shelf};
 use textnlp_models::Source;
 
 use super::file::{Sent, send};
 use super::{Call, reply};
 
-/// The models by the names that clients ask for: the repository that a model came from, and `bundle/NAME`.
+/// The models by the names that clients request: the original repository, and `bundle/NAME`.
 pub(super) struct Models {
     repositories: BTreeMap<String, Model>,
 }
 
 #[derive(Clone)]
 struct Model {
-    /// What stands for the commit: that of the source, else the beginning of the model's digest.
+    /// The commit: the source's, else the start of the model's digest.
     commit: String,
-    /// Other words for the same.
+    /// Other names of the same revision.
     revisions: Vec<String>,
     license: Option<String>,
-    /// By name in the repository: the path on the shelf.
+    /// By name in the repository: the path in the bundle.
     files: BTreeMap<String, (String, Entry)>,
 }
 
 impl Models {
-    pub(super) fn of(shelf: &dyn Shelf) -> Models {
+    pub(super) fn of(shelf: &dyn FileSource) -> Models {
         let mut repositories = BTreeMap::new();
         for item in shelf.items().iter().filter(|item| item.kind == ItemKind::Model) {
             let folder = format!("models/{}/", item.name);
@@ -84,7 +84,7 @@ pub(super) async fn answer(call: &Call<'_>, path: &[String]) -> Response {
             Ok(model) => resolve(call, model, &file.join("/")).await,
             Err(refusal) => refusal,
         },
-        _ => refusal(StatusCode::NOT_FOUND, "RepoNotFound", "there is no such path"),
+        _ => refusal(StatusCode::NOT_FOUND, "RepoNotFound", "this path does not exist"),
     }
 }
 
@@ -95,7 +95,7 @@ fn find<'a>(call: &'a Call<'_>, org: &str, name: &str, revision: &str) -> Result
         return Err(refusal(StatusCode::NOT_FOUND, "RepoNotFound", &message));
     };
     if revision != model.commit && !model.revisions.iter().any(|known| known == revision) {
-        let message = format!("the bundle has this model at {} alone", model.commit);
+        let message = format!("the bundle has this model at revision {} only", model.commit);
         return Err(refusal(StatusCode::NOT_FOUND, "RevisionNotFound", &message));
     }
     Ok(model)
@@ -152,7 +152,7 @@ async fn resolve(call: &Call<'_>, model: &Model, name: &str) -> Response {
         Err(_) => refusal(
             StatusCode::INTERNAL_SERVER_ERROR,
             "Damaged",
-            "the bundle is damaged here; its server's log says where",
+            "the bundle is damaged here; see the server's log for the location",
         ),
     }
 }

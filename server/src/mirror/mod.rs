@@ -1,5 +1,5 @@
-//! `bundle serve`: what a bundle holds, for clients that know registries and hubs. Images by the OCI distribution protocol, models by
-//! the hub's; read only, straight from the sealed file, nothing unpacked.
+//! `bundle serve`: serves a bundle to clients of registries and hubs. Images by the OCI distribution API, models by the
+//! hub's; read-only, straight from the bundle file without unpacking.
 
 mod file;
 mod hub;
@@ -16,25 +16,25 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
 use serde_json::{Value, json};
+use textnlp_bundle::file_source::FileSource;
 use textnlp_bundle::oci::catalogue::Catalogue;
-use textnlp_bundle::shelf::Shelf;
+use textnlp_process::{Listener, Serving};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Address;
-use crate::http::{Listener, Serving};
 
 /// How a mirror is served.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where; port 0 takes a free one.
+    /// The address; port 0 picks a free one.
     pub listen: Address,
     /// Connections at a time; more wait. Each holds at most one block of a file in memory.
     pub max_connections: usize,
-    /// How long a request's head may take.
+    /// Timeout for a request's headers.
     pub header_timeout: Duration,
-    /// How long transfers may go on after [`Mirror::stop`].
+    /// Grace period for transfers after [`Mirror::stop`].
     pub grace: Duration,
 }
 
@@ -69,7 +69,7 @@ pub enum MirrorError {
     /// The address.
     #[error("listen on {address}")]
     Listen {
-        /// As it was given.
+        /// As configured.
         address: String,
         /// Why not.
         source: std::io::Error,
@@ -79,16 +79,16 @@ pub enum MirrorError {
     Broken(#[from] tokio::task::JoinError),
 }
 
-/// What is served.
+/// The served contents.
 struct Desk {
-    shelf: Arc<dyn Shelf>,
+    shelf: Arc<dyn FileSource>,
     images: registry::Images,
     models: hub::Models,
 }
 
 impl Mirror {
     /// Reads the lists of images and models, opens the listener, and serves from now on.
-    pub async fn start(shelf: Arc<dyn Shelf>, options: Options) -> Result<Mirror, MirrorError> {
+    pub async fn start(shelf: Arc<dyn FileSource>, options: Options) -> Result<Mirror, MirrorError> {
         let desk = tokio::task::spawn_blocking(move || {
             let images = registry::Images::of(&Catalogue::read(&*shelf)?);
             let models = hub::Models::of(&*shelf);
@@ -116,12 +116,12 @@ impl Mirror {
         Ok(Mirror { address, stop, leave, connections, serving, grace: options.grace })
     }
 
-    /// Where it listens, with the port that it got.
+    /// The listening address, with the assigned port.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// No new connections; what is being sent is finished, but not for longer than the grace.
+    /// Accepts no new connections; open transfers may finish within the grace period.
     pub async fn stop(self) {
         self.stop.cancel();
         self.connections.close();
@@ -130,12 +130,12 @@ impl Mirror {
             self.connections.wait().await;
         }
         if let Err(error) = self.serving.await {
-            tracing::error!(%error, "the mirror's listener broke");
+            tracing::error!(%error, "the mirror's listener failed");
         }
     }
 }
 
-/// A request as all of the endpoints look at it: reading, or asking about reading.
+/// A request as all endpoints see it: GET or HEAD.
 struct Call<'a> {
     desk: &'a Arc<Desk>,
     head: bool,
@@ -147,7 +147,7 @@ async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let registry = parts.uri.path() == "/v2" || parts.uri.path().starts_with("/v2/");
     let mut response = if !matches!(parts.method, Method::GET | Method::HEAD) {
-        let message = "a bundle is sealed: it is read and never written";
+        let message = "a bundle is read-only";
         let mut refusal = if registry {
             registry::refusal(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message)
         } else {
@@ -175,7 +175,7 @@ async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> Response {
     response
 }
 
-/// What there is, for people who open the address.
+/// An overview for browsers.
 fn index(call: &Call<'_>) -> Response {
     reply(call, StatusCode::OK, &json!({ "images": call.desk.images.names(), "models": call.desk.models.names() }))
 }
@@ -190,7 +190,7 @@ fn reply(call: &Call<'_>, status: StatusCode, value: &Value) -> Response {
     response
 }
 
-/// The path's parts, decoded. Nothing is looked up in a file system, so `..` is only a name that nothing has.
+/// The decoded segments of the path. They never reach a file system, so `..` is just an unknown name.
 fn segments(path: &str) -> Option<Vec<String>> {
     let path = path.strip_prefix('/')?;
     if path.is_empty() {

@@ -13,11 +13,11 @@ use textnlp_models::Digest;
 use super::file::{Sent, send};
 use super::{Call, reply};
 
-/// The images by the names that clients ask for.
+/// The images by the names that clients request.
 pub(super) struct Images {
     /// Repository, tag, digest.
     repositories: BTreeMap<String, BTreeMap<String, Digest>>,
-    /// Media types of everything that may be asked for as a manifest.
+    /// Media types of all manifests.
     manifests: HashMap<Digest, &'static str>,
     /// Repositories by their full names, for lists.
     names: Vec<String>,
@@ -31,7 +31,8 @@ impl Images {
         for image in &catalogue.images {
             let (repository, tag) = image.repository_and_tag();
             repositories.entry(repository.to_owned()).or_default().insert(tag.to_owned(), image.target.digest);
-            // An engine that takes us for a mirror of docker.io asks for `library/postgres`; people for `postgres`.
+            // A container engine that uses us as a mirror of docker.io requests `library/postgres`; people use
+            // `postgres`.
             if let Some((host, rest)) = repository.split_once('/')
                 && host.contains(['.', ':'])
             {
@@ -94,7 +95,7 @@ pub(super) async fn answer(call: &Call<'_>, path: &[String]) -> Response {
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::INDEX));
             response
         }
-        _ => refusal(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "there is no such path"),
+        _ => refusal(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "this path does not exist"),
     }
 }
 
@@ -144,12 +145,12 @@ async fn file(call: &Call<'_>, digest: Digest, content_type: &'static str, missi
         Err(_) => refusal(
             StatusCode::INTERNAL_SERVER_ERROR,
             "UNKNOWN",
-            "the bundle is damaged here; its server's log says where",
+            "the bundle is damaged here; see the server's log for the location",
         ),
     }
 }
 
-/// Only the long form: a path is compared as it is written.
+/// Only the long form of a digest, compared as written.
 fn digest(text: &str) -> Option<Digest> {
     text.starts_with("sha256:").then(|| text.parse().ok()).flatten()
 }
@@ -168,7 +169,7 @@ pub(super) fn refusal(status: StatusCode, code: &str, message: &str) -> Response
     response
 }
 
-/// `?n=` and `?last=`: a part of a list, and where the next part begins.
+/// `?n=` and `?last=`: a page of a list, and the start of the next.
 fn page<'a>(call: &Call<'_>, path: &str, all: impl Iterator<Item = &'a String>) -> (Vec<&'a String>, Option<String>) {
     let query = call.uri.query().unwrap_or_default();
     let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));

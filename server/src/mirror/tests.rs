@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
+use textnlp_bundle::file_source::Folder;
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::oci::image::{Recipe, assemble};
 use textnlp_bundle::oci::registry::{pull, resolve};
 use textnlp_bundle::oci::{Image, Platform, layout};
-use textnlp_bundle::shelf::Folder;
 use textnlp_models::{Digest, FetchOptions, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

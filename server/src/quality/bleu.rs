@@ -9,16 +9,16 @@ use regex::Regex;
 
 use super::is_space;
 
-/// What is done about n-grams of which none matches.
+/// Smoothing of n-gram orders without a match.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Smoothing {
-    /// Nothing: one empty order makes the whole 0.
+    /// None: one order without a match makes the score 0.
     None,
     /// Counts this much instead of 0 (0.1).
     Floor(f64),
     /// Adds this to matches and totals of the orders above one (1).
     AddK(f64),
-    /// Halves the credit with each empty order: NIST's way, and sacrebleu's default.
+    /// Halves the credit with each order without a match: NIST's method, and sacrebleu's default.
     Exp,
 }
 
@@ -63,11 +63,11 @@ impl FromStr for Smoothing {
 /// How BLEU is computed.
 #[derive(Debug, Clone, Copy)]
 pub struct BleuOptions {
-    /// What is done about orders without a match.
+    /// The smoothing method.
     pub smoothing: Smoothing,
     /// Capital letters do not count.
     pub lowercase: bool,
-    /// A text shorter than four words is judged by the orders that it has.
+    /// Scores a text shorter than four words only by the orders that it has.
     pub effective_order: bool,
 }
 

@@ -89,11 +89,11 @@ impl Sites {
     }
 
     pub(crate) fn run(&mut self, name: &str) {
-        let role = if name == "witness" { "witness" } else { "watch" };
+        let program = if name == "witness" { "witness" } else { "agent" };
         let log =
             std::fs::File::options().create(true).append(true).open(self.root.join(format!("{name}.log"))).unwrap();
         let child = Command::new(PROGRAM)
-            .args(["serve", "--role", role, "--config"])
+            .args([program, "--config"])
             .arg(self.root.join(format!("{name}.yaml")))
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -179,7 +179,7 @@ impl Sites {
 
     pub(crate) fn keys_role(&self, site: &str, command: &Value) -> (Option<i32>, Value) {
         let mut child = Command::new(PROGRAM)
-            .args(["serve", "--role", "keys", "--config"])
+            .args(["admin", "keys", "--config"])
             .arg(self.root.join(format!("{site}-server.yaml")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -198,7 +198,7 @@ impl Sites {
 
     /// As a replica does.
     pub(crate) fn use_up(&self, site: &str, requests: &[&str]) {
-        use textnlp_server::database::{Store, Usage};
+        use textnlp_store::{Store, Usage};
         let file = self.root.join(site).join("data/t.db");
         let rows: Vec<Usage> = requests
             .iter()

@@ -6,7 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use http_body_util::BodyExt;
 use hyper::Request;
 use rcgen::{CertifiedKey, KeyPair};
-use textnlp_server::gateway;
+use textnlp_gateway as gateway;
 use tokio::net::UnixListener;
 
 use crate::backend::Backend;
@@ -215,10 +215,10 @@ fn mistakes_about_those_behind_are_named_together() {
     std::fs::write(&file, text).unwrap();
     let error = gateway::Config::read(&file).unwrap_err().to_string();
     for sentence in [
-        "backend `b`: tls.ca_file `ca.pem` is no whole path",
+        "backend `b`: tls.ca_file `ca.pem` is not an absolute path",
         "backend `b`: tls.name `a b` is neither a DNS name nor an address",
-        "metrics_from unix:/s/a.sock: `a` is there twice",
-        "metrics_from unix:/r/b.sock: `b` is there twice",
+        "metrics_from unix:/s/a.sock: `a` is duplicated",
+        "metrics_from unix:/r/b.sock: `b` is duplicated",
     ] {
         assert!(error.contains(sentence), "{sentence}: {error}");
     }

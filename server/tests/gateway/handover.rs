@@ -76,7 +76,7 @@ async fn sockets_are_given_to_nobody_else() {
     let file = camino::Utf8Path::from_path(folder.path()).unwrap().join("gateway.yaml");
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     std::fs::write(&file, format!("gateway:\n  listen: \"127.0.0.1:0\"\n  admin_listen: \"{free}\"\n")).unwrap();
-    let _running = textnlp_server::gateway::start(&file).await.unwrap();
+    let _running = textnlp_gateway::start(&file).await.unwrap();
     let mut stream = TcpStream::connect(free).await.unwrap();
     let request = "GET /sockets HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: textnlp-sockets\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -102,7 +102,7 @@ async fn open_connections_are_served_to_a_polite_end() {
     const REQUEST: &[u8] = b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n";
     let a = Backend::tcp("a").await;
     let Site { folder: _folder, gateway } = Site::new(&[&a]).await;
-    let textnlp_server::gateway::Address::Tcp(address) = gateway.address().clone() else { panic!() };
+    let textnlp_gateway::SocketAddress::Tcp(address) = gateway.address().clone() else { panic!() };
     let mut kept = TcpStream::connect(address).await.unwrap();
     kept.write_all(REQUEST).await.unwrap();
     assert!(!answer(&mut kept).await.contains("connection: close"));

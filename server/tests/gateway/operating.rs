@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use textnlp_server::gateway::{self, Error};
+use textnlp_gateway::{self as gateway, Error};
 use tokio::net::TcpStream;
 
 use crate::backend::Backend;
@@ -76,7 +76,7 @@ async fn a_configuration_that_cannot_be_used_changes_nothing_and_names_every_mis
     let Err(Error::Config(invalid)) = site.gateway.reload().await else { panic!("it was taken") };
     assert_eq!(invalid.problems.len(), 3, "{invalid}");
     let text = invalid.to_string();
-    for part in ["backend `a` is there twice", "timeout_seconds 0 is not within", "max_connections 0"] {
+    for part in ["backend `a` is duplicated", "timeout_seconds 0 is not between", "max_connections 0"] {
         assert!(text.contains(part), "{text}");
     }
     for more in ["  unknown: 1\n", "  timeout_seconds: 5\n  timeout_seconds: 6\n", "  tls: { certificate_file: x }\n"] {
@@ -118,7 +118,7 @@ async fn draining_takes_nothing_new_and_finishes_what_is_there() {
         site.get("/x").await;
         site
     };
-    let gateway::Address::Tcp(address) = gateway.address().clone() else { panic!() };
+    let gateway::SocketAddress::Tcp(address) = gateway.address().clone() else { panic!() };
     let idle = TcpStream::connect(address).await.unwrap();
     let held = tokio::spawn(async move {
         let request = hyper::Request::post("/hold").header("host", "x");

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use textnlp_server::gateway::{self, Address, Running};
+use textnlp_gateway::{self as gateway, Running, SocketAddress};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::backend::Backend;
@@ -112,10 +112,10 @@ fn path(folder: &tempfile::TempDir, name: &str) -> Utf8PathBuf {
     Utf8Path::from_path(folder.path()).unwrap().join(name)
 }
 
-fn tcp(address: &Address) -> std::net::SocketAddr {
+fn tcp(address: &SocketAddress) -> std::net::SocketAddr {
     match address {
-        Address::Tcp(address) => *address,
-        Address::Unix(path) => panic!("{path}"),
+        SocketAddress::Tcp(address) => *address,
+        SocketAddress::Unix(path) => panic!("{path}"),
     }
 }
 

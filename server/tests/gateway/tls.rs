@@ -124,7 +124,7 @@ async fn a_renewed_certificate_is_taken_over_by_itself_and_a_broken_one_is_not()
     let key = std::fs::read(path.join("key.pem")).unwrap();
     let third = certify(&path);
     std::fs::write(path.join("key.pem"), key).unwrap();
-    assert!(site.gateway.reload().await.unwrap_err().to_string().contains("does not belong"));
+    assert!(site.gateway.reload().await.unwrap_err().to_string().contains("does not match"));
     assert!(connect(&site, &third, b"http/1.1").await.is_err());
 
     let fourth = certify(&path);
@@ -167,6 +167,6 @@ async fn a_start_without_a_usable_certificate_is_refused() {
     let (_folder, path) = folder();
     let file = path.join("gateway.yaml");
     std::fs::write(&file, format!("gateway:\n  listen: \"127.0.0.1:0\"\n{}", tls(&path))).unwrap();
-    let error = textnlp_server::gateway::start(&file).await.unwrap_err();
+    let error = textnlp_gateway::start(&file).await.unwrap_err();
     assert!(error.to_string().contains("cert.pem") && error.hint().is_some(), "{error}");
 }

@@ -29,6 +29,7 @@ async fn nothing_but_probes_tokens_and_documents_answers_without_a_credential() 
         ("POST", "/v1/validate"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/tiny"),
+        ("GET", "/v1/usage"),
     ] {
         let reply = site.client.send(method, path, &[], b"{}").await;
         assert_eq!((reply.status, reply.error().0.as_str()), (401, "missing_api_key"), "{path}");
@@ -93,12 +94,36 @@ async fn a_revoked_rotated_or_expired_key_is_refused_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scope_allows_what_it_says_and_no_more() {
     let site = start(Setup::default()).await.ready().await;
-    let key = make_key(&site.config, json!({ "do": "create", "scopes": ["validate"] })).await;
-    let validate = json!({ "reference": "a", "candidate": "a" });
-    assert_eq!(site.post_as(&key, "/v1/validate", validate).await.status, 200);
-    let reply = site.post_as(&key, "/v1/generate", short()).await;
-    assert_eq!((reply.status, reply.error().0.as_str()), (403, "insufficient_scope"));
-    assert!(reply.error().2.unwrap().contains("validate"));
+    let chat = json!({ "messages": [{ "role": "user", "content": "a" }], "max_tokens": 2 });
+    let asked = [
+        ("generate", "POST", "/v1/generate", short()),
+        ("generate", "POST", "/v1/stream", short()),
+        ("generate", "GET", "/v1/stream?prompt=Once&max_tokens=2", Value::Null),
+        ("generate", "POST", "/v1/stream/tickets", short()),
+        ("generate", "POST", "/v1/completions", json!({ "prompt": "Once", "max_tokens": 2 })),
+        ("generate", "POST", "/v1/chat/completions", chat),
+        ("models", "GET", "/v1/models", Value::Null),
+        ("models", "GET", "/v1/models/tiny", Value::Null),
+        ("tokenize", "POST", "/v1/tokenize", json!({ "text": "Once" })),
+        ("validate", "POST", "/v1/validate", json!({ "reference": "a", "candidate": "a" })),
+        ("usage", "GET", "/v1/usage", Value::Null),
+    ];
+    for scope in textnlp_server::auth::SCOPES {
+        let key = make_key(&site.config, json!({ "do": "create", "scopes": [scope] })).await;
+        let listed = keys(&site.config, r#"{"do":"list"}"#).await.unwrap();
+        assert!(listed["keys"].as_array().unwrap().iter().any(|listed| listed["scopes"] == json!([scope])));
+        let headers = [("x-api-key", key.as_str())];
+        for (needs, method, path, body) in &asked {
+            let body = if body.is_null() { String::new() } else { body.to_string() };
+            let reply = site.client.send(method, path, &headers, body.as_bytes()).await;
+            if needs == scope {
+                assert_eq!(reply.status, 200, "{scope}: {method} {path}: {}", reply.text());
+            } else {
+                assert_eq!((reply.status, reply.error().0.as_str()), (403, "insufficient_scope"), "{scope}: {path}");
+                assert!(reply.error().2.unwrap().contains(scope));
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -291,14 +316,25 @@ async fn a_subdomain_of_nobody_is_refused_also_where_no_key_is_needed() {
     let site = start(setup).await.ready().await;
     make_key(&site.config, json!({ "do": "create", "tenant": "acme" })).await;
     for (host, status) in
-        [("nobody.example.com", 404), ("acme.example.com", 200), ("default.example.com", 200), ("www.example.com", 200)]
+        [("nobody.example.com", 404), ("acme.example.com", 200), ("default.example.com", 200), ("www.example.com", 400)]
     {
         let reply = with(&site, &[("host", host)]).await;
         assert_eq!(reply.status, status, "{host}");
         if status == 404 {
             assert_eq!(reply.error().0, "tenant_not_found");
         }
+        if status == 400 {
+            assert_eq!(reply.error().0, "tenant_required");
+            assert_eq!(reply.json()["error"]["message"], "Tenant ID required");
+        }
     }
+    assert_eq!(with(&site, &[("host", "www.example.com"), ("x-tenant-id", "acme")]).await.status, 200);
+    let key = site.key.clone();
+    assert_eq!(
+        with(&site, &[("host", "www.example.com"), ("x-api-key", &key)]).await.status,
+        200,
+        "a key has a tenant"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -342,10 +378,10 @@ async fn usage_is_written_down_without_any_text() {
     assert_eq!(site.get("/v1/models").await.status, 200);
     let store = site.server.as_ref().unwrap().store().clone();
     super::support::until("all three are written", async || {
-        store.usage_of("default", &public, 0).await.unwrap().0 == 3
+        store.tenant("default").usage_of(&public, 0).await.unwrap().0 == 3
     })
     .await;
-    assert_eq!(store.usage_of("default", &public, 0).await.unwrap().1, 2 * (secret.len() as u64 + 5));
+    assert_eq!(store.tenant("default").usage_of(&public, 0).await.unwrap().1, 2 * (secret.len() as u64 + 5));
     site.drain().await;
     for file in std::fs::read_dir(site.folder.path())
         .unwrap()

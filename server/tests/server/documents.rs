@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::support::{Setup, start};
+use super::support::{Setup, make_key, routes, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_document_describes_every_route_and_no_other() {
@@ -14,17 +14,8 @@ async fn the_document_describes_every_route_and_no_other() {
         (&document["openapi"], &document["info"]["version"]),
         (&json!("3.1.0"), &json!(env!("CARGO_PKG_VERSION")))
     );
-    // The routes as the source has them: the router itself cannot be listed.
-    let source = include_str!("../../src/endpoints/mod.rs");
-    let routes: BTreeSet<(String, String)> = source
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix(".route(\""))
-        .filter(|line| !line.starts_with("/docs/"))
-        .map(|line| {
-            let (path, handler) = line.split_once("\", ").unwrap();
-            (path.replace("{*id}", "{id}"), handler.split('(').next().unwrap().to_owned())
-        })
-        .collect();
+    let routes: BTreeSet<(String, String)> =
+        routes().into_iter().filter(|(path, _)| !path.starts_with("/docs/")).collect();
     let described: BTreeSet<(String, String)> = document["paths"]
         .as_object()
         .unwrap()
@@ -80,18 +71,21 @@ async fn the_page_loads_nothing_from_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn production_shows_no_documents() {
+async fn in_production_the_description_needs_a_key_and_where_it_is_off_there_is_none() {
     let folder = tempfile::tempdir().unwrap();
     let pem = super::support::path(&folder, "jwt.pem");
     std::fs::write(&pem, textnlp_server::auth::jwt::generate_pem().unwrap()).unwrap();
     let security = format!("jwt_private_key_file: \"{pem}\"");
-    for setup in [
-        Setup { phase: Some("pilot"), security: &security, ..Setup::default() },
-        Setup { api: "docs: false", ..Setup::default() },
-    ] {
-        let site = start(setup).await.ready().await;
-        for path in ["/openapi.json", "/docs", "/docs/page.js"] {
-            assert_eq!(site.client.send("GET", path, &[], b"").await.status, 404, "{path}");
-        }
+    let site = start(Setup { phase: Some("pilot"), security: &security, ..Setup::default() }).await.ready().await;
+    let refused = site.client.send("GET", "/openapi.json", &[], b"").await;
+    assert_eq!((refused.status, refused.error().0.as_str()), (401, "missing_api_key"));
+    let narrow = make_key(&site.config, json!({ "do": "create", "scopes": ["tokenize"] })).await;
+    let document = site.client.send("GET", "/openapi.json", &[("x-api-key", &narrow)], b"").await;
+    assert!(document.status == 200 && document.json()["paths"]["/v1/generate"].is_object());
+    let page = site.client.send("GET", "/docs", &[], b"").await;
+    assert!(page.status == 200 && !page.text().contains("/v1/"), "the page itself tells nothing of the interface");
+    let off = start(Setup { api: "docs: false", ..Setup::default() }).await.ready().await;
+    for path in ["/openapi.json", "/docs", "/docs/page.js"] {
+        assert_eq!(off.get(path).await.status, 404, "{path}");
     }
 }

@@ -5,10 +5,12 @@ mod support;
 
 mod access;
 mod answers;
+mod audit;
 mod bundled;
 mod clients;
 mod configuration;
 mod documents;
+mod isolation;
 mod lifecycle;
 mod openai;
 mod postgres;
@@ -16,3 +18,4 @@ mod quality;
 mod refusals;
 mod roles;
 mod tickets;
+mod usage;

@@ -6,7 +6,7 @@ use textnlp_server::{Server, keys};
 use super::support::{Client, Setup, start, until};
 
 #[path = "../support/postgres.rs"]
-mod cluster;
+pub(crate) mod cluster;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_keys_rates_budgets_and_tickets_and_a_restart_forgets_nothing() {
@@ -37,7 +37,7 @@ async fn replicas_share_keys_rates_budgets_and_tickets_and_a_restart_forgets_not
 
     let public = site.key.split('_').nth(1).unwrap();
     let store = site.server.as_ref().unwrap().store();
-    until("usage is written", async || store.usage_of("default", public, 0).await.unwrap().1 >= 3 * 9).await;
+    until("usage is written", async || store.tenant("default").usage_of(public, 0).await.unwrap().1 >= 3 * 9).await;
     let text = cluster.sql(&name, "SELECT count(*) FROM api_usage u WHERE u::text LIKE '%Once%'");
     assert_eq!(text, "0", "no text of anybody is kept");
     other.drain().await;
@@ -88,7 +88,7 @@ async fn clients_are_answered_while_a_replica_that_stands_still_holds_what_count
     for _ in 0..2 {
         assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 200);
     }
-    assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 429, "counted by this replica alone");
+    assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 429, "counted by this replica only");
     assert!(began.elapsed().as_secs() < 60, "nobody waited for the one that stands still");
     let ends = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted";
     cluster.sql(&name, ends);

@@ -1,4 +1,4 @@
-//! The program itself: its roles, its exit codes, its signals.
+//! The program itself: its commands, its exit codes, its signals.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -31,7 +31,7 @@ impl Files {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
-        command.arg("serve").args(arguments).arg("--config").arg(path(&self.folder, "server.yaml")).env_remove("HOME");
+        command.args(arguments).arg("--config").arg(path(&self.folder, "server.yaml")).env_remove("HOME");
         command
     }
 
@@ -48,7 +48,7 @@ impl Files {
     }
 
     fn keys(&self, command: Value) -> (Option<i32>, Value) {
-        let output = self.run(&["--role", "keys"], &command.to_string());
+        let output = self.run(&["admin", "keys"], &command.to_string());
         (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
     }
 }
@@ -57,12 +57,12 @@ impl Files {
 fn migrate_says_from_where_to_where() {
     let files = Files::new();
     let migrate = |arguments: &[&str]| {
-        let mut all = vec!["--role", "migrate"];
+        let mut all = vec!["admin", "migrate"];
         all.extend(arguments);
         let output = files.run(&all, "");
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
-    let newest = textnlp_server::database::newest_schema();
+    let newest = textnlp_store::newest_schema();
     let said = |arguments: &[&str]| -> Value { serde_json::from_str(&migrate(arguments).1).unwrap() };
     let first = said(&["--to", "1"]);
     // When it was made tells a database from another one in its place.
@@ -72,8 +72,41 @@ fn migrate_says_from_where_to_where() {
     assert_eq!(said(&[]), json!({ "from": 1, "to": newest, "made": made }));
     assert_eq!(said(&[]), json!({ "from": newest, "to": newest, "made": made }));
     let (code, _, error) = migrate(&["--to", "1"]);
-    assert!(code == Some(1) && error.contains("only goes forward"), "{error}");
-    assert_eq!(files.run(&["--to", "1"], "").status.code(), Some(2), "--to belongs to migrate");
+    assert!(code == Some(1) && error.contains("cannot be downgraded"), "{error}");
+    assert_eq!(files.run(&["serve", "--to", "1"], "").status.code(), Some(2), "--to belongs to migrate");
+}
+
+#[test]
+fn a_command_line_of_an_older_release_still_works() {
+    let files = Files::new();
+    let output = files.run(&["serve", "--role", "migrate", "--to", "1"], "");
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&said["from"], &said["to"]), (&json!(0), &json!(1)));
+    assert_eq!(files.run(&["serve", "--role", "boss"], "").status.code(), Some(2));
+}
+
+#[test]
+fn the_audit_log_is_printed_page_by_page() {
+    let files = Files::new();
+    files.keys(json!({ "do": "create", "name": "ci", "operator": "alice@desk" }));
+    let output = files.run(&["admin", "audit", "--do", r#"{"limit":2}"#], "");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let actions: Vec<&str> =
+        page["events"].as_array().unwrap().iter().map(|row| row["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["database.migrate", "key.create"]);
+    assert_eq!((&page["site"], &page["events"][1]["actor"]), (&json!("here"), &json!("alice@desk")));
+    let after = json!({ "after": page["next"] }).to_string();
+    let output = files.run(&["admin", "audit"], &after);
+    let rest: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&rest["events"][0]["action"], &rest["next"]), (&json!("audit.export"), &Value::Null));
+    let output = files.run(&["admin", "audit"], r#"{"limit":0}"#);
+    let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        output.status.code() == Some(1) && refused["error"]["message"].to_string().contains("`limit`"),
+        "{refused}"
+    );
+    assert_eq!(files.run(&["serve", "--do", "{}"], "").status.code(), Some(2), "--do belongs to keys and audit");
 }
 
 #[test]
@@ -103,15 +136,16 @@ fn keys_are_made_listed_put_rotated_and_revoked_by_json() {
     for (command, says) in [
         (json!({ "do": "crate" }), "did you mean `create`"),
         (json!({ "do": "create", "tennant": "x" }), "did you mean `tenant`"),
-        (json!({ "do": "create", "tenant": "../x" }), "no tenant id"),
+        (json!({ "do": "create", "tenant": "../x" }), "not a valid tenant id"),
         (json!({ "do": "create", "scopes": ["everything"] }), "no scope"),
         (json!({ "do": "create", "rate_limit": "often" }), "1000/hour"),
         (json!({ "do": "create", "token_limit": -5 }), "token_limit"),
+        (json!({ "do": "create", "operator": "a\nb" }), "operator"),
         (json!({ "do": "put", "public_id": "x'; --", "sha256": "ab".repeat(32) }), "public_id"),
         (json!({ "do": "put", "public_id": "abcd", "sha256": "short" }), "sha256"),
         (json!({ "do": "rotate", "public_id": id }), "revoked"),
-        (json!({ "do": "rotate", "public_id": "nobody" }), "no key"),
-        (json!([]), "no JSON object"),
+        (json!({ "do": "rotate", "public_id": "nobody" }), "there is no key"),
+        (json!([]), "not a JSON object"),
     ] {
         let (code, answer) = files.keys(command.clone());
         assert_eq!(code, Some(1), "{command}");
@@ -128,7 +162,7 @@ fn a_broken_configuration_is_a_matter_of_usage_and_all_of_it_is_shown() {
         .replace("drain_seconds", "drain_second")
         .replace("phase: staging", "phase: stagin");
     std::fs::write(&file, text).unwrap();
-    let output = files.run(&[], "");
+    let output = files.run(&["serve"], "");
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(
@@ -138,7 +172,7 @@ fn a_broken_configuration_is_a_matter_of_usage_and_all_of_it_is_shown() {
         "{error}"
     );
     std::fs::remove_file(&file).unwrap();
-    let output = files.run(&[], "");
+    let output = files.run(&["serve"], "");
     assert!(output.status.code() == Some(2) && String::from_utf8(output.stderr).unwrap().contains("No such file"));
 }
 
@@ -149,7 +183,7 @@ async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero()
     let text = std::fs::read_to_string(&file).unwrap().replace("{ log_file", "{ log_level: TRACE, log_file");
     std::fs::write(&file, text).unwrap();
     let key = files.keys(json!({ "do": "create" })).1["key"].as_str().unwrap().to_owned();
-    let mut child = files.command(&[]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut child = files.command(&["serve"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let socket = path(&files.folder, "s.sock");
     let client = Client::new(&Address::Unix(socket.clone()));
     until("it is ready", async || {
@@ -187,7 +221,7 @@ async fn a_second_signal_leaves_at_once() {
     let files = Files::new();
     write_model(&path(&files.folder, "tiny"), Shape { width: 256, layers: 4, context: 8192, ..Shape::default() });
     let key = files.keys(json!({ "do": "create" })).1["key"].as_str().unwrap().to_owned();
-    let mut child = files.command(&[]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut child = files.command(&["serve"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let client = Client::new(&Address::Unix(path(&files.folder, "s.sock")));
     until("it is ready", async || {
         client.try_connect().await.is_some() && client.send("GET", "/ready", &[], b"").await.status == 200

@@ -1,4 +1,4 @@
-//! The model card: what the model is, how it was made, what was measured, and samples that nobody chose.
+//! The model card: the model, its training, its metrics, and samples without selection.
 
 use crate::corpus::END;
 use crate::decode::{Drawing, continue_all};

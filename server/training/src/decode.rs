@@ -1,11 +1,12 @@
-//! Writing text with a model in training: a plain batched decoder, for samples and measurements. Serving has a better one.
+//! Text generation with a model in training: a plain batched decoder, for samples and measurements. Serving has a
+//! faster one.
 
 use crate::net::{EPSILON, head, linear};
 use crate::params::Layout;
 use crate::rng::Rng;
 use crate::vector;
 
-/// How text is drawn.
+/// Sampling parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Drawing {
     /// 0 takes the likeliest token.

@@ -1,4 +1,4 @@
-//! What can go wrong around training, by what one can do about it.
+//! Errors of training, classified by what a caller can do about them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
-    /// A file is not what it should be.
+    /// A file is invalid.
     #[error("{path}: {problem}")]
     Broken {
         /// Which file.
@@ -27,7 +27,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// A run is asked to go on as another one.
+    /// A run is resumed with other settings.
     #[error("{path} holds another run: {problem}")]
     AnotherRun {
         /// The folder of the run.
@@ -35,7 +35,7 @@ pub enum Error {
         /// What differs.
         problem: String,
     },
-    /// The recipe cannot be followed.
+    /// The recipe is invalid.
     #[error("the recipe: {0}")]
     Recipe(String),
     /// The tokenizer could not be trained or used.

@@ -1,4 +1,4 @@
-//! What the model card reports: how well held-out text is predicted, and whether what the model writes holds together and is new.
+//! The metrics of the model card: how well held-out text is predicted, and whether generated text is coherent and new.
 
 use crate::corpus::{self, ASSISTANT, END, Kind, Reader, Split, USER, document, document_of_kind};
 use crate::decode::{Drawing, continue_all};
@@ -33,7 +33,7 @@ pub const SAMPLE_PROMPTS: &[&str] = &[
     "<|user|>Zoltra the potter lives by the well. Ben has a silver coin. Where does Zoltra live?<|end|><|assistant|>",
 ];
 
-/// What a model is judged against.
+/// The reference data of an evaluation.
 #[derive(Clone, Copy, Debug)]
 pub struct Judged {
     /// The seed of the corpus.
@@ -44,7 +44,7 @@ pub struct Judged {
     pub stories: usize,
 }
 
-/// The figures of the model card.
+/// The metrics of the model card.
 #[derive(Debug, Serialize)]
 pub struct Figures {
     /// Parameters of the model.

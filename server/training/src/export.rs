@@ -82,7 +82,7 @@ fn pack(layout: &Layout, params: &[f32]) -> std::result::Result<Vec<u8>, safeten
 pub struct Model {
     /// The layout of the parameters.
     pub layout: Layout,
-    /// The parameters, as f16 left them.
+    /// The parameters, rounded to f16.
     pub params: Vec<f32>,
     /// The tokenizer.
     pub tokens: Tokens,

@@ -3,7 +3,7 @@
 //! GPT-2's normal(0, 0.02) suits a width of 768. Here matrices get 1/√inputs, and what a block adds to the residual stream begins at
 //! nothing, so that the stream begins as the embeddings alone. In it one circuit is laid out: a head of the first block that
 //! looks one token back, and a head of the second that finds where the present token stood before and says what followed it.
-//! Stories need it (whoever was called Mira is called Mira again), and found by gradient alone it takes longer than all the
+//! Stories need it (a person called Mira keeps the name), and found by gradient alone it takes longer than all the
 //! rest. It is only a beginning: training changes it like everything else.
 
 use crate::params::Layout;

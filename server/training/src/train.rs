@@ -1,4 +1,4 @@
-//! The training loop: a recipe, its steps, and checkpoints from which a killed run goes on to the same bits.
+//! The training loop: a recipe, its steps, and checkpoints that resume a killed run with identical bits.
 
 use crate::corpus;
 use crate::error::{Error, Result};
@@ -244,7 +244,7 @@ impl Run {
         Ok(())
     }
 
-    /// Writes the checkpoint; whoever is killed while doing so leaves the one before.
+    /// Writes the checkpoint atomically: a kill leaves the previous one.
     pub fn save(&self) -> Result<()> {
         let path = self.checkpoint_path();
         let bytes: Vec<(&str, Vec<u8>)> = [("params", &self.params), ("m", &self.m), ("v", &self.v)]
@@ -356,14 +356,8 @@ fn json(recipe: &Recipe) -> String {
     serde_json::to_string_pretty(recipe).unwrap_or_default()
 }
 
-/// Writes a file as a whole or not at all: beside it, through to the disk, then in its place.
+/// Writes a file durably.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let beside = path.with_extension("tmp");
-    let mut file = File::create(&beside).map_err(Error::file("create", &beside))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::file("write", &beside))?;
-    fs::rename(&beside, path).map_err(Error::file("replace", path))?;
-    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        File::open(folder).and_then(|f| f.sync_all()).map_err(Error::file("sync", folder))?;
-    }
-    Ok(())
+    let written = textnlp_files::Replace::umask().sole_writer().write(path, bytes);
+    written.map_err(|error| Error::File { action: error.action, path: error.path, source: error.source })
 }

@@ -1,27 +1,27 @@
-//! A plain client: paths in, JSON out. What tests look at and change behind the provider's back.
+//! A plain API client: paths in, JSON out. Tests use it to inspect and change objects without the provider.
 
 use camino::Utf8Path;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
-/// A user's way to the API server. Made within a tokio runtime.
+/// A user's connection to the API server. It must be created within a tokio runtime.
 #[derive(Clone)]
 pub struct Api {
     client: kube::Client,
 }
 
-/// What the API server answers.
+/// An answer of the API server.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// The document, or `Null` where it was none.
+    /// The document, or `Null` without one.
     pub body: Value,
 }
 
 impl Answer {
-    /// The document of an answer that must be a success.
+    /// The document of an answer; fails the test unless it is a success.
     #[track_caller]
     pub fn ok(self) -> Value {
         assert!(self.status < 300, "{}: {}", self.status, self.body);
@@ -30,7 +30,7 @@ impl Answer {
 }
 
 impl Api {
-    /// A client for a kubeconfig file that we wrote.
+    /// Creates a client for a kubeconfig of this crate.
     pub fn new(kubeconfig: &Utf8Path) -> Self {
         let config = Kubeconfig::read_from(kubeconfig).expect("read a kubeconfig of ours");
         let config =
@@ -40,7 +40,7 @@ impl Api {
         Self { client: kube::Client::try_from(config).expect("make a client") }
     }
 
-    /// One call. A patch is a merge patch unless its path says that it is an apply.
+    /// Sends one request. A patch is a merge patch, unless its path has the parameters of an apply.
     pub async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, kube::Error> {
         let kind = match method {
             "PATCH" if path.contains("fieldManager=") => "application/apply-patch+yaml",
@@ -56,7 +56,7 @@ impl Api {
         Ok(Answer { status, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) })
     }
 
-    /// What is at a path; `None` when nothing is.
+    /// Reads the object at a path; `None` if there is none.
     pub async fn get(&self, path: &str) -> Option<Value> {
         let answer = self.call("GET", path, None).await.expect("reach the API server");
         (answer.status != 404).then(|| answer.ok())

@@ -1,7 +1,7 @@
-//! A stand-in for CloudNativePG: each `Cluster` object becomes one real PostgreSQL that speaks TLS, with the Secret of its authority, and its
-//! service's name leads pods there. And for who makes volumes: each claim gets a folder.
+//! A fake CloudNativePG: each `Cluster` object becomes a real PostgreSQL with TLS, a Secret with its certificate
+//! authority, and a service name that pods can use. It also provisions volumes: each claim gets a folder.
 //!
-//! What it is not: there are no instances that follow (the status says as many as are wanted), no fail-over, no pods.
+//! It has no replicas (the status reports as many as wanted), no failover and no pods.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -20,10 +20,10 @@ use crate::api::Api;
 
 const GROUP: &str = "postgresql.cnpg.io";
 const EVERY: Duration = Duration::from_millis(200);
-/// The user of PostgreSQL in images.
+/// The uid of PostgreSQL in images.
 const POSTGRES: u32 = 26;
 
-/// `$1` the programs, `$2` the folder, `$3` the address.
+/// `$1` is the folder of programs, `$2` the data folder, `$3` the listen address.
 const RUN: &str = r#"
 set -e
 "$1/initdb" -D "$2/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$2/log" 2>&1
@@ -33,16 +33,17 @@ printf '%s\n' "unix_socket_directories = '$2'" "listen_addresses = '$3'" "port =
 exec "$1/postgres" -D "$2/data" >>"$2/log" 2>&1
 "#;
 
-/// What runs for one object.
+/// The server of one object.
 struct Running {
     process: u32,
     folder: Utf8PathBuf,
     is_ready: bool,
 }
 
-/// Begins to look after the cluster's databases and volumes. `programs` are PostgreSQL's; `user` is whom it runs as where we are root.
+/// Starts the controller of databases and volumes. `programs` is PostgreSQL's folder; `user` is the uid and gid to run
+/// as if the tests run as root.
 pub(crate) fn start(cluster: &'static Cluster, programs: PathBuf, user: Option<(u32, u32)>) {
-    // A server that is not root has to come through.
+    // A PostgreSQL that does not run as root needs to traverse the folder.
     let open = std::fs::Permissions::from_mode(0o711);
     std::fs::set_permissions(cluster.folder(), open).expect("open the cluster's folder");
     if let Some(user) = user {
@@ -63,7 +64,8 @@ pub(crate) fn start(cluster: &'static Cluster, programs: PathBuf, user: Option<(
     });
 }
 
-/// Adds the kind to the cluster, as whoever installs CloudNativePG does; where its definition cannot be had, one whose objects may say anything.
+/// Adds the kind, as an installation of CloudNativePG does. If its definition is not available, it adds one that
+/// accepts any field.
 fn define(cluster: &Cluster) {
     if cluster.define("cloudnative-pg") {
         return;
@@ -138,7 +140,7 @@ impl Databases {
             run.uid(user).gid(group);
         }
         let process = self.cluster.keeper.spawn(&mut run);
-        // By this name pods ask for it.
+        // The host name that pods use.
         self.cluster.kubelet().put_name(namespace, &format!("{name}-rw"), address);
         Some(Running { process, folder, is_ready: false })
     }
@@ -149,7 +151,7 @@ impl Databases {
         }
     }
 
-    /// Makes the role and the database of an object whose server takes connections, and tells that it is ready.
+    /// Creates the role and the database once the server accepts connections, and reports it as ready.
     async fn finish(&self, object: &Value, folder: &Utf8PathBuf) -> bool {
         let (namespace, name) = crate::kubelet::names(object);
         let first = &object["spec"]["bootstrap"]["initdb"];
@@ -161,7 +163,7 @@ impl Databases {
             let text = base64::engine::general_purpose::STANDARD.decode(secret["data"][key].as_str()?).ok()?;
             String::from_utf8(text).ok()
         };
-        // As CloudNativePG does, it refuses a secret of somebody else.
+        // CloudNativePG rejects the Secret of another role, too.
         let (Some(user), Some(password)) = (value("username"), value("password")) else { return false };
         assert_eq!(user, owner, "the secret is of another role");
         let mut psql = Command::new(self.programs.join("psql"));
@@ -174,7 +176,7 @@ impl Databases {
         let owner = json!([{ "apiVersion": format!("{GROUP}/v1"), "kind": "Cluster", "name": name, "uid": object["metadata"]["uid"] }]);
         let authority = base64::engine::general_purpose::STANDARD.encode(self.cluster.ca_pem());
         let metadata = json!({ "name": format!("{name}-ca"), "namespace": namespace, "ownerReferences": owner });
-        // The key lies there too, where CloudNativePG puts it.
+        // CloudNativePG stores the key there, too.
         let data = json!({ "ca.crt": authority, "ca.key": authority });
         let made = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data });
         let _ = self.api.call("POST", &secrets, Some(&made)).await;
@@ -191,7 +193,7 @@ impl Databases {
     }
 }
 
-/// A folder of this machine for every claim that has no volume yet.
+/// Provisions a local folder for every claim without a volume.
 async fn give_volumes(api: &Api, cluster: &Cluster) {
     let Ok(listed) = api.call("GET", "/api/v1/persistentvolumeclaims", None).await else { return };
     for claim in listed.body["items"].as_array().into_iter().flatten() {
@@ -216,5 +218,5 @@ async fn give_volumes(api: &Api, cluster: &Cluster) {
     }
 }
 
-/// Addresses of names within namespaces.
+/// Host names within namespaces, and their addresses.
 pub(crate) type Names = BTreeMap<(String, String), Ipv4Addr>;

@@ -1,8 +1,8 @@
-//! A stand-in for a controller of the Gateway API, and for the proxy that it sets up: it takes what is written in a Gateway and the routes that name
-//! it, says so in their status, and leads clients to ready pods, each connection by the weights of its route.
+//! A fake Gateway API controller with its proxy. It accepts a Gateway and the routes that name it, writes their status,
+//! and routes connections to ready pods by the weights of the route.
 //!
-//! It speaks TLS with pods where a BackendTLSPolicy says so, and only with those that have the name and the authority which that names. Routes
-//! are taken as a whole, by their first rule: it looks at no path.
+//! It uses TLS to pods if a BackendTLSPolicy requires it, and verifies their name and authority. It accepts routes as a
+//! whole and uses their first rule; it ignores paths.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,27 +17,27 @@ use crate::api::Api;
 use crate::kubelet::here;
 use crate::tls;
 
-/// How often it looks at what is written.
+/// The poll interval.
 const EVERY: Duration = Duration::from_millis(100);
 const GROUP: &str = "gateway.networking.k8s.io/v1";
 const CONTROLLER: &str = "example.com/stand-in";
-/// What the Gateway is called.
+/// The name of the Gateway.
 const NAME: &str = "web";
 
-/// Where clients may be led.
+/// A backend of the route.
 #[derive(Debug, Clone, Default)]
 struct Backend {
     weight: i64,
     pods: Vec<SocketAddr>,
-    /// The name that a pod has to have, and by which authorities.
+    /// The expected name of the pods, and the certificate authorities.
     tls: Option<(String, String)>,
-    /// What it is owed, so that each gets its weight of the connections.
+    /// The balance of the weighted round-robin.
     credit: i64,
 }
 
 type Backends = Arc<Mutex<Vec<Backend>>>;
 
-/// The Gateway itself.
+/// The Gateway object.
 pub(crate) fn object(namespace: &str, host: &str, port: u16, (label, value): (&str, &str)) -> Value {
     json!({
         "apiVersion": GROUP,
@@ -54,7 +54,7 @@ pub(crate) fn object(namespace: &str, host: &str, port: u16, (label, value): (&s
     })
 }
 
-/// Starts it for the Gateway of a namespace; clients see this certificate. Answers with its port.
+/// Starts the controller for the Gateway of a namespace, with this certificate for clients. Returns its port.
 pub(crate) fn start(kubeconfig: Utf8PathBuf, namespace: String, trusted: (String, String)) -> u16 {
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -79,7 +79,7 @@ async fn lead(listener: TcpListener, trusted: &(String, String), backends: &Back
             let chosen = choose(&mut backends.lock().unwrap_or_else(PoisonError::into_inner));
             let Some(chosen) = chosen else { return };
             for pod in chosen.pods {
-                // One that is just leaving is passed over, as any proxy does.
+                // A terminating pod is skipped, as any proxy does.
                 let Ok(pod) = TcpStream::connect(pod).await else { continue };
                 match &chosen.tls {
                     None => join(client, pod).await,
@@ -98,7 +98,7 @@ async fn join(mut client: impl AsyncRead + AsyncWrite + Unpin, mut pod: impl Asy
     let _ = tokio::io::copy_bidirectional(&mut client, &mut pod).await;
 }
 
-/// The one that is owed most; its pods take turns.
+/// Selects the backend with the highest balance; its pods take turns.
 fn choose(backends: &mut [Backend]) -> Option<Backend> {
     let total: i64 = backends.iter().map(|one| one.weight).sum();
     backends.iter_mut().for_each(|one| one.credit += one.weight);
@@ -111,7 +111,7 @@ fn choose(backends: &mut [Backend]) -> Option<Backend> {
     Some(next)
 }
 
-/// What is written, again and again.
+/// One poll of the Gateway and its routes.
 async fn look(api: &Api, namespace: &str, backends: &Backends) {
     loop {
         if let Some(found) = taken(api, namespace).await {
@@ -127,7 +127,7 @@ async fn look(api: &Api, namespace: &str, backends: &Backends) {
     }
 }
 
-/// The backends of the route that names the Gateway; `None` where something could not be read.
+/// The backends of the route that names the Gateway; `None` if an object could not be read.
 async fn taken(api: &Api, namespace: &str) -> Option<Vec<Backend>> {
     let list =
         |path: String| async move { Some(api.call("GET", &path, None).await.ok()?.body["items"].as_array()?.clone()) };
@@ -177,7 +177,7 @@ async fn taken(api: &Api, namespace: &str) -> Option<Vec<Backend>> {
     Some(backends)
 }
 
-/// The pods of a slice that are ready.
+/// The ready pods of an endpoint slice.
 fn ready(slice: &Value) -> Vec<SocketAddr> {
     let port = slice["ports"][0]["port"].as_u64().and_then(|port| u16::try_from(port).ok());
     let endpoints = slice["endpoints"].as_array().into_iter().flatten();
@@ -203,7 +203,7 @@ fn conditions(generation: &Value, kinds: &[&str]) -> Value {
         .collect()
 }
 
-/// Writes the status of an object, where it says something else.
+/// Writes the status of an object if it changed.
 async fn say(api: &Api, object: &Value, plural: &str, status: impl FnOnce(&Value) -> Value) {
     let metadata = &object["metadata"];
     let (Some(namespace), Some(name)) = (metadata["namespace"].as_str(), metadata["name"].as_str()) else { return };

@@ -1,12 +1,15 @@
-//! A real Kubernetes control plane for tests: etcd, API server, controller manager and scheduler as their makers wrote them, on
-//! loopback, with nodes that are simulated by kwok and one node, [`kubelet`], whose pods are real processes of this machine.
+//! A real Kubernetes control plane for tests: unmodified etcd, API server, controller manager and scheduler on
+//! loopback. It has one node, [`kubelet`], whose pods are real local processes, and optional nodes that run nothing,
+//! [`hollow`].
 //!
-//! One control plane serves one test program ([`Cluster::shared`]); each test takes a namespace of its own. `build` beside this
-//! crate's manifest makes the programs, once per machine. Everything ends with the test program, however it ends.
+//! A test program has one control plane ([`Cluster::shared`]); each test uses a namespace of its own. `build` beside
+//! this crate's manifest installs the programs, once per machine. All processes end with the test program, however it
+//! ends.
 
 mod api;
 mod databases;
 mod gateway;
+pub mod hollow;
 pub mod kubelet;
 pub mod metrics;
 #[path = "../../src/ports.rs"]
@@ -33,12 +36,12 @@ use programs::{Keeper, Programs};
 use trust::Authority;
 use webhook::Verdict;
 
-/// A start that something else of this machine disturbed is tried again.
+/// The number of attempts to start: another process on the machine may take a port.
 const STARTS: u32 = 3;
-/// The time until all of them say that they are ready; a busy machine with two cores takes 20 seconds.
+/// The timeout until all components are ready; a busy machine with two cores takes 20 seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// One control plane, and the node whose pods are processes.
+/// A control plane, and the node whose pods are processes.
 pub struct Cluster {
     folder: Utf8PathBuf,
     url: String,
@@ -46,26 +49,28 @@ pub struct Cluster {
     programs: Programs,
     keeper: Keeper,
     kubelet: OnceLock<Kubelet>,
+    /// The number of hollow nodes.
+    hollow: Mutex<u32>,
     metrics: OnceLock<Metrics>,
-    /// Whose kinds were added.
+    /// The projects whose kinds were added.
     defined: Mutex<BTreeSet<String>>,
     namespaces: AtomicU32,
-    /// The API server's process, and how it was started.
+    /// The API server's process id and arguments.
     api_server: Mutex<(u32, Vec<String>)>,
-    /// Where the network of pods is reached.
+    /// The port of the proxy that replaces the pod network.
     proxy: u16,
     _ports: Ports,
 }
 
 impl Cluster {
-    /// The control plane of this test program, started for the first who asks. `None`, said loudly, where the programs are not
-    /// built, unless everything must be there.
+    /// The control plane of this test program, started on the first call. `None` with a message if the programs are not
+    /// installed; a failure if the tests require all tools.
     pub fn shared() -> Option<&'static Cluster> {
         static SHARED: OnceLock<Option<Cluster>> = OnceLock::new();
         Self::once(&SHARED)
     }
 
-    /// Another one, for what goes on between two.
+    /// A second control plane, for tests across two clusters.
     pub fn second() -> Option<&'static Cluster> {
         static SECOND: OnceLock<Option<Cluster>> = OnceLock::new();
         Self::once(&SECOND)
@@ -113,7 +118,7 @@ impl Cluster {
         write("ca.key", &authority.key_pem());
         write("server.crt", &server);
         write("server.key", &server_key);
-        // Whom servers beside the API server know it by.
+        // The front proxy authority, by which aggregated servers authenticate the API server.
         let front = Authority::new();
         let (client, client_key) = front.client("front-proxy-client", &[]);
         write("front-ca.crt", front.pem());
@@ -128,6 +133,7 @@ impl Cluster {
             programs: programs.clone(),
             keeper,
             kubelet: OnceLock::new(),
+            hollow: Mutex::default(),
             metrics: OnceLock::new(),
             defined: Mutex::default(),
             namespaces: AtomicU32::new(0),
@@ -148,7 +154,7 @@ impl Cluster {
                 &format!("--listen-peer-urls={between}"),
                 &format!("--initial-advertise-peer-urls={between}"),
                 &format!("--initial-cluster=default={between}"),
-                // Nothing in it outlives the tests.
+                // The data need not survive a crash.
                 "--unsafe-no-fsync",
                 "--log-level=error",
             ],
@@ -177,7 +183,7 @@ impl Cluster {
             "--max-requests-inflight=1000".to_owned(),
             "--watch-cache=true".to_owned(),
             "--profiling=false".to_owned(),
-            // As it is from 1.35 on.
+            // The default since Kubernetes 1.35.
             "--feature-gates=ImageVolume=true".to_owned(),
         ];
         cluster.lock_api_server().1 = arguments.to_vec();
@@ -193,21 +199,21 @@ impl Cluster {
                 &format!("--service-account-private-key-file={}", file("tokens.key")),
                 &format!("--cluster-signing-cert-file={}", file("ca.crt")),
                 &format!("--cluster-signing-key-file={}", file("ca.key")),
-                // Tests of autoscaling do not wait for the defaults, which are minutes.
+                // The defaults are minutes, too long for tests of autoscaling.
                 "--horizontal-pod-autoscaler-sync-period=2s",
                 "--horizontal-pod-autoscaler-initial-readiness-delay=1s",
                 "--horizontal-pod-autoscaler-downscale-stabilization=5s",
             ],
         );
         cluster.run("kube-scheduler", &[&kubeconfig, "--leader-elect=false", "--secure-port=0"]);
-        // The controllers have begun when a namespace gets what every namespace gets.
+        // The controller manager is ready when it has created a namespace's default objects.
         cluster.until_ready("kube-controller-manager", |cluster| {
             cluster.kubectl(&["get", "serviceaccount", "default", "--namespace=default"]).status.success()
         })?;
         Ok(cluster)
     }
 
-    /// Starts the API server, again after [`Self::stop_api_server`], where it was.
+    /// Starts the API server, after [`Self::stop_api_server`] at the same address.
     pub fn start_api_server(&self) -> Result<(), String> {
         let mut running = self.lock_api_server();
         running.0 = self.run("kube-apiserver", &running.1.iter().map(String::as_str).collect::<Vec<_>>());
@@ -217,7 +223,7 @@ impl Cluster {
         })
     }
 
-    /// Ends the API server at once, as a lost machine would; what it answered stays in etcd.
+    /// Kills the API server, like a lost machine. Its data remains in etcd.
     pub fn stop_api_server(&self) {
         self.keeper.end(self.lock_api_server().0);
     }
@@ -230,7 +236,7 @@ impl Cluster {
         let log = std::fs::File::create(self.log(program)).expect("make a log");
         let mut command = Command::new(self.programs.path(program));
         if program == "kube-apiserver" {
-            // Nobody leads to the addresses of services; what is on loopback needs nobody.
+            // Service addresses are reachable only through the proxy; loopback addresses are reached directly.
             command.env("HTTPS_PROXY", format!("http://127.0.0.1:{}", self.proxy));
         }
         command.args(arguments).current_dir(&self.folder).stdout(log.try_clone().expect("share a log")).stderr(log);
@@ -257,17 +263,17 @@ impl Cluster {
         Ok(())
     }
 
-    /// Where the API server answers.
+    /// The address of the API server.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The authority that signed its certificate, PEM.
+    /// The authority of its certificate, as PEM.
     pub fn ca_pem(&self) -> &str {
         self.authority.pem()
     }
 
-    /// A kubeconfig file for a user with these groups; `admin` of `system:masters` may do anything.
+    /// Writes a kubeconfig for a user with these groups; `admin` of `system:masters` has all permissions.
     pub fn kubeconfig(&self, user: &str, groups: &[&str]) -> Utf8PathBuf {
         let path = self.folder.join(format!("{user}.kubeconfig"));
         let (certificate, key) = self.authority.client(user, groups);
@@ -285,29 +291,29 @@ impl Cluster {
             "contexts": [{ "name": "test", "context": { "cluster": "test", "user": user, "namespace": "default" } }],
             "current-context": "test",
         });
-        // A file that is read while it is written again is a file of two halves.
+        // The file is replaced atomically, because another process may be reading it.
         let fresh = self.folder.join(format!("{user}.{}.fresh", self.namespaces.fetch_add(1, Ordering::SeqCst)));
         std::fs::write(&fresh, config.to_string()).expect("write a kubeconfig");
         std::fs::rename(&fresh, &path).expect("put a kubeconfig in its place");
         path
     }
 
-    /// The administrator's kubeconfig file.
+    /// The administrator's kubeconfig.
     pub fn admin(&self) -> Utf8PathBuf {
         self.folder.join("admin.kubeconfig")
     }
 
-    /// A name for a namespace that no other test uses. It is not made.
+    /// A unique name for a namespace, which is not created.
     pub fn namespace_name(&self, about: &str) -> String {
         format!("{about}-{}", self.namespaces.fetch_add(1, Ordering::SeqCst))
     }
 
-    /// A namespace of its own.
+    /// Creates a namespace with a unique name.
     pub fn namespace(&self, about: &str) -> String {
         let name = self.namespace_name(about);
         let made = self.kubectl(&["create", "namespace", &name]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        // Pods need its service account, which a controller makes.
+        // Pods need the default service account, which a controller creates.
         let until = Instant::now() + PATIENCE;
         while !self.kubectl(&["get", "serviceaccount", "default", "--namespace", &name]).status.success() {
             assert!(Instant::now() < until, "namespace {name} gets no service account");
@@ -323,7 +329,8 @@ impl Cluster {
         command.output().expect("start kubectl")
     }
 
-    /// Helm as the administrator, with a home of its own; `None` where it is not built, unless everything must be there.
+    /// A Helm command as the administrator, with a home of its own. `None` if Helm is not installed; a failure if the
+    /// tests require all tools.
     pub fn helm(&self) -> Option<Command> {
         let there = programs::asked("--helm");
         assert!(
@@ -335,13 +342,13 @@ impl Cluster {
         Some(command)
     }
 
-    /// The folder of what the newest versions of Kubernetes say of their objects, a file a version.
+    /// The folder with the OpenAPI schemas of recent Kubernetes versions, one file per version.
     pub fn schemas() -> Option<Utf8PathBuf> {
         programs::asked("--schemas")
     }
 
-    /// Adds the kinds of others, `gateway-api`, `cloudnative-pg` or `prometheus-operator`, as their makers define them, once; whether they are
-    /// there, which they must be where everything must.
+    /// Adds the kinds of a project once: `gateway-api`, `cloudnative-pg` or `prometheus-operator`. Returns false if
+    /// their definitions are not installed; a failure if the tests require all tools.
     pub fn define(&self, whose: &str) -> bool {
         let mut defined = self.defined.lock().unwrap_or_else(PoisonError::into_inner);
         if defined.contains(whose) {
@@ -356,7 +363,7 @@ impl Cluster {
         let added = ["apply", "--server-side", "--force-conflicts", "-f", folder.as_str()];
         let out = self.kubectl(&added);
         assert!(out.status.success(), "kubectl {added:?}: {}", String::from_utf8_lossy(&out.stderr));
-        // Established is not served yet, and kubectl ends at once where nobody has said anything of a definition.
+        // An established definition may not be served yet, and `kubectl wait` fails at once without a status.
         let out = self.kubectl(&["get", "-f", folder.as_str(), "-o", "json"]);
         let found: Value = serde_json::from_slice(&out.stdout).expect("what was applied");
         let definitions = found["items"].as_array().cloned().unwrap_or_else(|| vec![found]);
@@ -377,9 +384,9 @@ impl Cluster {
         true
     }
 
-    /// From now on a controller of the Gateway API looks after the Gateway `NAMESPACE/web`, which it makes: clients of `host` come by the port
-    /// that it answers with, with a certificate of this cluster's authority, and routes of namespaces with this label are taken. `None` where the
-    /// Gateway API cannot be had.
+    /// Creates the Gateway `NAMESPACE/web` and starts its controller. It listens for clients of `host` at the returned
+    /// port, with a certificate of this cluster's authority, and accepts routes of namespaces with this label. `None`
+    /// if the Gateway API is not available.
     pub fn gateway(&self, namespace: &str, host: &str, label: (&str, &str)) -> Option<u16> {
         if !self.define("gateway-api") {
             return None;
@@ -389,7 +396,7 @@ impl Cluster {
         Some(port)
     }
 
-    /// Gives kubectl a text, as `kubectl apply -f -` takes it, and expects that it succeeds.
+    /// Runs kubectl with a document on its input, as `kubectl apply -f -` does, and expects success.
     #[track_caller]
     pub fn feed(&self, arguments: &[&str], text: &Value) -> String {
         let file = self.folder.join(format!("fed-{}.json", self.namespaces.fetch_add(1, Ordering::SeqCst)));
@@ -399,47 +406,17 @@ impl Cluster {
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
-    /// Simulates nodes by kwok: `count` of them, which say that all their pods run. Only pods that tolerate the taint
-    /// `kwok.x-k8s.io/node` come there.
-    pub fn fake_nodes(&self, count: u32) {
-        static RUNS: OnceLock<()> = OnceLock::new();
-        RUNS.get_or_init(|| {
-            self.run(
-                "kwok",
-                &[
-                    &format!("--kubeconfig={}", self.admin()),
-                    "--manage-all-nodes=false",
-                    "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-                    "--server-address=127.0.0.1:0",
-                    // Without leases its nodes are taken for lost after a while.
-                    "--node-lease-duration-seconds=40",
-                ],
-            );
-        });
-        let nodes: Vec<Value> = (0..count)
-            .map(|number| {
-                let capacity = json!({ "cpu": "32", "memory": "256Gi", "pods": "110" });
-                json!({
-                    "apiVersion": "v1",
-                    "kind": "Node",
-                    "metadata": {
-                        "name": format!("fake-{number}"),
-                        "annotations": { "kwok.x-k8s.io/node": "fake", "node.alpha.kubernetes.io/ttl": "0" },
-                        "labels": {
-                            "kubernetes.io/hostname": format!("fake-{number}"),
-                            "topology.kubernetes.io/zone": format!("zone-{}", number % 3),
-                            "type": "kwok",
-                        },
-                    },
-                    "spec": { "taints": [{ "key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule" }] },
-                    "status": { "allocatable": capacity, "capacity": capacity },
-                })
-            })
-            .collect();
-        self.feed(&["apply"], &json!({ "apiVersion": "v1", "kind": "List", "items": nodes }));
+    /// Adds hollow nodes, which run nothing and report all their pods as running, up to this count. Only pods that
+    /// tolerate the taint [`hollow::HOLLOW`] are bound to them.
+    pub fn hollow_nodes(&self, count: u32) {
+        let mut present = self.hollow.lock().unwrap_or_else(PoisonError::into_inner);
+        if *present < count {
+            hollow::start(self.admin(), *present..count);
+            *present = count;
+        }
     }
 
-    /// The node whose pods are processes of this machine; it joins the cluster when it is asked for first.
+    /// The node whose pods are local processes; it joins the cluster on the first call.
     pub fn kubelet(&self) -> &Kubelet {
         self.kubelet.get_or_init(|| {
             let trusted = self.authority.server(&["127.0.0.1"]);
@@ -447,14 +424,14 @@ impl Cluster {
         })
     }
 
-    /// From now on somebody makes databases of `Cluster` objects and volumes of claims, by PostgreSQL's programs in this folder; `user` and
-    /// its group are whom they run as where we are root.
+    /// Starts the controller of `Cluster` objects and volume claims, with PostgreSQL's programs in this folder. `user`
+    /// is the uid and gid to run as if the tests run as root.
     pub fn databases(&'static self, programs: std::path::PathBuf, user: Option<(u32, u32)>) {
         static RUNS: OnceLock<()> = OnceLock::new();
         RUNS.get_or_init(|| databases::start(self, programs, user));
     }
 
-    /// What autoscalers are told of pods; the API server leads them there from the first call on.
+    /// The metrics server for autoscalers, registered with the API server on the first call.
     pub fn metrics(&self) -> &Metrics {
         self.metrics.get_or_init(|| {
             let metrics = Metrics::start(self.admin(), self.authority.server(&["localhost"]));
@@ -480,13 +457,14 @@ impl Cluster {
         })
     }
 
-    /// Has everything that is made or changed in a namespace shown to a webhook of somebody's, which decides. `plural` is as in `configmaps`.
+    /// Registers an admission webhook for changes in a namespace, which `decide` answers. `plural` is a resource such
+    /// as `configmaps`.
     pub fn webhook(&self, namespace: &str, plural: &str, decide: impl Fn(&Value) -> Verdict + Send + Sync + 'static) {
         let port = webhook::start(self.authority.server(&["localhost"]), decide);
         self.register_webhook(namespace, plural, port);
     }
 
-    /// The same where nobody may answer on this port.
+    /// Registers a webhook at a port where possibly no server listens.
     pub fn register_webhook(&self, namespace: &str, plural: &str, port: u16) {
         use base64::Engine;
         let authority = base64::engine::general_purpose::STANDARD.encode(self.ca_pem());
@@ -510,12 +488,12 @@ impl Cluster {
         );
     }
 
-    /// A plain client of its API, for what tests look at behind the provider's back.
+    /// A plain API client, to inspect objects without the provider.
     pub fn api(&self) -> Api {
         Api::new(&self.admin())
     }
 
-    /// Its folder: programs' logs, kubeconfig files, the pods' files.
+    /// The cluster's folder: logs, kubeconfig files and the pods' files.
     pub fn folder(&self) -> &Utf8Path {
         &self.folder
     }

@@ -1,5 +1,5 @@
-//! A stand-in for what autoscalers ask: the metrics server (`metrics.k8s.io`) and an adapter (`custom.metrics.k8s.io`), reached through the
-//! aggregation of the real API server. The pods of a namespace share the load that a test puts on it.
+//! A fake metrics server (`metrics.k8s.io`) and custom metrics adapter (`custom.metrics.k8s.io`), reached through the
+//! aggregation layer of the real API server. The pods of a namespace share the load that a test sets.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,25 +11,25 @@ use serde_json::{Value, json};
 use crate::api::Api;
 use crate::tls::{self, Answer};
 
-/// The load of a namespace: its pods share the requests evenly, and each needs as much.
+/// The load of a namespace: its pods share the requests evenly, and each uses the same resources.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Load {
-    /// In thousandths of a request a second: `http_requests_per_second`.
+    /// Requests of all pods in thousandths per second: `http_requests_per_second`.
     pub millirequests: u64,
-    /// In thousandths of a core, all containers of one pod together.
+    /// CPU of one pod, in thousandths of a core.
     pub millicores: u64,
-    /// In bytes, all containers of one pod together.
+    /// Memory of one pod, in bytes.
     pub memory: u64,
 }
 
-/// What autoscalers are told.
+/// The metrics for autoscalers.
 pub struct Metrics {
     loads: Arc<Mutex<BTreeMap<String, Load>>>,
-    /// Where it listens.
+    /// The port.
     pub(crate) port: u16,
 }
 
-/// The groups that it serves, with what discovery tells of them.
+/// The API groups that it serves: name, version, and the resources for discovery.
 pub(crate) const SERVED: [(&str, &str, &[&str]); 2] = [
     ("metrics.k8s.io", "v1beta1", &["pods"]),
     ("custom.metrics.k8s.io", "v1beta2", &["pods/http_requests_per_second"]),
@@ -55,7 +55,7 @@ impl Metrics {
         Self { loads, port: told.recv().expect("the metrics start") }
     }
 
-    /// From now on a namespace has this load.
+    /// Sets the load of a namespace.
     pub fn put(&self, namespace: &str, load: Load) {
         self.loads.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned(), load);
     }
@@ -92,7 +92,7 @@ async fn answer(api: &Api, loads: &Mutex<BTreeMap<String, Load>>, target: &str) 
     let pods: Vec<&Value> = pods["items"].as_array().into_iter().flatten().filter(running).collect();
     let load = loads.lock().unwrap_or_else(PoisonError::into_inner).get(namespace).copied().unwrap_or_default();
     let share = load.millirequests / pods.len().max(1) as u64;
-    // Figures from before a pod was ready are not counted.
+    // Autoscalers ignore metrics from before a pod was ready.
     let now = k8s_openapi::jiff::Timestamp::now().to_string();
     let items: Vec<Value> = pods
         .iter()

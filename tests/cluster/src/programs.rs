@@ -1,4 +1,4 @@
-//! Where the programs are, and whoever ends them when the test program ends.
+//! The installed programs, and the keeper that ends their processes with the test program.
 
 use std::io::Write;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-/// The folder of what `build` made.
+/// The folder that `build` created.
 #[derive(Clone)]
 pub(crate) struct Programs(Utf8PathBuf);
 
 impl Programs {
-    /// Where they are, or why they are not there.
+    /// Finds the programs; an error says why they are not available.
     pub(crate) fn find() -> Result<Self, String> {
         let build = concat!(env!("CARGO_MANIFEST_DIR"), "/build");
         let said = Command::new("bash").args([build, "--built"]).output().expect("start bash");
@@ -26,15 +26,15 @@ impl Programs {
     }
 }
 
-/// What `build` says to a question: where something is, if it is there.
+/// Asks `build` for a path; `None` if it does not exist.
 pub(crate) fn asked(question: &str) -> Option<Utf8PathBuf> {
     let build = concat!(env!("CARGO_MANIFEST_DIR"), "/build");
     let said = Command::new("bash").args([build, question]).output().expect("start bash");
     said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().into())
 }
 
-/// A shell that holds the folder of a cluster and knows every process in it. Its input ends when the test program does, by
-/// whatever signal; then it ends them all and removes the folder.
+/// A shell that knows the folder of a cluster and all of its processes. Its input closes when the test program ends,
+/// also by a signal. It then kills the processes and removes the folder.
 pub(crate) struct Keeper {
     folder: Utf8PathBuf,
     shell: Child,
@@ -42,17 +42,17 @@ pub(crate) struct Keeper {
     children: Mutex<Vec<Child>>,
 }
 
-/// Tells the keeper of one more process.
+/// Reports processes to the keeper.
 #[derive(Clone)]
 pub(crate) struct Sender(Arc<Mutex<Option<ChildStdin>>>);
 
 impl Sender {
-    /// From now on the process ends with the test program.
+    /// Registers a process, to end with the test program.
     pub(crate) fn began(&self, pid: u32) {
         self.tell(&format!("began {pid}"));
     }
 
-    /// It ended by itself.
+    /// Removes a process that ended.
     pub(crate) fn ended(&self, pid: u32) {
         self.tell(&format!("ended {pid}"));
     }
@@ -64,7 +64,7 @@ impl Sender {
     }
 }
 
-/// What each line on its input means: a process that began with its group, or one that ended, whose number is free again.
+/// Each input line reports a process group that started, or a process that ended and whose id may be reused.
 const SCRIPT: &str = r#"
 trap '' INT TERM
 declare -A pids
@@ -94,7 +94,7 @@ impl Keeper {
         self.input.clone()
     }
 
-    /// Starts a process that ends with the test program; answers with its number.
+    /// Starts a process that ends with the test program; returns its id.
     pub(crate) fn spawn(&self, command: &mut Command) -> u32 {
         let child =
             in_a_group_of_its_own(command.stdin(Stdio::null())).spawn().expect("start a program of the cluster");
@@ -104,12 +104,12 @@ impl Keeper {
         pid
     }
 
-    /// Ends one of them now.
+    /// Kills a process.
     pub(crate) fn end(&self, pid: u32) {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = children.iter().position(|child| child.id() == pid) {
             let mut child = children.swap_remove(place);
-            // Everything that it started is in its group.
+            // The group contains the children of the process.
             if let Some(group) = rustix::process::Pid::from_raw(pid.cast_signed()) {
                 let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
             }
@@ -119,7 +119,7 @@ impl Keeper {
         }
     }
 
-    /// Whether one of them ended by itself.
+    /// Whether a process has ended unexpectedly.
     pub(crate) fn lost_one(&self) -> bool {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         children.iter_mut().any(|child| child.try_wait().is_ok_and(|ended| ended.is_some()))
@@ -136,7 +136,7 @@ impl Drop for Keeper {
     }
 }
 
-/// A signal from a terminal is for the test program; what it started is ended by the keeper.
+/// A terminal signal is for the test program alone; the keeper ends the rest.
 fn in_a_group_of_its_own(command: &mut Command) -> &mut Command {
     use std::os::unix::process::CommandExt;
     command.process_group(0)
@@ -149,7 +149,7 @@ mod tests {
 
     const AS_THE_OTHER: &str = "TEXTNLP_CLUSTER_KEEPS";
 
-    /// The test program is killed; what it started and where it wrote are gone.
+    /// The test program is killed; its processes and its folder disappear.
     #[test]
     fn everything_ends_with_a_test_program_that_is_killed() {
         if std::env::var_os(AS_THE_OTHER).is_some() {

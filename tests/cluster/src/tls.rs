@@ -1,4 +1,4 @@
-//! A small HTTPS server for what a node, an adapter or a webhook is asked: one request a connection.
+//! A minimal HTTPS server for nodes, adapters and webhooks: one request per connection.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-/// A status, the type of the text, the text.
+/// The status, the content type and the body.
 pub(crate) type Answer = (&'static str, &'static str, String);
 
-/// Answers requests, each by its target (`/path?query`) and its body, until the runtime ends; tells the port.
+/// Answers requests until the runtime ends, each by its target (`/path?query`) and its body; returns the port.
 pub(crate) async fn serve(
     trusted: &(String, String),
     answer: impl Fn(String, Vec<u8>) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
@@ -57,7 +57,7 @@ pub(crate) async fn serve(
     port
 }
 
-/// Ends TLS with a certificate and its key.
+/// A TLS acceptor with a certificate and its key.
 pub(crate) fn acceptor((certificate, key): &(String, String)) -> TlsAcceptor {
     let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate of ours");
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key of ours");
@@ -67,7 +67,7 @@ pub(crate) fn acceptor((certificate, key): &(String, String)) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config.expect("the key belongs to the certificate")))
 }
 
-/// Speaks TLS with whoever has this name by one of these authorities, and with nobody else.
+/// Opens a TLS connection and verifies the name and the authorities.
 pub(crate) async fn connect(stream: TcpStream, authorities: &str, name: &str) -> Option<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     for one in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
@@ -80,7 +80,7 @@ pub(crate) async fn connect(stream: TcpStream, authorities: &str, name: &str) ->
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()
 }
 
-/// Speaks TLS with whoever is there, as probes of nodes do: they look at no certificate, and show none.
+/// Opens a TLS connection without verification or client certificate, as kubelet probes do.
 pub(crate) async fn connect_to_anybody(stream: TcpStream) -> Option<TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();

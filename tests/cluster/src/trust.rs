@@ -6,7 +6,7 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-/// Whoever signs everything in one cluster.
+/// The certificate authority of a cluster.
 pub(crate) struct Authority {
     pem: String,
     key: String,
@@ -31,7 +31,7 @@ impl Authority {
         self.key.clone()
     }
 
-    /// A server's certificate and key.
+    /// Issues a server certificate and its key.
     pub(crate) fn server(&self, names: &[&str]) -> (String, String) {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).expect("names for a certificate");
@@ -40,7 +40,7 @@ impl Authority {
         self.sign(params)
     }
 
-    /// A client's certificate and key: its common name is the user, its organisations are the groups.
+    /// Issues a client certificate and its key: the common name is the user, the organisations are the groups.
     pub(crate) fn client(&self, user: &str, groups: &[&str]) -> (String, String) {
         let mut params = CertificateParams::default();
         params.distinguished_name = named(user, groups);
@@ -56,7 +56,7 @@ impl Authority {
     }
 }
 
-/// What signs the tokens of service accounts, and what they are checked by.
+/// The key pair for service account tokens: signing key and verification key.
 pub(crate) fn signing_key() -> (String, String) {
     let key = new_key();
     (key.serialize_pem(), key.public_key_pem())

@@ -1,4 +1,4 @@
-//! Admission webhooks of somebody else's: what they answer decides a test, who asks them is the real API server.
+//! External admission webhooks: the test decides the answer, the real API server calls them.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 
 use crate::tls;
 
-/// What a webhook says of an object.
+/// The answer to an admission review.
 pub enum Verdict {
-    /// It may be as it is.
+    /// Admit the object unchanged.
     Allow,
-    /// It may not be, for this reason.
+    /// Reject it, for this reason.
     Deny(String),
-    /// It becomes something else: a JSON patch (RFC 6902).
+    /// Change it by a JSON patch (RFC 6902).
     Patch(Value),
 }
 
-/// Answers reviews until the test program ends; tells the port.
+/// Answers reviews until the test program ends; returns the port.
 pub(crate) fn start(trusted: (String, String), decide: impl Fn(&Value) -> Verdict + Send + Sync + 'static) -> u16 {
     let (tell, told) = std::sync::mpsc::channel();
     let decide = Arc::new(decide);

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 use textnlp_tests::small::Small;
-use textnlp_tests::{eventually, program, said};
+use textnlp_tests::{program, promptly, said};
 
 use crate::archive::{changed, member, members};
 use crate::stage::{Goods, NAME, Stage, names};
@@ -51,13 +51,13 @@ fn broken(bytes: &[u8]) -> Vec<Broken> {
         flip("a flipped bit in the first byte of the weights", weights.data, &[WEIGHTS, "chunk 0"]),
         flip("a flipped bit in the last byte of the weights", weights.data + weights.size - 1, &[WEIGHTS, "chunk"]),
         flip("a flipped bit in a header", program.data - 512 + 100, &[PROGRAM, "header"]),
-        flip("a flipped bit in the filling after a file", config.data + config.size, &["config.json", "filling"]),
+        flip("a flipped bit in the filling after a file", config.data + config.size, &["config.json", "padding"]),
         flip("a flipped bit in the end", end - 1, &["the end of the archive"]),
         cut("one byte short", end - 1, &["ends at byte"]),
         cut("half of it", end / 2, &["ends at byte"]),
         cut("the manifest alone", manifest.data + manifest.size, &["ends at byte"]),
         cut("a piece of the manifest", manifest.data + 700, &["ends at byte"]),
-        cut("nothing of it", 0, &["no bundle"]),
+        cut("nothing of it", 0, &["not a bundle"]),
         Broken {
             name: "a letter behind its end",
             change: Box::new(|copy| copy.extend(b"Dear Sir")),
@@ -68,7 +68,11 @@ fn broken(bytes: &[u8]) -> Vec<Broken> {
             change: Box::new(|copy| copy[..2].copy_from_slice(&[0x1f, 0x8b])),
             says: &["compressed"],
         },
-        Broken { name: "a letter", change: Box::new(|copy| *copy = b"Dear Sir, ".repeat(100)), says: &["no bundle"] },
+        Broken {
+            name: "a letter",
+            change: Box::new(|copy| *copy = b"Dear Sir, ".repeat(100)),
+            says: &["not a bundle"],
+        },
     ];
     // What an attacker makes of a header: each with a checksum that is right.
     let forge = |name: &'static str, says: &'static [&'static str], edit: fn(&mut [u8])| Broken {
@@ -239,7 +243,7 @@ fn volumes_are_one_bundle_and_a_missing_one_is_named() {
     std::fs::rename(path(1), path(0)).unwrap();
     std::fs::rename(&away, path(1)).unwrap();
     let swapped = stage.install("part.tar", &["--no-up"]).expect(2);
-    names(&swapped.err, &["no bundle"]);
+    names(&swapped.err, &["not a bundle"]);
     stage.is_untouched("volumes are swapped");
     drop(goods);
 }
@@ -307,7 +311,7 @@ fn everything_that_stands_in_the_way_is_in_one_report() {
             platform,
             "--program",
             "clock",
-            "before the bundle was made",
+            "before the bundle was created",
             &format!("{}", stage.sandbox.port),
             "is taken by",
         ],
@@ -355,7 +359,7 @@ fn two_installs_at_once_are_one_too_many() {
     let mut input = first.stdin.take().unwrap();
     // It waits for the rest, with the site's lock in its hand.
     input.write_all(&bytes[..bytes.len() / 2]).unwrap();
-    eventually("it is at work", || {
+    promptly("it is at work", || {
         stage
             .root()
             .read_dir()
@@ -380,7 +384,7 @@ fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     let stage = Stage::new("room");
     let in_file =
         stage.run(&["bundle", "install", &goods.first, "--no-up", "--root", &format!("{}/below", goods.first)]);
-    names(&in_file.expect(1).err, &["--root", "cannot be written to"]);
+    names(&in_file.expect(1).err, &["--root", "is not writable"]);
     let Some(small) = Small::mount(stage.sandbox.folder().join("small"), "size=20m") else { return };
     let root = format!("{}/site", small.place());
     let install =
@@ -393,7 +397,7 @@ fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     names(&inodes.err, &["inodes free", "hint: free some inodes"]);
     small.remount("ro,nr_inodes=10000");
     let reading = install().expect(1);
-    names(&reading.err, &["--root", "cannot be written to", "Read-only"]);
+    names(&reading.err, &["--root", "is not writable", "Read-only"]);
     small.remount("rw");
     install().expect(0);
 
@@ -412,7 +416,7 @@ fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     input.write_all(&bytes[..manifest]).unwrap();
     let incoming =
         || std::fs::read_dir(&root).ok()?.flatten().find(|e| e.file_name().to_string_lossy().starts_with(".incoming-"));
-    eventually("it is at work", incoming);
+    promptly("it is at work", incoming);
     small.remount("size=30m");
     let _ = input.write_all(&bytes[manifest..]);
     drop(input);

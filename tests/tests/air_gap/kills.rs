@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use textnlp_tests::{Dice, Sandbox, eventually, said, signal};
+use textnlp_tests::{Dice, Sandbox, eventually, promptly, said, signal};
 
 use crate::stage::{Goods, NAME, Stage};
 
@@ -119,7 +119,7 @@ fn a_killed_install_takes_what_it_started_along() {
     let words =
         |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
     let mut install = command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let up = eventually("`up` runs", || {
+    let up = promptly("`up` runs", || {
         assert!(install.try_wait().unwrap().is_none(), "it ended before it could be killed");
         children(install.id()).into_iter().find(|child| words(*child).contains(" up "))
     });

@@ -7,6 +7,7 @@ mod stage;
 mod faults;
 mod kills;
 mod offers;
+mod readme;
 mod road;
 mod same;
 mod site;

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use serde_json::json;
 use textnlp_tests::{has, said};
 
-use crate::stage::{Goods, NAME, Stage, advisories, names};
+use crate::stage::{Goods, NAME, Stage, advisories, advisories_of, names, tool};
 
 /// Writes into an installed file, as somebody with the right to everything can.
 fn alter(stage: &Stage, path: &str) {
@@ -57,17 +57,113 @@ fn a_known_flaw_in_the_content_shuts_the_gate_and_the_service_stays_up() {
     assert_eq!(shut["error"]["code"], "gate_not_open", "{shut:#}");
     has(&shut, &["digest", "root", "lineage", "address", "key_file", "ca_file", "gate.checks"]);
     assert_eq!(shut["gate"]["state"], "shut");
-    names(&shut["error"].to_string(), &["known vulnerabilities in it", "RUSTSEC-2025-9999"]);
+    names(&shut["error"].to_string(), &["known vulnerabilities", "RUSTSEC-2025-9999"]);
     stage.there(&["generate", "Once", "--max-tokens", "2", "--no-stream"]).expect(0);
 
-    // Without any advisories nobody can tell: that is said when it is made, and the gate is not open there either.
+    // Without any advisories it is not checked: a warning, unless the environment is strict.
     let blind =
         stage.run(&["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "blind.tar"]).expect(0);
     names(&blind.err, &["warning: ", "--advisories"]);
-    let shut = stage.install("blind.tar", &["--output", "json"]).expect(3).json();
-    names(&shut["error"].to_string(), &["known vulnerabilities in it", "--advisories DIR"]);
+    let open = stage.install("blind.tar", &["--output", "json"]).expect(0).json();
+    let about = |document: &serde_json::Value| -> Vec<serde_json::Value> {
+        let checks = document["gate"]["checks"].as_array().unwrap().iter();
+        checks.filter(|check| check["name"].as_str().unwrap().contains("vulnerabilities")).cloned().collect()
+    };
+    let [check] = &about(&open)[..] else { panic!("one line says one thing: {open:#}") };
+    assert!(check["ok"] == true && check["warning"] == true && check["measured"] == "not checked", "{check:#}");
+    names(check["note"].as_str().unwrap(), &["--advisories DIR", "dependencies of the program"]);
+    let strict = stage
+        .install(
+            "blind.tar",
+            &["--output", "json", "--set", "gates.advisories=block", "--set", "gates.advisories_max_age=36500d"],
+        )
+        .expect(3)
+        .json();
+    names(&strict["error"].to_string(), &["known vulnerabilities: not checked", "--advisories DIR"]);
+    let text = stage.there(&["gate", "--env", "air-gapped", "--again"]).expect(0);
+    names(&text.out, &["! known vulnerabilities", "not checked"]);
+
+    // Old advisories are a warning that names their age.
+    let old = advisories_of(&stage, "old", "a-crate-that-nobody-has", "", "2025-06-01");
+    let create =
+        ["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "old.tar", "--advisories", &old];
+    names(&stage.run(&create).expect(0).out, &["advisories RustSec, newest of 2025-06-01"]);
+    let verified = stage.run(&["bundle", "verify", "old.tar"]).expect(0);
+    names(&verified.out, &["advisories RustSec, newest of 2025-06-01, ", " days old"]);
+    names(&verified.err, &["warning: the advisories in old.tar are ", "the limit is 90"]);
+    let scanned = stage.json(0, &["bundle", "scan", "old.tar"]);
+    names(&scanned.to_string(), &["advisories-old", "The limit is 90 days"]);
+    let young = stage.json(0, &["bundle", "scan", "old.tar", "--advisories-max-age", "36500"]);
+    assert!(!young.to_string().contains("advisories-old"), "{young:#}");
+    let open = stage.install("old.tar", &["--output", "json"]).expect(0).json();
+    let [check] = &about(&open)[..] else { panic!("one line says one thing: {open:#}") };
+    assert!(check["ok"] == true && check["warning"] == true && check["measured"] == 0, "{check:#}");
+    names(check["note"].as_str().unwrap(), &["days old, the limit is 90", "2025-06-01"]);
+    let strict = ["--output", "json", "--set", "gates.advisories=block"];
+    stage.install("old.tar", &strict).expect(3);
+    let strict = [&strict[..], &["--set", "gates.advisories_max_age=36500d"]].concat();
+    stage.install("old.tar", &strict).expect(0);
     stage.there(&["down", "--env", "air-gapped", "--yes", "--delete-data", "air-gapped"]).expect(0);
     assert!(stage.sandbox.processes().is_empty());
+}
+
+#[test]
+fn create_takes_the_newest_advisories_that_it_finds() {
+    if !tool("git") {
+        return;
+    }
+    let stage = Stage::new("found");
+    let create = |more: &[&str], url: &str| {
+        let base = ["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "b.tar", "-o", "json"];
+        let mut command = stage.command(&[&base[..], more].concat());
+        command.env("TEXTNLP_ADVISORIES_URL", url);
+        said(command.output().unwrap()).expect(0)
+    };
+    let date = |said: &textnlp_tests::Said| said.json()["advisories"][0]["date"].clone();
+    // In the working directory, as git clones it; the repository cannot be reached.
+    advisories_of(&stage, "advisory-db", "a-crate-that-nobody-has", "", "2025-06-01");
+    let local = create(&[], "http://127.0.0.1:1/advisory-db.git");
+    assert_eq!(date(&local), "2025-06-01");
+    names(&local.err, &["no advisories could be cloned from http://127.0.0.1:1/"]);
+
+    let newer = advisories_of(&stage, "repository", "a-crate-that-nobody-has", "", "2025-07-01");
+    let git = |args: &[&str]| {
+        let who = ["-c", "user.name=a", "-c", "user.email=a@localhost", "-C", &newer];
+        said(stage.other("git", &[&who[..], args].concat()).output().unwrap()).expect(0);
+    };
+    git(&["init", "--quiet"]);
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "--message", "advisories"]);
+    let url = format!("file://{newer}");
+    assert_eq!(date(&create(&["--offline"], &url)), "2025-06-01", "offline clones nothing");
+    assert_eq!(date(&create(&[], &url)), "2025-07-01");
+    // The clone is kept for the next time.
+    assert_eq!(date(&create(&["--offline"], "http://127.0.0.1:1/advisory-db.git")), "2025-07-01");
+    // What was named is taken, whatever else there is.
+    assert_eq!(date(&create(&["--advisories", "advisory-db"], &url)), "2025-06-01");
+}
+
+#[test]
+fn a_state_folder_of_the_operators_choice_is_used_by_every_later_command() {
+    let goods = Goods::get();
+    let stage = Stage::new("state");
+    let trust = ["--trust", goods.public.as_str()];
+    let state = stage.sandbox.folder().join("elsewhere");
+    let installed = stage.install(&goods.first, &[&trust[..], &["--state-dir", state.as_str()]].concat()).expect(0);
+    names(&installed.out, &[&format!("state      {state}")]);
+    assert!(state.join(NAME).join("lineage.json").exists());
+    stage.there(&["plan", "--env", NAME, "--exit-code"]).expect(0);
+    // An update finds it without the flag, and nobody makes a second deployment by naming another folder.
+    stage.install(&goods.second, &trust).expect(0);
+    let other = stage.sandbox.folder().join("other");
+    let refused = stage.install(&goods.second, &[&trust[..], &["--state-dir", other.as_str()]].concat()).expect(2);
+    names(&refused.err, &["keeps its state in", state.as_str()]);
+    assert!(!other.exists());
+    // From anywhere: with the state folder alone.
+    let down = ["down", "--env", NAME, "--state-dir", state.as_str(), "--yes", "--delete-data", NAME];
+    let mut command = stage.other(stage.root().join("bin/textnlp-deploy").as_str(), &down);
+    said(command.current_dir(stage.root()).output().unwrap()).expect(0);
+    assert!(stage.sandbox.processes().is_empty(), "{:?}", stage.sandbox.processes());
 }
 
 #[test]
@@ -78,7 +174,7 @@ fn the_sites_own_settings_outlive_every_bundle_and_the_shell_is_not_asked() {
     stage.install(&goods.first, &trust).expect(0);
     let own = stage.root().join("environments/island.yaml");
     let text = std::fs::read_to_string(&own).unwrap();
-    names(&text, &["extends: bundle-island", &stage.sandbox.port.to_string(), "This file is yours"]);
+    names(&text, &["extends: bundle-island", &stage.sandbox.port.to_string(), "Edit this file"]);
     let mine = format!("{text}limits: {{}}\n").replace("limits: {}\n", "description: mine\n");
     std::fs::write(&own, &mine).unwrap();
 

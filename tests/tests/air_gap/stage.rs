@@ -54,6 +54,8 @@ impl Stage {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.sandbox.folder().join("home"))
+            // Stories talk to no other machine; nothing listens here.
+            .env("TEXTNLP_ADVISORIES_URL", "http://127.0.0.1:1/advisory-db.git")
             .stdin(Stdio::null());
         command
     }
@@ -229,13 +231,19 @@ impl Goods {
     }
 }
 
-/// A folder of advisories as RustSec publishes them, with one against every version of a crate.
+/// A folder of advisories as RustSec publishes them, with one of this month against every version of a crate.
 pub(crate) fn advisories(stage: &Stage, name: &str, krate: &str, cvss: &str) -> String {
+    let today = said(stage.other("date", &["-u", "+%Y-%m-%d"]).output().unwrap()).expect(0);
+    advisories_of(stage, name, krate, cvss, today.out.trim())
+}
+
+/// The same of another day.
+pub(crate) fn advisories_of(stage: &Stage, name: &str, krate: &str, cvss: &str, date: &str) -> String {
     let folder = stage.made().join(name);
     let place = folder.join("crates").join(krate);
     std::fs::create_dir_all(&place).unwrap();
     let text = format!(
-        "```toml\n[advisory]\nid = \"RUSTSEC-2025-9999\"\npackage = \"{krate}\"\ndate = \"2025-06-01\"\ncvss = \"{cvss}\"\n\n\
+        "```toml\n[advisory]\nid = \"RUSTSEC-2025-9999\"\npackage = \"{krate}\"\ndate = \"{date}\"\ncvss = \"{cvss}\"\n\n\
          [versions]\npatched = []\n```\n\n# A flaw that was made up for a story\n\nNothing is wrong with it.\n"
     );
     std::fs::write(place.join("RUSTSEC-2025-9999.md"), text).unwrap();

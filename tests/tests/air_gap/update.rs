@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_tests::Said;
@@ -32,6 +33,8 @@ fn asking<T>(stage: &Stage, happens: impl FnOnce() -> T) -> (T, usize, Vec<Strin
         for _ in 0..2 {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
+                    // Two clients ask 20 times a second in all.
+                    std::thread::sleep(Duration::from_millis(100));
                     let said = match stage.ask(&key) {
                         Ok(answer) if answer.status == 200 => None,
                         Ok(answer) => Some(format!("{} {}", answer.status, answer.text())),

@@ -92,7 +92,7 @@ fn pods_come_with_requests_and_go_with_them_by_what_an_adapter_of_ours_tells() {
     );
     for (path, why) in [
         (operator.path("nobody"), "NotFound"),
-        (operator.path("*").replace(namespace, "default"), "no figures of pods in namespace default"),
+        (operator.path("*").replace(namespace, "default"), "no metrics of pods in namespace default"),
         (format!("{}?labelSelector=a%3D%3D%3Db", operator.path("*")), "BadRequest"),
         (format!("{}?metricLabelSelector=a%3Db", operator.path("*")), "no labels"),
     ] {

@@ -1,6 +1,7 @@
 //! A second set of pods beside the first, and then all clients at once: the cluster itself leads them there, and back.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use textnlp_tests::{counts, eventually};
@@ -17,9 +18,6 @@ const BLUE_GREEN: [&str; 5] = [
     // What is fast here is another machine's.
     "gates.p95_ms=20000",
 ];
-/// So long the endpoints of a service may be behind it.
-const BEHIND: Duration = Duration::from_secs(3);
-
 impl Operator {
     fn selector(&self) -> Value {
         self.get("service", "textnlp-api")["spec"]["selector"].clone()
@@ -33,6 +31,22 @@ impl Operator {
         assert_eq!(budget["spec"]["selector"], json!({ "matchLabels": all }));
         let ready = self.get("deployment", "textnlp-api")["status"]["readyReplicas"].clone();
         assert!(ready.as_u64() >= Some(3), "{ready}");
+    }
+
+    /// Whether the endpoints of the service are pods of this image alone.
+    fn leads_only_to(&self, image: &str) -> bool {
+        let list = |more: &[&str]| -> Vec<Value> {
+            let out = self.cluster.kubectl(&[&["get", "-o", "json", "-n", &self.namespace][..], more].concat());
+            let list: Value = serde_json::from_slice(&out.stdout).unwrap();
+            list["items"].as_array().unwrap().clone()
+        };
+        let pods = list(&["pods", "-l", "app=textnlp-api"]);
+        let pods = pods.iter().filter(|pod| pod["spec"]["containers"][0]["image"] == image);
+        let pods: BTreeSet<String> = pods.map(|pod| pod["metadata"]["uid"].to_string()).collect();
+        let slices = list(&["endpointslices", "-l", "kubernetes.io/service-name=textnlp-api"]);
+        let mut endpoints =
+            slices.iter().flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten()).peekable();
+        endpoints.peek().is_some() && endpoints.all(|one| pods.contains(&one["targetRef"]["uid"].to_string()))
     }
 
     fn are_gone(&self, image: &str) {
@@ -68,10 +82,10 @@ fn clients_go_to_a_whole_second_set_at_once_and_back_to_the_first_which_is_still
     let second = image(&operator, "second", 200);
     let set = of_image(&second);
     let well = [&BLUE_GREEN[..], &[set.as_str()]].concat();
-    let mut resumed = None;
+    let (mut resumed, mut led) = (None, None);
     let answers = asked_while(&operator, &up, QUESTION, || {
         let mut rolls = operator.command(&["up", "--yes", "--no-gate"], &well).spawn().unwrap();
-        operator.says("preparing", "no client is led to them");
+        operator.says("preparing", "no traffic is routed to them");
         operator.run(&["rollout", "pause"], &BLUE_GREEN).expect(0);
         operator.says("preparing", "held by `rollout pause`; 3 of 3 new pods are ready");
         assert_eq!(operator.pods_of(&second), 3, "as many as of the first");
@@ -81,14 +95,16 @@ fn clients_go_to_a_whole_second_set_at_once_and_back_to_the_first_which_is_still
         assert!(operator.cluster.kubectl(&lost).status.success());
         resumed = Some(Instant::now());
         operator.run(&["rollout", "resume"], &BLUE_GREEN).expect(0);
+        eventually("clients are led to the second set", || operator.leads_only_to(&second).then_some(()));
+        led = Some(Instant::now());
         assert!(rolls.wait().unwrap().success());
     });
     assert_eq!(failed(&answers), [""; 0], "of {}", answers.len());
     let theirs = of(&answers, "second");
-    let first = theirs.iter().map(|answer| answer.ended).min().expect("clients came there");
+    assert!(!theirs.is_empty(), "clients came there");
     assert!(theirs.iter().all(|answer| answer.ended > resumed.unwrap()), "before they were led there");
-    let late = |answer: &&Answer| answer.began > first + BEHIND;
-    assert!(answers.iter().filter(late).all(|answer| answer.said.contains("\"second\"")), "and all of them");
+    let mut later = answers.iter().filter(|answer| answer.began > led.unwrap());
+    assert!(later.all(|answer| answer.said.contains("\"second\"")), "and all of them");
     let told = operator.rollout();
     eprintln!("well: {} requests, {} of them by the second set; {}", answers.len(), theirs.len(), told["says"]);
     assert_eq!((&told["stage"], told["goes_on"].as_bool()), (&Value::from("promoted"), Some(false)), "{told:#}");

@@ -82,7 +82,7 @@ fn pods_trust_the_authority_of_a_company_and_fetch_models_by_its_proxy() {
 
     let wrong = ["network.private_ca=/etc/hosts", "network.proxy.https=secret:env:PATH"];
     let said = operator.run(&["plan"], &[wrong[1]]).expect(2).err;
-    assert!(said.contains("network.proxy.https") && said.contains("a secret does not come to pods"), "{said}");
+    assert!(said.contains("network.proxy.https") && said.contains("from a secret is not supported in pods"), "{said}");
     let said = operator.run(&["plan"], &[wrong[0]]).expect(2).err;
     assert!(said.contains("network.private_ca") && said.contains("no certificates in PEM form"), "{said}");
 

@@ -54,14 +54,14 @@ fn pilot_comes_up_as_it_is_written_and_its_dumps_bring_back_what_was_lost() {
         assert!(operator.cluster.kubectl(&label).status.success());
         let said = operator.run(&["key", "list"], &[]);
         assert!((said.exit == 0) == (exit == 0), "{said:?}");
-        assert!(exit == 0 || said.err.contains("is not of this deployment"), "{}", said.err);
+        assert!(exit == 0 || said.err.contains("does not belong to this deployment"), "{}", said.err);
     }
     let refused = operator.run(&["backup", "create", "--plain"], &[]).expect(2);
-    assert!(refused.err.contains("--plain is of sealed copies"), "{}", refused.err);
+    assert!(refused.err.contains("--plain applies to encrypted backups only"), "{}", refused.err);
 
     // A dump, proven; then what it has is lost, and comes back. What was made after it is not in it.
     let dumped = operator.run(&["backup", "create"], &[]).expect(0);
-    assert!(dumped.out.contains("backup_2") && dumped.out.contains("proven: read back with 3 "), "{dumped:?}");
+    assert!(dumped.out.contains("backup_2") && dumped.out.contains("verified: restored with 3 "), "{dumped:?}");
     eventually("status knows of it", || {
         let status = operator.run(&["status", "-o", "json"], &[]).expect(0).json();
         status["backup"]["newest_verified"].is_string().then_some(())

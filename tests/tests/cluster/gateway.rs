@@ -1,13 +1,14 @@
 //! Clients who come by a Gateway of the operator's, of whom a share tries a new release first.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use textnlp_tests::{counts, eventually};
+use textnlp_tests::{counts, eventually, promptly};
 
 use crate::operator::Operator;
 use crate::rollout::{QUESTION, image};
-use crate::{Answer, asked_while};
+use crate::{Answer, asked_while, heard_while};
 
 const SHARED: [&str; 5] = [
     "rollout.strategy=canary",
@@ -76,10 +77,10 @@ fn a_share_of_the_clients_of_a_gateway_tries_a_release_first_whatever_the_number
         assert!(said.exit != 0 && said.err.contains(says), "{says}: {said:?}");
         assert!(!operator.get("httproute", "textnlp-api")["metadata"].is_object(), "nothing was begun");
     };
-    refused(&format!("sites[0].cluster.ingress.gateway={infra}/other"), "name one of those that are there");
-    refused("sites[0].cluster.ingress.port=443", &format!("`https` listens at port {port}"));
+    refused(&format!("sites[0].cluster.ingress.gateway={infra}/other"), "choose an existing one");
+    refused("sites[0].cluster.ingress.port=443", &format!("`https` listens on port {port}"));
     refused("traffic.domain=text.example.com", "`https` takes \"localhost\" alone");
-    refused("cluster.namespace=elsewhere", "takes routes of namespaces with other labels");
+    refused("cluster.namespace=elsewhere", "allows routes of namespaces with other labels");
 
     let up = operator.up_by_gateway(authority, &SHARED);
     assert_eq!(up["text"].as_str().map(str::is_empty), Some(false), "a prompt was answered: {up:#}");
@@ -96,7 +97,7 @@ fn a_share_of_the_clients_of_a_gateway_tries_a_release_first_whatever_the_number
     let before = asked_while(&operator, &came, QUESTION, || {
         let mut up = operator.command(&["up", "--yes", "--no-gate"], &well);
         rolls = Some(up.env("SSL_CERT_FILE", authority).spawn().unwrap());
-        eventually("the first pod is made", || (operator.rollout()["stage"] == "preparing").then_some(()));
+        promptly("the first pod is made", || (operator.rollout()["stage"] == "preparing").then_some(()));
         assert_eq!(operator.weights(), [100, 0], "no client before it is ready");
         eventually("clients are shared", || (operator.rollout()["stage"] == "baking").then_some(()));
         operator.run(&["rollout", "pause"], &SHARED).expect(0);
@@ -107,12 +108,13 @@ fn a_share_of_the_clients_of_a_gateway_tries_a_release_first_whatever_the_number
     let told = operator.rollout();
     assert_eq!((&told["share"], &told["stage"]), (&Value::from(10), &Value::from("baking")), "{told:#}");
     assert!(operator.run(&["rollout", "status"], &SHARED).expect(0).out.contains("10 % of the clients"));
-    let mut answers = Vec::new();
-    while answers.len() < ASKED {
-        answers.extend(asked_while(&operator, &came, QUESTION, || {
-            std::thread::park_timeout(std::time::Duration::from_secs(3));
-        }));
-    }
+    let asked = AtomicUsize::new(0);
+    let count = |_: &Answer| {
+        asked.fetch_add(1, Ordering::Relaxed);
+    };
+    let answers = heard_while(&operator, &came, QUESTION, count, || {
+        eventually("a share can be measured", || (asked.load(Ordering::Relaxed) >= ASKED).then_some(()));
+    });
     let theirs = by(&answers, "well");
     eprintln!("well: {theirs} of {} requests came to the new release while it was held", answers.len());
     assert_eq!(failed(&answers), [""; 0], "of {}", answers.len());
@@ -165,7 +167,7 @@ fn a_share_of_the_clients_of_a_gateway_tries_a_release_first_whatever_the_number
     operator.shares_nothing();
     assert_eq!(operator.template(), template, "the old release, all of it");
     let heard = operator.run(&["up", "--yes", "--no-gate"], &bad);
-    assert!(heard.exit != 0 && heard.err.contains("tried and put back"), "{heard:?}");
+    assert!(heard.exit != 0 && heard.err.contains("tried and rolled back"), "{heard:?}");
     operator.run(&["rollout", "retry"], &SHARED).expect(0);
     operator.up_by_gateway(authority, &well);
     let again = operator.up_by_gateway(authority, &well);

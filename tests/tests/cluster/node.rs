@@ -37,7 +37,7 @@ fn pods_of_a_lost_node_are_made_anew_elsewhere_and_what_waits_for_it_says_so() {
         // Status and `up` name the node, and nothing is done about it: the cluster does it by itself.
         let status = operator.run(&["status", "-o", "json"], &sets).json();
         let why = status["drift"][0]["why"].as_str().unwrap_or_default();
-        assert!(why.contains(&format!("is on node {THERE}, which was given up at")), "{status:#}");
+        assert!(why.contains(&format!("is on node {THERE}, which is unreachable since")), "{status:#}");
         assert_eq!(counts(&operator.up(&sets))[..4], [0, 0, 0, 0]);
         eventually("others take their place", || (ready() == 3 && on("here") == 3).then_some(()));
         eprintln!("whole again after {:?}", lost.elapsed());
@@ -55,7 +55,7 @@ fn pods_of_a_lost_node_are_made_anew_elsewhere_and_what_waits_for_it_says_so() {
     let (tell, told) = std::sync::mpsc::channel();
     let said = std::io::BufReader::new(down.stdout.take().unwrap());
     std::thread::spawn(move || said.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
-    let words = format!("stays on node {THERE}, which was given up at");
+    let words = format!("stays on node {THERE}, which is unreachable since");
     let named =
         std::iter::from_fn(|| told.recv_timeout(Duration::from_secs(120)).ok()).find(|line| line.contains(&words));
     assert!(named.is_some(), "what it waits for is never said");

@@ -53,7 +53,7 @@ impl Operator {
             "sites[0].cluster.image=local/textnlp:1".to_owned(),
             "database.hosting=external".to_owned(),
             "database.url=secret:env:DATABASE_URL".to_owned(),
-            "cache.kind=memory".to_owned(),
+            "cache.kind=none".to_owned(),
             "cache.hosting=null".to_owned(),
             "monitoring.stack=false".to_owned(),
             "backup.enabled=false".to_owned(),

@@ -151,7 +151,7 @@ fn a_release_that_only_its_clients_find_bad_is_put_back_and_nobody_goes_on_by_an
     let refused = run(&operator, &with(&[&wrong, "server.api.max_tokens=1024"]));
     assert!(
         refused.exit != 0
-            && refused.err.contains("no pod was made: query `errors seen by clients`: it cannot be asked"),
+            && refused.err.contains("no pod was created: query `errors seen by clients`: it cannot be queried"),
         "{refused:?}"
     );
     assert!(refused.err.contains("parse error"), "{refused:?}");

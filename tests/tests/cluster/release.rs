@@ -31,7 +31,7 @@ fn an_operator_goes_back_to_the_image_of_an_earlier_release() {
     let back = json(&["rollback"], SECOND);
     assert_eq!((&back["to"], &back["release"]["images"]["main"]), (&1.into(), &"local/textnlp:1".into()), "{back:#}");
     let up = operator.run(&["up", "--yes", "--no-gate"], &[SECOND]).expect(0);
-    assert!(up.err.contains("keeps the image local/textnlp:1") && up.err.contains("release set"), "{}", up.err);
+    assert!(up.err.contains("pins the image local/textnlp:1") && up.err.contains("release set"), "{}", up.err);
     assert_eq!(runs(), "local/textnlp:1");
     assert_eq!(history(), ["local/textnlp:1", "local/textnlp:2", "local/textnlp:1"]);
     assert_eq!(operator.run(&["generate", "Once"], &[SECOND]).exit, 0);

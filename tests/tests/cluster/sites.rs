@@ -118,7 +118,7 @@ fn a_cluster_that_is_lost_is_taken_over_from_and_comes_back() {
     // What cannot be done to somebody's machines is not tried.
     for more in [&["--fault", "freeze"][..], &["--fault", "disk_full"], &["--fault", "kill", "--lose-data"]] {
         let refused = sites.run(&[&["dr", "drill", "--live", NAME], more].concat()).expect(4);
-        assert!(refused.err.contains("nodes are not ours"), "{}", refused.err);
+        assert!(refused.err.contains("does not run on this machine"), "{}", refused.err);
     }
     // Nor by somebody who may not: the rules are said.
     let may_look = json!({
@@ -158,7 +158,7 @@ fn a_cluster_that_is_lost_is_taken_over_from_and_comes_back() {
     dying.wait().unwrap();
     assert!(!sites.cordoned(home).is_empty());
     let refused = sites.run(&["down", "--yes"]).expect(4);
-    assert!(refused.err.contains("whoever takes that back would go with the witness"), "{}", refused.err);
+    assert!(refused.err.contains("it still needs the witness"), "{}", refused.err);
     // Where the service is led now.
     sites.json(&["key", "create", "meanwhile"], 0);
     eventually("the nodes are given back", || sites.cordoned(home).is_empty().then_some(()));

@@ -14,16 +14,16 @@ use textnlp_cluster::Cluster;
 use textnlp_kubernetes::Kubernetes;
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
-use textnlp_orchestrator::event::Quiet;
+use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan::{Audited, Facts, Plan, Purpose};
-use textnlp_orchestrator::road::{Arrival, Ask, Road, RoadError, RoadSite, look, travel};
-use textnlp_orchestrator::state::{MemoryStore, Operator, Place, State};
+use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, look, run_phases};
+use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State};
 use textnlp_provider::connect::{Bearer, CA, Connect, ENDPOINT, Endpoint, TokenSource};
 use textnlp_provider::memory::{Fuse, MemoryCloud};
 use textnlp_provider::{
-    CloudId, Component, Error, FieldChange, Handle, Kind, KindName, Lineage, Need, Object, Observed, Operation,
-    Outputs, Ownership, Problem, Problems, Progress, Provider, Recorded, Ref, ResourceId, Result, Scope, Secret,
-    SecretName, SecretRef, SecretStore, SecretVersion, Site, SiteName, Sort, Spec, Through, Wanted, Why,
+    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Lineage, Need, Object, Observed,
+    Operation, Outputs, Ownership, Problem, Problems, Progress, Provider, ReadFailure, Recorded, Ref, ResourceId,
+    Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion, Site, SiteName, Spec, Through, Wanted,
 };
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -32,8 +32,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-const UP: Ask = Ask::UP;
-const DOWN: Ask = Ask { purpose: Purpose::Down, delete_data: false, gated: false };
+const UP: RunOptions = RunOptions::UP;
+const DOWN: RunOptions = RunOptions { purpose: Purpose::Down, delete_data: false, gated: false };
 /// Where a cluster of the memory cloud is in truth.
 #[derive(Clone)]
 struct Address {
@@ -226,7 +226,7 @@ impl TokenSource for Tokens {
         let how = *self.how.lock().unwrap();
         match how {
             How::Fails => {
-                let error = Error::new(Sort::Denied, "sign in to", "the cloud");
+                let error = Error::new(ErrorKind::Denied, "sign in to", "the cloud");
                 return Err(error.because("the session of ada has ended").hint("sign in again"));
             }
             How::Hangs => std::future::pending().await,
@@ -235,7 +235,8 @@ impl TokenSource for Tokens {
         let ask = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 600 } });
         let path = format!("/api/v1/namespaces/default/serviceaccounts/{}/token", self.account);
         let answer = self.cluster.api().call("POST", &path, Some(&ask)).await;
-        let answer = answer.map_err(|error| Error::new(Sort::Unavailable, "ask for", "a token").because(error))?.ok();
+        let answer =
+            answer.map_err(|error| Error::new(ErrorKind::Unavailable, "ask for", "a token").because(error))?.ok();
         let mut token = answer["status"]["token"].as_str().unwrap().to_owned();
         if how == How::SpoiledOnce {
             token.truncate(token.len() - 8);
@@ -300,7 +301,7 @@ impl SecretStore for NoSecrets {
     }
 
     async fn get(&self, secret: &SecretRef) -> Result<Secret> {
-        Err(Error::new(Sort::NotFound, "read secret", secret.name.to_string()))
+        Err(Error::new(ErrorKind::NotFound, "read secret", secret.name.to_string()))
     }
 
     async fn versions(&self, _: &SecretName) -> Result<Vec<SecretVersion>> {
@@ -415,21 +416,22 @@ impl World {
         Arc::new(Fused { inner, fuse: fuse.clone() })
     }
 
-    fn sites(&self, wanted: &[Wanted], provider: Arc<dyn Provider>) -> BTreeMap<SiteName, RoadSite> {
+    fn sites(&self, wanted: &[Wanted], provider: Arc<dyn Provider>) -> BTreeMap<SiteName, RunSite> {
         let text = |text: &str| text.to_owned();
-        let place = Place { provider: text("memory"), account: text("1"), region: text("r"), runtime: text("cluster") };
-        BTreeMap::from([(here(), RoadSite { place, provider, protect_data: false, wanted: wanted.to_vec() })])
+        let place =
+            SiteLocation { provider: text("memory"), account: text("1"), region: text("r"), runtime: text("cluster") };
+        BTreeMap::from([(here(), RunSite { place, provider, protect_data: false, wanted: wanted.to_vec() })])
     }
 
     fn road<'a>(
         &self,
-        sites: &'a BTreeMap<SiteName, RoadSite>,
+        sites: &'a BTreeMap<SiteName, RunSite>,
         environment: &'a textnlp_provider::EnvironmentName,
         fuse: &Fuse,
-    ) -> Road<'a> {
+    ) -> Run<'a> {
         let (by, tool, host) = ("ada".to_owned(), "test".to_owned(), "machine".to_owned());
         let pause = Duration::from_millis(20);
-        Road {
+        Run {
             environment,
             store: Arc::new(self.disk.with_fuse(fuse.clone())),
             sites,
@@ -437,14 +439,14 @@ impl World {
             fresh: Lineage(Uuid::new_v4()),
             operator: Operator { by, reason: None, tool, host, pid: 1 },
             clock: Arc::new(SystemClock),
-            events: &Quiet,
+            events: &DiscardEvents,
             gates: None,
             limits: Limits { pause, longest_pause: Duration::from_millis(500), ..Limits::default() },
         }
     }
 
     /// Goes the whole way as a process of its own; `None` if it died on the way.
-    async fn go(&self, ask: Ask, wanted: &[Wanted], fuse: &Fuse) -> Option<Result<Arrival, RoadError>> {
+    async fn go(&self, ask: RunOptions, wanted: &[Wanted], fuse: &Fuse) -> Option<Result<RunOutcome, RunError>> {
         let (sites, environment) = (self.sites(wanted, self.provider(fuse)), "staging".parse().unwrap());
         let road = self.road(&sites, &environment, fuse);
         let dies = async {
@@ -454,12 +456,12 @@ impl World {
         };
         let (stop, mut agree) = (CancellationToken::new(), |_: &Plan| true);
         tokio::select! {
-            arrival = travel(&road, ask, &mut agree, &stop) => Some(arrival),
+            arrival = run_phases(&road, ask, &mut agree, &stop) => Some(arrival),
             () = dies => None,
         }
     }
 
-    async fn done(&self, ask: Ask, wanted: &[Wanted]) -> Arrival {
+    async fn done(&self, ask: RunOptions, wanted: &[Wanted]) -> RunOutcome {
         let arrival = self.go(ask, wanted, &Fuse::default()).await.unwrap().unwrap_or_else(|error| panic!("{error:?}"));
         let left = arrival.plan.as_ref().map(|plan| (&plan.blocked, &plan.refusals));
         assert!(arrival.is_complete(), "{:#?}\n{left:#?}", arrival.outcome);
@@ -660,7 +662,7 @@ fn of_a_cluster_that_cannot_be_reached_nothing_is_known_and_nothing_is_done() {
             let seen = facts.sites[&here()].observed.iter().filter(|(one, _)| *one != id("cluster"));
             for (id, seen) in seen {
                 assert!(
-                    matches!(seen, Observed::Unknown(Why(text)) if text.contains("here/cluster") && text.contains(why)),
+                    matches!(seen, Observed::Unknown(ReadFailure(text)) if text.contains("here/cluster") && text.contains(why)),
                     "{id}: {seen:?}"
                 );
             }
@@ -675,9 +677,8 @@ fn of_a_cluster_that_cannot_be_reached_nothing_is_known_and_nothing_is_done() {
         world.tokens.goes(How::Fails);
         unknown(world.plan(&wanted).await, "the session of ada has ended");
         world.tokens.goes(How::Hangs);
-        let began = Instant::now();
-        unknown(world.plan(&wanted).await, "did not come within 4s");
-        assert!(began.elapsed() < Duration::from_secs(15));
+        let planned = tokio::time::timeout(Duration::from_secs(300), world.plan(&wanted)).await;
+        unknown(planned.expect("a plan without the token"), "did not arrive within 4s");
         world.tokens.goes(How::Well);
         world.is_whole(&wanted).await;
         world.leave();
@@ -857,7 +858,7 @@ fn a_cluster_that_exists_is_used_from_the_first_up_on_and_stays() {
         moved[0].ownership = Ownership::External(other.clone());
         let (plan, _) = world.plan(&moved).await;
         let refused = format!("{:?}", plan.plan().refusals);
-        assert!(refused.contains("recorded in `cluster-of-ada`, and not in `cluster-of-bob`"), "{refused}");
+        assert!(refused.contains("recorded in `cluster-of-ada`, not in `cluster-of-bob`"), "{refused}");
         assert!(plan.plan().steps.is_empty(), "{:#?}", plan.plan().steps);
         world.done(DOWN, &[]).await;
         assert!(world.objects(cluster).await.is_empty() && world.cloud.things().len() == 2, "what exists stays");

@@ -73,7 +73,7 @@ fn kubectl_and_our_own_program_sign_in_by_a_kubeconfig_that_names_us() {
     };
     let said = run();
     let told = format!("{}{}", said.out, said.err);
-    assert!(said.exit != 0 && told.contains("may not"), "{told}");
+    assert!(said.exit != 0 && told.contains("not allowed to"), "{told}");
     assert!(google.requests().len() > asked && !told.contains(&token), "{told}");
     let binding = [
         "create",
@@ -84,5 +84,5 @@ fn kubectl_and_our_own_program_sign_in_by_a_kubeconfig_that_names_us() {
     ];
     assert!(kubectl(&binding).0);
     let said = run();
-    assert!(!format!("{}{}", said.out, said.err).contains("may not"), "{said:?}");
+    assert!(!format!("{}{}", said.out, said.err).contains("not allowed to"), "{said:?}");
 }

@@ -159,7 +159,7 @@ fn it_says_why_nobody_signs() {
         &[&PROD[..], &["--profile", "nobody"]].concat(),
         &[REGION],
         1,
-        &["sign in to aws by the profile nobody"],
+        &["sign in to aws with the profile nobody"],
     );
     let said = run(&sandbox, &["aws"], &[]).expect(2);
     assert!(said.out.is_empty() && said.err.contains("--cluster"), "{said:?}");

@@ -99,18 +99,24 @@ echo '{"accessToken":"eyJ.person","expiresOn":"2099-01-01 01:00:00.000000","expi
 #[test]
 fn it_says_why_nobody_signs_in() {
     let sandbox = Sandbox::new("kube-token");
-    refused(&sandbox, &["azure"], &[], 1, &["sign in to azure", "there is no `az`", "hint: sign in with `az login`"]);
+    refused(
+        &sandbox,
+        &["azure"],
+        &[],
+        1,
+        &["sign in to azure", "`az` is not installed", "hint: sign in with `az login`"],
+    );
     refused(&sandbox, &["azure"], &[SECRET], 2, &["neither --client-id nor AZURE_CLIENT_ID"]);
     refused(&sandbox, &["azure"], &[SECRET, WHO[0]], 2, &["neither --tenant nor AZURE_TENANT_ID"]);
     refused(&sandbox, &["azure", "--server-id", ""], &[], 2, &["--server-id", "it is empty"]);
     refused(&sandbox, &["azure", "--tenant", "a/../b"], &[], 2, &["the tenant"]);
-    refused(&sandbox, &["azure"], &[("AZURE_CLIENT_CERTIFICATE_PATH", "/x")], 2, &["certificates are not known here"]);
+    refused(&sandbox, &["azure"], &[("AZURE_CLIENT_CERTIFICATE_PATH", "/x")], 2, &["certificates are not supported"]);
     refused(&sandbox, &["azure"], &[("IDENTITY_ENDPOINT", "http://127.0.0.1:1")], 2, &["IDENTITY_HEADER", "Arc"]);
     refused(&sandbox, &["azure"], &[("AZURE_FEDERATED_TOKEN_FILE", "/nobody/has/it")], 1, &["read /nobody/has/it"]);
     let with = |authority: &str, exit: i32, says: &[&str]| {
         refused(&sandbox, &["azure"], &[&WHO[..], &[SECRET, ("AZURE_AUTHORITY_HOST", authority)]].concat(), exit, says);
     };
-    with("http://login.example", 2, &["by https alone"]);
+    with("http://login.example", 2, &["only over https"]);
     let entra = StandIn::start(|request| {
         let said = format!("AADSTS7000215: Invalid client secret: {}\r\nTrace ID: 1", request.field("client_secret"));
         Reply::Answer(

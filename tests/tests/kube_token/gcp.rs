@@ -148,23 +148,23 @@ fn it_says_why_nobody_signs_in() {
     refused(&sandbox, &["gcp"], &[(FILE, "/nobody/has/it")], 1, &["read /nobody/has/it", "hint: "]);
     refused(&sandbox, &["gcp"], &[("GCE_METADATA_HOST", "a b")], 2, &["GCE_METADATA_HOST"]);
     for (text, exit, says) in [
-        ("hunter2 {", 2, "it is no JSON"),
+        ("hunter2 {", 2, "it is not JSON"),
         ("[]", 2, "its type is ``"),
         (
             r#"{"type":"gdch_service_account"}"#,
             2,
-            "its type is `gdch_service_account`, and known here are: service_account",
+            "its type is `gdch_service_account`; supported types: service_account",
         ),
         (r#"{"type":"service_account","client_email":"a"}"#, 2, "it has no `private_key`"),
         (
             r#"{"type":"service_account","client_email":"a","private_key":"hunter2"}"#,
             2,
-            "its `private_key` is no RSA key in PEM",
+            "its `private_key` is not an RSA key in PEM format",
         ),
         (
             r#"{"type":"authorized_user","client_id":"c","client_secret":"s","refresh_token":"hunter2","token_uri":"http://tokens.example"}"#,
             2,
-            "by https alone",
+            "only over https",
         ),
         (
             r#"{"type":"external_account","audience":"a","subject_token_type":"t","token_url":"http://127.0.0.1:1","credential_source":{"environment_id":"aws1"}}"#,
@@ -181,13 +181,13 @@ fn it_says_why_nobody_signs_in() {
         refused(&sandbox, &["gcp"], &[(FILE, &path)], exit, &[says]);
     }
     let path = file(&sandbox, "credential.json", &"hunter2 ".repeat(100_000));
-    refused(&sandbox, &["gcp"], &[(FILE, &path)], 2, &["it is no file with a credential"]);
+    refused(&sandbox, &["gcp"], &[(FILE, &path)], 2, &["it is not a credential file"]);
 
     for (status, body, says) in [
         (200, "garbage hunter2".to_owned(), "no token that a header can hold"),
         (200, String::new(), "no token that a header can hold"),
         (200, r#"{"access_token":"hunter2 hunter2"}"#.to_owned(), "no token that a header can hold"),
-        (200, r#"{"access_token":"hunter2","expires_in":0}"#.to_owned(), "has ended already"),
+        (200, r#"{"access_token":"hunter2","expires_in":0}"#.to_owned(), "is already expired"),
         (200, "x".repeat(1 << 20), "longer than"),
         (302, "elsewhere".to_owned(), "status 302"),
         (404, "no account".to_owned(), "status 404: no account"),

@@ -90,7 +90,7 @@ fn a_site_is_lost_in_every_way_and_comes_back() {
     let text = std::fs::read_to_string(&page).unwrap();
     std::fs::write(&page, text.replacen("met", "Met", 1)).unwrap();
     let refused = regions.run(&["dr", "verify-report", &page]).expect(1);
-    assert!(refused.err.contains("not as it was signed"), "{}", refused.err);
+    assert!(refused.err.contains("does not match its signature"), "{}", refused.err);
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_drill_that_dies_hurts_nobody_and_is_finished_by_the_next() {
     drill.kill().unwrap();
     drill.wait().unwrap();
     // Nobody is left who would take it back, but the witness's supervisor.
-    eventually("the fault is taken back", || regions.faults().is_empty().then_some(()));
+    eventually("the fault is reverted", || regions.faults().is_empty().then_some(()));
     eventually("the home site has its place again", || {
         let status = regions.json_any(&["dr", "status"]);
         (status["primary"] == "primary" && status["sites"].as_array()?.iter().all(|s| s["in_sync"] == true))

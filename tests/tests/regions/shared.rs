@@ -139,7 +139,7 @@ fn a_shared_database_survives_the_loss_of_its_site_with_its_disk_and_comes_home(
             (there + 5 > ids.len()).then_some(())
         });
         let refused = regions.run(&["dr", "drill", "--fault", "kill", "--lose-data", "--live", NAME]).expect(4);
-        assert!(refused.err.contains("cannot be taken away"), "{refused:?}");
+        assert!(refused.err.contains("cannot be removed while it is mounted"), "{refused:?}");
         assert_eq!(regions.answers(made["key"].as_str().unwrap()), 200);
         assert_eq!(regions.answers(revoked["key"].as_str().unwrap()), 401);
         regions.run(&["down", "--yes"]).expect(0);

@@ -1,8 +1,8 @@
-//! Which versions of a crate an advisory means: everything between what is patched and what was never affected.
+//! The affected versions of a crate: those that are neither patched nor unaffected.
 //!
-//! RustSec lists the versions that are *not* affected, as requirements. Requirements have rules of their own for pre-releases (`>= 1.2.0` is not
-//! fulfilled by 1.3.0-rc.1), which would call a mended pre-release vulnerable. So they are read as intervals of the semver order, and what lies
-//! between them is affected: exactly what `cargo audit` does.
+//! RustSec lists the versions that are *not* affected, as requirements. Requirements treat pre-releases separately: `>=
+//! 1.2.0` does not match 1.3.0-rc.1, so a fixed pre-release would count as vulnerable. They are read as intervals of
+//! the semver order instead, and the gaps between them are affected, as in `cargo audit`.
 
 use semver::{BuildMetadata, Comparator, Op, Prerelease, Version, VersionReq};
 
@@ -56,7 +56,7 @@ pub(crate) fn affected(patched: &[String], unaffected: &[String]) -> Result<Vec<
 }
 
 fn read(text: &str) -> Result<Safe, String> {
-    let request = VersionReq::parse(text).map_err(|e| format!("`{text}` is no version requirement: {e}"))?;
+    let request = VersionReq::parse(text).map_err(|e| format!("`{text}` is not a version requirement: {e}"))?;
     let alone = request.comparators.len() == 1;
     let mut safe = Safe { from: None, until: None };
     for comparator in &request.comparators {
@@ -83,11 +83,11 @@ fn read(text: &str) -> Result<Safe, String> {
                 };
                 safe = Safe { from: Some(version), until: Some(until) };
             }
-            _ => return Err(format!("`{text}` cannot be read as one stretch of versions")),
+            _ => return Err(format!("`{text}` cannot be read as one range of versions")),
         }
     }
     match (&safe.from, &safe.until) {
-        (Some(from), Some(until)) if from >= until => Err(format!("no version fulfils `{text}`")),
+        (Some(from), Some(until)) if from >= until => Err(format!("no version matches `{text}`")),
         _ => Ok(safe),
     }
 }

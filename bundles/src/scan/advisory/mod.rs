@@ -1,4 +1,5 @@
-//! Known vulnerabilities: read from a copy of the RustSec database or from OSV documents, carried in a bundle, matched against packages.
+//! Known vulnerabilities: read from the RustSec database or from OSV documents, included in bundles, matched against
+//! packages.
 
 mod intervals;
 mod osv;
@@ -14,73 +15,75 @@ use serde::{Deserialize, Serialize};
 use textnlp_models::Digest;
 
 use self::intervals::Interval;
+use super::CARRIED;
+use super::contents::{Contents, whole};
 use super::error::Error;
 use super::finding::{DatabaseFacts, Finding, Kind, Severity};
 use super::package::{CRATES, Package};
 use super::version::Scheme;
 
-/// The format of a carried database.
+/// The format of an included database.
 const FORMAT: &str = "textnlp-advisories/1";
 
-/// No database is larger: RustSec has about 1,300 in 1 MB.
+/// Far above the size of any database: RustSec has about 1,300 advisories in 1 MB.
 pub(crate) const MOST_BYTES: u64 = 64 << 20;
 
-/// What is known of one vulnerability in one package; only what a scan needs.
+/// An advisory of one vulnerability in one package, reduced to the needs of a scan.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Advisory {
     /// `RUSTSEC-2021-0080`.
     pub id: String,
-    /// `crates.io`, `Debian:12`: as OSV writes it.
+    /// The ecosystem as OSV writes it: `crates.io`, `Debian:12`.
     #[serde(default = "crates", skip_serializing_if = "is_crates")]
     pub ecosystem: String,
-    /// The package; of Debian and Alpine the source package.
+    /// The package; for Debian and Alpine the source package.
     pub package: String,
-    /// One line.
+    /// The summary in one line.
     pub title: String,
     /// When it was published.
     pub date: Date,
     /// A CVSS vector of version 3 or 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cvss: Option<String>,
-    /// How bad the database says it is, where it has no vector.
+    /// The severity of the database, where it has no vector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub severity: Option<Severity>,
-    /// CVE and GHSA numbers.
+    /// Aliases: CVE and GHSA ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
-    /// Where it was told.
+    /// The URL of the advisory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// `unmaintained`, `unsound`, `notice`: then it is a warning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub informational: Option<String>,
-    /// When it was taken back: then it matches nothing.
+    /// When it was withdrawn: then it matches nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withdrawn: Option<Date>,
-    /// Requirements that mended versions fulfil (RustSec).
+    /// Requirements of fixed versions (RustSec).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patched: Vec<String>,
-    /// Requirements that versions fulfil which never had it (RustSec).
+    /// Requirements of versions that were never affected (RustSec).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unaffected: Vec<String>,
-    /// When it came and went, one list per line of versions (OSV).
+    /// Ranges of affected versions, one list per branch (OSV).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranges: Vec<Vec<Event>>,
-    /// Versions that have it, by name (OSV).
+    /// Affected versions, listed by name (OSV).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub versions: Vec<String>,
 }
 
-/// A turn in the life of a vulnerability.
+/// An event of an affected range.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// From this version on; `0` is the beginning.
+    /// The first affected version; `0` is the start.
     Introduced(String),
-    /// From this version on no more.
+    /// The first fixed version.
     Fixed(String),
-    /// This one is the last.
+    /// The last affected version.
     LastAffected(String),
 }
 
@@ -92,13 +95,13 @@ fn is_crates(ecosystem: &String) -> bool {
     ecosystem == CRATES
 }
 
-/// Advisories from one place.
+/// Advisories from one source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// `RustSec`, or a folder's name.
     pub name: String,
-    /// The day of the newest advisory, or of the copy where that is known.
+    /// The date of the newest advisory, or of the copy where that is known.
     pub date: Date,
     /// Of the advisories as they stand here.
     pub digest: Digest,
@@ -122,12 +125,12 @@ fn digest_of(advisories: &[Advisory]) -> Digest {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Carried {
+struct AdvisoryFile {
     format: String,
     sources: Vec<Source>,
 }
 
-/// Advisories, ready to be matched.
+/// Advisories, indexed for matching.
 #[derive(Clone, Debug, Default)]
 pub struct Database {
     sources: Vec<Source>,
@@ -161,7 +164,7 @@ impl Database {
     /// From the form that [`Database::to_bytes`] gives. `path` is for errors.
     pub fn from_bytes(bytes: &[u8], path: &str) -> Result<Database, Error> {
         let wrong = |why: String| Error::Advisories { path: path.to_owned(), why };
-        let carried: Carried = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
+        let carried: AdvisoryFile = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
         if carried.format != FORMAT {
             return Err(wrong(format!("the format is `{}`, not `{FORMAT}`", carried.format)));
         }
@@ -175,9 +178,21 @@ impl Database {
         Ok(Database::new(carried.sources, Vec::new()))
     }
 
-    /// The form that a bundle carries: the same bytes for the same advisories.
+    /// The advisories in a bundle or an unpacked one; `None` without any.
+    pub fn carried(contents: &dyn Contents) -> Result<Option<Database>, Error> {
+        if !contents.entries().iter().any(|entry| entry.path == CARRIED) {
+            return Ok(None);
+        }
+        let read = whole(contents, CARRIED, MOST_BYTES);
+        let bytes = read.map_err(|source| Error::Read { path: CARRIED.to_owned(), source })?;
+        let why = format!("longer than {MOST_BYTES} bytes");
+        let bytes = bytes.ok_or(Error::Advisories { path: CARRIED.to_owned(), why })?;
+        Database::from_bytes(&bytes, CARRIED).map(Some)
+    }
+
+    /// The form in a bundle: the same bytes for the same advisories.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let carried = Carried { format: FORMAT.to_owned(), sources: self.sources.clone() };
+        let carried = AdvisoryFile { format: FORMAT.to_owned(), sources: self.sources.clone() };
         let mut bytes = serde_json::to_vec(&carried).expect("advisories are plain data");
         bytes.push(b'\n');
         bytes
@@ -217,22 +232,23 @@ impl Database {
         &self.sources
     }
 
-    /// Advisories that could not be read, with the reason: a scan that uses them is not complete.
+    /// Unreadable advisories, with the reason: a scan that uses them is incomplete.
     pub fn unread(&self) -> &[(String, String)] {
         &self.unread
     }
 
-    /// How many there are.
+    /// The count of advisories.
     pub fn count(&self) -> u64 {
         self.sources.iter().map(|s| s.advisories.len() as u64).sum()
     }
 
-    /// Whether it knows anything of packages of this ecosystem (`Debian:12`).
+    /// Whether it covers packages of this ecosystem (`Debian:12`).
     pub fn covers(&self, ecosystem: &str) -> bool {
         self.ecosystems.iter().any(|known| same(known, ecosystem))
     }
 
-    pub(crate) fn facts(&self, now: Timestamp) -> Vec<DatabaseFacts> {
+    /// The description of each source at this time.
+    pub fn facts(&self, now: Timestamp) -> Vec<DatabaseFacts> {
         let today = now.to_zoned(TimeZone::UTC).date();
         let facts = |s: &Source| DatabaseFacts {
             name: s.name.clone(),
@@ -244,7 +260,7 @@ impl Database {
         self.sources.iter().map(facts).collect()
     }
 
-    /// The advisories that a package has, each once, withdrawn ones left out.
+    /// The advisories of a package, each once, without withdrawn ones.
     pub fn about(&self, package: &Package) -> Vec<&Advisory> {
         let (name, version) = package.matched_by();
         let mut seen = BTreeSet::new();
@@ -273,7 +289,7 @@ fn same(known: &str, ecosystem: &str) -> bool {
 impl Advisory {
     fn affects(&self, version: &str, intervals: &[Interval]) -> bool {
         if self.ranges.is_empty() && self.versions.is_empty() {
-            // RustSec. A version that cannot be read cannot be shown to be safe.
+            // RustSec. A version that cannot be parsed counts as affected.
             return semver::Version::parse(version).map_or(true, |v| intervals.iter().any(|i| i.holds(&v)));
         }
         self.versions.iter().any(|v| v == version)
@@ -281,7 +297,7 @@ impl Advisory {
                 .is_some_and(|scheme| self.ranges.iter().any(|events| osv::affects(scheme, events, version)))
     }
 
-    /// Score and severity. A vulnerability that nobody has scored counts as high.
+    /// Score and severity. A vulnerability without a score counts as high.
     pub fn severity(&self) -> (Option<f64>, Severity) {
         match self.informational.as_deref() {
             Some("unsound") => return (None, Severity::Low),
@@ -316,11 +332,11 @@ impl Advisory {
         let (_, version) = package.matched_by();
         let fixed_in = self.fixed_in(version);
         let fix = match &fixed_in {
-            Some(fixed) => format!("take a version of {} that fulfils `{fixed}`", package.name),
+            Some(fixed) => format!("upgrade {} to a version that matches `{fixed}`", package.name),
             None if self.informational.is_some() => {
-                format!("replace {} by something maintained, or allow it with a reason", package.name)
+                format!("replace {} with a maintained package, or allow it with a reason", package.name)
             }
-            None => format!("no mended version is known: replace {}", package.name),
+            None => format!("no fixed version is known: replace {}", package.name),
         };
         let reason = match (&self.informational, score, self.severity) {
             (Some(kind), ..) => format!("{} {} is {kind}", package.name, package.version),
@@ -329,7 +345,7 @@ impl Advisory {
             }
             (None, None, None) => {
                 format!(
-                    "{} {} has a known vulnerability; nobody has scored it: counted as high",
+                    "{} {} has a known vulnerability without a score: treated as high",
                     package.name, package.version
                 )
             }

@@ -44,7 +44,7 @@ fn documents(bytes: &[u8]) -> Result<Vec<Document>, String> {
         // The untagged error says nothing; the one of a single document does.
         Err(_) => serde_json::from_slice::<Document>(bytes)
             .map(|d| vec![d])
-            .map_err(|e| format!("it is no OSV document: {e}")),
+            .map_err(|e| format!("it is not an OSV document: {e}")),
     }
 }
 

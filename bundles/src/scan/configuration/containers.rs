@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::document::{Container, Document, Of};
+use super::document::{Container, Document, DocumentKind};
 use super::{Check, Hits};
 use crate::scan::finding::Severity;
 
@@ -11,8 +11,8 @@ pub(super) const CHECKS: &[Check] = &[
         id: "image-latest",
         severity: Severity::Medium,
         title: "An image without a version",
-        reason: "`latest` is whatever was pushed last: two machines may run different programs under one name.",
-        fix: "name a version and a digest: `name:15.4@sha256:…`",
+        reason: "`latest` is the image that was pushed last: two machines may run different programs under one name.",
+        fix: "set a version and a digest: `name:15.4@sha256:…`",
         passes: "services: { a: { image: 'postgres:15' } }",
         fails: "services: { a: { image: 'postgres:latest' } }",
         find: |document, hits| {
@@ -45,7 +45,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "container-root",
         severity: Severity::Medium,
         title: "A container may run as root",
-        reason: "Root inside is root for the kernel: one flaw in it, and the machine belongs to the intruder.",
+        reason: "Root in a container is root for the kernel: one flaw in it gives an attacker the machine.",
         fix: "set `user: \"65532\"`, or `securityContext.runAsNonRoot: true` with a `runAsUser`",
         passes: "services: { a: { image: 'b@sha256:0', user: '65532:65532' } }",
         fails: "services: { a: { image: 'b@sha256:0', user: root } }",
@@ -53,7 +53,7 @@ pub(super) const CHECKS: &[Check] = &[
             each(document, |c| {
                 let root = match document.of {
                     // A compose file that says nothing has the image's user, which the image's own scan looks at.
-                    Of::Compose => c.value.get("user").is_some_and(|u| {
+                    DocumentKind::Compose => c.value.get("user").is_some_and(|u| {
                         let text = u.as_str().map_or_else(|| u.to_string(), str::to_owned);
                         matches!(text.split(':').next(), Some("0" | "root"))
                     }),
@@ -72,8 +72,8 @@ pub(super) const CHECKS: &[Check] = &[
         id: "container-privileged",
         severity: Severity::Critical,
         title: "A privileged container",
-        reason: "It may do everything that root on the machine may: load modules, open disks, leave the container.",
-        fix: "take `privileged` away and add the one capability it needs",
+        reason: "It can do everything that root on the machine can: load kernel modules, open disks, leave the container.",
+        fix: "remove `privileged` and add only the capability that it needs",
         passes: "services: { a: { image: 'b@sha256:0', privileged: false } }",
         fails: "services: { a: { image: 'b@sha256:0', privileged: true } }",
         find: |document, hits| {
@@ -88,8 +88,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "capabilities-added",
         severity: Severity::High,
-        title: "A container with powers over the machine",
-        reason: "These capabilities are ways out of a container.",
+        title: "A container with capabilities over the host",
+        reason: "A process with these capabilities can leave its container.",
         fix: "drop ALL and add only what is needed, such as NET_BIND_SERVICE",
         passes: "services: { a: { image: 'b@sha256:0', cap_drop: [ALL], cap_add: [NET_BIND_SERVICE] } }",
         fails: "services: { a: { image: 'b@sha256:0', cap_add: [SYS_ADMIN] } }",
@@ -112,7 +112,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "host-network",
         severity: Severity::High,
-        title: "A container in the machine's own network",
+        title: "A container in the host network",
         reason: "It reaches everything that listens on 127.0.0.1 of the machine, and can take its ports.",
         fix: "publish the ports that are needed instead",
         passes: "services: { a: { image: 'b@sha256:0', network_mode: bridge } }",
@@ -124,7 +124,7 @@ pub(super) const CHECKS: &[Check] = &[
         severity: Severity::High,
         title: "A container that sees the machine's processes",
         reason: "It can read their environment, secrets included, and signal them.",
-        fix: "take `pid: host` (`hostPID`, `hostIPC`) away",
+        fix: "remove `pid: host` (`hostPID`, `hostIPC`)",
         passes: "services: { a: { image: 'b@sha256:0' } }",
         fails: "services: { a: { image: 'b@sha256:0', pid: host } }",
         find: |document, hits| {
@@ -136,8 +136,8 @@ pub(super) const CHECKS: &[Check] = &[
         id: "engine-socket",
         severity: Severity::Critical,
         title: "A container with the container engine's socket",
-        reason: "Whoever holds it starts privileged containers: it is root on the machine.",
-        fix: "take the mount away; what needs to see containers can ask a read-only proxy",
+        reason: "A process with access to it can start privileged containers: it is root on the machine.",
+        fix: "remove the mount; a program that needs to list containers can use a read-only proxy",
         passes: "services: { a: { image: 'b@sha256:0', volumes: [ 'data:/data' ] } }",
         fails: "services: { a: { image: 'b@sha256:0', volumes: [ '/var/run/docker.sock:/var/run/docker.sock:ro' ] } }",
         find: |document, hits| {
@@ -154,8 +154,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "host-folder",
         severity: Severity::High,
-        title: "A container with a folder of the machine that rules it",
-        reason: "What can write there decides what the machine runs.",
+        title: "A container that mounts a system folder of the host",
+        reason: "A process that can write there controls what the machine runs.",
         fix: "mount the one folder with the data that is needed, read-only where possible",
         passes: "services: { a: { image: 'b@sha256:0', volumes: [ '/srv/models:/models:ro' ] } }",
         fails: "services: { a: { image: 'b@sha256:0', volumes: [ '/etc:/host/etc' ] } }",
@@ -171,8 +171,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "memory-unlimited",
         severity: Severity::Low,
-        title: "A container without a limit of memory",
-        reason: "When it runs away, the kernel kills whatever it likes on that machine.",
+        title: "A container without a memory limit",
+        reason: "When it uses all memory, the kernel kills arbitrary processes on that machine.",
         fix: "set `mem_limit` or `deploy.resources.limits.memory`; in pods `resources.limits.memory`",
         passes: "services: { a: { image: 'b@sha256:0', deploy: { resources: { limits: { memory: 2G } } } } }",
         fails: "services: { a: { image: 'b@sha256:0' } }",
@@ -188,15 +188,15 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "escalation-open",
         severity: Severity::Low,
-        title: "A process may gain more rights than it began with",
-        reason: "A setuid program in the image is then a way to root.",
+        title: "A process can gain privileges",
+        reason: "A setuid program in the image can then become root.",
         fix: "set `allowPrivilegeEscalation: false`; in compose files `security_opt: [no-new-privileges:true]`",
         passes: "services: { a: { image: 'b@sha256:0', security_opt: [ 'no-new-privileges:true' ] } }",
         fails: "services: { a: { image: 'b@sha256:0' } }",
         find: |document, hits| {
             each(document, |c| {
                 let closed = match document.of {
-                    Of::Compose => c
+                    DocumentKind::Compose => c
                         .strings("security_opt")
                         .iter()
                         .any(|o| o.starts_with("no-new-privileges") && !o.ends_with("false")),
@@ -211,8 +211,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "root-writable",
         severity: Severity::Info,
-        title: "A container whose own files can be changed",
-        reason: "An intruder can leave programs behind that live until the container is replaced.",
+        title: "A container with a writable root filesystem",
+        reason: "An attacker can install programs that stay until the container is replaced.",
         fix: "set `read_only: true` (`readOnlyRootFilesystem: true`) and give it a volume for what it writes",
         passes: "services: { a: { image: 'b@sha256:0', read_only: true } }",
         fails: "services: { a: { image: 'b@sha256:0' } }",
@@ -229,14 +229,16 @@ pub(super) const CHECKS: &[Check] = &[
         id: "store-published",
         severity: Severity::High,
         title: "A database or cache is open to the network",
-        reason: "Only the service needs it; on the network anybody may try passwords against it.",
-        fix: "take the port away, or publish it on 127.0.0.1 only: `127.0.0.1:5432:5432`",
+        reason: "Only the service needs it; every host on the network can try passwords against it.",
+        fix: "remove the port, or publish it on 127.0.0.1 only: `127.0.0.1:5432:5432`",
         passes: "services: { db: { image: 'b@sha256:0', ports: [ '127.0.0.1:5432:5432' ] } }",
         fails: "services: { db: { image: 'b@sha256:0', ports: [ '5432:5432' ] } }",
         find: |document, hits| {
             each(document, |c| {
                 for (at, port) in c.value.get("ports").and_then(Value::as_array).into_iter().flatten().enumerate() {
-                    if document.of == Of::Compose && published(port).is_some_and(|target| STORES.contains(&target)) {
+                    if document.of == DocumentKind::Compose
+                        && published(port).is_some_and(|target| STORES.contains(&target))
+                    {
                         hits.at(format!("{}.ports[{at}]", c.path));
                     }
                 }
@@ -247,7 +249,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "service-token",
         severity: Severity::Info,
         title: "A pod holds a token of the cluster that it may not need",
-        reason: "Whoever takes the pod over can ask the cluster's API with it.",
+        reason: "An attacker who takes over the pod can use it against the cluster's API.",
         fix: "set `automountServiceAccountToken: false` unless it talks to the API",
         passes: "apiVersion: v1\nkind: Pod\nspec: { automountServiceAccountToken: false, containers: [] }",
         fails: "apiVersion: v1\nkind: Pod\nspec: { containers: [] }",
@@ -300,7 +302,8 @@ fn each_image(document: &Document, mut look: impl FnMut(String, &str)) {
 
 fn shares(document: &Document, hits: &mut Hits, compose: &str, pod: &str) {
     for container in document.containers() {
-        if document.of == Of::Compose && container.value.get(compose).and_then(Value::as_str) == Some("host") {
+        if document.of == DocumentKind::Compose && container.value.get(compose).and_then(Value::as_str) == Some("host")
+        {
             hits.at(format!("{}.{compose}", container.path));
         }
     }
@@ -319,7 +322,7 @@ fn each_mount(document: &Document, mut look: impl FnMut(String, &str)) {
                 Value::String(text) => text.split(':').next(),
                 other => other.get("source").and_then(Value::as_str),
             };
-            if document.of == Of::Compose {
+            if document.of == DocumentKind::Compose {
                 look(format!("{}.volumes[{at}]", c.path), source.unwrap_or_default());
             }
         }

@@ -8,7 +8,7 @@ pub(crate) const MOST_BYTES: u64 = 2 << 20;
 
 /// What a document configures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Of {
+pub(crate) enum DocumentKind {
     /// An environment, as a person writes it or rendered.
     Environment,
     /// `server.yaml`.
@@ -28,7 +28,7 @@ pub(crate) enum Of {
 pub(crate) struct Document {
     /// The file.
     pub(crate) file: String,
-    pub(crate) of: Of,
+    pub(crate) of: DocumentKind,
     pub(crate) value: Value,
     /// `staging`; where the document does not say, of another in the same folder.
     pub(crate) phase: Option<String>,
@@ -57,10 +57,10 @@ impl Document {
             _ => vec![value],
         });
         let documents = lists.filter(|value| !value.is_null()).map(|value| {
-            let of = told(&value);
+            let of = document_kind(&value);
             let phase = match of {
-                Of::Environment => value.get("phase").and_then(Value::as_str).or(Some("development")),
-                Of::Server => value.pointer("/textnlp/phase").and_then(Value::as_str),
+                DocumentKind::Environment => value.get("phase").and_then(Value::as_str).or(Some("development")),
+                DocumentKind::Server => value.pointer("/textnlp/phase").and_then(Value::as_str),
                 _ => None,
             };
             Document { file: file.to_owned(), of, phase: phase.map(str::to_owned), value }
@@ -68,12 +68,12 @@ impl Document {
         Ok(documents.collect())
     }
 
-    /// Whether people depend on it. What does not say is taken to be.
+    /// Whether it is for production. A document without a phase counts as production.
     pub(crate) fn in_production(&self) -> bool {
         !matches!(self.phase.as_deref(), Some("development" | "staging"))
     }
 
-    /// Whether it is somebody's own machine.
+    /// Whether it is for a developer's machine.
     pub(crate) fn in_development(&self) -> bool {
         self.phase.as_deref() == Some("development")
     }
@@ -81,8 +81,8 @@ impl Document {
     /// `server.api` of an environment, `textnlp.api` of a server's file: the subtree and its path.
     pub(crate) fn served(&self, part: &str) -> Option<(String, &Value)> {
         let root = match self.of {
-            Of::Environment => "server",
-            Of::Server => "textnlp",
+            DocumentKind::Environment => "server",
+            DocumentKind::Server => "textnlp",
             _ => return None,
         };
         Some((format!("{root}.{part}"), self.value.get(root)?.get(part)?))
@@ -91,12 +91,12 @@ impl Document {
     /// The containers it runs, with their paths.
     pub(crate) fn containers(&self) -> Vec<Container<'_>> {
         match self.of {
-            Of::Compose => {
+            DocumentKind::Compose => {
                 let services = self.value.get("services").and_then(Value::as_object);
                 let container = |(name, value)| Container { path: format!("services.{name}"), value, pod: None };
                 services.into_iter().flatten().map(container).collect()
             }
-            Of::Kubernetes => self.pod().map(|(path, pod)| containers_of(&path, pod)).unwrap_or_default(),
+            DocumentKind::Kubernetes => self.pod().map(|(path, pod)| containers_of(&path, pod)).unwrap_or_default(),
             _ => Vec::new(),
         }
     }
@@ -104,7 +104,7 @@ impl Document {
     /// The pod that an object of Kubernetes makes.
     pub(crate) fn pod(&self) -> Option<(String, &Value)> {
         let path = match self.value.get("kind").and_then(Value::as_str)? {
-            _ if self.of != Of::Kubernetes => return None,
+            _ if self.of != DocumentKind::Kubernetes => return None,
             "Pod" => "spec",
             "CronJob" => "spec.jobTemplate.spec.template.spec",
             "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "Job" => "spec.template.spec",
@@ -149,21 +149,21 @@ impl Container<'_> {
     }
 }
 
-fn told(value: &Value) -> Of {
+fn document_kind(value: &Value) -> DocumentKind {
     let has = |key: &str| value.get(key).is_some();
     let object = |key: &str| value.get(key).is_some_and(Value::is_object);
     if has("apiVersion") && has("kind") {
-        Of::Kubernetes
+        DocumentKind::Kubernetes
     } else if object("services") {
-        Of::Compose
+        DocumentKind::Compose
     } else if object("textnlp") {
-        Of::Server
+        DocumentKind::Server
     } else if object("gateway") {
-        Of::Gateway
+        DocumentKind::Gateway
     } else if has("environment") && (has("sites") || has("phase") || has("extends")) {
-        Of::Environment
+        DocumentKind::Environment
     } else {
-        Of::Other
+        DocumentKind::Other
     }
 }
 

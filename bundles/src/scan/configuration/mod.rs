@@ -1,4 +1,4 @@
-//! Checks of configurations: a list of ours, each with its reason, what to do, and an example of both outcomes.
+//! Checks of configurations: each with its reason, its fix, and an example of both outcomes.
 
 mod containers;
 mod document;
@@ -10,22 +10,22 @@ use std::collections::BTreeMap;
 use super::finding::{Finding, Kind, Severity};
 pub(crate) use document::{Document, MOST_BYTES};
 
-/// One check. The examples are tested, and are documentation.
+/// One check. The examples are tests and documentation.
 #[derive(Clone, Copy)]
 pub struct Check {
-    /// What an allowance names.
+    /// The id, used by allowances.
     pub id: &'static str,
-    /// Unless the place makes it milder.
+    /// The severity, unless the place lowers it.
     pub severity: Severity,
-    /// What is wrong when it finds something.
+    /// The message of a finding.
     pub title: &'static str,
-    /// Why that matters.
+    /// The reason.
     pub reason: &'static str,
-    /// What to do.
+    /// The fix.
     pub fix: &'static str,
-    /// A document in which all is well.
+    /// A document without a finding.
     pub passes: &'static str,
-    /// A document in which it finds something.
+    /// A document with a finding.
     pub fails: &'static str,
     pub(crate) find: fn(&Document, &mut Hits),
 }
@@ -41,7 +41,7 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
     service::CHECKS.iter().chain(values::CHECKS).chain(containers::CHECKS)
 }
 
-/// Where a check found something.
+/// The place of a finding.
 #[derive(Default)]
 pub(crate) struct Hits(Vec<(String, Option<Severity>)>);
 
@@ -55,13 +55,13 @@ impl Hits {
     }
 }
 
-/// A document that says no phase has that of another in its folder: a compose file beside its environment.
+/// A document without a phase gets that of another one in its folder: a compose file beside its environment.
 pub(crate) fn share_phases(documents: &mut [Document]) {
     let folder = |file: &str| file.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
     let mut known: BTreeMap<String, Option<String>> = BTreeMap::new();
     for document in documents.iter() {
         if let Some(phase) = &document.phase {
-            // Two phases in one folder: none of them is that of the rest.
+            // Two phases in one folder: neither applies to the other documents.
             known
                 .entry(folder(&document.file))
                 .and_modify(|before| {
@@ -77,7 +77,7 @@ pub(crate) fn share_phases(documents: &mut [Document]) {
     }
 }
 
-/// Everything that the checks find.
+/// All findings of the checks.
 pub(crate) fn findings(documents: &[Document]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for document in documents {

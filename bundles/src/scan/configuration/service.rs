@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Check;
-use super::document::{Document, Of};
+use super::document::{Document, DocumentKind};
 use crate::scan::finding::Severity;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -11,19 +11,19 @@ pub(super) const CHECKS: &[Check] = &[
         id: "tls-off",
         severity: Severity::Critical,
         title: "TLS is off",
-        reason: "Prompts, answers and keys travel as clear text; whoever sits in between reads and changes them.",
+        reason: "Prompts, answers and keys are sent in clear text; an attacker on the network can read and change them.",
         fix: "set `tls.mode` to `local-ca`, `acme` or `existing`",
         passes: "environment: a\nphase: pilot\ntls: { mode: local-ca }",
         fails: "environment: a\nphase: pilot\ntls: { mode: 'off' }",
         find: |document, hits| {
             let mode = document.value.pointer("/tls/mode");
             let off = mode.is_some_and(|m| m.as_str() == Some("off") || *m == Value::Bool(false));
-            if document.of != Of::Environment || !off {
+            if document.of != DocumentKind::Environment || !off {
                 return;
             }
             let host = document.value.pointer("/server/api/host").and_then(Value::as_str);
             match document.phase.as_deref() {
-                // On this machine only: nobody sits in between.
+                // On this machine only: the connection does not cross a network.
                 Some("development") if host.is_none_or(local) => {}
                 Some("development") => hits.milder("tls.mode", Severity::Medium),
                 Some("staging") => hits.milder("tls.mode", Severity::High),
@@ -35,14 +35,18 @@ pub(super) const CHECKS: &[Check] = &[
         id: "open-without-tls",
         severity: Severity::High,
         title: "Listens on the network without TLS",
-        reason: "Anybody on that network reads what is asked and answered, and the keys it is asked with.",
+        reason: "An attacker on that network can read prompts, answers and API keys.",
         fix: "listen on 127.0.0.1 or a Unix socket behind the gateway, or give the gateway a certificate",
         passes: "gateway: { listen: '0.0.0.0:8443', tls: { certificate_file: /c, key_file: /k } }",
         fails: "gateway: { listen: '0.0.0.0:8080' }",
         find: |document, hits| {
             let listen = match document.of {
-                Of::Gateway if document.value.pointer("/gateway/tls").is_none_or(Value::is_null) => "/gateway/listen",
-                Of::Server if document.value.pointer("/textnlp/api/require_https") != Some(&Value::Bool(true)) => {
+                DocumentKind::Gateway if document.value.pointer("/gateway/tls").is_none_or(Value::is_null) => {
+                    "/gateway/listen"
+                }
+                DocumentKind::Server
+                    if document.value.pointer("/textnlp/api/require_https") != Some(&Value::Bool(true)) =>
+                {
                     "/textnlp/api/listen"
                 }
                 _ => return,
@@ -55,8 +59,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "auth-off",
         severity: Severity::Critical,
-        title: "No key is asked for",
-        reason: "Whoever reaches the address uses the service, and what it costs is yours.",
+        title: "No API key is required",
+        reason: "Every client that reaches the address can use the service at your cost.",
         fix: "set `security.api_keys_enabled: true`",
         passes: "environment: a\nphase: staging\nserver: { security: { api_keys_enabled: true } }",
         fails: "environment: a\nphase: staging\nserver: { security: { api_keys_enabled: false } }",
@@ -78,7 +82,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "cors-any",
         severity: Severity::High,
         title: "Pages of any origin may call the service",
-        reason: "A page that somebody is lured to can use the service with what that person's browser holds.",
+        reason: "A malicious page can use the service with the credentials in a visitor's browser.",
         fix: "list the origins that need it in `api.cors_origins`, or none",
         passes: "textnlp: { api: { cors_origins: ['https://app.example.com'] } }",
         fails: "textnlp: { api: { cors_origins: ['*'] } }",
@@ -98,15 +102,15 @@ pub(super) const CHECKS: &[Check] = &[
         id: "rate-unlimited",
         severity: Severity::Medium,
         title: "Requests are not limited",
-        reason: "One caller can use up the machine, and a stolen key can be used without end.",
+        reason: "One client can use up the machine, and a stolen key can be used without limit.",
         fix: "set `security.rate_limit`, such as `1000/hour`",
         passes: "textnlp: { security: { rate_limit: 1000/hour } }",
         fails: "textnlp: { security: { api_keys_enabled: true } }",
         find: |document, hits| {
             let Some((path, security)) = document.served("security") else { return };
             let none = match security.get("rate_limit") {
-                // An environment that says nothing has the default; a server's file that says nothing has no limit.
-                None => document.of == Of::Server,
+                // An environment without the setting has the default; a server's file without it has no limit.
+                None => document.of == DocumentKind::Server,
                 Some(Value::Null | Value::Bool(false)) => true,
                 Some(Value::String(text)) => text.starts_with("0/") || text == "off",
                 Some(_) => false,
@@ -120,14 +124,16 @@ pub(super) const CHECKS: &[Check] = &[
         id: "metrics-open",
         severity: Severity::Medium,
         title: "Metrics are open to the network",
-        reason: "They tell who uses the service, how much and when, to anybody who asks.",
-        fix: "let `metrics_listen` be a Unix socket or 127.0.0.1 and let the monitoring come to it",
+        reason: "They show every client on the network who uses the service, how much and when.",
+        fix: "set `metrics_listen` to a Unix socket or 127.0.0.1, and scrape it from there",
         passes: "gateway: { listen: 'unix:/s', metrics_listen: '127.0.0.1:9090' }",
         fails: "gateway: { listen: 'unix:/s', metrics_listen: '0.0.0.0:9090' }",
         find: |document, hits| {
             for path in ["gateway.metrics_listen", "textnlp.api.metrics_listen", "gateway.admin_listen"] {
                 let found = document.value.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_str);
-                if matches!(document.of, Of::Gateway | Of::Server) && found.is_some_and(|l| !local(l)) {
+                if matches!(document.of, DocumentKind::Gateway | DocumentKind::Server)
+                    && found.is_some_and(|l| !local(l))
+                {
                     hits.at(path);
                 }
             }
@@ -136,7 +142,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "debug-log",
         severity: Severity::Medium,
-        title: "Debug logs where people depend on the service",
+        title: "Debug logs in a production phase",
         reason: "Debug logs hold more than an operator needs, fill disks and slow the service.",
         fix: "set `monitoring.log_level` to INFO or WARNING",
         passes: "environment: a\nphase: pilot\nserver: { monitoring: { log_level: WARNING } }",
@@ -152,8 +158,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "docs-open",
         severity: Severity::Low,
-        title: "The API's pages are open where people depend on the service",
-        reason: "`/docs` and `/openapi.json` answer without a key and show strangers what there is to try.",
+        title: "The API documentation is public in a production phase",
+        reason: "`/docs` and `/openapi.json` answer without a key and show every endpoint.",
         fix: "set `api.docs: false`",
         passes: "textnlp: { phase: pilot, api: { docs: false } }",
         fails: "textnlp: { phase: pilot, api: { docs: true } }",
@@ -168,7 +174,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "token-weak",
         severity: Severity::High,
         title: "Tokens are signed with a weak or shared secret",
-        reason: "With HS… everybody who can check a token can make one; with `none` everybody can.",
+        reason: "With HS… every service that can verify a token can also create one; with `none` every client can.",
         fix: "set `security.jwt_algorithm: RS256`",
         passes: "textnlp: { security: { rate_limit: 1/s, jwt_algorithm: RS256 } }",
         fails: "textnlp: { security: { rate_limit: 1/s, jwt_algorithm: HS256 } }",
@@ -185,7 +191,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "token-long-lived",
         severity: Severity::Medium,
         title: "Tokens live longer than a day",
-        reason: "A token cannot be called back: until it expires, whoever has it is let in.",
+        reason: "A token cannot be revoked: it is accepted until it expires.",
         fix: "set `security.jwt_expiry` to an hour (3600)",
         passes: "textnlp: { security: { rate_limit: 1/s, jwt_expiry: 3600 } }",
         fails: "textnlp: { security: { rate_limit: 1/s, jwt_expiry: 30d } }",
@@ -199,14 +205,14 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "data-disposable",
         severity: Severity::High,
-        title: "Data may be thrown away where people depend on it",
-        reason: "With `data: disposable`, `down` deletes keys, quotas and usage without asking for more.",
+        title: "Data can be deleted in a production phase",
+        reason: "With `data: disposable`, `down` deletes keys, quotas and usage without confirmation.",
         fix: "set `data: protected`",
         passes: "environment: a\nphase: pilot\ndata: protected",
         fails: "environment: a\nphase: pilot\ndata: disposable",
         find: |document, hits| {
             let disposable = document.value.get("data").and_then(Value::as_str) == Some("disposable");
-            if document.of == Of::Environment && document.in_production() && disposable {
+            if document.of == DocumentKind::Environment && document.in_production() && disposable {
                 hits.at("data");
             }
         },
@@ -214,14 +220,14 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "backup-off",
         severity: Severity::Medium,
-        title: "No backup where people depend on the service",
-        reason: "A lost disk or a wrong command loses every key, quota and record of use.",
-        fix: "set `backup.enabled: true` and a destination elsewhere",
+        title: "No backup in a production phase",
+        reason: "A lost disk or a wrong command loses all keys, quotas and usage records.",
+        fix: "set `backup.enabled: true` and a destination on another machine",
         passes: "environment: a\nphase: pilot\nbackup: { enabled: true }",
         fails: "environment: a\nphase: pilot\nbackup: { enabled: false }",
         find: |document, hits| {
             let off = document.value.pointer("/backup/enabled") == Some(&Value::Bool(false));
-            if document.of == Of::Environment && document.in_production() && off {
+            if document.of == DocumentKind::Environment && document.in_production() && off {
                 hits.at("backup.enabled");
             }
         },
@@ -230,8 +236,8 @@ pub(super) const CHECKS: &[Check] = &[
         id: "model-by-http",
         severity: Severity::High,
         title: "A model is fetched by plain HTTP",
-        reason: "Whoever sits in between can put another model in its place.",
-        fix: "fetch it by https, and write down its digest",
+        reason: "An attacker on the network can replace the model.",
+        fix: "fetch it by https, and set its digest",
         passes: "environment: a\nphase: pilot\nmodels: [ { name: m, source: 'https://example.com/m', digest: 'sha256:00' } ]",
         fails: "environment: a\nphase: pilot\nmodels: [ { name: m, source: 'http://example.com/m' } ]",
         find: |document, hits| {
@@ -247,8 +253,8 @@ pub(super) const CHECKS: &[Check] = &[
         id: "model-unpinned",
         severity: Severity::Medium,
         title: "A model may change under its name",
-        reason: "Without a digest or revision the next fetch may bring other weights, and nobody would notice.",
-        fix: "write `digest: sha256:…` beside the source, or a revision: `hf:org/name@REVISION`",
+        reason: "Without a digest or revision the next fetch may bring other weights without notice.",
+        fix: "write `digest: sha256:…` next to the source, or a revision: `hf:org/name@REVISION`",
         passes: "environment: a\nphase: pilot\nmodels: [ { name: m, source: 'hf:org/m@0123abc' }, { name: n, source: bundled } ]",
         fails: "environment: a\nphase: pilot\nmodels: [ { name: m, source: 'hf:org/m' } ]",
         find: |document, hits| {
@@ -267,13 +273,14 @@ pub(super) const CHECKS: &[Check] = &[
         id: "registry-by-http",
         severity: Severity::High,
         title: "Images are fetched by plain HTTP",
-        reason: "Whoever sits in between can read the registry's password and put other images in place.",
-        fix: "name the registry by https",
+        reason: "An attacker on the network can read the registry's password and replace images.",
+        fix: "set an https address for the registry",
         passes: "environment: a\nphase: pilot\nregistry: { url: 'https://registry.example.com' }",
         fails: "environment: a\nphase: pilot\nregistry: { url: 'http://registry.example.com' }",
         find: |document, hits| {
             let url = document.value.pointer("/registry/url").and_then(Value::as_str).unwrap_or_default();
-            if document.of == Of::Environment && url.strip_prefix("http://").is_some_and(|host| !local(host)) {
+            if document.of == DocumentKind::Environment && url.strip_prefix("http://").is_some_and(|host| !local(host))
+            {
                 hits.at("registry.url");
             }
         },
@@ -281,15 +288,15 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "state-in-clear",
         severity: Severity::Medium,
-        title: "State lies unencrypted in a store that others run",
-        reason: "The state names every resource; whoever can read the bucket knows the whole installation.",
+        title: "State is stored unencrypted in an object store",
+        reason: "The state lists every resource: every account that can read the bucket can read it.",
         fix: "set `state.encryption_key`, such as `secret:env:TEXTNLP_STATE_KEY`",
         passes: "environment: a\nphase: pilot\nstate: { store: 's3://b', encryption_key: 'secret:env:KEY' }",
         fails: "environment: a\nphase: pilot\nstate: { store: 's3://b' }",
         find: |document, hits| {
             let store = document.value.pointer("/state/store").and_then(Value::as_str).unwrap_or_default();
             let key = document.value.pointer("/state/encryption_key").is_some_and(|k| !k.is_null());
-            if document.of == Of::Environment && store.contains("://") && !key {
+            if document.of == DocumentKind::Environment && store.contains("://") && !key {
                 hits.at("state.store");
             }
         },
@@ -297,14 +304,14 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "pods-unrestricted",
         severity: Severity::Medium,
-        title: "The cluster takes pods that may do anything",
-        reason: "One taken-over pod can then become root on its node, and from there reach the others.",
+        title: "The cluster accepts privileged pods",
+        reason: "A compromised pod can then become root on its node, and reach other nodes from there.",
         fix: "set `cluster.restricted: true`",
         passes: "environment: a\nphase: pilot\ncluster: { restricted: true }",
         fails: "environment: a\nphase: pilot\ncluster: { restricted: false }",
         find: |document, hits| {
             let open = document.value.pointer("/cluster/restricted") == Some(&Value::Bool(false));
-            if document.of == Of::Environment && !document.in_development() && open {
+            if document.of == DocumentKind::Environment && !document.in_development() && open {
                 hits.at("cluster.restricted");
             }
         },
@@ -312,14 +319,14 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "certificate-long-lived",
         severity: Severity::Low,
-        title: "Certificates live longer than 398 days",
-        reason: "A lost key is believed for as long as its certificate lives; many clients refuse longer ones.",
-        fix: "set `tls.days` to 90: they are renewed by themselves",
+        title: "Certificates are valid for longer than 398 days",
+        reason: "A stolen key can be used until its certificate expires; many clients refuse certificates with a longer validity.",
+        fix: "set `tls.days` to 90: certificates are renewed automatically",
         passes: "environment: a\nphase: pilot\ntls: { mode: local-ca, days: 90 }",
         fails: "environment: a\nphase: pilot\ntls: { mode: local-ca, days: 825 }",
         find: |document, hits| {
             let days = document.value.pointer("/tls/days").and_then(Value::as_u64).unwrap_or(0);
-            if document.of == Of::Environment && days > 398 {
+            if document.of == DocumentKind::Environment && days > 398 {
                 hits.at("tls.days");
             }
         },
@@ -333,7 +340,7 @@ fn local(listen: &str) -> bool {
 }
 
 fn each_model(document: &Document, mut look: impl FnMut(usize, &str, bool)) {
-    if document.of != Of::Environment {
+    if document.of != DocumentKind::Environment {
         return;
     }
     for (at, model) in document.value.get("models").and_then(Value::as_array).into_iter().flatten().enumerate() {

@@ -1,18 +1,18 @@
-//! Checks of values wherever they stand: passwords in clear, passwords that everybody knows, private keys.
+//! Checks of values in any document: passwords in clear, well-known passwords, private keys.
 
 use serde_json::Value;
 
 use super::Check;
-use super::document::{Document, Of, walk};
+use super::document::{Document, DocumentKind, walk};
 use crate::scan::finding::Severity;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "password-known",
         severity: Severity::Critical,
-        title: "A password that everybody knows",
-        reason: "It is among the first that anybody tries.",
-        fix: "make a random one and refer to it: `secret:env:NAME`, `secret:file:PATH` or `secret:store:NAME`",
+        title: "A well-known default password",
+        reason: "It is among the first passwords that an attacker tries.",
+        fix: "create a random one and reference it: `secret:env:NAME`, `secret:file:PATH` or `secret:store:NAME`",
         passes: "services: { db: { image: p, environment: { POSTGRES_PASSWORD_FILE: /run/secrets/p } } }",
         fails: "services: { db: { image: p, environment: { POSTGRES_PASSWORD: postgres } } }",
         find: |document, hits| {
@@ -26,9 +26,9 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "password-in-clear",
         severity: Severity::High,
-        title: "A password or key stands in a configuration",
-        reason: "Configurations are copied, mailed and kept in version control; whoever reads one has the password.",
-        fix: "refer to it: `secret:env:NAME`, `secret:file:PATH`, `secret:store:NAME`; in compose files `secrets:`",
+        title: "A password or key in a configuration file",
+        reason: "Configuration files are copied, mailed and kept in version control; every reader has the password.",
+        fix: "reference it: `secret:env:NAME`, `secret:file:PATH`, `secret:store:NAME`; in compose files `secrets:`",
         passes: "services: { db: { image: p, environment: [ 'DB_PASSWORD=${DB_PASSWORD}' ] } }",
         fails: "services: { db: { image: p, environment: [ 'DB_PASSWORD=kX8/tq0aZ2' ] } }",
         find: |document, hits| {
@@ -42,8 +42,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "database-in-clear",
         severity: Severity::Medium,
-        title: "The database is spoken to without TLS",
-        reason: "Keys' digests, quotas and records of use travel as clear text between the service and its database.",
+        title: "The connection to the database does not use TLS",
+        reason: "Key digests, quotas and usage records are sent in clear text between the service and its database.",
         fix: "write `sslmode=verify-full` (or at least `require`) in the database's address",
         passes: "textnlp: { database: { url: 'postgres://db.internal/textnlp?sslmode=verify-full' } }",
         fails: "textnlp: { database: { url: 'postgres://db.internal/textnlp?sslmode=disable' } }",
@@ -90,7 +90,7 @@ const NOT: [&str; 14] = [
     "_id",
 ];
 
-/// What is tried first.
+/// Well-known passwords.
 const KNOWN: [&str; 24] = [
     "postgres",
     "password",
@@ -161,7 +161,7 @@ fn each_password(document: &Document, mut look: impl FnMut(&str, &str)) {
         }
     };
     let secret_object =
-        document.of == Of::Kubernetes && document.value.get("kind").and_then(Value::as_str) == Some("Secret");
+        document.of == DocumentKind::Kubernetes && document.value.get("kind").and_then(Value::as_str) == Some("Secret");
     walk(&document.value, &mut |path, key, value| {
         if let Some((name, literal)) = value.as_str().and_then(|text| text.split_once('=')) {
             // `- POSTGRES_PASSWORD=…` in a list.
@@ -194,8 +194,8 @@ fn each_password(document: &Document, mut look: impl FnMut(&str, &str)) {
 /// `secrets:` of a compose file and `secretName` of a pod name secrets, they do not hold any.
 fn is_reference_list(document: &Document, path: &str) -> bool {
     match document.of {
-        Of::Compose => path.starts_with("secrets.") || path.contains(".secrets"),
-        Of::Kubernetes => ["secretName", "secretKeyRef", "secretRef", "imagePullSecrets", "tokenSecret"]
+        DocumentKind::Compose => path.starts_with("secrets.") || path.contains(".secrets"),
+        DocumentKind::Kubernetes => ["secretName", "secretKeyRef", "secretRef", "imagePullSecrets", "tokenSecret"]
             .iter()
             .any(|n| path.contains(n)),
         _ => false,

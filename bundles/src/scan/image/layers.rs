@@ -1,11 +1,11 @@
-//! The layers of an image, one after another, as streams: what is in the end in its file system, and what was ever in a layer.
+//! The layers of an image as streams: the final filesystem, and the secrets in any layer.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};
 
 use super::{Image, Limits, elf, installed};
 use crate::scan::package::Package;
-use crate::scan::secrets::{self, Care, Looked};
+use crate::scan::secrets::{self, FileContent, ScanDepth};
 
 /// No list of packages is longer.
 const LONGEST_LIST: u64 = 32 << 20;
@@ -17,7 +17,7 @@ const MOST_NAMED: usize = 1000;
 const MOST_SECRETS: usize = 500;
 
 /// What a path of the file system is, as far as a scan wants to know.
-enum What {
+enum PathKind {
     List(Vec<u8>),
     Apk(Vec<u8>),
     Release(Vec<u8>),
@@ -33,7 +33,7 @@ pub(super) struct Walk<'a> {
     limits: Limits,
     image: &'a mut Image,
     /// By path, with the layer that brought it.
-    found: BTreeMap<String, (usize, Vec<What>)>,
+    found: BTreeMap<String, (usize, Vec<PathKind>)>,
     layer: usize,
     entries: u64,
 }
@@ -56,7 +56,7 @@ impl<'a> Walk<'a> {
         let plain: Box<dyn Read + '_> = if start.starts_with(&[0x1f, 0x8b]) {
             Box::new(flate2::bufread::MultiGzDecoder::new(reader))
         } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-            return Err("it is compressed by zstd, which is not read".to_owned());
+            return Err("it is compressed with zstd, which is not supported".to_owned());
         } else {
             Box::new(reader)
         };
@@ -94,7 +94,7 @@ impl<'a> Walk<'a> {
         let mut what = Vec::new();
         if kind.is_dir() {
             if mode & 0o1002 == 0o002 {
-                what.push(What::WorldWritable);
+                what.push(PathKind::WorldWritable);
             }
         } else {
             self.drop_under(&path, |_| true);
@@ -103,10 +103,10 @@ impl<'a> Walk<'a> {
                 what.extend(shell(&path));
             } else if kind.is_file() || kind.is_hard_link() {
                 if mode & 0o6000 != 0 {
-                    what.push(What::Setuid(format!("{:04o}", mode & 0o7777)));
+                    what.push(PathKind::Setuid(format!("{:04o}", mode & 0o7777)));
                 }
                 if mode & 0o002 != 0 {
-                    what.push(What::WorldWritable);
+                    what.push(PathKind::WorldWritable);
                 }
                 if mode & 0o111 != 0 {
                     what.extend(shell(&path));
@@ -129,7 +129,7 @@ impl<'a> Walk<'a> {
         path: &str,
         mode: u32,
         entry: &mut tar::Entry<'_, R>,
-        what: &mut Vec<What>,
+        what: &mut Vec<PathKind>,
     ) -> io::Result<()> {
         let size = entry.size();
         if let Some(wanted) = wanted(path) {
@@ -140,12 +140,12 @@ impl<'a> Walk<'a> {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
             match wanted {
-                Wanted::Dpkg => what.push(What::List(bytes)),
-                Wanted::Apk => what.push(What::Apk(bytes)),
-                Wanted::Release => what.push(What::Release(bytes)),
-                Wanted::Rpm => what.push(What::Rpm),
+                Wanted::Dpkg => what.push(PathKind::List(bytes)),
+                Wanted::Apk => what.push(PathKind::Apk(bytes)),
+                Wanted::Release => what.push(PathKind::Release(bytes)),
+                Wanted::Rpm => what.push(PathKind::Rpm),
                 Wanted::Python => {
-                    what.extend(installed::python(&String::from_utf8_lossy(&bytes)).map(What::Python));
+                    what.extend(installed::python(&String::from_utf8_lossy(&bytes)).map(PathKind::Python));
                 }
             }
             return Ok(());
@@ -156,7 +156,7 @@ impl<'a> Walk<'a> {
             if mode & 0o111 != 0 && size <= LARGEST_PROGRAM {
                 entry.read_to_end(&mut start)?;
                 let crates = elf::crates(&|| Ok(Box::new(start.as_slice()) as Box<dyn Read>))?;
-                what.extend(crates.filter(|c| !c.is_empty()).map(What::Program));
+                what.extend(crates.filter(|c| !c.is_empty()).map(PathKind::Program));
             }
             return Ok(());
         }
@@ -166,12 +166,12 @@ impl<'a> Walk<'a> {
         let place = format!("{} {layer}/{path}", self.image.name);
         self.image.secrets.extend(secrets::by_name(&place, path));
         let mut reader = start.as_slice().chain(entry);
-        if secrets::look(&place, size, care(path), &mut reader, &mut self.image.secrets)? == Looked::Text {
+        if secrets::scan_file(&place, size, care(path), &mut reader, &mut self.image.secrets)? == FileContent::Text {
             self.image.texts += 1;
         }
         if self.image.secrets.len() >= MOST_SECRETS {
             let why = format!("there are {MOST_SECRETS} secrets in it already");
-            self.unread("the rest of the texts".to_owned(), why, false);
+            self.unread("the remaining text files".to_owned(), why, false);
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl<'a> Walk<'a> {
         let release = ["etc/os-release", "usr/lib/os-release"].iter().find_map(|path| {
             let (_, what) = found.get(*path)?;
             what.iter().find_map(|w| match w {
-                What::Release(bytes) => installed::distribution(&String::from_utf8_lossy(bytes)),
+                PathKind::Release(bytes) => installed::distribution(&String::from_utf8_lossy(bytes)),
                 _ => None,
             })
         });
@@ -200,26 +200,26 @@ impl<'a> Walk<'a> {
         for (path, (_, what)) in &found {
             for what in what {
                 match what {
-                    What::List(bytes) => {
+                    PathKind::List(bytes) => {
                         image.packages.extend(installed::dpkg(&String::from_utf8_lossy(bytes), &or("Debian")));
                     }
-                    What::Apk(bytes) => {
+                    PathKind::Apk(bytes) => {
                         image.packages.extend(installed::apk(&String::from_utf8_lossy(bytes), &or("Alpine")));
                     }
-                    What::Python(package) => image.packages.push(package.clone()),
-                    What::Program(crates) => {
+                    PathKind::Python(package) => image.packages.push(package.clone()),
+                    PathKind::Program(crates) => {
                         image.programs.insert(path.clone(), crates.clone());
                     }
-                    What::Rpm => rpm = true,
-                    What::Setuid(mode) => named(&mut image.setuid, &format!("{path} ({mode})")),
-                    What::WorldWritable => named(&mut image.world_writable, path),
-                    What::Shell => named(&mut image.shells, path),
-                    What::Release(_) => {}
+                    PathKind::Rpm => rpm = true,
+                    PathKind::Setuid(mode) => named(&mut image.setuid, &format!("{path} ({mode})")),
+                    PathKind::WorldWritable => named(&mut image.world_writable, path),
+                    PathKind::Shell => named(&mut image.shells, path),
+                    PathKind::Release(_) => {}
                 }
             }
         }
         if rpm {
-            image.unread.push(("its RPM packages".to_owned(), "databases of RPM are not read".to_owned(), false));
+            image.unread.push(("its RPM packages".to_owned(), "RPM databases are not supported".to_owned(), false));
         }
         image.packages.sort();
         image.packages.dedup();
@@ -259,18 +259,18 @@ fn wanted(path: &str) -> Option<Wanted> {
     }
 }
 
-/// Texts of packages are full of examples; what somebody added lies elsewhere.
-fn care(path: &str) -> Care {
+/// Files of packages contain many example passwords, so these are searched for only where images add files.
+fn care(path: &str) -> ScanDepth {
     let added = ["etc/", "root/", "home/", "app/", "opt/", "srv/", "run/", "tmp/", "var/www/", "workspace/"];
     let first = !path.contains('/') || added.iter().any(|folder| path.starts_with(folder));
-    if first { Care::All } else { Care::Shapes }
+    if first { ScanDepth::All } else { ScanDepth::Shapes }
 }
 
-fn shell(path: &str) -> Option<What> {
+fn shell(path: &str) -> Option<PathKind> {
     let (folder, name) = path.rsplit_once('/')?;
     let folders = ["bin", "usr/bin", "usr/local/bin", "sbin", "busybox"];
     let names = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox"];
-    (folders.contains(&folder) && names.contains(&name)).then_some(What::Shell)
+    (folders.contains(&folder) && names.contains(&name)).then_some(PathKind::Shell)
 }
 
 /// Without `./` in front and `/` behind. `None` for the root, and for names that lead elsewhere: no engine unpacks those either.
@@ -291,7 +291,7 @@ impl<R: Read> Read for Bounded<R> {
         self.left = self
             .left
             .checked_sub(read as u64)
-            .ok_or_else(|| io::Error::other("it unpacks to more than any image does: not read further"))?;
+            .ok_or_else(|| io::Error::other("it unpacks to more than an image may have: not read further"))?;
         Ok(read)
     }
 }

@@ -1,4 +1,4 @@
-//! Container images in an OCI layout: which there are, and what is in each of them.
+//! Container images in an OCI layout: their names and contents.
 
 mod elf;
 mod installed;
@@ -17,12 +17,12 @@ pub(crate) use elf::tests::program as program_with;
 
 /// No index, manifest or configuration is longer.
 const MOST_BYTES: u64 = 4 << 20;
-/// An index that names more images than this was not made by us.
+/// Far above the image count of an index of this program.
 const MOST_IMAGES: usize = 256;
 /// The same of layers: container engines stop at 127.
 const MOST_LAYERS: usize = 256;
 
-/// What bounds the reading of an image, so that no archive can fill memory or time.
+/// Limits of reading an image, so that no archive exhausts memory or time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Entries of all layers of one image.
@@ -39,7 +39,7 @@ impl Default for Limits {
     }
 }
 
-/// One image, looked at.
+/// One scanned image.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Image {
     /// `docker.io/library/postgres:15`, or the digest where it has no name.
@@ -54,21 +54,21 @@ pub struct Image {
     pub packages: Vec<Package>,
     /// Programs that hold a list of their crates.
     pub programs: BTreeMap<String, Vec<Package>>,
-    /// The user that its process runs as; empty: root.
+    /// The user of its process; empty: root.
     pub user: String,
-    /// Files that give their owner's rights to whoever starts them, with a mode.
+    /// Setuid and setgid files, with a mode.
     pub setuid: Vec<String>,
-    /// Files, and folders without the sticky bit, that anybody may write.
+    /// World-writable files, and folders without the sticky bit.
     pub world_writable: Vec<String>,
     /// Shells.
     pub shells: Vec<String>,
     /// Files read in its layers.
     pub files: u64,
-    /// Texts among them that were looked through for secrets.
+    /// Texts among them that were scanned for secrets.
     pub texts: u64,
     /// Keys and passwords in layers and in the image's variables.
     pub secrets: Vec<Finding>,
-    /// What could not be read: what, why, and whether that keeps a gate shut.
+    /// What could not be read: the path, the reason, and whether it closes a gate.
     pub unread: Vec<(String, String, bool)>,
 }
 
@@ -152,7 +152,7 @@ impl Layout<'_> {
             Some((algorithm, hex)) if good(algorithm) && good(hex) => {
                 Ok(self.path(&format!("blobs/{algorithm}/{hex}")))
             }
-            _ => Err(format!("`{digest}` is no digest")),
+            _ => Err(format!("`{digest}` is not a digest")),
         }
     }
 
@@ -226,10 +226,10 @@ impl Layout<'_> {
         }
         let environment = run.env.unwrap_or_default().join("\n");
         let place = format!("{}: variables", image.name);
-        let looked = super::secrets::look(
+        let looked = super::secrets::scan_file(
             &place,
             environment.len() as u64,
-            super::secrets::Care::All,
+            super::secrets::ScanDepth::All,
             &mut environment.as_bytes(),
             &mut image.secrets,
         );

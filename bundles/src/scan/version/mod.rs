@@ -1,4 +1,4 @@
-//! Which of two versions is the later, by the rules of whoever numbers them.
+//! Compares versions by the rules of their ecosystem.
 
 mod apk;
 mod dpkg;

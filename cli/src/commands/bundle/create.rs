@@ -1,4 +1,4 @@
-//! `bundle create`: gathers what a service needs, and seals it.
+//! `bundle create`: collects the content of a bundle and writes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use textnlp_models::{Cut, Digest, FetchOptions, Model, Source, Store};
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Loaded, Origin};
 
-use super::{drive, epoch, failed, look};
+use super::{advisories, drive, epoch, failed, inspect};
 use crate::bundle_args::Create;
 use crate::clouds;
 use crate::progress::Progress;
@@ -24,10 +24,12 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     writable(&args.out)?;
     let progress = Progress::new(console);
     let environments = environments(session, args, console)?;
-    if args.advisories.is_none() && environments.iter().any(|e| e.environment.phase == Phase::AirGapped) {
+    let wanted = environments.iter().any(|e| e.environment.phase == Phase::AirGapped);
+    let advisories = advisories::find(session, args, wanted, &progress).await?;
+    if wanted && advisories.is_none() {
         console.warn(
-            "no advisories are carried along, so nobody can tell on the other side what is known against this content, and the \
-             air-gapped gate stays shut: --advisories DIR takes a folder of RustSec's",
+            "no advisories were found, so the air-gapped gate will say that known vulnerabilities were not checked. To include some: \
+             git clone --depth 1 https://github.com/RustSec/advisory-db.git, then give the folder with --advisories advisory-db",
         );
     }
     let programs = programs(args)?;
@@ -46,7 +48,8 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
         packages: args.package.clone(),
         ..Ingredients::default()
     };
-    super::parts::gather(session, args, &mut ingredients, &progress).await?;
+    let database = advisories.as_ref().map(|found| &found.database);
+    super::parts::gather(session, args, database, &mut ingredients, &progress).await?;
     let inputs = recipe::inputs(ingredients).map_err(failed)?;
     let stop = crate::signals::stop(console);
     let packed = drive(&progress, &stop, |drive| {
@@ -55,11 +58,11 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     progress.finish();
     let packed = packed.map_err(|error| {
         let mut failure = failed(error);
-        failure.error = failure.error.context(format!("{} is not made", args.out));
+        failure.error = failure.error.context(format!("cannot create {}", args.out));
         failure
     })?;
     keep_chunks(&store, &inputs, &packed.manifest);
-    // Models may be removed from the cache from here on.
+    // The cache may delete models from here on.
     drop(held);
     let signed = match &args.sign_key {
         Some(key) => Some(super::keys::sign_with(&args.out, key, None)?),
@@ -69,23 +72,30 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     let files: Vec<_> = packed.paths.iter().map(ToString::to_string).collect();
     let mut text =
         format!("{}: {} in {} files of content", files.join(", "), size(packed.bytes), packed.manifest.files.len());
-    text.push_str(&look::items_text(&packed.manifest));
+    text.push_str(&inspect::items_text(&packed.manifest));
     text.push_str(&format!("\n  content    {}", packed.content));
     match &signed {
         Some(key) => text.push_str(&format!("\n  signed by  {key}")),
         None => {
-            text.push_str("\n  signed by  nobody: `textnlp-deploy bundle sign` makes it trustworthy on the other side")
+            text.push_str("\n  signed by  no key: sign it with `textnlp-deploy bundle sign`, so that the target machine can verify its origin")
         }
     }
+    let facts = advisories.as_ref().map_or_else(Vec::new, |found| found.database.facts(jiff::Timestamp::now()));
+    if let (Some(found), false) = (&advisories, facts.is_empty()) {
+        let said: Vec<String> = facts.iter().map(advisories::said).collect();
+        text.push_str(&format!("\n  advisories {}, from {}", said.join("; "), found.origin));
+    }
+    let trust = args.sign_key.as_ref().and_then(|key| Some(format!(" --trust {}.pub", key.file_stem()?)));
     text.push_str(&format!(
-        "\nThere: tar -xf {0} install.sh bin && sh install.sh {0}",
-        packed.paths[0].file_name().unwrap_or("BUNDLE")
+        "\nOn the target machine: tar -xf {0} install.sh bin && sh install.sh {0}{1}",
+        packed.paths[0].file_name().unwrap_or("BUNDLE"),
+        trust.unwrap_or_default()
     ));
     Ok(Success::new(
         text,
         json!({
             "file": args.out, "volumes": files, "bytes": packed.bytes, "digest": packed.content, "version": packed.manifest.version,
-            "items": packed.manifest.items, "signed_by": signed,
+            "items": packed.manifest.items, "signed_by": signed, "advisories": facts,
             "files": packed.manifest.files.iter().map(|f| json!({ "path": f.path, "size": f.size, "digest": f.digest })).collect::<Vec<_>>(),
             "resumed_bytes": packed.resumed, "seconds": packed.elapsed.as_secs_f64(),
         }),
@@ -110,10 +120,11 @@ fn environments(session: &Session, args: &Create, console: Console) -> Result<Ve
     Ok(loaded)
 }
 
-/// The environment as one text with nothing to look up: every layer applied, each model where the bundle has it and by its digest.
+/// The environment as one self-contained text: all layers applied, and each model as a path in the bundle with its
+/// digest.
 fn sealed(loaded: &Loaded, digests: &BTreeMap<&str, Digest>) -> Result<String, Failure> {
     let mut document: Value = serde_yaml::from_str(&loaded.to_yaml(false)).context("read the environment again")?;
-    // Defaults stay defaults: the program beside it knows them.
+    // Defaults are left out, because the program in the bundle has them.
     let said = loaded.facts().into_iter().filter(|fact| !matches!(fact.origin, Origin::Default { .. }));
     keep(&mut document, "", &said.map(|fact| fact.path).collect());
     let models = document.get_mut("models").and_then(Value::as_sequence_mut).into_iter().flatten();
@@ -126,11 +137,11 @@ fn sealed(loaded: &Loaded, digests: &BTreeMap<&str, Digest>) -> Result<String, F
     }
     let text = serde_yaml::to_string(&document).context("write the environment")?;
     Ok(format!(
-        "# Sealed into a bundle: all layers of the environment in one. `bundle install` puts it beside a file that is yours to change.\n{text}"
+        "# Written by `bundle create`: all layers of the environment in one. Make changes in the file that `bundle install` puts next to it.\n{text}"
     ))
 }
 
-/// Keeps what stands at these paths, and the mappings and lists around it.
+/// Keeps the values at these paths, and the mappings and lists that contain them.
 fn keep(value: &mut Value, path: &str, said: &BTreeSet<String>) -> bool {
     match value {
         Value::Mapping(fields) if !fields.is_empty() => {
@@ -172,12 +183,12 @@ fn programs(args: &Create) -> Result<Vec<ProgramFile>, Failure> {
         })?;
         let platform = format!("linux/{}", read.architecture);
         if let Some(said) = said.filter(|said| *said != platform) {
-            let error = anyhow::anyhow!("{path} is a program for {platform}, not for {said}");
+            let error = anyhow::anyhow!("{path} is a program for {platform}, not {said}");
             return Err(Failure::usage("other_platform", error).hint(format!("--program {platform}={path}")));
         }
         if programs.iter().any(|p| p.platform == platform) {
-            let error = anyhow::anyhow!("two programs are for {platform}; the second is {path}");
-            return Err(Failure::usage("platform_twice", error).hint("give one program for each platform"));
+            let error = anyhow::anyhow!("two programs are given for {platform}; the second is {path}");
+            return Err(Failure::usage("platform_twice", error).hint("give one program per platform"));
         }
         let digest = std::fs::File::open(&path).and_then(Digest::of_reader).with_context(|| format!("read {path}"))?.0;
         programs.push(ProgramFile { platform, path, digest });
@@ -185,7 +196,8 @@ fn programs(args: &Create) -> Result<Vec<ProgramFile>, Failure> {
     Ok(programs)
 }
 
-/// Every model of every environment, and those of `--model`, from the cache or their sources; the last value keeps them in the cache.
+/// The models of all environments and of `--model`, from the cache or their sources. The last value prevents their
+/// deletion from the cache.
 async fn models(
     session: &Session,
     args: &Create,
@@ -199,7 +211,7 @@ async fn models(
             if let Some(other) = wanted.insert(model.name.clone(), entry.clone())
                 && other != entry
             {
-                let error = anyhow::anyhow!("model {} comes from {} and from {}", model.name, other.0, entry.0);
+                let error = anyhow::anyhow!("model {} has two sources: {} and {}", model.name, other.0, entry.0);
                 return Err(
                     Failure::usage("model_twice", error).hint("give the two environments' models different names")
                 );
@@ -223,8 +235,8 @@ async fn models(
             source.parse().map_err(|e| crate::commands::model::failed(textnlp_models::Error::Source(e)))?;
         let mut options = FetchOptions::from_env();
         options.offline |= args.offline;
-        // What is in the cache is read once, while it is packed. Where a bundle lies already this is a second run of many: one that
-        // reads twice and mends what is damaged is worth more there than one that ends.
+        // A cached model is read once, while it is packed. If the bundle exists, this is a repeated run: it verifies
+        // the cache first, because that repairs a damaged model instead of failing.
         options.verify = args.out.exists() || Utf8PathBuf::from(format!("{}.001", args.out)).exists();
         options.expect = digest
             .as_deref()
@@ -234,7 +246,7 @@ async fn models(
         progress.doing(&format!("model {name}"));
         let model = store.fetch(&source, &options, &|_| {}).await.map_err(crate::commands::model::failed)?;
         let mut manifest = model.manifest.clone();
-        // Where it lay on this machine is nobody's business on another, and would make other bytes elsewhere.
+        // A local path is private, and would make the bundle differ between machines.
         if let Some(path) = manifest.source.strip_prefix("file:") {
             manifest.source = format!("file:{}", Utf8Path::new(path).file_name().unwrap_or(path));
         }
@@ -245,8 +257,8 @@ async fn models(
     Ok((store, folders, held))
 }
 
-/// Keeps the chunks of weights beside them in the cache, where that has none yet: the next bundle hashes them once. The bundle is made,
-/// whether this succeeds or not.
+/// Stores the chunk lists of new weights in the cache, so that the next bundle need not hash them. A failure does not
+/// affect the bundle.
 fn keep_chunks(store: &Store, inputs: &Inputs, made: &Manifest) {
     for file in made.files.iter().filter(|file| !inputs.recorded.contains_key(&file.path)) {
         let weights = file.path.ends_with(".safetensors") || file.path.ends_with(".gguf");
@@ -257,7 +269,7 @@ fn keep_chunks(store: &Store, inputs: &Inputs, made: &Manifest) {
     }
 }
 
-/// Refuses a place that nothing can be written to before hours of work.
+/// Rejects an unwritable output path before hours of work.
 fn writable(out: &Utf8Path) -> Result<(), Failure> {
     let folder = out.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
     if folder.is_dir() {

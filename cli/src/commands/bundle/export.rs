@@ -1,4 +1,4 @@
-//! `bundle export`: the content in the layout that other tools expect.
+//! `bundle export`: writes the content in the layout of other tools.
 
 use serde_json::json;
 use textnlp_bundle::legacy;
@@ -28,7 +28,7 @@ pub fn export(args: &Export, console: Console) -> Result<Success, Failure> {
     let mut text = format!("{}: {} images, {} models", made.folder, made.images.len(), made.models.len());
     if let Some(archive) = &made.archive {
         text.push_str(&format!(
-            "\n{archive}: the same in one file\nThere: tar -xzf {} && cd offline_bundle && ./install.sh",
+            "\n{archive}: the same in one file\nOn the target machine: tar -xzf {} && cd offline_bundle && ./install.sh",
             archive.file_name().unwrap_or_default()
         ));
     }

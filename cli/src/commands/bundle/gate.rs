@@ -1,27 +1,27 @@
-//! What the gate of an air-gapped site looks at beside the running service: that the content is the one that was sealed, that
-//! nothing is known against it, and that no process talks to anywhere else.
+//! Additional gate checks of an air-gapped site: unmodified content, no known vulnerabilities, and no connections to
+//! other machines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_bundle::scan::{self, Folder, Gate, Settings, Severity};
 use textnlp_bundle::{Authenticity, Drive, Site};
+use textnlp_orchestrator::environment::model::Gates;
 use textnlp_orchestrator::gate::Check;
 
-use super::look::signed;
+use super::inspect::signed;
 use crate::clouds;
+use crate::commands::audit;
 use crate::deployment::Deployment;
 
 /// The checks of an installed site.
 pub async fn checks(deployment: &Deployment<'_>) -> Vec<Check> {
     let folder = &deployment.chosen.folder;
-    let mut checks = Vec::new();
-    match folder.parent().and_then(Utf8Path::parent) {
-        Some(root) => checks.extend(tokio::task::block_in_place(|| [content(root), vulnerable(root)])),
-        None => checks.push(Check::unmeasured(CONTENT, 0, "altered files", "there is no root above the state folder")),
-    }
+    let gates = &deployment.chosen.loaded.environment.gates;
+    let root = root(deployment);
+    let mut checks: Vec<Check> = tokio::task::block_in_place(|| [content(&root), vulnerable(&root, gates)]).into();
     let mut pids = Vec::new();
     for site in deployment.sites.keys() {
         pids.extend(clouds::processes(folder, site).await);
@@ -30,11 +30,22 @@ pub async fn checks(deployment: &Deployment<'_>) -> Vec<Check> {
     checks
 }
 
+/// The root of the installed site: the parent of its environments, else of its state folder.
+fn root(deployment: &Deployment<'_>) -> Utf8PathBuf {
+    let state = deployment.chosen.folder.parent().and_then(Utf8Path::parent);
+    let environments = deployment.session.library.folder().and_then(Utf8Path::parent);
+    let roots: Vec<&Utf8Path> = environments.into_iter().chain(state).collect();
+    let installed = roots.iter().find(|root| matches!(Site::new(root).installed(), Ok(Some(_))));
+    installed.or(roots.first()).map_or_else(Utf8PathBuf::new, |root| (*root).to_owned())
+}
+
 const CONTENT: &str = "content as sealed";
-const SCAN: &str = "known vulnerabilities in it";
+/// The command that adds the missing advisories to an installed site.
+const CARRY: &str = "to check it, create the bundle with `textnlp-deploy bundle create --env air-gapped --out FILE --advisories DIR` \
+                     and install it again";
 const ELSEWHERE: &str = "connections to elsewhere";
 
-/// Every byte that was installed, read again.
+/// Verifies every installed byte.
 fn content(root: &Utf8Path) -> Check {
     let fails = |why: String| Check::unmeasured(CONTENT, 0, "altered files", why);
     let site = Site::new(root);
@@ -47,7 +58,7 @@ fn content(root: &Utf8Path) -> Check {
         Ok(altered) => {
             let authenticity = record.sources.iter().map(|s| &s.authenticity).find(|a| !a.is_verified());
             let authenticity = authenticity.or(record.sources.first().map(|s| &s.authenticity));
-            let who = authenticity.map_or_else(|| "of nobody known".to_owned(), |a: &Authenticity| signed(a));
+            let who = authenticity.map_or_else(|| "of unknown origin".to_owned(), |a: &Authenticity| signed(a));
             let mut note = format!("version {}, {} files, {who}", record.version, record.contents.files.len());
             if let Some(first) = altered.first() {
                 note = format!("{first}; {note}");
@@ -58,48 +69,68 @@ fn content(root: &Utf8Path) -> Check {
     }
 }
 
-/// The content against the advisories that it carries.
-fn vulnerable(root: &Utf8Path) -> Check {
-    let fails = |why: String| Check::unmeasured(SCAN, 0, "critical", why);
-    let current = root.join("current");
-    let report = Folder::open(&current).map_err(|e| e.to_string()).and_then(|folder| {
-        scan::Scan::new(Settings::at(Timestamp::now())).of_folder("installed", &folder).map_err(|e| e.to_string())
-    });
+/// Checks the content against the included advisories. Without them, only the recorded audit of the program is
+/// available.
+fn vulnerable(root: &Utf8Path, gates: &Gates) -> Check {
+    let fails = |why: String| Check::unmeasured(audit::NAME, 0, "critical", why);
+    let now = Timestamp::now();
+    let settings = Settings { max_age_days: audit::max_age_days(gates), ..Settings::at(now) };
+    let report = Folder::open(&root.join("current"))
+        .map_err(|e| e.to_string())
+        .and_then(|folder| scan::Scan::new(settings).of_folder("installed", &folder).map_err(|e| e.to_string()));
     let report = match report {
         Ok(report) => report,
         Err(why) => return fails(why),
     };
-    let note = match report.databases.first() {
-        Some(database) => format!(
-            "advisories of {}, {} days old, {} findings in all",
-            database.date,
-            database.age_days,
-            report.findings.len()
-        ),
-        // What is known was held against the program when it was built; nothing newer came along.
-        None => "the bundle carries no advisories: make it with --advisories DIR".to_owned(),
+    let critical = report.summary.of(Severity::Critical);
+    let Some(age) = report.databases.iter().map(|database| database.age_days).max() else {
+        let recorded = audit::check(gates, now);
+        let worst = report.findings.first().filter(|_| critical > 0);
+        return match worst {
+            Some(worst) => Check::new(audit::NAME, critical, 0, "critical", false)
+                .note(format!("{}: {} ({})", worst.id, worst.title, worst.place)),
+            None if !recorded.ok => recorded,
+            None => {
+                let why = format!("the bundle has no advisories; {CARRY}");
+                let known = recorded.note.map_or_else(String::new, |note| {
+                    format!("; known vulnerabilities: {} in {note}", recorded.measured)
+                });
+                Check::unchecked(audit::NAME, 0, "critical", why + &known, gates.advisories)
+            }
+        };
     };
-    match scan::gate(&report, Severity::Critical) {
-        Gate::Open => Check::new(SCAN, report.summary.of(Severity::Critical), 0, "critical", true).note(note),
+    let of: Vec<String> = report
+        .databases
+        .iter()
+        .map(|d| format!("{} advisories, {}", d.advisories, audit::aged(d.date, d.age_days)))
+        .collect();
+    let note = format!("{}; {} findings in all", of.join("; "), report.findings.len());
+    let check = match scan::gate(&report, Severity::Critical) {
+        Gate::Open => Check::new(audit::NAME, critical, 0, "critical", true).note(note),
         Gate::Shut { blockers } => {
             let first = blockers.first().cloned().unwrap_or_default();
-            Check::new(SCAN, report.summary.of(Severity::Critical), 0, "critical", false)
-                .note(format!("{first}; {note}"))
+            Check::new(audit::NAME, critical, 0, "critical", false).note(format!("{first}; {note}"))
         }
-    }
+    };
+    audit::within_age(check, age, gates)
 }
 
-/// The open connections of these processes that they made themselves to another machine.
+/// Outgoing connections of these processes to other machines.
 fn elsewhere(pids: &[u32]) -> Check {
     if pids.is_empty() {
-        return Check::unmeasured(ELSEWHERE, 0, "connections", "no process of the service is known");
+        return Check::unmeasured(ELSEWHERE, 0, "connections", "no process of the service was found");
     }
     let mut found = BTreeSet::new();
     for pid in pids {
         let inodes = match sockets(*pid) {
             Ok(inodes) => inodes,
             Err(error) => {
-                return Check::unmeasured(ELSEWHERE, 0, "connections", format!("look at process {pid}: {error}"));
+                return Check::unmeasured(
+                    ELSEWHERE,
+                    0,
+                    "connections",
+                    format!("read the connections of process {pid}: {error}"),
+                );
             }
         };
         let rows: Vec<Row> = ["tcp", "tcp6", "udp", "udp6"]
@@ -107,7 +138,7 @@ fn elsewhere(pids: &[u32]) -> Check {
             .filter_map(|table| std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).ok())
             .flat_map(|text| text.lines().skip(1).filter_map(row).collect::<Vec<_>>())
             .collect();
-        // Whoever comes to a port that is listened on came in; the others were called.
+        // A connection to a port with a listener is incoming. The others are outgoing.
         let mut listening: BTreeMap<u16, ()> = BTreeMap::new();
         listening.extend(rows.iter().filter(|r| r.listens).map(|r| (r.local.port(), ())));
         found.extend(
@@ -125,7 +156,7 @@ fn elsewhere(pids: &[u32]) -> Check {
 fn sockets(pid: u32) -> std::io::Result<BTreeSet<u64>> {
     let mut inodes = BTreeSet::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // A descriptor may be closed while it is looked at.
+        // The descriptor may have been closed meanwhile.
         let Ok(link) = std::fs::read_link(entry?.path()) else { continue };
         let inode: Option<u64> =
             link.to_str().and_then(|l| l.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
@@ -134,7 +165,7 @@ fn sockets(pid: u32) -> std::io::Result<BTreeSet<u64>> {
     Ok(inodes)
 }
 
-/// A line of `/proc/PID/net/tcp` and its like.
+/// A line of `/proc/PID/net/tcp` and similar files.
 #[derive(Debug, PartialEq)]
 struct Row {
     local: SocketAddr,
@@ -153,7 +184,7 @@ fn row(line: &str) -> Option<Row> {
     })
 }
 
-/// `0100007F:1F90`: words of the machine's own byte order, in hexadecimal.
+/// Parses `0100007F:1F90`: hexadecimal words in native byte order.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;

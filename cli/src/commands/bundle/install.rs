@@ -1,11 +1,11 @@
-//! `bundle install`: look for what stands in the way, verify while unpacking, switch, and roll to it.
+//! `bundle install`: runs the preflight checks, verifies while unpacking, switches to the new content and rolls it out.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_bundle::manifest::{ItemKind, Kind};
 use textnlp_bundle::{Site, UnpackOptions, Unpacked};
 
-use super::{authentic, drive, failed, look, open, preflight, site, trusted};
+use super::{authentic, drive, failed, inspect, open, preflight, site, trusted};
 use crate::bundle_args::Install;
 use crate::progress::Progress;
 use crate::report::{Console, Failure, Success, size};
@@ -19,7 +19,7 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     if bundle.manifest().kind == Kind::Delta {
         return Err(Failure::usage(
             "other_kind",
-            anyhow::anyhow!("{} holds only what changed since another bundle", args.bundle),
+            anyhow::anyhow!("{} is an update: it contains only the changes since another bundle", args.bundle),
         )
         .hint(format!("textnlp-deploy bundle update apply {}", args.bundle)));
     }
@@ -29,7 +29,7 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     preflight::preflight(session, &bundle, &root, &name, console).await?;
     if args.preflight {
         return Ok(Success::new(
-            format!("nothing stands in the way of installing {} into {root}", args.bundle),
+            format!("preflight passed: {} can be installed into {root}", args.bundle),
             json!({ "file": args.bundle, "root": root, "environment": name, "authenticity": authenticity }),
         ));
     }
@@ -48,8 +48,9 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     console.say(said(&unpacked));
     site::lay_out(session, &place, &unpacked.record, &name, console)?;
 
+    let state = site::state_folder(&root);
     let mut document = json!({
-        "file": args.bundle, "root": root, "environment": name, "version": bundle.manifest().version, "digest": unpacked.record.content,
+        "file": args.bundle, "root": root, "state_dir": state, "environment": name, "version": bundle.manifest().version, "digest": unpacked.record.content,
         "content": unpacked.folder, "unchanged": unpacked.unchanged, "written_bytes": unpacked.written, "linked_bytes": unpacked.linked,
         "resumed_bytes": unpacked.resumed, "authenticity": authenticity, "unpack_seconds": unpacked.elapsed.as_secs_f64(),
     });
@@ -66,17 +67,18 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         "{} is installed in {root}: version {}, {}",
         name,
         bundle.manifest().version,
-        look::signed(&authenticity)
+        inspect::signed(&authenticity)
     );
+    text.push_str(&format!("\n  state      {state}"));
     if args.no_up {
         text.push_str(&format!("\nTo start it: cd {root} && bin/textnlp-deploy up --env {name} --yes"));
     } else {
-        text.push_str(&format!("\n  settings   {root}/environments/{name}.yaml\n  program    {root}/bin/textnlp-deploy\n  back       textnlp-deploy bundle update rollback --root {root}"));
+        text.push_str(&format!("\n  settings   {root}/environments/{name}.yaml\n  program    {root}/bin/textnlp-deploy\n  rollback   textnlp-deploy bundle update rollback --root {root}"));
     }
     Ok(Success::new(text, document))
 }
 
-/// The members that `up` writes, beside ours.
+/// Adds members of the `up` document to this command's document.
 pub fn merge(document: &mut Value, up: Value) {
     let (Value::Object(document), Value::Object(up)) = (document, up) else { return };
     for (key, value) in up {
@@ -86,21 +88,21 @@ pub fn merge(document: &mut Value, up: Value) {
     }
 }
 
-/// A root as it is meant, wherever the command was typed.
+/// An absolute root, resolved against the session's working directory.
 pub fn absolute(session: &Session, root: &Utf8Path) -> Utf8PathBuf {
     if root.is_absolute() { root.to_owned() } else { session.here.join(root) }
 }
 
 fn said(unpacked: &Unpacked) -> String {
     if unpacked.unchanged {
-        return format!("The content is there already and as it was installed ({})", unpacked.name);
+        return format!("The content is already installed and unchanged ({})", unpacked.name);
     }
     let mut text = format!("Verified and unpacked {} into {}", size(unpacked.written), unpacked.folder);
     if unpacked.linked > 0 {
-        text.push_str(&format!("; {} were there already", size(unpacked.linked)));
+        text.push_str(&format!("; {} already present", size(unpacked.linked)));
     }
     if unpacked.resumed > 0 {
-        text.push_str(&format!("; {} of an earlier run", size(unpacked.resumed)));
+        text.push_str(&format!("; {} from an earlier run", size(unpacked.resumed)));
     }
     text
 }

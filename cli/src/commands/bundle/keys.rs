@@ -13,17 +13,17 @@ pub fn keygen(args: &Keygen) -> Result<Success, Failure> {
     let with = |ending: &str| Utf8PathBuf::from(format!("{}.{ending}", args.out));
     let (secret, public) = (with("key"), with("pub"));
     if let Some(there) = [&secret, &public].into_iter().find(|path| path.exists()) {
-        let error = anyhow::anyhow!("{there} is there already, and a key is never replaced");
+        let error = anyhow::anyhow!("{there} exists, and a key is never overwritten");
         return Err(Failure::usage("key_exists", error).hint("choose another name: --out NAME"));
     }
     let password = password(args.password_file.as_deref())?;
     let key = textnlp_bundle::keygen(&secret, &public, password.as_ref()).map_err(failed)?;
     let mut text = format!(
-        "wrote {secret}, which signs: keep it where bundles are made\nwrote {public}, which the other side trusts: bring it there on another way than bundles\nkey id {}",
+        "wrote {secret}, the secret key: keep it where bundles are created\nwrote {public}, the public key: copy it to the target machine separately from bundles\nkey id {}",
         key.id()
     );
     if password.is_none() {
-        text.push_str("\nThe secret key has no password: whoever reads the file can sign. --password-file makes one that needs it.");
+        text.push_str("\nThe secret key has no password: anyone who can read the file can sign. --password-file protects it with a password.");
     }
     Ok(Success::new(
         text,
@@ -37,7 +37,7 @@ pub fn sign(args: &Sign) -> Result<Success, Failure> {
     Ok(Success::new(format!("{} is signed by key {id}", args.bundle), json!({ "file": args.bundle, "key": id })))
 }
 
-/// Signs a bundle and says by which key.
+/// Signs a bundle and returns the id of the key.
 pub fn sign_with(bundle: &Utf8Path, key: &Utf8Path, password_file: Option<&Utf8Path>) -> Result<String, Failure> {
     let password = password(password_file)?;
     let secret = SecretKey::read(key, password.as_ref()).map_err(failed)?;
@@ -48,7 +48,7 @@ pub fn sign_with(bundle: &Utf8Path, key: &Utf8Path, password_file: Option<&Utf8P
 fn password(file: Option<&Utf8Path>) -> Result<Option<Password>, Failure> {
     match file {
         Some(file) => Password::resolve(&format!("secret:file:{file}")).map(Some).map_err(failed),
-        // The same variable for every command that signs; a password never stands on a command line.
+        // All signing commands use the same variable. Command lines are visible to other users.
         None if std::env::var_os("TEXTNLP_KEY_PASSWORD").is_some() => {
             Password::resolve("secret:env:TEXTNLP_KEY_PASSWORD").map(Some).map_err(failed)
         }

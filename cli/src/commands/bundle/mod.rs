@@ -1,11 +1,12 @@
-//! `bundle …`: one file out, a running service in, no network needed.
+//! `bundle …`: one file that installs a running service without a network.
 
+mod advisories;
 mod create;
 mod export;
 pub mod gate;
+mod inspect;
 mod install;
 pub mod keys;
-mod look;
 mod parts;
 mod preflight;
 mod scan;
@@ -23,13 +24,13 @@ use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::Session;
 
-/// Picks the verb.
+/// Runs the subcommand.
 pub async fn bundle(session: &Session, verb: &Verb, console: Console) -> Result<Success, Failure> {
     match verb {
         Verb::Create(args) => create::create(session, args, console).await,
-        Verb::Verify(args) => look::verify(args, console),
-        Verb::Inspect(args) => look::inspect(args),
-        Verb::Diff(args) => look::diff(args),
+        Verb::Verify(args) => inspect::verify(args, console),
+        Verb::Inspect(args) => inspect::inspect(args),
+        Verb::Diff(args) => inspect::diff(args),
         Verb::Install(args) => install::install(session, args, console).await,
         Verb::Serve(args) => serve::serve(args, console).await,
         Verb::Scan(args) => scan::scan(session, args, console),
@@ -40,7 +41,7 @@ pub async fn bundle(session: &Session, verb: &Verb, console: Console) -> Result<
     }
 }
 
-/// An error of the bundle crate, for people.
+/// Converts an error of the bundle crate.
 pub fn failed(error: Error) -> Failure {
     let hint = error.hint();
     let (exit, code) = match &error {
@@ -69,47 +70,47 @@ pub fn failed(error: Error) -> Failure {
     failure
 }
 
-/// A bundle of this path, or of standard input.
+/// Opens a bundle from a path or from standard input.
 pub fn open(path: &camino::Utf8Path) -> Result<Bundle, Failure> {
     let opened = if path == "-" { Bundle::from_stream(std::io::stdin()) } else { Bundle::open(path) };
     opened.map_err(|error| match error {
         Error::Io { action: "open", path, source } if source.kind() == std::io::ErrorKind::NotFound => {
             Failure::usage("no_such_file", anyhow::Error::new(source).context(format!("open {path}")))
-                .hint("give the path of the sealed file, or of its first volume, FILE.001")
+                .hint("give the path of the bundle, or of its first volume, FILE.001")
         }
         error => failed(error),
     })
 }
 
-/// The keys that are trusted here.
+/// The trusted keys.
 pub fn trusted(trust: &Trust) -> Result<TrustSet, Failure> {
-    // A key may also be given as the text of its second line, which begins so.
+    // A key may also be the text of its second line, which starts with `RW`.
     if let Some(missing) = trust.trust.iter().find(|path| !path.exists() && !path.as_str().starts_with("RW")) {
-        return Err(Failure::usage("no_such_file", anyhow::anyhow!("the public key {missing} is not there"))
-            .hint("--trust takes the NAME.pub that `bundle keygen` wrote where the bundle was made"));
+        return Err(Failure::usage("no_such_file", anyhow::anyhow!("the public key {missing} does not exist"))
+            .hint("--trust takes the NAME.pub that `bundle keygen` wrote where the bundle was created"));
     }
     TrustSet::from_texts(trust.trust.iter().map(|path| path.as_str())).map_err(failed)
 }
 
-/// What is known of a bundle's maker. A signature that does not hold, and a signature by nobody who is trusted although somebody is, are
-/// refused; without any trusted key the answer is only recorded, and said loudly.
+/// Checks a bundle's signature. An invalid signature is refused, and so is one by an untrusted key if there are trusted
+/// keys. Without trusted keys, the result is recorded with a warning.
 pub fn authentic(bundle: &Bundle, trust: &TrustSet, console: Console) -> Result<Authenticity, Failure> {
     let authenticity = bundle.authenticity(trust);
     if let Authenticity::Unverified { why } = &authenticity {
         let forged = matches!(bundle.signature(), textnlp_bundle::Signature::Invalid { .. });
         if forged || !trust.is_empty() {
-            let error = anyhow::anyhow!("{why}").context("nobody who is trusted stands behind this bundle");
-            return Err(Failure::refused("not_trusted", error)
-                .hint("ask whoever made it for a signed bundle, or give the right public key with --trust KEY.pub"));
+            let error = anyhow::anyhow!("{why}").context("this bundle has no signature by a trusted key");
+            return Err(Failure::refused("not_trusted", error).hint(
+                "request a signed bundle from its publisher, or give the right public key with --trust KEY.pub",
+            ));
         }
-        console.warn(format!(
-            "authenticity: unverified; {why}. Nothing proves who made this bundle: --trust KEY.pub does"
-        ));
+        console
+            .warn(format!("authenticity: unverified; {why}. To verify who created this bundle, give --trust KEY.pub"));
     }
     Ok(authenticity)
 }
 
-/// Does long work with progress, until it is done or a signal comes.
+/// Runs long work with progress, until it completes or a signal arrives.
 pub fn drive<T: Send>(
     progress: &Progress,
     stop: &CancellationToken,
@@ -127,7 +128,7 @@ pub fn drive<T: Send>(
                 progress.doing(&format!("{what}: {} in {files} files", size(bytes)));
             }
             Event::Resume { bytes } => {
-                progress.line(format!("  going on after {} that an earlier run had done", size(bytes)))
+                progress.line(format!("  resuming after {} that an earlier run completed", size(bytes)))
             }
             Event::Bytes { done } => {
                 let total = total.load(Ordering::Relaxed).max(1);
@@ -136,23 +137,23 @@ pub fn drive<T: Send>(
             _ => {}
         }
     };
-    // The runtime's other threads go on listening for signals meanwhile.
+    // The runtime's other threads continue to listen for signals.
     tokio::task::block_in_place(|| work(Drive { threads: threads(), progress: &tell, stop: &stopped }))
 }
 
-/// Hashing keeps up with any disk on four.
+/// Four threads hash faster than any disk reads.
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).min(4)
 }
 
-/// The time that every member carries.
+/// The timestamp of every member.
 pub fn epoch() -> Result<u64, Failure> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text.trim().parse().map_err(|_| {
             Failure::usage("usage", anyhow::anyhow!("SOURCE_DATE_EPOCH is `{text}`, not a number of seconds"))
-                .hint("leave it unset, or: export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)")
+                .hint("unset it, or: export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)")
         }),
-        // The first of January 2026: without being told, every day makes the same bytes.
+        // 2026-01-01. A fixed default makes builds reproducible.
         Err(_) => Ok(1_767_225_600),
     }
 }

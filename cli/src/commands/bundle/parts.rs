@@ -1,11 +1,11 @@
-//! The images and software lists of a bundle to be.
+//! The images and software lists of a new bundle.
 
 use anyhow::Context;
 use camino::Utf8Path;
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::oci::{self, Image, Platform, Reference, image, layout, registry};
-use textnlp_bundle::recipe::{IMAGES, Ingredients, list_path};
-use textnlp_bundle::scan::{self, Unsealed};
+use textnlp_bundle::recipe::{IMAGES, Ingredients, list_path, program_path};
+use textnlp_bundle::scan::{self, BundleInputs};
 use textnlp_bundle::{Content, Input, sbom};
 use textnlp_models::FetchOptions;
 
@@ -14,13 +14,17 @@ use crate::progress::Progress;
 use crate::report::{Exit, Failure, size};
 use crate::session::Session;
 
-/// What this program was built from.
+/// The lock file that this program was built from.
 const LOCK: &str = include_str!("../../../../Cargo.lock");
 
-/// Puts images and software lists among the ingredients. Blobs that are pulled stay for the next time.
+/// The name of the server's image.
+const SERVER: &str = "textnlp";
+
+/// Adds images and software lists. Downloaded blobs are cached.
 pub async fn gather(
     session: &Session,
     args: &Create,
+    advisories: Option<&scan::Database>,
     ingredients: &mut Ingredients,
     progress: &Progress,
 ) -> Result<(), Failure> {
@@ -31,7 +35,7 @@ pub async fn gather(
             progress.doing(&format!("assembling the image for {}", program.platform));
             let recipe = image::Recipe {
                 program: program.path.clone(),
-                name: "textnlp".to_owned(),
+                name: SERVER.to_owned(),
                 version: ingredients.version.clone(),
                 epoch: ingredients.epoch,
                 revision: None,
@@ -57,7 +61,7 @@ pub async fn gather(
         let path = format!("{IMAGES}/{}", blob.path);
         ingredients.files.push(Input { path, executable: false, content: Content::Parts(blob.content) });
     }
-    lists(args, ingredients)
+    lists(advisories, !args.no_server_image, ingredients)
 }
 
 async fn third_party(text: &str, platform: &Platform, work: &Utf8Path, progress: &Progress) -> Result<Image, Failure> {
@@ -86,21 +90,21 @@ async fn third_party(text: &str, platform: &Platform, work: &Utf8Path, progress:
     };
     let pinned = registry::resolve(&reference, &options, &tell).await.map_err(failed)?;
     if reference.digest.is_none() {
-        progress.line(format!("  {text} is {pinned} now; name it so to have the same again"));
+        progress.line(format!("  {text} is {pinned} now; pin it to that for reproducible bundles"));
     }
     std::fs::create_dir_all(work).with_context(|| format!("make {work}"))?;
     registry::pull(&pinned, platform, work, &options, &tell).await.map_err(failed)
 }
 
-/// The account at a registry, from the environment: a password on a command line is seen by everybody.
+/// The registry account, from variables: command lines are visible to other users.
 fn credentials() -> Result<Option<registry::Credentials>, Failure> {
     let Ok(user) = std::env::var("TEXTNLP_REGISTRY_USER") else { return Ok(None) };
     let Ok(password) = std::env::var("TEXTNLP_REGISTRY_PASSWORD") else {
         return Err(Failure::usage(
             "usage",
-            anyhow::anyhow!("TEXTNLP_REGISTRY_USER is set, TEXTNLP_REGISTRY_PASSWORD is not"),
+            anyhow::anyhow!("TEXTNLP_REGISTRY_USER is set, but TEXTNLP_REGISTRY_PASSWORD is not"),
         )
-        .hint("export TEXTNLP_REGISTRY_PASSWORD as well, or unset the user"));
+        .hint("export TEXTNLP_REGISTRY_PASSWORD too, or unset TEXTNLP_REGISTRY_USER"));
     };
     Ok(Some(registry::Credentials { user, password: registry::Secret::new(password) }))
 }
@@ -109,22 +113,42 @@ fn items(images: &[Image]) -> Vec<Item> {
     images.iter().map(|image| image.item(Some(format!("{}@{}", image.name, image.pinned)))).collect()
 }
 
-/// What everything is made of, as CycloneDX, and the advisories for scans on the other side.
-fn lists(args: &Create, ingredients: &mut Ingredients) -> Result<(), Failure> {
+/// Adds software lists in CycloneDX format, and the advisories for scans of the installed site.
+fn lists(
+    advisories: Option<&scan::Database>,
+    server_image: bool,
+    ingredients: &mut Ingredients,
+) -> Result<(), Failure> {
     let own = sbom::Subject {
         name: "textnlp-deploy".to_owned(),
         version: ingredients.version.clone(),
         epoch: Some(ingredients.epoch),
     };
-    // What did not change keeps its list: nothing of the release or of the day is in it.
+    // No release or date, so that the list of an unchanged item stays the same.
     let subject = |name: &str, version: Option<&str>, digest: &str| {
         let version = version.unwrap_or(digest).to_owned();
         sbom::Subject { name: name.to_owned(), version, epoch: None }
     };
     let lock = sbom::Lock::parse(LOCK).map_err(|why| anyhow::anyhow!("read this program's Cargo.lock: {why}"))?;
     let program = list_path(ItemKind::Program, "textnlp-deploy", None);
-    let mut found = vec![(program, sbom::program(&own, &lock, "textnlp-deploy"))];
-    let (images, unread) = scan::image::images(&Unsealed(&ingredients.files), IMAGES, scan::image::Limits::default());
+    let programs: Vec<sbom::File> = ingredients
+        .programs
+        .iter()
+        .map(|program| sbom::File {
+            kind: "application",
+            path: program_path(&program.platform),
+            name: "textnlp-deploy".to_owned(),
+            version: ingredients.version.clone(),
+            digest: program.digest,
+        })
+        .collect();
+    let mut is_known = false;
+    for program in &ingredients.programs {
+        is_known |= is_made_of(&program.path, LOCK).with_context(|| format!("read {}", program.path))?;
+    }
+    let mut found = vec![(program, sbom::program(&own, &programs, is_known.then_some(&lock), "textnlp-deploy"))];
+    let (images, unread) =
+        scan::image::images(&BundleInputs(&ingredients.files), IMAGES, scan::image::Limits::default());
     if let (Some((what, why)), false) = (unread.first(), ingredients.images.is_empty()) {
         let error = anyhow::anyhow!("{what}: {why}").context("list what the images are made of");
         return Err(Failure::new(Exit::Failed, "image", error));
@@ -135,7 +159,14 @@ fn lists(args: &Create, ingredients: &mut Ingredients) -> Result<(), Failure> {
             let path = list_path(ItemKind::Image, &item.name, item.platform.as_deref());
             if found.iter().all(|(there, _)| *there != path) {
                 let subject = subject(&image.name, item.version.as_deref(), &image.digest);
-                found.push((path, sbom::image(&subject, image)));
+                // The server's image is assembled from the bundle's own programs.
+                let is_server =
+                    server_image && item.name == SERVER && item.version.as_ref() == Some(&ingredients.version);
+                let mut programs = ingredients.programs.iter().filter(|_| is_server);
+                let program = programs.find(|program| item.platform.as_ref() == Some(&program.platform));
+                let files = program.map(|program| image::files(&ingredients.version, program.digest));
+                let files = files.as_ref().map_or(&[][..], |files| &files[..]);
+                found.push((path, sbom::image(&subject, image, files)));
             }
         }
     }
@@ -154,19 +185,39 @@ fn lists(args: &Create, ingredients: &mut Ingredients) -> Result<(), Failure> {
     for (path, list) in found {
         document(ingredients, path, list.to_bytes());
     }
-    if let Some(folder) = &args.advisories {
-        let database = scan::Database::from_folder(folder).map_err(super::scan::failed)?;
+    if let Some(database) = advisories {
         document(ingredients, scan::CARRIED.to_owned(), database.to_bytes());
     }
     Ok(())
+}
+
+/// Whether a program was built with these dependencies: programs embed their lock file.
+fn is_made_of(program: &Utf8Path, lock: &str) -> std::io::Result<bool> {
+    let (bytes, lock) = (std::fs::read(program)?, lock.as_bytes());
+    let Some((first, _)) = lock.split_first() else { return Ok(false) };
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| *byte == first).map(|(at, _)| at);
+    Ok(starts.into_iter().any(|at| bytes[at..].starts_with(lock)))
 }
 
 fn document(ingredients: &mut Ingredients, path: String, bytes: Vec<u8>) {
     ingredients.files.push(Input { path, executable: false, content: Content::Bytes(bytes) });
 }
 
-/// An error of images, for people.
+/// Converts an error about images.
 pub fn failed(error: oci::Error) -> Failure {
     let hint = error.hint();
     Failure::new(Exit::Failed, "image", error).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_known_by_the_lock_file_in_it() {
+        let own = camino::Utf8PathBuf::try_from(std::env::current_exe().unwrap()).unwrap();
+        assert!(is_made_of(&own, LOCK).unwrap());
+        assert!(!is_made_of(&own, &format!("{LOCK}#")).unwrap());
+        assert!(!is_made_of(Utf8Path::new("/bin/sh"), LOCK).unwrap());
+    }
 }

@@ -1,4 +1,4 @@
-//! What would stand in the way of an install: everything in one report, before the first byte is written.
+//! Preflight checks of an install: reports all problems at once, before the first byte is written.
 
 use anyhow::Context;
 use camino::Utf8Path;
@@ -9,16 +9,16 @@ use textnlp_orchestrator::environment::Library;
 use textnlp_provider::Problem;
 
 use super::site;
-use crate::deployment::{Deployment, stands_in_the_way};
+use crate::deployment::{Deployment, preflight_failure};
 use crate::report::{Console, Exit, Failure, size};
 use crate::session::Session;
 
-/// Beside the weights: programs, caches and contexts.
+/// Disk space in bytes besides the weights: programs, caches and contexts.
 const PROGRAMS: u64 = 512 << 20;
-/// An environment is a text that a person reads.
+/// Limit of an environment file in bytes.
 const MOST_ENVIRONMENT: u64 = 4 << 20;
 
-/// Looks at the machine, the folder and what runs, and refuses with everything that is wrong.
+/// Checks the machine, the folder and running environments. Reports all problems at once.
 pub async fn preflight(
     session: &Session,
     bundle: &Bundle,
@@ -26,6 +26,7 @@ pub async fn preflight(
     name: &str,
     console: Console,
 ) -> Result<(), Failure> {
+    let state = site::wanted_state(session, root)?;
     let mut problems = Vec::new();
     let mut wrong = |place: &str, cause: String, fix: String| problems.push(Problem::new(place, cause, fix));
     let items = &bundle.manifest().items;
@@ -35,14 +36,20 @@ pub async fn preflight(
         items.iter().filter(|i| i.kind == ItemKind::Program).filter_map(|i| i.platform.clone()).collect();
     if !programs.contains(&here) {
         let cause = format!("this machine is {here}; the bundle has programs for {}", list(&programs));
-        wrong("bundle", cause, format!("make it with a program for this machine: --program {here}=FILE"));
+        wrong("bundle", cause, format!("create it with a program for this machine: --program {here}=FILE"));
     }
     if let Err(cause) = may_write(root) {
         wrong(
             "--root",
-            format!("{root} cannot be written to: {cause}"),
+            format!("{root} is not writable: {cause}"),
             "choose another folder with --root, or run as its owner".into(),
         );
+    }
+    if !state.starts_with(root)
+        && let Err(cause) = may_write(&state)
+    {
+        let fix = "choose another folder with --state-dir, or run as its owner";
+        wrong("--state-dir", format!("{state} is not writable: {cause}"), fix.into());
     }
     let needs = Site::new(root).needs(bundle).and_then(|needs| needs.check(root));
     if let Err(error) = needs {
@@ -52,34 +59,39 @@ pub async fn preflight(
     let now = jiff::Timestamp::now().as_second();
     if u64::try_from(now).unwrap_or(0) < bundle.manifest().epoch {
         let cause = format!(
-            "this machine's clock says {}, which is before the bundle was made",
+            "this machine's clock says {}, which is before the bundle was created",
             jiff::Timestamp::now().strftime("%Y-%m-%d")
         );
-        wrong("clock", cause, "set the clock: certificates that are made now would not be valid".into());
+        wrong("clock", cause, "set the clock: certificates issued now would not be valid".into());
     }
     let weights = weights(bundle);
     let memory = Memory::here();
     if weights + PROGRAMS > memory.total {
         let cause = format!(
-            "the models have {}, this machine has {} of memory ({})",
+            "the models need {}, this machine has {} of memory ({})",
             size(weights),
             size(memory.total),
             memory.bound_by
         );
-        wrong("memory", cause, "leave models out of the environment, quantize them, or use a larger machine".into());
+        wrong(
+            "memory",
+            cause,
+            "remove models from the environment, quantize them, or use a machine with more memory".into(),
+        );
     }
-    // Where the environment runs already, its ports and files are its own; `up` looks at what changes. A stream is read once.
-    if !root.join(".textnlp").join(name).join("lineage.json").exists() && bundle.path().is_some() {
+    // An environment that runs here already uses its ports and files, and `up` checks its changes. A stream can be read
+    // only once.
+    if !state.join(name).join("lineage.json").exists() && bundle.path().is_some() {
         problems.extend(of_environment(session, bundle, root, name, console).await?);
     }
     let (warnings, problems): (Vec<_>, Vec<_>) = problems.into_iter().partition(|p| p.warning);
     for warning in warnings.iter().filter(|w| !w.note) {
         console.warn(warning.to_string());
     }
-    if problems.is_empty() { Ok(()) } else { Err(stands_in_the_way("install", "preflight", Exit::Failed, &problems)) }
+    if problems.is_empty() { Ok(()) } else { Err(preflight_failure("install", "preflight", Exit::Failed, &problems)) }
 }
 
-/// What the providers say of the environment, its models apart: those come with the bundle.
+/// The preflight problems of the environment, without those of its models, which the bundle contains.
 async fn of_environment(
     session: &Session,
     bundle: &Bundle,
@@ -90,12 +102,12 @@ async fn of_environment(
     let bytes = bundle.read_file(&recipe::environment_path(name), MOST_ENVIRONMENT).map_err(super::failed)?;
     let text = String::from_utf8_lossy(&bytes);
     let placed = site::placed(&text, &root.join("current"), &bundle.manifest().items)?;
-    // A folder that nobody else could have made: an install is often run as root.
-    let folder = tempfile::tempdir().context("look at the bundle's environment")?;
+    // A private folder with a random name, because installs often run as root.
+    let folder = tempfile::tempdir().context("read the bundle's environment")?;
     let there = Utf8Path::from_path(folder.path()).context("the temporary folder's path is not UTF-8")?;
     let own = there.join(format!("{name}.yaml"));
     let kept = root.join("environments").join(format!("{name}.yaml"));
-    // The settings that an earlier install wrote stand over those of the bundle, as they will for `up`.
+    // The settings of an earlier install override the bundle's, as in `up`.
     let bundled = if kept.is_file() {
         std::fs::copy(&kept, &own).with_context(|| format!("copy {kept}"))?;
         there.join(format!("bundle-{name}.yaml"))
@@ -105,14 +117,16 @@ async fn of_environment(
     std::fs::write(&bundled, placed).with_context(|| format!("write {bundled}"))?;
     let mut global = session.global.clone();
     (global.env, global.file) = (Some(name.to_owned()), None);
-    global.state_dir = Some(root.join(".textnlp"));
+    let state = site::wanted_state(session, root)?;
+    let of_root = state.starts_with(root);
+    global.state_dir = Some(state);
     let looked = Session {
         global,
         here: session.here.clone(),
         library: Library::from_folder(there.to_owned()),
         is_alone: false,
     };
-    // Its notes are said by `up`.
+    // `up` prints the notes.
     let chosen = looked.load_to_run(Console::new(session.global.output, true))?;
     let deployment = Deployment::wanted(&looked, chosen, console).await?;
     let mut problems = Vec::new();
@@ -125,8 +139,9 @@ async fn of_environment(
                 .map_err(|e| Failure::new(Exit::Failed, "preflight", anyhow::Error::new(e)))?,
         );
     }
-    // Here the state lies below the root.
-    problems.iter_mut().for_each(|problem| problem.fix = problem.fix.replace("--state-dir", "--root"));
+    if of_root {
+        problems.iter_mut().for_each(|problem| problem.fix = problem.fix.replace("--state-dir", "--root"));
+    }
     Ok(problems)
 }
 

@@ -1,4 +1,4 @@
-//! `bundle scan`: known vulnerabilities, weak settings, forgotten secrets; and a gate over them.
+//! `bundle scan`: known vulnerabilities, weak settings and leaked secrets, with a gate.
 
 use anyhow::Context;
 use camino::Utf8Path;
@@ -7,21 +7,21 @@ use serde_json::json;
 use textnlp_bundle::report;
 use textnlp_bundle::scan::{self, Contents, Database, Folder, Gate, Report, Settings, Severity};
 
-use super::open;
+use super::{advisories, open};
 use crate::bundle_args::{FailOn, Scan};
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
 const LOCK: &str = include_str!("../../../../Cargo.lock");
-/// Findings that a person is shown; the reports have them all.
+/// Limit of findings in the text output. The reports have all of them.
 const SHOWN: usize = 30;
 
 /// `bundle scan`.
 pub fn scan(session: &Session, args: &Scan, console: Console) -> Result<Success, Failure> {
     let progress = Progress::new(console);
     progress.doing("scanning");
-    let scan = scanner(args)?;
+    let scan = scanner(session, args)?;
     let reports = tokio::task::block_in_place(|| match &args.target {
         _ if args.reports.is_some() => {
             report::from_pattern(args.reports.as_deref().unwrap_or_default()).map_err(failed)
@@ -65,14 +65,14 @@ pub fn scan(session: &Session, args: &Scan, console: Console) -> Result<Success,
         return Ok(Success::new(text.trim_start().to_owned(), document));
     }
     console.stream(&format!("{}\n", text.trim_start()));
-    let error = anyhow::anyhow!("{}", blockers.join("\n")).context("the scan's gate is shut");
+    let error = anyhow::anyhow!("{}", blockers.join("\n")).context("the scan found problems");
     Err(Failure::new(Exit::GateShut, "scan", error)
-        .hint("mend what is named, or bear it knowingly with --allow FILE (id, path, reason, until)")
+        .hint("fix the findings, or accept them with --allow FILE (id, path, reason, until)")
         .document(document))
 }
 
-fn scanner(args: &Scan) -> Result<scan::Scan, Failure> {
-    let mut settings = Settings::at(Timestamp::now());
+fn scanner(session: &Session, args: &Scan) -> Result<scan::Scan, Failure> {
+    let mut settings = Settings { max_age_days: args.age.advisories_max_age, ..Settings::at(Timestamp::now()) };
     if let Some(path) = &args.allow {
         let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
         settings.allow = scan::allow::read(&text, path.as_str()).map_err(failed)?;
@@ -81,10 +81,26 @@ fn scanner(args: &Scan) -> Result<scan::Scan, Failure> {
     for folder in &args.advisories {
         scan = scan.with(Database::from_folder(folder).map_err(failed)?);
     }
+    if args.advisories.is_empty() && args.reports.is_none() && !includes_advisories(args.target.as_deref())? {
+        scan = match advisories::on_this_machine(session) {
+            Some(found) => scan.with(found.database),
+            None => scan,
+        };
+    }
     Ok(scan)
 }
 
-/// This program's crates, and the environment of `--env`.
+fn includes_advisories(target: Option<&Utf8Path>) -> Result<bool, Failure> {
+    Ok(match target {
+        None => false,
+        // Standard input can be read only once.
+        Some(target) if target == "-" => true,
+        Some(folder) if folder.is_dir() => folder.join(scan::CARRIED).is_file(),
+        Some(file) => open(file)?.manifest().files.iter().any(|file| file.path == scan::CARRIED),
+    })
+}
+
+/// Reports on this program's crates and on the environment of `--env`.
 fn own(session: &Session, scan: &scan::Scan, console: Console) -> Result<Vec<Report>, Failure> {
     let mut reports = vec![scan.of_lock("this program", LOCK).map_err(failed)?];
     if session.global.env.is_some() || session.global.file.is_some() {
@@ -95,7 +111,7 @@ fn own(session: &Session, scan: &scan::Scan, console: Console) -> Result<Vec<Rep
     Ok(reports)
 }
 
-/// From which severity on.
+/// The lowest severity that fails the scan.
 pub fn severity(fail_on: FailOn) -> Severity {
     match fail_on {
         FailOn::Low => Severity::Low,
@@ -107,7 +123,7 @@ pub fn severity(fail_on: FailOn) -> Severity {
 
 fn write(folder: &Utf8Path, reports: &[Report], fail_on: Severity) -> Result<Vec<String>, Failure> {
     std::fs::create_dir_all(folder).with_context(|| format!("make {folder}"))?;
-    let title = "What the scan found";
+    let title = "Scan findings";
     let files = [
         ("scan.html", report::to_html(title, reports, Some(fail_on)).into_bytes()),
         ("scan.pdf", report::to_pdf(title, reports, Some(fail_on))),
@@ -124,10 +140,10 @@ fn write(folder: &Utf8Path, reports: &[Report], fail_on: Severity) -> Result<Vec
     Ok(written)
 }
 
-/// The files that older scripts look for.
+/// Reports with the file names that older scripts expect.
 fn per_image(scan: &scan::Scan, args: &Scan, folder: &Utf8Path) -> Result<Vec<String>, Failure> {
     let Some(target) = &args.target else {
-        return Err(Failure::usage("usage", anyhow::anyhow!("--per-image is about the images of a bundle"))
+        return Err(Failure::usage("usage", anyhow::anyhow!("--per-image applies to the images of a bundle only"))
             .hint("textnlp-deploy bundle scan FILE --out DIR --per-image"));
     };
     let contents: Box<dyn Contents> = if target.is_dir() {
@@ -145,9 +161,9 @@ fn per_image(scan: &scan::Scan, args: &Scan, folder: &Utf8Path) -> Result<Vec<St
 fn text_of(found: &Report) -> String {
     let mut text = format!("\n{}", found.target);
     match found.databases.as_slice() {
-        [] => text.push_str(": no advisories at hand"),
+        [] => text.push_str(": no advisories"),
         databases => {
-            let dates: Vec<String> = databases.iter().map(|d| format!("{} of {}", d.name, d.date)).collect();
+            let dates: Vec<String> = databases.iter().map(advisories::said).collect();
             text.push_str(&format!(": advisories: {}", dates.join(", ")));
         }
     }
@@ -161,10 +177,10 @@ fn text_of(found: &Report) -> String {
         text.push_str(", nothing found");
     }
     for listed in &found.listed {
-        text.push_str(&format!("\n  looked at {} {}", listed.count, listed.what));
+        text.push_str(&format!("\n  scanned {} {}", listed.count, listed.what));
     }
     for missed in &found.not_looked_at {
-        text.push_str(&format!("\n  NOT looked at: {}: {}", missed.what, missed.why));
+        text.push_str(&format!("\n  NOT scanned: {}: {}", missed.what, missed.why));
     }
     for finding in found.findings.iter().take(SHOWN) {
         text.push_str(&format!(
@@ -178,7 +194,7 @@ fn text_of(found: &Report) -> String {
     text
 }
 
-/// An error of scanning, for people.
+/// Converts an error of a scan.
 pub fn failed(error: scan::Error) -> Failure {
     let hint = error.hint();
     Failure::new(Exit::Failed, "scan", error).hint(hint)

@@ -1,4 +1,4 @@
-//! `bundle serve`: a read-only registry of images and mirror of models, straight from the file.
+//! `bundle serve`: a read-only image registry and model mirror, served from the bundle file.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::bundle_args::Serve;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::signals;
 
-/// Serves until a signal comes.
+/// Serves until a signal arrives.
 pub async fn serve(args: &Serve, console: Console) -> Result<Success, Failure> {
     let trust = trusted(&args.trust)?;
     let bundle = open(&args.bundle)?;
     let authenticity = authentic(&bundle, &trust, console)?;
     let of_images = bundle.manifest().items.iter().filter(|item| item.kind == ItemKind::Image);
-    // One image for several platforms is one name.
+    // An image for several platforms is listed once.
     let images: BTreeSet<String> = of_images
         .map(|i| i.version.as_ref().map_or_else(|| i.name.clone(), |tag| format!("{}:{tag}", i.name)))
         .collect();
@@ -27,7 +27,8 @@ pub async fn serve(args: &Serve, console: Console) -> Result<Success, Failure> {
     let options = Options { listen: Address::Tcp(args.listen.to_string()), ..Options::default() };
     let stop = signals::stop(console);
     let mirror = Mirror::start(Arc::new(bundle), options).await.map_err(|error| {
-        Failure::new(Exit::Failed, "serve", error).hint("choose another address with --listen; port 0 takes a free one")
+        Failure::new(Exit::Failed, "serve", error)
+            .hint("choose another address with --listen; port 0 selects a free port")
     })?;
     let address = match mirror.address() {
         Address::Tcp(address) => address.clone(),

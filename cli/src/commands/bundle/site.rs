@@ -1,22 +1,27 @@
-//! An installed site as a place to work in: `ROOT/environments` for its settings, `ROOT/bin` for its program, `ROOT/.textnlp` for its state.
+//! An installed site: `ROOT/environments` has its settings, `ROOT/bin` its program, `ROOT/.textnlp` its state.
 
 use std::process::Stdio;
 
 use anyhow::Context;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 use serde_yaml::{Mapping, Value as Yaml};
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{Installed, Site, recipe};
+use textnlp_files::Replace;
 use tokio::process::Command;
 
 use super::failed;
+use super::install::absolute;
 use crate::args::Output;
 use crate::report::{Console, Exit, Failure};
 use crate::session::Session;
 use crate::signals;
 
-/// The platform of this machine, as bundles name it.
+/// The state folder within a root.
+const STATE: &str = ".textnlp";
+
+/// The platform of this machine, as in bundles.
 pub fn platform() -> String {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -26,7 +31,7 @@ pub fn platform() -> String {
     format!("linux/{architecture}")
 }
 
-/// The environment that is meant: the one of `--env`, else the only one.
+/// The selected environment: the one of `--env`, else the only one.
 pub fn environment(session: &Session, names: &[String]) -> Result<String, Failure> {
     let list = names.join(", ");
     match (&session.global.env, names) {
@@ -36,11 +41,11 @@ pub fn environment(session: &Session, names: &[String]) -> Result<String, Failur
                 .hint(format!("it has: {list}")))
         }
         (None, [only]) => Ok(only.clone()),
-        (None, []) => Err(Failure::usage("no_environment", anyhow::anyhow!("the bundle holds no environment"))
-            .hint("make one that does: textnlp-deploy bundle create --env NAME --out FILE")),
+        (None, []) => Err(Failure::usage("no_environment", anyhow::anyhow!("the bundle contains no environment"))
+            .hint("create a bundle with one: textnlp-deploy bundle create --env NAME --out FILE")),
         (None, [first, ..]) => {
             Err(Failure::usage("which_environment", anyhow::anyhow!("the bundle has several environments: {list}"))
-                .hint(format!("name one: --env {first}")))
+                .hint(format!("choose one: --env {first}")))
         }
     }
 }
@@ -50,7 +55,42 @@ pub fn names(items: &[Item], kind: ItemKind) -> Vec<String> {
     items.iter().filter(|item| item.kind == kind).map(|item| item.name.clone()).collect()
 }
 
-/// Puts the settings and the program of the content in use where `up` finds them. What an operator changed is kept.
+/// The state folder of a site: `ROOT/.textnlp`, or the folder that it links to.
+pub fn state_folder(root: &Utf8Path) -> Utf8PathBuf {
+    let own = root.join(STATE);
+    own.read_link_utf8().map_or(own, |elsewhere| root.join(elsewhere))
+}
+
+/// The state folder of this run: that of `--state-dir`, unless the site has its state in another one.
+pub fn wanted_state(session: &Session, root: &Utf8Path) -> Result<Utf8PathBuf, Failure> {
+    let there = state_folder(root);
+    let Some(asked) = session.again().state_dir().map(|asked| absolute(session, Utf8Path::new(asked))) else {
+        return Ok(there);
+    };
+    let whole = |path: &Utf8Path| path.canonicalize_utf8().unwrap_or_else(|_| path.to_owned());
+    if whole(&asked) == whole(&there) {
+        return Ok(there);
+    }
+    if root.join(STATE).symlink_metadata().is_ok() {
+        let error = anyhow::anyhow!("{root} keeps its state in {there}, not in {asked}");
+        return Err(Failure::usage("other_state", error)
+            .hint("omit --state-dir; for a second deployment, use another root: --root DIR"));
+    }
+    Ok(asked)
+}
+
+/// Links `ROOT/.textnlp` to an external state folder, where later commands find it.
+fn link_state(root: &Utf8Path, state: &Utf8Path) -> Result<(), Failure> {
+    let own = root.join(STATE);
+    if state == own || own.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(state).with_context(|| format!("create {state}"))?;
+    std::os::unix::fs::symlink(state, &own).with_context(|| format!("link {own}"))?;
+    Ok(())
+}
+
+/// Copies the settings and the program of the current content to where `up` finds them. Keeps the operator's changes.
 pub fn lay_out(
     session: &Session,
     site: &Site,
@@ -59,6 +99,7 @@ pub fn lay_out(
     console: Console,
 ) -> Result<(), Failure> {
     let root = site.root();
+    link_state(root, &wanted_state(session, root)?)?;
     let current = root.join("current");
     let folder = root.join("environments");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {folder}"))?;
@@ -73,7 +114,7 @@ pub fn lay_out(
         let sets: &[String] = if environment == name { &session.global.set } else { &[] };
         if own.exists() {
             if !sets.is_empty() {
-                console.say(format!("--set counts for this run only: {own} is yours to change"));
+                console.say(format!("--set applies to this run only: to keep the setting, edit {own}"));
             }
             continue;
         }
@@ -89,7 +130,8 @@ pub fn lay_out(
     Ok(())
 }
 
-/// The sealed environment with its models where this site has them, and as it has them: an update may have brought a model alone.
+/// The environment from the bundle, with its models at their installed paths and digests. An update may have replaced
+/// only a model.
 pub fn placed(text: &str, content: &Utf8Path, items: &[Item]) -> Result<String, Failure> {
     let mut document: Yaml = serde_yaml::from_str(text).context("read the environment of the bundle")?;
     let models = document.get_mut("models").and_then(Yaml::as_sequence_mut).into_iter().flatten();
@@ -105,11 +147,11 @@ pub fn placed(text: &str, content: &Utf8Path, items: &[Item]) -> Result<String, 
     }
     let text = serde_yaml::to_string(&document).context("write the environment of the bundle")?;
     Ok(format!(
-        "# Of the bundle that is installed; the next one replaces this file. Your own settings go into the file without `bundle-`.\n{text}"
+        "# From the installed bundle; the next bundle replaces this file. Put your own settings into the file without `bundle-`.\n{text}"
     ))
 }
 
-/// The file that belongs to the operator, made once.
+/// The content of the settings file for an operator's changes, which is written once.
 fn site_file(name: &str, sets: &[String]) -> Result<String, Failure> {
     let mut settings = Mapping::new();
     for set in sets {
@@ -133,28 +175,26 @@ fn site_file(name: &str, sets: &[String]) -> Result<String, Failure> {
         serde_yaml::to_string(&settings).context("write the settings")?
     };
     Ok(format!(
-        "# The settings of this site over those of the bundle. This file is yours; no bundle replaces it.\nextends: bundle-{name}\nenvironment: {name}\n{more}"
+        "# Settings of this site that override the bundle's. Edit this file; no bundle replaces it.\nextends: bundle-{name}\nenvironment: {name}\n{more}"
     ))
 }
 
 fn write(path: &Utf8Path, text: &str) -> Result<(), Failure> {
-    let fresh = path.with_extension("yaml.new");
-    std::fs::write(&fresh, text).with_context(|| format!("write {fresh}"))?;
-    std::fs::rename(&fresh, path).with_context(|| format!("write {path}"))?;
-    Ok(())
+    let written = Replace::umask().write(path, text.as_bytes());
+    Ok(written.with_context(|| format!("write {path}"))?)
 }
 
-/// How a site's own program is run.
+/// Options of a run of the site's own program.
 pub struct Run<'a> {
     /// The site's root.
     pub root: &'a Utf8Path,
-    /// Which environment.
+    /// The environment's name.
     pub environment: &'a str,
-    /// Whether the gate is left out.
+    /// Whether to skip the gate.
     pub no_gate: bool,
 }
 
-/// Releases what is installed and rolls to it, with the program that is installed: it is the one that knows its own formats. Gives the
+/// Locks the installed release and rolls it out, with the installed program, which knows its own formats. Returns the
 /// document of `up`.
 pub async fn up(session: &Session, run: &Run<'_>, console: Console) -> Result<Value, Failure> {
     let program = run.root.join("current").join(recipe::program_path(&platform()));
@@ -185,7 +225,7 @@ pub async fn up(session: &Session, run: &Run<'_>, console: Console) -> Result<Va
     let output = tokio::select! {
         output = &mut ended => output,
         () = stop.cancelled() => {
-            // A terminal's Ctrl-C has reached the child already; a `kill` of this process has not.
+            // Ctrl-C on a terminal reaches the child as well, but a `kill` of this process does not.
             if let Some(pid) = pid.and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             }
@@ -202,7 +242,11 @@ pub async fn up(session: &Session, run: &Run<'_>, console: Console) -> Result<Va
 fn own(program: &Utf8Path, session: &Session, run: &Run<'_>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(run.root).args(["--env", run.environment]);
-    // This site is the one that is meant, whatever the operator's shell says of others.
+    let state = state_folder(run.root);
+    if state != run.root.join(STATE) {
+        command.args(["--state-dir", state.as_str()]);
+    }
+    // Only this site counts, whatever variables the operator's shell sets.
     for name in
         ["TEXTNLP_ENV", "TEXTNLP_FILE", "TEXTNLP_STATE_DIR", "TEXTNLP_SERVER", "TEXTNLP_OUTPUT", "TEXTNLP_QUIET"]
     {
@@ -215,20 +259,22 @@ fn own(program: &Utf8Path, session: &Session, run: &Run<'_>) -> Command {
     let parent = rustix::process::getpid();
     let die_together = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // It may have died before it was asked to tell.
+        // The parent may have exited before the signal was set up.
         if rustix::process::getppid() == Some(parent) {
             Ok(())
         } else {
-            Err(std::io::Error::other("the caller is gone"))
+            Err(std::io::Error::other("the caller closed the pipe"))
         }
     };
-    // What is killed here is not to work on there: whoever installs again would meet it. What `up` does is safe at any moment.
-    // SAFETY: two system calls between fork and exec; nothing is allocated where both succeed, and where not the child ends.
+    // If this process is killed, the child must not continue: another install would run beside it. `up` may be
+    // interrupted at any time.
+    // SAFETY: only two system calls between fork and exec. Nothing is allocated on success, and on failure the child
+    // exits.
     unsafe { command.pre_exec(die_together) };
     command
 }
 
-/// The end of a child, as ours.
+/// Converts the child's failure to one of this process.
 fn passed_on(code: Option<i32>, stdout: &[u8], verb: &str) -> Failure {
     let exit = match code {
         Some(2) => Exit::Usage,
@@ -239,8 +285,8 @@ fn passed_on(code: Option<i32>, stdout: &[u8], verb: &str) -> Failure {
     };
     let mut document: Value = serde_json::from_slice(stdout).unwrap_or(Value::Null);
     let said = document["error"].take();
-    // On a terminal the child has said itself what is wrong.
-    let mut error = anyhow::anyhow!("the content is installed; `{verb}` did not end well");
+    // On a terminal the child has printed its error.
+    let mut error = anyhow::anyhow!("the content is installed; `{verb}` failed");
     let causes = said["causes"].as_array().into_iter().flatten();
     let lines: Vec<&str> = said["message"].as_str().into_iter().chain(causes.filter_map(Value::as_str)).collect();
     if let Some((last, before)) = lines.split_last() {
@@ -254,7 +300,7 @@ fn passed_on(code: Option<i32>, stdout: &[u8], verb: &str) -> Failure {
         (_, Some("locked")) => "locked",
         _ => "up_failed",
     };
-    // What the child tells of what it did stands where it stands when all went well.
+    // The child's results have the same position as after a success.
     let mut members = serde_json::json!({});
     super::install::merge(&mut members, document);
     let mut failure = Failure::new(exit, code, error).document(members);
@@ -262,7 +308,7 @@ fn passed_on(code: Option<i32>, stdout: &[u8], verb: &str) -> Failure {
     failure
 }
 
-/// The site at a root that holds something.
+/// The installed site at a root.
 pub fn installed(root: &Utf8Path) -> Result<(Site, Installed), Failure> {
     let site = Site::new(root);
     let record = site.installed().map_err(failed)?.ok_or_else(|| {

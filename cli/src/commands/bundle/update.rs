@@ -1,4 +1,4 @@
-//! `bundle update …`: what changed, sealed; and what was sealed, applied.
+//! `bundle update …`: creates an update from two bundles, applies it, or rolls it back.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
 
 use super::install::{absolute, merge};
-use super::{authentic, drive, failed, look, open, site, trusted};
+use super::{authentic, drive, failed, inspect, open, site, trusted};
 use crate::bundle_args::{Root, Trust, Update};
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
@@ -38,7 +38,7 @@ fn create(
     let (base, target) = (open(from)?, open(to)?);
     let contents = Contents::of(base.manifest()).ok_or_else(|| {
         Failure::usage("other_kind", anyhow::anyhow!("{from} is an update itself"))
-            .hint("--from is the whole bundle that the site has")
+            .hint("--from takes the full bundle that is installed at the site")
     })?;
     let gone =
         contents.items.iter().filter(|item| target.manifest().items.iter().all(|there| there.key() != item.key()));
@@ -53,12 +53,12 @@ fn create(
     let signed = sign_key.map(|key| super::keys::sign_with(out, key, None)).transpose()?;
     let whole = target.bytes();
     let text = format!(
-        "{out}: {} of which {} are content; the whole bundle has {}{}\n  signed by  {}\nThere: textnlp-deploy bundle update apply {}",
+        "{out}: {} of which {} are content; the full bundle has {}{}\n  signed by  {}\nOn the target machine: textnlp-deploy bundle update apply {}",
         size(made.bytes),
         size(made.carried),
         size(whole),
-        look::items_text(&made.manifest),
-        signed.as_deref().unwrap_or("nobody"),
+        inspect::items_text(&made.manifest),
+        signed.as_deref().unwrap_or("no key"),
         out.file_name().unwrap_or("FILE")
     );
     Ok(Success::new(
@@ -67,7 +67,7 @@ fn create(
     ))
 }
 
-/// The items that are meant, by `kind/name`; also those that the target has no more.
+/// The selected items, as `kind/name`, including those that the target removes.
 fn scope(items: &[&Item], only: &[String]) -> Result<Scope, Failure> {
     if only.is_empty() {
         return Ok(Scope::Everything);
@@ -98,6 +98,7 @@ async fn apply(
     let trust = trusted(trust)?;
     let root = absolute(session, &root.root);
     let (place, before) = site::installed(&root)?;
+    site::wanted_state(session, &root)?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let mut applied = Vec::new();
@@ -112,11 +113,11 @@ async fn apply(
         });
         let unpacked = unpacked.map_err(failed)?;
         let what = if unpacked.unchanged {
-            "was applied already".to_owned()
+            "already applied".to_owned()
         } else {
             format!("applied, {} new", size(unpacked.written))
         };
-        progress.line(format!("  {path}: {what}; {}", look::signed(&authenticity)));
+        progress.line(format!("  {path}: {what}; {}", inspect::signed(&authenticity)));
         applied.push(json!({ "file": path, "written_bytes": unpacked.written, "unchanged": unpacked.unchanged, "authenticity": authenticity }));
     }
     progress.finish();
@@ -126,10 +127,10 @@ async fn apply(
     let rolled = rolled.map_err(|failure| failure.document(document.clone()))?;
     merge(&mut document, rolled);
     if !no_up {
-        // What runs is the new content; one way back is kept.
+        // The new content runs. One previous version is kept for a rollback.
         place.gc().map_err(failed)?;
     }
-    Ok(Success::new(format!("{root} holds {} now (before: {})", now.content, before.content), document))
+    Ok(Success::new(format!("{root} has {} now (before: {})", now.content, before.content), document))
 }
 
 async fn rollback(
@@ -141,6 +142,7 @@ async fn rollback(
 ) -> Result<Success, Failure> {
     let root = absolute(session, &root.root);
     let (place, before) = site::installed(&root)?;
+    site::wanted_state(session, &root)?;
     place.rollback().map_err(failed)?;
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
@@ -148,12 +150,15 @@ async fn rollback(
     let rolled = rolled.map_err(|failure| failure.document(document.clone()))?;
     merge(&mut document, rolled);
     Ok(Success::new(
-        format!("{root} is back at {} (version {}); the same command goes forward again", now.content, now.version),
+        format!(
+            "{root} is rolled back to {} (version {}); run the same command again to undo this",
+            now.content, now.version
+        ),
         document,
     ))
 }
 
-/// Lays out what is in use now, and rolls every environment of it that runs here.
+/// Sets up the current content and rolls it out to all of its environments that run here.
 async fn roll(
     session: &Session,
     place: &Site,
@@ -164,7 +169,8 @@ async fn roll(
 ) -> Result<Value, Failure> {
     let root = place.root();
     let names = site::names(&installed.contents.items, ItemKind::Environment);
-    let running = |name: &&String| root.join(".textnlp").join(name.as_str()).join("lineage.json").exists();
+    let state = site::wanted_state(session, root)?;
+    let running = |name: &&String| state.join(name.as_str()).join("lineage.json").exists();
     let up: Vec<&String> = names.iter().filter(running).collect();
     let mut last = Value::Null;
     let meant = session.global.env.as_deref().or_else(|| names.first().map(String::as_str)).unwrap_or_default();
@@ -188,7 +194,7 @@ fn zip(names: &[String], models: &Utf8Path, out: &Utf8Path, version: &str) -> Re
 
 fn unzip(file: &Utf8Path, models: &Utf8Path) -> Result<Success, Failure> {
     let done = tokio::task::block_in_place(|| legacy::update::apply(file, models)).map_err(older)?;
-    let mut text = format!("{models} has what {file} brings");
+    let mut text = format!("{models} has the models of {file}");
     for (word, names) in [("added", &done.added), ("replaced", &done.replaced), ("unchanged", &done.unchanged)] {
         if !names.is_empty() {
             text.push_str(&format!("\n  {word:<9} {}", names.join(", ")));

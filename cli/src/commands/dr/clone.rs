@@ -1,5 +1,5 @@
-//! A clone of an environment for a drill: the same programs, models and data in folders, on ports and with a lineage of its own. It is
-//! made for one drill and taken away after it; what a killed drill leaves ends by itself, and the next drill removes it.
+//! A clone of an environment for a drill: the same programs, models and data, with its own folders, ports and lineage.
+//! It exists for one drill. After a killed drill its programs exit on their own, and the next drill removes it.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
@@ -10,45 +10,46 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use textnlp_orchestrator::backup::Content;
-use textnlp_orchestrator::dr::picture::Picture;
+use textnlp_orchestrator::dr::control_status::ControlStatus;
 use textnlp_orchestrator::release::Lock;
-use textnlp_orchestrator::road::Ask;
+use textnlp_orchestrator::run::RunOptions;
 use textnlp_orchestrator::state::LineageFile;
 use textnlp_provider::{Lineage, SiteName};
+use textnlp_service::Platform;
+use textnlp_service::backup::{self, BackupContent};
+use textnlp_service::running::RunningEnvironment;
+use textnlp_service::workplace;
 use uuid::Uuid;
 
 use super::Sites;
 use crate::args::{Down, Global};
-use crate::clouds;
-use crate::commands::backup::{self, Gathered};
-use crate::commands::running::Running;
+use crate::clouds::{self, Linked};
 use crate::commands::{down, up};
 use crate::deployment::{Deployment, operator};
 use crate::report::{Console, Failure};
 use crate::session::Session;
-use crate::workplace;
 
-/// Beside the states of the environments: no environment has such a name.
+/// Prefix of a clone's folder, beside the states of the environments. Environments cannot have such a name.
 const FOLDER: &str = ".drill-clone-";
-/// Sites that were just made find one another within this.
-const IN_SYNC_WITHIN: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Who makes copies of the data at this moment is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The programs of a clone end after this and what the drill may take, whoever lives then.
+/// Timeout for new sites to be in sync.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Grace period for another run that holds the state lock.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Lifetime of a clone's programs, even if the drill was killed. It covers the longest drill and its setup.
 const LASTS: SignedDuration = SignedDuration::from_mins(20);
 
-/// An environment that was made for a drill.
-pub(super) struct Cloned {
-    /// Leads every command to it.
+/// A clone of an environment.
+pub(super) struct ClonedEnvironment {
+    /// A session for commands on the clone.
     pub(super) session: Session,
     root: Utf8PathBuf,
     name: String,
 }
 
-impl Cloned {
-    /// Makes it and waits until its sites are in sync. What was made is taken away again where that fails.
-    pub(super) async fn make(session: &Session, sites: &Sites, running: &Running) -> Result<Self, Failure> {
+impl ClonedEnvironment {
+    /// Creates a clone and waits until its sites are in sync. Removes it if that fails.
+    pub(super) async fn make(session: &Session, sites: &Sites, running: &RunningEnvironment) -> Result<Self, Failure> {
         let parent = session.state_root()?;
         remove_left(&parent, session).await?;
         let root = parent.join(format!("{FOLDER}{}-{}", std::process::id(), &Uuid::new_v4().simple().to_string()[..8]));
@@ -59,7 +60,7 @@ impl Cloned {
             Ok(()) => Ok(clone),
             Err(failure) => {
                 let left = clone.remove().await;
-                let mut error = failure.error.context("make a clone of the environment");
+                let mut error = failure.error.context("clone the environment");
                 if !left.is_empty() {
                     error = error.context(left.join("; "));
                 }
@@ -72,11 +73,11 @@ impl Cloned {
         let chosen = &sites.chosen;
         if chosen.loaded.environment.state.store != "local" {
             let error = anyhow::anyhow!(
-                "the state lies in {}, where a clone would be written too",
+                "the state is in {}, and a clone would write to the same store",
                 chosen.loaded.environment.state.store
             );
             return Err(Failure::refused("not_available", error).hint(format!(
-                "drill what runs: --live {}, or `dr: {{ drill: live }}` in the environment",
+                "run the drill on the live service: --live {}, or `dr: {{ drill: live }}` in the environment",
                 chosen.name
             )));
         }
@@ -85,11 +86,11 @@ impl Cloned {
         let until = Timestamp::now() + LASTS;
         let expires = state.join(clouds::EXPIRES);
         std::fs::write(&expires, until.to_string()).with_context(|| format!("write {expires}"))?;
-        // Models are shared through the cache, where what is there is never changed; their sources may be away.
+        // The clone shares the model cache, which never changes existing models. Their sources may be unavailable.
         let cache = chosen.folder.parent().unwrap_or(&chosen.folder).join("model-cache");
         for site in &chosen.loaded.environment.sites {
             let site =
-                clouds::copied(&chosen.folder, &site.name).with_context(|| format!("look at site {}", site.name))?;
+                Linked.site_copy(&chosen.folder, &site.name).with_context(|| format!("check site {}", site.name))?;
             for model in site.models.iter().filter(|model| model.folder.is_dir()) {
                 backup::into_cache(&cache, &model.name, &model.folder, model.digest.as_deref()).await?;
             }
@@ -106,19 +107,19 @@ impl Cloned {
         let text = written(&chosen.loaded.to_yaml(false))?;
         std::fs::write(&file, text).with_context(|| format!("write {file}"))?;
         let deployment = Deployment::wanted(&self.session, self.session.load_to_run(quiet())?, quiet()).await?;
-        let arrival = up::go(&deployment, Ask::UP, None, None, quiet()).await?;
+        let arrival = up::go(&deployment, RunOptions::UP, None, None, quiet()).await?;
         if !arrival.is_complete() {
             return Err(up::incomplete(&arrival, "up", &self.session, &chosen.name));
         }
         self.until_in_sync().await
     }
 
-    /// A lineage of its own, and the databases of the running sites under it, as they were a moment ago.
+    /// Creates a new lineage, with current copies of the running sites' databases.
     async fn restore(&self, sites: &Sites, state: &Utf8Path) -> Result<(), Failure> {
         let (chosen, lineage) = (&sites.chosen, Lineage(Uuid::new_v4()));
         let by = operator(&self.session);
-        let gathered = backup::gather(&sites.again, &chosen.name, &chosen.folder, false, &by, PATIENCE).await?;
-        let Gathered { manifest, items, .. } = &gathered;
+        let gathered = backup::gather(&sites.scope(), false, &by, LOCK_TIMEOUT).await?;
+        let BackupContent { manifest, items, .. } = &gathered;
         let (environment, sites) = (chosen.name.clone(), BTreeMap::new());
         let file = LineageFile { format: 1, lineage, environment, sites, moved: None };
         let path = state.join("lineage.json");
@@ -128,14 +129,15 @@ impl Cloned {
             let dump = items.iter().find(|item| item.path == database.member);
             let Some(Content::File(dump)) = dump.map(|item| &item.content) else { continue };
             if Utf8Path::new(&database.path).extension() == Some("dump") {
-                // The server that the clone makes is filled from it, as after a restore; the other sites copy that one.
+                // The clone's server loads this dump on creation, as after a restore. The other sites replicate from
+                // it.
                 let to = state.join(&database.path);
                 to.parent().map_or(Ok(()), private)?;
                 std::fs::copy(dump, &to).with_context(|| format!("write {to}"))?;
                 continue;
             }
             clouds::seed(&chosen.folder, state, site, lineage, dump)
-                .with_context(|| format!("put the data of site {site} into the clone"))?;
+                .with_context(|| format!("copy the data of site {site} into the clone"))?;
         }
         Ok(())
     }
@@ -144,7 +146,7 @@ impl Cloned {
         let sites = Sites::of(&self.session)?;
         let began = Instant::now();
         loop {
-            let picture = Picture::take(&sites.everybody).await;
+            let picture = ControlStatus::take(&sites.everybody).await;
             let away: Vec<String> = picture
                 .lines(sites.max_lag_ms)
                 .into_iter()
@@ -154,27 +156,27 @@ impl Cloned {
             if away.is_empty() && picture.witness.is_ok() {
                 return Ok(());
             }
-            if began.elapsed() > IN_SYNC_WITHIN {
+            if began.elapsed() > SYNC_TIMEOUT {
                 let error =
-                    anyhow::anyhow!("{} did not come in sync within {} s", away.join(", "), IN_SYNC_WITHIN.as_secs());
+                    anyhow::anyhow!("{} did not reach sync within {} s", away.join(", "), SYNC_TIMEOUT.as_secs());
                 return Err(error.into());
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Takes it away with its data. Says what is left, which is nothing where all is well.
+    /// Deletes the clone with its data. Returns what could not be removed.
     pub(super) async fn remove(&self) -> Vec<String> {
         take_away(&self.session, &self.root, &self.name).await
     }
 }
 
-/// The clones of drills that were killed, in the folder that holds the states.
+/// The clones of killed drills in the folder of the states.
 pub(super) fn left(parent: &Utf8Path) -> Vec<Utf8PathBuf> {
     workplace::left(parent, FOLDER)
 }
 
-/// Removes them.
+/// Removes the clones of killed drills.
 async fn remove_left(parent: &Utf8Path, session: &Session) -> Result<(), Failure> {
     for root in left(parent) {
         let names = root.read_dir_utf8().into_iter().flatten().flatten();
@@ -188,7 +190,7 @@ async fn remove_left(parent: &Utf8Path, session: &Session) -> Result<(), Failure
         let _ = std::fs::remove_dir_all(&root);
         if root.exists() || !left.is_empty() {
             let error = anyhow::anyhow!("the clone of an earlier drill cannot be removed: {}", left.join("; "));
-            return Err(Failure::refused("clone_left", error).hint(format!("end its programs, then remove {root}")));
+            return Err(Failure::refused("clone_left", error).hint(format!("stop its processes, then remove {root}")));
         }
     }
     Ok(())
@@ -197,7 +199,7 @@ async fn remove_left(parent: &Utf8Path, session: &Session) -> Result<(), Failure
 async fn take_away(session: &Session, root: &Utf8Path, name: &str) -> Vec<String> {
     let mut left = Vec::new();
     let state = root.join(name);
-    // Before the first site is made there is nothing to take down.
+    // Without a journal, no site was created.
     if state.join("journal").is_dir() {
         let args = Down { delete_data: Some(name.to_owned()) };
         if let Err(failure) = down::down(session, &args, quiet()).await {
@@ -208,7 +210,7 @@ async fn take_away(session: &Session, root: &Utf8Path, name: &str) -> Vec<String
         let Ok(site) = SiteName::new(site.file_name()) else { continue };
         let running = clouds::processes(&state, &site).await;
         if !running.is_empty() {
-            left.push(format!("programs of the clone's site {site}: {running:?}"));
+            left.push(format!("processes of the clone's site {site}: {running:?}"));
         }
     }
     if left.is_empty()
@@ -224,9 +226,10 @@ fn environment_file(root: &Utf8Path) -> Utf8PathBuf {
     root.join("environment.yaml")
 }
 
-/// What leads to the clone: the same release, whatever has been built since.
-fn global(session: &Session, root: &Utf8Path, running: &Running) -> Global {
-    let server = running.servers.first().map(|serving| serving.program.clone()).filter(|program| program.is_file());
+/// The flags for the clone. It uses the running server program, even if a newer one was built.
+fn global(session: &Session, root: &Utf8Path, running: &RunningEnvironment) -> Global {
+    let server =
+        running.servers.first().map(|serving| serving.server.program.clone()).filter(|program| program.is_file());
     Global { file: Some(environment_file(root)), server, ..global_of(session, root) }
 }
 
@@ -242,7 +245,7 @@ fn global_of(session: &Session, root: &Utf8Path) -> Global {
     }
 }
 
-/// Its making and its end are no news; what goes wrong is an error.
+/// Progress on the clone is not printed. Failures become errors.
 fn quiet() -> Console {
     Console::new(crate::args::Output::Text, true)
 }
@@ -253,7 +256,7 @@ fn private(folder: &Utf8Path) -> Result<(), Failure> {
     Ok(made.with_context(|| format!("make {folder}"))?)
 }
 
-/// The environment as it was put up, on other ports, and without what reaches anything outside: zones and copies.
+/// The environment as provisioned, with other ports and without DNS zones and backups.
 fn written(text: &str) -> Result<String, Failure> {
     let mut tree: Value = serde_yaml::from_str(text).context("read the environment as it is shown")?;
     let sites = tree["sites"].as_array().map_or(0, Vec::len);
@@ -263,7 +266,7 @@ fn written(text: &str) -> Result<String, Failure> {
         (site["port"], site["metrics_port"]) = (next(), next());
     }
     (tree["traffic"]["port"], tree["traffic"]["metrics_port"]) = (next(), next());
-    // Without copies there is nothing that a log could go on from.
+    // Without backups there is no base backup for a log to continue from.
     (tree["backup"]["enabled"], tree["backup"]["point_in_time"]) = (json!(false), Value::Null);
     tree["dr"]["drill"] = json!("live");
     if let Some(tree) = tree.as_object_mut() {
@@ -272,18 +275,21 @@ fn written(text: &str) -> Result<String, Failure> {
     Ok(serde_yaml::to_string(&tree).context("write the environment of the clone")?)
 }
 
-/// Ports that nobody has at this moment, all different. They lie below those that the kernel gives to whoever connects: the programs of
-/// the clone take theirs seconds later, and a request somewhere else must not have it by then.
+/// Distinct unused ports, below the kernel's ephemeral range. The clone's programs bind them seconds later, and
+/// outgoing connections must not take them before.
 fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
     const FIRST: u16 = 26_000;
     const COUNT: u16 = 6_000;
-    // Two drills at the same time do not begin at the same place.
+    // Concurrent drills start at different ports.
     let start = (std::process::id() % u32::from(COUNT)) as u16;
     let candidates = (0..COUNT).map(|n| FIRST + (start + n) % COUNT);
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
     let free: Vec<u16> = candidates.filter(is_free).take(count).collect();
     if free.len() < count {
-        let error = anyhow!("the clone needs {count} ports, and from {FIRST} on {} of {COUNT} are free", free.len());
+        let error = anyhow!(
+            "the clone needs {count} ports, and only {} of the {COUNT} ports from {FIRST} are free",
+            free.len()
+        );
         return Err(error.into());
     }
     Ok(free)
@@ -297,7 +303,7 @@ mod tests {
     fn only_clones_of_drills_that_died_are_left() {
         let folder = tempfile::tempdir().unwrap();
         let parent = Utf8Path::from_path(folder.path()).unwrap();
-        // No process has a number that is higher than the kernel gives out.
+        // No process has such a high id.
         let (dead, alive) = (format!("{FOLDER}4194305-a"), format!("{FOLDER}{}-b", std::process::id()));
         for name in [&dead, &alive, "staging", ".drill-clone-odd", ".drill-clone-"] {
             std::fs::create_dir(parent.join(name)).unwrap();

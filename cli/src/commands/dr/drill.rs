@@ -1,4 +1,4 @@
-//! `dr drill`: wires a rehearsal together, writes and signs its report.
+//! `dr drill`: sets up and runs a drill, then writes and signs its report.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,34 +6,35 @@ use std::time::Duration;
 use anyhow::Context;
 use camino::Utf8PathBuf;
 use serde_json::json;
-use textnlp_orchestrator::dr::drill::{self, DrillError, Order, Stage};
+use textnlp_orchestrator::dr::drill::{self, DrillError, DrillInputs, DrillOptions};
 use textnlp_orchestrator::dr::fault::FaultKind;
 use textnlp_orchestrator::dr::report::{self, Facts, Report, Targets};
 use textnlp_orchestrator::environment::model::{DataProtection, DrillTarget, Failover};
 use textnlp_orchestrator::load::HttpWire;
 use textnlp_orchestrator::release::{Lock, digest};
+use textnlp_service::running::{self, RunningEnvironment};
 
 use super::Sites;
-use super::clone::Cloned;
-use crate::client;
+use super::clone::ClonedEnvironment;
 use crate::clouds;
 use crate::commands::gate::Issuer;
-use crate::commands::running::{self, Running};
 use crate::deployment::operator;
 use crate::dr_args::{Drill, FaultWord};
+use crate::network;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::signals;
 
-/// Long enough for a kill, a promotion and the reading; a longer one is an outage.
+/// Allowed limits of a drill in seconds: enough for a kill, a promotion and the measurement. Anything longer is an
+/// outage.
 const TTL: std::ops::RangeInclusive<u64> = 10..=600;
 
 /// `dr drill`.
 pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<Success, Failure> {
     let sites = Sites::of(session)?;
     allowed(&sites, args)?;
-    let running = running::running(session, &sites.chosen.name, &sites.chosen.folder).await?;
+    let running = running::running(&session.scope(&sites.chosen)).await?;
     let mut order = order(session, &sites, args, &running)?;
     let (report, folder) = if is_live(&sites, args) {
         rehearsed(&sites, running, &order, console).await?
@@ -51,19 +52,19 @@ pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<
     }
     console.stream(&format!("{text}\n"));
     let error = anyhow::anyhow!("{}", report.missed.join("\n"))
-        .context("the drill missed what is promised; the service is back as it was");
-    Err(Failure::new(Exit::GateShut, "target_missed", error).hint(format!("look at {page}")).document(document))
+        .context("the drill missed its targets; the service is restored");
+    Err(Failure::new(Exit::GateShut, "target_missed", error).hint(format!("see {page}")).document(document))
 }
 
-/// The rehearsal on what runs, the environment itself or its clone. Says where its ledger lies.
+/// Runs the drill on the environment or its clone. Returns the report and the path of its ledger.
 async fn rehearsed(
     sites: &Sites,
-    running: Running,
-    order: &Order,
+    running: RunningEnvironment,
+    order: &DrillOptions,
     console: Console,
 ) -> Result<(Report, Utf8PathBuf), Failure> {
-    let ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
-    let front = Arc::new(HttpWire::new(&running.address, ca.as_deref())?);
+    let trust = network::trust(running.ca_file.as_deref(), Some(sites.environment()))?;
+    let front = Arc::new(HttpWire::new(&running.address, &trust)?);
     let header = sites.environment().server.security.api_key_header.clone();
     let issuer = Issuer { running, environment: sites.environment().clone(), header };
     let faults = clouds::faults(&sites.chosen.folder, sites.environment(), issuer.running.lineage)?;
@@ -74,7 +75,7 @@ async fn rehearsed(
         console.event(&json!({ "event": "drill", "phase": phase, "says": says }));
         progress.line(format!("  {:>5.1} s  {phase:<10} {says}", began.elapsed().as_secs_f64()));
     };
-    let stage = Stage {
+    let stage = DrillInputs {
         state: &sites.chosen.folder,
         flags: &flags,
         everybody: &sites.everybody,
@@ -89,27 +90,27 @@ async fn rehearsed(
     ended.map_err(|error| failed(error, sites))
 }
 
-/// The same on a clone, which is made for it and taken away. Report and ledger are kept with the environment.
+/// Runs the drill on a temporary clone. The report and the ledger are stored with the environment.
 async fn on_a_clone(
     session: &Session,
     sites: &Sites,
-    running: &Running,
-    order: &Order,
+    running: &RunningEnvironment,
+    order: &DrillOptions,
     console: Console,
 ) -> Result<(Report, Utf8PathBuf), Failure> {
     console.say(format!("Making a clone of {} with its data …", sites.chosen.name));
-    let clone = Cloned::make(session, sites, running).await?;
+    let clone = ClonedEnvironment::make(session, sites, running).await?;
     let ended = async {
         let of_clone = Sites::of(&clone.session)?;
-        let running = running::running(&clone.session, &of_clone.chosen.name, &of_clone.chosen.folder).await?;
+        let running = running::running(&clone.session.scope(&of_clone.chosen)).await?;
         let (report, from) = rehearsed(&of_clone, running, order, console).await?;
         let folder = sites.chosen.folder.join("dr/drills").join(&report.id);
         std::fs::create_dir_all(&folder).with_context(|| format!("make {folder}"))?;
-        std::fs::copy(from.join("ledger.jsonl"), folder.join("ledger.jsonl")).context("keep the ledger")?;
+        std::fs::copy(from.join("ledger.jsonl"), folder.join("ledger.jsonl")).context("write the ledger")?;
         Ok::<_, Failure>((report, folder))
     }
     .await;
-    console.say("Taking the clone away …");
+    console.say("Removing the clone …");
     let left = clone.remove().await;
     match ended {
         Ok((mut report, folder)) => {
@@ -118,50 +119,53 @@ async fn on_a_clone(
         }
         Err(failure) if left.is_empty() => {
             let look = sites.command("dr drill");
-            Err(failure.hint(format!("nothing is left of the clone, and the service was not touched; again: {look}")))
+            Err(failure
+                .hint(format!("the clone is removed, and the service was not changed; to run the drill again: {look}")))
         }
-        Err(failure) => Err(failure.hint(format!("left: {}", left.join("; ")))),
+        Err(failure) => Err(failure.hint(format!("left over: {}", left.join("; ")))),
     }
 }
 
-/// Whether the running service is rehearsed on.
+/// Whether the drill runs on the live service.
 fn is_live(sites: &Sites, args: &Drill) -> bool {
     sites.environment().dr.drill == DrillTarget::Live || args.live.is_some()
 }
 
-/// Refuses what was not agreed to, before anybody is asked anything.
+/// Rejects a drill that was not permitted, before any request.
 fn allowed(sites: &Sites, args: &Drill) -> Result<(), Failure> {
     let (name, environment) = (&sites.chosen.name, sites.environment());
     if environment.dr.mode == Failover::None {
-        let error = anyhow::anyhow!("environment {name} says `dr.mode: none`: nobody would take over");
+        let error = anyhow::anyhow!("environment {name} has `dr.mode: none`: no site would take over");
         return Err(Failure::usage("no_failover", error)
-            .hint(format!("write `dr: {{ mode: automatic }}` or `manual`, then: {}", sites.command("up"))));
+            .hint(format!("set `dr: {{ mode: automatic }}` or `manual`, then: {}", sites.command("up"))));
     }
     if let Some(typed) = args.live.as_deref().filter(|typed| *typed != name.as_str()) {
-        let error = anyhow::anyhow!("--live {typed} was typed, and the environment is {name}");
+        let error = anyhow::anyhow!("--live names {typed}, but the environment is {name}");
         return Err(Failure::refused("other_environment", error)
-            .hint(format!("to rehearse on the running service: --live {name}")));
+            .hint(format!("to run the drill on the live service: --live {name}")));
     }
     if !is_live(sites, args) && environment.stores_outside() {
-        let error =
-            anyhow::anyhow!("a clone would store in the database of the service itself, which somebody else runs");
-        return Err(Failure::refused("not_on_a_clone", error)
-            .hint(format!("rehearse on the running service: {}", sites.command(&format!("dr drill --live {name}")))));
+        let error = anyhow::anyhow!("a clone would write to the external database of the live service");
+        return Err(Failure::refused("not_on_a_clone", error).hint(format!(
+            "run the drill on the live service: {}",
+            sites.command(&format!("dr drill --live {name}"))
+        )));
     }
     if !is_live(sites, args) && args.fault == FaultWord::DiskFull {
-        let error = anyhow::anyhow!("a clone's data has no filesystem of its own that could be filled");
+        let error = anyhow::anyhow!("a clone has no filesystem of its own to fill");
         return Err(Failure::refused("not_on_a_clone", error).hint(format!(
-            "mount one for a site's data, then: {}",
+            "mount a separate filesystem for a site's data, then: {}",
             sites.command(&format!("dr drill --fault disk_full --live {name}"))
         )));
     }
     if args.lose_data && args.fault != FaultWord::Kill {
-        return Err(Failure::usage("usage", anyhow::anyhow!("--lose-data goes with --fault kill only"))
-            .hint("leave one of them out"));
+        return Err(
+            Failure::usage("usage", anyhow::anyhow!("--lose-data requires --fault kill")).hint("omit one of them")
+        );
     }
     if args.lose_data && is_live(sites, args) && environment.data == DataProtection::Protected && args.live.is_none() {
-        let error = anyhow::anyhow!("the data of {name} is protected, and --lose-data takes a site's copy away");
-        return Err(Failure::refused("protected", error).hint(format!("if that is wanted: --live {name}")));
+        let error = anyhow::anyhow!("the data of {name} is protected, and --lose-data deletes a site's copy");
+        return Err(Failure::refused("protected", error).hint(format!("to allow it: --live {name}")));
     }
     if !TTL.contains(&args.ttl.0.as_secs()) {
         let error = anyhow::anyhow!("--ttl {} is out of range", args.ttl);
@@ -170,13 +174,17 @@ fn allowed(sites: &Sites, args: &Drill) -> Result<(), Failure> {
     Ok(())
 }
 
-fn order(session: &Session, sites: &Sites, args: &Drill, running: &Running) -> Result<Order, Failure> {
+fn order(
+    session: &Session,
+    sites: &Sites,
+    args: &Drill,
+    running: &RunningEnvironment,
+) -> Result<DrillOptions, Failure> {
     let environment = sites.environment();
-    let lock =
-        Lock::read(&sites.lock_path).map_err(|e| crate::deployment::broken_lock(e, session, &sites.chosen.name))?;
+    let lock = Lock::read(&sites.lock_path).map_err(|e| crate::deployment::broken_lock(e, &sites.scope()))?;
     let who = operator(session);
     let dr = &environment.dr;
-    Ok(Order {
+    Ok(DrillOptions {
         site: session.global.site.clone(),
         kind: match args.fault {
             FaultWord::Kill => FaultKind::Kill,
@@ -195,7 +203,7 @@ fn order(session: &Session, sites: &Sites, args: &Drill, running: &Running) -> R
         hold: Duration::from_secs(3),
         requests_per_second: 20,
         writes_per_second: 4,
-        // Short texts: what is measured is whether there is an answer.
+        // Short texts, because only availability is measured.
         body: json!({ "prompt": "The bridge is closed, so", "max_tokens": 4, "temperature": 0.0 }),
         facts: Facts {
             environment: sites.chosen.name.to_string(),
@@ -224,28 +232,28 @@ fn text(report: &Report, page: &str) -> String {
         report.seconds
     );
     text.push_str(&format!(
-        "  service back after      {:<12} promised {} s\n",
+        "  service back after      {:<12} target {} s\n",
         seconds(found.service_rto_ms),
         report.targets.rto_s
     ));
     text.push_str(&format!(
-        "  writes taken after      {:<12} promised {} s\n",
+        "  writes accepted after   {:<12} target {} s\n",
         report.control_rto(),
         report.targets.rto_s
     ));
     text.push_str(&format!(
-        "  something missing from  {:<12} promised {} s\n",
+        "  data loss window        {:<12} target {} s\n",
         format!("{:.2} s", found.rpo_ms / 1000.0),
         report.targets.rpo_s
     ));
     text.push_str(&format!("  acknowledged and lost   {:<12} of {} writes\n", found.lost, found.acknowledged));
     text.push_str(&format!("  without usage           {:<12} of {} requests\n", found.unaccounted, found.requests));
     if let Some(role) = &report.figures.database {
-        text.push_str(&format!("  leader's database is    {role:<12} promised primary\n"));
+        text.push_str(&format!("  leader's database is    {role:<12} target primary\n"));
     }
     let failed = found.failed;
     text.push_str(&format!(
-        "  requests failed         {} until the shift, {} after it, {} on the way back\n",
+        "  requests failed         {} until the failover, {} after it, {} during failback\n",
         failed.before_fault + failed.during,
         failed.after_shift,
         failed.on_return
@@ -261,7 +269,7 @@ fn text(report: &Report, page: &str) -> String {
     text
 }
 
-/// What it was done on, where that was not the service itself.
+/// The target of the drill, if it was not the live service.
 fn on(report: &Report) -> &'static str {
     if report.facts.live { "" } else { " on a clone" }
 }
@@ -271,11 +279,11 @@ fn failed(error: DrillError, sites: &Sites) -> Failure {
     match error {
         DrillError::NotReady(wrong) => {
             let error = anyhow::anyhow!("{}", wrong.join("\n"))
-                .context(format!("{name} is not ready for a drill; nothing was changed"));
+                .context(format!("environment {name} is not ready for a drill; nothing was changed"));
             Failure::refused("not_ready", error).hint(sites.command("dr status"))
         }
         DrillError::Stopped(_) => Failure::new(Exit::Stopped, "stopped", error)
-            .hint(format!("the next drill finishes what is left: {}", sites.command("dr drill"))),
+            .hint(format!("the next drill reverts what is left: {}", sites.command("dr drill"))),
         DrillError::Broken { .. } => Failure::new(Exit::Failed, "drill", error).hint(sites.command("dr status")),
         DrillError::Journal(error) => sites.journal_failed(error),
     }
@@ -283,5 +291,5 @@ fn failed(error: DrillError, sites: &Sites) -> Failure {
 
 fn reports_failed(error: report::ReportError) -> Failure {
     Failure::new(Exit::Failed, "report", error)
-        .hint("the drill itself is over; what it found is in the ledger beside the report")
+        .hint("the drill itself has ended; its measurements are in the ledger next to the report")
 }

@@ -1,4 +1,4 @@
-//! `dr history`, `dr report`, `dr verify-report`: what drills found, and whether it is still what was signed.
+//! `dr history`, `dr report`, `dr verify-report`: results of drills, and their signatures.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,7 @@ pub fn history(session: &Session) -> Result<Success, Failure> {
     let (reports, unread) = report::history(&sites.chosen.folder);
     let name = &sites.chosen.name;
     let mut text = match reports.len() {
-        0 => format!("{name} has had no drill. To rehearse: {}", sites.command("dr drill")),
+        0 => format!("{name} has had no drill. To run one: {}", sites.command("dr drill")),
         _ => format!(
             "{:<24} {:<10} {:<12} {:<6} {:>8} {:>8} {:>6} {:>11} {}\n",
             "DRILL", "FAULT", "SITE", "ON", "RTO", "RPO", "LOST", "UNACCOUNTED", "TARGETS"
@@ -44,7 +44,7 @@ pub fn history(session: &Session) -> Result<Success, Failure> {
         let words = |field: &str| one[field].as_f64().map_or("-".to_owned(), |s| format!("{s:.2} s"));
         let _ = write!(
             text,
-            "\n{} of {} ({}): RTO {} in the last, {} in the middle, {} at worst of {}",
+            "\n{} of {} ({}): RTO last {}, median {}, worst {}, of {}",
             one["fault"].as_str().unwrap_or_default(),
             one["site"].as_str().unwrap_or_default(),
             one["on"].as_str().unwrap_or_default(),
@@ -107,7 +107,7 @@ pub fn report(session: &Session, args: &Wanted) -> Result<Success, Failure> {
 /// `dr verify-report FILE`.
 pub fn verify(session: &Session, args: &VerifyReport) -> Result<Success, Failure> {
     let wrong_key = |error: anyhow::Error| {
-        Failure::usage("wrong_key", error).hint("the public key lies in STATE/dr/drill-report.pub; give it with --key")
+        Failure::usage("wrong_key", error).hint("give the public key with --key; it is STATE/dr/drill-report.pub")
     };
     let key = match &args.key {
         Some(text) if Utf8Path::new(text).is_file() => {
@@ -121,15 +121,15 @@ pub fn verify(session: &Session, args: &VerifyReport) -> Result<Success, Failure
         Failure::new(
             Exit::Failed,
             "not_as_signed",
-            anyhow::Error::new(error).context(format!("{} is not as it was signed", args.report)),
+            anyhow::Error::new(error).context(format!("{} does not match its signature", args.report)),
         )
-        .hint("take the report from where it was written: `dr report --open-path` of its environment says where")
+        .hint("use the original report: `dr report --open-path` shows its path")
     })?;
-    let text = format!("{} is as it was signed: {what}, by key {}", args.report, key.id());
+    let text = format!("{} matches its signature: {what}, by key {}", args.report, key.id());
     Ok(Success::new(text, json!({ "file": file, "signed_as": what, "key": key.to_base64(), "key_id": key.id() })))
 }
 
-/// What it was done on: figures of a clone say nothing of what else runs on the machines of the service.
+/// The target of the drill. Results from a clone say nothing about the other load on the live machines.
 fn on(report: &Report) -> &'static str {
     if report.facts.live { "live" } else { "clone" }
 }
@@ -143,7 +143,7 @@ fn line(report: &Report) -> Value {
     })
 }
 
-/// The last, the middle and the worst RTO and RPO of each kind of loss, those on clones by themselves.
+/// The latest, median and worst RTO and RPO of each kind of failure. Drills on clones are listed separately.
 fn trend(reports: &[Report]) -> Vec<Value> {
     let mut kinds: Vec<(&str, &str, &str)> = reports.iter().map(|r| (r.fault.word(), r.site.as_str(), on(r))).collect();
     kinds.sort_unstable();

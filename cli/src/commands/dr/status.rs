@@ -1,21 +1,21 @@
-//! `dr status`, `dr watch`: every site and the witness, also when some of them are gone.
+//! `dr status`, `dr watch`: the status of every site and the witness. Unreachable ones do not fail the command.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use serde_json::{Value, json};
-use textnlp_orchestrator::dr::picture::{Line, Picture};
-use textnlp_orchestrator::dr::shift;
+use textnlp_orchestrator::dr::control_status::{ControlStatus, SiteLine};
+use textnlp_orchestrator::dr::failover;
 
 use super::{Sites, clone};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::signals;
 
-/// `dr status`: exits with 1 when something is not well.
+/// `dr status`: exits with 1 if something is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
     let sites = Sites::of(session)?;
-    let look = look(&sites, console).await;
+    let look = read_status(&sites, console).await;
     let success = Success::new(look.text, look.document);
     Ok(if look.well { success } else { success.exit(Exit::Failed) })
 }
@@ -28,13 +28,13 @@ pub async fn watch(session: &Session, console: Console) -> Result<Success, Failu
     let mut shown = String::new();
     let mut last;
     loop {
-        let now = look(&sites, console).await;
+        let now = read_status(&sites, console).await;
         console.event(&json!({ "event": "dr", "status": now.document }));
         if on_terminal {
-            // From the top of a cleared screen.
+            // Starts at the top of a cleared screen.
             console.stream(&format!("\u{1b}[H\u{1b}[2J{}\n", now.text));
         } else if now.steady != shown {
-            // A log wants changes, not every millisecond.
+            // A log gets a line only after a change.
             console.stream(&format!("{}\n", now.text));
             shown.clone_from(&now.steady);
         }
@@ -47,24 +47,24 @@ pub async fn watch(session: &Session, console: Console) -> Result<Success, Failu
     Ok(Success::new("", last))
 }
 
-struct Look {
+struct StatusView {
     text: String,
-    /// What of it does not change all the time.
+    /// The part of the status without values that change permanently.
     steady: String,
     document: Value,
     well: bool,
 }
 
-async fn look(sites: &Sites, console: Console) -> Look {
-    let picture = Picture::take(&sites.everybody).await;
+async fn read_status(sites: &Sites, console: Console) -> StatusView {
+    let picture = ControlStatus::take(&sites.everybody).await;
     let lines = picture.lines(sites.max_lag_ms);
     let mut warnings = picture.warnings(sites.max_lag_ms);
     let name = &sites.chosen.name;
     let everybody_is_gone = picture.witness.is_err() && picture.sites.iter().all(|(_, status)| status.is_err());
     if everybody_is_gone {
-        warnings.insert(0, format!("nobody answers: is {name} up? {}", sites.command("up")));
+        warnings.insert(0, format!("no site of {name} answers: check that it runs: {}", sites.command("up")));
     }
-    let open = shift::left_open(&sites.chosen.folder).unwrap_or_default();
+    let open = failover::left_open(&sites.chosen.folder).unwrap_or_default();
     for left in &open {
         let word = |field: &str| left[field].as_str().unwrap_or_default().to_owned();
         let next = if word("action") == "drill" { "dr drill" } else { "dr failover" };
@@ -77,17 +77,17 @@ async fn look(sites: &Sites, console: Console) -> Look {
     }
     let states = sites.chosen.folder.parent();
     let clones: Vec<_> = states.map(clone::left).unwrap_or_default();
-    // Other environments may have states beside this one: only its own clones are its own business.
+    // Other environments may have states beside this one. Only the clones of this environment are reported.
     let clones: Vec<_> = clones.into_iter().filter(|root| root.join(name.as_str()).exists()).collect();
     for root in &clones {
         warnings.push(format!(
-            "a drill was killed and left its clone in {root}; its programs end by themselves, and the next {} removes it",
+            "a killed drill left its clone in {root}; its processes exit on their own, and the next {} removes the clone",
             sites.command("dr drill")
         ));
     }
     let (primary, epoch) = (picture.primary(), picture.epoch());
     let home = &sites.everybody.home;
-    let shown = primary.as_deref().unwrap_or("nobody");
+    let shown = primary.as_deref().unwrap_or("none");
     let away = if primary.as_deref().is_some_and(|primary| primary != home) {
         format!(" (home is {home})")
     } else {
@@ -110,7 +110,7 @@ async fn look(sites: &Sites, console: Console) -> Look {
                 witness.primary, witness.renewed_ms, witness.grace_ms
             );
             if let Some(dns) = &witness.dns {
-                let is = dns.last_acknowledged.as_ref().map_or_else(|| "not known".to_owned(), |is| is.join(", "));
+                let is = dns.last_acknowledged.as_ref().map_or_else(|| "unknown".to_owned(), |is| is.join(", "));
                 let _ = writeln!(text, "  dns: {} is {is}", dns.name);
             }
         }
@@ -137,14 +137,14 @@ async fn look(sites: &Sites, console: Console) -> Look {
         "environment": name, "ready": well, "epoch": epoch, "primary": primary, "home": home, "members": picture.members(),
         "max_lag_ms": sites.max_lag_ms, "sites": lines, "witness": witness, "warnings": warnings, "unfinished": open, "clones_left": clones,
     });
-    Look { text, steady, document, well }
+    StatusView { text, steady, document, well }
 }
 
-fn row(line: &Line, console: Console) -> String {
+fn row(line: &SiteLine, console: Console) -> String {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let ms = |value: Option<u64>| or_dash(value.map(|ms| format!("{ms} ms")));
     let number = |value: Option<u64>| or_dash(value.map(|n| n.to_string()));
-    // Painted after it was filled up: colours have no width.
+    // Coloured after padding, because escape sequences would count as width.
     let sync = console
         .paint(if line.in_sync { "32" } else { "31" }, &format!("{:<8}", if line.in_sync { "yes" } else { "no" }));
     format!(
@@ -161,8 +161,8 @@ fn row(line: &Line, console: Console) -> String {
     )
 }
 
-/// How old a site's copy is, or what it lacks.
-fn copied(line: &Line, data: &str) -> String {
+/// The age of a site's copy of the data, or what it lacks.
+fn copied(line: &SiteLine, data: &str) -> String {
     match line.copies.get(data) {
         Some(copy) if copy.source => "source".to_owned(),
         Some(copy) if copy.held < copy.wanted => format!("{} of {}", copy.held, copy.wanted),

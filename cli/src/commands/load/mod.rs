@@ -1,7 +1,6 @@
-//! `load`: many users at an address, the search for how many it bears, or many open sessions.
+//! `load`: runs a load test with many users, finds the maximum sustainable number of users, or holds many open
+//! sessions.
 
-pub mod evidence;
-mod growth;
 mod sessions;
 
 use std::future::Future;
@@ -10,69 +9,76 @@ use std::time::Duration;
 use anyhow::Context;
 use camino::Utf8PathBuf;
 use serde_json::json;
+use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::gate::{KeyIssuer, KeyRequest};
-use textnlp_orchestrator::load::{self, FindLimit, Held, HttpWire, Key, Limit, Load as Wanted, Measured, Second};
+use textnlp_orchestrator::load::{
+    self, FindLimit, HttpWire, Key, Limit, Load as Wanted, Measured, Second, SessionResult,
+};
 use textnlp_orchestrator::release::{History, Lock, configuration_digest};
 use textnlp_orchestrator::report::Report;
 use textnlp_provider::{Lineage, Secret};
 use tokio_util::sync::CancellationToken;
 
-use self::growth::Growth;
-use super::gate::{Issuer, clock_and_stop, release_digest};
-use super::running;
+use super::gate::{Issuer, clock_and_stop};
 use crate::args::Load;
-use crate::client;
+use crate::clouds::Linked;
 use crate::deployment::broken_lock;
+use crate::network;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
+use textnlp_service::gate::growth::{self, ScaleUp};
+use textnlp_service::gate::{load as evidence, release_digest};
+use textnlp_service::running;
 
-/// Users that come each second where nothing else is said.
+/// Default ramp-up in users per second.
 const RAMP: f64 = 10.0;
-/// The search goes no further: beyond it the machine that asks is what is measured.
+/// Limit of the search. With more users, the client machine becomes the bottleneck.
 const MOST_USERS: u32 = 10_000;
 
-/// Where the load goes.
-struct Goal {
+/// The target of a load test.
+struct LoadTarget {
     address: String,
-    ca_pem: Option<Vec<u8>>,
+    trust: TrustRoots,
     key: Option<Key>,
-    /// A key of ours to give back.
+    /// A temporary key to revoke at the end.
     temporary: Option<(Issuer, String)>,
     reports: Utf8PathBuf,
-    /// The command that looks whether it is there.
+    /// The suggested command that checks the target's health.
     health: String,
-    /// The environment, where it is one of ours.
-    own: Option<Own>,
+    /// The environment, if the target belongs to one.
+    own: Option<OwnEnvironment>,
 }
 
-/// An environment that is under load, and what of it runs.
-struct Own {
+/// The environment under load and its release.
+struct OwnEnvironment {
     environment: Environment,
     folder: Utf8PathBuf,
     lineage: Lineage,
-    /// The number of what was applied last, and the digest of what runs; `None` where the environment says something else.
+    /// The number of the last applied release, and the digest of what runs. `None` if the environment file differs.
     release: Option<(u64, String)>,
 }
 
-/// What a load brought, and the pods that came under it.
-type Loaded<T> = (T, Option<Growth>);
+/// The result of a load test, and the pods added under it.
+type LoadResult<T> = (T, Option<ScaleUp>);
 
-impl Goal {
-    /// Loads, and watches the pods meanwhile.
+impl LoadTarget {
+    /// Runs a load test and polls the pods meanwhile.
     async fn watched<T>(
         &self,
         (clock, stop): (&dyn Clock, &CancellationToken),
-        console: Console,
         progress: &Progress,
         load: impl Future<Output = T>,
-    ) -> Loaded<T> {
+    ) -> LoadResult<T> {
         let over = CancellationToken::new();
         let watch = async {
             match &self.own {
-                Some(own) => growth::watch(own, clock, (&over, stop), console, progress).await,
+                Some(OwnEnvironment { environment, folder, lineage, .. }) => {
+                    let own = growth::Own { environment, folder, lineage: *lineage };
+                    growth::watch(&Linked, own, clock, (&over, stop), progress).await
+                }
                 None => None,
             }
         };
@@ -84,21 +90,21 @@ impl Goal {
         tokio::join!(load, watch)
     }
 
-    /// Keeps what was shown, for the gate.
+    /// Stores the evidence for the gate.
     fn keep(
         &self,
         at: jiff::Timestamp,
-        held: Option<&Held>,
-        growth: Option<&Growth>,
+        held: Option<&SessionResult>,
+        growth: Option<&ScaleUp>,
         console: Console,
     ) -> anyhow::Result<()> {
         let Some(own) = self.own.as_ref().filter(|_| held.is_some() || growth.is_some()) else { return Ok(()) };
-        // Somebody may have applied another one meanwhile.
+        // Another release may have been applied meanwhile.
         let newest = History::at(&own.folder).read()?.entries.last().map(|newest| newest.number);
         match own.release.as_ref().filter(|(applied, _)| newest == Some(*applied)) {
             Some((_, release)) => evidence::keep(&own.folder, (own.lineage, release), at, held, growth),
             None => {
-                console.warn("the environment says something else than what was applied, so that this is kept for no gate: run `up` first");
+                console.warn("the environment differs from what was applied, so this result does not count for a gate: run `up` first");
                 Ok(())
             }
         }
@@ -112,13 +118,13 @@ pub async fn load(session: &Session, args: &Load, console: Console) -> Result<Su
     if let Some((issuer, id)) = &goal.temporary
         && let Err(why) = issuer.revoke(id).await
     {
-        console.warn(format!("the temporary key {id} could not be revoked ({why}); it ends within the hour"));
+        console.warn(format!("the temporary key {id} could not be revoked ({why}); it expires within one hour"));
     }
     measured
 }
 
-async fn measure(goal: &Goal, args: &Load, console: Console) -> Result<Success, Failure> {
-    let wire = HttpWire::new(&goal.address, goal.ca_pem.as_deref()).map_err(|e| Failure::usage("usage", e))?;
+async fn measure(goal: &LoadTarget, args: &Load, console: Console) -> Result<Success, Failure> {
+    let wire = HttpWire::new(&goal.address, &goal.trust).map_err(|e| Failure::usage("usage", e))?;
     match args.sessions {
         Some(count) => {
             let at = SystemClock.now();
@@ -128,8 +134,13 @@ async fn measure(goal: &Goal, args: &Load, console: Console) -> Result<Success, 
     }
 }
 
-/// What is said of sessions that were held.
-fn held(goal: &Goal, at: jiff::Timestamp, (held, growth): Loaded<Held>, console: Console) -> Result<Success, Failure> {
+/// Reports the sessions that were held.
+fn held(
+    goal: &LoadTarget,
+    at: jiff::Timestamp,
+    (held, growth): LoadResult<SessionResult>,
+    console: Console,
+) -> Result<Success, Failure> {
     let report = Report {
         title: format!("Open sessions on {}", goal.address),
         at,
@@ -162,28 +173,28 @@ fn held(goal: &Goal, at: jiff::Timestamp, (held, growth): Loaded<Held>, console:
     if held.errors == held.requests {
         return Err(nothing_answered(goal, &text, document));
     }
-    match goal.keep(at, Some(&held), growth.as_ref(), console).context("keep what was measured") {
+    match goal.keep(at, Some(&held), growth.as_ref(), console).context("store the measurements") {
         Ok(()) => Ok(Success::new(text, document)),
         Err(error) => Err(Failure::from(error).document(document)),
     }
 }
 
-fn grown(growth: &Growth) -> String {
-    let Growth { from, to, seconds } = growth;
+fn grown(growth: &ScaleUp) -> String {
+    let ScaleUp { from, to, seconds } = growth;
     match seconds {
         Some(seconds) => format!("{from} before, {to} ready after {seconds:.0} s"),
-        None => format!("{from} before, {to} wanted and never all ready"),
+        None => format!("{from} before, {to} desired, never all ready"),
     }
 }
 
-fn nothing_answered(goal: &Goal, text: &str, document: serde_json::Value) -> Failure {
+fn nothing_answered(goal: &LoadTarget, text: &str, document: serde_json::Value) -> Failure {
     let error = anyhow::anyhow!("{text}").context(format!("{} answered no request", goal.address));
     Failure::new(Exit::Failed, "nothing_answered", error)
-        .hint(format!("is it running, and is the key right? {}", goal.health))
+        .hint(format!("check that the service runs and that the key is valid: {}", goal.health))
         .document(document)
 }
 
-async fn users(goal: &Goal, args: &Load, wire: &HttpWire, console: Console) -> Result<Success, Failure> {
+async fn users(goal: &LoadTarget, args: &Load, wire: &HttpWire, console: Console) -> Result<Success, Failure> {
     let (clock, stop) = clock_and_stop(console);
     let wanted = Wanted {
         users: args.users.clamp(1, MOST_USERS),
@@ -230,7 +241,7 @@ async fn users(goal: &Goal, args: &Load, wire: &HttpWire, console: Console) -> R
         let best = limit.probes.iter().rfind(|p| p.ok).or(limit.probes.last()).map(|p| p.measured.clone());
         (best, Some(limit))
     };
-    let ((measured, limit), growth) = goal.watched((clock.as_ref(), &stop), console, &progress, work).await;
+    let ((measured, limit), growth) = goal.watched((clock.as_ref(), &stop), &progress, work).await;
     progress.finish();
     let Some(measured) = measured else {
         return Err(Failure::new(Exit::Stopped, "stopped", anyhow::anyhow!("stopped before anything was measured")));
@@ -266,9 +277,9 @@ async fn users(goal: &Goal, args: &Load, wire: &HttpWire, console: Console) -> R
     if measured.errors > 0 && measured.errors == measured.requests {
         return Err(nothing_answered(goal, &text, document));
     }
-    // A search loads again and again: how soon pods came says nothing there.
+    // A search runs many loads, so the time until pods were added has no meaning.
     let growth = growth.filter(|_| limit.is_none());
-    if let Err(error) = goal.keep(at, None, growth.as_ref(), console).context("keep what was measured") {
+    if let Err(error) = goal.keep(at, None, growth.as_ref(), console).context("store the measurements") {
         return Err(Failure::from(error).document(document));
     }
     Ok(Success::new(text, document))
@@ -280,7 +291,7 @@ fn summary(measured: &Measured, limit: Option<&Limit>, p95_ms: f64) -> String {
         text.push_str(&match limit.users {
             Some(users) if limit.at_least => format!("at least {users} users with p95 within {p95_ms:.0} ms\n"),
             Some(users) => format!("{users} users with p95 within {p95_ms:.0} ms\n"),
-            None => format!("not even the fewest users with p95 within {p95_ms:.0} ms\n"),
+            None => format!("p95 was above {p95_ms:.0} ms even with the fewest users\n"),
         });
     }
     let Measured { requests, errors, generate, rps, tokens_per_second, .. } = measured;
@@ -296,37 +307,45 @@ fn summary(measured: &Measured, limit: Option<&Limit>, p95_ms: f64) -> String {
     text
 }
 
-async fn goal(session: &Session, args: &Load) -> Result<Goal, Failure> {
+async fn goal(session: &Session, args: &Load) -> Result<LoadTarget, Failure> {
     let health = session.again().bare("health");
     let given = args.api_key.as_deref().map(|key| Key { header: "X-API-Key".to_owned(), value: Secret::new(key) });
-    let ca_pem = args.ca_file.as_deref().map(client::read_ca).transpose()?;
     if let Some(address) = &args.address {
+        let trust = network::trust(args.ca_file.as_deref(), None)?;
         let reports = session.here.join("textnlp-reports");
-        return Ok(Goal { address: address.clone(), ca_pem, key: given, temporary: None, reports, health, own: None });
+        return Ok(LoadTarget {
+            address: address.clone(),
+            trust,
+            key: given,
+            temporary: None,
+            reports,
+            health,
+            own: None,
+        });
     }
     let chosen = session.load(Console::new(session.global.output, true))?;
     let health = session.again().command("health", &chosen.name);
-    let running = running::running(session, &chosen.name, &chosen.folder).await?;
-    let own_ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
+    let running = running::running(&session.scope(&chosen)).await?;
     let (address, reports) = (running.address.clone(), chosen.folder.join("reports"));
-    let ca_pem = ca_pem.or(own_ca);
     let environment = &chosen.loaded.environment;
+    let ca_file = args.ca_file.as_deref().or(running.ca_file.as_deref());
+    let trust = network::trust(ca_file, Some(environment))?;
     let lock = Lock::read(&Lock::path(&session.lock_folder(&chosen), &chosen.name));
-    let lock = lock.map_err(|error| broken_lock(error, session, &chosen.name))?;
+    let lock = lock.map_err(|error| broken_lock(error, &session.scope(&chosen)))?;
     let applied = History::at(&chosen.folder).read().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
     let applied = applied.entries.last().filter(|newest| {
         let ran = &newest.applied.lock;
         ran.configuration == configuration_digest(environment)
             && lock.as_ref().is_none_or(|lock| ran.runs_the_same(lock))
     });
-    let own = Some(Own {
+    let own = Some(OwnEnvironment {
         environment: environment.clone(),
         folder: chosen.folder.clone(),
         lineage: running.lineage,
         release: applied.map(|newest| (newest.number, release_digest(lock.as_ref(), environment))),
     });
     if given.is_some() {
-        return Ok(Goal { address, ca_pem, key: given, temporary: None, reports, health, own });
+        return Ok(LoadTarget { address, trust, key: given, temporary: None, reports, health, own });
     }
     let header = chosen.loaded.environment.server.security.api_key_header.clone();
     let issuer = Issuer { running, environment: chosen.loaded.environment.clone(), header };
@@ -334,9 +353,9 @@ async fn goal(session: &Session, args: &Load) -> Result<Goal, Failure> {
         .create(KeyRequest { name: "load (temporary)".to_owned(), requests_per_hour: None })
         .await
         .map_err(|why| Failure::from(anyhow::anyhow!("{why}").context("make a temporary key")))?;
-    Ok(Goal {
+    Ok(LoadTarget {
         address,
-        ca_pem,
+        trust,
         key: Some(issued.key),
         temporary: Some((issuer, issued.public_id)),
         reports,

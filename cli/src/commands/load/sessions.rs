@@ -1,28 +1,28 @@
-//! `load --sessions`: how many clients an address holds at once, each with a connection of its own.
+//! `load --sessions`: measures how many clients an address can hold at once, each with its own connection.
 
 use std::time::Duration;
 
 use serde_json::json;
-use textnlp_orchestrator::load::{self, Held, HttpWire, Sessions, Standing};
+use textnlp_orchestrator::load::{self, HttpWire, SessionProgress, SessionResult, Sessions};
 
-use super::{Goal, Loaded};
+use super::{LoadResult, LoadTarget};
 use crate::args;
 use crate::commands::gate::clock_and_stop;
 use crate::progress::Progress;
 use crate::report::{Console, Failure};
 
-/// Sessions that come each second where nothing else is said.
+/// Default ramp-up in sessions per second.
 const RAMP: f64 = 200.0;
-/// Files that this program needs besides its connections.
+/// Open files of this program besides its connections.
 const OTHER_FILES: u64 = 64;
 
 pub(super) async fn measure(
-    goal: &Goal,
+    goal: &LoadTarget,
     args: &args::Load,
     count: u32,
     wire: &HttpWire,
     console: Console,
-) -> Result<Loaded<Held>, Failure> {
+) -> Result<LoadResult<SessionResult>, Failure> {
     enough_files(count)?;
     let (clock, stop) = clock_and_stop(console);
     let wanted = Sessions {
@@ -35,17 +35,16 @@ pub(super) async fn measure(
         seed: 1,
     };
     let progress = Progress::new(console);
-    let mut say = |standing: &Standing| {
+    let mut say = |standing: &SessionProgress| {
         console.event(&json!({ "event": "sessions", "standing": standing }));
         progress.doing(&format!(
-            "second {}, {} of {count} sessions open, {} lost, {} questions, {} failed",
+            "second {}, {} of {count} sessions open, {} lost, {} requests, {} failed",
             standing.second, standing.open, standing.lost, standing.requests, standing.errors
         ));
     };
     let held = goal
         .watched(
             (clock.as_ref(), &stop),
-            console,
             &progress,
             load::hold(wire, goal.key.as_ref(), &wanted, clock.as_ref(), &stop, &mut say),
         )
@@ -54,7 +53,7 @@ pub(super) async fn measure(
     Ok(held)
 }
 
-/// Each session is a file here; what the system allows was not asked for by whoever gave us a shell.
+/// Raises the soft limit of open files: each session needs one, and shells start with a low limit.
 fn enough_files(count: u32) -> Result<(), Failure> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -63,14 +62,14 @@ fn enough_files(count: u32) -> Result<(), Failure> {
     let needed = u64::from(count) + OTHER_FILES;
     match getrlimit(Resource::Nofile).current {
         Some(allowed) if allowed < needed => {
-            let error = anyhow::anyhow!("{count} sessions are {needed} open files, and {allowed} are allowed here");
-            Err(Failure::usage("too_few_files", error).hint(format!("allow more: ulimit -Hn {needed}, as root")))
+            let error = anyhow::anyhow!("{count} sessions need {needed} open files, but the limit is {allowed}");
+            Err(Failure::usage("too_few_files", error).hint(format!("raise the limit: ulimit -Hn {needed}, as root")))
         }
         _ => Ok(()),
     }
 }
 
-pub(super) fn summary(held: &Held) -> String {
+pub(super) fn summary(held: &SessionResult) -> String {
     let refused: u64 = held.refused.values().sum();
     let mut text = format!(
         "  sessions      {} of {} open at the end, {} dropped, {refused} refused\n",
@@ -78,7 +77,7 @@ pub(super) fn summary(held: &Held) -> String {
     );
     let (opening, answers) = (&held.opening, &held.answers);
     text.push_str(&format!("  opened in     p50 {:.0} ms, p95 {:.0} ms\n", opening.p50_ms, opening.p95_ms));
-    text.push_str(&format!("  questions     {} ({} failed)\n", held.requests, held.errors));
+    text.push_str(&format!("  requests      {} ({} failed)\n", held.requests, held.errors));
     text.push_str(&format!(
         "  whole answer  p50 {:.0} ms, p95 {:.0} ms, p99 {:.0} ms",
         answers.p50_ms, answers.p95_ms, answers.p99_ms

@@ -1,23 +1,24 @@
-//! What changes a state without an `up`: each says first what it would do.
+//! Commands that change a state without an `up`. Each first prints what it would do.
 
 use std::fmt::Write as _;
 
 use anyhow::Context;
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::event::Quiet;
+use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::import::forget;
-use textnlp_orchestrator::road::{self, Ask};
-use textnlp_orchestrator::state::{Holder, Remedy, State, check, mend, moved_away, transfer};
-use textnlp_orchestrator::status::{self, Standing};
+use textnlp_orchestrator::plan::Purpose;
+use textnlp_orchestrator::run::{self, RunOptions};
+use textnlp_orchestrator::state::{Holder, Remedy, State, apply_remedies, check, moved_away, transfer};
+use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::{Observed, SiteName};
 
 use super::{agreed, no_such, resource_id};
-use crate::deployment::{Deployment, operator, road_failed, state_failed};
+use crate::deployment::{Deployment, operator, run_failed, state_failed};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::state_args::{Move, Repair};
-use crate::stores::{self, LOCAL, Located};
+use crate::stores::{self, LOCAL, StateLocation};
 
 fn holder(session: &Session) -> Holder {
     let who = operator(session);
@@ -34,20 +35,20 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     let document = json!({ "environment": name, "store": store.place(), "findings": found, "mended": 0 });
     if found.is_empty() {
         return Ok(Success::new(
-            format!("{}: every record and every body is as it was written", store.place()),
+            format!("{}: intact: every record and every body matches its digest", store.place()),
             document,
         ));
     }
     let mut text = format!("{}:\n", store.place());
     for finding in &found {
         let remedy = match &finding.remedy {
-            None => "only a copy brings it back".to_owned(),
-            Some(Remedy::CutTorn { .. }) => "cut off: no call was made on its strength".to_owned(),
+            None => "only a backup restores it".to_owned(),
+            Some(Remedy::CutTorn { .. }) => "truncated: no provider call was based on it".to_owned(),
             Some(Remedy::WriteLineage { lineage, .. }) => format!("written again from the journals: lineage {lineage}"),
             Some(Remedy::WriteHead { lost: 0, .. }) => "written again from the journal".to_owned(),
             Some(Remedy::WriteHead { lost, .. }) => {
                 format!(
-                    "the journal goes on where it ends, and {lost} records stay lost; `up` finds objects of ours that they told of"
+                    "the journal continues where it ends, and {lost} records stay lost; `up` finds the objects of this deployment that they recorded"
                 )
             }
         };
@@ -57,34 +58,38 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     let mendable = found.iter().filter(|finding| finding.remedy.is_some()).count();
     if mendable < found.len() {
         let error = anyhow::anyhow!(
-            "{} of {} findings cannot be mended from what is here",
+            "{} of {} findings cannot be repaired without a backup",
             found.len() - mendable,
             found.len()
         );
         let hint = format!(
-            "nothing was changed, and what runs goes on; from a copy: {}",
+            "nothing was changed, and the service keeps running; from a backup: {}",
             session.again().bare("restore FILE")
         );
         return Err(Failure::new(Exit::Failed, "damaged_state", error).hint(hint).document(document));
     }
     let gives_up = found.iter().any(|finding| finding.remedy.as_ref().is_some_and(Remedy::gives_up));
     if gives_up && args.accept_loss.as_deref() != Some(name.as_str()) {
-        let error = anyhow::anyhow!("records are missing, and a copy may have them");
+        let error = anyhow::anyhow!("records are missing, and a backup may have them");
         let hint = format!(
-            "restore a copy; or go on without them: {} --accept-loss {name}",
+            "restore a backup; or continue without them: {} --accept-loss {name}",
             session.again().command("state repair", &name)
         );
         return Err(Failure::refused("records_lost", error).hint(hint).document(document));
     }
-    agreed(session, console, &session.again().command("state repair", &name))
+    let accepted = if gives_up { format!(" --accept-loss {name}") } else { String::new() };
+    agreed(session, console, &(session.again().command("state repair", &name) + &accepted))
         .map_err(|failure| failure.document(document.clone()))?;
-    mend(&*store, &name, &found, &holder(session)).await.map_err(failed)?;
+    apply_remedies(&*store, &name, &found, &holder(session)).await.map_err(failed)?;
     let left = check(&*store, &name).await.map_err(failed)?;
     let mut document = document;
     document["mended"] = json!(found.len() - left.len());
     document["findings"] = json!(left);
-    let text =
-        format!("{} mended. What it says now: {}", found.len() - left.len(), session.again().command("plan", &name));
+    let text = format!(
+        "{} repaired. To check the result: {}",
+        found.len() - left.len(),
+        session.again().command("plan", &name)
+    );
     Ok(Success::new(text, document))
 }
 
@@ -94,7 +99,7 @@ pub async fn move_state(session: &Session, args: &Move, console: Console) -> Res
         (Some(to), _) => into(session, to, console).await,
         (None, Some(site)) => rebind(session, site, console).await,
         (None, None) => {
-            Err(Failure::usage("usage", anyhow::anyhow!("say where to")).hint("--to STORE or --rebind SITE"))
+            Err(Failure::usage("usage", anyhow::anyhow!("no destination is given")).hint("--to STORE or --rebind SITE"))
         }
     }
 }
@@ -103,8 +108,8 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
     let chosen = session.load(console)?;
     let name = chosen.name.clone();
     let failed = |error| state_failed(error, &session.again(), &name);
-    let written = Located::of(&chosen.loaded.environment)?;
-    // The environment may name the new place already, or still the old one.
+    let written = StateLocation::of(&chosen.loaded.environment)?;
+    // The environment may name either the new or the old location.
     let is = stores::recorded(&chosen.folder)?;
     let is_local = chosen.folder.join("lineage.json").exists();
     let from = match is {
@@ -114,7 +119,7 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
     };
     let target = if written.state.store == to { written.clone() } else { written.moved_to(to) };
     if from.state.store == target.state.store {
-        let error = anyhow::anyhow!("the state of {name} is in {to} already");
+        let error = anyhow::anyhow!("the state of {name} is already in {to}");
         return Err(Failure::usage("already_there", error).hint(session.again().command("state list", &name)));
     }
     let (old, new) = (from.open(&chosen.folder, console)?, target.open(&chosen.folder, console)?);
@@ -125,7 +130,11 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
         return Err(Failure::usage("not_up", error).hint(session.again().command("up", &name)));
     }
     let document = json!({ "environment": name, "lineage": state.lineage(), "from": old.place(), "to": new.place() });
-    console.say(format!("The state of {name} goes from {} to {}; what runs goes on.", old.place(), new.place()));
+    console.say(format!(
+        "The state of {name} moves from {} to {}; the service keeps running.",
+        old.place(),
+        new.place()
+    ));
     agreed(session, console, &session.again().same(&format!("state move --to {to}"), &name))
         .map_err(|failure| failure.document(document.clone()))?;
     let who = holder(session);
@@ -133,11 +142,11 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
     let copied = transfer(&*old, &*new, &who).await;
     old.unlock(lock).await.map_err(failed)?;
     copied.map_err(failed)?;
-    // Read with all its checks before the old one is closed.
+    // Loaded with all its checks before the old state is closed.
     let there = State::load(new.clone(), &name, state.lineage()).await.map_err(failed)?;
     if there.heads() != state.heads() || there.lineage() != state.lineage() {
-        let error = anyhow::anyhow!("another run wrote into {} meanwhile", old.place());
-        return Err(Failure::refused("stale", error).hint("empty the new place, then run this again"));
+        let error = anyhow::anyhow!("another run wrote to {} at the same time", old.place());
+        return Err(Failure::refused("stale", error).hint("empty the destination, then run this again"));
     }
     if from.state.store == LOCAL {
         set_aside(&chosen.folder)?;
@@ -145,18 +154,18 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
         moved_away(&*old, &name, &target.state.store, &who).await.map_err(failed)?;
     }
     stores::remember(&target, &chosen.folder)?;
-    let mut text = format!("The state of {name} is in {} now; the old one is kept and closed.", new.place());
+    let mut text = format!("The state of {name} is in {} now; the old copy is kept and marked as moved.", new.place());
     if written.state.store != to {
-        let _ = write!(text, "\nWrite `state.store: {to}` into the environment file before the next `up`.");
+        let _ = write!(text, "\nSet `state.store: {to}` in the environment file before the next `up`.");
     }
     Ok(Success::new(text, document))
 }
 
-/// What was the state stays beside it, out of the way.
+/// Moves the old state into a subfolder, where no command uses it.
 fn set_aside(folder: &camino::Utf8Path) -> Result<(), Failure> {
     let aside = folder.join(format!("moved-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ")));
     std::fs::create_dir(&aside).with_context(|| format!("make {aside}"))?;
-    // The lineage last: while it is there, this is the state.
+    // `lineage.json` is last, because a folder with it counts as the state.
     for part in ["journal", "hold.json", "lineage.json"] {
         let path = folder.join(part);
         if path.exists() {
@@ -177,12 +186,14 @@ async fn rebind(session: &Session, site: &str, console: Console) -> Result<Succe
         return Err(Failure::usage("no_such_site", error).hint(session.again().command("state list", name)));
     };
     if *is == wanted {
-        let text = format!("site `{site}` is bound to {is}, as the environment says");
+        let text = format!("site `{site}` is already bound to {is}, as in the environment file");
         return Ok(Success::new(text, json!({ "environment": name, "site": site, "place": is })));
     }
-    // Objects that the new place shows under their recorded ids are the same objects: nothing moves but the name of the place.
-    let facts =
-        road::read(&deployment.road(&Quiet), &state, Ask::UP).await.map_err(|e| road_failed(e, session, name))?;
+    // If the new account has objects with the recorded ids, they are the same objects, and only the account's name
+    // changed.
+    let facts = run::read(&deployment.road(&DiscardEvents), &state, RunOptions::UP)
+        .await
+        .map_err(|e| run_failed(e, Purpose::Up, session, name))?;
     let here = facts.sites.get(&site);
     let missing: Vec<String> = here
         .into_iter()
@@ -199,11 +210,13 @@ async fn rebind(session: &Session, site: &str, console: Console) -> Result<Succe
     if !missing.is_empty() {
         let error = anyhow::anyhow!("{wanted} does not show {} of its objects: {}", missing.len(), missing.join(", "));
         return Err(Failure::refused("other_place", error)
-            .hint("this is another place than the one that they are in: put the old values back, or run `down` with them first")
+            .hint(
+                "the objects are in another account or cluster: restore the old values, or run `down` with them first",
+            )
             .document(document));
     }
     console.say(format!(
-        "Site `{site}` is bound to {is}.\nIt would be bound to {wanted}, which shows every one of its objects."
+        "Site `{site}` is bound to {is}.\nIt will be bound to {wanted}, where all of its objects were found."
     ));
     agreed(session, console, &session.again().command(&format!("state move --rebind {site}"), name))
         .map_err(|failure| failure.document(document.clone()))?;
@@ -220,8 +233,9 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
     let failed = |error| state_failed(error, &session.again(), name);
     let resources: Vec<_> = resources.iter().map(|text| resource_id(session, text)).collect::<Result<_, _>>()?;
     let state = deployment.state().await?;
-    let facts =
-        road::read(&deployment.road(&Quiet), &state, Ask::UP).await.map_err(|e| road_failed(e, session, name))?;
+    let facts = run::read(&deployment.road(&DiscardEvents), &state, RunOptions::UP)
+        .await
+        .map_err(|e| run_failed(e, Purpose::Up, session, name))?;
     let standing = status::status(&facts, state.places()).resources;
     let mut text = String::new();
     let mut removed = Vec::new();
@@ -233,28 +247,30 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
         if open.into_iter().any(|open| open.intent.operation.resource == *resource) {
             let error = anyhow::anyhow!("an operation on `{resource}` is open");
             return Err(Failure::refused("operation_open", error)
-                .hint(format!("let the next run finish it first: {}", session.again().command("up", name))));
+                .hint(format!("finish it first: {}", session.again().command("up", name))));
         }
         let stays = match &known.standing {
-            Standing::Gone => "its object is gone".to_owned(),
-            Standing::Unknown(why) => format!("nobody can say whether its object is there ({why}); if it is, it stays"),
-            _ => "its object is there and stays; the next `up` finds it again by its lineage".to_owned(),
+            ResourceHealth::Gone => "its object no longer exists".to_owned(),
+            ResourceHealth::Unknown(why) => {
+                format!("the provider does not report whether its object exists ({why}); if it does, it is kept")
+            }
+            _ => "its object exists and is kept; the next `up` finds it by its lineage".to_owned(),
         };
         let _ = writeln!(text, "  - {resource} (`{}`): {stays}", known.cloud_id);
         removed.push((known.site.clone(), resource.clone()));
     }
-    console.say(format!("These records would go:\n{}", text.trim_end()));
+    console.say(format!("These records will be removed:\n{}", text.trim_end()));
     let listed: Vec<String> = resources.iter().map(ToString::to_string).collect();
     let document = json!({ "environment": name, "removed": listed });
     agreed(session, console, &session.again().command(&format!("state remove {}", listed.join(" ")), name))?;
     let mut locked = deployment.locked(&Default::default()).await?;
     if locked.heads() != state.heads() {
         locked.close().await.map_err(failed)?;
-        let error = anyhow::anyhow!("another run wrote into the state meanwhile");
+        let error = anyhow::anyhow!("another run wrote to the state at the same time");
         return Err(Failure::refused("stale", error).hint("run the same command again"));
     }
     for (site, resource) in &removed {
-        forget(&mut locked, site, resource, "a person removed the record").await.map_err(failed)?;
+        forget(&mut locked, site, resource, "removed by the operator").await.map_err(failed)?;
     }
     locked.close().await.map_err(failed)?;
     Ok(Success::new(format!("{} records removed", removed.len()), document))

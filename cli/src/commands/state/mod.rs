@@ -1,10 +1,8 @@
-//! `state`: what was written down of an environment.
+//! `state`: the recorded state of an environment.
 
 mod change;
 mod import;
 mod show;
-
-use std::io::IsTerminal;
 
 use textnlp_provider::ResourceId;
 
@@ -30,14 +28,14 @@ pub async fn state(session: &Session, command: &State, console: Console) -> Resu
     }
 }
 
-/// The whole state as a document.
+/// The whole state as a JSON document.
 pub async fn exported(session: &Session, console: Console) -> Result<Success, Failure> {
     show::export(session, None, console).await
 }
 
 fn resource_id(session: &Session, text: &str) -> Result<ResourceId, Failure> {
     ResourceId::new(text).map_err(|error| {
-        Failure::usage("invalid_name", error).hint(format!("names are as in: {}", session.again().bare("state list")))
+        Failure::usage("invalid_name", error).hint(format!("to list the names: {}", session.again().bare("state list")))
     })
 }
 
@@ -47,18 +45,11 @@ fn no_such(session: &Session, environment: &textnlp_provider::EnvironmentName, r
         .resource(resource.to_string())
 }
 
-/// Whether what was just said may be done: by `--yes`, or by a person on a terminal.
+/// Requires approval for the change that was just described: `--yes`, or a confirmation on the terminal.
 fn agreed(session: &Session, console: Console, verb: &str) -> Result<(), Failure> {
-    if session.global.yes {
+    if session.global.yes || console.confirm("Make this change?") {
         return Ok(());
     }
-    if std::io::stdin().is_terminal() && console.is_text() {
-        console.say("Do it? [y/N]");
-        let mut answer = String::new();
-        if std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes" | "ja") {
-            return Ok(());
-        }
-    }
-    Err(Failure::refused("not_approved", anyhow::anyhow!("nobody agreed, so nothing was done"))
-        .hint(format!("look at what it would do, then agree with --yes: {verb} --yes")))
+    Err(Failure::refused("not_approved", anyhow::anyhow!("not approved, so nothing was done"))
+        .hint(format!("review the changes, then approve them with --yes: {verb} --yes")))
 }

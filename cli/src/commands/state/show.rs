@@ -1,4 +1,4 @@
-//! Looking at what is recorded, now and earlier. Nothing here takes a lock or asks a provider.
+//! Shows the recorded state, current or past. Takes no lock and calls no provider.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,28 +8,28 @@ use camino::Utf8Path;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use textnlp_orchestrator::export;
-use textnlp_orchestrator::state::{Changed, Holding, Moment, State, differences};
+use textnlp_orchestrator::state::{Changed, PointInTime, RecordedObjects, State, differences};
 use textnlp_orchestrator::status::{self, Line};
 use textnlp_provider::{ResourceId, SiteName};
+use textnlp_service::backup::put_file;
 
 use super::{no_such, resource_id};
-use crate::commands::backup::put_file;
 use crate::deployment::{Deployment, state_failed};
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
 use crate::state_args::History;
 
-/// The version of `state export`'s document.
+/// The format version of `state export`.
 const EXPORT: u32 = 1;
 
-struct Looked<'a> {
+struct LoadedState<'a> {
     deployment: Deployment<'a>,
     state: State,
 }
 
-impl Looked<'_> {
+impl LoadedState<'_> {
     fn sites(&self) -> impl Iterator<Item = &SiteName> {
-        // `--site` narrows; a site that only the journal knows is shown too.
+        // `--site` filters. A site that exists only in the journal is shown too.
         let only = self.deployment.session.global.site.as_deref();
         self.state.sites().filter(move |site| only.is_none_or(|only| only == site.as_str()))
     }
@@ -38,12 +38,27 @@ impl Looked<'_> {
         state_failed(error, &self.deployment.session.again(), &self.deployment.chosen.name)
     }
 
-    async fn at(&self, moment: Moment) -> Result<BTreeMap<ResourceId, Holding>, Failure> {
+    async fn at(&self, moment: PointInTime) -> Result<BTreeMap<ResourceId, RecordedObjects>, Failure> {
+        self.is_recorded(moment)?;
         let mut all = BTreeMap::new();
         for site in self.sites() {
             all.extend(self.state.holdings_at(site, moment).await.map_err(|error| self.failed(error))?);
         }
         Ok(all)
+    }
+
+    /// Rejects a record number that no site has reached yet.
+    fn is_recorded(&self, moment: PointInTime) -> Result<(), Failure> {
+        let PointInTime::Record(n) = moment else { return Ok(()) };
+        let heads = self.state.heads();
+        let last = self.sites().filter_map(|site| heads.get(site)).map(|head| head.n).max().unwrap_or_default();
+        if n <= last {
+            return Ok(());
+        }
+        let name = &self.deployment.chosen.name;
+        let error = anyhow::anyhow!("there is no record {n}: {name} has records 1 to {last}");
+        Err(Failure::usage("no_such_record", error)
+            .hint(self.deployment.session.again().command("state history", name)))
     }
 
     async fn lines(&self) -> Result<Vec<Line>, Failure> {
@@ -56,28 +71,28 @@ impl Looked<'_> {
     }
 }
 
-async fn look(session: &Session, console: Console) -> Result<Looked<'_>, Failure> {
+async fn load(session: &Session, console: Console) -> Result<LoadedState<'_>, Failure> {
     let deployment = Deployment::recorded(session, session.load(console)?)?;
     let state = deployment.state().await?;
     if state.is_new() {
         let name = &deployment.chosen.name;
-        let error = anyhow::anyhow!("nothing was ever written down of environment {name} in {}", state.place());
+        let error = anyhow::anyhow!("environment {name} has no state in {}", state.place());
         return Err(Failure::usage("not_up", error).hint(session.again().command("up", name)));
     }
-    Ok(Looked { deployment, state })
+    Ok(LoadedState { deployment, state })
 }
 
 /// `state list`.
 pub async fn list(session: &Session, console: Console) -> Result<Success, Failure> {
-    let looked = look(session, console).await?;
-    let holdings = looked.at(Moment::Now).await?;
+    let looked = load(session, console).await?;
+    let holdings = looked.at(PointInTime::Now).await?;
     let (mut text, mut rows, mut open) = (String::new(), Vec::new(), Vec::new());
     for (id, holding) in &holdings {
         let Some(recorded) = &holding.current else { continue };
         let mut marks = Vec::new();
         marks.extend(recorded.protected.then_some("protected"));
         marks.extend(recorded.tainted.then_some("half-made"));
-        marks.extend((!holding.old.is_empty()).then_some("an old one is still there"));
+        marks.extend((!holding.old.is_empty()).then_some("the old object still exists"));
         let _ = writeln!(
             text,
             "{:<36} {:<24} {}  {}",
@@ -117,9 +132,9 @@ pub async fn list(session: &Session, console: Console) -> Result<Success, Failur
 /// `state show RESOURCE`.
 pub async fn show(session: &Session, resource: &str, console: Console) -> Result<Success, Failure> {
     let resource = resource_id(session, resource)?;
-    let looked = look(session, console).await?;
+    let looked = load(session, console).await?;
     let name = looked.deployment.chosen.name.clone();
-    let holding = looked.at(Moment::Now).await?.remove(&resource);
+    let holding = looked.at(PointInTime::Now).await?.remove(&resource);
     let holding = holding.ok_or_else(|| no_such(session, &name, &resource))?;
     let text = serde_json::to_string_pretty(&holding).context("write the record")?;
     Ok(Success::new(text, json!({ "environment": name, "resource": resource, "holding": holding })))
@@ -128,7 +143,7 @@ pub async fn show(session: &Session, resource: &str, console: Console) -> Result
 /// `state history [RESOURCE]`.
 pub async fn history(session: &Session, args: &History, console: Console) -> Result<Success, Failure> {
     let resource = args.resource.as_deref().map(|text| resource_id(session, text)).transpose()?;
-    let looked = look(session, console).await?;
+    let looked = load(session, console).await?;
     let name = looked.deployment.chosen.name.clone();
     let mut lines = looked.lines().await?;
     if let Some(resource) = &resource {
@@ -153,7 +168,7 @@ pub async fn history(session: &Session, args: &History, console: Console) -> Res
 pub async fn at(session: &Session, moment: &str, resource: Option<&str>, console: Console) -> Result<Success, Failure> {
     let moment = moment_of(moment)?;
     let resource = resource.map(|text| resource_id(session, text)).transpose()?;
-    let looked = look(session, console).await?;
+    let looked = load(session, console).await?;
     let name = looked.deployment.chosen.name.clone();
     let holdings = looked.at(moment).await?;
     if let Some(resource) = resource {
@@ -177,8 +192,8 @@ pub async fn at(session: &Session, moment: &str, resource: Option<&str>, console
 
 /// `state diff FROM [TO]`.
 pub async fn diff(session: &Session, from: &str, to: Option<&str>, console: Console) -> Result<Success, Failure> {
-    let (from, to) = (moment_of(from)?, to.map_or(Ok(Moment::Now), moment_of)?);
-    let looked = look(session, console).await?;
+    let (from, to) = (moment_of(from)?, to.map_or(Ok(PointInTime::Now), moment_of)?);
+    let looked = load(session, console).await?;
     let changed = differences(&looked.at(from).await?, &looked.at(to).await?);
     let mut text = String::new();
     for Changed { resource, what, fields } in &changed {
@@ -194,7 +209,7 @@ pub async fn diff(session: &Session, from: &str, to: Option<&str>, console: Cons
         }
     }
     let _ = match changed.len() {
-        0 => write!(text, "nothing differs"),
+        0 => write!(text, "no differences"),
         1 => write!(text, "1 resource differs"),
         n => write!(text, "{n} resources differ"),
     };
@@ -203,12 +218,12 @@ pub async fn diff(session: &Session, from: &str, to: Option<&str>, console: Cons
 
 /// `state export [--out FILE]`.
 pub async fn export(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
-    let looked = look(session, console).await?;
+    let looked = load(session, console).await?;
     let name = looked.deployment.chosen.name.clone();
     let mut open = Vec::new();
     for site in looked.sites() {
         open.extend(looked.state.open(site).map_err(|error| looked.failed(error))?.into_iter().map(|(op, one)| {
-            // Without the handle: it may let whoever has it go on with the operation.
+            // The handle is left out, because it may permit its holder to continue the operation.
             json!({ "operation": op, "begun": one.begun, "says": one.says, "intent": one.intent })
         }));
     }
@@ -219,24 +234,29 @@ pub async fn export(session: &Session, out: Option<&Utf8Path>, console: Console)
         "store": looked.state.place(),
         "places": looked.state.places(),
         "heads": looked.state.heads(),
-        "resources": looked.at(Moment::Now).await?,
+        "resources": looked.at(PointInTime::Now).await?,
         "open": open,
         "hold": looked.state.held().await.map_err(|error| looked.failed(error))?,
         "history": looked.lines().await?,
     });
-    give(session, &looked, document, out)
+    print_or_write(session, &looked, document, out)
 }
 
 /// `export terraform [--out FILE]`.
 pub async fn terraform(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
-    let looked = look(session, console).await?;
+    let looked = load(session, console).await?;
     let name = &looked.deployment.chosen.name;
-    let document = export::terraform(name, looked.state.lineage(), &looked.at(Moment::Now).await?);
-    give(session, &looked, document, out)
+    let document = export::terraform(name, looked.state.lineage(), &looked.at(PointInTime::Now).await?);
+    print_or_write(session, &looked, document, out)
 }
 
-/// Prints a document, or puts it into a file.
-fn give(session: &Session, looked: &Looked<'_>, document: Value, out: Option<&Utf8Path>) -> Result<Success, Failure> {
+/// Prints a document, or writes it to a file.
+fn print_or_write(
+    session: &Session,
+    looked: &LoadedState<'_>,
+    document: Value,
+    out: Option<&Utf8Path>,
+) -> Result<Success, Failure> {
     let text = serde_json::to_string_pretty(&document).context("write the document")?;
     let Some(out) = out else { return Ok(Success::new(text, document)) };
     let path = session.here.join(out);
@@ -245,23 +265,23 @@ fn give(session: &Session, looked: &Looked<'_>, document: Value, out: Option<&Ut
     Ok(Success::new(format!("wrote {path}"), document))
 }
 
-/// `17`, `2026-05-01T08:00:00Z`, `2h`.
-fn moment_of(text: &str) -> Result<Moment, Failure> {
+/// Parses `17`, `2026-05-01T08:00:00Z` or `2h`.
+fn moment_of(text: &str) -> Result<PointInTime, Failure> {
     if let Ok(n) = text.parse::<u64>() {
-        return Ok(Moment::Record(n));
+        return Ok(PointInTime::Record(n));
     }
     if let Ok(at) = text.parse::<Timestamp>() {
-        return Ok(Moment::Time(at));
+        return Ok(PointInTime::Time(at));
     }
     let ago = text.parse::<SignedDuration>().ok().or_else(|| {
-        // Days are not a length of time everywhere; here they are.
+        // A day is always 24 hours here.
         let days: i64 = text.strip_suffix('d')?.parse().ok()?;
         SignedDuration::try_from_hours(days.checked_mul(24)?)
     });
     let at = ago.filter(|ago| !ago.is_negative()).and_then(|ago| Timestamp::now().checked_sub(ago).ok());
-    at.map(Moment::Time).ok_or_else(|| {
-        Failure::usage("invalid_moment", anyhow::anyhow!("`{text}` is no moment"))
-            .hint("write a record's number as `state history` shows it, a time such as 2026-05-01T08:00:00Z, or how long ago: 90m, 2h, 3d")
+    at.map(PointInTime::Time).ok_or_else(|| {
+        Failure::usage("invalid_moment", anyhow::anyhow!("`{text}` is not a point in time"))
+            .hint("write a record number as in `state history`, a time such as 2026-05-01T08:00:00Z, or how long ago: 90m, 2h, 3d")
     })
 }
 
@@ -271,11 +291,11 @@ mod tests {
 
     #[test]
     fn a_moment_is_a_number_a_time_or_how_long_ago() {
-        assert_eq!(moment_of("17").ok(), Some(Moment::Record(17)));
+        assert_eq!(moment_of("17").ok(), Some(PointInTime::Record(17)));
         let at = "2026-05-01T08:00:00Z";
-        assert_eq!(moment_of(at).ok(), Some(Moment::Time(at.parse().unwrap())));
+        assert_eq!(moment_of(at).ok(), Some(PointInTime::Time(at.parse().unwrap())));
         for ago in ["90m", "2h", "3d", "1h 30m"] {
-            assert!(matches!(moment_of(ago), Ok(Moment::Time(at)) if at < Timestamp::now()), "{ago}");
+            assert!(matches!(moment_of(ago), Ok(PointInTime::Time(at)) if at < Timestamp::now()), "{ago}");
         }
         for wrong in ["", "-2h", "yesterday", "99999999999999999999d", "-1"] {
             assert!(moment_of(wrong).is_err(), "{wrong}");

@@ -1,48 +1,51 @@
-//! Before a drill and after it: what an earlier one left is finished, what must be so is looked at, what was made is taken away.
+//! Before and after a drill: revert the leftovers of earlier drills, check the preconditions, clean up.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use textnlp_provider::told;
+use textnlp_provider::error_chain;
 use tokio::time::Instant;
 
+use super::super::control_status::ControlStatus;
+use super::super::failover;
 use super::super::fault::Fault;
-use super::super::journal::{Action, Is, Journal, WHOLE, begun, unfinished};
+use super::super::journal::{Action, Journal, StepStatus, WHOLE, begun, unfinished};
 use super::super::ledger::prefix;
-use super::super::picture::Picture;
-use super::super::shift;
-use super::{DrillError, LOOK_EVERY, Order, RECOVERED_WITHIN, Stage, pause, until};
+use super::{DrillError, DrillInputs, DrillOptions, POLL_INTERVAL, RECOVERY_TIMEOUT, pause, until};
 
-/// What was found before anything was changed.
-pub(super) struct Before {
+/// The state before anything was changed.
+pub(super) struct InitialState {
     pub(super) fault: Fault,
     pub(super) epoch: u64,
     pub(super) units: BTreeMap<String, Vec<String>>,
 }
 
-/// Takes back and finishes what earlier drills left: their faults, their keys, the way home.
-pub(super) async fn finish_old(stage: &Stage<'_>, journal: &mut Journal) -> Result<(), DrillError> {
+/// Reverts and finishes earlier drills: their faults, their keys and the failback.
+pub(super) async fn finish_old(stage: &DrillInputs<'_>, journal: &mut Journal) -> Result<(), DrillError> {
     let old: Vec<(String, Value)> = unfinished(journal.records())
         .into_iter()
         .filter(|record| record.action == Action::Drill)
         .map(|record| (record.id.clone(), record.data.clone()))
         .collect();
     for (id, data) in old {
-        (stage.tell)("finish", &format!("drill {id} was left unfinished: its fault is taken back first"));
+        (stage.tell)("finish", &format!("drill {id} did not finish: its fault is reverted first"));
         let fails = |why: String| DrillError::Broken { phase: "finish an earlier drill", why };
         stage.faults.revert(&id).await.map_err(fails)?;
         if let Some(site) = data["fault"]["site"].as_str() {
             let began = Instant::now();
-            while !is_back(&Picture::take(stage.everybody).await, site) {
-                if began.elapsed() > RECOVERED_WITHIN {
-                    return Err(fails(format!("{site} is no member again after {} s", RECOVERED_WITHIN.as_secs())));
+            while !is_back(&ControlStatus::take(stage.everybody).await, site) {
+                if began.elapsed() > RECOVERY_TIMEOUT {
+                    return Err(fails(format!(
+                        "{site} has not rejoined as a member after {} s",
+                        RECOVERY_TIMEOUT.as_secs()
+                    )));
                 }
-                pause(stage, LOOK_EVERY).await?;
+                pause(stage, POLL_INTERVAL).await?;
             }
         }
         let tell = |says: &str| (stage.tell)("finish", says);
-        let home = shift::failback(stage.everybody, journal, RECOVERED_WITHIN, &tell).await;
-        home.map_err(|refusal| fails(told(&refusal)))?;
+        let home = failover::failback(stage.everybody, journal, RECOVERY_TIMEOUT, &tell).await;
+        home.map_err(|refusal| fails(error_chain(&refusal)))?;
         clear_keys(stage, &id).await.map_err(fails)?;
         revoke(stage, journal, &id).await.map_err(fails)?;
         journal.end(Action::Drill, &id, WHOLE, json!({ "aborted": true }))?;
@@ -50,10 +53,14 @@ pub(super) async fn finish_old(stage: &Stage<'_>, journal: &mut Journal) -> Resu
     Ok(())
 }
 
-/// Everything that must be so before a site is taken away; all that is not so at once. The fault is made up here, and not yet injected.
-pub(super) async fn preflight(stage: &Stage<'_>, order: &Order, id: &str) -> Result<Before, DrillError> {
-    (stage.tell)("preflight", "looking at every site");
-    let picture = Picture::take(stage.everybody).await;
+/// Checks every precondition and reports all problems at once. Builds the fault but does not inject it.
+pub(super) async fn preflight(
+    stage: &DrillInputs<'_>,
+    order: &DrillOptions,
+    id: &str,
+) -> Result<InitialState, DrillError> {
+    (stage.tell)("preflight", "polling every site");
+    let picture = ControlStatus::take(stage.everybody).await;
     let mut wrong = Vec::new();
     let primary = match &picture.witness {
         Ok(witness) => Some(witness.primary.clone()),
@@ -69,7 +76,7 @@ pub(super) async fn preflight(stage: &Stage<'_>, order: &Order, id: &str) -> Res
     }
     if primary.as_ref().is_some_and(|primary| *primary != stage.everybody.home) {
         wrong.push(format!(
-            "the primary is {}, not {}: go back first (dr failback)",
+            "the primary is {}, not {}: run `dr failback` first",
             primary.unwrap_or_default(),
             stage.everybody.home
         ));
@@ -92,7 +99,7 @@ pub(super) async fn preflight(stage: &Stage<'_>, order: &Order, id: &str) -> Res
         Ok(open) if open.is_empty() && is_known => wrong.extend(stage.faults.check(&fault).await.err()),
         Ok(open) => wrong.extend(open.iter().map(|fault| {
             format!(
-                "fault {} ({}) of {} has not been taken back; it ends at {}",
+                "fault {} ({}) of {} has not been reverted; it ends at {}",
                 fault.id,
                 fault.kind.word(),
                 fault.site,
@@ -108,22 +115,22 @@ pub(super) async fn preflight(stage: &Stage<'_>, order: &Order, id: &str) -> Res
     for site in stage.everybody.names() {
         units.insert(site.clone(), stage.faults.ready_units(&site).await);
     }
-    Ok(Before { fault, epoch: picture.epoch(), units })
+    Ok(InitialState { fault, epoch: picture.epoch(), units })
 }
 
-/// Whether a site answers and is a member of the configuration of the moment.
-pub(super) fn is_back(picture: &Picture, site: &str) -> bool {
+/// Whether a site answers and is a member of the present configuration.
+pub(super) fn is_back(picture: &ControlStatus, site: &str) -> bool {
     let Ok(witness) = &picture.witness else { return false };
     (witness.members.iter().any(|name| name == site) || witness.primary == site)
         && picture.site(site).is_some_and(|status| status.epoch == witness.epoch)
 }
 
-/// Removes the drill's keys from control data, through whichever site takes writes, and sees that they are gone.
-pub(super) async fn clear_keys(stage: &Stage<'_>, id: &str) -> Result<(), String> {
+/// Removes the drill's keys from control data through a site that accepts writes, and checks that they are gone.
+pub(super) async fn clear_keys(stage: &DrillInputs<'_>, id: &str) -> Result<(), String> {
     let mut why = "no site answers".to_owned();
     for watch in &stage.everybody.watches {
         match watch.clear(&prefix(id)).await {
-            // Those that were written while we removed.
+            // Keys that were written during the removal.
             Ok(_) => match watch.keys(&prefix(id)).await {
                 Ok(keys) if keys.is_empty() => return Ok(()),
                 Ok(keys) => why = format!("{} are still at {}", keys.len(), watch.site),
@@ -135,11 +142,11 @@ pub(super) async fn clear_keys(stage: &Stage<'_>, id: &str) -> Result<(), String
     Err(why)
 }
 
-/// Revokes the temporary API key, if one was made and not revoked.
-pub(super) async fn revoke(stage: &Stage<'_>, journal: &mut Journal, id: &str) -> Result<(), String> {
-    let revoked = journal.records().iter().any(|r| r.id == id && r.step == "key" && r.is == Is::Ended);
+/// Revokes the temporary API key, if it was created and not revoked yet.
+pub(super) async fn revoke(stage: &DrillInputs<'_>, journal: &mut Journal, id: &str) -> Result<(), String> {
+    let revoked = journal.records().iter().any(|r| r.id == id && r.step == "key" && r.is == StepStatus::Ended);
     let public_id = begun(journal.records(), id, "key").and_then(|r| r.data["public_id"].as_str().map(str::to_owned));
     let Some(public_id) = public_id.filter(|_| !revoked) else { return Ok(()) };
     stage.keys.revoke(&public_id).await?;
-    journal.end(Action::Drill, id, "key", Value::Null).map_err(|error| told(&error))
+    journal.end(Action::Drill, id, "key", Value::Null).map_err(|error| error_chain(&error))
 }

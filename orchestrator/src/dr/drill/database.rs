@@ -1,41 +1,41 @@
-//! The database of whoever leads now: it takes changes, and is no copy that follows one which is lost.
+//! The database at the leading site: it must accept writes and must not be a replica of the lost one.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{DrillError, LOOK_EVERY, Running, pause};
-use crate::dr::picture::Picture;
-use crate::dr::talk::PRIMARY;
+use super::{DrillError, POLL_INTERVAL, RunningDrill, pause};
+use crate::dr::control_client::PRIMARY;
+use crate::dr::control_status::ControlStatus;
 
-/// A server that has just been promoted says so within this.
-const SAID_WITHIN: Duration = Duration::from_secs(5);
+/// A server that was just promoted reports its role within this time.
+const ROLE_REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl Running<'_> {
-    /// Asks for the role of the database that the leading site works with. Where the lost site keeps its place, or no site speaks of a
-    /// database, there is none to ask.
+impl RunningDrill<'_> {
+    /// Asks for the database role at the leading site. There is nothing to ask if the lost site stays primary or no
+    /// site reports a database.
     pub(super) async fn look_at_database(&mut self) -> Result<(), DrillError> {
         let (from, began) = (self.ledger.now(), Instant::now());
         loop {
-            let picture = Picture::take(self.stage.everybody).await;
+            let picture = ControlStatus::take(self.stage.everybody).await;
             let primary = picture.primary().filter(|primary| *primary != self.fault.site);
             let role = primary.as_deref().and_then(|primary| picture.site(primary)?.database_role());
             let (Some(site), Some(role)) = (primary, role) else { return Ok(()) };
-            if role == PRIMARY || began.elapsed() > SAID_WITHIN || self.is_over() {
-                let says = format!("the database that {site} works with is {}", said(role));
+            if role == PRIMARY || began.elapsed() > ROLE_REPORT_TIMEOUT || self.is_over() {
+                let says = format!("the database that {site} uses is {}", said(role));
                 self.tell("database", &says);
                 self.database = Some(role.to_owned());
                 self.phase("database", from, None, says);
                 return Ok(());
             }
-            pause(self.stage, LOOK_EVERY).await?;
+            pause(self.stage, POLL_INTERVAL).await?;
         }
     }
 }
 
 fn said(role: &str) -> String {
     match role {
-        PRIMARY => "a primary: it takes changes".to_owned(),
-        other => format!("{other}, and takes no changes"),
+        PRIMARY => "a primary, which accepts writes".to_owned(),
+        other => format!("{other}, and accepts no writes"),
     }
 }

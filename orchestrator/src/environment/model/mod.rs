@@ -2,28 +2,36 @@
 //!
 //! These types are the one description of an environment file: the JSON Schema is made from them, the strict reader checks
 //! by that schema, and the defaults stand here. `server` holds what only `serve` reads, `parts` the components of a
-//! service, `cluster` what a site in a cluster has besides, `recovery` what protects it, `phase` what each degree of maturity asks for.
+//! service, `recovery` what protects it, `phase` what each degree of maturity asks for. The settings of sites in clusters are those of
+//! the contract ([`textnlp_provider::cluster`]), because every provider of clusters reads them.
 
 use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{EnvironmentName, SiteName};
+use textnlp_provider::{EnvironmentName, Minimum, SiteName};
 
-pub use self::cluster::*;
 pub use self::parts::*;
 pub use self::phase::Phase;
 pub use self::recovery::*;
 pub use self::server::*;
-pub use super::units::{Address, Bytes, Rate, SecretSource, Span};
+pub use textnlp_provider::cluster::{
+    Analytics, ClusterAccess, ClusterIngress, ClusterModels, IngressKind, ModelVolume, PodResources, ResourceAmounts,
+    TaintEffect, Toleration, TolerationOperator,
+};
+use textnlp_provider::settings::Runtime;
+pub use textnlp_provider::settings::{
+    CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Role, Spot, Strategy, TlsMode, TrafficMode,
+};
+pub use textnlp_provider::units::{Bytes, Cores, Rate, SecretSource, Span, UrlSource};
+pub(crate) use textnlp_provider::words;
 
-mod cluster;
 mod parts;
 mod phase;
 mod recovery;
 mod server;
 
-/// Serde's derive for a section in which every key may be left out and unknown keys are mistakes.
+/// Serde's derive for a section with optional keys only, in which unknown keys are errors.
 macro_rules! section {
     ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* pub $field:ident : $type:ty = $default:expr),* $(,)? }) => {
         $(#[$doc])*
@@ -39,120 +47,99 @@ macro_rules! section {
 }
 pub(crate) use section;
 
-/// An enum that is written as one word.
-macro_rules! words {
-    ($(#[$doc:meta])* pub enum $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $word)] $variant),* }
-        impl $name {
-            /// The word that an environment file uses.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),* }
-            }
-        }
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-    };
-}
-pub(crate) use words;
-
-/// One environment, complete: every layer merged, every default filled in.
+/// One environment: all layers merged, all defaults set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "textnlp-deploy environment")]
 pub struct Environment {
-    /// Another environment whose values hold where this one is silent.
+    /// The environment to inherit values from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extends: Option<String>,
     /// The name, as in `--env staging`.
     #[schemars(schema_with = "environment_name")]
     pub environment: EnvironmentName,
-    /// A sentence for whoever reads `env list`.
+    /// A description, which `env list` shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The degree of maturity; it brings defaults and a gate.
+    /// The phase, which sets defaults and a gate.
     #[serde(default = "default_phase")]
     pub phase: Phase,
-    /// Where we write down what we made.
+    /// The location of the state.
     #[serde(default)]
     pub state: StateSettings,
-    /// The places where the service runs.
+    /// The sites where the service runs.
     #[schemars(length(min = 1))]
     pub sites: Vec<SiteSettings>,
     /// The models to serve.
     #[schemars(length(min = 1))]
     pub models: Vec<ModelSettings>,
-    /// What only the inference server reads.
+    /// Settings of the inference server.
     #[serde(default)]
     pub server: Server,
-    /// Whether what the service stores may be deleted with it.
+    /// Whether `down` may delete the data of the service.
     #[serde(default = "protected")]
     pub data: DataProtection,
-    /// Keys, quotas, usage.
+    /// The database of keys, quotas and usage.
     #[serde(default)]
     pub database: DatabaseSettings,
     /// The cache that replicas share.
     #[serde(default)]
     pub cache: CacheSettings,
-    /// How clients trust us.
+    /// TLS between clients and the service.
     #[serde(default)]
     pub tls: Tls,
-    /// How many replicas.
+    /// The number of replicas and autoscaling.
     #[serde(default)]
     pub scaling: Scaling,
     /// GPU machines.
     #[serde(default)]
     pub gpu: Gpu,
-    /// What runs the programs.
+    /// The cluster that runs the programs.
     #[serde(default)]
     pub cluster: ClusterSettings,
-    /// Where everything lives.
+    /// The network of the deployment.
     #[serde(default)]
     pub network: NetworkSettings,
-    /// Where models and files are.
+    /// Storage of models and files.
     #[serde(default)]
     pub storage: Storage,
-    /// Where images come from.
+    /// The registry of images.
     #[serde(default)]
     pub registry: RegistrySettings,
-    /// Who watches.
+    /// Monitoring and alerts.
     #[serde(default)]
     pub monitoring: MonitoringSettings,
-    /// Copies that survive us.
+    /// Backups.
     #[serde(default)]
     pub backup: Backup,
-    /// Which site gets how much.
+    /// Traffic between clients and sites.
     #[serde(default)]
     pub traffic: TrafficSettings,
-    /// A zone whose records follow the sites.
+    /// A DNS zone with records that follow the sites.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
-    /// What is kept equal between sites.
+    /// Replication between sites.
     #[serde(default)]
     pub replication: Replication,
-    /// What happens when a site is lost.
+    /// Disaster recovery after a site failure.
     #[serde(default)]
     pub dr: Dr,
     /// How a new release replaces the old one.
     #[serde(default)]
     pub rollout: Rollout,
-    /// Tags that every object carries besides our own.
+    /// Tags of every object, in addition to the built-in ones.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
-    /// What it may cost.
+    /// The cost budget.
     #[serde(default)]
     pub budget: Budget,
-    /// What the gate of this phase demands.
+    /// The targets of the gate of this phase.
     #[serde(default)]
     pub gates: Gates,
-    /// Corporate rules of the account that we work in.
+    /// Rules of the cloud account, such as mandatory tags.
     #[serde(default)]
     pub account: Account,
-    /// What must be there before the first `up`.
+    /// Requirements that are checked before the first `up`.
     #[serde(default)]
     pub prerequisites: Prerequisites,
     /// Feature flags by name.
@@ -174,18 +161,28 @@ impl Environment {
         self.sites.iter().find(|site| site.role == Role::Primary)
     }
 
+    /// The minimum hardware: that of the phase, and whether a smaller machine is refused.
+    pub fn minimum(&self) -> Minimum {
+        let minimum = self.phase.minimum();
+        let blocks = match self.prerequisites.minimum {
+            Some(wanted) => wanted == Enforcement::Block,
+            None => minimum.blocks && !self.prerequisites.allow_below_minimum,
+        };
+        Minimum { blocks, ..minimum }
+    }
+
     /// The sites that take part in a failover: those that run the API.
     pub fn members(&self) -> impl Iterator<Item = &SiteSettings> {
         self.sites.iter().filter(|site| site.serves())
     }
 
-    /// Whether anything of it is a process of the server program, and not a pod of an image.
+    /// Whether anything in it runs as a process of the server program and not as a pod.
     pub fn runs_here(&self) -> bool {
         !self.sites.iter().all(SiteSettings::is_in_cluster) || self.witness_place().is_some()
     }
 
-    /// The place beside the sites where the witness and the front are; `None` where one site is all there is, where nobody
-    /// fails over, and where traffic moves by DNS.
+    /// The location outside the sites where the witness and the global endpoint run; `None` with one site, without failover
+    /// and where traffic moves by DNS.
     pub fn witness_place(&self) -> Option<WitnessPlace<'_>> {
         if self.dr.mode == Failover::None || self.traffic.mode != TrafficMode::Gateway || self.sites.len() < 2 {
             return None;
@@ -202,7 +199,7 @@ impl Environment {
         Some(WitnessPlace { provider, region, runtime, account })
     }
 
-    /// Who runs the database, where it is a server: whoever was named, else somebody else where there is an address, else we do, where
+    /// The hosting of the database, if it is a server: as configured, else external if an address is set, else on the platform where
     /// the service runs.
     pub fn database_hosting(&self) -> Option<Hosting> {
         let db = &self.database;
@@ -211,136 +208,124 @@ impl Environment {
         (db.kind == DatabaseKind::Postgres).then(|| db.hosting.unwrap_or(usual))
     }
 
-    /// Whether sites that fail over to one another share one PostgreSQL of ours, which moves between them.
+    /// Whether sites that fail over to one another share one built-in PostgreSQL with a primary that moves between them.
     pub fn shares_database(&self) -> bool {
         self.witness_place().is_some() && self.database_hosting().is_some_and(|hosting| hosting != Hosting::External)
     }
 
-    /// Whether sites that fail over to one another all store in a database that somebody else runs.
+    /// Whether all sites that fail over to one another use an external database.
     pub fn stores_outside(&self) -> bool {
         self.witness_place().is_some() && self.database_hosting() == Some(Hosting::External)
     }
 
-    /// The model that answers when a request names none.
+    /// The model for requests without a model name.
     pub fn default_model(&self) -> Option<&ModelSettings> {
         self.models.iter().find(|model| model.role == Some(ModelRole::Default)).or(self.models.first())
     }
 }
 
 words! {
-    /// Whether what the service stores may be deleted with it.
+    /// Whether `down` may delete the data of the service.
     pub enum DataProtection {
-        /// `down` removes it.
+        /// `down` deletes it.
         Disposable = "disposable",
-        /// Only `--delete-data ENV` removes it.
+        /// Only `--delete-data ENV` deletes it.
         Protected = "protected",
     }
 }
 
 section! {
-    /// Where we write down what we made.
+    /// The location of the state.
     pub struct StateSettings {
         /// `local`, or an object store with conditional writes: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
         /// `az://CONTAINER/PREFIX`. Each environment has a folder of its name there.
         pub store: String = "local".to_owned(),
-        /// The address of a store that is not the cloud's own: MinIO's, an emulator's.
+        /// The endpoint of a store other than the cloud's own, such as MinIO or an emulator.
         pub endpoint: Option<String> = None,
-        /// The region of the bucket, where the store has regions.
+        /// The region of the bucket, if the store has regions.
         pub region: Option<String> = None,
-        /// Encrypts what is written there: a key of the tool `age`.
+        /// The key that encrypts the state, for the tool `age`.
         pub encryption_key: Option<SecretSource> = None,
     }
 }
 
 words! {
-    /// The part of a site in disaster recovery.
-    pub enum Role {
-        /// Accepts control writes.
-        Primary = "primary",
-        /// Serves, and can be promoted.
-        Secondary = "secondary",
-        /// Waits, and can be promoted.
-        Standby = "standby",
-    }
-}
-
-words! {
-    /// What a site runs.
+    /// A service that a site can run.
     pub enum Service {
         /// The API.
         Api = "api",
         /// The models.
         Models = "models",
-        /// The database that is written.
+        /// The writable database.
         DatabasePrimary = "database-primary",
-        /// A copy of the database that follows.
+        /// A replica of the database.
         DatabaseReplica = "database-replica",
     }
 }
 
-/// The name of the place that holds the witness and the front; no site may have it.
+/// The name of the location of the witness and the global endpoint; no site may have it.
 pub const WITNESS: &str = "witness";
 
 /// See [`Environment::witness_place`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WitnessPlace<'a> {
-    /// Who provides it.
+    /// The provider.
     pub provider: &'a str,
-    /// Where.
+    /// The region.
     pub region: &'a str,
     /// How programs run there.
     pub runtime: &'a str,
-    /// The account, where it is that of the home site.
+    /// The account, if it is that of the home site.
     pub account: Option<&'a str>,
 }
 
-/// One place where the service runs.
+/// A site: one location where the service runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SiteSettings {
     /// Its name.
     #[schemars(schema_with = "label")]
     pub name: SiteName,
-    /// Its part in disaster recovery.
+    /// Its role in disaster recovery.
     #[serde(default = "default_role")]
     pub role: Role,
-    /// Who provides it; `auto` takes what the surroundings show.
+    /// The provider; `auto` detects it.
     #[schemars(schema_with = "label")]
     pub provider: String,
     /// How programs run there.
     #[serde(default = "default_runtime")]
     #[schemars(schema_with = "label")]
     pub runtime: String,
-    /// The provider's region, `local` for a machine of one's own.
+    /// The provider's region, or `local` for your own machine.
     #[serde(default = "default_region")]
     pub region: String,
-    /// The account, subscription, project or host; left out, the one that is signed in.
+    /// The account, subscription, project or host; if unset, the one that is signed in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
-    /// What runs here; left out, everything that the role needs.
+    /// The services of this site; if unset, those that its role needs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<Service>,
-    /// The address to listen on here, when it is not `server.api.host`.
+    /// The listen address of this site; if unset, `server.api.host`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// The port here, when it is not `server.api.port`: local sites share one machine.
+    /// The port of this site; if unset, `server.api.port`. Sites on one machine need different ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<u16>,
-    /// The metrics port here, when it is not `server.monitoring.metrics_port`.
+    /// The metrics port of this site; if unset, `server.monitoring.metrics_port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub metrics_port: Option<u16>,
-    /// How the cluster here is reached, and what runs in it, for `runtime: kubernetes`.
+    /// Access to the cluster and its workloads, for `runtime: kubernetes`.
     #[serde(default, skip_serializing_if = "ClusterAccess::is_empty")]
     pub cluster: ClusterAccess,
-    /// GPU machines here, when they are not those of `gpu`.
+    /// GPU machines of this site; if unset, those of `gpu`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,
-    /// Objects of this site that exist already: read and checked, never changed.
+    /// Existing objects of this site: read and checked, never changed.
     #[serde(default, skip_serializing_if = "Existing::is_empty")]
     pub existing: Existing,
-    /// Tags of this site besides those of the environment.
+    /// Tags of this site, in addition to those of the environment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
 }
@@ -349,10 +334,10 @@ fn default_role() -> Role {
     Role::Primary
 }
 
-/// Programs run as processes of a machine.
-pub(crate) const PROCESS: &str = "process";
-/// Programs run as pods of a cluster.
-const KUBERNETES: &str = "kubernetes";
+/// Programs run as local processes.
+pub(crate) const PROCESS: &str = Runtime::Process.as_str();
+/// Programs run as pods.
+const KUBERNETES: &str = Runtime::Kubernetes.as_str();
 
 fn default_runtime() -> String {
     PROCESS.to_owned()
@@ -363,7 +348,7 @@ fn default_region() -> String {
 }
 
 impl SiteSettings {
-    /// Whether the database that is written lives here, or a copy of it, or none (`None`).
+    /// Whether the writable database is here, or a replica of it, or none (`None`).
     pub fn database(&self) -> Option<Service> {
         let by_role = if self.role == Role::Primary { Service::DatabasePrimary } else { Service::DatabaseReplica };
         if self.services.is_empty() {
@@ -372,7 +357,7 @@ impl SiteSettings {
         self.services.iter().copied().find(|s| matches!(s, Service::DatabasePrimary | Service::DatabaseReplica))
     }
 
-    /// Whether its programs are pods of a cluster.
+    /// Whether its programs run as pods.
     pub fn is_in_cluster(&self) -> bool {
         self.runtime == KUBERNETES
     }
@@ -383,124 +368,7 @@ impl SiteSettings {
     }
 }
 
-/// How the cluster of a site is reached, and what runs in it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ClusterAccess {
-    /// The kubeconfig file; left out, `KUBECONFIG`, else `~/.kube/config`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kubeconfig: Option<String>,
-    /// The context in it; left out, its current one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub context: Option<String>,
-    /// The image of the server: this program, as `bundle create` packs it, in a registry that the cluster reaches.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
-    /// The image of PostgreSQL, where CloudNativePG is to take another than its own of `database.version`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub database_image: Option<String>,
-    /// Where clients reach the service, when that is not `traffic.domain`: what an ingress, a load balancer or a port-forward leads to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub address: Option<String>,
-    /// Whether the cluster's load balancer leads to that address, and not something of the operator's.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub load_balancer: bool,
-    /// Whether it is an OpenShift, which gives a namespace users of its own and takes pods of no other; a Route says so too.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub openshift: bool,
-    /// What leads clients of `traffic.domain` to the service, instead of a load balancer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ingress: Option<ClusterIngress>,
-    /// A job that works on what the service stored, again and again; left out, there is none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub analytics: Option<Analytics>,
-    /// The file with the settings of SAML, as python3-saml reads them, for whoever signs people in before the service.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub saml: Option<String>,
-    /// Where pods find their models.
-    #[serde(skip_serializing_if = "ClusterModels::is_usual")]
-    pub models: ClusterModels,
-    /// The labels of the nodes that the servers and their jobs may run on; left out, every node.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub node_selector: BTreeMap<String, String>,
-    /// The taints of nodes that the servers and their jobs bear.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tolerations: Vec<Toleration>,
-    /// The RuntimeClass of the servers' pods.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub runtime_class: Option<String>,
-    /// The PriorityClass of the servers' pods.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub priority_class: Option<String>,
-}
-
-/// What leads clients from outside of a cluster to the service.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ClusterIngress {
-    /// How.
-    pub kind: IngressKind,
-    /// The class of an ingress-nginx controller, such as `nginx`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub class: Option<String>,
-    /// The ClusterIssuer of cert-manager that signs the certificate which clients see.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub issuer: Option<String>,
-    /// The Secret with that certificate, when it exists already.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls_secret: Option<String>,
-    /// The Gateway that clients come by, as `NAMESPACE/NAME`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gateway: Option<String>,
-    /// The one of its listeners that is meant; left out, each that takes `traffic.domain`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub section: Option<String>,
-    /// The port of that listener, where clients come by another one than 443.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-}
-
-/// Which object leads clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum IngressKind {
-    /// An Ingress for ingress-nginx, which ends their TLS and speaks TLS with the pods.
-    #[default]
-    Ingress,
-    /// A Route of OpenShift, which passes TLS through. Its pods run as the user that OpenShift gives them.
-    Route,
-    /// An HTTPRoute of the Gateway API: the Gateway ends their TLS, and speaks TLS with the pods, whose authority it knows.
-    Gateway,
-}
-
-impl ClusterAccess {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// The host of the address, if it has one.
-    pub fn host(&self) -> Option<String> {
-        let rest = self.address.as_deref()?.strip_prefix("https://")?;
-        let authority = rest.split('/').next()?;
-        let host = match authority.strip_prefix('[') {
-            Some(v6) => v6.split(']').next()?,
-            None => authority.split(':').next()?,
-        };
-        (!host.is_empty()).then(|| host.to_owned())
-    }
-
-    /// The port of the address, if there is one.
-    pub fn port(&self) -> Option<u16> {
-        let host = self.host()?;
-        let rest = self.address.as_deref()?.strip_prefix("https://")?.trim_start_matches('[');
-        match rest.strip_prefix(host.as_str())?.trim_start_matches(']').trim_end_matches('/').strip_prefix(':') {
-            Some(port) => port.parse().ok().filter(|port| *port > 0),
-            None => Some(443),
-        }
-    }
-}
-
-/// Objects that exist already, by component: ids as the provider writes them.
+/// Existing objects by component: ids in the provider's format.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs)] // each field is the component of its name
@@ -538,17 +406,17 @@ impl Existing {
 }
 
 words! {
-    /// What a model is for.
+    /// The role of a model.
     pub enum ModelRole {
-        /// It answers when a request names no model.
+        /// It serves requests without a model name.
         Default = "default",
-        /// It makes embeddings.
+        /// It creates embeddings.
         Embeddings = "embeddings",
     }
 }
 
 words! {
-    /// How weights are held.
+    /// The number format of weights in memory.
     pub enum Quantize {
         /// 32-bit floats.
         F32 = "f32",
@@ -569,26 +437,26 @@ pub struct ModelSettings {
     /// `bundled`, `file:…`, `https:…`, `hf:ORG/NAME@REVISION`, an object store's URL, or a name of the catalogue (the default: its own name).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// What it is for.
+    /// Its role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<ModelRole>,
-    /// How the weights are held; left out, as the file has them.
+    /// The number format of weights; if unset, that of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantize>,
-    /// The longest prompt plus answer in tokens; left out, what the model allows.
+    /// The context length in tokens, prompt and answer together; if unset, the model's maximum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 1_048_576))]
     pub context: Option<u32>,
-    /// Loaded before the server says that it is ready.
+    /// Whether it is loaded before the server is ready.
     #[serde(default)]
     pub preload: bool,
-    /// The digest that the files must have, `sha256:…`.
+    /// The expected digest of its files, `sha256:…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
 }
 
 impl ModelSettings {
-    /// Where it comes from: the source, or its own name to be looked up in the catalogue.
+    /// Its source: `source`, or its own name in the catalogue.
     pub fn source(&self) -> &str {
         self.source.as_deref().unwrap_or(&self.name)
     }
@@ -598,7 +466,7 @@ fn environment_name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "format": "textnlp-environment-name"})
 }
 
-/// The form of site, provider and runtime names.
+/// The format of site, provider and runtime names.
 pub(crate) fn label(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "format": "textnlp-label"})
 }

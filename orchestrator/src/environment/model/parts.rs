@@ -2,144 +2,110 @@
 
 use std::collections::BTreeMap;
 
-use super::{Address, Bytes, SecretSource, Span, section, words};
+use super::{
+    Bytes, CacheKind, DatabaseKind, GpuSize, Hosting, SecretSource, Span, Spot, TlsMode, UrlSource, section, words,
+};
 
 words! {
-    /// What stores keys, quotas and usage.
-    pub enum DatabaseKind {
-        /// A file beside the server.
-        Sqlite = "sqlite",
-        /// A PostgreSQL server.
-        Postgres = "postgres",
-    }
-}
-
-words! {
-    /// Who runs a database or a cache.
-    pub enum Hosting {
-        /// The cloud's own service.
-        Managed = "managed",
-        /// We do, in the cluster.
-        Cluster = "cluster",
-        /// Somebody else; we are told the address.
-        External = "external",
+    /// What a failed check does.
+    pub enum Enforcement {
+        /// It is reported as a warning.
+        Warn = "warn",
+        /// The command fails, or the gate stays shut.
+        Block = "block",
     }
 }
 
 section! {
-    /// Keys, quotas, usage.
+    /// The database of keys, quotas and usage.
     pub struct DatabaseSettings {
-        /// What it is.
+        /// The kind of cache.
         pub kind: DatabaseKind = DatabaseKind::Sqlite,
-        /// Who runs it; for PostgreSQL.
+        /// The hosting of a PostgreSQL.
         pub hosting: Option<Hosting> = None,
-        /// The address of an external one, or `host`, `port`, `name`, `user` and `password`.
-        pub url: Option<Address> = None,
-        /// The host of an external one.
+        /// The URL of an external database, in place of `host`, `port`, `name`, `user` and `password`.
+        pub url: Option<UrlSource> = None,
+        /// The host of an external cache.
         pub host: Option<String> = None,
-        /// Its port.
+        /// The port.
         #[schemars(range(min = 1, max = 65535))]
         pub port: Option<u16> = None,
-        /// The name of the database in it.
+        /// The database name.
         pub name: String = "textnlp".to_owned(),
-        /// Who we are there.
+        /// The user name.
         pub user: Option<String> = None,
         /// The password.
         pub password: Option<SecretSource> = None,
-        /// The server's version, for one that we make.
+        /// The PostgreSQL version, for a database that `up` creates.
         #[schemars(range(min = 15))]
         pub version: u32 = 15,
-        /// Copies that follow the primary within one site.
+        /// Replicas of the primary within one site.
         #[schemars(range(max = 15))]
         pub replicas: u32 = 0,
-        /// Disk of one that we make.
+        /// The disk size of a database that `up` creates.
         pub size: Bytes = Bytes(100 << 30),
-        /// Connections that are kept.
+        /// Connections in the pool.
         #[schemars(range(min = 1, max = 1000))]
         pub pool_size: u32 = 20,
-        /// Connections beyond them for a while.
+        /// Additional connections under load.
         #[schemars(range(max = 1000))]
         pub max_overflow: u32 = 40,
-        /// One that exists already, by its id.
+        /// An existing monitoring system, by its id.
         pub existing: Option<String> = None,
-    }
-}
-
-words! {
-    /// What replicas share.
-    pub enum CacheKind {
-        /// The server's own memory.
-        Memory = "memory",
-        /// A Redis server.
-        Redis = "redis",
     }
 }
 
 section! {
     /// The cache that replicas share.
     pub struct CacheSettings {
-        /// What it is.
-        pub kind: CacheKind = CacheKind::Memory,
-        /// Who runs it; for Redis.
+        /// The kind of cache.
+        pub kind: CacheKind = CacheKind::None,
+        /// The hosting of a Redis.
         pub hosting: Option<Hosting> = None,
-        /// The address of an external one, or `host`, `port` and `db`.
-        pub url: Option<Address> = None,
-        /// The host of an external one.
+        /// The URL of an external cache, in place of `host`, `port` and `db`.
+        pub url: Option<UrlSource> = None,
+        /// The host of an external cache.
         pub host: Option<String> = None,
-        /// Its port.
+        /// The port.
         #[schemars(range(min = 1, max = 65535))]
         pub port: Option<u16> = None,
-        /// The number of the database in it.
+        /// The database number.
         #[schemars(range(max = 15))]
         pub db: u32 = 0,
-        /// Connections at most.
+        /// The maximum number of connections.
         #[schemars(range(min = 1, max = 10_000))]
         pub max_connections: u32 = 100,
-        /// Memory at most, for the one in the server.
+        /// The memory limit.
         pub max_size: Bytes = Bytes(64 << 20),
-        /// One that exists already, by its id.
+        /// An existing monitoring system, by its id.
         pub existing: Option<String> = None,
     }
 }
 
-words! {
-    /// Who signs our certificate.
-    pub enum TlsMode {
-        /// Plain HTTP; only in development.
-        Off = "off",
-        /// A certificate authority of our own.
-        LocalCa = "local-ca",
-        /// A public authority by the ACME protocol.
-        Acme = "acme",
-        /// A certificate that exists already.
-        Existing = "existing",
-    }
-}
-
 section! {
-    /// How clients trust us.
+    /// TLS between clients and the service.
     pub struct Tls {
-        /// Who signs.
+        /// The source of certificates.
         pub mode: TlsMode = TlsMode::LocalCa,
-        /// DNS names and addresses besides those that we know ourselves.
+        /// DNS names and addresses of the certificate, in addition to those of the environment.
         pub names: Vec<String> = Vec::new(),
         /// Days of validity.
         #[schemars(range(min = 1, max = 825))]
         pub days: u32 = 90,
-        /// Whom the public authority may write to.
+        /// The contact address for the public certificate authority; only with `mode: acme`.
         pub email: Option<String> = None,
-        /// One that exists already: its id at the provider, or the whole path of its file with the key beside it, ending in `.key`.
+        /// An existing certificate: its id at the provider, or the absolute path of its file, with the key next to it, ending in `.key`.
         pub existing: Option<String> = None,
     }
 }
 
 section! {
-    /// How many replicas.
+    /// The number of replicas and autoscaling.
     pub struct Scaling {
-        /// At least.
+        /// The minimum number of replicas.
         #[schemars(range(min = 1, max = 1000))]
         pub min: u32 = 1,
-        /// At most; left out, always `min`.
+        /// The maximum number of replicas; if unset, always `min`.
         #[schemars(range(min = 1, max = 1000))]
         pub max: Option<u32> = None,
         /// Add a replica above this share of CPU, in percent.
@@ -148,68 +114,40 @@ section! {
         /// Add a replica above this share of memory, in percent.
         #[schemars(range(min = 1, max = 100))]
         pub memory: Option<u32> = None,
-        /// Add a replica above this many requests per second and replica.
+        /// Add a replica above this number of requests per second and replica.
         #[schemars(range(min = 1, max = 1_000_000))]
         pub requests_per_second: Option<u32> = None,
-        /// Whether the cluster's autoscaler is told `requests_per_second` by an adapter of ours; else somebody else's has to be there.
+        /// Whether the built-in metrics adapter gives `requests_per_second` to the cluster's autoscaler; if not, the cluster needs another adapter.
         pub adapter: bool = false,
-    }
-}
-
-words! {
-    /// The class of a GPU machine; each provider maps it to a machine type.
-    pub enum GpuSize {
-        /// No GPU.
-        None = "none",
-        /// One small GPU.
-        Small = "small",
-        /// One small GPU, more CPU.
-        Medium = "medium",
-        /// One large GPU.
-        Large = "large",
-        /// Eight large GPUs.
-        Xlarge = "xlarge",
-    }
-}
-
-words! {
-    /// Whether cheaper capacity that can be taken back is used.
-    pub enum Spot {
-        /// Never.
-        Never = "never",
-        /// When there is some.
-        Prefer = "prefer",
-        /// Nothing else.
-        Only = "only",
     }
 }
 
 section! {
     /// GPU machines.
     pub struct Gpu {
-        /// Their class.
+        /// Their size class.
         pub size: GpuSize = GpuSize::None,
-        /// How many.
+        /// The number of machines.
         #[schemars(range(min = 1, max = 1000))]
         pub count: u32 = 1,
-        /// Whether cheaper capacity that can be taken back is used.
+        /// Whether cheaper spot capacity is used, which the provider can reclaim.
         pub spot: Spot = Spot::Never,
     }
 }
 
 section! {
-    /// What runs the programs.
+    /// The cluster that runs the programs.
     pub struct ClusterSettings {
-        /// One that exists already, by its id.
+        /// An existing monitoring system, by its id.
         pub existing: Option<String> = None,
         /// Its version; left out, the provider's default.
         pub version: Option<String> = None,
-        /// The namespace that is ours in it.
+        /// The namespace of the deployment.
         pub namespace: String = "textnlp".to_owned(),
-        /// Machines at least.
+        /// The minimum number of nodes.
         #[schemars(range(min = 1, max = 1000))]
         pub min_nodes: u32 = 1,
-        /// Machines at most; left out, always `min_nodes`.
+        /// The maximum number of nodes; if unset, always `min_nodes`.
         #[schemars(range(min = 1, max = 1000))]
         pub max_nodes: Option<u32> = None,
         /// Whether pods run under the restricted security profile.
@@ -218,139 +156,146 @@ section! {
 }
 
 section! {
-    /// Where everything lives.
+    /// The network of the deployment.
     pub struct NetworkSettings {
-        /// The address range, where the provider has one.
+        /// The address range, if the provider has one.
         pub cidr: Option<String> = None,
-        /// One that exists already, by its id.
+        /// An existing monitoring system, by its id.
         pub existing: Option<String> = None,
-        /// Subnets that exist already, by their ids.
+        /// Existing subnets, by their ids.
         pub subnets: Vec<String> = Vec::new(),
-        /// Ports that the firewall lets in besides the API's.
+        /// Ports that the firewall opens in addition to the API's.
         pub open_ports: Vec<u16> = Vec::new(),
-        /// Whether a web application firewall stands before the API.
+        /// Whether a web application firewall protects the API.
         pub waf: bool = false,
-        /// Whether pods may only talk to whom they need.
+        /// Whether network policies limit the connections of pods.
         pub policies: bool = false,
-        /// How programs reach the outside.
+        /// The proxy for outgoing connections.
         pub proxy: Proxy = Proxy::default(),
-        /// A file with certificate authorities that are trusted besides the public ones.
+        /// A file with trusted certificate authorities, in addition to the public ones.
         pub private_ca: Option<String> = None,
     }
 }
 
 section! {
-    /// How programs reach the outside.
+    /// The proxy for outgoing connections.
     pub struct Proxy {
-        /// For plain HTTP.
-        pub http: Option<Address> = None,
-        /// For HTTPS.
-        pub https: Option<Address> = None,
-        /// Hosts that are reached without it.
+        /// The proxy for HTTP.
+        pub http: Option<UrlSource> = None,
+        /// The proxy for HTTPS.
+        pub https: Option<UrlSource> = None,
+        /// Hosts that are reached without a proxy.
         pub no_proxy: Vec<String> = Vec::new(),
     }
 }
 
 section! {
-    /// Where models and files are.
+    /// Storage of models and files.
     pub struct Storage {
-        /// Space for downloaded models.
+        /// The disk space for downloaded models.
         pub model_cache: Bytes = Bytes(50_000_000_000),
-        /// A folder of one's own for models; left out, the site's.
+        /// Your own folder for models; if unset, the site's.
         pub model_folder: Option<String> = None,
-        /// A bucket that exists already.
+        /// An existing bucket.
         pub existing: Option<String> = None,
-        /// When files that nobody reads move to a cheaper class.
+        /// The age at which unused files move to a cheaper storage class.
         pub archive_after: Option<Span> = None,
-        /// A key of one's own that encrypts them, by its id.
+        /// Your own encryption key, by its id.
         pub existing_key: Option<String> = None,
     }
 }
 
 section! {
-    /// Where images come from.
+    /// The registry of images.
     pub struct RegistrySettings {
-        /// Its address; left out, the images are carried along.
+        /// Its address; if unset, the images in the bundle are used.
         pub url: Option<String> = None,
-        /// One that exists already, by its id.
+        /// An existing monitoring system, by its id.
         pub existing: Option<String> = None,
-        /// The password for it.
+        /// The password of the registry.
         pub password: Option<SecretSource> = None,
     }
 }
 
 section! {
-    /// Who watches.
+    /// Monitoring and alerts.
     pub struct MonitoringSettings {
         /// Whether Prometheus, Grafana, dashboards and alerts are installed.
         pub stack: bool = false,
-        /// How long measurements are kept.
+        /// The retention of metrics.
         pub retention: Span = Span::seconds(15 * 86_400),
-        /// One that exists already, by its id.
+        /// An existing monitoring system, by its id.
         pub existing: Option<String> = None,
-        /// Who is told, by name of the receiver.
-        pub receivers: BTreeMap<String, Address> = BTreeMap::new(),
-        /// When somebody is told.
+        /// Alert receivers, by name.
+        pub receivers: BTreeMap<String, UrlSource> = BTreeMap::new(),
+        /// Alert thresholds.
         pub alerts: Alerts = Alerts::default(),
     }
 }
 
 section! {
-    /// When somebody is told.
+    /// Alert thresholds.
     pub struct Alerts {
-        /// p95 above this for five minutes.
+        /// Alert if p95 latency is above this for `latency_for`.
         pub latency: Span = Span::seconds(1),
-        /// Share of errors above this for ten minutes.
+        /// The time that p95 latency must be above `latency`.
+        pub latency_for: Span = Span::seconds(300),
+        /// Alert if the error rate is above this for `error_rate_for`.
         #[schemars(range(min = 0.0, max = 1.0))]
         pub error_rate: f64 = 0.05,
-        /// Memory above this share in percent for a quarter of an hour.
+        /// The time that the error rate must be above `error_rate`.
+        pub error_rate_for: Span = Span::seconds(600),
+        /// Alert if memory usage is above this percentage for 15 minutes.
         #[schemars(range(min = 1, max = 100))]
         pub memory: u32 = 80,
-        /// Disk above this share in percent.
+        /// Alert if disk usage is above this percentage.
         #[schemars(range(min = 1, max = 100))]
         pub disk: u32 = 90,
-        /// More restarts than this within an hour.
+        /// Alert after more restarts than this within an hour.
         #[schemars(range(min = 1))]
         pub restarts: u32 = 5,
     }
 }
 
 section! {
-    /// Corporate rules of the account that we work in.
+    /// Rules of the cloud account, such as mandatory tags.
     pub struct Account {
-        /// The boundary that every role of ours must carry, by its id.
+        /// The permissions boundary of every role that this program creates, by its id.
         pub permission_boundary: Option<String> = None,
-        /// A role that exists already and that we take on, by its id.
+        /// An existing role to assume, by its id.
         pub existing_role: Option<String> = None,
-        /// Tags that the account demands; `tags` must have them.
+        /// Tags that the account requires; `tags` must have them.
         pub mandatory_tags: Vec<String> = Vec::new(),
     }
 }
 
 section! {
-    /// What must be there before the first `up`.
+    /// Requirements that are checked before the first `up`.
     pub struct Prerequisites {
-        /// Keys of services outside, by the name of the service.
+        /// Keys of external services, by the name of the service.
         pub external_keys: BTreeMap<String, SecretSource> = BTreeMap::new(),
-        /// Where the source of this environment is kept.
+        /// The repository of this environment; the preflight then requires `git` on this machine.
         pub git: Option<String> = None,
-        /// Who is responsible: `devops`, `security`, `database`, `network`.
+        /// On-call contacts: `devops`, `security`, `database`, `network`.
         pub people: BTreeMap<String, String> = BTreeMap::new(),
-        /// Goes on with a warning on a machine below the minimum of the phase, which is refused from pilot on.
+        /// What preflight does on a machine below the minimum hardware of the phase. If unset: `block` from phase pilot on; `warn` in
+        /// earlier phases and in phase air-gapped.
+        pub minimum: Option<Enforcement> = None,
+        /// The old form of `minimum: warn`.
         pub allow_below_minimum: bool = false,
     }
 }
 
 section! {
-    /// What it may cost.
+    /// The cost budget.
     pub struct Budget {
-        /// The most per month; a plan above it is refused.
+        /// The maximum cost per month; `up` is refused if the known cost is above it. Resources with unknown prices cause a warning.
         #[schemars(range(min = 0.0))]
         pub monthly: Option<f64> = None,
-        /// In which currency.
+        /// The currency.
         #[schemars(length(min = 3, max = 3))]
         pub currency: String = "USD".to_owned(),
-        /// The share of it from which a plan warns.
+        /// The share of `monthly` from which a plan warns.
         #[schemars(range(min = 0.0, max = 1.0))]
         pub warn_at: f64 = 0.8,
     }

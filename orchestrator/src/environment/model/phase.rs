@@ -7,7 +7,7 @@ use textnlp_provider::Minimum;
 use super::words;
 
 words! {
-    /// A degree of maturity.
+    /// A phase of maturity.
     pub enum Phase {
         /// Local processes, debug logs.
         Development = "development",
@@ -19,9 +19,9 @@ words! {
         ScaleUp = "scale-up",
         /// Tenants, single sign-on, analytics, custom models.
         Enterprise = "enterprise",
-        /// Several places, drills.
+        /// Several sites, drills.
         MultiRegion = "multi-region",
-        /// No route to the outside.
+        /// No external network.
         AirGapped = "air-gapped",
         /// Faster and cheaper.
         Optimized = "optimized",
@@ -41,17 +41,32 @@ impl Phase {
         Phase::Optimized,
     ];
 
-    /// Whether people outside rely on it.
+    /// Whether production users rely on it.
     pub fn is_production(self) -> bool {
         self >= Phase::Pilot
     }
 
-    /// The smallest machine: it warns up to staging and blocks from pilot on.
-    pub fn minimum(self) -> Minimum {
-        if self.is_production() { Minimum::PRODUCTION } else { Minimum::DEVELOPMENT }
+    /// Whether this version measures the gate of the phase. The others need availability over days, which is not recorded.
+    pub fn has_gate(self) -> bool {
+        !matches!(self, Phase::Pilot | Phase::Enterprise | Phase::Optimized)
     }
 
-    /// What this phase puts in place of the general defaults.
+    /// The availability target of the phase's gate, if the environment sets none.
+    pub(crate) fn availability(self) -> f64 {
+        if self == Phase::Optimized { 0.9999 } else { super::Gates::default().availability }
+    }
+
+    /// The minimum hardware. A smaller machine is a warning up to staging and blocks from pilot on; in phase air-gapped it is a warning,
+    /// because the operator rarely chooses the machine in an isolated network.
+    pub fn minimum(self) -> Minimum {
+        match self {
+            Phase::Development | Phase::Staging => Minimum::DEVELOPMENT,
+            Phase::AirGapped => Minimum { blocks: false, ..Minimum::PRODUCTION },
+            _ => Minimum::PRODUCTION,
+        }
+    }
+
+    /// The defaults of this phase, over the general ones.
     pub(crate) fn defaults(self) -> Value {
         match self {
             Phase::Development => json!({
@@ -67,7 +82,7 @@ impl Phase {
                 "data": "protected",
                 "backup": {"enabled": true},
                 "server": {"api": {"docs": false}, "monitoring": {"log_level": "WARNING"}},
-                "gates": {"p95_ms": 200, "availability": 0.9999},
+                "gates": {"p95_ms": 200, "availability": self.availability()},
             }),
             _ => json!({
                 "data": "protected",

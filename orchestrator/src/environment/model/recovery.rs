@@ -3,67 +3,57 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Bytes, SecretSource, Span, section, words};
+use super::{Bytes, DatabaseCopy, Enforcement, Failover, SecretSource, Span, Strategy, TrafficMode, section, words};
 
 section! {
-    /// Copies that survive us.
+    /// Backups.
     pub struct Backup {
-        /// Whether copies are made.
+        /// Whether backups are taken.
         pub enabled: bool = false,
-        /// How often.
+        /// The interval.
         pub every: Span = Span::seconds(86_400),
-        /// How long they are kept.
+        /// The retention of backups.
         pub keep: Span = Span::seconds(30 * 86_400),
-        /// Where: a folder or an object store's URL; left out, beside the state.
+        /// The destination: a folder or an object store's URL; if unset, a folder next to the state.
         pub destination: Option<String> = None,
-        /// Whether each copy is proven by restoring it.
+        /// Whether each backup is verified by a restore.
         pub verify: bool = true,
-        /// Public keys (`age1…`) that open each copy, besides the environment's own: those of whoever restores after a fire.
+        /// Public keys (`age1…`) that can decrypt each backup, in addition to the environment's own, such as an offline recovery key.
         pub recipients: Vec<String> = Vec::new(),
-        /// The disk that copies lie on, where one is made for them, as in a cluster; left out, as much as the database's.
+        /// The size of the volume for backups, where one is created, as in a cluster; if unset, the size of the database.
         pub size: Option<Bytes> = None,
-        /// How far the archived log of a PostgreSQL of our own may be behind: it can be restored to any moment up to then. Left out, no
+        /// The maximum lag of the log archive of a built-in PostgreSQL, for point-in-time recovery. If unset, no
         /// log is archived.
         pub point_in_time: Option<Span> = None,
     }
 }
 
-words! {
-    /// How traffic finds a site.
-    pub enum TrafficMode {
-        /// Through our gateways.
-        Gateway = "gateway",
-        /// By DNS answers.
-        Dns = "dns",
-    }
-}
-
 section! {
-    /// Which site gets how much.
+    /// Traffic between clients and sites.
     pub struct TrafficSettings {
-        /// How traffic finds a site.
+        /// How clients are routed to a site.
         pub mode: TrafficMode = TrafficMode::Gateway,
-        /// The port of what clients of several sites talk to, where it is a gateway of ours.
+        /// The port of the built-in global endpoint.
         #[schemars(range(min = 1, max = 65535))]
         pub port: u16 = 8440,
-        /// The port of its metrics.
+        /// The metrics port of the global endpoint.
         #[schemars(range(min = 1, max = 65535))]
         pub metrics_port: u16 = 9080,
-        /// The name that clients use.
+        /// The domain that clients use.
         pub domain: Option<String> = None,
-        /// A DNS zone that exists already, by its id.
+        /// An existing DNS zone, by its id.
         pub existing: Option<String> = None,
-        /// Shares by site; a standby has 0 until failover.
+        /// Traffic weights by site; a standby has 0 until a failover.
         pub weights: BTreeMap<String, u32> = BTreeMap::new(),
-        /// What is asked to see whether a site is well.
+        /// The path of external health checks; only `/health` is supported.
         pub health_path: String = "/health".to_owned(),
-        /// How long resolvers may keep an answer.
+        /// The TTL of DNS records.
         pub ttl: Span = Span::seconds(60),
     }
 }
 
 words! {
-    /// What signs updates of a zone.
+    /// The algorithm that signs DNS updates.
     pub enum DnsAlgorithm {
         /// HMAC with SHA-256.
         Sha256 = "hmac-sha256",
@@ -72,35 +62,35 @@ words! {
     }
 }
 
-/// A zone in which the addresses of `traffic.domain` follow the sites that may have traffic, by signed updates (RFC 2136).
+/// A DNS zone in which the records of `traffic.domain` follow the sites with traffic, by signed updates (RFC 2136).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dns {
-    /// The zone's primary name server, by its address, with or without a port: moving DNS needs no DNS.
+    /// The IP address of the zone's primary name server, with an optional port. It is no DNS name, because updates must not depend on DNS.
     pub server: String,
-    /// The zone.
+    /// The name of the zone.
     pub zone: String,
-    /// What signs; the name server has it too.
+    /// The TSIG key, which the name server has too.
     pub key: DnsKey,
-    /// Where clients reach each site, by site.
+    /// The addresses that clients use, by site.
     pub addresses: BTreeMap<String, Vec<String>>,
 }
 
-/// A key of a name server (TSIG).
+/// A TSIG key of a name server.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DnsKey {
-    /// What the name server calls it.
+    /// Its name at the name server.
     pub name: String,
-    /// What it signs with.
+    /// The algorithm.
     #[serde(default = "DnsKey::usual")]
     pub algorithm: DnsAlgorithm,
-    /// Where its secret is kept, in base64.
+    /// A reference to its secret, in base64.
     pub secret: SecretSource,
 }
 
 impl Dns {
-    /// The name server's address, with the port that name servers have where none is written.
+    /// The name server's address, with the default DNS port if none is set.
     pub fn server_address(&self) -> Option<SocketAddr> {
         let alone = || self.server.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, 53));
         self.server.parse().ok().or_else(alone).filter(|address: &SocketAddr| address.port() != 0)
@@ -114,7 +104,7 @@ impl DnsKey {
 }
 
 section! {
-    /// What is kept equal between sites.
+    /// Replication between sites.
     pub struct Replication {
         /// The database.
         pub database: DatabaseReplication = DatabaseReplication::default(),
@@ -125,163 +115,129 @@ section! {
     }
 }
 
-words! {
-    /// How a database is copied.
-    pub enum DatabaseCopy {
-        /// Not at all.
-        None = "none",
-        /// Every change as it happens.
-        Streaming = "streaming",
-    }
-}
-
 section! {
-    /// Copying the database.
+    /// Replication of the database.
     pub struct DatabaseReplication {
-        /// How.
+        /// The strategy.
         pub mode: DatabaseCopy = DatabaseCopy::None,
-        /// The lag that is worth an alert.
+        /// The lag that causes an alert.
         pub max_lag: Span = Span::seconds(5),
     }
 }
 
 section! {
-    /// Copying models.
+    /// Replication of models.
     pub struct ModelReplication {
-        /// How often.
+        /// The interval.
         pub every: Span = Span::seconds(900),
-        /// Whether they are compressed on the way.
+        /// Whether models are compressed in transit.
         pub compress: bool = true,
     }
 }
 
 section! {
-    /// Copying configuration.
+    /// Replication of the configuration.
     pub struct ConfigurationReplication {
-        /// How often.
+        /// The interval.
         pub every: Span = Span::seconds(300),
     }
 }
 
 words! {
-    /// Who decides about a failover or a failback.
-    pub enum Failover {
-        /// There is no second site.
-        None = "none",
-        /// A person.
-        Manual = "manual",
-        /// The watch, with the witness's grant.
-        Automatic = "automatic",
-    }
-}
-
-words! {
-    /// On what a drill is done.
+    /// The target of a drill.
     pub enum DrillTarget {
-        /// On copies.
+        /// A clone of the service.
         Clone = "clone",
-        /// On the running service.
+        /// The running service.
         Live = "live",
     }
 }
 
 section! {
-    /// What happens when a site is lost.
+    /// Disaster recovery after a site failure.
     pub struct Dr {
-        /// Who decides about failover.
+        /// Whether failover is automatic or manual.
         pub mode: Failover = Failover::None,
-        /// A place outside every site that grants promotions.
+        /// A location outside every site that grants promotions.
         pub witness: Option<Witness> = None,
-        /// Data that may be lost, as time.
+        /// The recovery point objective: the acceptable data loss, as time.
         pub rpo: Span = Span::seconds(300),
-        /// How long until the service answers again.
+        /// The recovery time objective: the time until the service answers again.
         pub rto: Span = Span::seconds(900),
-        /// Who decides about failback.
+        /// Whether failback is automatic or manual.
         pub failback: Failover = Failover::Manual,
-        /// On what a drill is done.
+        /// The target of a drill.
         pub drill: DrillTarget = DrillTarget::Clone,
-        /// How often each site is looked at.
+        /// The poll interval of each site.
         pub watch_every: Span = Span::seconds(1),
-        /// Looks in a row that must fail before a site counts as lost.
+        /// Consecutive failed polls after which a site counts as failed.
         #[schemars(range(min = 1, max = 100))]
         pub lost_after: u32 = 3,
-        /// Whether secondary and standby sites run before they are needed.
+        /// Whether secondary and standby sites run all the time.
         pub warm: bool = true,
     }
 }
 
-/// A place outside every site that grants promotions.
+/// A location outside every site that grants promotions.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Witness {
-    /// Who provides it.
+    /// The provider.
     #[schemars(schema_with = "super::label")]
     pub provider: String,
-    /// Where.
+    /// The region.
     pub region: String,
-}
-
-words! {
-    /// How a new release replaces the old one.
-    pub enum Strategy {
-        /// One replica after the other.
-        Rolling = "rolling",
-        /// A second set beside the first, then all traffic at once.
-        BlueGreen = "blue-green",
-        /// A share of the traffic first.
-        Canary = "canary",
-    }
 }
 
 section! {
     /// How a new release replaces the old one.
     pub struct Rollout {
-        /// How.
+        /// The strategy.
         pub strategy: Strategy = Strategy::Rolling,
-        /// The first share of the traffic, in percent, for canary.
+        /// The first traffic weight of a canary, in percent.
         #[schemars(range(min = 1, max = 99))]
         pub first_share: u32 = 10,
-        /// How long the new release must be well before the old one goes.
+        /// The time that the new release must be healthy before the old one is removed.
         pub bake: Span = Span::seconds(600),
-        /// After this long without an end it reverts.
+        /// The deadline after which an unfinished rollout is reverted.
         pub deadline: Span = Span::seconds(3600),
-        /// Who is asked `queries`.
+        /// The Prometheus that evaluates `queries`.
         pub prometheus: Option<Prometheus> = None,
-        /// What has to be well too, as it is seen from outside of the pods.
+        /// Additional metrics that must be healthy, measured outside the pods.
         pub queries: Vec<Query> = Vec::new(),
     }
 }
 
-/// A Prometheus, or what answers like one.
+/// A Prometheus, or a compatible server.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prometheus {
-    /// Where it is reached from inside the cluster: what stands before `/api/v1/query`.
+    /// Its address inside the cluster, without `/api/v1/query`.
     pub url: String,
-    /// The authority that it is trusted by, a file in PEM form; left out, those that everybody trusts.
+    /// The certificate authority to trust, as a PEM file; if unset, the public ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
-    /// Where the token is kept that it asks for.
+    /// A reference to its bearer token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<SecretSource>,
 }
 
-/// A question to a Prometheus, and which answers are well.
+/// A query to a Prometheus with its healthy range.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
-    /// What it is called in what is said.
+    /// Its name in messages.
     pub name: String,
-    /// The question, in PromQL, whose answer is one number; `{{namespace}}`, `{{new}}` and `{{old}}` stand for the namespace and for what
-    /// the label `pod-template-hash` is on pods of the new and of the old release.
+    /// The query, in PromQL, with one number as its result; `{{namespace}}`, `{{new}}` and `{{old}}` are replaced by the namespace and by
+    /// the label `pod-template-hash` of pods of the new and of the old release.
     pub query: String,
-    /// Nothing above it is well.
+    /// The highest healthy value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_most: Option<f64>,
-    /// Nothing below it is well.
+    /// The lowest healthy value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_least: Option<f64>,
-    /// So many answers in a row, ten seconds from one to the next, say that it is well, or that it is not.
+    /// Consecutive results, ten seconds apart, that decide whether it is healthy.
     #[serde(default = "Query::usual", rename = "for")]
     #[schemars(range(min = 1, max = 60))]
     pub samples: u32,
@@ -294,39 +250,43 @@ impl Query {
 }
 
 section! {
-    /// What the gate of this phase demands.
+    /// The targets of the gate of this phase.
     pub struct Gates {
         /// p95 of the whole answer, in milliseconds.
         #[schemars(range(min = 1, max = 600_000))]
         pub p95_ms: u32 = 500,
-        /// The largest share of failed requests.
+        /// The highest error rate.
         #[schemars(range(min = 0.0, max = 1.0))]
         pub error_rate: f64 = 0.01,
-        /// Users at the same time.
+        /// Concurrent users.
         #[schemars(range(min = 1, max = 100_000))]
         pub users: u32 = 100,
-        /// New users per second until all are there.
+        /// New users per second during the ramp.
         #[schemars(range(min = 1, max = 10_000))]
         pub ramp: u32 = 10,
-        /// The shortest time that a user thinks between requests.
+        /// The shortest think time of a user between requests.
         pub think_min: Span = Span::seconds(1),
-        /// The longest.
+        /// The longest think time.
         pub think_max: Span = Span::seconds(3),
-        /// How long all users stay after the ramp.
+        /// The time at full load after the ramp.
         pub hold: Span = Span::seconds(30),
-        /// The fewest tokens that a request asks for.
+        /// The lowest number of tokens of a request.
         #[schemars(range(min = 1, max = 4096))]
         pub tokens_min: u32 = 50,
-        /// The most.
+        /// The highest number of tokens of a request.
         #[schemars(range(min = 1, max = 4096))]
         pub tokens_max: u32 = 100,
-        /// The share of time that the service must be there, from pilot on.
+        /// The availability target. No gate measures it yet: a value other than the phase's is refused.
         #[schemars(range(min = 0.0, max = 1.0))]
         pub availability: f64 = 0.999,
         /// Sessions that must be open at once, from scale-up on.
         #[schemars(range(min = 1, max = 1_000_000))]
         pub sessions: u32 = 10_000,
-        /// How soon there must be more pods under load, from scale-up on.
+        /// The time limit for additional pods under load, from scale-up on.
         pub scaling: Span = Span::seconds(120),
+        /// What missing or outdated security advisories do.
+        pub advisories: Enforcement = Enforcement::Warn,
+        /// The maximum age of advisories.
+        pub advisories_max_age: Span = Span::seconds(90 * 86_400),
     }
 }

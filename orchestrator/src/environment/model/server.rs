@@ -7,11 +7,13 @@ section! {
     pub struct Server {
         /// The API.
         pub api: Api = Api::default(),
-        /// Who may call it.
+        /// Authentication and limits.
         pub security: Security = Security::default(),
-        /// What it tells about itself.
+        /// Retention of usage data.
+        pub usage: Usage = Usage::default(),
+        /// Metrics, traces and logs.
         pub monitoring: ServerMonitoring = ServerMonitoring::default(),
-        /// How it computes.
+        /// Compute settings.
         pub inference: Inference = Inference::default(),
     }
 }
@@ -24,32 +26,32 @@ section! {
         /// The port that clients use.
         #[schemars(range(min = 1, max = 65535))]
         pub port: u16 = 8443,
-        /// Threads that answer HTTP.
+        /// Threads for HTTP.
         #[schemars(range(min = 1, max = 1024))]
         pub workers: u32 = 4,
-        /// The longest answer.
+        /// The time limit of an answer.
         pub timeout: Span = Span::seconds(300),
         /// The largest request body.
         pub max_request_size: Bytes = Bytes(10_000_000),
-        /// Requests that may wait; more are answered 429.
+        /// Requests in the queue; more are answered with 429.
         #[schemars(range(min = 1, max = 100_000))]
         pub queue: u32 = 256,
-        /// The most tokens that one request may ask for.
+        /// The highest number of tokens of one request.
         #[schemars(range(min = 1, max = 1_048_576))]
         pub max_tokens: u32 = 4096,
-        /// Origins whose pages may call the API; none is the default.
+        /// Origins that may call the API (CORS); none by default.
         pub cors_origins: Vec<String> = Vec::new(),
-        /// Whether `/docs` and `/openapi.json` are served.
+        /// Whether `/docs` and `/openapi.json` are served; from pilot on `/openapi.json` needs a key.
         pub docs: bool = true,
-        /// The domain whose subdomains are tenants: with `example.com`, `acme.example.com` is the tenant `acme`.
+        /// The domain of tenants: with `example.com`, `acme.example.com` is the tenant `acme`.
         pub base_domain: Option<String> = None,
-        /// How long a replica may finish what it answers.
+        /// The time that a replica has to finish its open requests when it stops.
         pub drain: Span = Span::seconds(30),
     }
 }
 
 words! {
-    /// How tokens are signed.
+    /// The signature algorithm of tokens.
     pub enum JwtAlgorithm {
         /// An RSA key pair.
         Rs256 = "RS256",
@@ -57,66 +59,75 @@ words! {
 }
 
 section! {
-    /// Who may call the API.
+    /// Authentication and limits.
     pub struct Security {
-        /// How tokens are signed.
+        /// The signature algorithm of tokens.
         pub jwt_algorithm: JwtAlgorithm = JwtAlgorithm::Rs256,
-        /// How long a token is valid.
+        /// The lifetime of a token.
         pub jwt_expiry: Span = Span::seconds(3600),
-        /// The most prompt and generated tokens under one token, unless its key says otherwise.
+        /// The maximum number of prompt and generated tokens per access token, unless its key has another limit.
         #[schemars(range(min = 1, max = 1_125_899_906_842_624_u64))]
         pub jwt_token_limit: u64 = 1_000_000,
-        /// Read for the sake of older files; RS256 signs with a key pair that `up` makes.
+        /// Accepted for old files; RS256 signs with a key pair that `up` creates.
         pub jwt_secret: Option<SecretSource> = None,
-        /// Whether callers must show a key; `false` only in development.
+        /// Whether clients need an API key; `false` only in development.
         pub api_keys_enabled: bool = true,
-        /// The header that holds the key.
+        /// The header of the API key.
         #[schemars(length(min = 1, max = 64))]
         pub api_key_header: String = "X-API-Key".to_owned(),
         /// Requests per key.
         pub rate_limit: Rate = Rate { count: 1000, per_seconds: 3600 },
         /// Generated tokens per key.
         pub token_rate_limit: Option<Rate> = None,
-        /// The `iss` of our tokens; left out, the environment's name.
+        /// The `iss` claim of tokens; if unset, the environment's name.
         pub issuer: Option<String> = None,
     }
 }
 
+section! {
+    /// Retention of usage data.
+    pub struct Usage {
+        /// Retention of usage rows in days; 0 keeps them forever.
+        #[schemars(range(max = 36_500))]
+        pub retention_days: u32 = 400,
+    }
+}
+
 words! {
-    /// How much is logged.
+    /// The log level.
     pub enum LogLevel {
-        /// Everything that a request does.
+        /// Every step of a request.
         Trace = "TRACE",
-        /// For developers.
+        /// Details for developers.
         Debug = "DEBUG",
-        /// What changed.
+        /// Changes.
         Info = "INFO",
-        /// What to look at.
+        /// Problems that may need attention.
         Warning = "WARNING",
-        /// What to do something about.
+        /// Problems that need action.
         Error = "ERROR",
     }
 }
 
 section! {
-    /// What the server tells about itself.
+    /// Metrics, traces and logs.
     pub struct ServerMonitoring {
         /// The port of `/metrics`.
         #[schemars(range(min = 1, max = 65535))]
         pub metrics_port: u16 = 9090,
         /// Whether requests are traced across services.
         pub enable_tracing: bool = false,
-        /// How much is logged.
+        /// The log level.
         pub log_level: LogLevel = LogLevel::Info,
-        /// A log file of one's own; left out, the site's log folder.
+        /// Your own log file; if unset, the site's log folder.
         pub log_file: Option<String> = None,
     }
 }
 
 section! {
-    /// How the server computes.
+    /// Compute settings.
     pub struct Inference {
-        /// Compute threads; 0 takes what the machine and its limits give.
+        /// Compute threads; 0 uses the limits of the machine.
         #[schemars(range(max = 1024))]
         pub threads: u32 = 0,
     }

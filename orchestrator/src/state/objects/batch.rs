@@ -1,27 +1,27 @@
-//! One append is one object: a line of JSON that says how long its parts are, then lines, then bodies.
+//! Batches: each append is one object, with a JSON header line, then lines, then bodies.
 //!
-//! A segment is many of them, one after the other, so that a long journal is read in few requests.
+//! A segment is a concatenation of batches, so that a long journal is read in few requests.
 
 use serde::{Deserialize, Serialize};
 
 use super::super::Batch;
 
-/// What precedes a batch.
+/// The header of a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Header {
-    /// The version of this format.
+    /// The version of the format.
     pub(super) batch: u32,
     /// Its number, counted from 1 without gaps.
     pub(super) n: u64,
     /// The fencing number of the lock under which it was written.
     pub(super) fence: u64,
-    /// Where its lines go.
+    /// The position of its lines.
     pub(super) log_at: u64,
-    /// How many bytes of lines follow.
+    /// The length of its lines in bytes.
     pub(super) lines: u64,
-    /// Where its bodies go.
+    /// The position of its bodies.
     pub(super) bodies_at: u64,
-    /// How many bytes of bodies follow the lines.
+    /// The length of its bodies in bytes.
     pub(super) bodies: u64,
 }
 
@@ -45,23 +45,23 @@ pub(super) fn encode(n: u64, fence: u64, batch: &Batch) -> Vec<u8> {
     bytes
 }
 
-/// A site's journal as its batches make it up.
+/// A site's journal, assembled from its batches.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Kept {
+pub(super) struct AssembledJournal {
     /// The number of the last batch.
     pub(super) n: u64,
-    /// The highest lock under which any of them was written.
+    /// The highest fencing number of any of them.
     pub(super) fence: u64,
-    /// The number of the last batch that a segment holds.
+    /// The number of the last batch that is in a segment.
     pub(super) segmented: u64,
     pub(super) log: Vec<u8>,
     pub(super) bodies: Vec<u8>,
-    /// The batches after that one, as they were written.
+    /// The later batches, as written.
     pub(super) loose: Vec<u8>,
 }
 
-impl Kept {
-    /// Adds the batches that these bytes are made of, as far as they are new. Says what is wrong with them.
+impl AssembledJournal {
+    /// Appends the new ones of the batches in these bytes. Fails if the bytes are invalid.
     pub(super) fn extend(&mut self, mut bytes: &[u8]) -> Result<(), String> {
         while !bytes.is_empty() {
             let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it has no header")?;
@@ -77,7 +77,7 @@ impl Kept {
             };
             let (lines, bodies) = content.split_at(header.lines as usize);
             bytes = &rest[content.len()..];
-            // Segments may overlap where two runs made them.
+            // Segments of two runs may overlap.
             if header.n <= self.n {
                 continue;
             }
@@ -95,7 +95,7 @@ impl Kept {
         Ok(())
     }
 
-    /// Whether a batch that goes there is the next one.
+    /// Whether a batch at this position is the next one.
     pub(super) fn takes(&self, log_at: u64, bodies_at: u64) -> bool {
         log_at == self.log.len() as u64 && bodies_at == self.bodies.len() as u64
     }

@@ -1,8 +1,8 @@
-//! The lock of an object store: one small object that its holder writes again every few seconds.
+//! The lock of an object store: a small object that its holder rewrites every few seconds.
 //!
-//! Nobody compares wall clocks of two machines. Who wants the lock watches the object for as long as a lease lasts, by a clock of
-//! its own; whoever holds it counts from the moment before it asked for the renewal. So a holder knows that its lease is over
-//! before anybody else can.
+//! Wall clocks of different machines are never compared. A run that wants the lock observes the object for the duration
+//! of a lease, by its own clock. The holder counts from before it sent the renewal. It therefore knows that its lease
+//! has expired before any other run does.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::wire::{Found, Put, Tag, Wire};
 
 pub(super) const LEASE: &str = "lease.json";
 
-/// How often a write may meet another version than the one that was just seen.
+/// The most retries of a write that meets a newer version than the one just read.
 const COLLISIONS: u32 = 8;
 
 /// The file `lease.json`.
@@ -26,44 +26,44 @@ const COLLISIONS: u32 = 8;
 pub(super) struct LeaseFile {
     /// The fencing number.
     pub(super) fence: u64,
-    /// Counts the renewals.
+    /// A renewal counter.
     pub(super) beat: u64,
-    /// Tells this holder from every other one, also from an earlier run of the same process.
+    /// Unique to this holder, also among runs of one process.
     nonce: Uuid,
-    /// Given back: whoever comes next need not wait.
+    /// Released: the next holder need not wait.
     pub(super) released: bool,
-    /// How long it holds without being renewed.
+    /// How long it lasts without a renewal, in seconds.
     seconds: u64,
     #[serde(flatten)]
     pub(super) holder: Holder,
 }
 
 /// A held lease.
-pub(super) struct Term {
+pub(super) struct HeldLease {
     wire: Arc<Wire>,
-    standing: Mutex<Standing>,
-    /// One renewal at a time.
+    standing: Mutex<LeaseState>,
+    /// Allows one renewal at a time.
     gate: tokio::sync::Mutex<()>,
 }
 
-struct Standing {
+struct LeaseState {
     file: LeaseFile,
     tag: Tag,
-    /// When it was asked for the last time that it was given, by both clocks.
+    /// When the last successful renewal was requested, by both clocks.
     asked: (Duration, Timestamp),
     lost: Option<String>,
 }
 
-/// A lock that was given.
-pub(super) struct Given {
-    pub(super) term: Arc<Term>,
-    /// The lease before it ran out: its holder may still be at work and not know.
+/// A granted lock.
+pub(super) struct GrantedLock {
+    pub(super) term: Arc<HeldLease>,
+    /// Whether the previous lease expired: its holder may still be running without knowing.
     pub(super) ran_out: bool,
 }
 
-/// Takes the lease: at once where nobody has it, after it ran out where its holder is silent; refused where its holder lives.
-pub(super) async fn take(wire: &Arc<Wire>, holder: &Holder) -> Result<Given, StateError> {
-    // The lease as it was seen first, and when that answer had come: it was renewed before that.
+/// Takes the lease: at once if it is free, after its expiry if its holder is silent. Fails if its holder renews it.
+pub(super) async fn take(wire: &Arc<Wire>, holder: &Holder) -> Result<GrantedLock, StateError> {
+    // The lease as first read, and when the answer arrived: its renewal was earlier.
     let mut watched: Option<(LeaseFile, Duration)> = None;
     for _ in 0..COLLISIONS {
         let (fence, tag) = loop {
@@ -81,7 +81,7 @@ pub(super) async fn take(wire: &Arc<Wire>, holder: &Holder) -> Result<Given, Sta
                         let Holder { by, pid, host, .. } = &there.holder;
                         let seconds = wire.timing.lease.as_secs();
                         tell(format!(
-                            "{by} with process {pid} on {host} has the lock; looking for up to {seconds} s whether it lives"
+                            "{by} with process {pid} on {host} holds the lock; checking for up to {seconds} s whether it is alive"
                         ));
                     }
                     watched = Some((there, now));
@@ -97,31 +97,31 @@ pub(super) async fn take(wire: &Arc<Wire>, holder: &Holder) -> Result<Given, Sta
             None => wire.create(LEASE, &json(&file)).await?,
             Some(tag) => wire.update(LEASE, &json(&file), tag).await?,
         };
-        // Where somebody was quicker, that one is watched now; where the store told a wrong version, it is asked again.
+        // Another run was faster: its lease is observed now. After a wrong version from the store, it is read again.
         let Put::Done(tag) = put else { continue };
         let ran_out = watched.is_some();
-        // A store that has never been asked, or is asked while somebody may still be writing, must keep its word.
+        // A new store, and one where another run may still be writing, must enforce conditional writes.
         if fence == 1 || ran_out {
-            prove(wire).await?;
+            check_conditions(wire).await?;
         }
-        let standing = Mutex::new(Standing { file, tag, asked, lost: None });
-        let term = Term { wire: wire.clone(), standing, gate: tokio::sync::Mutex::default() };
-        return Ok(Given { term: Arc::new(term), ran_out });
+        let standing = Mutex::new(LeaseState { file, tag, asked, lost: None });
+        let term = HeldLease { wire: wire.clone(), standing, gate: tokio::sync::Mutex::default() };
+        return Ok(GrantedLock { term: Arc::new(term), ran_out });
     }
-    Err(wire.unreadable(LEASE, "the store says each time that it was changed meanwhile, and nobody changed it"))
+    Err(wire.unreadable(LEASE, "the store reports a concurrent change for each write, and no other run writes"))
 }
 
-/// Who has the lease. One that died a moment ago still has it.
+/// The holder of the lease. A run that just died still counts as holder.
 pub(super) async fn holder(wire: &Wire) -> Result<Option<Holder>, StateError> {
     let Some(found) = wire.get(LEASE).await? else { return Ok(None) };
     let there = parse(wire, &found)?;
     Ok((!there.released).then_some(there.holder))
 }
 
-/// Asks for two writes whose conditions do not hold. A store that makes them cannot keep two runs apart.
-async fn prove(wire: &Wire) -> Result<(), StateError> {
+/// Sends two writes whose conditions fail. A store that accepts them cannot exclude concurrent runs.
+async fn check_conditions(wire: &Wire) -> Result<(), StateError> {
     let Some(there) = wire.get(LEASE).await? else {
-        return Err(wire.unreadable(LEASE, "it was written a moment ago and is not there"));
+        return Err(wire.unreadable(LEASE, "it was just written and cannot be read"));
     };
     let other =
         UpdateVersion { e_tag: Some("\"00000000000000000000000000000000\"".to_owned()), version: Some("1".to_owned()) };
@@ -133,7 +133,7 @@ async fn prove(wire: &Wire) -> Result<(), StateError> {
     Ok(())
 }
 
-impl Term {
+impl HeldLease {
     pub(super) fn fence(&self) -> u64 {
         self.standing().file.fence
     }
@@ -143,17 +143,16 @@ impl Term {
         self.standing().lost.clone()
     }
 
-    /// Renews for as long as it holds.
+    /// Renews it while it lasts.
     pub(super) async fn keep(self: Arc<Self>) {
         while self.lost().is_none() {
             self.wire.clock.sleep(self.wire.timing.renew).await;
-            // An answer that did not come is asked for again at the next turn; whether the lease still holds is asked before each
-            // call.
+            // A lost answer is retried at the next interval. Each call checks first that the lease still lasts.
             let _ = self.renew().await;
         }
     }
 
-    /// Gives it back: the next holder need not wait.
+    /// Releases it: the next holder need not wait.
     pub(super) async fn release(&self) -> Result<(), StateError> {
         let _one = self.gate.lock().await;
         let (file, tag) = {
@@ -162,7 +161,7 @@ impl Term {
         };
         self.write(file, tag).await?;
         let mut standing = self.standing();
-        standing.lost.get_or_insert_with(|| "it was given back".to_owned());
+        standing.lost.get_or_insert_with(|| "it was released".to_owned());
         Ok(())
     }
 
@@ -182,7 +181,7 @@ impl Term {
         Ok(())
     }
 
-    /// Writes over our own lease; `false` when it is not ours any more.
+    /// Overwrites the own lease; `false` if another run has it.
     async fn write(&self, file: LeaseFile, mut tag: Tag) -> Result<bool, StateError> {
         for _ in 0..COLLISIONS {
             match self.wire.update(LEASE, &json(&file), &tag).await? {
@@ -202,17 +201,18 @@ impl Term {
                         self.standing().lost = Some(because);
                         return Ok(false);
                     }
-                    // A renewal of ours whose answer was lost, or a wrong version told: this is the one to write over.
+                    // An own renewal whose answer was lost, or a wrong version from the store: this is the version to
+                    // overwrite.
                     tag = there.tag;
                 }
             }
         }
         Err(self
             .wire
-            .unreadable(LEASE, "the store says each time that it was changed meanwhile, and nobody changed it"))
+            .unreadable(LEASE, "the store reports a concurrent change for each write, and no other run writes"))
     }
 
-    /// How much longer it certainly holds.
+    /// How much longer it certainly lasts.
     fn left(&self) -> Duration {
         let (steady, wall) = (self.wire.clock.steady(), self.wire.clock.now());
         let standing = self.standing();
@@ -220,25 +220,25 @@ impl Term {
             return Duration::ZERO;
         }
         let gone = steady.saturating_sub(standing.asked.0);
-        // A machine that was paused as a whole sees it only by the wall clock, if at all. Set forwards for no reason, it costs a
-        // renewal; set backwards it says nothing.
+        // A suspended virtual machine notices only by the wall clock, if at all. A wall clock that was set forward
+        // costs a renewal; one that was set back is ignored.
         let by_wall = wall.duration_since(standing.asked.1);
         let gone = gone.max(Duration::try_from(by_wall).unwrap_or_default());
         self.wire.timing.lease.saturating_sub(gone)
     }
 
-    fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
+    fn standing(&self) -> std::sync::MutexGuard<'_, LeaseState> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
-impl Lease for Term {
+impl Lease for HeldLease {
     async fn outlives(&self, call: Duration) -> bool {
         if self.left() >= call {
             return true;
         }
-        // Whether this comes to an answer or not, the clock decides.
+        // The clock decides, whatever the result.
         let _ = self.renew().await;
         self.left() >= call
     }

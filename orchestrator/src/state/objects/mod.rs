@@ -1,11 +1,11 @@
-//! A state in an object store: S3, GCS, Azure Blob, MinIO, or any other that keeps the conditions of conditional writes.
+//! A state in an object store: S3, GCS, Azure Blob, MinIO, or any other with conditional writes.
 //!
-//! Under the prefix lie `lease.json` (see [`lease`]), `lineage.json` and other small documents, and for each site
-//! `journal/SITE/batches/NNNNNNNNNN`: one object for each append, created under its number and never changed, so that two writers
-//! meet at a name and only one of them wins. `journal/SITE/segments/FIRST-LAST` hold many batches in one object.
+//! The prefix contains `lease.json` (see [`lease`]), `lineage.json` and other small documents. Each site has
+//! `journal/SITE/batches/NNNNNNNNNN`: one immutable object for each append. Concurrent writers collide at a name, and
+//! only one succeeds. `journal/SITE/segments/FIRST-LAST` have many batches in one object.
 //!
-//! A run that takes over from a silent one first makes itself seen where that one would write next: it puts an empty batch at the
-//! end of every journal and writes its number into the documents. From then on every conditional write of the earlier holder fails.
+//! A run that takes over from a silent holder first fences it off. It appends an empty batch to every journal and
+//! writes its fencing number into the documents. Every later conditional write of the earlier holder then fails.
 
 mod batch;
 mod lease;
@@ -25,26 +25,26 @@ use super::record::BodyRef;
 use super::store::{Batch, Holder, Lock, Store};
 use super::{LINEAGE, LineageFile, StateError, head_name};
 use crate::backup::Key;
-use crate::clock::{Beside, Clock};
+use crate::clock::{BackgroundTask, Clock};
 
-use batch::Kept;
-use lease::Term;
+use batch::AssembledJournal;
+use lease::HeldLease;
 use wire::{Put, Wire};
 
-/// How long leases and requests last.
+/// Durations of leases and requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// How long a lease holds that is not renewed.
+    /// How long a lease lasts without a renewal.
     pub lease: Duration,
-    /// How often it is renewed.
+    /// The interval of renewals.
     pub renew: Duration,
-    /// How often whoever wants it looks whether its holder lives.
+    /// The poll interval of a run that waits for the lease.
     pub look: Duration,
-    /// How long a call of the holder before may still be on its way.
+    /// How long a call of the previous holder may still be in flight.
     pub grace: Duration,
-    /// How long a request about the lease may take.
+    /// The timeout of a request about the lease.
     pub request: Duration,
-    /// How long a request about anything else may take.
+    /// The timeout of any other request.
     pub transfer: Duration,
 }
 
@@ -64,42 +64,42 @@ impl Default for Timing {
 /// A state in an object store.
 pub struct Objects {
     wire: Arc<Wire>,
-    /// What was read of the journals. Batches never change, so only what came since is read again.
-    kept: Mutex<BTreeMap<SiteName, Kept>>,
-    held: Mutex<Option<Arc<Term>>>,
-    /// After a failed write nobody knows what is there: nothing more is written until it has been read again.
+    /// What was read of the journals. Batches are immutable, so only newer ones are read again.
+    kept: Mutex<BTreeMap<SiteName, AssembledJournal>>,
+    held: Mutex<Option<Arc<HeldLease>>>,
+    /// Set after a failed write: the content of the store is unknown. Nothing more is written until it was read again.
     broken: AtomicBool,
 }
 
-/// Batches that make a segment worth its while.
+/// The count of batches that are merged into a segment.
 const LOOSE: u64 = 64;
 
 /// The most bytes of a segment.
 const SEGMENT: usize = 256 << 20;
 
 impl Objects {
-    /// A state under `root`; `place` names it in messages. Nothing is made until something is written.
+    /// A state under `root`; `place` names it in messages. The first write creates it.
     pub fn new(store: Arc<dyn ObjectStore>, root: Path, place: impl Into<String>, clock: Arc<dyn Clock>) -> Self {
         let (place, timing) = (place.into(), Timing::default());
         let wire = Arc::new(Wire { store, root, place, clock, timing, seal: None, tell: None });
         Self { wire, kept: Mutex::default(), held: Mutex::default(), broken: AtomicBool::new(false) }
     }
 
-    /// With other times than the usual ones.
+    /// Overrides the durations.
     #[must_use]
     pub fn timed(mut self, timing: Timing) -> Self {
         self.own().timing = timing;
         self
     }
 
-    /// With somebody who is told what is waited for.
+    /// Sets a callback for messages about waits.
     #[must_use]
     pub fn telling(mut self, tell: impl Fn(String) + Send + Sync + 'static) -> Self {
         self.own().tell = Some(Box::new(tell));
         self
     }
 
-    /// With every object sealed by this key, in the format of the tool `age`.
+    /// Encrypts every object with this key, in the format of the tool `age`.
     #[must_use]
     pub fn sealed(mut self, key: Key) -> Self {
         self.own().seal = Some(Wire::sealed_by(key));
@@ -107,14 +107,14 @@ impl Objects {
     }
 
     fn own(&mut self) -> &mut Wire {
-        Arc::get_mut(&mut self.wire).expect("nobody else has it before it is used")
+        Arc::get_mut(&mut self.wire).expect("the name is unique until it is used")
     }
 
-    fn kept(&self) -> MutexGuard<'_, BTreeMap<SiteName, Kept>> {
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<SiteName, AssembledJournal>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses to write for a lock that is over.
+    /// Rejects a write under a lock that has ended.
     fn check(&self, lock: &Lock) -> Result<(), StateError> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let newest = held.as_ref().map_or(0, |term| term.fence());
@@ -130,7 +130,7 @@ impl Objects {
         Ok(())
     }
 
-    /// Reads what came to a site's journal since it was read last.
+    /// Reads the batches that were added to a site's journal since the last read.
     async fn catch_up(&self, site: &SiteName) -> Result<(), StateError> {
         let mut kept = self.kept().get(site).cloned().unwrap_or_default();
         let before = kept.n;
@@ -140,7 +140,8 @@ impl Objects {
         for name in segments {
             let name = format!("{}/{name}", self::segments(site));
             let range = name.rsplit('/').next().and_then(range_of);
-            let (first, last) = range.ok_or_else(|| self.wire.unreadable(&name, "it has no name of ours"))?;
+            let (first, last) =
+                range.ok_or_else(|| self.wire.unreadable(&name, "its name is not one of this program"))?;
             if first <= covered + 1 && last > covered {
                 (covered, kept.segmented) = (last, last);
                 kept.loose.clear();
@@ -164,7 +165,7 @@ impl Objects {
         Ok(())
     }
 
-    /// Puts an empty batch at the end of a journal: whoever was about to write there finds the place taken.
+    /// Appends an empty batch to a journal: the next write of an earlier holder collides with it.
     async fn mark(&self, site: &SiteName, fence: u64) -> Result<(), StateError> {
         const COLLISIONS: u32 = 64;
         for _ in 0..COLLISIONS {
@@ -176,7 +177,7 @@ impl Objects {
                 return Ok(());
             }
         }
-        Err(self.wire.unreadable(&batches(site), "somebody writes there faster than it can be read"))
+        Err(self.wire.unreadable(&batches(site), "another process writes to it faster than it can be read"))
     }
 
     async fn put_batch(&self, site: &SiteName, fence: u64, batch: &Batch) -> Result<Put, StateError> {
@@ -184,7 +185,7 @@ impl Objects {
             Some(kept) => (kept.n + 1, kept.takes(batch.log_at, batch.bodies_at), kept.fence),
             None => (1, batch.log_at == 0 && batch.bodies_at == 0, 0),
         };
-        // Whoever took over wrote into this journal before it was read here: its mark closes it to us although the next name is free.
+        // A newer holder fenced this journal before it was read here, so it is closed although the next name is free.
         if newest > fence {
             return Err(StateError::Fenced { ours: fence, newest });
         }
@@ -203,13 +204,13 @@ impl Objects {
         Ok(put)
     }
 
-    /// Makes earlier holders' writes fail from now on.
+    /// Fences off earlier holders: their later writes fail.
     async fn fence_off(&self, fence: u64) -> Result<(), StateError> {
-        // First the document that names the sites: after that, nobody adds one that is not seen here.
+        // The document with the sites comes first: no earlier holder can then add a site that is not read here.
         self.stamp(LINEAGE, fence).await?;
         let mut sites: BTreeSet<SiteName> = self.sites().await?.into_iter().collect();
         if let Some(bytes) = self.document(LINEAGE).await? {
-            // What cannot be read is said by whoever reads the state next.
+            // The next read of the state reports unreadable entries.
             sites.extend(
                 serde_json::from_slice::<LineageFile>(&bytes).into_iter().flat_map(|file| file.sites.into_keys()),
             );
@@ -221,12 +222,12 @@ impl Objects {
         Ok(())
     }
 
-    /// Writes a document again as it is, under another number. One that is not there is written empty, which reads as not there.
+    /// Rewrites a document with a new fencing number. A missing one is written empty, which reads as missing.
     async fn stamp(&self, name: &str, fence: u64) -> Result<(), StateError> {
         self.put_document(name, fence, None).await
     }
 
-    /// Writes a document under this number, with these bytes, or with those that are there at that very moment.
+    /// Writes a document under this fencing number: these bytes, or those that it has at that moment.
     async fn put_document(&self, name: &str, fence: u64, bytes: Option<&[u8]>) -> Result<(), StateError> {
         const COLLISIONS: u32 = 8;
         for _ in 0..COLLISIONS {
@@ -244,19 +245,20 @@ impl Objects {
                 return Ok(());
             }
         }
-        Err(self.wire.unreadable(name, "the store says each time that it was changed meanwhile"))
+        Err(self.wire.unreadable(name, "the store reports a concurrent change for each write"))
     }
 
-    /// Puts batches together that would each take a request to read.
+    /// Merges batches into a segment, since each takes a request to read.
     async fn gather(&self) -> Result<(), StateError> {
-        let all: Vec<(SiteName, Kept)> = self.kept().iter().map(|(site, kept)| (site.clone(), kept.clone())).collect();
+        let all: Vec<(SiteName, AssembledJournal)> =
+            self.kept().iter().map(|(site, kept)| (site.clone(), kept.clone())).collect();
         for (site, kept) in all.into_iter().filter(|(_, kept)| kept.n - kept.segmented >= LOOSE) {
             let first = kept.segmented + 1;
             if kept.loose.len() > SEGMENT {
                 continue;
             }
             let name = format!("{}/{}-{}", segments(&site), number(first), number(kept.n));
-            // Another one has made it of the same batches, or of some of them: either is right.
+            // Another run may have merged the same batches or some of them; either result is valid.
             self.wire.create(&name, &kept.loose).await?;
             if let Some(kept) = self.kept().get_mut(&site) {
                 kept.segmented = kept.n;
@@ -268,8 +270,8 @@ impl Objects {
 }
 
 struct Guard {
-    /// The renewals, until the lock goes.
-    _beside: Beside,
+    /// The renewals, until the lock is dropped.
+    _beside: BackgroundTask,
 }
 
 #[async_trait]
@@ -292,7 +294,7 @@ impl Store for Objects {
 
     async fn body(&self, site: &SiteName, body: &BodyRef) -> Result<Vec<u8>, StateError> {
         let end = body.at.saturating_add(u64::from(body.len));
-        let find = |kept: &BTreeMap<SiteName, Kept>| {
+        let find = |kept: &BTreeMap<SiteName, AssembledJournal>| {
             kept.get(site).and_then(|kept| kept.bodies.get(body.at as usize..end as usize)).map(<[u8]>::to_vec)
         };
         if let Some(bytes) = find(&self.kept()) {
@@ -316,7 +318,7 @@ impl Store for Objects {
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError> {
         let given = lease::take(&self.wire, holder).await?;
         let fence = given.term.fence();
-        let beside = self.wire.clock.beside(Box::pin(given.term.clone().keep()));
+        let beside = self.wire.clock.spawn(Box::pin(given.term.clone().keep()));
         if given.ran_out {
             self.fence_off(fence).await?;
         }
@@ -333,7 +335,8 @@ impl Store for Objects {
     async fn unlock(&self, lock: Lock) -> Result<(), StateError> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(term) = held.filter(|term| term.fence() == lock.fence && term.lost().is_none()) else { return Ok(()) };
-        // A write whose end nobody knows may still arrive: whoever comes next waits, and closes the journals to it.
+        // A write with an unknown result may still arrive, so the lease is not released: the next holder waits and
+        // fences off the journals.
         if self.broken.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -359,7 +362,7 @@ impl Store for Objects {
 
     async fn cut(&self, lock: &Lock, site: &SiteName, _len: u64) -> Result<(), StateError> {
         self.check(lock)?;
-        Err(self.wire.unreadable(&batches(site), "its end is torn, which whole batches cannot be"))
+        Err(self.wire.unreadable(&batches(site), "its last batch is incomplete"))
     }
 
     async fn replace(&self, lock: &Lock, name: &str, bytes: &[u8]) -> Result<(), StateError> {
@@ -368,7 +371,7 @@ impl Store for Objects {
     }
 }
 
-/// Documents begin with a line that says under which lock they were written: so a write under another one has other bytes, and
+/// Documents start with a line that names their fencing number. A write under another lock thus has other bytes and
 /// another ETag.
 fn stamped(fence: u64, bytes: &[u8]) -> Vec<u8> {
     let mut stamped = format!("fence {fence}\n").into_bytes();
@@ -382,7 +385,7 @@ fn unstamped(bytes: &[u8]) -> Result<(u64, &[u8]), &'static str> {
         let fence = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
         Some((fence, &rest[end + 1..]))
     });
-    stamp.ok_or("it does not say under which lock it was written")
+    stamp.ok_or("it does not record the lock that it was written under")
 }
 
 fn batches(site: &SiteName) -> String {
@@ -397,7 +400,7 @@ fn number(n: u64) -> String {
     format!("{n:010}")
 }
 
-/// The first and the last batch of a segment.
+/// The first and last batch of a segment, from its name.
 fn range_of(name: &str) -> Option<(u64, u64)> {
     let (first, last) = name.split_once('-')?;
     let (first, last) = (first.parse().ok()?, last.parse().ok()?);

@@ -1,38 +1,39 @@
-//! Bounded reads and conditional writes of whole objects, sealed if the state is.
+//! Bounded reads and conditional writes of whole objects, encrypted if the state is.
 //!
-//! A write whose answer was lost is made again: its condition then fails, and what is there is compared with what was written.
+//! A write whose answer was lost is retried. Its condition then fails, and the stored object is compared with the
+//! written one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use camino::Utf8Path;
-use futures::future::{Either, select};
+use futures::future::{BoxFuture, Either, select};
 use futures::stream::StreamExt;
 use object_store::path::Path;
 use object_store::{
     Error, GetOptions, GetResult, ObjectMeta, ObjectStore, PutMode, PutOptions, PutPayload, UpdateVersion,
 };
+use textnlp_net::error_chain;
+use textnlp_net::retry::{Backoff, Retry, RetryPolicy, Transient, retry_with_clock};
 
 use super::super::StateError;
 use super::Timing;
 use super::lease::LEASE;
-use crate::backup::{Key, Opener, Seal, opened};
+use crate::backup::{Decryptor, EncryptionMode, Key, opened};
 use crate::clock::Clock;
 
-/// How often a request is made again that failed in a way that may pass.
-const ATTEMPTS: u32 = 5;
+/// Requests to a store are small and sequential. A longer outage of the store ends the run, which can be resumed.
+const RETRIES: RetryPolicy =
+    RetryPolicy::new(5, Backoff { first: Duration::from_millis(200), longest: Duration::from_millis(3200) });
 
-/// The first pause before a request is made again; it doubles each time.
-const PAUSE: Duration = Duration::from_millis(200);
+/// The most objects of a listing; no valid journal has a million batches.
+const MAX_LISTED: usize = 1_000_000;
 
-/// The most objects of a listing: a journal of a million batches is not one of ours.
-const MOST: usize = 1_000_000;
-
-/// Objects in the air at once.
+/// The most requests in flight.
 const PARALLEL: usize = 16;
 
-/// The longest object that is read, in bytes.
-const LONGEST: u64 = 512 << 20;
+/// The largest object that is read, in bytes.
+const MAX_OBJECT_BYTES: u64 = 512 << 20;
 
 pub(super) struct Wire {
     pub(super) store: Arc<dyn ObjectStore>,
@@ -40,30 +41,30 @@ pub(super) struct Wire {
     pub(super) place: String,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) timing: Timing,
-    pub(super) seal: Option<(Seal, Opener)>,
-    pub(super) tell: Option<Tell>,
+    pub(super) seal: Option<(EncryptionMode, Decryptor)>,
+    pub(super) tell: Option<WaitReporter>,
 }
 
-/// Whoever is told what is waited for.
-pub(super) type Tell = Box<dyn Fn(String) + Send + Sync>;
+/// Receives messages about waits.
+pub(super) type WaitReporter = Box<dyn Fn(String) + Send + Sync>;
 
-/// Which version of an object was seen: its ETag, its generation.
+/// The version of an object: its ETag or generation.
 pub(super) type Tag = UpdateVersion;
 
 /// An object as it was read.
 pub(super) struct Found {
-    /// Opened, if the state is sealed.
+    /// Decrypted, if the state is encrypted.
     pub(super) bytes: Vec<u8>,
-    /// As it lies in the store.
+    /// As stored.
     raw: Vec<u8>,
     pub(super) tag: Tag,
 }
 
-/// What a conditional write came to.
+/// The result of a conditional write.
 pub(super) enum Put {
-    /// It is there as it was written.
+    /// It was written.
     Done(Tag),
-    /// The condition did not hold: this is there instead.
+    /// The condition failed: the present object.
     Taken(Box<Found>),
 }
 
@@ -72,13 +73,13 @@ impl Wire {
         name.split('/').filter(|part| !part.is_empty()).fold(self.root.clone(), |path, part| path.join(part))
     }
 
-    /// One object; `None` when it is not there.
+    /// Reads an object; `None` if it does not exist.
     pub(super) async fn get(&self, name: &str) -> Result<Option<Found>, StateError> {
         let Some((raw, tag)) = self.get_raw(name).await? else { return Ok(None) };
         Ok(Some(Found { bytes: self.open(name, &raw)?, raw, tag }))
     }
 
-    /// Many objects at once, in order. What is gone is an error: these are never removed.
+    /// Reads many objects in parallel, in order. A missing one is an error: they are never removed.
     pub(super) async fn get_all(&self, names: &[String]) -> Result<Vec<Vec<u8>>, StateError> {
         let names = names.to_vec();
         let reads = futures::stream::iter(names.into_iter().map(|name| async move {
@@ -89,7 +90,7 @@ impl Wire {
         read.into_iter().collect()
     }
 
-    /// The last parts of the names under a folder, after `after`, in order.
+    /// The base names in a folder, after `after`, in order.
     pub(super) async fn list(&self, folder: &str, after: Option<&str>) -> Result<Vec<String>, StateError> {
         let under = self.path(folder);
         let from = after.map(|after| self.path(&format!("{folder}/{after}")));
@@ -105,7 +106,7 @@ impl Wire {
                     while let Some(found) = listed.next().await {
                         let ObjectMeta { location, .. } = found?;
                         names.extend(location.filename().map(str::to_owned));
-                        if names.len() > MOST {
+                        if names.len() > MAX_LISTED {
                             break;
                         }
                     }
@@ -113,15 +114,15 @@ impl Wire {
                 }
             })
             .await?;
-        if names.len() > MOST {
+        if names.len() > MAX_LISTED {
             return Err(self.unreadable(folder, "it holds more than a million objects"));
         }
-        // Stores list in order, and not all of them promise it.
+        // Most stores list in order, but not all guarantee it.
         names.sort();
         Ok(names)
     }
 
-    /// The folders right under a folder.
+    /// The direct subfolders of a folder.
     pub(super) async fn folders(&self, folder: &str) -> Result<Vec<String>, StateError> {
         let under = self.path(folder);
         let listed = self
@@ -133,20 +134,20 @@ impl Wire {
         Ok(listed.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned)).collect())
     }
 
-    /// Writes an object that must not be there yet.
+    /// Writes an object that must not exist yet.
     pub(super) async fn create(&self, name: &str, bytes: &[u8]) -> Result<Put, StateError> {
         self.put(name, bytes, PutMode::Create).await
     }
 
-    /// Writes over the version that was seen.
+    /// Overwrites the version that was read.
     pub(super) async fn update(&self, name: &str, bytes: &[u8], tag: &Tag) -> Result<Put, StateError> {
         self.put(name, bytes, PutMode::Update(tag.clone())).await
     }
 
     async fn put(&self, name: &str, bytes: &[u8], mode: PutMode) -> Result<Put, StateError> {
-        // Sealed once: the same bytes are sent again, so that they are known again.
+        // Encrypted once: a retry sends the same bytes, so that they can be recognized.
         let raw = self.close(name, bytes)?;
-        let mut failures = 0;
+        let mut retry = Retry::with_clock(RETRIES, StoreClock(&*self.clock));
         loop {
             let error = match self.put_once(name, &raw, mode.clone()).await {
                 Ok(tag) => return Ok(Put::Done(tag)),
@@ -155,20 +156,21 @@ impl Wire {
                     Some((there, tag)) => {
                         return Ok(Put::Taken(Box::new(Found { bytes: self.open(name, &there)?, raw: there, tag })));
                     }
-                    // It says that something is there, and nothing is: it may think better of it.
-                    None => Error::Generic { store: "store", source: "it says of a new name that it is taken".into() },
+                    // The store reports a conflict but has no object; retried, since this may be transient.
+                    None => {
+                        Error::Generic { store: "store", source: "it reports that a new name already exists".into() }
+                    }
                 },
                 Err(error) => error,
             };
-            failures += 1;
-            if failures >= ATTEMPTS || !may_pass(&error) {
-                return Err(self.failed("write", name, error));
+            match retry.failed(Transient::connection("write"), false) {
+                Ok(pause) if may_pass(&error) => retry.sleep(pause).await,
+                _ => return Err(self.failed("write", name, error)),
             }
-            self.pause(failures).await;
         }
     }
 
-    /// One conditional write, with whatever comes of it.
+    /// One conditional write without retries.
     pub(super) async fn put_once(&self, name: &str, raw: &[u8], mode: PutMode) -> Result<Tag, Error> {
         let (path, payload) = (self.path(name), PutPayload::from(raw.to_vec()));
         let options = PutOptions { mode, ..PutOptions::default() };
@@ -186,8 +188,9 @@ impl Wire {
                     Err(Error::NotFound { .. }) => return Ok(None),
                     Err(error) => return Err(error),
                 };
-                if got.meta.size > LONGEST {
-                    let source = format!("it has {} bytes, which none of ours has", got.meta.size).into();
+                if got.meta.size > MAX_OBJECT_BYTES {
+                    let source =
+                        format!("it has {} bytes, which is more than this program writes", got.meta.size).into();
                     return Err(Error::NotSupported { source });
                 }
                 let tag = Tag { e_tag: got.meta.e_tag.clone(), version: got.meta.version.clone() };
@@ -203,23 +206,12 @@ impl Wire {
         name: &str,
         request: impl Fn() -> F,
     ) -> Result<T, StateError> {
-        let mut failures = 0;
-        loop {
-            match self.in_time(name, request()).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    failures += 1;
-                    if failures >= ATTEMPTS || !may_pass(&error) {
-                        return Err(self.failed(action, name, error));
-                    }
-                    self.pause(failures).await;
-                }
-            }
-        }
+        let answer = retry_with_clock(RETRIES, StoreClock(&*self.clock), may_pass, || self.in_time(name, request()));
+        answer.await.map_err(|error| self.failed(action, name, error))
     }
 
     async fn in_time<T>(&self, name: &str, request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        // A lease cannot wait; a long journal on a slow line can.
+        // A lease cannot wait; a long journal on a slow connection can.
         let limit = if name == LEASE { self.timing.request } else { self.timing.transfer };
         match select(Box::pin(request), self.clock.sleep(limit)).await {
             Either::Left((answer, _)) => answer,
@@ -230,29 +222,25 @@ impl Wire {
         }
     }
 
-    async fn pause(&self, failures: u32) {
-        self.clock.sleep(PAUSE.saturating_mul(1 << (failures - 1).min(4))).await;
-    }
-
     fn failed(&self, action: &'static str, name: &str, error: Error) -> StateError {
-        let says = told(&error);
+        let says = error_text(&error);
         let hint = match &error {
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                "give the account that this run uses the right to read, list and write there"
+                "grant the account of this run permission to read, list and write there"
             }
             Error::NotFound { .. } => NO_BUCKET,
             Error::NotSupported { .. } | Error::NotImplemented { .. } => {
                 "use a store with conditional writes, or keep the state in a folder (`state.store: local`)"
             }
             Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. } => {
-                "mend `state.store` in the environment file"
+                "correct `state.store` in the environment file"
             }
             _ if says.contains("NoSuchBucket") || says.contains("ContainerNotFound") => NO_BUCKET,
-            // Where clouds keep the credentials of a machine of theirs; it is asked when nothing else has any.
+            // The metadata services of clouds; they are tried when there are no other credentials.
             _ if says.contains("169.254.169.254") || says.contains("metadata.google.internal") => {
-                "this run has no credentials: export those of the store, or run where the machine has a role"
+                "this run has no credentials: export those of the store, or run on a machine with a role"
             }
-            _ => "see that the store can be reached, then run the same command again: nothing that was done is lost",
+            _ => "check that the store can be reached, then run the same command again: completed work is kept",
         };
         let (what, place) = (format!("`{name}`"), self.place.clone());
         StateError::Object { action, what, place, hint, source: says.into() }
@@ -267,7 +255,7 @@ impl Wire {
         let mut raw = Vec::with_capacity(bytes.len() + 256);
         let sealed = seal
             .write(&mut raw, |out| out.write_all(bytes).map_err(|error| crate::backup::Error::Key(error.to_string())));
-        sealed.map_err(|error| self.unreadable(name, format!("it cannot be sealed: {error}")))?;
+        sealed.map_err(|error| self.unreadable(name, format!("it cannot be encrypted: {error}")))?;
         Ok(raw)
     }
 
@@ -277,12 +265,12 @@ impl Wire {
         let unfit = |because: String| StateError::Sealed { what: format!("{}/{name}", self.place), because };
         let Some((_, opener)) = &self.seal else {
             if sealed {
-                return Err(unfit("it is encrypted, and the environment names no `state.encryption_key`".to_owned()));
+                return Err(unfit("it is encrypted, and the environment has no `state.encryption_key`".to_owned()));
             }
             return Ok(raw.to_vec());
         };
         if !sealed {
-            return Err(unfit("it is not encrypted, and the environment names a `state.encryption_key`".to_owned()));
+            return Err(unfit("it is not encrypted, and the environment has a `state.encryption_key`".to_owned()));
         }
         let mut from = match opened(Utf8Path::new(name), raw, opener) {
             Ok(from) => from,
@@ -294,33 +282,42 @@ impl Wire {
         Ok(bytes)
     }
 
-    /// What makes a state sealed by this key.
-    pub(super) fn sealed_by(key: Key) -> (Seal, Opener) {
-        (Seal::Keys(vec![key.recipient()]), Opener::Keys(vec![key]))
+    /// The encryption and decryption with this key.
+    pub(super) fn sealed_by(key: Key) -> (EncryptionMode, Decryptor) {
+        (EncryptionMode::Keys(vec![key.recipient()]), Decryptor::Keys(vec![key]))
     }
 }
 
 impl Found {
-    /// As it lies in the store.
+    /// As stored.
     pub(super) fn raw(&self) -> &[u8] {
         &self.raw
     }
 }
 
-const NO_BUCKET: &str = "make the bucket or container first, this program does not; or mend its name in `state.store`";
+const NO_BUCKET: &str = "create the bucket or container first, or correct its name in `state.store`";
 
-/// An error with its causes in one line. Each layer of a client repeats the one below it, and servers answer in XML.
-fn told(error: &Error) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut next: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if !texts.iter().any(|told| told.contains(&text)) {
-            texts.push(text);
-        }
-        next = error.source();
+/// The engine's clock, for retries.
+struct StoreClock<'a>(&'a dyn Clock);
+
+impl textnlp_net::retry::Clock for StoreClock<'_> {
+    fn now(&self) -> Duration {
+        self.0.steady()
     }
-    let text = texts.join(": ");
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'_, ()> {
+        self.0.sleep(time)
+    }
+
+    // Derived from the clock, so that a run on a virtual clock is reproducible.
+    fn jitter(&self) -> f64 {
+        f64::from(self.0.steady().subsec_nanos() % 1000) / 999.0
+    }
+}
+
+/// An error with its causes on one line; only code and message if the server answered in XML.
+fn error_text(error: &Error) -> String {
+    let text = error_chain(error);
     let inside = |tag: &str| {
         let (_, rest) = text.split_once(&format!("<{tag}>"))?;
         Some(rest.split_once("</")?.0.split('\n').next().unwrap_or_default().to_owned())
@@ -335,7 +332,7 @@ fn told(error: &Error) -> String {
     super::super::cut(&plain, 600)
 }
 
-/// What another attempt may mend.
+/// Whether the error may be transient.
 fn may_pass(error: &Error) -> bool {
     matches!(error, Error::Generic { .. } | Error::NotModified { .. })
 }

@@ -1,31 +1,31 @@
-//! What can go wrong, and the fuse that ends a run at a chosen boundary.
+//! Fault injection, and a fuse that stops a run at a chosen boundary.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::Sort;
+use crate::error::ErrorKind;
 use crate::name::ResourceId;
 use crate::operation::Verb;
 
-/// Something that goes wrong with calls that fit.
+/// A fault that affects matching calls.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    /// With which resource; `None` fits all.
+    /// The resource; `None` matches all.
     pub resource: Option<ResourceId>,
-    /// With which verb; `None` fits all.
+    /// The verb; `None` matches all.
     pub verb: Option<Verb>,
-    /// With which call of an operation.
+    /// The call of an operation.
     pub stage: Stage,
-    /// What happens.
-    pub go: Go,
-    /// How many calls it happens to.
+    /// The effect.
+    pub go: FaultEffect,
+    /// The count of affected calls.
     pub times: u32,
 }
 
 impl Fault {
     /// Happens once, to the next `begin` of any operation.
-    pub fn once(go: Go) -> Self {
+    pub fn once(go: FaultEffect) -> Self {
         Self { resource: None, verb: None, stage: Stage::Begin, go, times: 1 }
     }
 
@@ -69,39 +69,39 @@ pub enum Stage {
     Any,
 }
 
-/// How a call goes wrong.
+/// The effect of a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Go {
-    /// It never arrived: nothing happened, and the caller cannot know.
+pub enum FaultEffect {
+    /// The request is lost: nothing happens, and the caller cannot know.
     LostRequest,
-    /// It happened, and the answer was lost.
+    /// The request succeeds, and the answer is lost.
     LostReply,
     /// Too many calls.
     Throttle(Option<Duration>),
-    /// Refused for this reason; nothing happened.
-    Refuse(Sort),
+    /// Refused with this error; nothing happens.
+    Refuse(ErrorKind),
     /// A create fails half-way and leaves a broken object.
     FailLeaving,
-    /// It fails for good; nothing is left.
-    Fail(Sort),
+    /// It fails permanently; nothing is left.
+    Fail(ErrorKind),
 }
 
-/// What somebody else does to an object of ours, behind our back.
+/// A change of an object by another party.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Drift {
     /// It is removed.
     Removed,
-    /// A field is set otherwise.
+    /// A field is changed.
     Changed(String, serde_json::Value),
-    /// It stops doing its work, for this reason.
+    /// It becomes unhealthy, for this reason.
     Degraded(String),
-    /// The controllers of a cluster make an object inside its network.
+    /// The controllers of a cluster create an object inside its network.
     Child,
 }
 
-/// Counts the boundaries that a run crosses and stops it dead at one of them, as a power cut would.
+/// Counts the boundaries that a run crosses and stops the run at one of them, as a power failure would.
 ///
-/// The run's future never wakes again; whoever drives it sees that nothing moves, and drops it.
+/// The run's future never wakes again; its driver notices that and drops it.
 #[derive(Clone)]
 pub struct Fuse(Arc<Burning>);
 
@@ -131,7 +131,7 @@ impl Fuse {
         if self.0.at != u64::MAX || boundary < KEPT_NAMES {
             self.0.names.lock().unwrap_or_else(PoisonError::into_inner).push(name());
         }
-        // A dead run does nothing more, whichever of its calls blew the fuse.
+        // A stopped run does nothing more, whichever of its calls blew the fuse.
         if boundary >= self.0.at {
             self.0.blown.store(true, Ordering::SeqCst);
             std::future::pending::<()>().await;
@@ -154,5 +154,5 @@ impl Fuse {
     }
 }
 
-/// A fuse that never blows belongs to a long run: the names of its first boundaries are enough to tell what it did.
+/// A fuse that never blows belongs to a long run, whose first boundaries are enough for a diagnosis.
 const KEPT_NAMES: u64 = 10_000;

@@ -1,8 +1,8 @@
-//! Every component in the words of the memory cloud.
+//! Expands every component into resources of the memory cloud.
 
 use serde_json::{Value, json};
 
-use crate::component::{Component, Part, Site};
+use crate::component::{Component, ComponentSpec, Site};
 use crate::kind::DataClass;
 use crate::name::{ComponentName, KindName, ResourceId};
 use crate::provider::{Problem, Problems};
@@ -28,34 +28,34 @@ struct Lowering<'a> {
 impl Lowering<'_> {
     fn run(&mut self) {
         match &self.component.part {
-            Part::Network(network) => self.main("memory.network", json!({"cidr": network.cidr})),
-            Part::Cluster(cluster) => {
+            ComponentSpec::Network(network) => self.main("memory.network", json!({"cidr": network.cidr})),
+            ComponentSpec::Cluster(cluster) => {
                 self.main(
                     "memory.cluster",
                     json!({"network": self.output(&cluster.network, "id"), "gpu": cluster.gpu}),
                 );
             }
-            Part::Secrets(secrets) => {
+            ComponentSpec::Secrets(secrets) => {
                 self.main("memory.vault", json!({}));
                 for (name, recipe) in &secrets.generate {
                     self.part(name, "memory.secret", json!({"vault": self.own("id"), "recipe": recipe}));
                 }
             }
-            Part::Certificate(certificate) => self.main("memory.certificate", json!(certificate)),
-            Part::ModelStore(store) => {
+            ComponentSpec::Certificate(certificate) => self.main("memory.certificate", json!(certificate)),
+            ComponentSpec::ModelStore(store) => {
                 self.main("memory.bucket", json!({"max_cache_bytes": store.max_cache_bytes}));
                 for model in &store.models {
                     self.part(&model.name, "memory.model", json!({"parent": self.own("id"), "model": model}));
                 }
             }
-            Part::Database(database) => {
+            ComponentSpec::Database(database) => {
                 self.main(
                     "memory.database",
                     json!({"engine": database.kind, "hosting": database.hosting, "schema": database.schema}),
                 );
             }
-            Part::Cache(cache) => self.main("memory.cache", json!({"engine": cache.kind})),
-            Part::Workload(workload) => {
+            ComponentSpec::Cache(cache) => self.main("memory.cache", json!({"engine": cache.kind})),
+            ComponentSpec::Workload(workload) => {
                 let mut spec = json!({"program": workload.program.digest, "config": workload.config});
                 spec["models"] = self.output(&workload.models, "address");
                 spec["database"] = self.output(&workload.database, "address");
@@ -71,7 +71,7 @@ impl Lowering<'_> {
                 }
                 self.main("memory.service", json!({"replicas": replicas}));
             }
-            Part::Endpoint(endpoint) => {
+            ComponentSpec::Endpoint(endpoint) => {
                 let mut spec = json!({"host": endpoint.host, "port": endpoint.port, "tls": endpoint.tls});
                 if endpoint.tls {
                     spec["certificate"] = self.output(&endpoint.certificate, "version");
@@ -80,35 +80,35 @@ impl Lowering<'_> {
                 spec["program"] = json!(endpoint.program.digest);
                 self.main("memory.gateway", spec);
             }
-            Part::Traffic(traffic) => {
+            ComponentSpec::Traffic(traffic) => {
                 self.main("memory.registry", json!({"url": "mem:traffic"}));
                 for (name, weight) in &traffic.weights {
                     self.part(name.as_str(), "memory.weight", json!({"parent": self.own("id"), "weight": weight}));
                 }
             }
-            Part::Monitoring(monitoring) => self.main("memory.monitor", json!(monitoring)),
-            Part::Registry(registry) => self.main("memory.registry", json!({"url": registry.url})),
-            Part::Border(border) => {
+            ComponentSpec::Monitoring(monitoring) => self.main("memory.monitor", json!(monitoring)),
+            ComponentSpec::Registry(registry) => self.main("memory.registry", json!({"url": registry.url})),
+            ComponentSpec::Relay(border) => {
                 let spec = json!({"endpoint": border.endpoint, "peers": border.peers, "witness": border.witness});
                 self.hosted("memory.relay", &border.cluster, spec);
             }
-            Part::Watch(watch) => {
+            ComponentSpec::SiteAgent(watch) => {
                 let mut spec = json!({"peers": watch.peers, "home": watch.home, "rules": watch.rules});
                 spec["border"] = self.output(&watch.border, "address");
                 self.hosted("memory.watch", &watch.cluster, spec);
             }
-            Part::Witness(witness) => {
+            ComponentSpec::Witness(witness) => {
                 let spec = json!({"sites": witness.sites, "home": witness.home, "rules": witness.rules});
                 self.hosted("memory.watch", &witness.cluster, spec);
             }
-            Part::Front(front) => {
+            ComponentSpec::GlobalEndpoint(front) => {
                 let mut spec = json!({"host": front.host, "port": front.port, "weights": front.weights});
                 if front.tls {
                     spec["certificate"] = self.output(&front.certificate, "version");
                 }
                 self.main("memory.gateway", spec);
             }
-            Part::Backup(backup) => self.main("memory.schedule", json!(backup)),
+            ComponentSpec::Backup(backup) => self.main("memory.schedule", json!(backup)),
         }
     }
 

@@ -1,9 +1,9 @@
-//! A cloud that lives in memory: it implements every component, recognises objects in all three ways, and goes wrong on
+//! A cloud in memory: it implements every component, recognises objects in all three ways, and injects faults on
 //! request.
 //!
-//! It is deterministic: time passes by looks, never by a clock. It survives the death of the run
-//! that uses it, because every handle shares one [`world`]. What it knows of foreign objects it never changes, so a test
-//! can look at them afterwards.
+//! It is deterministic: time advances by polls, never by a clock. It survives the run that uses it, because every
+//! handle shares one [`world`]. It never changes what it knows of foreign objects, so a test can inspect them
+//! afterwards.
 
 pub mod faults;
 pub mod kinds;
@@ -19,20 +19,20 @@ use serde_json::json;
 
 use crate::component::{Component, Site};
 use crate::error::Result;
-use crate::kind::Kind;
+use crate::kind::{Kind, Price};
 use crate::name::{CloudId, KindName, Lineage, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
 use crate::provider::{Problem, Problems, Provider, Scope};
 use crate::resource::{Effect, FieldChange, Health, Object, Observed, Recorded, Wanted};
 
-pub use faults::{Drift, Fault, Fuse, Go, Stage};
+pub use faults::{Drift, Fault, FaultEffect, Fuse, Stage};
 use world::World;
-pub use world::{Call, Thing};
+pub use world::{Call, StoredObject};
 
-/// How long a caller is told to wait before it looks again.
+/// The poll interval that callers are told.
 pub(crate) const AGAIN_IN: Duration = Duration::from_millis(200);
 
-/// A handle to the cloud; clones see the same world.
+/// A handle to the cloud; clones share one world.
 #[derive(Clone)]
 pub struct MemoryCloud {
     world: Arc<Mutex<World>>,
@@ -46,23 +46,23 @@ impl Default for MemoryCloud {
 }
 
 impl MemoryCloud {
-    /// An empty cloud where everything works.
+    /// An empty cloud without faults.
     pub fn new() -> Self {
         Self { world: Arc::default(), fuse: Fuse::default() }
     }
 
-    /// The same cloud, used by a run that dies at the fuse's boundary.
+    /// The same cloud, used by a run that stops at the fuse's boundary.
     #[must_use]
     pub fn with_fuse(&self, fuse: Fuse) -> Self {
         Self { world: self.world.clone(), fuse }
     }
 
-    /// Makes something go wrong.
+    /// Adds a fault.
     pub fn inject(&self, fault: Fault) {
         self.world().faults.push(fault);
     }
 
-    /// Takes back every fault that has not happened yet.
+    /// Removes every fault that has not happened yet.
     pub fn heal(&self) {
         let mut world = self.world();
         world.faults.clear();
@@ -71,7 +71,7 @@ impl MemoryCloud {
         world.partial = false;
         world.blind = 0;
         (world.lag, world.stale) = (0, 0);
-        world.things.values_mut().for_each(world::Thing::settle);
+        world.things.values_mut().for_each(world::StoredObject::settle);
     }
 
     /// New objects stay invisible to this many observations.
@@ -79,7 +79,7 @@ impl MemoryCloud {
         self.world().lag = looks;
     }
 
-    /// Changed objects are shown as they were to this many observations.
+    /// Changed objects are shown in their old state to this many observations.
     pub fn stale_for(&self, looks: u32) {
         self.world().stale = looks;
     }
@@ -89,19 +89,19 @@ impl MemoryCloud {
         self.world().blind = looks;
     }
 
-    /// Somebody does this to an object once the cloud has taken this many calls from now on.
+    /// Another party changes an object after this many further calls to the cloud.
     pub fn drift_after(&self, calls: usize, resource: &ResourceId, drift: Drift) {
         let mut world = self.world();
         let at = world.calls.len() + calls;
         world.drifts.push((at, resource.clone(), drift));
     }
 
-    /// What no engine should do, whatever goes wrong: each as a sentence.
+    /// Violations by the engine of rules that hold under any fault: each as a sentence.
     pub fn complaints(&self) -> Vec<String> {
         self.world().complaints.clone()
     }
 
-    /// Long operations of the slow kinds take this many looks.
+    /// Long operations of the slow kinds take this many polls.
     pub fn slow(&self, looks: u32) {
         self.world().slow = looks;
     }
@@ -111,37 +111,37 @@ impl MemoryCloud {
         self.world().quota.insert(kind.clone(), most);
     }
 
-    /// Lists come back without this resource, and say so.
+    /// Lists omit this resource, and say that they are incomplete.
     pub fn hide(&self, resource: &ResourceId) {
         self.world().unseen.insert(resource.clone());
     }
 
-    /// Lists come back cut short: nothing that is missing from them is known to be absent.
+    /// Lists are incomplete: a missing object is not known to be absent.
     pub fn partial_lists(&self) {
         self.world().partial = true;
     }
 
-    /// Somebody else's object, under a cloud id of their choice.
+    /// Adds a foreign object with a cloud id.
     pub fn place_foreign(&self, kind: &KindName, cloud_id: &CloudId, lineage: Option<Lineage>, spec: crate::Spec) {
         self.world().place_foreign(kind, cloud_id, lineage, spec);
     }
 
-    /// The controllers of a cluster make an object, in its network or in the cluster itself.
+    /// The controllers of a cluster create an object, in its network or in the cluster itself.
     pub fn make_child(&self, cluster: &ResourceId) {
         self.world().make_children(cluster);
     }
 
-    /// Somebody else's object inside a network of ours. Says whether that network is there.
+    /// Adds a foreign object inside a managed network. Returns whether that network exists.
     pub fn place_guest(&self, resource: &ResourceId, cloud_id: &CloudId) -> bool {
         self.world().place_guest(resource, cloud_id)
     }
 
-    /// Somebody else's object goes away again.
+    /// Removes a foreign object.
     pub fn remove_foreign(&self, cloud_id: &CloudId) {
         self.world().remove(cloud_id);
     }
 
-    /// Somebody removes an object behind our back. Says whether it was there.
+    /// Removes an object out of band. Returns whether it existed.
     pub fn remove_behind_our_back(&self, resource: &ResourceId) -> bool {
         let mut world = self.world();
         let ids: Vec<_> = world.of_resource(resource).map(|thing| thing.cloud_id.clone()).collect();
@@ -149,25 +149,25 @@ impl MemoryCloud {
         !ids.is_empty()
     }
 
-    /// Somebody changes a field behind our back. Says whether the object was there.
+    /// Changes a field out of band. Returns whether the object existed.
     pub fn change_behind_our_back(&self, resource: &ResourceId, field: &str, value: serde_json::Value) -> bool {
         self.world().change(resource, field, value)
     }
 
-    /// An object stops doing its work.
+    /// Makes an object unhealthy.
     pub fn degrade(&self, resource: &ResourceId, reason: &str) {
         self.world().degrade(resource, reason);
     }
 
-    /// Whatever is still being made is finished at the next look. Says whether anything was.
+    /// Completes all unfinished objects at the next poll. Returns whether there were any.
     pub fn finish_slowly_made(&self) -> bool {
         let mut world = self.world();
         let slow = world.things.values_mut().filter(|thing| thing.looks_left > 1);
         slow.map(|thing| thing.looks_left = 1).count() > 0
     }
 
-    /// Everything that is there, in order of cloud ids.
-    pub fn things(&self) -> Vec<Thing> {
+    /// All objects, in order of cloud ids.
+    pub fn things(&self) -> Vec<StoredObject> {
         self.world().things.values().cloned().collect()
     }
 
@@ -192,6 +192,10 @@ impl Provider for MemoryCloud {
         kinds::KINDS
     }
 
+    fn prices(&self) -> &'static [Price] {
+        kinds::PRICES
+    }
+
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
         lower::lower(component, site)
     }
@@ -214,7 +218,7 @@ impl Provider for MemoryCloud {
             let effect = kinds::effect(field);
             changes.push(FieldChange { field: field.clone(), before: Some(before.clone()), after: None, effect });
         }
-        // An update of what is still being made waits until it is.
+        // An update of an unfinished object waits until it is complete.
         if let Health::Degraded(reason) = &seen.health {
             let (field, before) = ("working".to_owned(), Some(json!(reason)));
             changes.push(FieldChange { field, before, after: Some(json!(true)), effect: Effect::InPlace });
@@ -233,8 +237,8 @@ impl Provider for MemoryCloud {
             if let Some(most) = world.quota.get(kind)
                 && count > *most
             {
-                let cause = format!("{count} of `{kind}` are asked for and {most} are allowed");
-                problems.push(Problem::new(kind.as_str(), cause, "ask for quota, or for fewer"));
+                let cause = format!("{count} of `{kind}` are requested and {most} are allowed");
+                problems.push(Problem::new(kind.as_str(), cause, "request more quota, or fewer objects"));
             }
         }
         Ok(problems)

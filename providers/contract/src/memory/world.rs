@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::faults::{Drift, Fault, Go, Stage};
+use super::faults::{Drift, Fault, FaultEffect, Stage};
 use super::{AGAIN_IN, kinds};
-use crate::error::{Error, Result, Sort};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kind::Identity;
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::operation::{Handle, Operation, OperationId, Progress, Token, Verb};
 use crate::provider::Scope;
-use crate::resource::{Foreign, Health, Object, Observed, Outputs, Why};
+use crate::resource::{Foreign, Health, Object, Observed, Outputs, ReadFailure};
 use crate::spec::Spec;
 
 /// The health of an object that a long operation has not finished yet.
@@ -19,14 +19,14 @@ const BEING_MADE: &str = "still being made";
 
 /// One object of the memory cloud.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Thing {
-    /// What the cloud calls it.
+pub struct StoredObject {
+    /// Its id in the cloud.
     pub cloud_id: CloudId,
-    /// What it is.
+    /// Its kind.
     pub kind: KindName,
     /// The tag `textnlp-resource`; `None` for a foreign object.
     pub resource: Option<ResourceId>,
-    /// Where it is.
+    /// Its site.
     pub site: Option<SiteName>,
     /// The tag `textnlp-environment`.
     pub environment: Option<EnvironmentName>,
@@ -36,41 +36,41 @@ pub struct Thing {
     pub operation: Option<OperationId>,
     /// Its attributes.
     pub spec: Spec,
-    /// The object that it lives in and goes with.
+    /// Its parent, with which it is removed.
     pub parent: Option<CloudId>,
-    /// What it takes before it is ready, in looks; zero is ready.
+    /// Polls until it is ready; zero is ready.
     pub looks_left: u32,
-    /// Why it does not do its work.
+    /// Why it is unhealthy.
     pub broken: Option<String>,
-    /// The object that it is inside of without being made by an operation.
+    /// The object that contains it, when no operation created it.
     pub inside: Option<CloudId>,
-    /// The cluster whose controllers made it, and the lineage in that cluster's name.
+    /// The cluster whose controllers created it, and the lineage in that cluster's name.
     pub owner: Option<(CloudId, Lineage)>,
-    /// Its controllers make nothing more.
+    /// Its controllers create nothing more.
     draining: bool,
-    /// How many more observations do not show it.
+    /// Observations that still omit it.
     hidden_for: u32,
-    /// As it was before its last change, and how many more observations show that.
+    /// Its state before the last change, and the observations that still show it.
     was: Option<(Spec, u32)>,
 }
 
-impl Thing {
-    /// From now on it is shown, and as it is.
+impl StoredObject {
+    /// From now on it is shown in its current state.
     pub(super) fn settle(&mut self) {
         (self.hidden_for, self.was) = (0, None);
     }
 }
 
-/// One call, as the cloud saw it.
+/// One call, as the cloud received it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// `begin` or `advance`.
     pub stage: &'static str,
-    /// What it was to do.
+    /// Its verb.
     pub verb: Verb,
-    /// To which resource.
+    /// Its resource.
     pub resource: ResourceId,
-    /// For which operation.
+    /// Its operation.
     pub operation: OperationId,
     /// Whether it changed something.
     pub mutated: bool,
@@ -78,7 +78,7 @@ pub struct Call {
 
 #[derive(Default)]
 pub(super) struct World {
-    pub(super) things: BTreeMap<CloudId, Thing>,
+    pub(super) things: BTreeMap<CloudId, StoredObject>,
     pub(super) faults: Vec<Fault>,
     pub(super) unseen: BTreeSet<ResourceId>,
     pub(super) partial: bool,
@@ -95,12 +95,12 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn of_resource<'a>(&'a self, resource: &'a ResourceId) -> impl Iterator<Item = &'a Thing> {
+    pub(super) fn of_resource<'a>(&'a self, resource: &'a ResourceId) -> impl Iterator<Item = &'a StoredObject> {
         self.things.values().filter(move |thing| thing.resource.as_ref() == Some(resource))
     }
 
     pub(super) fn place_foreign(&mut self, kind: &KindName, cloud_id: &CloudId, lineage: Option<Lineage>, spec: Spec) {
-        let thing = Thing {
+        let thing = StoredObject {
             cloud_id: cloud_id.clone(),
             kind: kind.clone(),
             resource: None,
@@ -129,12 +129,12 @@ impl World {
         true
     }
 
-    /// The controllers of these clusters make an object each, in the network of the cluster or in the cluster itself.
+    /// The controllers of these clusters create an object each, in the network of the cluster or in the cluster itself.
     pub(super) fn make_children(&mut self, resource: &ResourceId) {
         let works =
-            |thing: &&Thing| thing.kind.as_str() == "memory.cluster" && thing.looks_left == 0 && !thing.draining;
-        let clusters: Vec<Thing> = self.of_resource(resource).filter(works).cloned().collect();
-        for Thing { cloud_id: cluster, spec, lineage, .. } in clusters {
+            |thing: &&StoredObject| thing.kind.as_str() == "memory.cluster" && thing.looks_left == 0 && !thing.draining;
+        let clusters: Vec<StoredObject> = self.of_resource(resource).filter(works).cloned().collect();
+        for StoredObject { cloud_id: cluster, spec, lineage, .. } in clusters {
             let network = spec.get("network").and_then(Value::as_str).and_then(|id| CloudId::new(id).ok());
             let network = network.filter(|id| self.things.get(id).is_some_and(|thing| thing.lineage == lineage));
             self.made += 1;
@@ -147,15 +147,15 @@ impl World {
         }
     }
 
-    /// What is inside an object that no operation made, or that its controllers made elsewhere.
-    fn foreign<'a>(&'a self, id: &'a CloudId) -> impl Iterator<Item = &'a Thing> {
-        let is_there = move |thing: &&Thing| {
+    /// The objects inside of `id` that no operation created, and those that its controllers created elsewhere.
+    fn foreign<'a>(&'a self, id: &'a CloudId) -> impl Iterator<Item = &'a StoredObject> {
+        let is_there = move |thing: &&StoredObject| {
             thing.inside.as_ref() == Some(id) || thing.owner.as_ref().is_some_and(|(owner, _)| owner == id)
         };
         self.things.values().filter(is_there)
     }
 
-    /// The objects that have any inside of them.
+    /// The objects that contain foreign objects.
     fn foreign_places(&self) -> BTreeSet<CloudId> {
         let children = self.things.values().filter(|thing| thing.inside.is_some());
         children
@@ -164,8 +164,8 @@ impl World {
             .collect()
     }
 
-    /// An object as it is shown, with what is inside of it.
-    fn shown(&self, thing: &Thing) -> Object {
+    /// An object as it is shown, with the foreign objects inside of it.
+    fn shown(&self, thing: &StoredObject) -> Object {
         let foreign = self.foreign(&thing.cloud_id).map(|child| Foreign {
             cloud_id: child.cloud_id.clone(),
             what: child.kind.as_str().trim_start_matches("memory.").to_owned(),
@@ -206,7 +206,9 @@ impl World {
     pub(super) fn observe(&mut self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
         if self.blind > 0 {
             self.blind -= 1;
-            return Err(Error::new(Sort::Unavailable, "list", scope.site.as_str()).because("the list did not come"));
+            return Err(
+                Error::new(ErrorKind::Unavailable, "list", scope.site.as_str()).because("the list did not come")
+            );
         }
         let mut asked: BTreeSet<ResourceId> = scope.wanted.iter().map(|wanted| wanted.id.clone()).collect();
         asked.extend(scope.recorded.iter().map(|recorded| recorded.id.clone()));
@@ -226,7 +228,7 @@ impl World {
             let resource = resource.clone();
             let mut seen = object(thing);
             if let Some((was, looks)) = thing.was.take().filter(|(_, looks)| *looks > 0) {
-                seen = object(&Thing { spec: was.clone(), ..thing.clone() });
+                seen = object(&StoredObject { spec: was.clone(), ..thing.clone() });
                 thing.was = Some((was, looks - 1));
             }
             answer.push((resource, Observed::Present(seen)));
@@ -241,9 +243,9 @@ impl World {
         }
         for resource in asked.difference(&shown) {
             let seen = if self.unseen.contains(resource) || self.partial {
-                Observed::Unknown(Why("the list was cut short".to_owned()))
+                Observed::Unknown(ReadFailure("the list was cut short".to_owned()))
             } else if let Some(thing) = self.taken(scope, resource) {
-                Observed::Unknown(Why(format!("`{}` belongs to somebody else", thing.cloud_id)))
+                Observed::Unknown(ReadFailure(format!("`{}` belongs to another owner", thing.cloud_id)))
             } else {
                 Observed::Absent
             };
@@ -253,7 +255,7 @@ impl World {
     }
 
     /// A foreign object under the name that a wanted one would have.
-    fn taken(&self, scope: &Scope<'_>, resource: &ResourceId) -> Option<&Thing> {
+    fn taken(&self, scope: &Scope<'_>, resource: &ResourceId) -> Option<&StoredObject> {
         let wanted = scope.wanted.iter().find(|wanted| wanted.id == *resource)?;
         let named = kinds::find(wanted.kind.as_str()).is_some_and(|kind| kind.identity == Identity::Named);
         let thing = named.then(|| self.things.get(&named_id(scope.environment, resource)))??;
@@ -278,7 +280,7 @@ impl World {
     pub(super) fn advance(&mut self, op: &Operation, handle: &Handle) -> Result<Progress> {
         let id = handle.0.get("id").and_then(Value::as_str).and_then(|id| CloudId::new(id).ok());
         let Some(id) = id else {
-            return Err(Error::new(Sort::Invalid, "read the handle of", op.resource.as_str()));
+            return Err(Error::new(ErrorKind::Invalid, "read the handle of", op.resource.as_str()));
         };
         self.call(Stage::Advance, op, |world| match op.verb {
             Verb::Delete => world.delete(op),
@@ -286,7 +288,7 @@ impl World {
         })
     }
 
-    /// Applies the faults that fit, writes the call down, and does it.
+    /// Applies the matching faults, logs the call, and executes it.
     fn call(
         &mut self,
         stage: Stage,
@@ -297,20 +299,20 @@ impl World {
         let fault = self.fault(stage, op);
         let says = if stage == Stage::Begin { "begin" } else { "advance" };
         let (mutated, answer) = match &fault {
-            Some(Go::LostRequest) => (false, Err(lost(op, "the request was lost"))),
-            Some(Go::Throttle(after)) => {
-                let sort = Sort::Throttled { after: *after };
+            Some(FaultEffect::LostRequest) => (false, Err(lost(op, "the request was lost"))),
+            Some(FaultEffect::Throttle(after)) => {
+                let sort = ErrorKind::Throttled { after: *after };
                 (false, Err(Error::new(sort, op.verb.to_string(), op.resource.as_str()).code("RequestLimitExceeded")))
             }
-            Some(Go::Refuse(sort)) => {
+            Some(FaultEffect::Refuse(sort)) => {
                 (false, Err(Error::new(sort.clone(), op.verb.to_string(), op.resource.as_str()).code("Refused")))
             }
-            Some(Go::Fail(sort)) => {
+            Some(FaultEffect::Fail(sort)) => {
                 let error = Error::new(sort.clone(), op.verb.to_string(), op.resource.as_str()).code("Failed");
                 (false, Ok(Progress::Failed { left: None, error }))
             }
-            Some(Go::FailLeaving) if op.verb == Verb::Create => self.fail_leaving(op, act),
-            Some(Go::LostReply) => {
+            Some(FaultEffect::FailLeaving) if op.verb == Verb::Create => self.fail_leaving(op, act),
+            Some(FaultEffect::LostReply) => {
                 let (mutated, answer) = act(self);
                 (mutated, answer.and(Err(lost(op, "the answer was lost"))))
             }
@@ -321,7 +323,7 @@ impl World {
         answer
     }
 
-    /// Somebody else was here.
+    /// Applies the changes of another party.
     fn drift(&mut self) {
         let now = self.calls.len();
         let (due, later) = std::mem::take(&mut self.drifts).into_iter().partition(|(at, ..)| *at <= now);
@@ -330,8 +332,8 @@ impl World {
             match drift {
                 Drift::Child => self.make_children(&resource),
                 Drift::Removed => {
-                    // Nobody can remove what somebody's object is inside of.
-                    let free = |thing: &&Thing| {
+                    // An object that contains foreign objects cannot be removed.
+                    let free = |thing: &&StoredObject| {
                         thing.lineage.is_none_or(|lineage| self.guest(&thing.cloud_id, lineage).is_none())
                     };
                     let ids: Vec<_> =
@@ -344,7 +346,7 @@ impl World {
         }
     }
 
-    fn fault(&mut self, stage: Stage, op: &Operation) -> Option<Go> {
+    fn fault(&mut self, stage: Stage, op: &Operation) -> Option<FaultEffect> {
         let fault = self.faults.iter_mut().find(|fault| {
             fault.times > 0
                 && (fault.stage == stage || fault.stage == Stage::Any)
@@ -367,7 +369,7 @@ impl World {
             Some(thing) => {
                 thing.broken = Some("half made".to_owned());
                 thing.looks_left = 0;
-                let error = Error::new(Sort::Unavailable, "create", op.resource.as_str()).code("HalfMade");
+                let error = Error::new(ErrorKind::Unavailable, "create", op.resource.as_str()).code("HalfMade");
                 (mutated, Ok(Progress::Failed { left: Some(object(thing)), error }))
             }
             None => (mutated, answer),
@@ -376,7 +378,7 @@ impl World {
 
     fn create(&mut self, op: &Operation) -> (bool, Result<Progress>) {
         let Some(kind) = kinds::find(op.kind.as_str()) else {
-            return (false, Err(Error::new(Sort::Invalid, "find the kind of", op.resource.as_str())));
+            return (false, Err(Error::new(ErrorKind::Invalid, "find the kind of", op.resource.as_str())));
         };
         let parent = match self.parent(op, kind.identity) {
             Ok(parent) => parent,
@@ -393,7 +395,7 @@ impl World {
         };
         if let Some(there) = self.things.get_mut(&id) {
             if there.lineage != Some(op.lineage) {
-                let error = Error::new(Sort::Exists, "create", id.as_str()).hint("give the resource another name");
+                let error = Error::new(ErrorKind::Exists, "create", id.as_str()).hint("give the resource another name");
                 return (false, Err(error));
             }
             there.spec = op.spec.clone();
@@ -403,10 +405,10 @@ impl World {
         }
         let there = || self.things.values().filter(|thing| thing.kind == op.kind).count();
         if self.quota.get(&op.kind).is_some_and(|most| there() >= *most) {
-            return (false, Err(Error::new(Sort::Quota, "create", op.resource.as_str()).code("LimitExceeded")));
+            return (false, Err(Error::new(ErrorKind::Quota, "create", op.resource.as_str()).code("LimitExceeded")));
         }
         self.made += 1;
-        let thing = Thing {
+        let thing = StoredObject {
             cloud_id: id.clone(),
             kind: op.kind.clone(),
             resource: Some(op.resource.clone()),
@@ -431,16 +433,18 @@ impl World {
         (true, Ok(self.progress(&id)))
     }
 
-    /// The object that a repeated token made, even if it was removed since: then the token is spent.
+    /// The object that a repeated token created, even if it was removed since: then the token is spent.
     fn by_token(&mut self, token: &Token, op: &Operation) -> Result<Option<CloudId>> {
         let Some((id, digest)) = self.tokens.get(token.as_str()) else { return Ok(None) };
         if *digest != op.spec.digest() {
             self.complaints.push(format!("operation {} of {} came with other parameters", op.id, op.resource));
-            let error = Error::new(Sort::Invalid, "repeat the creation of", op.resource.as_str());
+            let error = Error::new(ErrorKind::Invalid, "repeat the creation of", op.resource.as_str());
             return Err(error.code("IdempotentParameterMismatch"));
         }
         if !self.things.contains_key(id) {
-            return Err(Error::new(Sort::Invalid, "repeat the creation of", op.resource.as_str()).code("TokenSpent"));
+            return Err(
+                Error::new(ErrorKind::Invalid, "repeat the creation of", op.resource.as_str()).code("TokenSpent")
+            );
         }
         Ok(Some(id.clone()))
     }
@@ -451,7 +455,7 @@ impl World {
                 self.of_resource(&host.0).find(|thing| thing.lineage == Some(op.lineage) && thing.looks_left == 0);
             return match host {
                 Some(host) => Ok(Some(host.cloud_id.clone())),
-                None => Err(Error::new(Sort::Unavailable, "reach the host of", op.resource.as_str())),
+                None => Err(Error::new(ErrorKind::Unavailable, "reach the host of", op.resource.as_str())),
             };
         }
         if identity != Identity::Part {
@@ -460,7 +464,7 @@ impl World {
         let parent = op.spec.get("parent").and_then(Value::as_str).and_then(|id| CloudId::new(id).ok());
         match parent.filter(|id| self.things.contains_key(id)) {
             Some(parent) => Ok(Some(parent)),
-            None => Err(Error::new(Sort::NotFound, "find the parent of", op.resource.as_str())),
+            None => Err(Error::new(ErrorKind::NotFound, "find the parent of", op.resource.as_str())),
         }
     }
 
@@ -468,7 +472,7 @@ impl World {
         let id = op.recorded.as_ref().map(|recorded| recorded.cloud_id.clone());
         let Some(thing) = id.and_then(|id| self.things.get_mut(&id)).filter(|thing| thing.lineage == Some(op.lineage))
         else {
-            return (false, Err(Error::new(Sort::NotFound, "update", op.resource.as_str())));
+            return (false, Err(Error::new(ErrorKind::NotFound, "update", op.resource.as_str())));
         };
         let was = std::mem::replace(&mut thing.spec, op.spec.clone());
         thing.was = (self.stale > 0).then_some((was, self.stale));
@@ -479,7 +483,7 @@ impl World {
 
     fn delete(&mut self, op: &Operation) -> (bool, Result<Progress>) {
         let Some(recorded) = &op.recorded else {
-            return (false, Err(Error::new(Sort::Invalid, "delete", op.resource.as_str())));
+            return (false, Err(Error::new(ErrorKind::Invalid, "delete", op.resource.as_str())));
         };
         let Some(thing) = self.things.get_mut(&recorded.cloud_id) else {
             let (kind, cloud_id, spec) = (recorded.kind.clone(), recorded.cloud_id.clone(), recorded.spec.clone());
@@ -499,8 +503,8 @@ impl World {
             );
         };
         if thing.lineage != Some(op.lineage) {
-            self.complaints.push(format!("`{}` is somebody else's and was to be removed", recorded.cloud_id));
-            return (false, Err(Error::new(Sort::Denied, "delete", recorded.cloud_id.as_str())));
+            self.complaints.push(format!("`{}` belongs to another owner and would be removed", recorded.cloud_id));
+            return (false, Err(Error::new(ErrorKind::Denied, "delete", recorded.cloud_id.as_str())));
         }
         thing.draining = true;
         let last = object(thing);
@@ -511,10 +515,11 @@ impl World {
         (true, Ok(Progress::Done(last)))
     }
 
-    /// Removes one of the objects that controllers made inside of an object that goes; refuses where anybody else's is inside.
+    /// Removes one of the objects that controllers created inside of a deleted object; refuses when it contains a
+    /// foreign object.
     fn sweep(&mut self, op: &Operation, id: &CloudId) -> Option<(bool, Result<Progress>)> {
         let refuse = |why: String| {
-            let error = Error::new(Sort::Conflict, "delete", id.as_str()).code("DependencyViolation");
+            let error = Error::new(ErrorKind::Conflict, "delete", id.as_str()).code("DependencyViolation");
             Some((false, Err(error.because(why))))
         };
         if let Some(guest) = self.guest(id, op.lineage) {
@@ -534,9 +539,9 @@ impl World {
         Some((true, Ok(Progress::Pending { handle, says, again_in: AGAIN_IN })))
     }
 
-    /// Somebody else's object inside of this one, or of what is reached through it.
+    /// A foreign object inside of this one, or inside of what is reached through it.
     fn guest(&self, id: &CloudId, lineage: Lineage) -> Option<CloudId> {
-        let is_guest = |child: &&Thing| child.owner.as_ref().is_none_or(|(_, owner)| *owner != lineage);
+        let is_guest = |child: &&StoredObject| child.owner.as_ref().is_none_or(|(_, owner)| *owner != lineage);
         let here = self.foreign(id).find(is_guest).map(|guest| guest.cloud_id.clone());
         here.or_else(|| {
             let mut reached = self.things.values().filter(|thing| thing.parent.as_ref() == Some(id));
@@ -550,7 +555,7 @@ impl World {
                 thing.looks_left = thing.looks_left.saturating_sub(1);
                 (thing.looks_left == 0, Ok(self.progress(id)))
             }
-            None => (false, Err(Error::new(Sort::NotFound, "look at", op.resource.as_str()))),
+            None => (false, Err(Error::new(ErrorKind::NotFound, "check", op.resource.as_str()))),
         }
     }
 
@@ -559,13 +564,13 @@ impl World {
         if thing.looks_left == 0 {
             return Progress::Done(object(thing));
         }
-        let says = format!("{} more looks until it is ready", thing.looks_left);
+        let says = format!("ready after {} more polls", thing.looks_left);
         Progress::Pending { handle: Handle(json!({"id": id, "left": thing.looks_left})), says, again_in: AGAIN_IN }
     }
 }
 
 fn lost(op: &Operation, what: &str) -> Error {
-    Error::new(Sort::Unavailable, op.verb.to_string(), op.resource.as_str()).because(what)
+    Error::new(ErrorKind::Unavailable, op.verb.to_string(), op.resource.as_str()).because(what)
 }
 
 fn noun(noun: &str) -> KindName {
@@ -586,7 +591,7 @@ fn part_id(parent: Option<&CloudId>, resource: &ResourceId) -> CloudId {
     CloudId::new(format!("{parent}#{resource}")).expect("ids are printable and short")
 }
 
-fn object(thing: &Thing) -> Object {
+fn object(thing: &StoredObject) -> Object {
     let mut outputs = Outputs::new();
     outputs.insert("id".to_owned(), json!(thing.cloud_id));
     outputs.insert("address".to_owned(), json!(format!("mem:{}", thing.cloud_id)));

@@ -1,52 +1,52 @@
-//! The words of the API of custom metrics: what can be asked, and how it is answered. Pure.
+//! The custom metrics API: parsing of requests and shape of the answers. Pure.
 
 use serde_json::{Value, json};
 
 use super::rates::Rate;
 
-/// The group, and the only version: autoscalers of every Kubernetes that is served take it.
+/// The API group and its only version. Autoscalers of every supported Kubernetes version accept it.
 const GROUP: &str = "custom.metrics.k8s.io";
 const VERSION: &str = "v1beta2";
-/// The only metric, as autoscalers name it.
+/// The only metric, under the name that autoscalers use.
 const METRIC: &str = "http_requests_per_second";
-/// The longest question that is read: selectors are written by people.
-const LONGEST: usize = 8 << 10;
+/// The longest request target that is read, in bytes.
+const MAX_TARGET_BYTES: usize = 8 << 10;
 
-/// A status of HTTP, and a document.
+/// An HTTP status and a JSON body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// The status.
+    /// The HTTP status.
     pub status: u16,
-    /// What it says; a text is one in words.
+    /// The JSON document, or a JSON string for plain text.
     pub body: Value,
 }
 
-/// What is asked.
+/// A parsed request.
 #[derive(Debug, PartialEq)]
 pub(super) enum Question {
-    /// Whether it lives.
+    /// The liveness probe.
     Health,
-    /// Whether it may be asked.
+    /// The readiness probe.
     Ready,
-    /// What is served here.
+    /// A static document, such as the discovery document.
     Document(Value),
-    /// What pods answer.
+    /// The request rates of pods.
     Figures { namespace: String, of: Subject, metric_labels: String },
 }
 
-/// Of which pods.
+/// The pods that a request is about.
 #[derive(Debug, PartialEq)]
 pub(super) enum Subject {
-    /// Of this one.
+    /// One pod, by its name.
     One(String),
-    /// Of those that carry these labels.
+    /// All pods with these labels.
     All(String),
 }
 
 impl Question {
-    /// Reads `/path?query`; `None` is a path that is not served.
+    /// Parses `/path?query`; `None` for a path that is not served.
     pub(super) fn read(target: &str) -> Option<Self> {
-        let target = target.get(..LONGEST.min(target.len())).filter(|read| read.len() == target.len())?;
+        let target = target.get(..MAX_TARGET_BYTES.min(target.len())).filter(|read| read.len() == target.len())?;
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let parts: Option<Vec<String>> = path.trim_matches('/').split('/').map(|part| decoded(part, false)).collect();
         let parts = parts?;
@@ -92,12 +92,12 @@ impl Question {
 }
 
 impl Answer {
-    /// For people and probes.
+    /// A plain-text answer, for probes and error messages.
     pub(super) fn words(status: u16, words: &str) -> Self {
         Self { status, body: json!(words) }
     }
 
-    /// What the API says of a question that it does not answer.
+    /// A Kubernetes `Status` document for a failed request.
     pub(super) fn status(status: u16, reason: &str, message: &str) -> Self {
         let body = json!({
             "kind": "Status",
@@ -111,7 +111,7 @@ impl Answer {
         Self { status, body }
     }
 
-    /// What pods of a namespace answer, as it is known at a time.
+    /// The `MetricValueList` with the known rates of the pods of a namespace.
     pub(super) fn values(namespace: &str, known: &[(String, Rate)], at: jiff::Timestamp) -> Self {
         let items: Vec<Value> = known
             .iter()
@@ -135,7 +135,7 @@ impl Answer {
     }
 }
 
-/// What `%2A` means, and `+` within a query; `None` for what means nothing.
+/// Percent-decodes a text; in a query, `+` is a space. `None` for an invalid escape.
 fn decoded(text: &str, is_query: bool) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -191,8 +191,8 @@ mod tests {
             assert_eq!(of(nothing), None, "{nothing}");
         }
         assert_eq!(of("*/http_requests_per_second?labelSelector=%ff"), None, "no text");
-        assert_eq!(of(&"a".repeat(LONGEST)), None);
-        assert_eq!(Question::read(&"ä".repeat(LONGEST)), None);
+        assert_eq!(of(&"a".repeat(MAX_TARGET_BYTES)), None);
+        assert_eq!(Question::read(&"ä".repeat(MAX_TARGET_BYTES)), None);
         assert_eq!(
             (Question::read("/ready"), Question::read("/health")),
             (Some(Question::Ready), Some(Question::Health))

@@ -1,9 +1,9 @@
-//! What the cluster's autoscaler asks: how many requests a second each pod of the servers answers, on the API of custom metrics.
+//! The custom metrics adapter: it serves the request rate of each server pod to the cluster's autoscaler.
 //!
-//! A deployment of one pod runs it. It looks at the pods every few seconds ([`Adapter::look`]), keeps what they counted in the last half
-//! minute ([`rates`]), and answers in the words of `custom.metrics.k8s.io/v1beta2` ([`answer`]). It is asked by the API server and by nobody else,
-//! which is known by its certificate ([`Adapter::front`]): that server has asked its own rules whether whoever asks it may, before it passes a
-//! question on, so that nothing is asked a second time here.
+//! It runs as a deployment of one pod. It polls the pods every few seconds ([`Adapter::look`]), keeps the counters of
+//! the last 30 s ([`rates`]), and answers as `custom.metrics.k8s.io/v1beta2` ([`answer`]). Its only client is the API
+//! server, which it authenticates by its certificate ([`Adapter::front`]). The API server authorises each request
+//! before it forwards it, so the adapter does not authorise again.
 
 mod answer;
 mod rates;
@@ -16,50 +16,50 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::Value;
-use textnlp_provider::{Result, Sort};
+use textnlp_provider::{ErrorKind, Result};
 use tokio::time::Instant;
 
-use crate::canary::{Scrape, figures, in_one_line};
+use crate::canary::{Scrape, counters, in_one_line};
+use crate::diagnosis::POD;
 use crate::error::Call;
 use crate::identity;
 use crate::provider::Kubernetes;
 use crate::table;
-use crate::trouble::POD;
 
 pub use answer::Answer;
 use answer::{Question, Subject};
 use rates::{Rate, Rates};
 
-/// How often it looks at the pods.
-const LOOK: Duration = Duration::from_secs(5);
-/// Pods that are asked for their figures at once.
+/// The interval between two polls of the pods.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// The limit of concurrent scrapes.
 const AT_ONCE: usize = 32;
-/// From the second look on there is something to tell.
-const LOOKS: u32 = 2;
+/// A rate takes two polls.
+const MIN_POLLS: u32 = 2;
 
-/// Whom the API server may be known by: what it writes down for servers beside it.
+/// The client certificates of the API server's front proxy, as the aggregation layer publishes them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontProxy {
-    /// The authorities that certify it, PEM.
+    /// The certificate authorities, as PEM.
     pub authorities: String,
-    /// Its names in certificates; none means any.
+    /// The allowed common names; an empty list allows any.
     pub names: Vec<String>,
 }
 
-/// See the module.
+/// The adapter; see the module.
 pub struct Adapter {
     kubernetes: Kubernetes,
     namespace: String,
-    /// The labels of the pods that are looked at.
+    /// The label selector of the pods that are polled.
     pods: String,
     rates: Mutex<Rates>,
     looks: AtomicU32,
-    /// Whether it is known who may ask.
+    /// Whether the front proxy's certificate is known.
     knows_front: AtomicBool,
 }
 
 impl Adapter {
-    /// For the pods of a namespace that carry these labels, `app=textnlp-api`.
+    /// Creates an adapter for the pods of a namespace with these labels, such as `app=textnlp-api`.
     pub fn new(kubernetes: Kubernetes, namespace: String, pods: String) -> Self {
         Self {
             kubernetes,
@@ -71,10 +71,10 @@ impl Adapter {
         }
     }
 
-    /// Looks at the pods for ever; `tell` is told what keeps it from that.
+    /// Polls the pods until the process ends; `tell` reports what prevents a poll.
     pub async fn keep(&self, figures: &dyn Scrape, tell: &(dyn Fn(&str) + Sync)) {
         loop {
-            let next = Instant::now() + LOOK;
+            let next = Instant::now() + POLL_INTERVAL;
             match self.look(figures).await {
                 Ok(()) => drop(self.looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1))),
                 Err(error) => tell(&in_one_line(&error)),
@@ -83,10 +83,11 @@ impl Adapter {
         }
     }
 
-    /// By which certificate the API server is known, as it says itself in `kube-system`.
+    /// The client certificates of the API server, read from the `extension-apiserver-authentication` map of
+    /// `kube-system`.
     ///
     /// # Errors
-    /// Where that cannot be read, and where the cluster has no such thing.
+    /// If the map cannot be read, or the cluster has no front proxy.
     pub async fn front(&self) -> Result<FrontProxy> {
         let call = Call {
             action: "read who may ask in",
@@ -96,55 +97,58 @@ impl Adapter {
             name: Some("extension-apiserver-authentication"),
         };
         let found = self.kubernetes.api().await?.get(&call).await?;
-        let found =
-            found.ok_or_else(|| call.error(Sort::NotFound).because("the cluster has no aggregation of APIs"))?;
+        let found = found
+            .ok_or_else(|| call.error(ErrorKind::NotFound).because("the cluster does not support API aggregation"))?;
         let told = |key: &str| found["data"][key].as_str().unwrap_or_default();
         let authorities = told("requestheader-client-ca-file").to_owned();
         if authorities.is_empty() {
-            let why =
-                "it names no `requestheader-client-ca-file`: the API server shows no certificate to servers beside it";
-            return Err(call.error(Sort::NotFound).because(why));
+            let why = "it has no `requestheader-client-ca-file`: the API server has no client certificate for extension API servers";
+            return Err(call.error(ErrorKind::NotFound).because(why));
         }
         let names = match told("requestheader-allowed-names") {
             "" => Vec::new(),
-            names => serde_json::from_str(names)
-                .map_err(|error| call.error(Sort::Invalid).because(format!("requestheader-allowed-names: {error}")))?,
+            names => serde_json::from_str(names).map_err(|error| {
+                call.error(ErrorKind::Invalid).because(format!("requestheader-allowed-names: {error}"))
+            })?,
         };
         self.knows_front.store(true, Ordering::Relaxed);
         Ok(FrontProxy { authorities, names })
     }
 
-    /// Whether there is something to tell: whoever is sent here before that would be told of no pods.
+    /// Whether there are two polls: before that, a client would get an empty list.
     fn is_ready(&self) -> bool {
-        self.knows_front.load(Ordering::Relaxed) && self.looks.load(Ordering::Relaxed) >= LOOKS
+        self.knows_front.load(Ordering::Relaxed) && self.looks.load(Ordering::Relaxed) >= MIN_POLLS
     }
 
-    /// The answer to a GET of `/path?query`. Only who `is_front`, the API server, is told of pods.
+    /// The answer to a GET of `/path?query`. Only the API server (`is_front`) gets the metrics of pods.
     pub async fn answer(&self, target: &str, is_front: bool) -> Answer {
         let question = match Question::read(target) {
             Some(Question::Health) => return Answer::words(200, "ok"),
             Some(Question::Ready) if self.is_ready() => return Answer::words(200, "ok"),
             Some(Question::Ready) => {
-                return Answer::words(503, "it is not known yet who may ask, or the pods were not looked at twice");
+                return Answer::words(
+                    503,
+                    "not ready: the trusted clients are not loaded, or the pods were not polled twice",
+                );
             }
             question => question,
         };
         if !is_front {
-            return Answer::status(401, "Unauthorized", "only the API server is answered here, by its certificate");
+            return Answer::status(401, "Unauthorized", "only the API server with its client certificate is allowed");
         }
         match question {
             Some(Question::Document(document)) => Answer { status: 200, body: document },
             Some(Question::Figures { namespace, .. }) if namespace != self.namespace => {
                 let why =
-                    format!("no figures of pods in namespace {namespace} are known here, but of {}", self.namespace);
+                    format!("this adapter has no metrics of pods in namespace {namespace}, only in {}", self.namespace);
                 Answer::status(404, "NotFound", &why)
             }
             Some(Question::Figures { metric_labels, .. }) if !metric_labels.is_empty() => {
-                let why = format!("the metric has no labels, so that `{metric_labels}` chooses nothing");
+                let why = format!("the metric has no labels, so `{metric_labels}` matches nothing");
                 Answer::status(400, "BadRequest", &why)
             }
             Some(Question::Figures { of, .. }) => self.figures(of).await,
-            _ => Answer::status(404, "NotFound", "there is no such path here"),
+            _ => Answer::status(404, "NotFound", "this path does not exist"),
         }
     }
 
@@ -171,7 +175,7 @@ impl Adapter {
             Subject::One(name) if known.is_empty() => Answer::status(
                 404,
                 "NotFound",
-                &format!("nothing is known of pod {name}: it is not there, or does not answer"),
+                &format!("no metrics of pod {name}: it does not exist or does not answer"),
             ),
             _ => Answer::values(&self.namespace, &known, at),
         }
@@ -181,15 +185,15 @@ impl Adapter {
         let pods = self.pods(&self.pods).await?;
         let asked = pods.iter().filter_map(|pod| {
             let address: IpAddr = pod["status"]["podIP"].as_str()?.parse().ok()?;
-            let (name, port) = (pod["metadata"]["name"].as_str()?, figures::port(&pod["spec"])?);
+            let (name, port) = (pod["metadata"]["name"].as_str()?, counters::port(&pod["spec"])?);
             Some(async move { (name, identity::uid(pod), figures.scrape(address, port).await, Instant::now()) })
         });
         let asked: Vec<_> = asked.collect();
         let mut answers = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
         while let Some((name, uid, text, at)) = answers.next().await {
-            // Of a pod that does not answer, the last that was known is told until it is old.
+            // The last known rate of a pod that does not answer is served until it is stale.
             let Ok(text) = text else { continue };
-            let totals = figures::read(&text, u32::MAX);
+            let totals = counters::read(&text, u32::MAX);
             self.rates.lock().unwrap_or_else(PoisonError::into_inner).look(name, uid, totals, at);
         }
         let there: BTreeSet<&str> = pods.iter().map(identity::uid).collect();

@@ -1,70 +1,72 @@
-//! How many requests a second pods answer, by what they counted in the last half minute. Pure: time is given.
+//! The request rates of pods, from their counters of the last 30 s. Pure: the time is an argument.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::canary::figures::Totals;
+use crate::canary::counters::Totals;
 
-/// Over so long it is reckoned.
+/// The window over which a rate is calculated.
 const WINDOW: Duration = Duration::from_secs(30);
-/// A pod that was not heard of for so long is not told of: its figures are those of another load.
+/// The age after which a rate is stale: it describes a load that may be gone.
 const STALE: Duration = Duration::from_secs(15);
-/// Looks at a pod that are kept at most, however often somebody looks.
-const MOST: usize = 64;
+/// The limit of samples per pod, however short the poll interval is.
+const MAX_SAMPLES: usize = 64;
 
-/// What is known of the pods.
+/// The samples of all pods.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
-    /// By their names, which is what they are asked for by.
-    pods: BTreeMap<String, Counted>,
+    /// By pod name, because requests name pods.
+    pods: BTreeMap<String, PodSamples>,
 }
 
-/// What a pod counted.
+/// The samples of one pod.
 #[derive(Debug)]
-struct Counted {
+struct PodSamples {
     uid: String,
     last: Totals,
-    /// All that was added since the first look, also by those that began anew.
+    /// All requests since the first poll, also those of restarted containers.
     sum: u64,
     looks: VecDeque<(Instant, u64)>,
 }
 
-/// Requests a second of one pod.
+/// The request rate of one pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rate {
-    /// In thousandths.
+    /// Thousandths of a request per second.
     pub(super) millis: u64,
-    /// Over so long.
+    /// The window over which it was measured.
     pub(super) over: Duration,
-    /// So long ago it was known.
+    /// The age of the last sample.
     pub(super) ago: Duration,
 }
 
 impl Rates {
-    /// One more look at a pod.
+    /// Adds a sample of a pod.
     pub(super) fn look(&mut self, name: &str, uid: &str, totals: Totals, at: Instant) {
-        let fresh = || Counted { uid: uid.to_owned(), last: totals, sum: 0, looks: VecDeque::new() };
+        let fresh = || PodSamples { uid: uid.to_owned(), last: totals, sum: 0, looks: VecDeque::new() };
         let pod = self.pods.entry(name.to_owned()).or_insert_with(fresh);
-        // Another pod of that name, as sets with names of their own make them.
+        // A new pod with the same name: StatefulSets reuse names.
         if pod.uid != uid {
             *pod = fresh();
         }
         pod.sum = pod.sum.saturating_add(totals.since(pod.last).answers);
         pod.last = totals;
         pod.looks.push_back((at, pod.sum));
-        while pod.looks.len() > MOST || pod.looks.front().is_some_and(|(first, _)| at.duration_since(*first) > WINDOW) {
+        while pod.looks.len() > MAX_SAMPLES
+            || pod.looks.front().is_some_and(|(first, _)| at.duration_since(*first) > WINDOW)
+        {
             pod.looks.pop_front();
         }
     }
 
-    /// Forgets the pods that are not among these, by their uids.
+    /// Removes all pods whose uid is not in the list.
     pub(super) fn keep(&mut self, there: &BTreeSet<&str>) {
         self.pods.retain(|_, pod| there.contains(pod.uid.as_str()));
     }
 
-    /// What a pod answers; `None` for one that was not looked at twice, or not lately.
+    /// The rate of a pod; `None` with fewer than two samples or with stale ones.
     pub(super) fn of(&self, name: &str, now: Instant) -> Option<Rate> {
         let looks = &self.pods.get(name)?.looks;
         let ((began, before), (ended, after)) = (looks.front()?, looks.back()?);
@@ -85,7 +87,7 @@ mod tests {
         Totals { answers, ..Totals::default() }
     }
 
-    /// A pod that counted so many at these seconds.
+    /// A pod with these `(second, count)` samples.
     fn looked(at: Instant, looks: &[(u64, u64)]) -> Rates {
         let mut rates = Rates::default();
         for (second, count) in looks {
@@ -98,15 +100,15 @@ mod tests {
     fn requests_are_told_over_the_last_half_minute() {
         let at = Instant::now();
         let rate = |looks: &[(u64, u64)], now: u64| looked(at, looks).of("a", at + Duration::from_secs(now));
-        // What a pod had counted before anybody looked says nothing of now.
+        // Requests before the first sample say nothing about the current rate.
         assert_eq!(rate(&[(0, 1000)], 0), None);
         let told = rate(&[(0, 1000), (5, 1010)], 6).expect("a rate");
         assert_eq!((told.millis, told.over.as_secs(), told.ago.as_secs()), (2000, 5, 1));
-        // A load that ended long ago is over.
+        // A load that ended long ago is outside of the window.
         let looks: Vec<(u64, u64)> = (0..20).map(|n| (n * 5, 100 * n.min(4))).collect();
         assert_eq!(rate(&looks, 95).map(|told| told.millis), Some(0));
         assert_eq!(rate(&looks[..5], 20).map(|told| (told.millis, told.over.as_secs())), Some((20_000, 20)));
-        // Less than one in a second is more than none.
+        // A rate below one per second is not rounded down to zero.
         assert_eq!(rate(&[(0, 0), (10, 1)], 10).map(|told| told.millis), Some(100));
     }
 
@@ -140,7 +142,7 @@ mod tests {
         for n in 0..1000 {
             rates.look("a", "1", answers(n), at + Duration::from_millis(n));
         }
-        assert_eq!(rates.pods["a"].looks.len(), MOST);
+        assert_eq!(rates.pods["a"].looks.len(), MAX_SAMPLES);
         assert_eq!(rates.of("a", at + Duration::from_secs(1)).map(|told| told.millis), Some(1_000_000));
     }
 }

@@ -1,28 +1,30 @@
-//! A new release that first shows on a few pods that it is well, and is put back by the cluster itself when it is not.
+//! Canary and blue-green rollouts: a new release first runs on a few pods, and the cluster itself rolls it back if the
+//! analysis fails.
 //!
-//! A deployment whose pods are to change gets the new template with `minReadySeconds` of a month and a surge of a few pods: Kubernetes
-//! makes those beside the old ones, leads clients to them, and goes no further. A job of ours beside the deployment measures them, and either
-//! applies what was wanted from the beginning, or what was there before, which it carries both. Nobody else need be there: a laptop that is
-//! closed leaves a rollout that ends by itself. What the pods read of their configuration stands in their template, so that an old
-//! template is the old release whole.
+//! The deployment gets the new template with `minReadySeconds` of a month and a surge of a few pods. Kubernetes creates
+//! those beside the old ones, routes clients to them, and stops there. A job beside the deployment measures them. It
+//! then applies the wanted manifest or the previous one; it carries both. No operator is needed: a rollout ends on its
+//! own when the operator's machine is off. The pods' configuration is part of their template, so an old template
+//! restores the complete old release.
 //!
-//! Where no share is named, the new pods are a whole second set, and the service leads clients to one set or the other ([`traffic`]):
-//! blue-green. Where clients come by a route of the Gateway API, the share is one of them, by its weights ([`shares`]), and the new pods are a
-//! second set too, of few.
+//! Without a share, the new pods are a complete second set, and the service routes clients to one set or the other
+//! ([`traffic`]): blue-green. With a Gateway API route, the share is a traffic weight ([`shares`]), and the new pods
+//! are a small second set.
 //!
-//! `begin` and `advance` are the operator's side, [`watch`] is the job's. They talk by annotations of the deployment.
+//! The code in `start` runs in the operator's command, the code in `monitor` in the job. They communicate by
+//! annotations of the deployment.
 
-mod begin;
-pub(crate) mod figures;
-mod judge;
-mod outside;
+mod analysis;
+pub(crate) mod counters;
+mod monitor;
+mod queries;
 mod shares;
+mod start;
 mod traffic;
-mod watch;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_provider::{Lineage, Operation, Result, Sort};
+use textnlp_provider::{ErrorKind, Lineage, Operation, Result};
 
 use crate::api::Api;
 use crate::error::Call;
@@ -30,43 +32,44 @@ use crate::identity;
 use crate::provider::Kubernetes;
 use crate::table;
 
-pub(crate) use begin::{Standing, leave_shares, make_way, route_of};
-use figures::Totals;
-pub use outside::Ask;
-pub(crate) use outside::{Outside, SECRET};
+use counters::Totals;
+pub use monitor::Scrape;
+pub(crate) use monitor::in_one_line;
+pub use queries::QueryApi;
+pub(crate) use queries::{QueryConfig, SECRET};
 pub(crate) use shares::without_shares;
-pub use watch::Scrape;
-pub(crate) use watch::in_one_line;
+pub(crate) use start::{RolloutState, leave_shares, route_of, route_to_all};
 
-/// The annotation of a deployment by which it is rolled so: a [`Canary`].
+/// The annotation of a deployment with its rollout settings: a [`Canary`].
 pub(crate) const CANARY: &str = "textnlp-canary";
 /// The service account of the job.
 pub(crate) const ACCOUNT: &str = "textnlp-rollout";
-/// The label by which the job's pod is let to the figures of others.
+/// The label by which network policies let the job's pod read the pods' metrics.
 pub(crate) const CONTROLLER: &str = "textnlp-rollout";
-/// The variable in which the job finds its orders.
+/// The variable with the job's orders.
 pub const ORDERS: &str = "TEXTNLP_ROLLOUT";
 
-/// The annotation that says which rollout holds a deployment; gone as soon as it ended.
-const HELD: &str = "textnlp-rollout";
-/// The annotation with the job's word on it: a [`Told`].
-const TOLD: &str = "textnlp-rollout-told";
-/// The annotation with a person's word on it: a [`Wished`].
-const WISH: &str = "textnlp-rollout-wish";
-/// The label of pods that says of which set they are.
+/// The annotation with the id of the rollout that holds a deployment; removed when the rollout ends.
+const HOLD_ANNOTATION: &str = "textnlp-rollout";
+/// The annotation with the job's report: a [`RolloutReport`].
+const REPORT_ANNOTATION: &str = "textnlp-rollout-told";
+/// The annotation with the operator's rollout command: a [`CommandAnnotation`].
+const COMMAND_ANNOTATION: &str = "textnlp-rollout-wish";
+/// The label by which Kubernetes distinguishes the pods of each template.
 const HASH: &str = "pod-template-hash";
-/// Who wrote `TOLD` and `WISH`, which are fields of nobody's spec, and to which pods the service leads clients.
-const TELLER: &str = "textnlp-rollout";
-const WISHER: &str = "textnlp-rollout-wish";
+/// The field managers of the job's and the operator's annotation, which no spec contains. `JOB_FIELD_MANAGER` also owns the
+/// service's selector during a rollout.
+const JOB_FIELD_MANAGER: &str = "textnlp-rollout";
+const OPERATOR_FIELD_MANAGER: &str = "textnlp-rollout-wish";
 
-/// How a deployment is rolled.
+/// The rollout settings of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Canary {
-    /// So many pods beside those that are there, in percent of them; `None` for a second set beside the first, to which all clients are
-    /// led at once. A job of a program that knows no such thing does not read its orders then, and nothing begins.
+    /// The new pods in percent of the existing ones. `None` is a complete second set that gets all clients at once: an
+    /// older job cannot parse that, so it starts no rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) share: Option<u32>,
-    /// Whether that is the share of the clients too, by the weights of a route; else it is as large as that of the pods.
+    /// Whether the share is a traffic weight of a route. Otherwise the clients' share follows the pods' share.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) weighted: bool,
     pub(crate) bake_seconds: u64,
@@ -75,150 +78,151 @@ pub(crate) struct Canary {
     pub(crate) error_rate: f64,
 }
 
-/// How far a rollout is.
+/// The stage of a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// The job is there, and nothing has changed yet.
+    /// The job has started, and nothing has changed yet.
     Waiting,
-    /// A second set of pods is made, and no client is led to it.
+    /// The second set of pods is being created, and has no clients.
     Preparing,
-    /// All clients are to be led to the second set; said before it is done.
+    /// All clients are to be routed to the second set. Recorded before it is done.
     Switching,
-    /// New pods are measured.
+    /// New pods are being measured.
     Baking,
-    /// All pods are to become new ones; said before it is done.
+    /// All pods are to be replaced. Recorded before it is done.
     Promoting,
-    /// All pods are becoming new ones.
+    /// All pods are being replaced.
     Promoted,
-    /// The old pods are to stay; said before it is done.
+    /// The old pods are to stay. Recorded before it is done.
     Reverting,
-    /// The old release is what runs.
+    /// The old release is running.
     Reverted,
 }
 
-/// What the job says of a rollout.
+/// The job's report of a rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
-    /// Which rollout.
+pub struct RolloutReport {
+    /// The id of the rollout.
     pub id: String,
-    /// How far it is.
+    /// Its stage.
     pub stage: Stage,
-    /// Why, with what was counted.
+    /// The reason, with the measurements.
     pub says: String,
-    /// The release that was to come, by the digest of its template.
+    /// The new release, as a digest of its template.
     #[serde(default)]
     pub release: String,
-    /// Since when new pods are there, in seconds since 1970 by the cluster's clock.
+    /// When new pods were first seen, in seconds since 1970 by the cluster's clock.
     #[serde(default)]
     pub began: u64,
-    /// The share of the clients that is led to the new pods now, in percent, where a route tells shares apart.
+    /// The current traffic weight of the new pods in percent, where a route has weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<u32>,
-    /// What is known of the two sets, where clients are led from one to the other.
+    /// The two sets of pods, where clients are routed from one to the other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) sets: Option<Sets>,
+    pub(crate) sets: Option<PodSets>,
 }
 
-/// What another pod of the job has to know of two sets of pods.
+/// What a restarted job needs to know about the two sets of pods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Sets {
-    /// The label of the old one's pods.
+pub(crate) struct PodSets {
+    /// The label value of the old set.
     old: String,
-    /// The label of those that clients are led to, or are about to be.
+    /// The label value of the set that clients are routed to, or are about to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     new: Option<String>,
-    /// What they answered while they had the clients: what new ones are measured by.
+    /// The requests that the old set answered while it had the clients: the baseline of the analysis.
     #[serde(default)]
     before: Totals,
 }
 
-/// What a person wants of a rollout.
+/// A rollout command of an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Wish {
-    /// It goes on at once, if the new pods answer.
+pub enum OperatorCommand {
+    /// Promote at once, if the new pods are ready.
     Promote,
-    /// It is taken back at once.
+    /// Roll back at once.
     Abort,
-    /// It does not go on by itself; its deadline stays.
+    /// Pause; the deadline keeps running.
     Pause,
-    /// It goes on by itself again.
+    /// Resume after a pause.
     Resume,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Wished {
+struct CommandAnnotation {
     id: String,
-    wish: Wish,
+    wish: OperatorCommand,
 }
 
-/// Everything that the job needs to know.
+/// The orders of the job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Orders {
+pub(crate) struct RolloutOrders {
     id: String,
     namespace: String,
     name: String,
     uid: String,
-    /// The field manager of the deployment, under which it goes on and back.
+    /// The field manager of the deployment, used for promotion and rollback.
     manager: String,
     canary: Canary,
-    /// Where pods tell their figures.
+    /// The metrics port of the pods.
     metrics_port: u16,
-    /// What is applied when the new pods are well.
+    /// The manifest to apply on promotion.
     promote: Value,
-    /// What is applied when they are not: what was there.
+    /// The manifest to apply on rollback: the previous one.
     revert: Value,
-    /// The route by whose weights clients are shared, as it was applied.
+    /// The route whose traffic weights split the clients, as it was applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     route: Option<Value>,
-    /// See [`Told::release`].
+    /// See [`RolloutReport::release`].
     release: String,
-    /// Labels by which the job is known for ours.
+    /// The labels of the deployment, which the job gets too.
     labels: Value,
 }
 
 impl Canary {
-    /// Whether there are two whole sets of pods, and clients are led to one of them.
+    /// Whether there are two complete sets of pods, with all clients on one of them.
     fn is_blue_green(self) -> bool {
         self.share.is_none()
     }
 
-    /// How the pods of an update are rolled; `None` where they do not change, or what they were before could not be put back.
+    /// The rollout settings of an update; `None` if its pods do not change or their previous state could not be
+    /// restored.
     pub(crate) fn of(op: &Operation) -> Option<Self> {
         let wanted = |spec: &textnlp_provider::Spec| -> Option<Self> {
             serde_json::from_str(spec.get("metadata")?["annotations"][CANARY].as_str()?).ok()
         };
         let rolls = op.changes.iter().any(|change| change.field.starts_with("spec.template"));
-        // A template of a release that was not rolled so reads what is not in it.
+        // A template from before canary rollouts reads configuration that is not part of it.
         op.recorded.as_ref().and_then(|recorded| wanted(&recorded.spec))?;
         wanted(&op.spec).filter(|_| rolls)
     }
 }
 
-impl Told {
-    /// The same when it is done.
+impl RolloutReport {
+    /// The final stage that follows this one.
     fn ended(self) -> Self {
         let stage = if self.stage == Stage::Promoting { Stage::Promoted } else { Stage::Reverted };
         Self { stage, share: None, ..self }
     }
 }
 
-/// What the job said last, and whether the rollout that it spoke of holds the deployment now.
-fn told(deployment: &Value) -> Option<Told> {
-    serde_json::from_str(deployment["metadata"]["annotations"][TOLD].as_str()?).ok()
+/// The last report of the job.
+fn read_report(deployment: &Value) -> Option<RolloutReport> {
+    serde_json::from_str(deployment["metadata"]["annotations"][REPORT_ANNOTATION].as_str()?).ok()
 }
 
 fn is_held(deployment: &Value, id: &str) -> bool {
     holder(deployment) == Some(id)
 }
 
-fn wish(deployment: &Value, id: &str) -> Option<Wish> {
-    let wished = deployment["metadata"]["annotations"][WISH].as_str()?;
-    serde_json::from_str::<Wished>(wished).ok().filter(|wished| wished.id == id).map(|wished| wished.wish)
+fn read_command(deployment: &Value, id: &str) -> Option<OperatorCommand> {
+    let wished = deployment["metadata"]["annotations"][COMMAND_ANNOTATION].as_str()?;
+    serde_json::from_str::<CommandAnnotation>(wished).ok().filter(|wished| wished.id == id).map(|wished| wished.wish)
 }
 
-/// Writes one annotation of a deployment, and nothing else of it.
+/// Writes one annotation of a deployment and no other field.
 async fn note(api: &Api, call: &Call<'_>, manager: &str, uid: &str, (name, value): (&str, Value)) -> Result<()> {
     let manifest = json!({
         "apiVersion": call.row.api_version(),
@@ -233,7 +237,7 @@ async fn note(api: &Api, call: &Call<'_>, manager: &str, uid: &str, (name, value
 
 /// The rollout that holds a deployment.
 fn holder(deployment: &Value) -> Option<&str> {
-    deployment["metadata"]["annotations"][HELD].as_str()
+    deployment["metadata"]["annotations"][HOLD_ANNOTATION].as_str()
 }
 
 fn call<'a>(action: &'static str, verb: &'static str, namespace: &'a str, name: Option<&'a str>) -> Call<'a> {
@@ -241,44 +245,67 @@ fn call<'a>(action: &'static str, verb: &'static str, namespace: &'a str, name: 
 }
 
 impl Kubernetes {
-    /// What the last rollout of a deployment of this lineage came to, and whether it still goes on; `None` where there was none.
-    pub async fn rollout(&self, (namespace, lineage): (&str, Lineage), name: &str) -> Result<Option<(Told, bool)>> {
+    /// The last rollout of a deployment of this lineage, and whether it is still in progress; `None` if there was none.
+    pub async fn rollout(
+        &self,
+        (namespace, lineage): (&str, Lineage),
+        name: &str,
+    ) -> Result<Option<(RolloutReport, bool)>> {
         let found = self.rolled((namespace, lineage), name).await?;
-        Ok(told(&found).map(|told| {
+        Ok(read_report(&found).map(|told| {
             let goes_on = is_held(&found, &told.id);
             (told, goes_on)
         }))
     }
 
-    /// Says what a person wants of the rollout that goes on; an error where there is none.
-    pub async fn wish(&self, (namespace, lineage): (&str, Lineage), name: &str, wish: Wish) -> Result<Told> {
+    /// Records a command for the rollout in progress; an error if there is none.
+    pub async fn wish(
+        &self,
+        (namespace, lineage): (&str, Lineage),
+        name: &str,
+        wish: OperatorCommand,
+    ) -> Result<RolloutReport> {
         let found = self.rolled((namespace, lineage), name).await?;
         let call = call("decide", "patch", namespace, Some(name));
-        let Some(told) = told(&found).filter(|told| is_held(&found, &told.id)) else {
+        let Some(told) = read_report(&found).filter(|told| is_held(&found, &told.id)) else {
             return Err(call
-                .error(Sort::NotFound)
-                .because("no rollout of it goes on")
+                .error(ErrorKind::NotFound)
+                .because("no rollout is in progress")
                 .hint("`rollout status` shows the last one"));
         };
-        let wished = Wished { id: told.id.clone(), wish };
-        note(&self.api().await?, &call, WISHER, identity::uid(&found), (WISH, json!(wished))).await?;
+        let wished = CommandAnnotation { id: told.id.clone(), wish };
+        note(
+            &self.api().await?,
+            &call,
+            OPERATOR_FIELD_MANAGER,
+            identity::uid(&found),
+            (COMMAND_ANNOTATION, json!(wished)),
+        )
+        .await?;
         Ok(told)
     }
 
-    /// Lets a release that was put back be tried once more.
-    pub async fn retry(&self, (namespace, lineage): (&str, Lineage), name: &str) -> Result<Told> {
+    /// Allows another attempt with a release that was rolled back.
+    pub async fn retry(&self, (namespace, lineage): (&str, Lineage), name: &str) -> Result<RolloutReport> {
         let found = self.rolled((namespace, lineage), name).await?;
         let call = call("decide", "patch", namespace, Some(name));
-        let Some(told) = told(&found).filter(|told| told.stage == Stage::Reverted) else {
-            return Err(call.error(Sort::NotFound).because("no release of it was put back last"));
+        let Some(told) = read_report(&found).filter(|told| told.stage == Stage::Reverted) else {
+            return Err(call.error(ErrorKind::NotFound).because("the last release was not rolled back"));
         };
-        let forgotten = Told { release: String::new(), ..told.clone() };
-        note(&self.api().await?, &call, TELLER, identity::uid(&found), (TOLD, json!(forgotten))).await?;
+        let forgotten = RolloutReport { release: String::new(), ..told.clone() };
+        note(
+            &self.api().await?,
+            &call,
+            JOB_FIELD_MANAGER,
+            identity::uid(&found),
+            (REPORT_ANNOTATION, json!(forgotten)),
+        )
+        .await?;
         Ok(told)
     }
 
     async fn rolled(&self, (namespace, lineage): (&str, Lineage), name: &str) -> Result<Value> {
         let call = call("read", "get", namespace, Some(name));
-        crate::errand::of_ours(&self.api().await?, &call, lineage).await
+        crate::one_off_job::read_own(&self.api().await?, &call, lineage).await
     }
 }

@@ -1,12 +1,13 @@
-//! Which share of the clients is led to the new pods, by the weights of a route of the Gateway API.
+//! Traffic weights of a canary, set on a Gateway API route.
 //!
-//! The route has two services, of which the second asks for the new pods as long as a rollout goes on. Nobody but its own field manager
-//! writes it, always as a whole, and only while it is as that one applied it: what somebody else has made of it stays.
+//! The route has two services; during a rollout the second one selects the new pods. Only the route's own field manager
+//! writes it, always as a whole and only while it is as that manager applied it. A change by another manager is left
+//! alone.
 
 use serde_json::{Value, json};
-use textnlp_provider::{Object, Result, Sort, Spec};
+use textnlp_provider::{ErrorKind, Object, Result, Spec};
 
-use super::HELD;
+use super::HOLD_ANNOTATION;
 use crate::api::Api;
 use crate::error::Call;
 use crate::identity;
@@ -14,38 +15,38 @@ use crate::table;
 
 /// All clients, in percent.
 const ALL: u32 = 100;
-/// Its status is written by others, who may come between a look and a change this often.
-const TRIES: u32 = 5;
+/// The attempts per change: controllers write the route's status and may come between a read and a write.
+const MAX_ATTEMPTS: u32 = 5;
 
-/// The route that leads clients to two services, and how it was applied.
+/// The route with the two services.
 pub(super) struct Route<'a> {
     pub(super) api: &'a Api,
-    /// The whole manifest.
+    /// The complete manifest, as applied.
     pub(super) applied: &'a Value,
-    /// The field manager of it.
+    /// Its field manager.
     pub(super) manager: &'a str,
-    /// The rollout that holds it.
+    /// The id of the rollout that holds it.
     pub(super) id: &'a str,
-    /// The share that new pods get, in percent.
+    /// The traffic weight of the new pods, in percent.
     pub(super) share: u32,
 }
 
-/// The second service of a name.
+/// The name of the second service.
 pub(super) fn second(name: &str) -> String {
     format!("{name}-new")
 }
 
 impl Route<'_> {
-    /// The share that is led to the second service; `None` where somebody made something else of the route.
+    /// The current weight of the second service; `None` if another manager changed the route.
     pub(super) async fn now(&self) -> Result<Option<u32>> {
         let found = self.api.get(&self.call("read", "get")).await?;
         Ok(found.and_then(|found| self.share_of(&found)))
     }
 
-    /// Leads this share of the clients to the second service; whether the route is still ours to do so. Done again it changes nothing.
+    /// Sets the weight of the second service; returns false if another manager changed the route. Idempotent.
     pub(super) async fn lead(&self, share: u32) -> Result<bool> {
-        let call = self.call("lead clients by", "patch");
-        for _ in 0..TRIES {
+        let call = self.call("route clients with", "patch");
+        for _ in 0..MAX_ATTEMPTS {
             let Some(found) = self.api.get(&call).await? else { return Ok(false) };
             match self.share_of(&found) {
                 None => return Ok(false),
@@ -54,30 +55,30 @@ impl Route<'_> {
             }
             let mut manifest = self.with(share);
             manifest["metadata"]["uid"] = json!(identity::uid(&found));
-            // Whoever changed it since it was read is not overruled unseen.
+            // The version makes a concurrent change a conflict.
             manifest["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"].clone();
             match self.api.apply(&call, self.manager, &manifest, false).await {
                 Ok(_) => return Ok(true),
-                Err(error) if error.sort == Sort::Conflict => {}
-                // It has the same words, and they are somebody else's, or somebody does not let us any more.
-                Err(error) if error.sort == Sort::Denied => return Ok(false),
+                Err(error) if error.kind == ErrorKind::Conflict => {}
+                // Another manager owns the same values now, or the permission was withdrawn.
+                Err(error) if error.kind == ErrorKind::Denied => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
-        Err(call.error(Sort::Unavailable).because("others change it all the time"))
+        Err(call.error(ErrorKind::Unavailable).because("other clients change it continuously"))
     }
 
-    /// Whether this share could be led, without doing it: what is said of it then is somebody else's field, or a refusal.
+    /// A dry run of the weight: it fails on a field of another manager or on a refusal.
     pub(super) async fn could_lead(&self) -> Result<()> {
-        let call = self.call("lead clients by", "patch");
+        let call = self.call("route clients with", "patch");
         self.api.apply(&call, self.manager, &self.with(self.share), true).await.map(drop)
     }
 
-    /// The whole manifest with this share.
+    /// The complete manifest with this weight.
     fn with(&self, share: u32) -> Value {
         let mut manifest = self.applied.clone();
         if share > 0 {
-            manifest["metadata"]["annotations"][HELD] = json!(self.id);
+            manifest["metadata"]["annotations"][HOLD_ANNOTATION] = json!(self.id);
             weigh(&mut manifest, [ALL.saturating_sub(share), share]);
         }
         manifest
@@ -97,8 +98,8 @@ impl Route<'_> {
     }
 }
 
-/// The route of this name as its manager applied it: what that one has of the object, with all clients led to the first service. `None` where
-/// there is none, or not one of two services.
+/// The route of this name as its manager applied it, with all clients on the first service, and the live object. `None`
+/// if there is none, or not one with two services.
 pub(super) async fn applied(
     api: &Api,
     (namespace, name): (&str, &str),
@@ -118,7 +119,7 @@ fn as_applied(found: &Value, manager: &str) -> Option<Value> {
     let mut metadata = json!({ "name": of["name"], "namespace": of["namespace"], "annotations": {} });
     for texts in ["labels", "annotations"] {
         for (name, _) in owned[format!("f:{texts}")].as_object().into_iter().flatten() {
-            if let Some(name) = name.strip_prefix("f:").filter(|name| *name != HELD) {
+            if let Some(name) = name.strip_prefix("f:").filter(|name| *name != HOLD_ANNOTATION) {
                 metadata[texts][name] = of[texts][name].clone();
             }
         }
@@ -131,7 +132,7 @@ fn as_applied(found: &Value, manager: &str) -> Option<Value> {
     Some(manifest)
 }
 
-/// The weights of its two services.
+/// The weights of the two services.
 pub(super) fn weights(route: &Value) -> Option<[u32; 2]> {
     let backends = route.pointer("/spec/rules/0/backendRefs")?.as_array()?;
     let [old, new] = &backends[..] else { return None };
@@ -147,23 +148,23 @@ fn weigh(route: &mut Value, weights: [u32; 2]) {
     }
 }
 
-/// The rollout that shares clients by this route now.
+/// The id of the rollout that holds the route.
 pub(super) fn holder_of_route(route: &Value) -> Option<&str> {
-    route["metadata"]["annotations"][HELD].as_str()
+    route["metadata"]["annotations"][HOLD_ANNOTATION].as_str()
 }
 
-/// A seen route without what a rollout does to it for as long as it goes on: no plan need take that back.
+/// A live route without the temporary changes of a rollout: no plan has to revert them.
 pub(crate) fn without_shares(seen: &Object) -> Option<Spec> {
     let spec = seen.spec.as_value();
     holder_of_route(spec)?;
     weights(spec)?;
-    // What somebody else has made of it is for the plan to name.
+    // A change by another manager is for the plan to report.
     spec.pointer("/fields/ours/f:spec/f:rules")?;
     let mut plain = spec.clone();
     weigh(&mut plain, [ALL, 0]);
-    plain["metadata"]["annotations"].as_object_mut()?.shift_remove(HELD);
+    plain["metadata"]["annotations"].as_object_mut()?.shift_remove(HOLD_ANNOTATION);
     if let Some(owned) = plain.pointer_mut("/fields/ours/f:metadata/f:annotations").and_then(Value::as_object_mut) {
-        owned.shift_remove(&format!("f:{HELD}"));
+        owned.shift_remove(&format!("f:{HOLD_ANNOTATION}"));
     }
     Some(Spec::of(&plain))
 }

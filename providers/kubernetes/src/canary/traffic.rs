@@ -1,53 +1,53 @@
-//! To which pods clients are led while two sets of them are there.
+//! Routing of clients while a deployment has two sets of pods.
 //!
-//! Kubernetes gives the pods of each template a label of their own. As long as a rollout goes on, the service asks for that label too, and
-//! so does what keeps nodes from being emptied; when it is over, both ask for all pods again, as they were applied. Nothing that is applied
-//! says anything of it: between rollouts there is nothing to be found, and nothing to be left behind.
+//! Kubernetes labels the pods of each template. During a rollout the service selects that label too, and so does the
+//! pod disruption budget. Afterwards both select all pods again, as they were applied. No applied manifest contains the
+//! label, so nothing remains between rollouts.
 
 use serde_json::{Value, json};
-use textnlp_provider::{Result, Sort};
+use textnlp_provider::{ErrorKind, Result};
 
+use super::monitor::is_of;
 use super::shares::{Route, second};
-use super::watch::is_of;
-use super::{HASH, TELLER};
+use super::{HASH, JOB_FIELD_MANAGER};
 use crate::api::Api;
+use crate::diagnosis::{self, POD};
 use crate::error::Call;
 use crate::identity;
 use crate::table::{self, Row};
-use crate::trouble::{self, POD};
 
-/// Where a deployment says which of its sets of pods is the newest.
+/// The annotation with the revision of a deployment or replica set; the highest one is the newest.
 const REVISION: &str = "deployment.kubernetes.io/revision";
-/// Sets of pods, as far as they are asked for here; they are the deployment controller's.
+/// Replica sets, read only; the deployment controller owns them.
 static REPLICA_SETS: Row = table::replica_sets();
 
-/// What selects pods for whom, by the name of the deployment: a service is there, and a budget may be.
+/// The kinds with a pod selector, by the name of the deployment. The service always exists, the budget may not.
 const SELECTING: [&str; 2] = ["Service", "PodDisruptionBudget"];
 
-/// The way clients take to the pods of one deployment.
+/// The routing of clients to the pods of one deployment.
 pub(super) struct Traffic<'a> {
     pub(super) api: &'a Api,
     pub(super) namespace: &'a str,
     pub(super) name: &'a str,
-    /// What leads a share of them to the new pods, where they are not all led at once.
+    /// The route with the traffic weights, where clients are split.
     pub(super) route: Option<Route<'a>>,
 }
 
 impl Traffic<'_> {
-    /// Leads clients to the old pods alone, or to all where those are not known; whether what shares clients is still ours. Whoever has made
-    /// something else of that finds nothing but old pods behind it.
+    /// Routes clients to the old pods alone, or to all pods if the old ones are not known. Returns false if another
+    /// manager changed the route; both of its services select old pods even then.
     pub(super) async fn keep(&self, old: Option<&str>) -> Result<bool> {
         let Some(route) = &self.route else {
             self.lead_to(old).await?;
             return Ok(true);
         };
-        // Whatever becomes of the weights, no client is led to new pods any more.
+        // With both services on the old pods, no client reaches new ones, whatever the weights.
         self.ask(SELECTING[0], self.name, old).await?;
         self.ask(SELECTING[0], &second(self.name), old).await?;
         route.lead(0).await
     }
 
-    /// Leads clients to the new pods: all of them, or their share; whether that could be done.
+    /// Routes all clients, or their share, to the new pods; returns whether that was possible.
     pub(super) async fn show(&self, old: &str, new: Option<&str>) -> Result<bool> {
         let (Some(route), Some(_)) = (&self.route, new) else {
             self.lead_to(new).await?;
@@ -57,7 +57,7 @@ impl Traffic<'_> {
         Ok(self.ask(SELECTING[0], &second(self.name), new).await? && route.lead(route.share).await?)
     }
 
-    /// Whether clients are led to the new pods.
+    /// Whether clients are routed to the new pods.
     pub(super) async fn shows(&self, new: &str) -> Result<bool> {
         match &self.route {
             Some(route) => Ok(route.now().await? == Some(route.share)),
@@ -65,27 +65,27 @@ impl Traffic<'_> {
         }
     }
 
-    /// Leads clients to all pods, as it was applied.
+    /// Routes clients to all pods, as applied.
     pub(super) async fn lead_to_all(&self) -> Result<()> {
         let Some(route) = &self.route else { return self.lead_to(None).await };
-        // What somebody has made of it stays; it leads to the same pods then, whatever its weights.
+        // A change by another manager is left alone; both services select the same pods then.
         route.lead(0).await?;
         self.ask(SELECTING[0], &second(self.name), None).await?;
         self.ask(SELECTING[1], self.name, None).await?;
-        // The service is what says how far it is.
+        // The service comes last: it records the progress.
         self.ask(SELECTING[0], self.name, None).await.map(drop)
     }
 
-    /// The set that clients are led to; `None` where they are led to all pods.
+    /// The set of pods that clients are routed to; `None` if all pods are selected.
     pub(super) async fn led_to(&self) -> Result<Option<String>> {
         let service = self.api.get(&self.call("read", "get", SELECTING[0])).await?;
         Ok(service.and_then(|service| labels(&service)[HASH].as_str().map(str::to_owned)))
     }
 
-    /// Leads clients to one set of pods, or to all of them. Done again it changes nothing.
+    /// Routes clients to one set of pods, or to all of them. Idempotent.
     async fn lead_to(&self, set: Option<&str>) -> Result<()> {
         let mut kinds = SELECTING;
-        // The service is what says how far it is.
+        // The service comes last: it records the progress.
         if set.is_none() {
             kinds.reverse();
         }
@@ -95,21 +95,22 @@ impl Traffic<'_> {
         Ok(())
     }
 
-    /// Has an object ask for one set of pods, or for all of them; whether it is there, which the service has to be.
+    /// Sets the selector of an object to one set of pods, or to all; returns whether the object exists. The service
+    /// must exist.
     async fn ask(&self, kind: &str, name: &str, set: Option<&str>) -> Result<bool> {
-        let call = Call { name: Some(name), ..self.call("lead clients by", "patch", kind) };
+        let call = Call { name: Some(name), ..self.call("route clients with", "patch", kind) };
         let Some(object) = self.api.get(&call).await? else {
             return match kind == SELECTING[0] && name == self.name {
-                true => Err(call.error(Sort::Unavailable).because("it is gone: nobody is led to any pod")),
+                true => Err(call.error(ErrorKind::Unavailable).because("it is gone: no traffic is routed to any pod")),
                 false => Ok(false),
             };
         };
         if !labels(&object).is_object() {
-            let why = "it asks for no label of pods: who it leads to is somebody else's";
-            return Err(call.error(Sort::Conflict).because(why));
+            let why = "it has no pod selector: its endpoints are managed externally";
+            return Err(call.error(ErrorKind::Conflict).because(why));
         }
         let Some(selector) = selecting(&object, set) else { return Ok(true) };
-        // Whoever changed it since it was read is not overruled unseen.
+        // The version makes a concurrent change a conflict.
         let manifest = json!({
             "apiVersion": call.row.api_version(),
             "kind": kind,
@@ -121,22 +122,22 @@ impl Traffic<'_> {
             },
             "spec": { "selector": selector },
         });
-        self.api.force(&call, TELLER, &manifest).await?;
+        self.api.force(&call, JOB_FIELD_MANAGER, &manifest).await?;
         Ok(true)
     }
 
-    /// Leads clients to all pods when those that they are led to are the only ones, or are to go themselves; whether it is so.
+    /// Routes clients to all pods if the selected set is the only one or is being removed; returns whether that is so.
     pub(super) async fn settle(&self, deployment: &Value) -> Result<bool> {
         let Some(set) = self.led_to().await? else { return Ok(true) };
         if !is_seen(deployment) {
             return Ok(false);
         }
         let newest = newest(self.api, self.namespace, deployment).await?;
-        // Just after a template is back, the revision is still that of the one that goes.
+        // Just after a rollback the highest revision is still that of the removed template.
         let newest = newest.filter(|newest| is_of(&newest["spec"]["template"], &deployment["spec"]["template"]));
         let is_to_go = newest.is_some_and(|newest| newest["metadata"]["labels"][HASH] != set.as_str());
         let call = Call { action: "list", verb: "list", row: &POD, namespace: Some(self.namespace), name: None };
-        let pods = self.api.list(&call, &trouble::selector(deployment)).await?;
+        let pods = self.api.list(&call, &diagnosis::selector(deployment)).await?;
         let mut staying = pods.iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_string());
         let is_over = is_to_go || staying.all(|pod| pod["metadata"]["labels"][HASH] == set.as_str());
         if is_over {
@@ -150,13 +151,13 @@ impl Traffic<'_> {
     }
 }
 
-/// The set of pods that a deployment is becoming; `None` as long as its controller has not looked at it.
+/// The newest replica set of a deployment; `None` until its controller has observed the spec.
 pub(super) async fn newest(api: &Api, namespace: &str, deployment: &Value) -> Result<Option<Value>> {
     if !is_seen(deployment) {
         return Ok(None);
     }
     let call = Call { action: "list", verb: "list", row: &REPLICA_SETS, namespace: Some(namespace), name: None };
-    let sets = api.list(&call, &trouble::selector(deployment)).await?;
+    let sets = api.list(&call, &diagnosis::selector(deployment)).await?;
     let revision = &deployment["metadata"]["annotations"][REVISION];
     Ok(sets.into_iter().find(|set| {
         let mut owners = set["metadata"]["ownerReferences"].as_array().into_iter().flatten();
@@ -165,7 +166,7 @@ pub(super) async fn newest(api: &Api, namespace: &str, deployment: &Value) -> Re
     }))
 }
 
-/// Whether the controller of a deployment has looked at what was applied last.
+/// Whether the controller has observed the last spec of a deployment.
 fn is_seen(deployment: &Value) -> bool {
     deployment["status"]["observedGeneration"].as_u64() >= deployment["metadata"]["generation"].as_u64()
 }
@@ -174,13 +175,13 @@ fn row(kind: &str) -> &'static Row {
     table::named(if kind == SELECTING[0] { "kubernetes.service" } else { "kubernetes.pod-disruption-budget" })
 }
 
-/// The labels that an object asks of pods: a service names them itself, others within a selector.
+/// The pod selector of an object: a service has it directly, other kinds under `matchLabels`.
 fn labels(object: &Value) -> &Value {
     let selector = &object["spec"]["selector"];
     selector.get("matchLabels").filter(|labels| labels.is_object()).unwrap_or(selector)
 }
 
-/// The selector by which an object asks for one set of pods, or for all; `None` where it does so already.
+/// The selector for one set of pods, or for all; `None` if the object has it already.
 fn selecting(object: &Value, set: Option<&str>) -> Option<Value> {
     let before = &object["spec"]["selector"];
     let mut selector = before.clone();

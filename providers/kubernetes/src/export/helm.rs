@@ -1,4 +1,5 @@
-//! A Helm chart: the same objects, with what differs from place to place as values. Everything else stays what the environment said.
+//! A Helm chart: the same objects, with site-specific settings as values. Everything else is as the environment
+//! specifies.
 
 use std::fmt::Write as _;
 
@@ -6,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{ExportFile, Item, NeededSecret, SiteObjects, notes, short_digest, yaml};
 
-/// Around the number of an action while the object is a tree; no text of ours has them.
+/// Delimits the index of a template action while the object is a tree; no generated text contains it.
 const OPEN: char = '⟦';
 const CLOSE: char = '⟧';
 const NAMESPACE: &str = ".Release.Namespace";
@@ -25,11 +26,11 @@ pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportF
     let about = json!({
         "apiVersion": "v2",
         "name": "textnlp",
-        "description": format!("Text generation of your own, as environment {environment} describes it"),
+        "description": format!("Self-hosted text generation of environment {environment}"),
         "type": "application",
         "version": env!("CARGO_PKG_VERSION"),
         "appVersion": env!("CARGO_PKG_VERSION"),
-        // From here on pods may sleep before they stop.
+        // `lifecycle.preStop.sleep` needs Kubernetes 1.30.
         "kubeVersion": ">=1.30.0-0",
     });
     files.push(file("Chart.yaml", yaml(&about)?));
@@ -41,7 +42,7 @@ pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportF
     Ok(files)
 }
 
-/// `jwt-key.pem` is `jwtKeyPem` among the values.
+/// The name of a Secret's key among the values: `jwt-key.pem` becomes `jwtKeyPem`.
 pub(super) fn value_name(key: &str) -> String {
     let mut words = key.split(['-', '.']).map(str::to_owned);
     let first = words.next().unwrap_or_default();
@@ -51,12 +52,12 @@ pub(super) fn value_name(key: &str) -> String {
     })
 }
 
-/// Pods with another secret are other pods. Where others bring the Secrets, a `revision` of theirs does it.
+/// A changed secret rolls the pods. For external Secrets, the value `revision` does.
 const HELPERS: &str =
     "{{- define \"textnlp.secrets-digest\" -}}\n{{ toJson .Values.secrets | sha256sum }}\n{{- end }}\n";
 
 const NOTES: &str = "\
-textnlp is in namespace {{ .Release.Namespace }}. It answers when the pods have read their models:
+textnlp is in namespace {{ .Release.Namespace }}. It is ready when the pods have loaded their models:
 
   kubectl -n {{ .Release.Namespace }} rollout status deployment/textnlp-api
   kubectl -n {{ .Release.Namespace }} get service textnlp-api
@@ -75,7 +76,7 @@ struct Chart<'a> {
 impl Chart<'_> {
     fn template(&mut self, item: &Item) -> Result<String, String> {
         let mut manifest = item.manifest.clone();
-        // Before anything is a value: what the environment alone decides.
+        // The digest is taken before any field becomes a value: it covers what the environment specifies.
         let digest = short_digest(&manifest);
         self.placed(&mut manifest);
         let condition = match (item.row.kind, item.name.as_str()) {
@@ -97,7 +98,7 @@ impl Chart<'_> {
                 self.value(&mut manifest["spec"]["minAvailable"], "disruptionBudget.minAvailable");
                 None
             }
-            // An `uninstall` takes no data along.
+            // `helm uninstall` must not delete data.
             ("Cluster" | "PersistentVolumeClaim", _) => {
                 manifest["metadata"]["annotations"]["helm.sh/resource-policy"] = json!("keep");
                 None
@@ -132,7 +133,7 @@ impl Chart<'_> {
                 None
             }
             ("Job", name) => {
-                // Everything of the values that its pods take.
+                // Every value that the job's pods use.
                 let taken = "list .Values.image .Values.imagePullSecrets .Values.nodeSelector .Values.tolerations .Values.secrets";
                 let of = format!("print \"{digest}\" (toJson ({taken}))");
                 manifest["metadata"]["name"] =
@@ -163,7 +164,7 @@ impl Chart<'_> {
         self.pods(&mut manifest["spec"]["template"]);
     }
 
-    /// What is chosen of all pods: their image, and on which nodes they are.
+    /// Makes the common settings of all pods values: image, node selector and tolerations.
     fn pods(&mut self, template: &mut Value) {
         for containers in ["initContainers", "containers"] {
             for container in template["spec"].get_mut(containers).and_then(Value::as_array_mut).into_iter().flatten() {
@@ -173,7 +174,7 @@ impl Chart<'_> {
         self.pull_secrets(&mut template["spec"]);
         for (field, empty) in [("nodeSelector", json!({})), ("tolerations", json!([]))] {
             let mut chosen = template["spec"].get(field).cloned().unwrap_or(empty);
-            // How long a lost node is waited for is nobody's choice there.
+            // Tolerations with a time, for lost nodes, are not configurable.
             let kept = match chosen.as_array_mut() {
                 Some(all) => all.extract_if(.., |one| one.get("tolerationSeconds").is_some()).collect(),
                 None => Vec::new(),
@@ -192,7 +193,7 @@ impl Chart<'_> {
         pod["imagePullSecrets"] = chosen;
     }
 
-    /// Makes a field a value of the chart, with what stands there as its default. JSON is YAML in one line.
+    /// Makes a field a value of the chart, with its current content as the default. JSON is valid YAML on one line.
     fn value(&mut self, field: &mut Value, path: &str) {
         self.set(path, field.clone());
         *field = self.action(format!(".Values.{path} | toJson"));
@@ -208,7 +209,7 @@ impl Chart<'_> {
         json!(format!("{OPEN}{}{CLOSE}", self.actions.len() - 1))
     }
 
-    /// Wherever an object names the namespace, its own or that of whom it speaks of, it is the one that the chart goes to.
+    /// Replaces the namespace by the release namespace in all references of an object.
     fn placed(&mut self, value: &mut Value) {
         match value {
             Value::Object(fields) => {
@@ -225,7 +226,7 @@ impl Chart<'_> {
         }
     }
 
-    /// The text of a template: braces of ours are no actions of Helm's, and what stands for an action becomes it.
+    /// The text of a template: literal braces are escaped, and placeholders are replaced by their actions.
     fn written(&self, manifest: &Value) -> Result<String, String> {
         let mut text = yaml(manifest)?.replace("{{", "{{ \"{{\" }}");
         if matches!(manifest["kind"].as_str(), Some("PrometheusRule")) {
@@ -252,28 +253,28 @@ fn template_of(secret: &NeededSecret) -> String {
     );
     for key in &secret.keys {
         let name = value_name(key);
-        let lacks = format!("set secrets.{name}, as README.md says");
+        let lacks = format!("set secrets.{name}, see README.md");
         let _ = writeln!(text, "  {key}: {{{{ required \"{lacks}\" .Values.secrets.{name} | b64enc | quote }}}}");
     }
     text + "{{- end }}\n"
 }
 
-/// What is said of each value, in the order in which they are written.
+/// The comment of each value in `values.yaml`, in order.
 const ABOUT: &[(&str, &str)] = &[
-    ("image", "The image of the server, in a registry that the cluster reaches; best by digest."),
-    ("imagePullSecrets", "Who may pull it: a list of {name: …}."),
-    ("replicas", "How many pods there are."),
-    ("autoscaling", "Between how many pods the autoscaler chooses."),
-    ("disruptionBudget", "How many pods stay while nodes are emptied."),
-    ("resources", "What the containers of a pod ask for, and the most they get. Memory holds the models."),
-    ("analytics", "The job of your own on what is stored: its image, when it runs (cron, UTC), and what it gets."),
-    ("nodeSelector", "On which nodes pods may run."),
-    ("tolerations", "Which taints of nodes they bear."),
-    ("service", "What clients reach: LoadBalancer, or ClusterIP behind an ingress of yours."),
+    ("image", "The server image, in a registry that the cluster can reach, preferably with a digest."),
+    ("imagePullSecrets", "The image pull secrets: a list of {name: …}."),
+    ("replicas", "The number of pods."),
+    ("autoscaling", "The limits of the autoscaler in pods."),
+    ("disruptionBudget", "The number of pods that stay available while nodes are drained."),
+    ("resources", "Resource requests and limits of the containers of a pod. Models are in memory."),
+    ("analytics", "Your analytics job: its image, its schedule (cron, UTC) and its resources."),
+    ("nodeSelector", "The node selector of pods."),
+    ("tolerations", "The tolerations of pods."),
+    ("service", "The type of the service: LoadBalancer, or ClusterIP behind your own ingress."),
     ("monitoring", "Objects of the Prometheus operator and Grafana's dashboard."),
     (
         "namespace",
-        "Whether the namespace is made with its label for restricted pods; `helm install` needs it to be there before.",
+        "Whether the chart creates the namespace with its label for restricted pods; `helm install` needs the namespace before.",
     ),
 ];
 
@@ -285,12 +286,12 @@ fn values(values: &Value, secrets: &[NeededSecret]) -> Result<String, String> {
     }
     let mut empty = Map::from_iter([("existing".to_owned(), json!(false)), ("revision".to_owned(), json!(""))]);
     empty.extend(secrets.iter().flat_map(|secret| &secret.keys).map(|key| (value_name(key), json!(""))));
-    text += "# Never written here: `--set-file`, or `existing: true` where something else brings the Secrets; another `revision` rolls the pods then.\n";
+    text += "# Do not write secrets here: use `--set-file`, or `existing: true` with existing Secrets; then a new `revision` restarts the pods.\n";
     text += &yaml(&json!({ "secrets": empty }))?;
     Ok(text)
 }
 
-/// What Helm holds values against before it renders anything.
+/// The `values.schema.json`, against which Helm validates the values before rendering.
 fn schema(values: &Value, secrets: &[NeededSecret]) -> String {
     let mut properties: Map<String, Value> =
         values.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), shape(name, value))).collect();
@@ -303,7 +304,7 @@ fn schema(values: &Value, secrets: &[NeededSecret]) -> String {
     );
     let of_secrets = json!({ "type": "object", "additionalProperties": false, "properties": of_secrets });
     properties.insert("secrets".to_owned(), of_secrets);
-    // Helm puts `global` into every chart.
+    // Helm adds `global` to the values of every chart.
     properties.insert("global".to_owned(), json!({ "type": "object" }));
     let schema = json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -315,7 +316,7 @@ fn schema(values: &Value, secrets: &[NeededSecret]) -> String {
     format!("{schema:#}\n")
 }
 
-/// A mistyped name of a value is told; what belongs to Kubernetes is for Kubernetes to judge.
+/// The schema of a value. An unknown name is an error; Kubernetes validates its own types.
 fn shape(name: &str, value: &Value) -> Value {
     match value {
         Value::Object(_) if matches!(name, "nodeSelector" | "annotations" | "requests" | "limits") => {

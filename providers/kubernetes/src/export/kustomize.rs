@@ -1,5 +1,5 @@
-//! A folder for `kubectl apply -k`: a base on which overlays are put. Secrets come from files that are kept beside it, out of the repository,
-//! and Kustomize gives each the digest of its content as a part of its name, so that a changed one rolls the pods.
+//! A base for `kubectl apply -k`, to be used with overlays. Secrets come from files that are kept outside of the
+//! repository. Kustomize appends the digest of a Secret's content to its name, so a changed secret rolls the pods.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportF
     let mut files = Vec::new();
     let mut resources = Vec::new();
     for item in &site.items {
-        // A job's file has no digest in its name, so that a change is one of a file.
+        // The file of a job has no digest in its name, so a change shows as a diff of one file.
         let path = item.file();
         files.push(ExportFile { path: path.clone(), text: yaml(&item.fixed())? });
         resources.push(path);
@@ -21,7 +21,7 @@ pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportF
             let files: Vec<String> = secret.keys.iter().map(|key| format!("{key}=secrets/{key}")).collect();
             let mut made =
                 json!({ "name": secret.name, "namespace": site.namespace, "type": secret.kind, "files": files });
-            // CloudNativePG reads it by its name, which stands where Kustomize does not look for names.
+            // CloudNativePG refers to it by name in a field that Kustomize does not rewrite.
             if secret.kind == "kubernetes.io/basic-auth" {
                 made["options"] = json!({ "disableNameSuffixHash": true });
             }

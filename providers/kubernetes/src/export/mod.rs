@@ -1,7 +1,8 @@
-//! The objects of a site for other tools: one stream of YAML, a Kustomize folder, a Helm chart.
+//! Export of a site's objects for other tools: a YAML stream, a Kustomize base or a Helm chart.
 //!
-//! What they share is made here: objects in the order of the graph, digests of configuration filled in, and a list of the secrets that
-//! somebody has to bring, since an export holds none. A job of Kubernetes cannot be changed, so each has the digest of what it does in its name.
+//! This module prepares what the formats share: objects in dependency order, resolved digests of the configuration, and
+//! the list of Secrets that the operator must create. An export contains no secrets. A Kubernetes Job is immutable, so
+//! each one has the digest of its content in its name.
 
 mod helm;
 mod kustomize;
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use textnlp_provider::operations::{Export, ExportFile, ExportFormat, NeededSecret};
 use textnlp_provider::{OutputRef, Outputs, Ownership, ResourceId, Wanted};
 
 use crate::canary::SECRET;
@@ -18,66 +20,27 @@ use crate::lower::AUTHORITY;
 use crate::manifest;
 use crate::table::{self, Row};
 
-/// Which tool reads it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// One stream of documents, for `kubectl apply`.
-    Yaml,
-    /// A folder with a `kustomization.yaml`, for `kubectl apply -k`.
-    Kustomize,
-    /// A folder that is a chart, for `helm install`.
-    Helm,
-}
-
-/// One file of an export.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExportFile {
-    /// Below the folder of the export, with `/`.
-    pub path: String,
-    /// What it holds.
-    pub text: String,
-}
-
-/// A Secret that has to be in the namespace before pods begin, which no export holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NeededSecret {
-    /// Its name.
-    pub name: String,
-    /// `Opaque`, `kubernetes.io/tls`.
-    pub kind: String,
-    /// Its keys; none where others make it.
-    pub keys: BTreeSet<String>,
-}
-
-/// Files for a tool, and what they do not hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Export {
-    /// In the order of their paths.
-    pub files: Vec<ExportFile>,
-    /// In the order of their names, those of others last.
-    pub secrets: Vec<NeededSecret>,
-}
-
 const TLS: &str = "kubernetes.io/tls";
-/// The Secret of the first API key: who it is and its digest, never the key.
+/// The Secret of the first API key: its public id and digest, never the key.
 const FIRST_KEY: &str = "textnlp-first-key";
 const FIRST_KEY_ID: &str = "first-key-id";
 const FIRST_KEY_DIGEST: &str = "first-key-sha256";
 
-/// What is wanted of one site in a cluster, as files; `environment` names it. An error is an object that cannot be written so: which, and why.
-pub fn export(wanted: &[Wanted], environment: &str, form: Form) -> Result<Export, String> {
+/// The objects of one site as files; `environment` names it. An error names an object that cannot be exported, and the
+/// reason.
+pub fn export(wanted: &[Wanted], environment: &str, format: ExportFormat) -> Result<Export, String> {
     let site = SiteObjects::of(wanted)?;
-    let mut files = match form {
-        Form::Yaml => vec![ExportFile { path: "textnlp.yaml".to_owned(), text: site.stream(environment)? }],
-        Form::Kustomize => kustomize::files(&site, environment)?,
-        Form::Helm => helm::files(&site, environment)?,
+    let mut files = match format {
+        ExportFormat::Yaml => vec![ExportFile { path: "textnlp.yaml".to_owned(), text: site.stream(environment)? }],
+        ExportFormat::Kustomize => kustomize::files(&site, environment)?,
+        ExportFormat::Helm => helm::files(&site, environment)?,
     };
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let given = site.given.into_iter().map(|name| NeededSecret { name, kind: TLS.to_owned(), keys: BTreeSet::new() });
     Ok(Export { files, secrets: site.secrets.into_iter().chain(given).collect() })
 }
 
-/// One object on its way into a file.
+/// One object of an export.
 struct Item {
     row: &'static Row,
     name: String,
@@ -85,12 +48,12 @@ struct Item {
 }
 
 impl Item {
-    /// `deployment-textnlp-api.yaml`.
+    /// The file name, such as `deployment-textnlp-api.yaml`.
     fn file(&self) -> String {
         format!("{}-{}.yaml", self.row.kind.to_lowercase(), self.name)
     }
 
-    /// The manifest where nothing fills it in later: a job has its digest in its name.
+    /// The manifest for formats without templating: a job gets its digest in its name.
     fn fixed(&self) -> Value {
         let mut manifest = self.manifest.clone();
         if self.row.kind == "Job" {
@@ -101,15 +64,15 @@ impl Item {
 }
 
 struct SiteObjects {
-    /// Each after what it needs; secrets are not among them.
+    /// The objects in dependency order, without Secrets.
     items: Vec<Item>,
     secrets: Vec<NeededSecret>,
-    /// Secrets that others make and renew in the namespace: only certificates are.
+    /// External Secrets that already exist in the namespace: only certificates.
     given: Vec<String>,
-    /// Maps of what a certificate that somebody brings is known by, which only an `up` knows of its own: their names, and their keys.
+    /// Config maps with the authority of an external certificate, which only an `up` can fill: their names and keys.
     maps: Vec<(String, Vec<String>)>,
     namespace: String,
-    /// Whether the namespace is made with the rest.
+    /// Whether the namespace is part of the export.
     own_namespace: bool,
 }
 
@@ -118,7 +81,7 @@ impl SiteObjects {
         let ordered = in_order(wanted);
         let rows: Vec<(&Wanted, &'static Row)> =
             ordered.into_iter().filter_map(|one| Some((one, table::row(&one.kind)?))).collect();
-        // What only depends on the object itself is known before there is a cluster.
+        // Outputs that depend only on the object itself are known without a cluster.
         let digests: BTreeMap<&ResourceId, Outputs> = rows
             .iter()
             .filter(|(_, row)| row.kind == "ConfigMap")
@@ -138,7 +101,7 @@ impl SiteObjects {
             if row.kind == "Namespace" {
                 name.clone_into(&mut site.namespace);
             }
-            // What exists already is brought by whoever made it.
+            // External objects are not exported.
             if matches!(one.ownership, Ownership::External(_)) {
                 match row.kind {
                     "Secret" => site.given.push(name),
@@ -148,12 +111,12 @@ impl SiteObjects {
             }
             if row.kind == table::API_SERVICE {
                 let cause =
-                    "`scaling.adapter` needs a certificate and its authority in one object, which only an `up` makes";
+                    "`scaling.adapter` needs a certificate and its authority in one object, which only `up` creates";
                 return Err(format!(
-                    "{cause}: leave it out, and use prometheus-adapter with the rule in docs/guide/kubernetes.md"
+                    "{cause}: remove it, and use prometheus-adapter with the rule in docs/guide/kubernetes.md"
                 ));
             }
-            // Only the job of an `up` reads it.
+            // Only the rollout job of an `up` reads it.
             if row.kind == "Secret" && name == SECRET {
                 continue;
             }
@@ -170,7 +133,7 @@ impl SiteObjects {
             let mut asks_for_key = false;
             later(&mut manifest, &mut asks_for_key);
             if row.kind == "Job" {
-                // By which both are removed before they are applied anew.
+                // The notes select jobs by this label, to delete them before the next apply.
                 manifest["metadata"]["labels"]["app.kubernetes.io/part-of"] = json!("textnlp");
             }
             if row.kind == "ConfigMap" && name == AUTHORITY && first_output(&manifest).is_some() {
@@ -179,7 +142,7 @@ impl SiteObjects {
                 continue;
             }
             if let Some(left) = first_output(&manifest) {
-                return Err(format!("{} needs {}#{}, which only an `up` knows", one.id, left.resource, left.field));
+                return Err(format!("{} needs {}#{}, which only `up` knows", one.id, left.resource, left.field));
             }
             if asks_for_key && site.secrets.iter().all(|secret| secret.name != FIRST_KEY) {
                 let keys = [FIRST_KEY_ID, FIRST_KEY_DIGEST].map(str::to_owned).into();
@@ -191,7 +154,7 @@ impl SiteObjects {
         Ok(site)
     }
 
-    /// All of them as one stream, with what has to be there before at its head.
+    /// All objects as one stream; the notes on required Secrets are comments at its head.
     fn stream(&self, environment: &str) -> Result<String, String> {
         let mut text = notes::commented(&notes::yaml(self, environment));
         for item in &self.items {
@@ -206,8 +169,7 @@ fn short_digest(manifest: &Value) -> String {
     hex::encode(&Sha256::digest(manifest.to_string())[..4])
 }
 
-/// As the tools read it, whose YAML is that of version 1.1: there `off` is no text, nor is `1:30`. What could be taken for something else is
-/// written with quotes.
+/// YAML for tools that read version 1.1, where `off` is a boolean and `1:30` a number. Ambiguous strings are quoted.
 fn yaml(manifest: &Value) -> Result<String, String> {
     let (mut manifest, mut texts) = (manifest.clone(), Vec::new());
     set_apart(&mut manifest, &mut texts);
@@ -235,19 +197,19 @@ fn set_apart(value: &mut Value, texts: &mut Vec<String>) {
     }
 }
 
-/// A word that needs no quotes and is nowhere else.
+/// A word that needs no quotes and occurs nowhere else.
 fn placeholder(number: usize) -> String {
     format!("textnlp⟨{number}⟩")
 }
 
-/// Each after what it needs, and otherwise as they came.
+/// The objects in dependency order, otherwise in their original order.
 fn in_order(wanted: &[Wanted]) -> Vec<&Wanted> {
     let (mut ordered, mut left): (Vec<&Wanted>, Vec<&Wanted>) = (Vec::new(), wanted.iter().collect());
     while !left.is_empty() {
         let waits: BTreeSet<&ResourceId> = left.iter().map(|one| &one.id).collect();
         let (ready, rest): (Vec<_>, Vec<_>) =
             left.iter().copied().partition(|one| one.needs.iter().all(|need| !waits.contains(&need.on)));
-        // A circle is refused long before; it must not be an endless loop here.
+        // Cycles are rejected during planning; the guard only prevents an endless loop.
         left = if ready.is_empty() { Vec::new() } else { rest.clone() };
         ordered.extend(if ready.is_empty() { rest } else { ready });
     }
@@ -262,7 +224,7 @@ fn needed(name: &str, spec: &Value) -> NeededSecret {
     }
 }
 
-/// What depends on secrets: their digests are left out, and variables are read from the Secret that somebody brings.
+/// Prepares fields that depend on secrets: digests are removed, and variables refer to the operator's Secret.
 fn later(value: &mut Value, asks_for_key: &mut bool) {
     match value {
         Value::Object(fields) => {
@@ -282,7 +244,7 @@ fn later(value: &mut Value, asks_for_key: &mut bool) {
             fields.values_mut().for_each(|value| later(value, asks_for_key));
         }
         Value::Array(items) => items.iter_mut().for_each(|value| later(value, asks_for_key)),
-        // A job that runs again with the next release must not let a key in that was taken back since.
+        // The job runs again with the next release, and must not reinstate a key that was revoked since.
         Value::String(text) => *text = text.replace(",\"reinstate\":true", ""),
         _ => {}
     }

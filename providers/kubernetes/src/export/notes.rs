@@ -1,14 +1,14 @@
-//! What a person has to know of an export: which secrets it does not hold and how to make them, and the command that applies it.
+//! The instructions of an export: the Secrets it lacks, the commands that create them, and the command that applies it.
 
 use std::fmt::Write as _;
 
 use super::{FIRST_KEY, SiteObjects};
 
-/// For the head of the stream.
+/// The comment at the head of the stream.
 pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
     let mut text = head(environment);
     let namespace = &site.namespace;
-    text += "It holds no secrets. Make these first:\n\n";
+    text += "It contains no secrets. Create these first:\n\n";
     if site.own_namespace {
         let _ = writeln!(text, "  kubectl create namespace {namespace}");
     }
@@ -25,19 +25,19 @@ pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
     text += &given(site);
     let _ = write!(
         text,
-        "\nThen, and after each change:\n\n  {}\n  kubectl apply --server-side -f FILE\n\nA Secret that is changed does not roll the pods by itself: \
-         after the two commands, kubectl -n {namespace} rollout restart deployment/textnlp-api\n",
+        "\nThen, and after each change:\n\n  {}\n  kubectl apply --server-side -f FILE\n\nA changed Secret does not restart the pods: \
+         after the two commands, run kubectl -n {namespace} rollout restart deployment/textnlp-api\n",
         jobs_go(namespace)
     );
     text
 }
 
-/// The README of the folder.
+/// The README of the Kustomize base.
 pub(super) fn kustomize(site: &SiteObjects, environment: &str) -> String {
     format!(
-        "# textnlp, as Kustomize\n\n{}It holds no secrets. These files belong into `secrets/`, which keeps them out of the repository:\n\n```sh\ncd secrets\n{}```\n\n\
-{}Then, and after each change:\n\n```sh\n{}\nkubectl apply --server-side -k .\n```\n\nThe jobs run once more: what they do is done. \
-         What is to be different in one place is an overlay on this base. A changed file in `secrets/` rolls the pods.\n",
+        "# textnlp, as Kustomize\n\n{}It contains no secrets. Create these files in `secrets/`, which keeps them out of the repository:\n\n```sh\ncd secrets\n{}```\n\n\
+{}Then, and after each change:\n\n```sh\n{}\nkubectl apply --server-side -k .\n```\n\nThe jobs run again; completed work is not repeated. \
+         Put changes for one environment into an overlay on this base. A changed file in `secrets/` restarts the pods.\n",
         head(environment),
         making(site),
         given(site),
@@ -52,11 +52,10 @@ pub(super) fn helm(site: &SiteObjects, environment: &str) -> String {
         let _ = write!(sets, " \\\n  --set-file secrets.{}={key}", super::helm::value_name(key));
     }
     format!(
-        "# textnlp, as a Helm chart\n\n{}{given}It holds no secrets. Make these files, each named after its key, in a folder outside of the chart:\n\n\
+        "# textnlp, as a Helm chart\n\n{}{given}It contains no secrets. Create these files, each named after its key, in a folder outside the chart:\n\n\
          ```sh\n{}```\n\nThen, from that folder:\n\n```sh\n{made}\
          helm upgrade --install textnlp PATH/TO/THIS/CHART --namespace {namespace}{sets}\n```\n\n\
-         Where something else brings the Secrets, `--set secrets.existing=true` leaves them out. `values.yaml` says what can be set; \
-         everything else is the environment's: change it there and export again.\n",
+         If the Secrets exist already, set `--set secrets.existing=true`. `values.yaml` lists the values; to change anything else, change the environment and export again.\n",
         head(environment),
         making(site),
         given = given(site),
@@ -65,7 +64,7 @@ pub(super) fn helm(site: &SiteObjects, environment: &str) -> String {
     )
 }
 
-/// A job is never changed in place.
+/// Jobs are immutable, so they are deleted before the next apply.
 fn jobs_go(namespace: &str) -> String {
     format!("kubectl -n {namespace} delete jobs -l app.kubernetes.io/part-of=textnlp --ignore-not-found")
 }
@@ -76,19 +75,21 @@ fn namespace_made(namespace: &str) -> String {
     )
 }
 
-/// Secrets that nobody makes from here, and what a certificate is known by.
+/// The external Secrets, and the config maps with their certificate authority.
 fn given(site: &SiteObjects) -> String {
     let mut text = String::new();
     if !site.given.is_empty() {
         let all = site.given.join(", ");
-        let _ =
-            write!(text, "\nIn the namespace there have to be these Secrets, which others make and renew: {all}.\n\n");
+        let _ = write!(
+            text,
+            "\nThe namespace must have these Secrets, which are created and renewed externally: {all}.\n\n"
+        );
     }
     for (name, keys) in &site.maps {
         let files: String = keys.iter().map(|key| format!(" --from-file={key}")).collect();
         let _ = write!(
             text,
-            "\nThe gateway knows the pods by the authority that signed tls.crt, which is in none of these files. Make it known, and again when it changes:\n\n    \
+            "\nThe Gateway verifies the pods with the authority that signed tls.crt, which is in none of these files. Create its config map, and again when the authority changes:\n\n    \
              kubectl -n {} create configmap {name}{files}\n\n",
             site.namespace
         );
@@ -105,12 +106,11 @@ pub(super) fn commented(text: &str) -> String {
 
 fn head(environment: &str) -> String {
     format!(
-        "Written by `textnlp-deploy export` from environment {environment}. `textnlp-deploy up` does not know what is applied from here: \
-         use one or the other in a namespace.\n\n"
+        "Written by `textnlp-deploy export` from environment {environment}. `textnlp-deploy up` does not manage objects that you apply from here: use only one of both in a namespace.\n\n"
     )
 }
 
-/// Commands that make what can be made, and what else has to come.
+/// The commands that create the Secrets, and what else is required.
 fn making(site: &SiteObjects) -> String {
     let mut text = String::new();
     let keys = || site.secrets.iter().flat_map(|secret| secret.keys.iter().map(move |key| (secret, key.as_str())));
@@ -124,10 +124,10 @@ fn making(site: &SiteObjects) -> String {
                 text += "# tls.crt and tls.key: a certificate for the name that clients use, with its chain, and its key (cert-manager, your authority)\n"
             }
             super::FIRST_KEY_ID => {
-                text += "id=$(openssl rand -hex 8); printf 'tnlp_%s_%s' \"$id\" \"$(openssl rand -hex 32)\" > api-key   # for clients; give it to nobody else\n\
+                text += "id=$(openssl rand -hex 8); printf 'tnlp_%s_%s' \"$id\" \"$(openssl rand -hex 32)\" > api-key   # for clients; keep it secret\n\
                          printf %s \"$id\" > first-key-id; sha256sum < api-key | cut -d' ' -f1 | tr -d '\\n' > first-key-sha256\n";
             }
-            // CloudNativePG gives the role of this name this password, and the service comes with it.
+            // CloudNativePG gives this role the password, and the service signs in as it.
             "username" => text += "printf %s textnlp > username\n",
             "password" => {
                 text += "openssl rand -hex 24 | tr -d '\\n' > database-password; cp database-password password\n"
@@ -135,7 +135,7 @@ fn making(site: &SiteObjects) -> String {
             "database-password" if keys().any(|(_, key)| key == "password") => {}
             "tls.key" | super::FIRST_KEY_DIGEST => {}
             other if secret.name != FIRST_KEY => {
-                let _ = writeln!(text, "# {other}: what the environment keeps under this name");
+                let _ = writeln!(text, "# {other}: the value that the environment has under this name");
             }
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! The adapter that tells the autoscaler how many requests there are, and what leads the API server to it.
+//! The custom metrics adapter for the autoscaler, and its registration with the API server.
 
 use serde_json::json;
 use textnlp_provider::{OutputRef, ResourceId};
@@ -6,17 +6,17 @@ use textnlp_provider::{OutputRef, ResourceId};
 use super::template::Template;
 use super::{HTTPS_PORT, Lowering, PROGRAM};
 
-/// The component that the adapter's objects are parts of. Its certificate is made elsewhere, as that of a component of this name: `SITE/adapter/leaf`
-/// by `SITE/adapter/authority`, for the name `textnlp-adapter.NAMESPACE.svc`.
-pub const ADAPTER_COMPONENT: &str = "adapter";
-/// What its objects are called.
+/// The component that the adapter's objects belong to. Its certificate is created elsewhere, as that of a component of
+/// this name: `SITE/adapter/authority` signs `SITE/adapter/leaf` for `textnlp-adapter.NAMESPACE.svc`.
+pub(super) const ADAPTER_COMPONENT: &str = "adapter";
+/// The name of its objects.
 pub(crate) const ADAPTER: &str = "textnlp-adapter";
 const TLS_SECRET: &str = "textnlp-adapter-tls";
 
 impl Lowering<'_> {
-    /// What has to be there before an autoscaler asks; nothing where nobody wants it.
+    /// The resource that an autoscaler depends on; `None` without an adapter.
     pub(super) fn adapter(&mut self, image: &str) -> Option<ResourceId> {
-        if !self.place.adapter {
+        if !self.cluster.adapter {
             return None;
         }
         let parts = ["account", "role", "binding", "trust", "tls", "deployment", "service", "registration"];
@@ -26,12 +26,12 @@ impl Lowering<'_> {
         let (account, role, binding, trust) = (account?, role?, binding?, trust?);
         let (tls, deployment, service, registration) = (tls?, deployment?, service?, registration?);
         let inputs = json!({
-            "namespace": self.place.namespace,
+            "namespace": self.cluster.namespace,
             "name": ADAPTER,
             "image": image,
             "program": PROGRAM,
             "user": self.user(),
-            "nodes": self.place.nodes,
+            "nodes": self.nodes(),
             "port": HTTPS_PORT,
             "tls_secret": TLS_SECRET,
             "authority": OutputRef::new(authority, "ca_pem"),

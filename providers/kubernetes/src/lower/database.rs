@@ -1,52 +1,57 @@
-//! The database: that of somebody else, or one that CloudNativePG runs beside the servers, and its dumps.
+//! The database: an external one, or a PostgreSQL that CloudNativePG runs beside the servers, with its backups.
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Backup, Database, DatabaseAddress, Postgres};
+use textnlp_provider::cluster::OwnPostgres;
+use textnlp_provider::component::{Backup, Database, DatabaseAddress, Egress, Postgres};
+use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
+use super::company::private_authority;
 use super::template::Template;
-use super::{Lowering, OwnPostgres, SECRETS};
+use super::{Lowering, SECRETS};
 use crate::manifest::PLAIN;
 
-/// The PostgreSQL's name; CloudNativePG derives those of its services and of its authority from it.
+/// The name of the PostgreSQL cluster; CloudNativePG derives the names of its services and certificate authority from
+/// it.
 pub(super) const POSTGRES: &str = "textnlp-database";
-/// The CronJob that makes dumps.
+/// The CronJob that takes backups.
 pub const BACKUP: &str = "textnlp-backup";
-/// The CronJob that never runs by itself: a job made of it reads a dump back.
+/// The suspended CronJob for restores: a job created from it restores a backup.
 pub const RESTORE: &str = "textnlp-restore";
-/// Where the authority of its certificate is put into pods.
+/// The mount path of the database's certificate authority.
 const AUTHORITY: &str = "/etc/textnlp-database";
-/// Whose Secret holds that authority; its key is there too, and stays.
+/// The Secret with that authority. Its private key is in it too, and is not mounted.
 const AUTHORITY_SECRET: &str = "textnlp-database-ca";
 /// The Secret of the role that owns the database.
 const OWNER_SECRET: &str = "textnlp-database-owner";
 const OWNER: &str = "textnlp";
-/// The generated password within the secrets of a site.
+/// The key of the generated password among the secrets of a site.
 const PASSWORD: &str = "database-password";
-/// Connections beyond those of the service: jobs, CloudNativePG, people.
+/// Connections besides those of the service: jobs, CloudNativePG, operators.
 const SPARE_CONNECTIONS: u32 = 40;
-/// The user `postgres` in the images of CloudNativePG: PostgreSQL makes no database as a user without a name.
+/// The uid of `postgres` in CloudNativePG's images: PostgreSQL's `initdb` refuses a uid without a user name.
 const POSTGRES_USER: u32 = 26;
-/// A job that is only made by hand has a day all the same, which never comes: the 30th of February.
+/// The schedule of a job that is only started manually, a date that never comes: the 30th of February.
 const NEVER: &str = "0 0 30 2 *";
 const SCRIPT: &str = include_str!("../../../../templates/kubernetes/backup.sh");
 
-/// How pods reach their database.
-pub(super) struct Way {
-    /// Whether it is the one beside the servers.
+/// The connection of pods to their database.
+pub(super) struct DatabaseConnection {
+    /// Whether it is the PostgreSQL beside the servers.
     is_ours: bool,
-    /// What their Secret holds for it.
+    /// The entries of the pods' Secret for it.
     pub(super) secret: Value,
-    /// `database:` of the server's configuration.
+    /// The section `database:` of the server's configuration.
     pub(super) settings: Value,
-    /// The folder where pods have the authority that it is trusted by, and the volume that it is in; null where it is a public one.
+    /// The mount path of the database's certificate authority and its volume; null for a public authority.
     pub(super) authority: Value,
-    /// What has to be there first.
+    /// The resources that must exist first.
     pub(super) needs: Vec<ResourceId>,
 }
 
-impl Way {
-    /// The address in variables as programs of others read it: `DATABASE_URL`, and its password from our Secret where it is not in there.
+impl DatabaseConnection {
+    /// The connection as variables for other programs: `DATABASE_URL`, and `PGPASSWORD` from the Secret if the URL has
+    /// no password.
     pub(super) fn address_for_others(&self, secret: &str) -> Vec<Value> {
         let of = |name: &str, key: &str| json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": secret, "key": key } } });
         let authority = self.settings["ca_file"].as_str();
@@ -57,12 +62,12 @@ impl Way {
         let url = self.settings["url"].as_str().unwrap_or_default();
         env.push(match authority {
             _ if self.secret.get("database-url").is_some() => of("DATABASE_URL", "database-url"),
-            // Ours: the password has no letter that an address would have to escape, and the cluster puts it in.
+            // The generated password needs no escaping in a URL; Kubernetes expands the variable.
             Some(authority) if self.is_ours => {
                 let url = url.replacen('@', ":$(PGPASSWORD)@", 1);
                 json!({ "name": "DATABASE_URL", "value": format!("{url}&sslrootcert={authority}") })
             }
-            // Somebody else's: its password may have any, and is beside it.
+            // An external password may need escaping, so it remains a variable of its own.
             _ => json!({ "name": "DATABASE_URL", "value": url }),
         });
         if let Some(authority) = authority.filter(|_| !self.is_ours) {
@@ -74,18 +79,18 @@ impl Way {
 
 impl Lowering<'_> {
     pub(super) fn database(&mut self, database: &Database) {
-        let hosting = database.hosting.as_deref().unwrap_or_default();
         let Some(postgres) = &database.postgres else {
-            let cause = format!("a `{}` database is not put into a cluster", database.kind);
-            let fix = "write `database: { kind: postgres }` for one that CloudNativePG runs there, with `url: secret:env:DATABASE_URL` for one that runs already";
+            let cause = format!("a `{}` database is not supported in a cluster", database.kind);
+            let fix = "write `database: { kind: postgres }` for one that CloudNativePG runs, and add `url: secret:env:DATABASE_URL` for an external one";
             return self.problem("kind", cause, fix);
         };
-        match (&postgres.address, self.place.postgres.clone()) {
+        match (&postgres.address, &self.cluster.postgres) {
             (Some(_), _) => {}
-            (None, Some(own)) if hosting == "cluster" => self.own_postgres(postgres, &own),
+            (None, Some(own)) if database.hosting == Some(Hosting::Cluster) => self.own_postgres(postgres, own),
             (None, _) => {
-                let cause = format!("nobody runs a `{hosting}` PostgreSQL in a cluster");
-                self.problem("hosting", cause, "write `hosting: cluster`, or the address of one that runs already");
+                let hosting = database.hosting.map_or("", Hosting::as_str);
+                let cause = format!("`hosting: {hosting}` is not supported for PostgreSQL in a cluster");
+                self.problem("hosting", cause, "write `hosting: cluster`, or the address of an external one");
             }
         }
     }
@@ -95,22 +100,23 @@ impl Lowering<'_> {
             self.problem("port", "the service of the database in the cluster has port 5432", "remove it");
         }
         if postgres.archive_seconds.is_some() {
-            let cause = "the log of a PostgreSQL in the cluster is not archived yet";
-            self.problem("backup.point_in_time", cause, "remove it: dumps are made on the schedule of `backup`");
+            let cause = "archiving the log of a PostgreSQL in the cluster is not supported yet";
+            self.problem("backup.point_in_time", cause, "remove it: backups are taken on the schedule of `backup`");
         }
         if postgres.between.is_some() {
-            let cause = "sites in clusters do not take over from one another yet";
-            self.problem("between", cause, "leave one site in this environment");
+            let cause = "failover between sites in clusters is not supported yet";
+            self.problem("between", cause, "keep one site in this environment");
         }
-        let tag = own.image.split('@').next().and_then(|image| image.rsplit('/').next()?.split_once(':'));
+        let image = self.postgres_image(own);
+        let tag = image.split('@').next().and_then(|image| image.rsplit('/').next()?.split_once(':'));
         let major: Option<u32> = tag.and_then(|(_, tag)| tag.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
         if major != Some(own.version) {
             let cause = format!(
-                "CloudNativePG reads the version off the tag, and `{}` does not begin with {}",
-                own.image, own.version
+                "CloudNativePG reads the version off the tag, and `{image}` does not begin with {}",
+                own.version
             );
             let fix = format!(
-                "name one such as `registry.example.com/postgresql:{}`, or change `database.version`",
+                "use an image such as `registry.example.com/postgresql:{}`, or change `database.version`",
                 own.version
             );
             self.problem("database_image", cause, fix);
@@ -123,10 +129,10 @@ impl Lowering<'_> {
         let data = json!({ "username": { PLAIN: OWNER }, "password": OutputRef::new(password, "secret") });
         self.secret(owner.clone(), OWNER_SECRET, "kubernetes.io/basic-auth", &data, Vec::new());
         let inputs = json!({
-            "namespace": self.place.namespace,
+            "namespace": self.cluster.namespace,
             "name": POSTGRES,
             "instances": postgres.replicas.saturating_add(1),
-            "image": own.image,
+            "image": image,
             "version": own.version,
             "disk": disk(own.disk_bytes),
             "database": own.database,
@@ -137,8 +143,19 @@ impl Lowering<'_> {
         self.object(cluster, Template::Postgres, &inputs, [owner]);
     }
 
-    /// How pods reach their database; `None` where nobody can, which the database itself says.
-    pub(super) fn way(&self, database: &ComponentName, stored: &Database) -> Option<Way> {
+    /// The image of PostgreSQL, compatible with CloudNativePG; backups use the programs in it.
+    fn postgres_image(&self, own: &OwnPostgres) -> String {
+        let usual = || format!("ghcr.io/cloudnative-pg/postgresql:{}", own.version);
+        self.settings().database_image.clone().unwrap_or_else(usual)
+    }
+
+    /// The pods' connection to the database; `None` if there is none, which the database component reports.
+    pub(super) fn way(
+        &self,
+        database: &ComponentName,
+        stored: &Database,
+        egress: &Egress,
+    ) -> Option<DatabaseConnection> {
         let postgres = stored.postgres.as_ref()?;
         let of = |part: &str| self.id(database.as_str(), part).map(|id| json!(OutputRef::new(id, "secret")));
         let by_password = |password: Value| json!({ "database-password": password });
@@ -152,12 +169,12 @@ impl Lowering<'_> {
                 (by_password(of("password")?), json!({ "url": url, "password_file": password_file }))
             }
             None => {
-                let own = self.place.postgres.as_ref()?;
+                let own = self.cluster.postgres.as_ref()?;
                 let password = self.id(postgres.secrets.as_str(), PASSWORD)?;
                 let url = format!("postgresql://{OWNER}@{POSTGRES}-rw:5432/{}?sslmode=verify-full", own.database);
                 let settings =
                     json!({ "url": url, "password_file": password_file, "ca_file": format!("{AUTHORITY}/ca.crt") });
-                return Some(Way {
+                return Some(DatabaseConnection {
                     is_ours: true,
                     secret: by_password(json!(OutputRef::new(password, "secret"))),
                     settings,
@@ -172,42 +189,52 @@ impl Lowering<'_> {
                 });
             }
         };
-        let mut way = Way { is_ours: false, secret, settings, authority: self.private_authority(), needs: Vec::new() };
+        let mut way = DatabaseConnection {
+            is_ours: false,
+            secret,
+            settings,
+            authority: private_authority(egress),
+            needs: Vec::new(),
+        };
         if let Some(folder) = way.authority["folder"].as_str() {
             way.settings["ca_file"] = json!(format!("{folder}/ca.crt"));
         }
         Some(way)
     }
 
-    /// Dumps on a volume of the namespace, each proven, and the job that reads one back.
+    /// Verified backups on a volume of the namespace, and the job that restores one.
     pub(super) fn backup(&mut self, backup: &Backup) {
-        let Some(own) = self.place.postgres.clone() else {
-            let cause = "nothing in the cluster copies a database that somebody else runs";
-            return self.problem("backup", cause, "set `backup: { enabled: false }`, and copy it where it runs");
+        let Some(own) = &self.cluster.postgres else {
+            let cause = "backups of an external database from a cluster are not supported";
+            return self.problem("backup", cause, "set `backup: { enabled: false }`, and back it up where it runs");
         };
         if let Some(place) = &backup.destination {
-            let cause = format!("dumps do not go to `{place}` from a cluster yet");
-            self.problem("destination", cause, "remove it: they lie on a volume of the namespace, textnlp-backups");
+            let cause = format!("backups from a cluster to `{place}` are not supported yet");
+            self.problem(
+                "destination",
+                cause,
+                "remove it: backups are stored on the volume textnlp-backups of the namespace",
+            );
         }
         if !backup.recipients.is_empty() {
-            let cause = "dumps on a volume of the cluster are not sealed: they hold digests of keys, and no key";
-            self.problem("recipients", cause, "remove them, and let the cluster encrypt its volumes");
+            let cause = "backups on a volume of the cluster are not encrypted: they contain digests of API keys, but no API key";
+            self.problem("recipients", cause, "remove them, and use encrypted volumes");
         }
         let user = self.user().map(|_| POSTGRES_USER);
         if backup.verify && user.is_none() {
-            let cause = "the user that OpenShift gives a pod has no name, and PostgreSQL makes no database for the proof as such";
+            let cause = "the user that OpenShift assigns to a pod has no name, so PostgreSQL cannot create the database for the verification";
             self.problem("verify", cause, "set `backup: { verify: false }`");
         }
         let Some(schedule) = schedule(backup.every_seconds) else {
-            let cause = format!("the cluster knows no schedule of {} s", backup.every_seconds);
-            let fix = "write what divides an hour, a day or is one, or a week: 15m, 1h, 6h, 24h, 7d";
+            let cause = format!("a CronJob cannot run every {} s", backup.every_seconds);
+            let fix = "write an interval that divides an hour or a day evenly, a day or a week: 15m, 1h, 6h, 24h, 7d";
             return self.problem("every", cause, fix);
         };
         let name = self.component.name.clone();
         let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
         let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
-        let namespace = self.place.namespace.clone();
-        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.dumps_bytes), "access": "ReadWriteOnce", "class": null });
+        let (namespace, image) = (self.cluster.namespace.clone(), self.postgres_image(own));
+        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.backup_bytes), "access": "ReadWriteOnce", "class": null });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
         let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": { "backup.sh": SCRIPT }, "carried": false });
         self.object(script.clone(), Template::ConfigMap, &files, []);
@@ -237,7 +264,7 @@ impl Lowering<'_> {
         {
             let inputs = json!({
                 "namespace": namespace, "name": name, "verb": verb, "schedule": schedule, "suspend": verb == "restore",
-                "tries": tries, "user": user, "image": own.image, "env": env, "authority": AUTHORITY,
+                "tries": tries, "user": user, "image": image, "env": env, "authority": AUTHORITY,
                 "authority_secret": AUTHORITY_SECRET, "disk": disk(own.disk_bytes),
             });
             self.object(id, Template::DatabaseJob, &inputs, needs.clone());
@@ -245,22 +272,22 @@ impl Lowering<'_> {
     }
 }
 
-/// The component that the dumps are of.
+/// The component that the backups belong to.
 const DATABASE: &str = "database";
 
-/// Bytes as a quantity of the cluster's: whole units where they are whole.
+/// Bytes as a Kubernetes quantity, in the largest unit that divides them.
 pub(super) fn disk(bytes: u64) -> String {
     let units = [(1_u64 << 40, "Ti"), (1 << 30, "Gi"), (1 << 20, "Mi")];
     let whole = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
     whole.map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
 }
 
-/// A period as a line of cron, in UTC; days and weeks begin at two in the night.
+/// A period as a cron expression in UTC; daily and weekly runs start at 02:00.
 fn schedule(seconds: u64) -> Option<String> {
     const HOUR: u64 = 3600;
     const DAY: u64 = 24 * HOUR;
     const WEEK: u64 = 7 * DAY;
-    // Each begins anew with the hour or the day, so that it has to divide it.
+    // Cron steps restart with every hour or day, so the period must divide it.
     let parts = |whole: u64, unit: u64| seconds.is_multiple_of(unit) && whole.is_multiple_of(seconds);
     match seconds {
         WEEK => Some("0 2 * * 0".to_owned()),

@@ -1,27 +1,30 @@
-//! What leads clients to the service from a Gateway of the operator's, and has that know the pods.
+//! The route from an external Gateway to the service, and the policy by which the Gateway verifies the pods'
+//! certificate.
 
 use serde_json::json;
 use textnlp_provider::OutputRef;
 use textnlp_provider::component::Endpoint;
 
+use super::ingress::Ingress;
 use super::template::Template;
-use super::{CERTIFICATE, Ingress, Lowering};
+use super::{CERTIFICATE, Lowering};
 
-/// The map with the authority that signs the certificate of the pods.
+/// The config map with the authority that signs the pods' certificate.
 pub(crate) const AUTHORITY: &str = "textnlp-authority";
-/// Five digits are what a time of the Gateway API has.
+/// Durations of the Gateway API have at most five digits.
 const LONGEST_TIMEOUT: u32 = 99_999;
-/// The service says that it took too long; the Gateway would say so only when that does not come.
+/// The time added to the service's own timeout, in seconds, so that the service reports a timeout before the Gateway
+/// does.
 const GRACE: u32 = 10;
 
 impl Lowering<'_> {
-    pub(super) fn gateway(&mut self, endpoint: &Endpoint, ingress: &Ingress) {
+    pub(super) fn gateway(&mut self, endpoint: &Endpoint, ingress: &Ingress<'_>) {
         let Ingress::Gateway { namespace, name, section, host, .. } = ingress else { return };
-        if let Some(secret) = &self.place.tls_secret {
+        if let Some(secret) = &self.cluster.certificate {
             let cause = format!(
-                "the certificate of the pods is in the Secret `{secret}`, and nobody says which authority the Gateway knows it by"
+                "the certificate of the pods is in the Secret `{secret}`, and its certificate authority for the Gateway is not configured"
             );
-            let fix = "write `tls: { mode: local-ca }`; the certificate that clients see is the Gateway's";
+            let fix = "write `tls: { mode: local-ca }`; clients see the certificate of the Gateway";
             return self.problem("tls", cause, fix);
         }
         let authority =
@@ -29,26 +32,26 @@ impl Lowering<'_> {
         let ids = ["authority", "http-route", "backend-tls", "service"].map(|part| self.id(super::ENDPOINT, part));
         let (Some(signer), [Some(map), Some(route), Some(policy), Some(service)]) = (authority, ids) else { return };
         let inputs = json!({
-            "namespace": self.place.namespace,
+            "namespace": self.cluster.namespace,
             "name": AUTHORITY,
             "authority": OutputRef::new(signer, "ca_pem"),
         });
         self.object(map.clone(), Template::Authority, &inputs, []);
-        let weighted = self.place.is_weighted();
+        let weighted = self.is_weighted();
         let mut needs = vec![service];
         if weighted {
-            let inputs = json!({ "namespace": self.place.namespace, "port": endpoint.port });
+            let inputs = json!({ "namespace": self.cluster.namespace, "port": endpoint.port });
             self.part_of_kind("service-new", Template::ServiceNew, &inputs, []);
             needs.extend(self.id(super::ENDPOINT, "service-new"));
         }
-        // No gateway leads clients anywhere before it is told whom to trust there.
+        // The route depends on the policy: no client traffic before the Gateway can verify the pods.
         let inputs =
-            json!({ "namespace": self.place.namespace, "authority": AUTHORITY, "host": host, "weighted": weighted });
+            json!({ "namespace": self.cluster.namespace, "authority": AUTHORITY, "host": host, "weighted": weighted });
         self.object(policy.clone(), Template::BackendTls, &inputs, [map]);
         needs.push(policy);
         let inputs = json!({
             "weighted": weighted,
-            "namespace": self.place.namespace,
+            "namespace": self.cluster.namespace,
             "gateway": { "namespace": namespace, "name": name, "section": section },
             "host": host,
             "port": endpoint.port,

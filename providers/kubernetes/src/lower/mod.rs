@@ -1,15 +1,19 @@
-//! Components → wanted objects. Pure: names are fixed, what only the cluster or the secret store knows stands as a reference.
+//! Expansion of components into Kubernetes objects. Pure: names are fixed; values that only the cluster or the secret
+//! store knows are references.
 //!
-//! A site is one namespace. Its secrets and certificates are made by whoever is named in `SITE/secrets`, `SITE/certificate` and
-//! `SITE/DATABASE/url`, elsewhere than in the cluster; here they become Secrets.
+//! A site is one namespace. Its secrets and certificates are created outside of the cluster, by the providers of
+//! `SITE/secrets`, `SITE/certificate` and `SITE/DATABASE/url`. Here they become Secrets.
 
 mod adapter;
-mod beside;
+mod analytics;
 mod company;
 mod database;
+mod external_access;
 mod gateway;
+mod ingress;
+mod local;
 mod nodes;
-mod outside;
+mod resources;
 mod template;
 mod workload;
 
@@ -17,148 +21,44 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use textnlp_provider::component::{Cache, Certificate, Cluster, ModelStore, Monitoring, Network, Part};
+use textnlp_provider::cluster::{ClusterAccess, ClusterSite, IngressKind};
+use textnlp_provider::component::{Cache, Certificate, Cluster, ComponentSpec, ModelStore, Monitoring, Network};
+use textnlp_provider::settings::{Strategy, TlsMode};
 use textnlp_provider::{
     CloudId, Component, ComponentName, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
 use crate::canary::{ACCOUNT, CONTROLLER};
 pub(crate) use adapter::ADAPTER;
-pub use adapter::ADAPTER_COMPONENT;
-pub use beside::{Analytics, Spot};
-pub use company::CompanyNetwork;
 use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
 pub(crate) use gateway::AUTHORITY;
+pub(crate) use ingress::{FILLED_BY_CERT_MANAGER, gateway_port};
+pub use local::local_part;
 pub(crate) use nodes::SHARED_VOLUME;
-pub use nodes::{ModelVolume, Nodes};
+use nodes::Volume;
 use template::{Template, render};
 
-/// Where a site's objects go, and what runs there: what an operator says of a cluster.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Placement {
-    /// The namespace that is ours.
-    pub namespace: String,
-    /// The image of the server.
-    pub image: Option<String>,
-    /// Where clients reach the service.
-    pub address: Option<String>,
-    /// Whether something of the operator's leads there; else the cluster's load balancer does, by the name in the address.
-    pub led_by_others: bool,
-    /// What of ours leads them there, if anything does.
-    pub ingress: Option<Ingress>,
-    /// Whether a web application firewall stands before the service.
-    pub waf: bool,
-    /// What the models weigh together in bytes, where that is known: pods get time to begin by it.
-    pub model_bytes: Option<u64>,
-    /// The Secret of the namespace, made by others, that holds the certificate and its key; else one of ours does.
-    pub tls_secret: Option<String>,
-    /// The PostgreSQL that is made beside the servers, if one is.
-    pub postgres: Option<OwnPostgres>,
-    /// Whether a new release shows first on a few pods, or on a second set of them, that it is well: their template then carries all that they read but secrets.
-    pub canary: bool,
-    /// Whether a share of the clients is led to those few, where what leads clients can tell shares apart: a route of a Gateway can.
-    pub weighted: bool,
-    /// The authority by which a Prometheus is trusted that judges a release, as PEM, or why it cannot be had.
-    pub prometheus_ca: Option<Result<String, String>>,
-    /// The job of the operator's on what the servers stored, if there is one.
-    pub analytics: Option<Analytics>,
-    /// The settings of SAML for whoever signs people in before the service, or why they cannot be had.
-    pub saml: Option<Result<String, String>>,
-    /// Where pods find their models.
-    pub models: ModelVolume,
-    /// Whether the cluster gives pods their users.
-    pub openshift: bool,
-    /// Which nodes pods go to.
-    pub nodes: Nodes,
-    /// How pods reach what lies outside.
-    pub company: CompanyNetwork,
-    /// Whether an adapter of ours tells the autoscaler how many requests there are.
-    pub adapter: bool,
-    /// How many nodes the cluster should have at least.
-    pub min_nodes: u32,
-    /// How many it may have at most, where somebody says so: nobody here could see to that.
-    pub max_nodes: Option<u32>,
-}
-
-impl Placement {
-    fn is_weighted(&self) -> bool {
-        self.canary && self.weighted && matches!(self.ingress, Some(Ingress::Gateway { .. }))
-    }
-}
-
-/// A PostgreSQL in the cluster, which CloudNativePG runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnPostgres {
-    /// Its image, one that CloudNativePG takes; dumps are made by the programs in it.
-    pub image: String,
-    /// Its major version, which the tag of the image begins with.
-    pub version: u32,
-    /// The name of the database in it.
-    pub database: String,
-    /// The disk of each instance, in bytes.
-    pub disk_bytes: u64,
-    /// The disk of the dumps, in bytes.
-    pub dumps_bytes: u64,
-}
-
-/// The Secret that cert-manager fills for an ingress of ours. It leaves it when the ingress goes.
-pub const FILLED_BY_CERT_MANAGER: &str = "textnlp-ingress-tls";
-
-/// An object of ours that leads clients to the service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ingress {
-    /// For a controller of ingress-nginx.
-    Nginx {
-        /// Its class.
-        class: String,
-        /// The name under which clients come.
-        host: String,
-        /// Where the certificate is that they see, and who of cert-manager's fills it.
-        tls_secret: String,
-        /// The ClusterIssuer, where the Secret does not exist already.
-        issuer: Option<String>,
-    },
-    /// A route of OpenShift.
-    Route {
-        /// The name under which clients come.
-        host: String,
-    },
-    /// A route of the Gateway API.
-    Gateway {
-        /// The namespace of the Gateway, which is an operator's.
-        namespace: String,
-        /// Its name.
-        name: String,
-        /// The one of its listeners that is meant, if one is.
-        section: Option<String>,
-        /// The port that clients come by.
-        port: u16,
-        /// The name under which clients come.
-        host: String,
-    },
-}
-
-/// Nobody in particular: the number that images without root have agreed on.
+/// The conventional `nonroot` uid of images.
 const USER: u32 = 65532;
-/// The program's place in the image, which `bundle create` packs.
+/// The path of the program in the image that `bundle create` builds.
 const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
-/// Where models lie in a pod.
+/// The model directory in a pod.
 const MODELS: &str = "/var/lib/textnlp/models";
-/// The list of them.
+/// The list of models.
 const MODELS_FILE: &str = "models.yaml";
 const SECRETS: &str = "/etc/textnlp-secrets";
-/// The Secret that they are in.
+/// The Secret mounted there.
 const SECRETS_NAME: &str = "textnlp-secrets";
-/// The ports of containers; those of the service are the environment's.
+/// The container ports; the environment sets the ports of the service.
 const HTTP_PORT: u16 = 8080;
 const HTTPS_PORT: u16 = 8443;
 const METRICS_PORT: u16 = 9090;
 
-/// What Grafana shows, of whichever namespace is chosen there.
+/// The Grafana dashboard, for any namespace selected there.
 const DASHBOARD: &str = include_str!("../../../../templates/kubernetes/dashboard.json");
 
-/// The components that others lean on without naming them.
+/// The components that others depend on implicitly.
 const NETWORK: &str = "network";
 const ENDPOINT: &str = "gateway";
 const CERTIFICATE: &str = "certificate";
@@ -166,78 +66,85 @@ const CERTIFICATE: &str = "certificate";
 const API_KEY: &str = "api-key";
 const JWT_KEY: &str = "jwt-signing-key";
 
-/// What all of a component's objects are made from.
+/// The state of one component's expansion.
 struct Lowering<'a> {
     component: &'a Component,
     site: &'a Site,
-    place: &'a Placement,
+    cluster: &'a ClusterSite,
     wanted: Vec<Wanted>,
     problems: Vec<Problem>,
 }
 
-/// What a component of a site becomes in its namespace.
-pub(crate) fn lower(component: &Component, site: &Site, place: &Placement) -> Result<Vec<Wanted>, Problems> {
-    let mut lowering = Lowering { component, site, place, wanted: Vec::new(), problems: Vec::new() };
+/// Expands a component into the objects of its site's namespace.
+pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+    let Some(cluster) = site.cluster.as_deref() else {
+        let cause = format!("a cluster runs programs as pods, not with `{}`", site.runtime);
+        let place = format!("{}/{} runtime", site.name, component.name);
+        return Err(Problems(vec![Problem::new(place, cause, "set `runtime: kubernetes` for this site")]));
+    };
+    let mut lowering = Lowering { component, site, cluster, wanted: Vec::new(), problems: Vec::new() };
     lowering.lower();
     if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
 }
 
+impl<'a> Lowering<'a> {
+    fn settings(&self) -> &'a ClusterAccess {
+        &self.cluster.settings
+    }
+}
+
 impl Lowering<'_> {
     fn lower(&mut self) {
-        if self.site.runtime != "kubernetes" {
-            let cause = format!("a cluster runs programs as pods, not by `{}`", self.site.runtime);
-            return self.problem("runtime", cause, "set `runtime: kubernetes` for this site");
-        }
-        if self.component.existing.is_some() && !matches!(self.component.part, Part::Network(_) | Part::Certificate(_))
+        if self.component.existing.is_some()
+            && !matches!(self.component.part, ComponentSpec::Network(_) | ComponentSpec::Certificate(_))
         {
             let cause = "only the namespace and the certificate can be `existing` in this version";
             let fix = "remove it, or write `existing: { network: NAMESPACE, certificate: SECRET }`";
             return self.problem("existing", cause, fix);
         }
         match &self.component.part {
-            Part::Network(network) => self.network(network),
-            Part::Cluster(cluster) => self.cluster(cluster),
-            // Made where the operator is; what pods need of them is a Secret of the workload and the endpoint.
-            Part::Secrets(_) | Part::Registry(_) => {}
-            Part::Certificate(certificate) => self.certificate(certificate),
-            Part::ModelStore(store) => self.models(store),
-            Part::Database(database) => self.database(database),
-            Part::Cache(Cache { kind }) if kind == "memory" => {}
-            Part::Cache(Cache { kind }) => {
-                let cause = format!("a `{kind}` cache is not put into a cluster yet");
-                self.problem("kind", cause, "set `cache: { kind: memory }`, which every replica keeps for itself");
+            ComponentSpec::Network(network) => self.network(network),
+            ComponentSpec::Cluster(cluster) => self.cluster(cluster),
+            // Created outside of the cluster; their values reach pods as Secrets of the workload and the endpoint.
+            ComponentSpec::Secrets(_) | ComponentSpec::Registry(_) => {}
+            ComponentSpec::Certificate(certificate) => self.certificate(certificate),
+            ComponentSpec::ModelStore(store) => self.models(store),
+            ComponentSpec::Database(database) => self.database(database),
+            ComponentSpec::Cache(Cache { kind }) => {
+                let cause = format!("clusters do not support a `{kind}` cache");
+                self.problem("kind", cause, "remove it, or set `cache: { kind: none }`");
             }
-            Part::Workload(workload) => self.workload(workload),
-            Part::Endpoint(endpoint) => self.endpoint(endpoint),
-            Part::Traffic(traffic) if traffic.weights.keys().all(|site| *site == self.site.name) => {}
-            Part::Monitoring(monitoring) => self.monitoring(monitoring),
-            // What looks after sites stands outside of them.
-            Part::Border(_) | Part::Watch(_) => {}
-            Part::Traffic(_) | Part::Witness(_) | Part::Front(_) => {
-                let cause = "a cluster does not share traffic with other sites";
-                let fix = "write `dr: { mode: automatic, witness: … }` with the provider of machines of your own, or leave one site";
+            ComponentSpec::Workload(workload) => self.workload(workload),
+            ComponentSpec::Endpoint(endpoint) => self.endpoint(endpoint),
+            ComponentSpec::Traffic(traffic) if traffic.weights.keys().all(|site| *site == self.site.name) => {}
+            ComponentSpec::Monitoring(monitoring) => self.monitoring(monitoring),
+            // The inter-site relay and the site agents run outside of the cluster.
+            ComponentSpec::Relay(_) | ComponentSpec::SiteAgent(_) => {}
+            ComponentSpec::Traffic(_) | ComponentSpec::Witness(_) | ComponentSpec::GlobalEndpoint(_) => {
+                let cause = "a cluster does not split traffic with other sites";
+                let fix = "write `dr: { mode: automatic, witness: … }` with a provider of machines, or keep one site";
                 self.problem("sites", cause, fix);
             }
-            Part::Backup(backup) => self.backup(backup),
+            ComponentSpec::Backup(backup) => self.backup(backup),
         }
     }
 
     fn network(&mut self, network: &Network) {
         if let Some(cidr) = &network.cidr {
-            let cause = format!("the cluster's network is its own, and {cidr} is not made in it");
+            let cause = format!("the cluster has its own network, and {cidr} cannot be created in it");
             self.problem("cidr", cause, "remove it for this site");
         }
         self.namespace();
         if network.policies {
             let ours = json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } });
             let inputs = json!({
-                "namespace": self.place.namespace,
+                "namespace": self.cluster.namespace,
                 "https_port": HTTPS_PORT,
                 "metrics_port": METRICS_PORT,
-                "rollout": self.place.canary.then_some(CONTROLLER),
-                "adapter": self.place.adapter.then_some(ADAPTER),
+                "rollout": self.is_carried().then_some(CONTROLLER),
+                "adapter": self.cluster.adapter.then_some(ADAPTER),
                 "adapter_port": HTTPS_PORT,
-                // What others run in a namespace of theirs goes on talking.
+                // In an external namespace, the policies must not restrict foreign pods.
                 "pods": if self.component.existing.is_some() { ours } else { json!({}) },
             });
             for (part, template) in
@@ -245,14 +152,14 @@ impl Lowering<'_> {
             {
                 self.part_of_kind(part, template, &inputs, []);
             }
-            if self.place.adapter {
+            if self.cluster.adapter {
                 self.part_of_kind("allow-adapter", Template::AllowAdapter, &inputs, []);
             }
-            if let Some(Ingress::Nginx { issuer: Some(_), .. }) = self.place.ingress {
+            if self.settings().ingress.as_ref().is_some_and(|ingress| ingress.issuer.is_some()) {
                 self.part_of_kind("allow-solver", Template::AllowSolver, &inputs, []);
             }
-            if self.place.postgres.is_some() {
-                let inputs = json!({ "namespace": self.place.namespace, "name": POSTGRES });
+            if self.cluster.postgres.is_some() {
+                let inputs = json!({ "namespace": self.cluster.namespace, "name": POSTGRES });
                 self.part_of_kind("allow-database", Template::AllowDatabase, &inputs, []);
             }
         }
@@ -260,16 +167,16 @@ impl Lowering<'_> {
 
     fn namespace(&mut self) {
         let Some(id) = self.id(NETWORK, "namespace") else { return };
-        let name = &self.place.namespace;
+        let name = &self.cluster.namespace;
         let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let is_name =
             (1..=63).contains(&name.len()) && name.chars().all(label) && !name.starts_with('-') && !name.ends_with('-');
         if !is_name || name == "default" || name.starts_with("kube-") {
-            let cause = format!("`{name}` cannot be a namespace of ours");
+            let cause = format!("`{name}` is not a valid namespace for this program");
             return self.problem(
                 "cluster.namespace",
                 cause,
-                "write a label such as `textnlp`; `default` and `kube-…` are the cluster's",
+                "write a name such as `textnlp`; `default` and `kube-…` are reserved",
             );
         }
         let external = self.component.existing.clone();
@@ -287,30 +194,30 @@ impl Lowering<'_> {
         }
     }
 
-    /// One of ours is made where the operator is; that of others is a Secret which they renew.
+    /// A generated certificate is created outside of the cluster; an external one is a Secret that its owner renews.
     fn certificate(&mut self, certificate: &Certificate) {
         let Some(existing) = self.component.existing.clone() else {
-            if certificate.mode == "existing" {
-                let fix = "write `tls: { existing: SECRET }`, as cert-manager or whoever else makes it";
-                self.problem("existing", "no Secret with a certificate is named", fix);
+            if certificate.mode == TlsMode::Existing {
+                let fix = "write `tls: { existing: SECRET }`, with a Secret of cert-manager or your own";
+                self.problem("existing", "no Secret with a certificate is set", fix);
             }
             return;
         };
         let name = existing.as_str();
         let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-        if certificate.mode != "existing" {
+        if certificate.mode != TlsMode::Existing {
             let cause = format!("it contradicts `{}`", certificate.mode);
             return self.problem("existing", cause, "set `mode: existing`");
         }
         if name.is_empty() || name.len() > 253 || !name.chars().all(label) || name.starts_with(['-', '.']) {
             let cause = format!("`{name}` is not the name of a Secret");
-            let fix = "write that of a Secret in the namespace with `tls.crt` and `tls.key`; a file is carried there by `kubectl create secret tls`";
+            let fix = "write the name of a Secret in the namespace with `tls.crt` and `tls.key`; `kubectl create secret tls` creates one from files";
             return self.problem("existing", cause, fix);
         }
         let Some(id) = self.id(CERTIFICATE, "secret") else { return };
-        let Ok(place) = CloudId::new(format!("{}/{name}", self.place.namespace)) else { return };
+        let Ok(place) = CloudId::new(format!("{}/{name}", self.cluster.namespace)) else { return };
         let namespace = self.id(NETWORK, "namespace");
-        let spec = json!({ "metadata": { "name": name, "namespace": self.place.namespace } });
+        let spec = json!({ "metadata": { "name": name, "namespace": self.cluster.namespace } });
         self.push(id, "kubernetes.secret", spec, namespace.into_iter().collect());
         if let Some(last) = self.wanted.last_mut() {
             last.ownership = Ownership::External(place);
@@ -319,18 +226,18 @@ impl Lowering<'_> {
 
     fn cluster(&mut self, cluster: &Cluster) {
         if cluster.gpu.is_some() {
-            let cause = "servers serve on the CPU in this version, which has no kernels for GPUs: a pod with `nvidia.com/gpu` would hold one that nobody uses";
-            let fix = "remove `gpu` for this site; which nodes pods go to is said by `sites[].cluster.node_selector`, `tolerations` and `runtime_class`";
+            let cause = "servers run on the CPU in this version, so a pod with `nvidia.com/gpu` would not use its GPU";
+            let fix = "remove `gpu` for this site; to choose the nodes, use `sites[].cluster.node_selector`, `tolerations` and `runtime_class`";
             self.problem("gpu", cause, fix);
         }
-        let inputs = json!({ "namespace": self.place.namespace, "name": "textnlp-api" });
+        let inputs = json!({ "namespace": self.cluster.namespace, "name": "textnlp-api" });
         self.part_of_kind("service-account", Template::ServiceAccount, &inputs, []);
-        if self.place.canary {
+        if self.is_carried() {
             let inputs = json!({
-                "namespace": self.place.namespace,
+                "namespace": self.cluster.namespace,
                 "name": ACCOUNT,
                 "deployment": "textnlp-api",
-                "weighted": self.place.is_weighted(),
+                "weighted": self.is_weighted(),
             });
             for (part, template) in [
                 ("rollout-account", Template::ServiceAccount),
@@ -342,23 +249,22 @@ impl Lowering<'_> {
         }
     }
 
-    /// Pods deliver and prove them by themselves, each from this list.
+    /// The list of models, from which each pod fetches and verifies them.
     fn models(&mut self, store: &ModelStore) {
         let mut labels: BTreeMap<String, &str> = BTreeMap::new();
         let mut listed = Vec::new();
         for model in &store.models {
             let label = label_of(&model.name);
             if let Some(other) = labels.insert(label.clone(), &model.name) {
-                self.problem("models", format!("`{other}` and `{}` have one name", model.name), "rename one");
+                self.problem("models", format!("`{other}` and `{}` have the same name", model.name), "rename one");
             }
-            if model.source.starts_with("file:") && !matches!(self.place.models, ModelVolume::Image { .. }) {
-                let cause = format!("model `{}` lies on this machine, and pods cannot reach it", model.name);
-                self.problem(&label, cause, "name a source that the cluster reaches: `bundled`, `hf:`, `https:`; or bring it in an image (`sites[].cluster.models: { kind: image, … }`)");
+            if model.source.starts_with("file:") && !matches!(self.volume(), Volume::Image(_)) {
+                let cause = format!("model `{}` is on this machine, and pods cannot reach it", model.name);
+                self.problem(&label, cause, "use a source that the cluster can reach: `bundled`, `hf:`, `https:`; or put it in an image (`sites[].cluster.models: { kind: image, … }`)");
             }
             let Some(digest) = &model.digest else {
-                let cause =
-                    format!("nobody knows the digest of model `{}`, so pods could not prove what they get", model.name);
-                self.problem(&label, cause, "add `digest: sha256:…`; `textnlp-deploy model pull` tells it");
+                let cause = format!("model `{}` has no digest, so pods cannot verify it", model.name);
+                self.problem(&label, cause, "add `digest: sha256:…`; `textnlp-deploy model pull` prints it");
                 continue;
             };
             listed.push(json!({
@@ -371,12 +277,27 @@ impl Lowering<'_> {
         let files = [(MODELS_FILE.to_owned(), self.delivery(&listed, store.max_cache_bytes))];
         let id = ResourceId::of(&self.site.name, &self.component.name);
         self.config_map(id, "textnlp-models", files);
-        self.shared_volume();
+        self.shared_volume(store);
     }
 
-    /// As whom pods run: OpenShift gives each namespace users of its own, and takes no other.
+    /// The uid of the pods; `None` on OpenShift, which assigns uids per namespace.
     fn user(&self) -> Option<u32> {
-        (!self.place.openshift && !matches!(self.place.ingress, Some(Ingress::Route { .. }))).then_some(USER)
+        (!self.settings().openshift && self.ingress_kind() != Some(IngressKind::Route)).then_some(USER)
+    }
+
+    fn ingress_kind(&self) -> Option<IngressKind> {
+        self.settings().ingress.as_ref().map(|ingress| ingress.kind)
+    }
+
+    /// Whether releases roll out as a canary or blue-green. The pod template then contains the configuration, but no
+    /// secrets.
+    fn is_carried(&self) -> bool {
+        self.cluster.rollout != Strategy::Rolling
+    }
+
+    /// Whether the canary has a traffic weight. It needs a route with weights, as a Gateway provides.
+    fn is_weighted(&self) -> bool {
+        self.cluster.rollout == Strategy::Canary && self.ingress_kind() == Some(IngressKind::Gateway)
     }
 
     fn monitoring(&mut self, monitoring: &Monitoring) {
@@ -384,19 +305,21 @@ impl Lowering<'_> {
             self.watched(monitoring);
         }
         if !monitoring.receivers.is_empty() {
-            let cause = "nobody in a cluster tells receivers yet";
+            let cause = "alert receivers are not supported in a cluster yet";
             self.problem("receivers", cause, "remove `monitoring.receivers`");
         }
     }
 
-    /// What a Prometheus and a Grafana of the cluster take up by themselves.
+    /// The monitors, alerts and dashboard for the cluster's Prometheus and Grafana.
     fn watched(&mut self, monitoring: &Monitoring) {
         let (limits, service) = (monitoring.limits, monitoring.service);
-        let namespace = &self.place.namespace;
+        let namespace = &self.cluster.namespace;
         let inputs = json!({
             "namespace": namespace,
             "latency_seconds": service.latency_seconds,
+            "latency_for_seconds": service.latency_for_seconds,
             "error_rate": service.error_rate,
+            "error_rate_for_seconds": service.error_rate_for_seconds,
             "memory": limits.memory,
             "disk": limits.disk,
             "restarts": limits.restarts,
@@ -412,20 +335,20 @@ impl Lowering<'_> {
     }
 
     fn config_map(&mut self, id: ResourceId, name: &str, files: impl IntoIterator<Item = (String, Value)>) {
-        // JSON is YAML, and has one form for one content.
+        // JSON is valid YAML, and its canonical form gives one digest per content.
         let files: BTreeMap<String, String> =
             files.into_iter().map(|(file, tree)| (file, Spec::of(&tree).to_string())).collect();
         let inputs =
-            json!({ "namespace": self.place.namespace, "name": name, "files": files, "carried": self.place.canary });
+            json!({ "namespace": self.cluster.namespace, "name": name, "files": files, "carried": self.is_carried() });
         self.object(id, Template::ConfigMap, &inputs, []);
     }
 
     fn secret(&mut self, id: ResourceId, name: &str, kind: &str, data: &Value, needs: Vec<ResourceId>) {
-        let inputs = json!({ "namespace": self.place.namespace, "name": name, "type": kind, "data": data });
+        let inputs = json!({ "namespace": self.cluster.namespace, "name": name, "type": kind, "data": data });
         self.object(id, Template::Secret, &inputs, needs);
     }
 
-    /// An object as `SITE/COMPONENT/PART`.
+    /// Adds an object with the id `SITE/COMPONENT/PART`.
     fn part_of_kind(
         &mut self,
         part: &str,
@@ -439,7 +362,7 @@ impl Lowering<'_> {
         }
     }
 
-    /// An object in the namespace.
+    /// Adds an object in the namespace.
     fn object(
         &mut self,
         id: ResourceId,
@@ -457,8 +380,8 @@ impl Lowering<'_> {
         match render(template, inputs) {
             Ok(rendered) => Some(rendered),
             Err(why) => {
-                let cause = format!("the template {} gives no object: {why}", template.file());
-                self.problem("template", cause, "this is a fault of the program: tell its makers");
+                let cause = format!("the template {} is invalid: {why}", template.file());
+                self.problem("template", cause, "this is a bug in this program: report it");
                 None
             }
         }
@@ -468,7 +391,7 @@ impl Lowering<'_> {
         for (name, value) in &self.site.tags {
             let taken = spec["metadata"]["labels"].get(name).is_some_and(|ours| ours != value.as_str());
             if taken {
-                let cause = format!("label `{name}` is one by which {id} is found or judged");
+                let cause = format!("label `{name}` is used to select or analyze {id}");
                 self.problem("tags", cause, "choose another name");
                 return;
             }
@@ -501,7 +424,7 @@ impl Lowering<'_> {
         });
     }
 
-    /// `SITE/COMPONENT/PART`.
+    /// The id `SITE/COMPONENT/PART`.
     fn id(&self, component: &str, part: &str) -> Option<ResourceId> {
         let component = ComponentName::new(component).ok()?;
         ResourceId::part(&self.site.name, &component, part).ok()
@@ -516,7 +439,7 @@ impl Lowering<'_> {
     }
 }
 
-/// A model's name as one label: `org/name` becomes `org-name`.
+/// A model's name as a DNS label: `org/name` becomes `org-name`.
 fn label_of(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     name.chars().map(plain).collect::<String>().trim_matches('-').to_owned()

@@ -1,97 +1,98 @@
-//! Where the servers' pods go, and where they find their models.
+//! Node selection of the servers' pods, and the source of their models.
 
-use std::collections::BTreeMap;
-
-use serde::Serialize;
 use serde_json::{Value, json};
 use textnlp_provider::ResourceId;
+use textnlp_provider::cluster::ModelVolume;
+use textnlp_provider::component::ModelStore;
 
 use super::database::disk;
 use super::template::Template;
 use super::{Lowering, MODELS};
 
-/// Which nodes the servers and their jobs go to, and how the servers' pods run there.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Nodes {
-    /// Labels that a node must have.
-    pub selector: BTreeMap<String, String>,
-    /// Taints that are borne, as a pod's template has them.
-    pub tolerations: Vec<Value>,
-    /// The RuntimeClass of the servers' pods.
-    pub runtime_class: Option<String>,
-    /// Their PriorityClass.
-    pub priority_class: Option<String>,
-}
-
-/// Where pods find their models; each proves them by digest, wherever they are.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum ModelVolume {
-    /// Each pod fetches them for itself.
-    #[default]
+/// The source of the pods' models. Each pod verifies them by digest in any case.
+pub(super) enum Volume<'a> {
+    /// Each pod downloads them.
     Pod,
-    /// On one volume that all pods write and read.
-    Claim {
-        /// Its size.
-        bytes: u64,
-        /// Its storage class; `None` is the cluster's default.
-        class: Option<String>,
-    },
-    /// In an image, which nodes keep.
-    Image {
-        /// The image.
-        reference: String,
-    },
+    /// A volume shared by all pods, which fill it.
+    Claim,
+    /// An OCI image mounted as a volume.
+    Image(&'a str),
 }
 
-/// The volume of a pod with what others share, by which an errand knows that it needs none of it.
+/// The name of the pod volume with the shared models; one-off jobs omit it.
 pub(crate) const SHARED_VOLUME: &str = "shared-models";
-/// The claim that all pods share.
+/// The claim of the shared volume.
 const CLAIM: &str = "textnlp-models";
-/// Where it is in pods.
+/// The mount path of the shared volume.
 const SHARED: &str = "/var/lib/textnlp/shared";
-/// Where an image of models is in pods.
+/// The mount path of a model image.
 const IMAGE: &str = "/var/lib/textnlp/image";
 
 impl Lowering<'_> {
-    /// What the list of models says of where they come from and where they are kept.
-    pub(super) fn delivery(&self, models: &[Value], max_cache_bytes: u64) -> Value {
-        match &self.place.models {
-            ModelVolume::Pod => {
-                json!({ "cache": format!("{MODELS}/.cache"), "max_cache_bytes": max_cache_bytes, "models": models })
-            }
-            // What one pod does not ask for any more another may still serve: nothing is evicted.
-            ModelVolume::Claim { .. } => json!({ "shared": SHARED, "models": models }),
-            ModelVolume::Image { .. } => json!({ "image": IMAGE, "models": models }),
+    /// Where pods may run, for templates.
+    pub(super) fn nodes(&self) -> Value {
+        let settings = self.settings();
+        json!({
+            "selector": settings.node_selector,
+            "tolerations": settings.tolerations,
+            "runtime_class": settings.runtime_class,
+            "priority_class": settings.priority_class,
+        })
+    }
+
+    /// The source of models. Validation rejected a node folder and an image without a name.
+    pub(super) fn volume(&self) -> Volume<'_> {
+        let models = &self.settings().models;
+        match (models.kind, &models.reference) {
+            (ModelVolume::Claim, _) => Volume::Claim,
+            (ModelVolume::Image, Some(reference)) => Volume::Image(reference),
+            (ModelVolume::Pod | ModelVolume::Node | ModelVolume::Image, _) => Volume::Pod,
         }
     }
 
-    /// The volume that all pods share, where they share one.
-    pub(super) fn shared_volume(&mut self) {
-        let ModelVolume::Claim { bytes, class } = self.place.models.clone() else { return };
+    /// The delivery section in the list of models: their source and their storage.
+    pub(super) fn delivery(&self, models: &[Value], max_cache_bytes: u64) -> Value {
+        match self.volume() {
+            Volume::Pod => {
+                json!({ "cache": format!("{MODELS}/.cache"), "max_cache_bytes": max_cache_bytes, "models": models })
+            }
+            // The volume is shared, so a model that one pod does not need may be in use by another: nothing is evicted.
+            Volume::Claim => json!({ "shared": SHARED, "models": models }),
+            Volume::Image(_) => json!({ "image": IMAGE, "models": models }),
+        }
+    }
+
+    /// Adds the shared volume, if configured.
+    pub(super) fn shared_volume(&mut self, store: &ModelStore) {
+        let Volume::Claim = self.volume() else { return };
+        let settings = &self.settings().models;
+        let bytes = settings.size.map_or(store.max_cache_bytes, |size| size.0);
         let inputs = json!({
-            "namespace": self.place.namespace, "name": CLAIM, "size": disk(bytes), "access": "ReadWriteMany", "class": class,
+            "namespace": self.cluster.namespace, "name": CLAIM, "size": disk(bytes), "access": "ReadWriteMany",
+            "class": settings.storage_class,
         });
         self.part_of_kind("claim", Template::VolumeClaim, &inputs, []);
     }
 
-    /// What pods get beside a folder of their own: a volume, where it is, and whether the one that proves may write to it. `null` for none.
+    /// The additional model volume of the pods: the volume, its mount path, and whether the verifying container may
+    /// write to it. Null for none.
     pub(super) fn model_volume(&self) -> Value {
         let volume = |source: &str, spec: Value, folder: &str, written: bool| {
             let volume = json!({ "name": SHARED_VOLUME, source: spec });
             json!({ "volume": volume, "folder": folder, "written": written })
         };
-        match &self.place.models {
-            ModelVolume::Pod => Value::Null,
-            ModelVolume::Claim { .. } => volume("persistentVolumeClaim", json!({ "claimName": CLAIM }), SHARED, true),
-            ModelVolume::Image { reference } => {
+        match self.volume() {
+            Volume::Pod => Value::Null,
+            Volume::Claim => volume("persistentVolumeClaim", json!({ "claimName": CLAIM }), SHARED, true),
+            Volume::Image(reference) => {
                 let spec = json!({ "reference": reference, "pullPolicy": "IfNotPresent" });
                 volume("image", spec, IMAGE, false)
             }
         }
     }
 
-    /// The claim that has to be there before the pods.
+    /// The claim that the pods depend on.
     pub(super) fn claim(&self, models: &str) -> Option<ResourceId> {
-        matches!(self.place.models, ModelVolume::Claim { .. }).then(|| self.id(models, "claim"))?
+        matches!(self.volume(), Volume::Claim).then(|| self.id(models, "claim"))?
     }
 }

@@ -1,4 +1,5 @@
-//! From templates to wanted specs: texts of `templates/kubernetes`, with typed inputs and nothing undefined.
+//! Rendering of the templates in `templates/kubernetes` into specs, with typed inputs. An undefined variable is an
+//! error.
 
 use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior};
@@ -73,10 +74,10 @@ templates! {
     Dashboard = "dashboard.yaml";
 }
 
-/// What one text may cost: a template that runs for ever is an error.
+/// The execution limit of one template: an endless loop becomes an error.
 const FUEL: u64 = 100_000;
 
-/// The filter of its name, which by itself takes what is undefined for `null`.
+/// The filter `tojson`; MiniJinja's own one renders an undefined value as `null`.
 fn json_of(value: &minijinja::Value, arguments: Kwargs) -> Result<minijinja::Value, minijinja::Error> {
     if value.is_undefined() {
         return Err(ErrorKind::UndefinedError.into());
@@ -84,26 +85,26 @@ fn json_of(value: &minijinja::Value, arguments: Kwargs) -> Result<minijinja::Val
     minijinja::filters::tojson(value, None, arguments)
 }
 
-/// The object of a template with these inputs: its kind's row and its spec.
+/// Renders a template; returns the row of its kind and the spec.
 pub(super) fn render(template: Template, inputs: &impl Serialize) -> Result<(&'static Row, Value), String> {
     let mut texts = Environment::new();
     texts.set_undefined_behavior(UndefinedBehavior::Strict);
     texts.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     texts.set_fuel(Some(FUEL));
     texts.add_filter("tojson", json_of);
-    // The language has a function of this name, which would stand in for an input that is missing.
+    // MiniJinja has a function of this name, which would hide a missing input.
     texts.remove_global("namespace");
     let rendered = texts
         .render_named_str(template.file(), template.text(), minijinja::value::Serde(inputs))
         .map_err(|e| e.to_string())?;
-    let mut object: Value = serde_yaml::from_str(&rendered).map_err(|error| format!("it is no YAML: {error}"))?;
-    let fields = object.as_object_mut().ok_or("it is no object")?;
+    let mut object: Value = serde_yaml::from_str(&rendered).map_err(|error| format!("it is not YAML: {error}"))?;
+    let fields = object.as_object_mut().ok_or("it is not an object")?;
     let mut take = |field: &str| fields.shift_remove(field).and_then(|value| value.as_str().map(str::to_owned));
     let (Some(version), Some(kind)) = (take("apiVersion"), take("kind")) else {
-        return Err("it says no `apiVersion` and `kind`".to_owned());
+        return Err("it has no `apiVersion` and `kind`".to_owned());
     };
     let row = ROWS.iter().find(|row| row.kind == kind && row.api_version() == version);
-    Ok((row.ok_or_else(|| format!("{kind} of {version} is not applied here"))?, object))
+    Ok((row.ok_or_else(|| format!("{kind} of {version} is not supported here"))?, object))
 }
 
 #[cfg(test)]

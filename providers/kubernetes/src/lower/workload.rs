@@ -1,72 +1,76 @@
-//! The servers and what clients talk to: jobs before, pods, their service.
+//! The servers and their endpoint: jobs, pods, autoscaler and service.
 
 use serde_json::{Map, Value, json};
 use textnlp_provider::component::{Endpoint, Workload};
 use textnlp_provider::{OutputRef, ResourceId};
 
+use super::company::{download_env, private_authority};
+use super::ingress::{Ingress, address};
+use super::resources::{PodResources, model_bytes};
 use super::template::Template;
 use super::{
-    API_KEY, CERTIFICATE, ENDPOINT, HTTP_PORT, HTTPS_PORT, Ingress, JWT_KEY, Lowering, METRICS_PORT, MODELS,
-    MODELS_FILE, PROGRAM, SECRETS, SECRETS_NAME, label_of,
+    API_KEY, CERTIFICATE, ENDPOINT, HTTP_PORT, HTTPS_PORT, JWT_KEY, Lowering, METRICS_PORT, MODELS, MODELS_FILE,
+    PROGRAM, SECRETS, SECRETS_NAME, label_of,
 };
-use crate::canary::Outside;
+use crate::canary::QueryConfig;
 
-/// The Secret with the certificate, where it is ours.
+/// The Secret with the generated certificate.
 const TLS_SECRET: &str = "textnlp-tls";
-/// What programs read, by its name in its folder.
+/// The file names of the configuration.
 const CONFIG_FILE: &str = "server.yaml";
 const GATEWAY_FILE: &str = "gateway.yaml";
-/// More replicas than this are a mistyped number.
+/// A larger number is considered a typing error.
 const REPLICAS_MAX: u32 = 1000;
-/// Until whoever spreads connections knows that a pod goes.
+/// The gateway's `preStop` sleep in seconds, until load balancers have removed the terminating pod.
 const GATEWAY_LEAVES_AFTER: u64 = 5;
-/// The server leaves after its gateway has said to all who are connected that it goes.
+/// The server's `preStop` sleep in seconds. The gateway first announces the shutdown to its connections.
 const API_LEAVES_AFTER: u64 = 10;
-/// What leaving takes beside the requests that are waited for.
+/// The shutdown time besides draining requests, in seconds.
 const LEAVING: u64 = 20;
-/// How often a pod that begins is asked whether it is ready.
+/// The period of the startup probe, in seconds.
 const STARTUP_PERIOD: u64 = 5;
-/// What a pod takes to begin beside its models, generously: a busy machine, a database that is far away.
+/// The startup timeout without models, in seconds: generous, for busy machines and distant databases.
 const STARTUP_SECONDS: u64 = 120;
-/// What a slow line and a slow disk bring of a model in a second.
+/// The model throughput of a slow network and disk, in bytes per second.
 const MODEL_BYTES_PER_SECOND: u64 = 20_000_000;
-/// Where nobody knows what the models weigh.
+/// The startup timeout for models of unknown size, in seconds.
 const STARTUP_UNKNOWN: u64 = 1800;
 
 impl Lowering<'_> {
     pub(super) fn workload(&mut self, workload: &Workload) {
         if workload.replicas == 0 || workload.replicas > REPLICAS_MAX {
-            let cause = format!("a deployment of {} replicas makes no sense", workload.replicas);
+            let cause = format!("{} replicas are out of range", workload.replicas);
             self.problem("replicas", cause, format!("choose 1 to {REPLICAS_MAX}"));
         }
         let is_outside = workload.stored.postgres.as_ref().is_some_and(|postgres| postgres.address.is_some());
         if workload.watch.is_some() && !is_outside {
-            let cause = "control data is not kept equal between sites in clusters";
-            let fix = "write `database: { kind: postgres, url: … }` of one that all sites store in, or leave one site";
+            let cause = "replication of control data between sites in clusters is not supported";
+            let fix = "write `database: { kind: postgres, url: … }` of a database that all sites use, or keep one site";
             self.problem("watch", cause, fix);
         }
         if workload.growth.is_some() && workload.canary.is_some_and(|canary| canary.share.is_none()) {
-            // Also those without clients: what both sets of pods need for themselves would be taken for load, and both would grow.
-            let cause = "an autoscaler counts the pods of both releases, and neither alone";
+            // This holds also for a set without clients: the idle load of two sets would count as load, and both would
+            // grow.
+            let cause = "an autoscaler counts the pods of both releases together";
             let fix = "remove `scaling.max`, or choose `rollout.strategy: canary`";
             self.problem("rollout.strategy", cause, fix);
         }
-        let Some(image) = self.place.image.clone() else {
-            let cause = "no image is named, and a cluster runs nothing else";
+        let Some(image) = self.settings().image.clone() else {
+            let cause = "no image is set, and a cluster runs only images";
             let fix = "`textnlp-deploy bundle create` packs one; push it to a registry that the cluster reaches, and write `sites[].cluster.image: REGISTRY/textnlp:VERSION`";
             return self.problem("image", cause, fix);
         };
         let tree = workload.config.get("textnlp").unwrap_or(&workload.config).as_object().cloned();
         let Some(tree) = tree else {
-            let fix = "it must hold `api`, `models`, …";
+            let fix = "it must have `api`, `models`, …";
             return self.problem("config", "the server's configuration is not a tree", fix);
         };
         if tree.get("monitoring").is_some_and(|monitoring| !monitoring["log_file"].is_null()) {
-            let cause = "a pod writes its log to its output, where the cluster gathers it";
+            let cause = "a pod writes its log to standard output, where the cluster collects it";
             self.problem("monitoring.log_file", cause, "remove `server.monitoring.log_file`");
         }
-        // Said by the database itself.
-        let Some(way) = self.way(&workload.database, &workload.stored) else { return };
+        // The database component reports this problem.
+        let Some(way) = self.way(&workload.database, &workload.stored, &workload.egress) else { return };
         let (secret, authority) = (way.secret.clone(), way.authority.clone());
         let name = self.component.name.clone();
         let ids = ["config", "secrets", "migrate", "first-key", "deployment"].map(|part| self.id(name.as_str(), part));
@@ -88,39 +92,40 @@ impl Lowering<'_> {
         self.secret(secrets.clone(), SECRETS_NAME, "Opaque", &data, Vec::new());
 
         let mut env = vec![json!({ "name": "ENVIRONMENT", "value": self.site.environment })];
-        let fetch_env: Vec<Value> = env.iter().cloned().chain(self.fetching()).collect();
-        let private_ca = self.private_ca();
+        let fetch_env: Vec<Value> = env.iter().cloned().chain(download_env(&workload.egress)).collect();
+        let private_ca = self.private_ca(&workload.egress);
         if secret.get("database-url").is_some() {
             let from = json!({ "secretKeyRef": { "name": SECRETS_NAME, "key": "database-url" } });
             env.push(json!({ "name": "DATABASE_URL", "valueFrom": from }));
         }
-        // One that others renew is read by the pods that run.
-        let (tls_secret, tls) = match &self.place.tls_secret {
+        // Running pods read a renewed external certificate; it does not roll them.
+        let (tls_secret, tls) = match &self.cluster.certificate {
             Some(name) => (name.clone(), self.id(CERTIFICATE, "secret")),
             None => (TLS_SECRET.to_owned(), Some(tls)),
         };
         let Some(tls) = tls else { return };
         let digest = |id: &ResourceId| json!(OutputRef::new(id.clone(), "digest"));
-        let mut arguments = vec!["serve", "--role", "migrate", "--config", "/etc/textnlp/server.yaml"];
+        let mut arguments = vec!["admin", "migrate", "--config", "/etc/textnlp/server.yaml"];
         let schema = workload.stored.schema.map(|schema| schema.to_string());
         if let Some(schema) = &schema {
             arguments.extend(["--to", schema]);
         }
         let before = [config.clone(), secrets.clone(), account.clone()].into_iter().chain(way.needs.clone());
-        let before = before.chain(private_ca.clone().filter(|_| authority == self.private_authority()));
+        let before = before.chain(private_ca.clone().filter(|_| authority == private_authority(&workload.egress)));
         let job = |name: &str, args: Value, env: &[Value]| {
             json!({
-                "namespace": self.place.namespace, "name": name, "image": image, "program": PROGRAM, "user": self.user(), "args": args,
-                "env": env, "database_authority": authority, "nodes": self.place.nodes,
-                // Another database is brought to its schema too. What else is configured changes nothing in it.
+                "namespace": self.cluster.namespace, "name": name, "image": image, "program": PROGRAM, "user": self.user(), "args": args,
+                "env": env, "database_authority": authority, "nodes": self.nodes(),
+                // A changed database connection migrates the new database. Other configuration has no effect on the
+                // job.
                 "annotations": { "textnlp-secrets-digest": digest(&secrets) },
             })
         };
         let inputs = job("textnlp-migrate", json!(arguments), &env);
         let key_inputs = workload.first_key.then(|| {
-            // A kept database may remember that the key was once taken back.
+            // An existing database may have a record that the key was revoked.
             let put = r#"{"do":"put","public_id":"$(API_KEY_ID)","sha256":"$(API_KEY_SHA256)","name":"first","reinstate":true}"#;
-            let arguments = ["serve", "--role", "keys", "--config", "/etc/textnlp/server.yaml", "--do", put];
+            let arguments = ["admin", "keys", "--config", "/etc/textnlp/server.yaml", "--do", put];
             let mut env = env.clone();
             for (variable, output) in [("API_KEY_ID", "public_id"), ("API_KEY_SHA256", "sha256")] {
                 env.push(json!({ "name": variable, "value": OutputRef::new(api_key.clone(), output) }));
@@ -128,15 +133,16 @@ impl Lowering<'_> {
             job("textnlp-first-key", json!(arguments), &env)
         });
         self.object(migrate.clone(), Template::Job, &inputs, before);
-        // Beside the pods, which begin without it.
+        // The pods do not depend on this job.
         if let Some(inputs) = key_inputs {
             self.object(first_key, Template::Job, &inputs, [migrate.clone()]);
         }
         let shared_models = self.model_volume();
         let grown = workload.growth.is_some();
-        let startup = startup_seconds(self.place.model_bytes);
-        // What is there to be read, or which: an old template whose files are another release's would not be the old release.
-        let carried = self.place.canary;
+        let startup = startup_seconds(model_bytes(&workload.served));
+        // For rollouts, pods carry the configuration itself instead of digests, so an old template restores the
+        // complete old release.
+        let carried = self.is_carried();
         let file = |id: &ResourceId, name: &str| json!(OutputRef::new(id.clone(), name));
         let mut annotations = match carried {
             true => json!({
@@ -157,50 +163,51 @@ impl Lowering<'_> {
             let parts = ["rollout-account", "rollout-role", "rollout-binding"];
             needs.extend(parts.into_iter().filter_map(|part| self.id(workload.cluster.as_str(), part)));
         }
-        // By which clients are shared as soon as pods change.
+        // The route and services of traffic weights must exist before pods change.
         let shares = ["http-route", "backend-tls", "service-new"].map(|part| self.id(ENDPOINT, part));
-        needs.extend(shares.into_iter().flatten().filter(|_| self.place.is_weighted()));
+        needs.extend(shares.into_iter().flatten().filter(|_| self.is_weighted()));
         let outside = workload.outside.as_ref().filter(|_| carried);
         let reached = outside.and_then(|outside| self.reached(outside, workload.secrets.as_str()));
         needs.extend(reached.clone());
         needs.extend(private_ca);
         needs.extend(self.claim(workload.models.as_str()));
-        match self.place.tls_secret {
+        match self.cluster.certificate {
             Some(_) => needs.push(tls),
             None => annotations["textnlp-tls-digest"] = digest(&tls),
         }
-        let fetch_authority = self.private_authority();
+        let fetch_authority = private_authority(&workload.egress);
         let mut authorities: Vec<&Value> = [&authority, &fetch_authority].map(|one| &one["volume"]).into();
         authorities.retain(|volume| !volume.is_null());
         authorities.dedup();
         let inputs = json!({
-            "namespace": self.place.namespace, "image": image, "program": PROGRAM, "user": self.user(), "env": env,
+            "namespace": self.cluster.namespace, "image": image, "program": PROGRAM, "user": self.user(), "env": env,
             "tls_secret": tls_secret, "fetch_env": fetch_env, "fetch_authority": fetch_authority,
             "database_authority": authority, "authorities": authorities,
-            // Once an autoscaler is there, their number is its own.
+            // With an autoscaler, the replica count is not applied.
             "replicas": (!grown).then_some(workload.replicas),
             "annotations": annotations,
             "carried": carried,
             "canary": workload.canary.filter(|_| carried).map(|canary| {
                 let mut canary = json!(canary);
-                if self.place.is_weighted() {
+                if self.is_weighted() {
                     canary["weighted"] = json!(true);
                 }
                 canary.to_string()
             }),
-            "queries": outside.map(|outside| Outside::written(outside, reached.is_some())),
+            "queries": outside.map(|outside| QueryConfig::written(outside, reached.is_some())),
             "https_port": HTTPS_PORT,
             "metrics_port": METRICS_PORT,
+            "resources": PodResources::of(&self.settings().resources, &workload.served).to_json(),
             "model_folder": MODELS,
             "model_space": match &shared_models {
-                // Nothing but links.
+                // The cache contains only links.
                 Value::Object(_) => "16Mi".to_owned(),
                 _ => space,
             },
             "shared_models": shared_models,
-            "nodes": self.place.nodes,
+            "nodes": self.nodes(),
             "startup_failures": startup.div_ceil(STARTUP_PERIOD),
-            // The deployment is given up a while after a pod would be.
+            // The deployment fails later than its slowest pod.
             "progress_seconds": startup + 300,
             "gateway_leaves_after": GATEWAY_LEAVES_AFTER,
             "api_leaves_after": API_LEAVES_AFTER,
@@ -208,40 +215,40 @@ impl Lowering<'_> {
         });
         self.object(deployment.clone(), Template::Deployment, &inputs, needs);
         if workload.replicas > 1 {
-            // At least two stay, where two are not all there are.
-            let inputs = json!({ "namespace": self.place.namespace, "min_available": 2.min(workload.replicas - 1) });
+            // The budget retains two pods, or all but one if there are only two.
+            let inputs = json!({ "namespace": self.cluster.namespace, "min_available": 2.min(workload.replicas - 1) });
             self.part_of_kind("disruption-budget", Template::DisruptionBudget, &inputs, []);
         }
         if let Some(growth) = &workload.growth {
             let mut inputs = json!(growth);
-            inputs["namespace"] = json!(self.place.namespace);
+            inputs["namespace"] = json!(self.cluster.namespace);
             inputs["min"] = json!(workload.replicas);
             let told = self.adapter(&image);
             self.part_of_kind("autoscaler", Template::Autoscaler, &inputs, [deployment].into_iter().chain(told));
         }
-        self.beside(&secrets, &way);
+        self.beside(&secrets, &way, workload.saml.as_ref());
     }
 
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {
         if self.component.name.as_str() != ENDPOINT {
-            let cause = format!("what clients of a cluster talk to is called `{ENDPOINT}`");
-            return self.problem("name", cause, "this is a fault of the program: tell its makers");
+            let cause = format!("the endpoint of a cluster must be called `{ENDPOINT}`");
+            return self.problem("name", cause, "this is a bug in this program: report it");
         }
         if !endpoint.tls {
-            let cause = "keys would travel in the open through the cluster's network";
+            let cause = "API keys would be sent without TLS in the cluster's network";
             return self.problem("tls", cause, "set `tls: { mode: local-ca }`");
         }
         if endpoint.host != "0.0.0.0" && endpoint.host != "::" {
-            let cause = format!("a pod has an address of its own, not `{}`", endpoint.host);
+            let cause = format!("a pod has its own address, not `{}`", endpoint.host);
             self.problem("host", cause, "remove `host`");
         }
         if endpoint.port == endpoint.metrics_port {
             let fix = "the usual ones are 8443 and 9090";
             self.problem("port", "clients and metrics need two ports", fix);
         }
-        let Some(address) = self.place.address.clone() else {
-            let cause = "nobody knows where clients reach the service";
-            let fix = "write `traffic: { domain: NAME }`, whose DNS record you point at the load balancer of service `textnlp-api`, or `sites[].cluster.address: https://HOST:PORT` of whatever leads to that service: an ingress, or `kubectl port-forward`";
+        let Some(address) = address(self.settings(), endpoint) else {
+            let cause = "the address that clients use is not configured";
+            let fix = "write `traffic: { domain: NAME }`, whose DNS record you point at the load balancer of service `textnlp-api`, or `sites[].cluster.address: https://HOST:PORT` of an ingress or a `kubectl port-forward` for that service";
             return self.problem("address", cause, fix);
         };
         let ids = ["config", "tls", "service"].map(|part| self.id(ENDPOINT, part));
@@ -251,7 +258,8 @@ impl Lowering<'_> {
         };
         let gateway = json!({ "gateway": {
             "listen": format!("0.0.0.0:{HTTPS_PORT}"),
-            // Whether the pod may be asked is for the cluster to see; whoever asks all the same is answered while there is a server.
+            // Readiness is the cluster's decision. A request that arrives all the same is answered as long as a server
+            // runs.
             "health": { "path": "/health", "interval_ms": 500, "timeout_ms": 2000, "unhealthy_after": 4, "healthy_after": 1 },
             "backends": [{ "name": "api", "listen": format!("127.0.0.1:{HTTP_PORT}") }],
             "tls": { "certificate_file": "/etc/textnlp-tls/tls.crt", "key_file": "/etc/textnlp-tls/tls.key" },
@@ -259,42 +267,46 @@ impl Lowering<'_> {
             "max_request_bytes": endpoint.max_request_bytes,
         } });
         self.config_map(config, "textnlp-gateway", [(GATEWAY_FILE.to_owned(), gateway)]);
-        if self.place.tls_secret.is_none() {
+        if self.cluster.certificate.is_none() {
             let data = json!({
                 "tls.crt": OutputRef::new(leaf.clone(), "certificate"),
                 "tls.key": OutputRef::new(leaf, "key"),
             });
             self.secret(tls, TLS_SECRET, "kubernetes.io/tls", &data, Vec::new());
         }
+        let settings = self.settings();
+        let is_led_by_others =
+            (settings.address.is_some() && !settings.load_balancer) || Ingress::of(settings, endpoint).is_some();
         let inputs = json!({
-            "namespace": self.place.namespace,
+            "namespace": self.cluster.namespace,
             "address": address,
-            "type": if self.place.led_by_others { "ClusterIP" } else { "LoadBalancer" },
+            "type": if is_led_by_others { "ClusterIP" } else { "LoadBalancer" },
             "port": endpoint.port,
         });
         self.object(service, Template::Service, &inputs, []);
-        let inputs = json!({ "namespace": self.place.namespace, "metrics_port": endpoint.metrics_port });
+        let inputs = json!({ "namespace": self.cluster.namespace, "metrics_port": endpoint.metrics_port });
         self.part_of_kind("metrics", Template::Metrics, &inputs, []);
         self.ingress(endpoint);
     }
 
-    /// What leads clients to the service, where a load balancer does not.
+    /// The ingress, if the service is not exposed by a load balancer.
     fn ingress(&mut self, endpoint: &Endpoint) {
-        let ingress = self.place.ingress.clone();
-        if self.place.waf && !matches!(ingress, Some(Ingress::Nginx { .. })) {
-            let cause = "the firewall is ModSecurity in ingress-nginx, and no ingress leads to the service";
+        let cluster = self.cluster;
+        let ingress = Ingress::of(&cluster.settings, endpoint);
+        if endpoint.waf && !matches!(ingress, Some(Ingress::Nginx { .. })) {
+            let cause = "the web application firewall is ModSecurity in ingress-nginx, and the service has no ingress";
             self.problem("network.waf", cause, "write `sites[].cluster.ingress: { class: nginx, … }`, or `waf: false`");
         }
         match ingress {
             None => {}
             Some(Ingress::Nginx { class, host, tls_secret, issuer }) => {
                 let inputs = json!({
-                    "namespace": self.place.namespace,
+                    "namespace": self.cluster.namespace,
                     "class": class,
                     "host": host,
                     "tls_secret": tls_secret,
                     "issuer": issuer,
-                    "waf": self.place.waf,
+                    "waf": endpoint.waf,
                     "timeout_seconds": endpoint.timeout_seconds,
                     "max_request_bytes": endpoint.max_request_bytes,
                 });
@@ -302,7 +314,7 @@ impl Lowering<'_> {
             }
             Some(Ingress::Route { host }) => {
                 let inputs = json!({
-                    "namespace": self.place.namespace, "host": host, "timeout_seconds": endpoint.timeout_seconds,
+                    "namespace": self.cluster.namespace, "host": host, "timeout_seconds": endpoint.timeout_seconds,
                 });
                 self.part_of_kind("route", Template::Route, &inputs, []);
             }
@@ -311,12 +323,12 @@ impl Lowering<'_> {
     }
 }
 
-/// How long a pod may take to begin with models of so many bytes.
+/// The startup timeout of a pod, in seconds.
 fn startup_seconds(model_bytes: Option<u64>) -> u64 {
     model_bytes.map_or(STARTUP_UNKNOWN, |bytes| STARTUP_SECONDS + bytes.div_ceil(MODEL_BYTES_PER_SECOND))
 }
 
-/// The server's configuration with what only a pod knows.
+/// The server's configuration with the settings that are specific to pods.
 fn filled(mut tree: Map<String, Value>, database: &Value) -> Value {
     let mut set = |section: &str, field: &str, value: Value| {
         let section = tree.entry(section).or_insert_with(|| json!({}));
@@ -343,7 +355,7 @@ fn filled(mut tree: Map<String, Value>, database: &Value) -> Value {
     json!({ "textnlp": tree })
 }
 
-/// The space for models as the cluster writes sizes: `50GB` is `50G`.
+/// The space for models as a Kubernetes quantity: `50GB` is `50G`.
 fn space(tree: &Map<String, Value>) -> String {
     let size = tree.get("models").and_then(|models| models["max_cache_size"].as_str()).unwrap_or("50GB");
     let (number, unit) = size.split_at(size.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(size.len()));

@@ -4,21 +4,134 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::json;
-use textnlp_kubernetes::{Access, Analytics, Ingress, Kubernetes, ModelVolume, Nodes, OwnPostgres, Placement, Spot};
+use textnlp_kubernetes::{Access, Kubernetes};
+use textnlp_provider::cluster::{
+    Analytics, ClusterAccess, ClusterIngress, ClusterModels, ClusterSite, IngressKind, ModelVolume, OwnPostgres,
+    PodResources, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
+};
 use textnlp_provider::component::*;
+use textnlp_provider::settings::{DatabaseKind, Hosting, Spot, Strategy};
+use textnlp_provider::units::{Bytes, Cores, Span};
 use textnlp_provider::{Component, Problems, Provider, Site, Wanted};
 
 use crate::world;
 
-pub fn placement() -> Placement {
-    Placement {
-        namespace: "textnlp".to_owned(),
-        image: Some("registry.example.com/textnlp:v1.0.0".to_owned()),
-        address: Some("https://textnlp.example.com:8443".to_owned()),
-        model_bytes: Some(14_000_000_000),
-        min_nodes: 1,
-        ..Placement::default()
+/// A site in a cluster, and what its environment sets for the components of each case.
+#[derive(Clone)]
+pub struct Fixture {
+    pub namespace: String,
+    pub settings: ClusterAccess,
+    pub domain: Option<String>,
+    pub waf: bool,
+    pub rollout: Strategy,
+    pub adapter: bool,
+    pub certificate: Option<String>,
+    pub postgres: Option<OwnPostgres>,
+    pub egress: Egress,
+    pub saml: Option<FileText>,
+    pub prometheus_ca: Option<FileText>,
+    pub max_nodes: Option<u32>,
+    pub min_nodes: u32,
+}
+
+impl Fixture {
+    /// With these settings besides the others.
+    pub fn set(self, set: impl FnOnce(&mut ClusterAccess)) -> Self {
+        let mut settings = self.settings.clone();
+        set(&mut settings);
+        Self { settings, ..self }
     }
+
+    pub fn cluster(&self) -> ClusterSite {
+        ClusterSite {
+            namespace: self.namespace.clone(),
+            settings: self.settings.clone(),
+            rollout: self.rollout,
+            certificate: self.certificate.clone(),
+            postgres: self.postgres.clone(),
+            adapter: self.adapter,
+            replicates: false,
+            min_nodes: self.min_nodes,
+            max_nodes: self.max_nodes,
+        }
+    }
+
+    fn site(&self) -> Site {
+        Site { cluster: Some(Box::new(self.cluster())), ..site() }
+    }
+
+    fn component(&self, component: &Component) -> Component {
+        let mut component = component.clone();
+        match &mut component.part {
+            ComponentSpec::Endpoint(endpoint) => {
+                endpoint.domain.clone_from(&self.domain);
+                endpoint.waf = self.waf;
+            }
+            ComponentSpec::Workload(workload) => {
+                workload.egress = self.egress.clone();
+                workload.saml.clone_from(&self.saml);
+                if let Some(outside) = &mut workload.outside {
+                    outside.ca.clone_from(&self.prometheus_ca);
+                }
+            }
+            _ => {}
+        }
+        component
+    }
+}
+
+pub fn fixture() -> Fixture {
+    let pair = |cpu, memory| ResourceAmounts { cpu: Some(Cores(cpu)), memory: Some(Bytes(memory)) };
+    Fixture {
+        namespace: "textnlp".to_owned(),
+        settings: ClusterAccess {
+            image: Some("registry.example.com/textnlp:v1.0.0".to_owned()),
+            resources: PodResources { requests: pair(2000, 4 << 30), limits: pair(4000, 8 << 30) },
+            ..ClusterAccess::default()
+        },
+        domain: Some("textnlp.example.com".to_owned()),
+        waf: false,
+        rollout: Strategy::Rolling,
+        adapter: false,
+        certificate: None,
+        postgres: None,
+        egress: Egress::default(),
+        saml: None,
+        prometheus_ca: None,
+        max_nodes: None,
+        min_nodes: 1,
+    }
+}
+
+/// A site of which only the cluster is known.
+pub fn bare() -> Fixture {
+    fixture().set(|settings| *settings = ClusterAccess::default())
+}
+
+/// A site behind an ingress for ingress-nginx.
+pub fn by_nginx(issuer: Option<&str>, fixture: Fixture) -> Fixture {
+    Fixture { domain: Some("text.example.com".to_owned()), ..fixture }.set(|settings| {
+        settings.ingress = Some(ClusterIngress {
+            class: Some("nginx".to_owned()),
+            tls_secret: Some("site-tls".to_owned()),
+            issuer: issuer.map(str::to_owned),
+            ..ClusterIngress::default()
+        });
+    })
+}
+
+/// A site behind a route of OpenShift.
+pub fn by_route(fixture: Fixture) -> Fixture {
+    Fixture { domain: Some("text.example.com".to_owned()), ..fixture }.set(|settings| {
+        settings.ingress = Some(ClusterIngress { kind: IngressKind::Route, ..ClusterIngress::default() });
+    })
+}
+
+/// A site whose pods mount an image with the models.
+pub fn with_model_image(reference: &str, fixture: Fixture) -> Fixture {
+    let reference = Some(reference.to_owned());
+    let models = ClusterModels { kind: ModelVolume::Image, reference, ..ClusterModels::default() };
+    fixture.set(|settings| settings.models = models)
 }
 
 pub fn site() -> Site {
@@ -31,10 +144,11 @@ pub fn site() -> Site {
         role: "primary".to_owned(),
         tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
         protect_data: true,
+        cluster: None,
     }
 }
 
-pub fn component(name: &str, part: Part) -> Component {
+pub fn component(name: &str, part: ComponentSpec) -> Component {
     Component { name: name.parse().unwrap(), existing: None, part }
 }
 
@@ -43,7 +157,7 @@ pub fn program() -> Program {
 }
 
 pub fn database() -> Database {
-    let given = Given { source: "secret:env:DATABASE_URL".to_owned(), version: "abc123".to_owned() };
+    let given = ExternalSecret { source: "secret:env:DATABASE_URL".to_owned(), version: "abc123".to_owned() };
     let postgres = Postgres {
         address: Some(DatabaseAddress::Secret(given)),
         ca_file: None,
@@ -58,20 +172,14 @@ pub fn database() -> Database {
         archive_seconds: None,
         between: None,
     };
-    let hosting = Some("external".to_owned());
-    Database { kind: "postgres".to_owned(), hosting, schema: Some(7), postgres: Some(Box::new(postgres)) }
+    let hosting = Some(Hosting::External);
+    Database { kind: DatabaseKind::Postgres, hosting, schema: Some(7), postgres: Some(Box::new(postgres)) }
 }
 
-pub fn own_placement() -> Placement {
-    let image = "ghcr.io/cloudnative-pg/postgresql:15".to_owned();
-    let postgres = Some(OwnPostgres {
-        image,
-        version: 15,
-        database: "textnlp".to_owned(),
-        disk_bytes: 100 << 30,
-        dumps_bytes: 200 << 30,
-    });
-    Placement { postgres, ..placement() }
+pub fn own_fixture() -> Fixture {
+    let postgres =
+        OwnPostgres { version: 15, database: "textnlp".to_owned(), disk_bytes: 100 << 30, backup_bytes: 200 << 30 };
+    Fixture { postgres: Some(postgres), ..fixture() }
 }
 
 pub fn own_postgres() -> Postgres {
@@ -80,7 +188,7 @@ pub fn own_postgres() -> Postgres {
 }
 
 pub fn own_stored() -> Database {
-    Database { hosting: Some("cluster".to_owned()), postgres: Some(Box::new(own_postgres())), ..database() }
+    Database { hosting: Some(Hosting::Cluster), postgres: Some(Box::new(own_postgres())), ..database() }
 }
 
 pub fn backup() -> Backup {
@@ -95,25 +203,25 @@ pub fn backup() -> Backup {
 }
 
 /// A whole site with its database in the cluster.
-pub fn own_objects(placement: &Placement) -> Vec<Wanted> {
+pub fn own_objects(fixture: &Fixture) -> Vec<Wanted> {
     let mut parts: Vec<Component> = whole()
         .into_iter()
         .map(|one| match one.part {
-            Part::Database(_) => component("database", Part::Database(own_stored())),
-            Part::Workload(workload) => {
-                component("server", Part::Workload(Workload { stored: own_stored(), ..workload }))
+            ComponentSpec::Database(_) => component("database", ComponentSpec::Database(own_stored())),
+            ComponentSpec::Workload(workload) => {
+                component("server", ComponentSpec::Workload(Workload { stored: own_stored(), ..workload }))
             }
             part => Component { part, ..one },
         })
         .collect();
-    parts.push(component("backup", Part::Backup(backup())));
-    parts.iter().flat_map(|one| lowered(one, placement.clone()).unwrap()).collect()
+    parts.push(component("backup", ComponentSpec::Backup(backup())));
+    parts.iter().flat_map(|one| lowered(one, fixture.clone()).unwrap()).collect()
 }
 
 /// What becomes of a database in the cluster: itself, its dumps, and whoever asks it.
-pub fn own_database(placement: &Placement) -> Vec<Wanted> {
+pub fn own_database(fixture: &Fixture) -> Vec<Wanted> {
     let wanted = ["/allow-database", "/owner", "/cluster", "/volume", "/script", "/schedule", "/restore", "/migrate"];
-    let made = own_objects(placement).into_iter();
+    let made = own_objects(fixture).into_iter();
     made.filter(|one| wanted.iter().any(|end| one.id.as_str().ends_with(end))).collect()
 }
 
@@ -147,13 +255,16 @@ pub fn workload() -> Workload {
             error_rate: 0.01,
         }),
         outside: None,
+        served: models().models,
+        egress: Egress::default(),
+        saml: None,
     }
 }
 
 /// What differs where a new release shows on a few pods first.
-pub fn canary(placement: &Placement) -> Vec<Wanted> {
-    let plain = objects(placement);
-    let made = objects(&Placement { canary: true, ..placement.clone() });
+pub fn canary(fixture: &Fixture) -> Vec<Wanted> {
+    let plain = objects(fixture);
+    let made = objects(&Fixture { rollout: Strategy::BlueGreen, ..fixture.clone() });
     made.into_iter().filter(|one| plain.iter().all(|other| one.id != other.id || one.spec != other.spec)).collect()
 }
 
@@ -167,77 +278,88 @@ pub fn judged() -> Workload {
         samples: 3,
     };
     Workload {
-        outside: Some(Outside { url: "https://prometheus".to_owned(), token: true, queries: vec![query] }),
+        outside: Some(PrometheusQueries {
+            url: "https://prometheus".to_owned(),
+            token: true,
+            ca: None,
+            queries: vec![query],
+        }),
         ..workload()
     }
 }
 
 pub fn analytics(spot: Spot) -> Analytics {
     Analytics {
-        image: "registry.example.com/textnlp-analytics:latest".to_owned(),
+        image: Some("registry.example.com/textnlp-analytics:latest".to_owned()),
         schedule: "0 * * * *".to_owned(),
         command: ["python", "-m", "textnlp.analytics.process"].map(str::to_owned).into(),
-        deadline_seconds: 3000,
-        memory_bytes: 1 << 30,
+        deadline: Span::seconds(3000),
+        memory: Bytes(1 << 30),
         spot,
     }
 }
 
 /// A site with all that may be beside its servers, and with nodes of their own.
-pub fn with_parts(placement: Placement) -> Placement {
-    Placement {
-        analytics: Some(analytics(Spot::Prefer)),
-        saml: Some(Ok(r#"{"sp":{"entityId":"https://a"},"idp":{"entityId":"https://b"}}"#.to_owned())),
-        models: ModelVolume::Claim { bytes: 100 << 30, class: Some("shared".to_owned()) },
-        nodes: Nodes {
-            selector: BTreeMap::from([("pool".to_owned(), "text".to_owned())]),
-            tolerations: vec![json!({ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" })],
-            runtime_class: Some("gvisor".to_owned()),
-            priority_class: Some("system-cluster-critical".to_owned()),
-        },
-        ..placement
-    }
+pub fn with_parts(fixture: Fixture) -> Fixture {
+    let saml = Some(Ok(r#"{"sp":{"entityId":"https://a"},"idp":{"entityId":"https://b"}}"#.to_owned()));
+    Fixture { saml, ..fixture }.set(|settings| {
+        settings.analytics = Some(analytics(Spot::Prefer));
+        settings.models = ClusterModels {
+            kind: ModelVolume::Claim,
+            size: Some(Bytes(100 << 30)),
+            storage_class: Some("shared".to_owned()),
+            reference: None,
+        };
+        settings.node_selector = BTreeMap::from([("pool".to_owned(), "text".to_owned())]);
+        settings.tolerations = vec![Toleration {
+            key: Some("nvidia.com/gpu".to_owned()),
+            operator: TolerationOperator::Exists,
+            value: None,
+            effect: Some(TaintEffect::NoSchedule),
+        }];
+        settings.runtime_class = Some("gvisor".to_owned());
+        settings.priority_class = Some("system-cluster-critical".to_owned());
+    })
 }
 
 /// What differs where a site has them.
-pub fn beside(placement: &Placement) -> Vec<Wanted> {
-    let plain = objects(placement);
-    let made = objects(&with_parts(placement.clone()));
+pub fn beside(fixture: &Fixture) -> Vec<Wanted> {
+    let plain = objects(fixture);
+    let made = objects(&with_parts(fixture.clone()));
     made.into_iter().filter(|one| plain.iter().all(|other| one.id != other.id || one.spec != other.spec)).collect()
 }
 
 /// A site whose clients come by a Gateway of the operator's.
-pub fn by_gateway(placement: Placement) -> Placement {
-    let ingress = Ingress::Gateway {
-        namespace: "infra".to_owned(),
-        name: "web".to_owned(),
-        section: Some("https".to_owned()),
-        port: 443,
-        host: "text.example.com".to_owned(),
-    };
-    let address = Some("https://text.example.com".to_owned());
-    Placement { ingress: Some(ingress), led_by_others: true, address, ..placement }
+pub fn by_gateway(fixture: Fixture) -> Fixture {
+    Fixture { domain: Some("text.example.com".to_owned()), ..fixture }.set(|settings| {
+        settings.ingress = Some(ClusterIngress {
+            kind: IngressKind::Gateway,
+            gateway: Some("infra/web".to_owned()),
+            section: Some("https".to_owned()),
+            ..ClusterIngress::default()
+        });
+    })
 }
 
 /// What differs where a share of them is led to the first pods of a new release, beside what a canary is anyway.
-pub fn weighted(placement: &Placement) -> Vec<Wanted> {
-    let by_gateway = by_gateway(Placement { canary: true, ..placement.clone() });
+pub fn weighted(fixture: &Fixture) -> Vec<Wanted> {
+    let by_gateway = by_gateway(Fixture { rollout: Strategy::BlueGreen, ..fixture.clone() });
     let plain = objects(&by_gateway);
-    let made = objects(&Placement { weighted: true, ..by_gateway });
+    let made = objects(&Fixture { rollout: Strategy::Canary, ..by_gateway });
     made.into_iter().filter(|one| plain.iter().all(|other| one != other)).collect()
 }
 
 /// What differs where they do.
-pub fn gateway(placement: &Placement) -> Vec<Wanted> {
-    let plain = objects(placement);
-    let made = objects(&by_gateway(placement.clone()));
+pub fn gateway(fixture: &Fixture) -> Vec<Wanted> {
+    let plain = objects(fixture);
+    let made = objects(&by_gateway(fixture.clone()));
     made.into_iter().filter(|one| plain.iter().all(|other| one != other)).collect()
 }
 
 /// What differs where an adapter of ours tells the autoscaler how many requests there are.
-pub fn adapter(placement: &Placement) -> Vec<Wanted> {
-    let plain = objects(placement);
-    let made = objects(&Placement { adapter: true, ..placement.clone() });
+pub fn adapter(fixture: &Fixture) -> Vec<Wanted> {
+    let plain = objects(fixture);
+    let made = objects(&Fixture { adapter: true, ..fixture.clone() });
     made.into_iter().filter(|one| plain.iter().all(|other| one != other)).collect()
 }
 
@@ -253,6 +375,8 @@ pub fn endpoint() -> Endpoint {
         program: program(),
         max_request_bytes: 10_000_000,
         timeout_seconds: 300,
+        domain: None,
+        waf: false,
     }
 }
 
@@ -271,24 +395,24 @@ pub fn models() -> ModelStore {
 
 /// The components of a site, with everything on that this version has.
 pub fn whole() -> Vec<Component> {
-    let growth = Growth { max: 20, cpu: Some(70), memory: Some(80), requests_per_second: Some(1000) };
+    let growth = Autoscaling { max: 20, cpu: Some(70), memory: Some(80), requests_per_second: Some(1000) };
     vec![
-        component("network", Part::Network(Network { cidr: None, policies: true })),
-        component("cluster", Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: None })),
-        component("models", Part::ModelStore(models())),
-        component("database", Part::Database(database())),
-        component("cache", Part::Cache(Cache { kind: "memory".to_owned() })),
-        component("server", Part::Workload(Workload { growth: Some(growth), ..workload() })),
-        component("gateway", Part::Endpoint(endpoint())),
-        component("monitoring", Part::Monitoring(Monitoring { stack: true, ..Monitoring::default() })),
+        component("network", ComponentSpec::Network(Network { cidr: None, policies: true })),
+        component("cluster", ComponentSpec::Cluster(Cluster { network: "network".parse().unwrap(), gpu: None })),
+        component("models", ComponentSpec::ModelStore(models())),
+        component("database", ComponentSpec::Database(database())),
+        component("server", ComponentSpec::Workload(Workload { growth: Some(growth), ..workload() })),
+        component("gateway", ComponentSpec::Endpoint(endpoint())),
+        component("monitoring", ComponentSpec::Monitoring(Monitoring { stack: true, ..Monitoring::default() })),
     ]
 }
 
-pub fn lowered(component: &Component, placement: Placement) -> Result<Vec<Wanted>, Problems> {
+pub fn lowered(component: &Component, fixture: Fixture) -> Result<Vec<Wanted>, Problems> {
     let access = Access::Kubeconfig { file: None, context: None };
-    Kubernetes::new(access, Arc::new(world::Vault::default())).placed(placement).lower(component, &site())
+    let kubernetes = Kubernetes::new(access, Arc::new(world::Vault::default()));
+    kubernetes.lower(&fixture.component(component), &fixture.site())
 }
 
-pub fn objects(placement: &Placement) -> Vec<Wanted> {
-    whole().iter().flat_map(|one| lowered(one, placement.clone()).unwrap()).collect()
+pub fn objects(fixture: &Fixture) -> Vec<Wanted> {
+    whole().iter().flat_map(|one| lowered(one, fixture.clone()).unwrap()).collect()
 }

@@ -9,11 +9,12 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster;
 use textnlp_kubernetes::{Access, Kubernetes};
-use textnlp_provider::conformance::Bench;
+use textnlp_provider::conformance::TestBed;
 use textnlp_provider::{
-    Error, Lineage, Operation, OperationId, Ownership, Recorded, ResourceId, Result, Secret, SecretName, SecretRef,
-    SecretStore, SecretVersion, SiteName, Sort, Spec, Token, Verb, Wanted,
+    Error, ErrorKind, Lineage, Operation, OperationId, Ownership, Recorded, ResourceId, Result, Secret, SecretName,
+    SecretRef, SecretStore, SecretVersion, SiteName, Spec, Token, Verb, Wanted,
 };
+use tokio::sync::MutexGuard;
 use uuid::Uuid;
 
 /// Secrets in memory.
@@ -30,7 +31,7 @@ impl SecretStore for Vault {
     async fn get(&self, secret: &SecretRef) -> Result<Secret> {
         let key = (secret.name.0.clone(), secret.version.0.clone());
         let found = self.0.lock().unwrap().get(&key).cloned();
-        found.ok_or_else(|| Error::new(Sort::NotFound, "read secret", secret.name.to_string()))
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, "read secret", secret.name.to_string()))
     }
 
     async fn versions(&self, _: &SecretName) -> Result<Vec<SecretVersion>> {
@@ -61,13 +62,23 @@ pub const PLANTED: &str = "planted-hunter2";
 impl World {
     /// `None` where there is no control plane.
     pub fn new(about: &str) -> Option<Self> {
-        let cluster = Cluster::shared()?;
-        let namespace = cluster.namespace(about);
-        Some(Self { cluster, provider: provider(cluster), lineage: Lineage(Uuid::new_v4()), namespace })
+        Cluster::shared().map(|cluster| Self::on(cluster, about))
     }
 
-    pub fn bench(&self) -> Bench<'_> {
-        let mut bench = Bench::new(&self.provider, "staging".parse().unwrap(), "here".parse().unwrap(), self.lineage);
+    /// The same on a second control plane, which one test at a time has: it may add kinds, and stop the API server.
+    pub async fn exclusive(about: &str) -> Option<(Self, MutexGuard<'static, ()>)> {
+        static IN_USE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let in_use = IN_USE.lock().await;
+        Cluster::second().map(|cluster| (Self::on(cluster, about), in_use))
+    }
+
+    fn on(cluster: &'static Cluster, about: &str) -> Self {
+        let namespace = cluster.namespace(about);
+        Self { cluster, provider: provider(cluster), lineage: Lineage(Uuid::new_v4()), namespace }
+    }
+
+    pub fn bench(&self) -> TestBed<'_> {
+        let mut bench = TestBed::new(&self.provider, "staging".parse().unwrap(), "here".parse().unwrap(), self.lineage);
         bench.patience = Duration::from_secs(120);
         bench
     }
@@ -169,6 +180,14 @@ pub fn definition(group: &str, plural: &str, kind: &str) -> Value {
             }],
         },
     })
+}
+
+/// Adds the kinds of others to the cluster: three groups as their makers define them, the rest as far as tests need them.
+pub async fn add_real_kinds(cluster: &Cluster) {
+    for group in ["gateway-api", "cloudnative-pg", "prometheus-operator"] {
+        cluster.define(group);
+    }
+    add_kinds(cluster).await;
 }
 
 /// Adds the kinds of others to the cluster, as whoever installs their controllers does.

@@ -1,4 +1,4 @@
-//! What takes a fault back that was done to programs on no machine of ours: this program with other arguments, which goes on until it has.
+//! Reverts faults of programs that run on other machines: starts this program with other arguments until it succeeds.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,40 +7,40 @@ use std::time::{Duration, SystemTime};
 
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
+use textnlp_keys::files;
 
-use crate::files;
 use crate::supervise::{clean_environment, output};
 
-/// Between two beginnings: longer than one of them may take, so that there is one at a time.
-const AGAIN: Duration = Duration::from_secs(60);
-/// How long one may take.
-pub const WITHIN: Duration = Duration::from_secs(45);
-/// What has it only ask whether it could do its work.
-const LOOK: &str = "--look";
+/// Pause between two starts. Longer than [`START_TIMEOUT`], so that one process runs at a time.
+const RESTART_INTERVAL: Duration = Duration::from_secs(60);
+/// Timeout of one start.
+pub const START_TIMEOUT: Duration = Duration::from_secs(45);
+/// Makes the command only check whether it could revert the fault.
+const CHECK_ONLY_FLAG: &str = "--look";
 
-/// How it is begun.
+/// How the command is started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Elsewhere {
+pub struct RevertCommand {
     /// The arguments.
     pub arguments: Vec<String>,
-    /// Variables that say where credentials are; none that is one.
+    /// Variables with the location of credentials, never a credential itself.
     pub variables: BTreeMap<String, String>,
 }
 
-impl Elsewhere {
-    /// Begins it unless that was a moment ago, and does not wait; says whether it has. It keeps a log beside the file of the fault, which it
-    /// removes in the end.
+impl RevertCommand {
+    /// Starts the command without waiting, unless it was started recently; returns whether it did. Its log is next to
+    /// the fault's file. The command removes that file when the fault is reverted.
     pub(super) fn begin(&self, program: &Utf8Path, folder: &Utf8Path, id: &str) -> io::Result<bool> {
         let path = folder.join(format!("{id}.log"));
         let begun = std::fs::metadata(&path).and_then(|log| log.modified());
-        if begun.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|since| since < AGAIN)) {
+        if begun.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|since| since < RESTART_INTERVAL)) {
             return Ok(false);
         }
         files::make_folder(folder)?;
         output::keep_bounded(&path)?;
         let log = output::open(&path)?;
-        // Also where nothing is written to it.
+        // Updates the time also when nothing is written.
         log.set_modified(SystemTime::now())?;
         let errors = log.try_clone()?;
         let mut command = self.command(program, folder);
@@ -48,14 +48,14 @@ impl Elsewhere {
         tokio::process::Command::from(command).spawn().map(|_| true)
     }
 
-    /// Has it ask, as it would be begun, whether it could do its work: with the variables that are written down, and no others.
+    /// Runs the check of the command with the recorded variables and no others.
     pub(super) async fn rehearse(&self, program: &Utf8Path, folder: &Utf8Path) -> Result<(), String> {
         let mut command = self.command(program, folder);
-        command.arg(LOOK).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.arg(CHECK_ONLY_FLAG).stdout(Stdio::piped()).stderr(Stdio::piped());
         let run = tokio::process::Command::from(command).kill_on_drop(true).output();
-        let said = match tokio::time::timeout(WITHIN, run).await {
+        let said = match tokio::time::timeout(START_TIMEOUT, run).await {
             Ok(said) => said.map_err(|error| error.to_string())?,
-            Err(_) => return Err(format!("it does not end within {} s", WITHIN.as_secs())),
+            Err(_) => return Err(format!("it does not end within {} s", START_TIMEOUT.as_secs())),
         };
         match said.status.success() {
             true => Ok(()),

@@ -1,8 +1,8 @@
-//! Faults of local sites: written down durable, then injected, always with an end.
+//! Faults of local sites: stored durably, then injected, always with an end.
 //!
-//! A fault is a file, `STATE/sites/witness/faults/ID.json`, that is there before anything happens and goes when everything is as
-//! before. So whoever injected one may die: the supervisor of the place `witness` takes back every fault whose time is over. What the
-//! fault proves, and what is measured meanwhile, is the orchestrator's.
+//! A fault is a file, `STATE/sites/witness/faults/ID.json`. It is written before the injection and removed after the
+//! revert. The supervisor of the location `witness` reverts every expired fault, so the process that injected one may
+//! die. The orchestrator decides what a drill verifies and measures.
 
 mod disk;
 mod elsewhere;
@@ -17,37 +17,36 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{SiteName, told};
+use textnlp_keys::{SiteFolder, files};
+use textnlp_provider::{SiteName, error_chain};
 
-use crate::files;
-use crate::layout::SiteFolder;
 use crate::lock;
 use crate::supervise::{self, PhaseName, begin_detached, exchange};
-pub use elsewhere::{Elsewhere, WITHIN as TAKEN_BACK_WITHIN};
+pub use elsewhere::{RevertCommand, START_TIMEOUT as TAKEN_BACK_WITHIN};
 use processes::Processes;
 
-/// The place whose supervisor takes faults back.
+/// The location whose supervisor reverts faults.
 pub const WITNESS: &str = "witness";
-/// Files that are read at most; a drill has one.
+/// The most fault files that are read; a drill has one.
 const MOST_FAULTS: usize = 64;
-/// A fault file is a line.
+/// The largest fault file; a usual one is a line.
 const FAULT_MAX: u64 = 16 << 10;
-/// A supervisor that was started again holds its lock within this, as `up` also expects.
-const UP_WITHIN: Duration = Duration::from_secs(15);
-/// The border answers from memory.
-const BORDER_WITHIN: Duration = Duration::from_secs(3);
+/// A restarted supervisor holds its lock within this time, as `up` also expects.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// Timeout of a request to the relay, which answers from memory.
+const RELAY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is done to a site.
+/// The kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Every process is gone at once, as when the power goes.
+    /// Kills every process at once, as a power failure does.
     Kill,
-    /// Every process stands still: alive, and without an answer.
+    /// Stops every process: alive, but not responding.
     Freeze,
-    /// Nothing passes between this site and the others.
+    /// Blocks traffic between this site and the others.
     Blackhole,
-    /// Its disk takes no more bytes.
+    /// Fills the site's disk.
     DiskFull,
 }
 
@@ -69,7 +68,7 @@ impl FromStr for Kind {
         [Kind::Kill, Kind::Freeze, Kind::Blackhole, Kind::DiskFull]
             .into_iter()
             .find(|kind| kind.to_string() == text)
-            .ok_or_else(|| Error::Refused { why: format!("`{text}` is no kind of fault") })
+            .ok_or_else(|| Error::Refused { why: format!("`{text}` is not a kind of fault") })
     }
 }
 
@@ -77,29 +76,29 @@ impl FromStr for Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// Which: the drill's id.
+    /// The drill's id.
     pub id: String,
-    /// What it is done to.
+    /// The affected site.
     pub site: SiteName,
-    /// What is done.
+    /// The kind of fault.
     pub kind: Kind,
-    /// When it ends, whoever lives then.
+    /// When the fault is reverted, whether or not its injector is still alive.
     pub until: Timestamp,
-    /// Whether the site's data is gone with it; only with [`Kind::Kill`].
+    /// Whether the site's data is lost too; only with [`Kind::Kill`].
     #[serde(default)]
     pub lose_data: bool,
-    /// Who takes it back, where the site's programs run elsewhere than on this machine; only with [`Kind::Kill`].
+    /// The command that reverts it, where the site's programs run on other machines; only with [`Kind::Kill`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub elsewhere: Option<Elsewhere>,
+    pub elsewhere: Option<RevertCommand>,
 }
 
-/// Why a fault could not be injected or taken back.
+/// Why a fault could not be injected or reverted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It would be wrong here.
+    /// The fault is not allowed here.
     #[error("{why}")]
     Refused {
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// A file or folder cannot be used.
@@ -107,31 +106,31 @@ pub enum Error {
     Io {
         /// What was being done.
         action: &'static str,
-        /// To what.
+        /// The affected path.
         path: Utf8PathBuf,
-        /// Why it did not work.
+        /// The cause.
         source: std::io::Error,
     },
-    /// It was injected, and part of it did not come about.
+    /// The fault was injected in part.
     #[error("{what} of site {site}: {why}")]
     Incomplete {
         /// What was being done.
         what: &'static str,
-        /// Where.
+        /// The affected site.
         site: SiteName,
-        /// What did not happen.
+        /// The part that failed.
         why: String,
     },
 }
 
-/// What a step of taking a fault back came to.
+/// The outcome of a revert step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// Everything is as before.
+    /// The fault is reverted.
     Done,
-    /// Something was started that is not there yet.
+    /// A process was started and is not ready yet.
     Coming,
-    /// The same, and nothing new was started.
+    /// A process is not ready yet, and none was started.
     Waiting,
 }
 
@@ -143,20 +142,20 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Those of a state folder. `program` understands `supervise --folder FOLDER`, and brings killed sites back.
+    /// The faults of a state folder. `program` supports `supervise --folder FOLDER` and restarts killed sites.
     pub fn new(state: &Utf8Path, program: &Utf8Path) -> Self {
         Self { state: crate::options::canonical(state.to_owned()), program: program.to_owned() }
     }
 
-    /// Those that the supervisor of the place `witness` looks after; `None` for every other place.
+    /// The faults that the supervisor of the location `witness` manages; `None` for every other location.
     pub(crate) fn of_witness(place: &SiteFolder) -> Option<Self> {
         let is_witness = place.root().file_name() == Some(WITNESS);
-        // Not by path: the file may have been replaced or removed since this supervisor began.
+        // `/proc/self/exe`, because the file may have been replaced or removed since this supervisor started.
         is_witness.then(|| Self { state: place.state().to_owned(), program: "/proc/self/exe".into() })
     }
 
-    /// Writes the fault down, then does it; one of elsewhere is done by the caller, after this. On an error the file stays where something
-    /// may have happened: [`Faults::revert`] then takes back what did.
+    /// Stores the fault, then injects it. The caller injects a fault of other machines afterwards. On an error the file
+    /// stays where something may have happened, for [`Faults::revert`].
     pub async fn inject(&self, fault: &Fault) -> Result<(), Error> {
         self.check(fault)?;
         let folder = self.site(&fault.site);
@@ -188,15 +187,14 @@ impl Faults {
         }
     }
 
-    /// Takes a fault back and removes its file. What was taken back already is fine.
+    /// Reverts a fault and removes its file. Reverting it again succeeds.
     pub async fn revert(&self, id: &str) -> Result<(), Error> {
         let Some(fault) = self.read(id)? else { return Ok(()) };
         let began = Instant::now();
         let mut step = self.step(&fault, true).await?;
         while step != Step::Done {
-            if began.elapsed() > UP_WITHIN {
-                let why =
-                    format!("its supervisor did not come up; look at {}", self.site(&fault.site).log("supervisor"));
+            if began.elapsed() > START_TIMEOUT {
+                let why = format!("its supervisor did not start; see {}", self.site(&fault.site).log("supervisor"));
                 return Err(Error::Incomplete { what: "revert", site: fault.site, why });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -205,47 +203,49 @@ impl Faults {
         self.remove(id)
     }
 
-    /// Takes one step back with every fault whose time is over, and says what was done. Never waits long: it is called by a supervisor
-    /// between other things, and called again.
+    /// Runs one revert step for every expired fault and returns what was done. Bounded in time: the supervisor calls it
+    /// repeatedly between other work.
     pub(crate) async fn revert_overdue(&self, now: Timestamp) -> Vec<String> {
         let faults = match self.open() {
             Ok(faults) => faults,
-            Err(error) => return vec![format!("faults cannot be read: {}", told(&error))],
+            Err(error) => return vec![format!("faults cannot be read: {}", error_chain(&error))],
         };
         let mut says = Vec::new();
         for fault in faults.into_iter().filter(|fault| fault.until <= now) {
             let what = format!("fault {} ({} of {})", fault.id, fault.kind, fault.site);
             says.push(match self.step(&fault, true).await {
                 Ok(Step::Waiting) => continue,
-                Ok(Step::Coming) => format!("{what}: its time is over, it is being taken back"),
+                Ok(Step::Coming) => format!("{what}: it has expired and is being reverted"),
                 Ok(Step::Done) => match self.remove(&fault.id) {
-                    Ok(()) => format!("{what}: its time is over, it was taken back"),
-                    Err(error) => format!("{what}: it was taken back, and its file stays: {}", told(&error)),
+                    Ok(()) => format!("{what}: it had expired and was reverted"),
+                    Err(error) => {
+                        format!("{what}: it was reverted, and its file could not be removed: {}", error_chain(&error))
+                    }
                 },
-                Err(error) => format!("{what}: its time is over and it cannot be taken back: {}", told(&error)),
+                Err(error) => format!("{what}: it has expired and cannot be reverted: {}", error_chain(&error)),
             });
         }
         says
     }
 
-    /// Whether what would take a fault of elsewhere back could do so, with nothing but what is written down.
+    /// Checks that the revert command of other machines would work with the recorded settings alone.
     pub async fn rehearse(&self, fault: &Fault) -> Result<(), Error> {
         let Some(elsewhere) = &fault.elsewhere else { return Ok(()) };
         files::make_folder(&self.folder()).map_err(io("make", &self.folder()))?;
         let could = elsewhere.rehearse(&self.program, &self.folder()).await;
-        could.map_err(|why| refused(format!("nobody but this drill could take it back, should it die: {why}")))
+        could.map_err(|why| refused(format!("no other process could revert it if this drill ends early: {why}")))
     }
 
-    /// Whether a fault is still written down.
+    /// Whether a fault is still recorded.
     pub fn is_open(&self, id: &str) -> Result<bool, Error> {
         Ok(self.read(id)?.is_some())
     }
 
-    /// Removes the file of a fault of elsewhere that was taken back.
+    /// Removes the file of a reverted fault of other machines.
     pub fn forget(&self, id: &str) -> Result<(), Error> {
         match self.read(id)? {
             Some(fault) if fault.elsewhere.is_some() => {
-                // What a command that took it back had to say.
+                // The log of the revert command.
                 let _ = files::remove_file(&self.folder().join(format!("{id}.log")));
                 self.remove(id)
             }
@@ -253,12 +253,12 @@ impl Faults {
         }
     }
 
-    /// Every fault that has not been taken back.
+    /// Every fault that is not reverted.
     pub fn open(&self) -> Result<Vec<Fault>, Error> {
         let folder = self.folder();
         let entries = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,
-            // Where there is no state, or something else in its place, nothing was written down.
+            // Without a state folder, no fault was recorded.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(Vec::new());
             }
@@ -272,7 +272,7 @@ impl Faults {
         ids.iter().filter_map(|id| self.read(id).transpose()).collect()
     }
 
-    /// Which programs do their work at a site at this moment; none where no supervisor answers.
+    /// The units of a site that are ready now; none when the supervisor does not answer.
     pub async fn ready_units(&self, site: &SiteName) -> Vec<String> {
         match supervise::status(self.site(site).root()).await {
             Ok(Some(status)) => {
@@ -282,10 +282,10 @@ impl Faults {
         }
     }
 
-    /// Removes what a lost site left behind, once it is known that nothing in it is missing elsewhere.
+    /// Removes the data that a lost site left, once it is known to exist elsewhere.
     pub fn discard_lost(&self, site: &SiteName, id: &str) -> Result<(), Error> {
         if !is_id(id) {
-            return Err(refused(format!("`{}` is no id of a fault", short(id))));
+            return Err(refused(format!("`{}` is not the id of a fault", short(id))));
         }
         let lost = lost(&self.site(site), id);
         if std::fs::symlink_metadata(&lost).is_ok() {
@@ -298,7 +298,7 @@ impl Faults {
         files::remove_tree(&lost).map_err(io("remove", &lost))
     }
 
-    /// What a lost site left behind, if it lies there.
+    /// The data that a lost site left, if present.
     pub fn lost_data(&self, site: &SiteName, id: &str) -> Option<Utf8PathBuf> {
         Some(lost(&self.site(site), id)).filter(|path| is_id(id) && std::fs::symlink_metadata(path).is_ok())
     }
@@ -308,7 +308,7 @@ impl Faults {
         let incomplete = |why: String| Error::Incomplete { what: "revert", site: fault.site.clone(), why };
         if let Some(elsewhere) = &fault.elsewhere {
             let begun = elsewhere.begin(&self.program, &self.folder(), &fault.id);
-            let begun = begun.map_err(|error| incomplete(format!("begin what takes it back: {error}")))?;
+            let begun = begun.map_err(|error| incomplete(format!("start the process that reverts it: {error}")))?;
             return Ok(if begun { Step::Coming } else { Step::Waiting });
         }
         match fault.kind {
@@ -333,43 +333,43 @@ impl Faults {
             }
             Kind::Blackhole => match border(&folder, "DELETE", "").await {
                 Ok(()) => Ok(Step::Done),
-                // Where no border listens, no link is held up by one.
+                // Without a running relay, nothing blocks a connection.
                 Err(error) if is_nobody(&error) => Ok(Step::Done),
-                Err(error) => Err(incomplete(format!("open its links: {error}"))),
+                Err(error) => Err(incomplete(format!("restore its links: {error}"))),
             },
             Kind::DiskFull => disk::free(&folder, &fault.id).map(|()| Step::Done).map_err(incomplete),
         }
     }
 
-    /// Why this fault would not be injected now. Nothing is touched.
+    /// Why this fault would be refused now. Changes nothing.
     pub fn check(&self, fault: &Fault) -> Result<(), Error> {
         if !is_id(&fault.id) {
             return Err(refused(format!(
-                "`{}` is no id: small letters, digits and hyphens, at most 60",
+                "`{}` is not an id: use lower-case letters, digits and hyphens, at most 60",
                 short(&fault.id)
             )));
         }
         if fault.site.as_str() == WITNESS {
-            return Err(refused("the witness is what takes faults back; it gets none itself".to_owned()));
+            return Err(refused("the witness reverts faults; a drill cannot inject one there".to_owned()));
         }
         if fault.lose_data && fault.kind != Kind::Kill {
             return Err(refused(format!("data is lost only with `kill`, not with `{}`", fault.kind)));
         }
         if fault.until <= Timestamp::now() {
-            return Err(refused("its time would be over before it began".to_owned()));
+            return Err(refused("it would expire before it starts".to_owned()));
         }
         if !self.site(&fault.site).join("units").is_dir() {
             return Err(refused(format!("there is no site {} in {}", fault.site, self.state)));
         }
-        // Faults upon faults could not be told apart when they are taken back.
+        // Overlapping faults could not be reverted separately.
         if let Some(open) = self.open()?.iter().find(|open| open.site == fault.site || open.id == fault.id) {
             let (id, kind, site) = (&open.id, open.kind, &open.site);
-            return Err(refused(format!("fault {id} ({kind}) of {site} has not been taken back")));
+            return Err(refused(format!("fault {id} ({kind}) of {site} has not been reverted")));
         }
         if fault.elsewhere.is_some() {
             return match fault.kind {
                 Kind::Kill if !fault.lose_data => Ok(()),
-                _ => Err(refused("a site whose programs run elsewhere is killed, or its links are cut".to_owned())),
+                _ => Err(refused("a site on another platform supports only `kill` and cut links".to_owned())),
             };
         }
         let folder = self.site(&fault.site);
@@ -388,7 +388,7 @@ impl Faults {
 
     fn read(&self, id: &str) -> Result<Option<Fault>, Error> {
         if !is_id(id) {
-            return Err(refused(format!("`{}` is no id of a fault", short(id))));
+            return Err(refused(format!("`{}` is not the id of a fault", short(id))));
         }
         let path = self.file(id);
         let bytes = match files::read_bounded(&path, FAULT_MAX) {
@@ -398,7 +398,10 @@ impl Faults {
         };
         let fault: Fault = serde_json::from_slice(&bytes).map_err(|e| io("read", &path)(e.into()))?;
         if fault.id != id {
-            return Err(io("read", &path)(std::io::Error::other(format!("it is of fault `{}`", short(&fault.id)))));
+            return Err(io("read", &path)(std::io::Error::other(format!(
+                "it belongs to fault `{}`",
+                short(&fault.id)
+            ))));
         }
         Ok(Some(fault))
     }
@@ -422,13 +425,13 @@ impl Faults {
     }
 }
 
-/// Where a site's or the witness's program listens: `watch`, `border`, `witness`. Short where the state folder's path is too long for
-/// the address of a socket.
+/// The socket of a program of a site or of the witness: `watch`, `border`, `witness`. It is in a short folder where the
+/// state folder's path is too long for a socket address.
 pub fn socket(state: &Utf8Path, place: &SiteName, name: &str) -> Utf8PathBuf {
     SiteFolder::of(&crate::options::canonical(state.to_owned()), place).socket(name)
 }
 
-/// The site's data lies where nobody looks for it and nobody may read it; what runs still holds it open and is killed next.
+/// Moves the site's data to a private folder. Running programs still hold it open and are killed next.
 fn lose_data(folder: &SiteFolder, id: &str) -> Result<(), Error> {
     let (data, lost) = (folder.join("data"), lost(folder, id));
     if let Some(elsewhere) = elsewhere(&data) {
@@ -441,7 +444,7 @@ fn lose_data(folder: &SiteFolder, id: &str) -> Result<(), Error> {
     files::flush_folder(folder.root()).map_err(io("flush", folder.root()))
 }
 
-/// Where a database lies that runs as another user than we do: it is the site's data as well.
+/// The folder of a database that runs as another user: it is the site's data as well.
 fn elsewhere(data: &Utf8Path) -> Option<Utf8PathBuf> {
     data.join("postgres").read_link_utf8().ok().filter(|path| path.starts_with(crate::verbs::postgres::ELSEWHERE))
 }
@@ -459,18 +462,19 @@ fn permit(path: &Utf8Path, mode: u32) -> Result<(), Error> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io("change the mode of", path))
 }
 
-/// Tells a site's border.
+/// Sends a request to the site's relay.
 async fn border(folder: &SiteFolder, method: &str, body: &str) -> std::io::Result<()> {
     let request = format!(
         "{method} /v1/fault HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    let answer = tokio::time::timeout(BORDER_WITHIN, exchange(&folder.socket("border"), &request)).await;
-    let answer = answer.map_err(|_| std::io::Error::new(ErrorKind::TimedOut, "the border does not answer"))??;
+    let answer = tokio::time::timeout(RELAY_TIMEOUT, exchange(&folder.socket("border"), &request)).await;
+    let answer =
+        answer.map_err(|_| std::io::Error::new(ErrorKind::TimedOut, "the inter-site relay does not answer"))??;
     match answer.get(..12) {
         Some(head) if head.starts_with("HTTP/1.") && head[9..].starts_with('2') => Ok(()),
         _ => Err(std::io::Error::other(format!(
-            "the border answers: {}",
+            "the inter-site relay answers: {}",
             short(answer.lines().next().unwrap_or_default())
         ))),
     }

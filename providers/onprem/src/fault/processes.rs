@@ -1,22 +1,23 @@
-//! The processes of a site, as far as they are proven to be: by the locks that they hold and by what they wrote of themselves.
+//! The verified processes of a site: identified by the locks that they hold and their pid files.
 //!
-//! What a program has started is the site's too, whatever group it is in and whomever it runs as: a PostgreSQL is in one of its own.
+//! A program's descendants belong to the site too, in any process group and as any user: PostgreSQL runs in its own
+//! group.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
+use textnlp_keys::SiteFolder;
 
-use crate::layout::SiteFolder;
 use crate::lock;
 use crate::supervise::{Running, is_unit_name, unit_names};
 
-/// A child between its lock and its pid file needs milliseconds.
-const SETTLED_WITHIN: Duration = Duration::from_secs(3);
-/// Without a supervisor nothing new begins; a child that it started a moment ago shows within this.
+/// A child needs milliseconds between its lock and its pid file.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Without a supervisor no program starts. A child that was just started shows up within this time.
 const STRAGGLERS: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(10);
-/// Processes below one program that are looked at; a PostgreSQL has one per connection.
+/// The most descendants of one program that are read; PostgreSQL has one per connection.
 const MOST_BELOW: usize = 4096;
 
 /// The supervisor of a site, and its programs.
@@ -24,8 +25,8 @@ pub(super) struct Processes<'a> {
     folder: &'a SiteFolder,
 }
 
-/// A process that is the site's, and cannot become another one while this is held.
-struct Proven {
+/// A verified process of the site, held by a pidfd so that its pid cannot be reused.
+struct VerifiedProcess {
     pid: Pid,
     handle: rustix::fd::OwnedFd,
 }
@@ -35,7 +36,7 @@ impl<'a> Processes<'a> {
         Self { folder }
     }
 
-    /// Kills the supervisor, so that it starts nothing again, then everything else, until nothing holds a lock.
+    /// Kills the supervisor, so that it restarts nothing, then all other processes, until no lock is held.
     pub(super) async fn kill(&self) -> Result<(), String> {
         let began = Instant::now();
         self.signal_supervisor(Signal::KILL)?;
@@ -51,11 +52,11 @@ impl<'a> Processes<'a> {
             } else {
                 quiet_since = None;
             }
-            if began.elapsed() > SETTLED_WITHIN {
+            if began.elapsed() > SETTLE_TIMEOUT {
                 left?;
                 return Err(format!(
                     "still alive after {} s: {}",
-                    SETTLED_WITHIN.as_secs(),
+                    SETTLE_TIMEOUT.as_secs(),
                     self.holders()?.join(", ")
                 ));
             }
@@ -63,21 +64,21 @@ impl<'a> Processes<'a> {
         }
     }
 
-    /// Stops the supervisor, then everything else.
+    /// Stops the supervisor, then all other processes.
     pub(super) async fn freeze(&self) -> Result<(), String> {
         let began = Instant::now();
         self.signal_supervisor(Signal::STOP)?;
         loop {
             match self.signal_units(Signal::STOP) {
-                // Twice over a moment, for a child that was between its start and its lock.
+                // Repeated for a while, for a child that was between its start and its lock.
                 Ok(()) if began.elapsed() >= STRAGGLERS => return Ok(()),
-                Err(why) if began.elapsed() > SETTLED_WITHIN => return Err(why),
+                Err(why) if began.elapsed() > SETTLE_TIMEOUT => return Err(why),
                 _ => tokio::time::sleep(PAUSE).await,
             }
         }
     }
 
-    /// Signals the programs, then the supervisor: one that goes on first would find its programs still standing.
+    /// Signals the programs, then the supervisor: a supervisor that continues first would find its programs stopped.
     pub(super) fn signal(&self, signal: Signal) -> Result<(), String> {
         let units = self.signal_units(signal);
         self.signal_supervisor(signal)?;
@@ -85,18 +86,19 @@ impl<'a> Processes<'a> {
     }
 
     fn supervisor(&self) -> Result<Option<u32>, String> {
-        lock::holder(&self.folder.lock("supervisor")).map_err(|e| format!("ask who holds the supervisor's lock: {e}"))
+        lock::holder(&self.folder.lock("supervisor"))
+            .map_err(|e| format!("find the process that holds the supervisor's lock: {e}"))
     }
 
     fn signal_supervisor(&self, signal: Signal) -> Result<(), String> {
         let Some(pid) = self.supervisor()? else { return Ok(()) };
-        let Some(proven) = Proven::when(pid, || {
-            // Its lock, and the folder on its command line: no supervisor of another site, no stranger.
+        let Some(proven) = VerifiedProcess::when(pid, || {
+            // Verified by its lock and the folder on its command line, so it is no other site's supervisor.
             self.supervisor().ok().flatten() == Some(pid) && names_folder(pid, self.folder)
         }) else {
             return match self.supervisor()? {
                 Some(now) if now == pid => Err(format!(
-                    "process {pid} holds the supervisor's lock and is not proven to be it: it was not touched"
+                    "process {pid} holds the supervisor's lock but could not be verified as the supervisor: it was not signalled"
                 )),
                 _ => Ok(()),
             };
@@ -104,7 +106,8 @@ impl<'a> Processes<'a> {
         proven.signal(signal, false)
     }
 
-    /// Signals every program that is proven to be the site's, with its children. The error names those that are not, which are left alone.
+    /// Signals every verified program of the site and its descendants. The error names the unverified ones, which get
+    /// no signal.
     fn signal_units(&self, signal: Signal) -> Result<(), String> {
         let mut strange = Vec::new();
         for name in self.names() {
@@ -112,7 +115,7 @@ impl<'a> Processes<'a> {
             let proof = || {
                 self.holder(&name).ok().flatten() == Some(pid) && Running::of_holder(self.folder, &name, pid).is_some()
             };
-            match Proven::when(pid, proof) {
+            match VerifiedProcess::when(pid, proof) {
                 Some(proven) => proven.signal(signal, true)?,
                 None if self.holder(&name)? == Some(pid) => strange.push(format!("{name} (process {pid})")),
                 None => {}
@@ -121,11 +124,12 @@ impl<'a> Processes<'a> {
         if strange.is_empty() {
             return Ok(());
         }
-        Err(format!("not proven to be of this site, and not touched: {}", strange.join(", ")))
+        Err(format!("not verified as processes of this site, and not signalled: {}", strange.join(", ")))
     }
 
     fn holder(&self, name: &str) -> Result<Option<u32>, String> {
-        lock::holder(&self.folder.lock(name)).map_err(|e| format!("ask who holds the lock of {name}: {e}"))
+        lock::holder(&self.folder.lock(name))
+            .map_err(|e| format!("find the process that holds the lock of {name}: {e}"))
     }
 
     /// The programs that hold a lock.
@@ -139,7 +143,7 @@ impl<'a> Processes<'a> {
         Ok(found)
     }
 
-    /// Every name that may have a process: of a unit, or of a lock whose unit file is gone while its program goes on.
+    /// Every unit name that may have a process: of a unit file, or of a lock whose unit file is gone.
     fn names(&self) -> BTreeSet<String> {
         let mut names: BTreeSet<String> = unit_names(self.folder).unwrap_or_default().into_iter().collect();
         let locks = std::fs::read_dir(self.folder.join("run")).into_iter().flatten().flatten();
@@ -152,18 +156,18 @@ impl<'a> Processes<'a> {
     }
 }
 
-impl Proven {
-    /// Takes hold of a process, then looks whether it is the one: afterwards its number cannot be somebody else's.
+impl VerifiedProcess {
+    /// Opens a pidfd, then verifies the process: from then on its pid cannot be reused unnoticed.
     fn when(pid: u32, is_it: impl FnOnce() -> bool) -> Option<Self> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
         let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
         is_it().then_some(Self { pid, handle })
     }
 
-    /// With `below`, what it has started too: its group, when it leads one as programs of ours do, and whoever has left that. A group keeps
-    /// its number while anybody is in it, and its leader was just seen alive.
+    /// With `below`, signals its process group where it leads one, and the descendants that left the group. The group
+    /// id stays valid while the group has members, and its leader was just seen alive.
     fn signal(&self, signal: Signal, below: bool) -> Result<(), String> {
-        // Looked for before: of a dead one nobody can tell any more what it had started.
+        // Read before the signal: the children of a dead process are no longer known.
         let others = if below { self.below() } else { Vec::new() };
         let leads = below && rustix::process::getpgid(Some(self.pid)).is_ok_and(|of| of == self.pid);
         let sent = if leads {
@@ -172,14 +176,14 @@ impl Proven {
             rustix::process::pidfd_send_signal(&self.handle, signal)
         };
         match sent {
-            // Gone already is what a signal wants.
+            // A process that is gone already needs no signal.
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => return Err(format!("signal process {}: {error}", self.pid.as_raw_nonzero())),
         }
         others.iter().try_for_each(|other| other.signal(signal, false))
     }
 
-    /// Everything that it has started, and what that has, parents first.
+    /// All descendants, parents first.
     fn below(&self) -> Vec<Self> {
         let mut found: Vec<Self> = Vec::new();
         let mut next = 0;
@@ -194,14 +198,14 @@ impl Proven {
     }
 }
 
-/// The processes that a process has started and that are alive.
+/// The living children of a process.
 fn children(pid: Pid) -> Vec<u32> {
     let threads = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 
-/// Who has started a process.
+/// The parent of a process.
 fn parent_of(pid: u32) -> Option<Pid> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in brackets may hold anything; the state and the parent follow it.

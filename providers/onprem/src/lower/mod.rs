@@ -6,109 +6,106 @@ mod postgres;
 mod recovery;
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 
 pub(crate) use postgres::{DUMP, POSTGRES_HOME};
 
 use camino::Utf8PathBuf;
-use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use textnlp_keys::{Expansion, Keys, SiteFolder};
 use textnlp_provider::component::{
-    Backup, Certificate, Cluster, Database, Given, ModelStore, Monitoring, Network, Part, ReceiverAddress, Secrets,
+    Backup, Cluster, ComponentSpec, Database, ExternalSecret, ModelStore, Monitoring, Network, ReceiverAddress,
 };
-use textnlp_provider::{
-    CloudId, Component, ComponentName, Need, OutputRef, Ownership, Problem, Problems, Ref, ResourceId, SecretName,
-    Site, Spec, Wanted,
-};
+use textnlp_provider::settings::DatabaseKind;
+use textnlp_provider::{Component, ComponentName, OutputRef, Problems, ResourceId, Site, Wanted};
 
 use crate::alert::{AlertOrder, Receiver};
-use crate::layout::{FOLDERS, SiteFolder};
-use crate::spec::{DatabaseSpec, DirectorySpec, ModelSpec, SecretSpec, SupervisorSpec};
-use crate::table::Noun;
+use crate::spec::{DatabaseSpec, ModelSpec, SupervisorSpec};
+use crate::table::ResourceKind;
 
-/// The name of the component whose folder everything else of a site lies in.
-pub const NETWORK: &str = "network";
 /// The name of the generated secret that becomes the first API key.
 pub const API_KEY: &str = "api-key";
 /// The name of the generated secret that signs tokens.
 pub const JWT_KEY: &str = "jwt-signing-key";
 
-/// Clients trust the authority by hand: it must outlive many certificates.
-const AUTHORITY_DAYS: u32 = 3650;
-
-pub(crate) const CA_FILE: &str = "certs/ca.pem";
-pub(crate) const CERTIFICATE_FILE: &str = "certs/server.pem";
-pub(crate) const KEY_FILE: &str = "certs/server-key.pem";
-/// The name of the component whose certificate clients see.
-const CERTIFICATE: &str = "certificate";
 pub(crate) const BACKUP_FILE: &str = "config/backup.yaml";
 pub(crate) const ALERTS_FILE: &str = "config/alerts.yaml";
 pub(crate) const DATABASE_FILE: &str = "data/textnlp.db";
 
-/// What all of a component's resources are made from.
+/// The inputs of a component's resources.
 pub(crate) struct Lowering<'a> {
-    pub(crate) component: &'a Component,
-    pub(crate) site: &'a Site,
+    expansion: Expansion<'a>,
+    /// Expands folders, secrets and certificates.
+    keys: &'a Keys,
     pub(crate) folder: SiteFolder,
-    pub(crate) hostname: &'a str,
     /// See [`crate::Options::serves_elsewhere`].
     pub(crate) elsewhere: bool,
-    pub(crate) wanted: Vec<Wanted>,
-    pub(crate) problems: Vec<Problem>,
 }
 
-/// What a component of a site becomes on this machine.
+impl<'a> Deref for Lowering<'a> {
+    type Target = Expansion<'a>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.expansion
+    }
+}
+
+impl DerefMut for Lowering<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.expansion
+    }
+}
+
+/// Expands a component of a site into resources.
 pub(crate) fn lower(
     component: &Component,
     site: &Site,
+    keys: &Keys,
     folder: SiteFolder,
-    hostname: &str,
     elsewhere: bool,
 ) -> Result<Vec<Wanted>, Problems> {
-    let mut lowering =
-        Lowering { component, site, folder, hostname, elsewhere, wanted: Vec::new(), problems: Vec::new() };
+    let mut lowering = Lowering { expansion: Expansion::new(component, site), keys, folder, elsewhere };
     lowering.lower();
-    if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
+    lowering.expansion.finish()
 }
 
 impl Lowering<'_> {
     fn lower(&mut self) {
         if self.site.runtime != "process" {
             let cause =
-                format!("the on-prem provider runs programs as local processes, not by `{}`", self.site.runtime);
+                format!("the on-prem provider runs programs as local processes, not with `{}`", self.site.runtime);
             return self.problem("runtime", cause, "set `runtime: process` for this site");
         }
-        let existing_is_read = matches!(&self.component.part, Part::Certificate(_));
+        let existing_is_read = matches!(&self.component.part, ComponentSpec::Certificate(_));
         if self.component.existing.is_some() && !existing_is_read {
             return self.problem("existing", "only a certificate can be `existing` on a machine", "remove `existing`");
         }
         match &self.component.part {
-            Part::Network(network) => self.network(network),
-            Part::Cluster(cluster) => self.cluster(cluster),
-            Part::Secrets(secrets) => self.secrets(secrets),
-            Part::Certificate(certificate) => self.certificate(certificate),
-            Part::ModelStore(models) => self.models(models),
-            Part::Database(database) => self.database(database),
-            Part::Workload(workload) => self.workload(workload),
-            Part::Endpoint(endpoint) => self.endpoint(endpoint),
-            Part::Cache(cache) if cache.kind == "memory" => {}
-            Part::Cache(cache) => {
-                let cause = format!("a `{}` cache is not to be had from local processes", cache.kind);
-                self.problem("kind", cause, "set `cache: { kind: memory }`, which every replica keeps for itself");
+            ComponentSpec::Network(network) => self.network(network),
+            ComponentSpec::Cluster(cluster) => self.cluster(cluster),
+            ComponentSpec::Secrets(_) | ComponentSpec::Certificate(_) => self.keys.expand(&mut self.expansion),
+            ComponentSpec::ModelStore(models) => self.models(models),
+            ComponentSpec::Database(database) => self.database(database),
+            ComponentSpec::Workload(workload) => self.workload(workload),
+            ComponentSpec::Endpoint(endpoint) => self.endpoint(endpoint),
+            ComponentSpec::Cache(cache) => {
+                let cause = format!("local processes do not support a `{}` cache", cache.kind);
+                self.problem("kind", cause, "remove it, or set `cache: { kind: none }`");
             }
-            Part::Traffic(traffic) if traffic.weights.keys().all(|site| *site == self.site.name) => {}
-            Part::Traffic(_) => {
-                let cause = "one machine's gateway does not share traffic with other sites";
-                self.problem("weights", cause, "leave only this site in `traffic.weights`");
+            ComponentSpec::Traffic(traffic) if traffic.weights.keys().all(|site| *site == self.site.name) => {}
+            ComponentSpec::Traffic(_) => {
+                let cause = "the gateway of one machine does not split traffic with other sites";
+                self.problem("weights", cause, "keep only this site in `traffic.weights`");
             }
-            Part::Monitoring(monitoring) => self.monitoring(monitoring),
-            // Programs come as files, by digest: no images are pulled.
-            Part::Registry(_) => {}
-            Part::Border(border) => self.border(border),
-            Part::Watch(watch) => self.watch(watch),
-            Part::Witness(witness) => self.witness(witness),
-            Part::Front(front) => self.front(front),
-            Part::Backup(backup) => self.backup(backup),
+            ComponentSpec::Monitoring(monitoring) => self.monitoring(monitoring),
+            // Programs are copied as files, by digest: no images are pulled.
+            ComponentSpec::Registry(_) => {}
+            ComponentSpec::Relay(border) => self.border(border),
+            ComponentSpec::SiteAgent(watch) => self.watch(watch),
+            ComponentSpec::Witness(witness) => self.witness(witness),
+            ComponentSpec::GlobalEndpoint(front) => self.front(front),
+            ComponentSpec::Backup(backup) => self.backup(backup),
         }
     }
 
@@ -117,9 +114,7 @@ impl Lowering<'_> {
             let cause = format!("local processes have no address range such as {cidr}");
             self.problem("cidr", cause, "remove it for this site");
         }
-        let folders = FOLDERS.iter().map(|folder| (*folder).to_owned()).collect();
-        let spec = DirectorySpec { folders, tags: self.site.tags.clone() };
-        self.want(self.id(), Noun::Directory, &spec, []);
+        self.keys.expand(&mut self.expansion);
     }
 
     fn cluster(&mut self, cluster: &Cluster) {
@@ -129,102 +124,8 @@ impl Lowering<'_> {
         }
         let network = ResourceId::of(&self.site.name, &cluster.network);
         let spec = SupervisorSpec { state: "running".to_owned(), version: Some(crate::supervise::VERSION.to_owned()) };
-        self.want(self.id(), Noun::Supervisor, &spec, [network]);
-    }
-
-    fn secrets(&mut self, secrets: &Secrets) {
-        for (name, recipe) in &secrets.generate {
-            let Some(id) = self.part(name) else { continue };
-            let is_shared = secrets.shared.contains(name);
-            let kept_as = if is_shared { SecretName(format!("shared/{name}")) } else { self.secret_name(name) };
-            let spec = SecretSpec { name: kept_as, recipe: Some(recipe.clone()), given: None, shared: is_shared };
-            let network = self.network_id();
-            self.want_protected(id, Noun::Secret, &spec, [network]);
-        }
-        for (name, given) in &secrets.given {
-            let Some(id) = self.part(name) else { continue };
-            let spec =
-                SecretSpec { name: self.secret_name(name), recipe: None, given: Some(given.clone()), shared: false };
-            let network = self.network_id();
-            self.want(id, Noun::Secret, &spec, [network]);
-        }
-    }
-
-    fn certificate(&mut self, certificate: &Certificate) {
-        let (Some(authority), Some(leaf)) = (self.part("authority"), self.part("leaf")) else { return };
-        match (certificate.mode.as_str(), &self.component.existing) {
-            ("existing", Some(file)) => self.existing_certificate(leaf, file.clone()),
-            ("existing", None) => {
-                let fix =
-                    "set `tls: { existing: /path/to/certificate.pem }`; its key lies beside it, with the ending `.key`";
-                self.problem("existing", "no certificate file is named", fix);
-            }
-            ("local-ca", None) => self.local_authority(certificate, authority, leaf),
-            ("local-ca", Some(_)) => self.problem("existing", "it contradicts `local-ca`", "set `mode: existing`"),
-            (mode, _) => {
-                let cause = format!("a certificate by `{mode}` is not to be had on a machine yet");
-                self.problem("mode", cause, "set `tls: { mode: local-ca }`, or `existing` with a certificate of yours");
-            }
-        }
-    }
-
-    fn existing_certificate(&mut self, leaf: ResourceId, file: CloudId) {
-        if !file.as_str().starts_with('/') {
-            return self.problem("existing", format!("`{file}` is not an absolute path"), "write the whole path");
-        }
-        self.want(leaf, Noun::Certificate, &json!({ "existing": file.as_str() }), []);
-        if let Some(last) = self.wanted.last_mut() {
-            last.ownership = Ownership::External(file);
-        }
-    }
-
-    fn local_authority(&mut self, certificate: &Certificate, authority: ResourceId, leaf: ResourceId) {
-        if certificate.days == 0 || certificate.days > AUTHORITY_DAYS / 2 {
-            let cause = format!("a certificate cannot live {} days", certificate.days);
-            self.problem("days", cause, format!("choose 1 to {} days", AUTHORITY_DAYS / 2));
-        }
-        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-        let own = Some(self.hostname.to_owned()).filter(|_| !self.elsewhere);
-        names.extend(own.into_iter().filter(|name| is_dns_name(name)));
-        for name in &certificate.names {
-            let usable = is_dns_name(name) || name.parse::<std::net::IpAddr>().is_ok();
-            if usable {
-                names.push(name.clone());
-            } else {
-                self.problem("names", format!("`{name}` is neither a DNS name nor an address"), "correct it");
-            }
-        }
-        let network = self.network_id();
-        let subject = format!("textnlp {} {}", self.site.environment, self.site.name);
-        // Another certificate of the site lies beside that of its clients, with an authority of its own.
-        let name = self.component.name.as_str();
-        let (ca_file, certificate_file, key_file, prefix) = match name {
-            CERTIFICATE => (CA_FILE.to_owned(), CERTIFICATE_FILE.to_owned(), KEY_FILE.to_owned(), String::new()),
-            other => (
-                format!("certs/{other}-ca.pem"),
-                format!("certs/{other}.pem"),
-                format!("certs/{other}-key.pem"),
-                format!("{other}-"),
-            ),
-        };
-        let key = self.secret_name(&format!("{prefix}ca-key"));
-        let spec = json!({
-            "subject": subject, "days": AUTHORITY_DAYS, "certificate_file": ca_file, "key": key,
-        });
-        self.want_protected(authority.clone(), Noun::Authority, &spec, [network]);
-        let mut spec = json!({
-            "names": crate::trust::sorted_names(&names),
-            "days": certificate.days,
-            "certificate_file": certificate_file,
-            "key_file": key_file,
-            "ca_file": ca_file,
-            "authority": OutputRef::new(authority.clone(), "sha256"),
-            "authority_key": OutputRef::new(authority.clone(), "secret"),
-        });
-        if self.elsewhere {
-            spec["kept"] = json!(self.secret_name(&format!("{prefix}tls")));
-        }
-        self.want(leaf, Noun::Certificate, &spec, [authority]);
+        let id = self.id();
+        self.want(id, ResourceKind::Supervisor, &spec, [network]);
     }
 
     fn models(&mut self, store: &ModelStore) {
@@ -232,7 +133,7 @@ impl Lowering<'_> {
         for model in &store.models {
             let label = label_of(&model.name);
             if let Some(other) = labels.insert(label.clone(), &model.name) {
-                self.problem("models", format!("`{other}` and `{}` have one name", model.name), "rename one");
+                self.problem("models", format!("`{other}` and `{}` have the same name", model.name), "rename one");
                 continue;
             }
             let Some(id) = self.part(&label) else { continue };
@@ -244,7 +145,7 @@ impl Lowering<'_> {
                 max_cache_bytes: store.max_cache_bytes,
             };
             let network = self.network_id();
-            self.want(id, Noun::Model, &spec, [network]);
+            self.want(id, ResourceKind::Model, &spec, [network]);
         }
     }
 
@@ -252,31 +153,34 @@ impl Lowering<'_> {
         if let Some(postgres) = &database.postgres {
             return self.postgres(database, postgres);
         }
-        if database.kind != "sqlite" {
-            let cause = format!("a `{}` database is not to be had from local processes yet", database.kind);
+        if database.kind != DatabaseKind::Sqlite {
+            let cause =
+                format!("a `{}` database without an address is not supported by local processes", database.kind);
             return self.problem("kind", cause, "set `database: { kind: sqlite }`");
         }
         let spec = DatabaseSpec { path: DATABASE_FILE.to_owned(), schema: database.schema };
         let network = self.network_id();
-        self.want_protected(self.id(), Noun::Database, &spec, [network]);
+        let id = self.id();
+        self.want_protected(id, ResourceKind::Database, &spec, [network]);
     }
 
     /// The schedule is a file that the supervisor reads.
     fn backup(&mut self, backup: &Backup) {
         if let Some(place) = backup.destination.as_ref().filter(|place| !place.starts_with('/')) {
-            let cause = format!("copies cannot go to `{place}` yet");
-            return self.problem("destination", cause, "write a folder that begins with `/`, or leave it out");
+            let cause = format!("backups to `{place}` are not supported yet");
+            return self.problem("destination", cause, "write an absolute path, or remove it");
         }
         let spec = json!({ "path": BACKUP_FILE, "document": backup });
         let network = self.network_id();
-        self.want(self.id(), Noun::File, &spec, [network]);
+        let id = self.id();
+        self.want(id, ResourceKind::File, &spec, [network]);
     }
 
-    /// Who is told is a file that the supervisor reads. An address that is a secret is kept here as a file of its own, because the
-    /// supervisor goes on when the variables of whoever typed `up` are gone; one that lies in a file stays there.
+    /// The receivers are a file that the supervisor reads. A secret address from a variable is stored here as a file,
+    /// because the supervisor outlives the environment of `up`. One that comes from a file stays there.
     fn monitoring(&mut self, monitoring: &Monitoring) {
         if monitoring.stack {
-            let cause = "no dashboards are installed on a machine; the gateway's metrics port serves the figures";
+            let cause = "no dashboards are installed on a machine; the gateway's metrics port serves the metrics";
             self.problem("stack", cause, "set `monitoring: { stack: false }`");
         }
         if monitoring.receivers.is_empty() {
@@ -305,103 +209,29 @@ impl Lowering<'_> {
             site: self.site.name.to_string(),
             receivers,
             limits: monitoring.limits,
+            service: monitoring.service,
             home: monitoring.home,
             ca_file: monitoring.ca_file.as_ref().map(Utf8PathBuf::from),
         };
         let spec = json!({ "path": ALERTS_FILE, "document": order });
-        self.want(self.id(), Noun::File, &spec, needs);
+        let id = self.id();
+        self.want(id, ResourceKind::File, &spec, needs);
     }
 
-    /// A secret that a person keeps, as `name`, and the file at `path` that programs read it from.
-    fn given_file(&mut self, name: &str, given: &Given, secret: ResourceId, file: ResourceId, path: &str) {
+    /// A user-provided secret `name`, and the file at `path` that programs read.
+    fn given_file(&mut self, name: &str, given: &ExternalSecret, secret: ResourceId, file: ResourceId, path: &str) {
+        self.given_secret(secret.clone(), name, given);
         let network = self.network_id();
-        let spec = SecretSpec { name: self.secret_name(name), recipe: None, given: Some(given.clone()), shared: false };
-        self.want(secret.clone(), Noun::Secret, &spec, [network.clone()]);
-        self.want(file, Noun::File, &json!({ "path": path, "secret": OutputRef::new(secret, "secret") }), [network]);
-    }
-
-    pub(crate) fn id(&self) -> ResourceId {
-        ResourceId::of(&self.site.name, &self.component.name)
-    }
-
-    /// `SITE/COMPONENT/PART`; a part that is not a label is a problem.
-    pub(crate) fn part(&mut self, part: &str) -> Option<ResourceId> {
-        match ResourceId::part(&self.site.name, &self.component.name, part) {
-            Ok(id) => Some(id),
-            Err(error) => {
-                self.problem(part, error.to_string(), "rename it");
-                None
-            }
-        }
-    }
-
-    /// A part of another component.
-    pub(crate) fn part_of(&mut self, component: &ComponentName, part: &str) -> Option<ResourceId> {
-        match ResourceId::part(&self.site.name, component, part) {
-            Ok(id) => Some(id),
-            Err(error) => {
-                self.problem(part, error.to_string(), "rename it");
-                None
-            }
-        }
-    }
-
-    fn network_id(&self) -> ResourceId {
-        let network = ComponentName::new(NETWORK).expect("the constant is a label");
-        ResourceId::of(&self.site.name, &network)
-    }
-
-    fn secret_name(&self, name: &str) -> SecretName {
-        SecretName(format!("{}/{name}", self.site.name))
-    }
-
-    pub(crate) fn problem(&mut self, field: &str, cause: impl Into<String>, fix: impl Into<String>) {
-        let place = format!("{}/{}", self.site.name, self.component.name);
-        self.problems.push(Problem::new(format!("{place}: {field}"), cause, fix));
-    }
-
-    pub(crate) fn want(
-        &mut self,
-        id: ResourceId,
-        noun: Noun,
-        spec: &impl Serialize,
-        needs: impl IntoIterator<Item = ResourceId>,
-    ) {
-        let spec = Spec::of(spec);
-        let mut needs: Vec<Need> = needs
-            .into_iter()
-            .chain(spec.outputs_needed().iter().map(|output| output.resource.clone()))
-            .map(Need::on)
-            .collect();
-        needs.sort();
-        needs.dedup();
-        self.wanted.push(Wanted {
-            id,
-            kind: noun.kind(),
-            site: self.site.name.clone(),
-            via: None::<Ref>,
-            spec,
-            needs,
-            ownership: Ownership::Ours,
-            protected: false,
-        });
-    }
-
-    fn want_protected(
-        &mut self,
-        id: ResourceId,
-        noun: Noun,
-        spec: &impl Serialize,
-        needs: impl IntoIterator<Item = ResourceId>,
-    ) {
-        self.want(id, noun, spec, needs);
-        if let Some(last) = self.wanted.last_mut() {
-            last.protected = self.site.protect_data;
-        }
+        self.want(
+            file,
+            ResourceKind::File,
+            &json!({ "path": path, "secret": OutputRef::new(secret, "secret") }),
+            [network],
+        );
     }
 }
 
-/// A name as a label: the name itself where it is one, else its letters and a digest that keeps two names apart.
+/// A name as a label: unchanged where it is one, else its letters and a digest that makes it unique.
 pub(crate) fn label_of(name: &str) -> String {
     if ComponentName::new(name).is_ok() {
         return name.to_owned();
@@ -410,17 +240,6 @@ pub(crate) fn label_of(name: &str) -> String {
         name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).take(28).collect();
     let digest = hex::encode(Sha256::digest(name.as_bytes()));
     format!("m-{}-{}", letters.trim_matches('-'), &digest[..8]).replace("--", "-")
-}
-
-fn is_dns_name(name: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let rest = name.strip_prefix("*.").unwrap_or(name);
-    name.len() <= 253 && rest.split('.').all(label) && rest.parse::<std::net::Ipv4Addr>().is_err()
 }
 
 #[cfg(test)]
@@ -435,15 +254,5 @@ mod tests {
             assert!(ComponentName::new(label.clone()).is_ok(), "{name} -> {label}");
         }
         assert_ne!(label_of("A.b"), label_of("a.B"));
-    }
-
-    #[test]
-    fn dns_names() {
-        for good in ["localhost", "a.example.com", "*.example.com", "host-1"] {
-            assert!(is_dns_name(good), "{good}");
-        }
-        for bad in ["", ".", "a..b", "-a", "a b", "ü.de", "*.*.de", "1.2.3.4", &"a".repeat(64)] {
-            assert!(!is_dns_name(bad), "{bad}");
-        }
     }
 }

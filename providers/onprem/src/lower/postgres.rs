@@ -1,49 +1,50 @@
-//! A PostgreSQL of somebody else's, by its address, or one that runs here: a primary and the copies that follow it.
+//! An external PostgreSQL by its address, or one that runs here: a primary and its standbys.
 
 use serde_json::{Map, Value, json};
-use textnlp_provider::component::{Database, DatabaseAddress, Given, Postgres};
+use textnlp_keys::SOCKET_PATH_MAX;
+use textnlp_provider::component::{Database, DatabaseAddress, ExternalSecret, Postgres};
+use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::{DATABASE_FILE, Lowering};
-use crate::layout::SOCKET_PATH_MAX;
 use crate::spec::PostgresSpec;
-use crate::table::Noun;
+use crate::table::ResourceKind;
 
-/// The number in the name of the server's socket, where no port is asked for.
+/// The number in the name of the server's socket when no port is configured.
 const PORT: u16 = 5432;
-/// Where a restored dump waits for the server that it is read back into.
+/// Where a dump to restore is kept until the server reads it.
 pub(crate) const DUMP: &str = "data/postgres.dump";
 /// The folder of the primary.
 pub(crate) const POSTGRES_HOME: &str = "data/postgres";
-/// The most copies that one machine is asked to run.
+/// The most standbys on one machine.
 const COPIES_MAX: u32 = 3;
-/// Connections beyond those of the service: the keeper, copies, commands, people.
+/// Connections beyond those of the service: the supervisor of PostgreSQL, standbys, commands, operators.
 const SPARE_CONNECTIONS: u32 = 20;
 /// PostgreSQL writes what is in memory to disk before it stops.
 const GRACE_MS: u64 = 60_000;
-/// The role of the service; what is made has it, see `server/src/postgres`.
+/// The role of the service, see `server/sites/src/postgres`.
 const SERVICE: &str = "textnlp";
-/// The names of the generated passwords within the secrets of a site.
+/// The component of the generated passwords within a site's secrets.
 const PASSWORD: &str = "database-password";
 const REPLICATION_PASSWORD: &str = "replication-password";
 
 /// How programs reach their database.
 pub(super) struct StoreOf {
-    /// What tells it from another one: a file's path, or the component.
+    /// Its identity: the path of a file, or the component.
     pub(super) named: String,
-    /// Whether it is a server.
+    /// Whether it is a PostgreSQL server.
     pub(super) served: bool,
-    /// Which schema is wanted.
+    /// The wanted schema.
     pub(super) schema: Value,
     /// `database:` of the server's configuration.
     pub(super) settings: Map<String, Value>,
-    /// Files whose change is a restart.
+    /// Files whose change needs a restart.
     pub(super) files: Vec<(String, ResourceId)>,
-    /// What must be there first.
+    /// Resources that must be created first.
     pub(super) needs: Vec<ResourceId>,
 }
 
-/// A file with a secret of the database's.
+/// The file of a database secret.
 pub(super) fn secret_file(database: &ComponentName, what: &str) -> String {
     format!("certs/{database}-{what}")
 }
@@ -94,7 +95,7 @@ impl Lowering<'_> {
         Some(StoreOf { named: name.to_string(), served: true, schema, settings, files, needs })
     }
 
-    /// The address of the server here, or of the door of its keeper, which leads to the primary of all sites.
+    /// The address of the local server, or of the socket that leads to the primary of all sites.
     pub(super) fn own_address(&self, port: Option<u16>, door: bool, name: &str) -> String {
         let folder = self.folder.join(&home(0)).join("run").as_str().replace('/', "%2F");
         let number = port.unwrap_or(PORT).saturating_add(u16::from(door));
@@ -103,45 +104,48 @@ impl Lowering<'_> {
 
     pub(super) fn postgres(&mut self, database: &Database, postgres: &Postgres) {
         if let Some(file) = postgres.ca_file.as_ref().filter(|file| !file.starts_with('/')) {
-            let cause = format!("`{file}` is not an absolute path, and the servers begin elsewhere");
-            return self.problem("network.private_ca", cause, "write the whole path");
+            let cause = format!("`{file}` is not an absolute path, and the servers have another working directory");
+            return self.problem("network.private_ca", cause, "write the absolute path");
         }
-        match (&postgres.address, database.hosting.as_deref()) {
+        match (&postgres.address, database.hosting) {
             (Some(DatabaseAddress::Secret(given)), _) => self.given("url", given),
             (Some(DatabaseAddress::Url(_, Some(given))), _) => self.given("password", given),
             (Some(DatabaseAddress::Url(_, None)), _) => {}
-            (None, Some("cluster")) => self.own_postgres(database, postgres),
+            (None, Some(Hosting::Cluster)) => self.own_postgres(database, postgres),
             (None, hosting) => {
-                let cause = format!("nobody runs a `{}` PostgreSQL on a machine", hosting.unwrap_or("managed"));
-                self.problem(
-                    "hosting",
-                    cause,
-                    "write `hosting: cluster`, or the address of one that somebody else runs",
+                let cause = format!(
+                    "`hosting: {}` is not supported for PostgreSQL on a machine",
+                    hosting.unwrap_or(Hosting::Managed)
                 );
+                self.problem("hosting", cause, "write `hosting: cluster`, or the address of an external PostgreSQL");
             }
         }
     }
 
-    /// A secret that a person keeps, and the file that the servers read it from.
-    fn given(&mut self, what: &str, given: &Given) {
+    /// A user-provided secret, and the file that the programs on this machine read.
+    fn given(&mut self, what: &str, given: &ExternalSecret) {
         let (Some(secret), Some(file)) = (self.part(what), self.part(&format!("{what}-file"))) else { return };
         let (name, path) = (format!("{}-{what}", self.component.name), secret_file(&self.component.name, what));
+        // Pods get the secret itself. Only a site that replicates has programs here.
+        if self.site.cluster.as_deref().is_some_and(|cluster| !cluster.replicates) {
+            return self.given_secret(secret, &name, given);
+        }
         self.given_file(&name, given, secret, file, &path);
     }
 
     fn own_postgres(&mut self, database: &Database, postgres: &Postgres) {
         if postgres.replicas > COPIES_MAX {
-            let cause = format!("{} copies on one machine are of no use", postgres.replicas);
+            let cause = format!("{} database replicas on one machine are not supported", postgres.replicas);
             return self.problem("replicas", cause, format!("choose 0 to {COPIES_MAX}"));
         }
         if postgres.between.is_some() && (postgres.replicas > 0 || postgres.port.is_some()) {
-            let cause = "each site has one server, which its keeper leads clients to";
+            let cause = "each site has one database server, and its supervisor routes clients to it";
             return self.problem("replicas", cause, "remove `database.replicas` and `database.port`");
         }
         let name = self.component.name.clone();
         let port = postgres.port.unwrap_or(PORT);
         let socket = self.folder.join(&home(0)).join(format!("run/.s.PGSQL.{port}"));
-        // Copies have a longer name.
+        // The names of standbys are longer.
         if socket.as_str().len() + 2 > SOCKET_PATH_MAX {
             let cause = format!("the database's socket {socket} has a path of more than {} bytes", SOCKET_PATH_MAX - 2);
             return self.problem("path", cause, "choose a shorter `--state-dir`");
@@ -154,7 +158,7 @@ impl Lowering<'_> {
         let network = self.network_id();
         let path = secret_file(&name, "password");
         let spec = json!({ "path": path, "secret": OutputRef::new(secret, "secret") });
-        self.want(password.clone(), Noun::File, &spec, [network.clone()]);
+        self.want(password.clone(), ResourceKind::File, &spec, [network.clone()]);
         let mut secrets = vec![("database-password", password)];
         if postgres.replicas > 0 || postgres.between.is_some() {
             let (Some(file), Some(secret)) =
@@ -164,7 +168,7 @@ impl Lowering<'_> {
             };
             let path = secret_file(&name, "replication");
             let spec = json!({ "path": path, "secret": OutputRef::new(secret, "secret") });
-            self.want(file.clone(), Noun::File, &spec, [network]);
+            self.want(file.clone(), ResourceKind::File, &spec, [network]);
             secrets.push(("replication-password", file));
         }
         let bin = format!("bin/{name}");
@@ -207,10 +211,10 @@ impl Lowering<'_> {
             follows: number > 0 || !is_home,
             shared: postgres.between.is_some(),
         };
-        // What a copy holds is copied again.
+        // The data of a standby can be copied again.
         match number {
-            0 => self.want_protected(folder.clone(), Noun::Postgres, &spec, [network.clone()]),
-            _ => self.want(folder.clone(), Noun::Postgres, &spec, [network.clone()]),
+            0 => self.want_protected(folder.clone(), ResourceKind::Postgres, &spec, [network.clone()]),
+            _ => self.want(folder.clone(), ResourceKind::Postgres, &spec, [network.clone()]),
         }
         let copy = |number: u32| format!("copy_{number}");
         let mut document = json!({
@@ -266,7 +270,7 @@ impl Lowering<'_> {
         }
         let config_file = format!("config/{unit}.yaml");
         let spec = json!({ "path": config_file, "document": { "postgres": document } });
-        self.want(config_id.clone(), Noun::File, &spec, [network]);
+        self.want(config_id.clone(), ResourceKind::File, &spec, [network]);
         let inputs: Map<String, Value> = secrets
             .iter()
             .map(|(name, id)| ((*name).to_owned(), json!(OutputRef::new(id.clone(), "sha256"))))
@@ -275,7 +279,7 @@ impl Lowering<'_> {
             "unit": unit,
             "program": bin,
             "program_sha256": OutputRef::new(program.clone(), "sha256"),
-            "arguments": ["serve", "--role", "postgres"],
+            "arguments": ["postgres"],
             "config": config_file,
             "config_sha256": OutputRef::new(config_id, "sha256"),
             "on_config": "restart",
@@ -287,7 +291,7 @@ impl Lowering<'_> {
             "stop_grace_ms": GRACE_MS,
             "state": "running",
         });
-        self.want(process, Noun::Process, &spec, needs);
+        self.want(process, ResourceKind::Process, &spec, needs);
     }
 }
 

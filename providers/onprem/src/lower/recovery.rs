@@ -1,77 +1,78 @@
-//! What makes several sites of one machine stand in for one another: border and watch in each site, witness and front beside them.
+//! Disaster recovery between several sites of one machine: relay and site agent in each site, witness and global
+//! endpoint beside them.
 //!
-//! No resource waits for one of another site: a site must come up, and go on, while another is lost. Where the others are
-//! follows from their names.
+//! No resource depends on one of another site: a site must start and run while another one is down. The addresses of
+//! the others follow from their names.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Border, Dns, Front, Program, Watch, Witness};
+use textnlp_keys::{CA_FILE, SOCKET_PATH_MAX, SiteFolder};
+use textnlp_provider::component::{Dns, GlobalEndpoint, Program, Relay, SiteAgent, Witness};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId, SiteName};
 
-use super::{CA_FILE, DATABASE_FILE, JWT_KEY, Lowering};
-use crate::layout::{SOCKET_PATH_MAX, SiteFolder};
+use super::{DATABASE_FILE, JWT_KEY, Lowering};
 use crate::spec::ControlSpec;
-use crate::table::Noun;
+use crate::table::ResourceKind;
 
-/// The component that the generated secrets of a site are in.
+/// The component of a site's generated secrets.
 const SECRETS: &str = "secrets";
-/// What these answer is short.
+/// Requests to these programs are short.
 const GRACE_MS: u64 = 10_000;
-/// The front waits for the answers that are under way, as a gateway does.
+/// The global endpoint waits for requests in flight, as a gateway does.
 const FRONT_GRACE_MS: u64 = 60_000;
-/// The name that every gateway's certificate of our own has; what tells sites apart is their authority.
+/// The name in every gateway's certificate of a built-in authority; sites differ by their authority.
 const CERTIFIED_AS: &str = "localhost";
 
-/// The socket of a border that lets peers in to the watch.
+/// The relay's inbound socket for the site agent.
 fn watch_door(border: &ComponentName) -> String {
     format!("{border}-watch")
 }
 
-/// The socket of a border that lets the front in to the gateway.
+/// The relay's inbound socket for the gateway, used by the global endpoint.
 fn gateway_door(border: &ComponentName) -> String {
     format!("{border}-gateway")
 }
 
-/// The socket of a border that lets peers in to the database.
+/// The relay's inbound socket for the database.
 fn database_door_of(border: &ComponentName) -> String {
     format!("{border}-database")
 }
 
-/// The socket of a border that leads out to another site's database.
+/// The relay's outbound socket to another site's database.
 pub(super) fn database_door_to(site: &SiteName) -> String {
     format!("db-{site}")
 }
 
-/// The socket of a database's keeper that lets peers in.
+/// The inbound socket of a PostgreSQL supervisor.
 pub(super) fn database_door(database: &ComponentName) -> String {
     format!("{database}-door")
 }
 
-/// The socket of a border that leads out to another place.
+/// The relay's outbound socket to another location.
 fn door_to(place: &SiteName) -> String {
     format!("out-{place}")
 }
 
-/// What a process of these is made from, beyond what all have.
+/// What these processes need beyond the common inputs.
 struct Unit {
-    role: &'static str,
+    command: &'static str,
     document: Value,
-    /// Whether one site after the other restarts it.
+    /// Whether sites restart it one at a time.
     turns: bool,
     needs: Vec<ResourceId>,
     inputs: BTreeMap<String, Value>,
 }
 
 impl Lowering<'_> {
-    pub(super) fn border(&mut self, border: &Border) {
+    pub(super) fn border(&mut self, border: &Relay) {
         let name = self.component.name.clone();
         let (host, port) = &border.endpoint;
         let gateway = match host.parse::<IpAddr>() {
             Ok(host) if self.elsewhere => SocketAddr::new(host, *port).to_string(),
             Ok(host) => SocketAddr::new(reached(host), *port).to_string(),
-            // Found by its name, each time.
+            // Resolved by name for each connection.
             Err(_) if self.elsewhere => format!("{host}:{port}"),
             Err(_) => {
                 let cause = format!("`{host}` is not an address of this machine");
@@ -80,7 +81,7 @@ impl Lowering<'_> {
         };
         let mut entrance = self.link("gateway-in", &gateway_door(&name), Some(gateway));
         if let Some(entrance) = entrance.as_mut().filter(|_| self.elsewhere) {
-            // Of the front, and of the watch, with the gateways of pods.
+            // Also for the global endpoint, and for the site agent where gateways run in pods.
             entrance["end_to_end_tls"] = json!(true);
         }
         let mut links = vec![
@@ -108,11 +109,11 @@ impl Lowering<'_> {
         let cluster = ResourceId::of(&self.site.name, &border.cluster);
         self.keep_running(
             &border.program,
-            Unit { role: "border", document, turns: true, needs: vec![cluster], inputs: BTreeMap::new() },
+            Unit { command: "relay", document, turns: true, needs: vec![cluster], inputs: BTreeMap::new() },
         );
     }
 
-    pub(super) fn watch(&mut self, watch: &Watch) {
+    pub(super) fn watch(&mut self, watch: &SiteAgent) {
         let name = self.component.name.clone();
         let ids = [
             self.part("data"),
@@ -164,13 +165,13 @@ impl Lowering<'_> {
         let mut needs = vec![cluster, border, data];
         if let Some(service) = service.flatten() {
             document["watch"]["service"] = service;
-            // Pods fetch what they serve.
+            // Pods fetch their own models.
             document["watch"]["copies"] = Value::Null;
         }
         match &watch.database {
             None if watch.outside.is_some() => {}
             None => needs.push(schema),
-            // It says who leads, so it is there before the database is.
+            // The site agent names the primary, so it starts before the database.
             Some((database, name)) => {
                 let Some(password) = self.part_of(database, "password-file") else { return };
                 let Some(keeper) = self.unix(&format!("{database}-0")) else { return };
@@ -195,17 +196,18 @@ impl Lowering<'_> {
             }
             needs.extend(store.needs);
         }
-        self.keep_running(&watch.program, Unit { role: "watch", document, turns: true, needs, inputs });
+        self.keep_running(&watch.program, Unit { command: "agent", document, turns: true, needs, inputs });
     }
 
-    /// Where the watch of a site that serves elsewhere asks whether it does, and the key of its tokens, which is read here by the watch alone.
-    fn asked(&mut self, watch: &Watch, jwt: &ResourceId) -> Option<Value> {
+    /// Where the site agent queries a site that serves elsewhere, and the key of its tokens, which only the agent
+    /// reads.
+    fn asked(&mut self, watch: &SiteAgent, jwt: &ResourceId) -> Option<Value> {
         let Ok(secrets) = ComponentName::new(SECRETS) else { return None };
         let secret = self.part_of(&secrets, JWT_KEY)?;
         let network = self.network_id();
         let spec =
             json!({ "path": super::serving::jwt_file(&watch.workload), "secret": OutputRef::new(secret, "secret") });
-        self.want(jwt.clone(), Noun::File, &spec, [network]);
+        self.want(jwt.clone(), ResourceKind::File, &spec, [network]);
         let Some(door) = self.socket_at(&self.site.name, &gateway_door(&watch.border)) else {
             self.too_long();
             return None;
@@ -248,12 +250,12 @@ impl Lowering<'_> {
         }
         self.keep_running(
             &witness.program,
-            Unit { role: "witness", document, turns: false, needs, inputs: BTreeMap::new() },
+            Unit { command: "witness", document, turns: false, needs, inputs: BTreeMap::new() },
         );
     }
 
-    /// `dns:` of the witness's file. A secret that lies in a file stays there; any other is kept here, because the witness goes on when
-    /// the variables of whoever typed `up` are gone.
+    /// `dns:` of the witness's file. A secret from a file stays there. Any other is stored here, because the witness
+    /// outlives the environment of `up`.
     fn dns(&mut self, dns: &Dns, needs: &mut Vec<ResourceId>) -> Option<Value> {
         let secret_file = match dns.secret.source.strip_prefix("secret:file:") {
             Some(path) => path.to_owned(),
@@ -277,7 +279,7 @@ impl Lowering<'_> {
         }))
     }
 
-    pub(super) fn front(&mut self, front: &Front) {
+    pub(super) fn front(&mut self, front: &GlobalEndpoint) {
         let Some(witness) = self.part_of(&front.witness, "process") else { return };
         let mut backends = Vec::new();
         for (site, weight) in &front.weights {
@@ -300,8 +302,8 @@ impl Lowering<'_> {
             max_request_bytes: front.max_request_bytes,
             timeout_seconds: front.timeout_seconds,
             backends: json!(backends),
-            // A lost site is noticed within a second, of which the looks take the larger part; one that is far away within three. A handshake with
-            // that takes three journeys of a packet.
+            // A site failure is detected within a second, most of which is the poll interval; for remote sites within
+            // three, because a TLS handshake takes three round trips.
             health: json!({
                 "path": "/ready",
                 "interval_ms": 250,
@@ -316,15 +318,15 @@ impl Lowering<'_> {
         });
     }
 
-    /// The folder of a log that nobody could make again.
+    /// The folder of a log that cannot be recreated.
     fn control_data(&mut self, id: &ResourceId, called: &str) -> String {
         let path = format!("data/{called}");
         let network = self.network_id();
-        self.want_protected(id.clone(), Noun::Control, &ControlSpec { path: path.clone() }, [network]);
+        self.want_protected(id.clone(), ResourceKind::Control, &ControlSpec { path: path.clone() }, [network]);
         path
     }
 
-    /// The program, its configuration and the process, under the component's name.
+    /// The program, its configuration and the process, named after the component.
     fn keep_running(&mut self, program: &Program, made_of: Unit) {
         let name = self.component.name.clone();
         let parts = ["program", "config", "process"].map(|part| self.part(part));
@@ -337,12 +339,12 @@ impl Lowering<'_> {
         let config_file = format!("config/{name}.yaml");
         let network = self.network_id();
         let spec = json!({ "path": config_file, "document": made_of.document });
-        self.want(config_id.clone(), Noun::File, &spec, [network]);
+        self.want(config_id.clone(), ResourceKind::File, &spec, [network]);
         let spec = json!({
             "unit": name.as_str(),
             "program": bin,
             "program_sha256": OutputRef::new(program_id, "sha256"),
-            "arguments": ["serve", "--role", made_of.role],
+            "arguments": [made_of.command],
             "config": config_file,
             "config_sha256": OutputRef::new(config_id, "sha256"),
             "on_config": "restart",
@@ -355,7 +357,7 @@ impl Lowering<'_> {
             "turns": made_of.turns,
             "state": "running",
         });
-        self.want(process, Noun::Process, &spec, made_of.needs);
+        self.want(process, ResourceKind::Process, &spec, made_of.needs);
     }
 
     fn link(&self, name: &str, door: &str, to: Option<String>) -> Option<Value> {
@@ -363,7 +365,7 @@ impl Lowering<'_> {
         Some(json!({ "name": name, "listen": listen, "to": to? }))
     }
 
-    /// The socket of a program here or at another site; `None` when the system takes no path of that length.
+    /// The socket of a program of this or another site; `None` when the path is too long for a socket address.
     fn socket_at(&self, site: &SiteName, name: &str) -> Option<String> {
         let path = SiteFolder::of(self.folder.state(), site).socket(name);
         (path.as_str().len() <= SOCKET_PATH_MAX).then(|| format!("unix:{path}"))
@@ -376,7 +378,7 @@ impl Lowering<'_> {
     }
 }
 
-/// A client on this machine reaches a program that listens everywhere by its loopback address.
+/// Clients on this machine reach a program that listens on all addresses by the loopback address.
 pub(super) fn reached(host: IpAddr) -> IpAddr {
     if host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { host }
 }

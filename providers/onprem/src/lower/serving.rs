@@ -3,22 +3,22 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
+use textnlp_keys::SOCKET_PATH_MAX;
 use textnlp_provider::component::{Endpoint, Program, Workload};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::recovery::reached;
 use super::{API_KEY, JWT_KEY, Lowering, label_of};
-use crate::layout::SOCKET_PATH_MAX;
-use crate::table::Noun;
+use crate::table::ResourceKind;
 
-/// A machine's replicas share its cores; more than this is a mistake in the file.
+/// A machine's replicas share its cores; a larger number is a mistake in the file.
 const REPLICAS_MAX: u32 = 64;
-/// What a program gets on top of its drain before it is killed.
+/// Grace period after the drain before a program is killed.
 const GRACE_AFTER_DRAIN_MS: u64 = 10_000;
-/// The gateway waits for the answers that are under way, but no longer than this.
+/// The longest wait of the gateway for requests in flight.
 const GATEWAY_GRACE_MS: u64 = 60_000;
 
-/// What the gateway of a site and the front of several have in common.
+/// Common inputs of a site's gateway and the global endpoint.
 pub(super) struct Gateway<'a> {
     pub(super) host: &'a str,
     pub(super) port: u16,
@@ -35,7 +35,7 @@ pub(super) struct Gateway<'a> {
     pub(super) needs: Vec<ResourceId>,
 }
 
-/// Where the key lies with which a workload signs tokens.
+/// The file of the key that signs a workload's tokens.
 pub(super) fn jwt_file(workload: &ComponentName) -> String {
     format!("certs/{workload}-jwt-key.pem")
 }
@@ -50,7 +50,7 @@ impl Lowering<'_> {
             return self.problem(
                 "config",
                 "the server's configuration is not a tree",
-                "it must hold `api`, `models`, …",
+                "it must have `api`, `models`, …",
             );
         };
         let name = self.component.name.clone();
@@ -62,7 +62,7 @@ impl Lowering<'_> {
             return;
         };
         let Some(store) = self.store_of(&workload.database, &workload.stored) else { return };
-        // In a database that all sites reach, keys are where everybody finds them.
+        // In an external database that all sites use, API keys are visible to all of them.
         let is_outside = workload.stored.postgres.as_ref().is_some_and(|postgres| postgres.address.is_some());
         let cluster = ResourceId::of(&self.site.name, &workload.cluster);
         let bin = format!("bin/{name}");
@@ -80,7 +80,7 @@ impl Lowering<'_> {
 
         let spec = json!({ "path": jwt_path, "secret": OutputRef::new(jwt, "secret") });
         let network = self.network_id();
-        self.want(jwt_file.clone(), Noun::File, &spec, [network.clone()]);
+        self.want(jwt_file.clone(), ResourceKind::File, &spec, [network.clone()]);
         let models = self.served_models(&config, &workload.models);
 
         let mut processes = Vec::new();
@@ -102,7 +102,7 @@ impl Lowering<'_> {
             }
             self.want(
                 config_id.clone(),
-                Noun::File,
+                ResourceKind::File,
                 &json!({ "path": config_file, "document": filled }),
                 [network.clone()],
             );
@@ -118,7 +118,7 @@ impl Lowering<'_> {
                     spec["served"] = json!(true);
                 }
                 let needs = [program.clone(), config_id.clone()].into_iter().chain(store.needs.clone());
-                self.want(schema.clone(), Noun::Schema, &spec, needs);
+                self.want(schema.clone(), ResourceKind::Schema, &spec, needs);
                 if workload.first_key {
                     let mut spec = json!({
                         "database": store.named,
@@ -136,7 +136,7 @@ impl Lowering<'_> {
                         spec["replicated"] = json!(true);
                         needs.push(process.clone());
                     }
-                    self.want(key.clone(), Noun::ApiKey, &spec, needs);
+                    self.want(key.clone(), ResourceKind::ApiKey, &spec, needs);
                 }
             }
             let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
@@ -164,14 +164,14 @@ impl Lowering<'_> {
                 "stop_grace_ms": u64::from(workload.drain_seconds) * 1000 + GRACE_AFTER_DRAIN_MS,
                 "state": "running",
             });
-            // A key that is replicated waits for other sites, which a replica does not.
+            // A replicated key waits for other sites; a replica does not.
             let before = watch.as_ref().map_or(&key, |(process, _)| process);
-            self.want(process.clone(), Noun::Process, &spec, [cluster.clone(), schema.clone(), before.clone()]);
+            self.want(process.clone(), ResourceKind::Process, &spec, [cluster.clone(), schema.clone(), before.clone()]);
             processes.push(process);
             listed.push(json!({ "name": unit, "listen": listen, "metrics_listen": metrics, "weight": 100 }));
         }
         let spec = json!({ "path": format!("config/{name}-backends.yaml"), "document": listed });
-        self.want(backends, Noun::File, &spec, processes);
+        self.want(backends, ResourceKind::File, &spec, processes);
     }
 
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {
@@ -197,7 +197,7 @@ impl Lowering<'_> {
         });
     }
 
-    /// A gateway under the component's name: of a site's replicas, or of sites.
+    /// A gateway named after the component: of a site's replicas, or of sites.
     pub(super) fn gateway_process(&mut self, gateway: Gateway<'_>) {
         let name = self.component.name.clone();
         let parts = ["program", "config", "process"].map(|part| self.part(part));
@@ -208,7 +208,7 @@ impl Lowering<'_> {
             return self.problem("host", cause, "write `0.0.0.0`, `127.0.0.1` or another address of this machine");
         };
         if gateway.port == 0 || gateway.port == gateway.metrics_port {
-            let cause = "clients and metrics need two ports, both over 0";
+            let cause = "clients and metrics need two different ports above 0";
             return self.problem("port", cause, "the usual ones are 8443 and 9090");
         }
         let bin = format!("bin/{name}");
@@ -217,7 +217,7 @@ impl Lowering<'_> {
         }
         let Some(admin) = self.unix(&format!("{name}-admin")) else { return };
         let listen = std::net::SocketAddr::new(host, gateway.port).to_string();
-        // Figures name tenants and keys: they stay on the machine.
+        // Metrics name tenants and keys: they are served on the loopback address only.
         let metrics = format!("127.0.0.1:{}", gateway.metrics_port);
         let config_file = format!("config/{name}.yaml");
         let mut tree = json!({
@@ -244,7 +244,7 @@ impl Lowering<'_> {
         let network = self.network_id();
         self.want(
             config_id.clone(),
-            Noun::File,
+            ResourceKind::File,
             &json!({ "path": config_file, "document": { "gateway": tree } }),
             [network],
         );
@@ -253,11 +253,11 @@ impl Lowering<'_> {
             "unit": name.as_str(),
             "program": bin,
             "program_sha256": OutputRef::new(program, "sha256"),
-            "arguments": ["serve", "--role", "gateway"],
+            "arguments": ["gateway"],
             "config": config_file,
             "config_sha256": OutputRef::new(config_id, "sha256"),
             "on_config": "reload",
-            // Addresses are bound once: a changed one is a restart.
+            // Addresses are bound once: a changed one needs a restart.
             "inputs": { "listen": listen, "metrics_listen": metrics, "tls": gateway.tls },
             "watch": watch,
             "listen": format!("{scheme}://{}", std::net::SocketAddr::new(reached(host), gateway.port)),
@@ -267,19 +267,23 @@ impl Lowering<'_> {
             "stop_grace_ms": gateway.stop_grace_ms,
             "state": "running",
         });
-        self.want(process, Noun::Process, &spec, gateway.needs);
+        self.want(process, ResourceKind::Process, &spec, gateway.needs);
     }
 
-    /// The program by its digest, copied to where nobody builds over it. Says the digest as plain hex.
+    /// The program by its digest, copied so that a rebuild does not replace it. Returns the digest as plain hex.
     pub(super) fn program(&mut self, id: &ResourceId, program: &Program, path: &str) -> Option<String> {
         let digest = program.digest.strip_prefix("sha256:").unwrap_or(&program.digest).to_owned();
         if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            self.problem("program", format!("`{}` is not a SHA-256 digest", program.digest), "lock the release again");
+            self.problem(
+                "program",
+                format!("`{}` is not a SHA-256 digest", program.digest),
+                "lock the release again with `release set`",
+            );
             return None;
         }
         let network = self.network_id();
         let spec = json!({ "source": program.path, "sha256": digest, "path": path });
-        self.want(id.clone(), Noun::Program, &spec, [network]);
+        self.want(id.clone(), ResourceKind::Program, &spec, [network]);
         Some(digest)
     }
 
@@ -304,7 +308,7 @@ impl Lowering<'_> {
         Some(format!("unix:{path}"))
     }
 
-    /// The server's configuration with what only this provider knows.
+    /// The server's configuration with the values that only this provider knows.
     fn fill(
         &self,
         config: &Map<String, Value>,
@@ -327,7 +331,7 @@ impl Lowering<'_> {
             set("database", field, value.clone());
         }
         set("security", "jwt_private_key_file", json!(self.folder.join(jwt_path)));
-        // The gateway owns the port; a server that listens on a socket has none.
+        // The gateway binds the port; a server on a Unix socket has none.
         if let Some(Value::Object(api)) = tree.get_mut("api") {
             api.shift_remove("host");
             api.shift_remove("port");
@@ -344,7 +348,7 @@ impl Lowering<'_> {
     }
 }
 
-/// The tree under `textnlp:`, or the whole one.
+/// The tree under `textnlp:`, or the whole document.
 fn config_tree(config: &Value) -> Option<Map<String, Value>> {
     config.get("textnlp").unwrap_or(config).as_object().cloned()
 }

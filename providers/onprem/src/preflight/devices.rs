@@ -1,4 +1,4 @@
-//! The disk and the network of this machine, as its kernel describes them. What it does not say stays unknown.
+//! The disk and the network of this machine, as its kernel reports them. What it does not report is unknown.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use textnlp_provider::Disk;
 
 /// Where the kernel describes devices.
 pub(super) const SYS: &str = "/sys";
-/// A disk on a mapping on an array on disks is as deep as people build.
+/// Deepest stack of block devices, for example a mapping on an array on disks.
 const DEEPEST: u32 = 4;
 
 /// The kind of the disk that a filesystem lies on; of several disks together, the slowest.
@@ -22,7 +22,7 @@ fn kind(disk: &Path, deepest: u32) -> Option<Disk> {
     let below = entries(&disk.join("slaves"));
     if !below.is_empty() {
         let kinds: Vec<_> = below.iter().map(|one| kind(&one.canonicalize().ok()?, deepest.checked_sub(1)?)).collect();
-        // One turning disk decides, also beside one that is not known.
+        // One rotating disk decides, even beside a disk of unknown kind.
         return if kinds.contains(&Some(Disk::Rotating)) {
             Some(Disk::Rotating)
         } else {
@@ -34,7 +34,7 @@ fn kind(disk: &Path, deepest: u32) -> Option<Disk> {
     if name.starts_with("nvme") {
         return Some(Disk::Nvme);
     }
-    // A virtual disk calls itself rotating whatever lies under it; files and memory as disks have no kind at all.
+    // A virtual disk reports rotating on any hardware; disks that are files or memory have no kind.
     if ["vd", "xvd", "loop", "ram", "zram", "nbd"].iter().any(|kind| name.starts_with(kind)) {
         return None;
     }
@@ -45,7 +45,8 @@ fn kind(disk: &Path, deepest: u32) -> Option<Disk> {
     }
 }
 
-/// The fastest line that is up, in megabits per second. Bridges and virtual pairs name speeds that nobody measured.
+/// The fastest link that is up, in megabits per second. The speeds of bridges and virtual pairs are not measured, so
+/// they are ignored.
 pub(super) fn network_mbps(sys: &Path) -> Option<u64> {
     let lines = entries(&sys.join("class/net"));
     let real = lines.iter().filter(|line| line.join("device").exists() || line.join("bonding").exists());

@@ -7,7 +7,7 @@ use textnlp_provider::{Disk, Minimum, Problem};
 
 use super::devices;
 
-/// What was read of the machine; what could not be read is not held against it.
+/// The facts of the machine; an unreadable one is no problem.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Facts {
     pub(super) cores: Option<u64>,
@@ -25,7 +25,7 @@ pub(super) struct Facts {
     pub(super) now: Option<jiff::Timestamp>,
 }
 
-/// Requirement O17, and the distributions that the same kernels and libraries come with.
+/// The distributions of requirement O17, and those with the same kernels and libraries.
 const SYSTEMS: [(&str, u32, &str); 6] = [
     ("ubuntu", 20, "Ubuntu 20.04"),
     ("rhel", 8, "RHEL 8"),
@@ -37,23 +37,22 @@ const SYSTEMS: [(&str, u32, &str); 6] = [
 
 /// The oldest kernel of those systems.
 const KERNEL: (u32, u32) = (4, 18);
-/// Connections of clients, each with one to a replica, and the files beside them.
+/// Connections of clients, each with one to a replica, and other open files.
 const OPEN_FILES: u64 = 4096;
 /// Below this a model does not even load.
 const MEMORY_FLOOR: u64 = 1 << 30;
-/// No clock is right that is before this program was written: 2026-01-01.
+/// A clock before this program was written is wrong: 2026-01-01.
 const NOT_BEFORE: i64 = 1_767_225_600;
 
 impl Facts {
-    /// `folder` is where the state lies, or the nearest folder above it that is there.
+    /// `folder` holds the state, or is its nearest existing parent.
     pub(super) fn read(folder: &Utf8Path) -> Self {
         let sys = Path::new(devices::SYS);
-        let mount = rustix::fs::statvfs(folder.as_std_path()).ok();
         let device = std::fs::metadata(folder).ok().map(|found| std::os::unix::fs::MetadataExt::dev(&found));
         Self {
             cores: std::thread::available_parallelism().ok().map(|cores| cores.get() as u64),
             memory_bytes: Some(textnlp_models::Memory::here().total).filter(|total| *total > 0),
-            disk_bytes: mount.map(|mount| mount.f_blocks.saturating_mul(mount.f_frsize)).filter(|bytes| *bytes > 0),
+            disk_bytes: textnlp_files::filesystem(folder).ok().map(|found| found.total).filter(|total| *total > 0),
             disk: device.and_then(|device| devices::disk(sys, device)),
             network_mbps: devices::network_mbps(sys),
             has_gpu: devices::has_gpu(Path::new("/proc")),
@@ -66,15 +65,15 @@ impl Facts {
     }
 }
 
-/// Adds what falls short. What makes a service slow warns, and blocks when the minimum does; what makes it impossible always
-/// blocks. What the machine does not say is a note.
+/// Adds a problem for each shortfall. One that makes the service slow is a warning, or an error when the minimum
+/// blocks; one that makes it impossible is always an error. An unknown fact is a note.
 pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem>) {
     let strict = minimum.blocks;
-    // Notes come last: they are the least.
+    // Notes are listed last: they matter least.
     let mut notes = Vec::new();
     let mut unsaid = |cause: String, fix: &str| notes.push(Problem::note("host", cause, fix));
     let mut short = |cause: String, fix: &str| {
-        let or = if strict { "; or bear it: `prerequisites: { allow_below_minimum: true }`" } else { "" };
+        let or = if strict { "; to continue anyway: `--set prerequisites.minimum=warn`" } else { "" };
         let problem = Problem::warning("host", cause, format!("{fix}{or}"));
         problems.push(Problem { warning: !strict, ..problem });
     };
@@ -89,7 +88,7 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
             minimum.says,
             gb(minimum.memory_bytes)
         );
-        short(cause, "use a larger machine, or small models; `model fit` tells what fits");
+        short(cause, "use a larger machine or smaller models; `model fit` shows what fits");
     }
     if let Some(disk) = facts.disk_bytes.filter(|disk| *disk < as_seen(minimum.disk_bytes)) {
         let cause = format!(
@@ -103,7 +102,7 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
     match facts.disk {
         Some(disk) if disk > minimum.disk => {
             let cause = format!(
-                "the state lies on {}; the minimum for {} is {}",
+                "the state is on {}; the minimum for {} is {}",
                 called(disk),
                 minimum.says,
                 called(minimum.disk)
@@ -112,12 +111,9 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
         }
         Some(_) => {}
         None => {
-            let cause = format!(
-                "it does not say what kind of disk holds the state; {} wants {}",
-                minimum.says,
-                called(minimum.disk)
-            );
-            unsaid(cause, "look at the machine's description");
+            let cause =
+                format!("the kind of disk for the state is unknown; {} needs {}", minimum.says, called(minimum.disk));
+            unsaid(cause, "check the machine's documentation");
         }
     }
     match facts.network_mbps {
@@ -130,15 +126,13 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
         }
         Some(_) => {}
         None => {
-            let cause = format!(
-                "it does not say how fast its network is; {} wants {} Mbit/s",
-                minimum.says, minimum.network_mbps
-            );
-            unsaid(cause, "look at the machine's description");
+            let cause =
+                format!("the speed of its network is unknown; {} needs {} Mbit/s", minimum.says, minimum.network_mbps);
+            unsaid(cause, "check the machine's documentation");
         }
     }
     if minimum.gpu_recommended && !facts.has_gpu {
-        let cause = format!("it shows no GPU; {} is recommended to have an NVIDIA T4 or better", minimum.says);
+        let cause = format!("no GPU was found; an NVIDIA T4 or better is recommended for {}", minimum.says);
         unsaid(cause, "nothing to do: local processes compute on the CPU");
     }
     if let Some((id, version)) = &facts.system {
@@ -146,7 +140,7 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
         match SYSTEMS.iter().find(|(known, _, _)| known == id) {
             None => short(
                 format!("`{id}` is not among the tested systems"),
-                "it may well work; the tested ones are in the guide",
+                "it can work; the guide lists the tested systems",
             ),
             Some((_, least, says)) if major.is_some_and(|major| major < *least) => {
                 short(format!("`{id}` {version} is older than {says}"), "upgrade the system");
@@ -164,21 +158,21 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
         short("its CPU has neither AVX2 nor FMA".to_owned(), "expect a small fraction of the usual speed");
     }
     if let Some(limit) = facts.open_files.filter(|limit| *limit < OPEN_FILES) {
-        let cause = format!("a process may open {limit} files; the gateway wants {OPEN_FILES}");
+        let cause = format!("a process can open {limit} files; the gateway needs {OPEN_FILES}");
         short(cause, "raise it: `ulimit -n 65536`, or `LimitNOFILE` and limits.conf");
     }
     if let Some(memory) = facts.memory_bytes.filter(|memory| *memory < MEMORY_FLOOR) {
-        let cause = format!("{} MB of memory are too little for any model", memory >> 20);
-        problems.push(Problem::new("host", cause, "use a machine, or a container limit, of 1 GiB at least"));
+        let cause = format!("{} MB of memory are not enough for any model", memory >> 20);
+        problems.push(Problem::new("host", cause, "use a machine or a container limit with at least 1 GiB"));
     }
     if let Some(now) = facts.now.filter(|now| now.as_second() < NOT_BEFORE) {
-        let cause = format!("its clock says {now}, which is before this program was made");
-        problems.push(Problem::new("host", cause, "set the clock: certificates made now would not be valid"));
+        let cause = format!("its clock is at {now}, which is before this program was built");
+        problems.push(Problem::new("host", cause, "set the clock: certificates created now would be invalid"));
     }
     problems.extend(notes);
 }
 
-/// What is sold as so much shows a little less: a kernel, a filesystem take their share.
+/// The nominal size as the machine reports it: the kernel and the filesystem take a share.
 fn as_seen(sold_bytes: u64) -> u64 {
     sold_bytes / 20 * 19
 }

@@ -1,4 +1,4 @@
-//! What would make an `up` fail on this machine, all of it at once. Reads only.
+//! Finds all problems that would make an `up` fail on this machine. Reads only.
 
 mod devices;
 mod host;
@@ -6,52 +6,47 @@ mod ports;
 mod postgres;
 mod software;
 
-use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::StatVfsMountFlags;
+use camino::Utf8Path;
+use textnlp_keys::{Marker, SiteFolder, files, preflight};
 use textnlp_models::{Source, Store};
-use textnlp_provider::{Ownership, Problem, Result, Wanted};
+use textnlp_provider::{Problem, Result, Wanted};
 
-use crate::files;
-use crate::layout::SiteFolder;
-use crate::marker::Marker;
+use crate::OnPrem;
 use crate::options::Options;
 use crate::spec::{ModelSpec, ProgramSpec};
-use crate::table::Noun;
+use crate::table::ResourceKind;
 use crate::verbs;
 
-/// What a site needs beside its models and programs: database, logs, configuration.
-const SLACK_BYTES: u64 = 256 << 20;
-/// A model whose size nobody knows yet is counted as this.
+/// The assumed size of a model whose size is unknown.
 const UNKNOWN_MODEL_BYTES: u64 = 64 << 20;
-/// Files that a site makes, generously.
-const INODES: u64 = 500;
-
-/// Everything that stands in the way.
-pub(crate) async fn preflight(options: &Options, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let mut problems = Vec::new();
+/// All problems of the machine and of the wanted resources.
+pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+    let (options, mut problems) = (onprem.options(), Vec::new());
     if wanted.is_empty() {
         return Ok(problems);
     }
-    state_folder(options, &mut problems);
+    preflight::state_folder(&options.state_folder, &mut problems);
     if !options.supervisor.is_file() && !options.serves_elsewhere {
-        let cause = format!("{} is not there", options.supervisor);
+        let cause = format!("{} does not exist", options.supervisor);
         problems.push(Problem::new("supervisor", cause, "run the command from the file where it is installed"));
     }
     if !options.serves_elsewhere {
-        host::check(&host::Facts::read(&nearest(&options.state_folder)), &options.minimum, &mut problems);
+        host::check(&host::Facts::read(&preflight::nearest(&options.state_folder)), &options.minimum, &mut problems);
+    }
+    if options.needs_git {
+        preflight::git(&std::env::var_os("PATH").unwrap_or_default(), &mut problems);
     }
     let mut needed = Needed::default();
     for one in wanted {
         let folder = SiteFolder::of(&options.state_folder, &one.site);
-        strangers(one, &folder, &mut problems);
-        match Noun::of(&one.kind) {
-            Some(Noun::Program) => program(one, &folder, &mut needed, &mut problems).await,
-            Some(Noun::Model) => model(one, options, &folder, &mut needed, &mut problems).await,
-            Some(Noun::Process) => ports::check(one, &folder, &mut problems),
-            Some(Noun::Certificate) => certificate(one, &mut problems),
-            Some(Noun::Postgres) => postgres::check_own(one, &folder, &mut problems),
-            Some(Noun::File) => postgres::check_port(one, &folder, &mut problems),
-            Some(Noun::Schema) => postgres::check_others(one, wanted, &folder, &mut problems).await,
+        preflight::object(onprem, one, &mut problems);
+        match ResourceKind::of(&one.kind) {
+            Some(ResourceKind::Program) => program(one, &folder, &mut needed, &mut problems).await,
+            Some(ResourceKind::Model) => model(one, options, &folder, &mut needed, &mut problems).await,
+            Some(ResourceKind::Process) => ports::check(one, &folder, &mut problems),
+            Some(ResourceKind::Postgres) => postgres::check_own(one, &folder, &mut problems),
+            Some(ResourceKind::File) => postgres::check_port(one, &folder, &mut problems),
+            Some(ResourceKind::Schema) => postgres::check_others(one, wanted, &folder, &mut problems).await,
             _ => {}
         }
     }
@@ -62,84 +57,11 @@ pub(crate) async fn preflight(options: &Options, wanted: &[Wanted]) -> Result<Ve
     Ok(problems)
 }
 
-/// What is about to be written, by where.
+/// The bytes to be written, by filesystem.
 #[derive(Debug, Default)]
 struct Needed {
     site_bytes: u64,
     cache_bytes: u64,
-}
-
-/// The path that a wanted object would take and that somebody else has.
-pub(crate) fn in_the_way(wanted: &Wanted, folder: &SiteFolder) -> Option<Utf8PathBuf> {
-    let spec = &wanted.spec;
-    let path = match Noun::of(&wanted.kind)? {
-        Noun::Program | Noun::File | Noun::Model | Noun::Database | Noun::Postgres | Noun::Control => {
-            folder.join(spec.get("path")?.as_str()?)
-        }
-        Noun::Authority => folder.join(spec.get("certificate_file")?.as_str()?),
-        Noun::Certificate => folder.join(spec.get("key_file")?.as_str()?),
-        Noun::Process => folder.unit(spec.get("unit")?.as_str()?),
-        Noun::Directory | Noun::Supervisor | Noun::Secret | Noun::Schema | Noun::ApiKey => return None,
-    };
-    std::fs::symlink_metadata(&path).is_ok().then_some(path)
-}
-
-/// Objects without a marker, and sites that hold more than one lineage.
-fn strangers(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) {
-    let unmarked = matches!(Marker::read(&folder.marker(&wanted.id)), Ok(None));
-    if let Some(path) = in_the_way(wanted, folder).filter(|_| unmarked && wanted.ownership == Ownership::Ours) {
-        let cause = format!("{path} is there and is not marked as ours");
-        problems.push(Problem::new(
-            wanted.id.as_str(),
-            cause,
-            "look at it and move it away, or choose another `--state-dir`",
-        ));
-    }
-    if Noun::of(&wanted.kind) != Some(Noun::Directory) {
-        return;
-    }
-    match Marker::all(folder) {
-        Err(error) => {
-            let cause = format!("{} cannot be read: {error}", folder.join("objects"));
-            problems.push(Problem::new(wanted.id.as_str(), cause, "make it readable for you"));
-        }
-        Ok(markers) => {
-            let first = markers.first().map(|marker| marker.lineage);
-            if let Some(other) = markers.iter().find(|marker| Some(marker.lineage) != first) {
-                let cause = format!(
-                    "{} holds objects of two lineages; {} is one of {}",
-                    folder.root(),
-                    other.resource,
-                    other.lineage
-                );
-                problems.push(Problem::new(
-                    wanted.id.as_str(),
-                    cause,
-                    "choose another `--state-dir` for this environment",
-                ));
-            }
-        }
-    }
-}
-
-fn state_folder(options: &Options, problems: &mut Vec<Problem>) {
-    let folder = &options.state_folder;
-    let nearest = nearest(folder);
-    if let Err(error) =
-        rustix::fs::access(nearest.as_std_path(), rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
-    {
-        let cause = format!("{nearest} cannot be written: {}", std::io::Error::from(error));
-        problems.push(Problem::new("state folder", cause, "choose a folder of yours with `--state-dir`"));
-    }
-    let Ok(mount) = rustix::fs::statvfs(nearest.as_std_path()) else { return };
-    if mount.f_flag.contains(StatVfsMountFlags::NOEXEC) {
-        let cause = format!("{nearest} lies on a filesystem mounted `noexec`, and programs run from there");
-        problems.push(Problem::new("state folder", cause, "choose a folder elsewhere with `--state-dir`"));
-    }
-    if mount.f_flag.contains(StatVfsMountFlags::RDONLY) {
-        let cause = format!("{nearest} lies on a filesystem mounted read-only");
-        problems.push(Problem::new("state folder", cause, "choose a folder elsewhere with `--state-dir`"));
-    }
 }
 
 async fn program(wanted: &Wanted, folder: &SiteFolder, needed: &mut Needed, problems: &mut Vec<Problem>) {
@@ -158,8 +80,10 @@ async fn program(wanted: &Wanted, folder: &SiteFolder, needed: &mut Needed, prob
         Ok((digest, bytes)) => {
             needed.site_bytes += bytes;
             if digest != spec.sha256 {
-                let cause =
-                    format!("{} has the digest sha256:{digest}, the release names sha256:{}", spec.source, spec.sha256);
+                let cause = format!(
+                    "{} has the digest sha256:{digest}; the release is locked to sha256:{}",
+                    spec.source, spec.sha256
+                );
                 let fix = "give the released file with `--server FILE`, or lock this one with `release set`";
                 problems.push(Problem::new(wanted.id.as_str(), cause, fix));
             }
@@ -183,7 +107,7 @@ async fn model(
     let placed = textnlp_models::read_manifest(&folder.join(&spec.path)).ok().flatten();
     let is_there = placed.is_some_and(|placed| match &spec.digest {
         Some(digest) => placed.digest.to_string() == *digest,
-        // Nobody says which files: those that came from this source are right.
+        // Without a digest, any files from this source are accepted.
         None => marker.is_some_and(|marker| marker.spec.get("source").and_then(|s| s.as_str()) == Some(&spec.source)),
     });
     if is_there {
@@ -192,13 +116,13 @@ async fn model(
     let source = match spec.source.parse::<Source>() {
         Ok(source) => source,
         Err(error) => {
-            let fix = "`model list` names what there is; `file:`, `hf:` and `https:` are the other ways";
-            problems.push(Problem::new(wanted.id.as_str(), textnlp_provider::told(&error), fix));
+            let fix = "list the models with `model list`, or use a `file:`, `hf:` or `https:` source";
+            problems.push(Problem::new(wanted.id.as_str(), textnlp_provider::error_chain(&error), fix));
             return;
         }
     };
     let store = options.model_cache.exists().then(|| Store::open(&options.model_cache).ok()).flatten();
-    // What the cache holds already is only linked into the site, wherever it came from.
+    // Files in the cache are only linked into the site, whatever their source.
     let cached = store.as_ref().is_some_and(|store| {
         let found = match spec.digest.as_ref().and_then(|digest| digest.parse().ok()) {
             Some(digest) => store.open_model(&digest),
@@ -210,7 +134,7 @@ async fn model(
         return;
     }
     let bytes = size_of(&source).unwrap_or(UNKNOWN_MODEL_BYTES);
-    // A download is written once and may be unpacked or repacked beside itself.
+    // A download is written once and may be unpacked or repacked next to itself.
     needed.cache_bytes = needed.cache_bytes.saturating_add(bytes.saturating_mul(2));
     let Source::File(path) = &source else { return };
     if !path.exists() {
@@ -233,19 +157,19 @@ async fn model(
                 && locked != found
             {
                 let cause = format!("the model {} is locked as {locked}, and {path} holds {found}", spec.name);
-                let fix = "put the released files back, or lock those that are there now with `release set`";
+                let fix = "restore the released files, or lock the current ones with `release set`";
                 problems.push(Problem::new(wanted.id.as_str(), cause, fix));
             }
         }
         Ok(Err(error)) => {
             let fix = error.hint_for_folder().unwrap_or_else(|| "correct the model's `source`".to_owned());
-            problems.push(Problem::new(wanted.id.as_str(), textnlp_provider::told(&error), fix));
+            problems.push(Problem::new(wanted.id.as_str(), textnlp_provider::error_chain(&error), fix));
         }
         Err(error) => problems.push(Problem::new(wanted.id.as_str(), error.to_string(), "run the command again")),
     }
 }
 
-/// How large a source is, where that is known without asking anybody.
+/// The size of a source, where it is known without a request.
 fn size_of(source: &Source) -> Option<u64> {
     match source {
         Source::File(path) => folder_bytes(path).ok(),
@@ -270,47 +194,15 @@ fn folder_bytes(path: &Utf8Path) -> std::io::Result<u64> {
 
 /// Free space and inodes on each filesystem that is written to.
 fn space(options: &Options, needed: &Needed, problems: &mut Vec<Problem>) {
-    let site = nearest(&options.state_folder);
-    let cache = nearest(&options.model_cache);
-    let device =
-        |path: &Utf8Path| std::fs::metadata(path).map(|found| std::os::unix::fs::MetadataExt::dev(&found)).ok();
-    let site_bytes = needed.site_bytes.saturating_add(SLACK_BYTES);
-    let wants = if device(&site) == device(&cache) {
-        vec![(site, site_bytes.saturating_add(needed.cache_bytes))]
-    } else {
-        // Links do not cross filesystems: the models are copied.
-        vec![(site, site_bytes.saturating_add(needed.cache_bytes)), (cache, needed.cache_bytes)]
+    let (site, cache) = (&*options.state_folder, &*options.model_cache);
+    let device = |path: &Utf8Path| {
+        std::fs::metadata(preflight::nearest(path)).map(|found| std::os::unix::fs::MetadataExt::dev(&found)).ok()
     };
-    for (path, bytes) in wants {
-        let Ok(mount) = rustix::fs::statvfs(path.as_std_path()) else { continue };
-        let free = mount.f_bavail.saturating_mul(mount.f_frsize);
-        if free < bytes {
-            let cause = format!("{path} has {} MB free and {} MB are needed", free >> 20, bytes >> 20);
-            problems.push(Problem::new("disk", cause, "free some space, or choose another `--state-dir`"));
-        }
-        // Filesystems that make inodes as they go report none at all.
-        if mount.f_files > 0 && mount.f_favail < INODES {
-            let cause = format!("{path} has {} inodes left and {INODES} are needed", mount.f_favail);
-            problems.push(Problem::new("disk", cause, "remove files, or choose another `--state-dir`"));
-        }
-    }
-}
-
-fn certificate(wanted: &Wanted, problems: &mut Vec<Problem>) {
-    use textnlp_provider::{Health, Observed};
-    let Ownership::External(file) = &wanted.ownership else { return };
-    let cause = match verbs::look_at_existing_certificate(file) {
-        Observed::Present(object) => match object.health {
-            Health::Ready => return,
-            Health::Degraded(why) => why,
-        },
-        Observed::Absent => format!("{file} is not there"),
-        Observed::Unknown(why) => why.0,
-    };
-    problems.push(Problem::new(wanted.id.as_str(), cause, "correct `tls.existing`, or set `tls: { mode: local-ca }`"));
-}
-
-/// The folder itself, or the nearest one above it that is there.
-fn nearest(path: &Utf8Path) -> Utf8PathBuf {
-    path.ancestors().find(|ancestor| ancestor.exists()).map_or_else(|| Utf8PathBuf::from("/"), Utf8Path::to_owned)
+    let site_bytes = needed.site_bytes.saturating_add(preflight::SITE_BYTES).saturating_add(needed.cache_bytes);
+    // Hard links do not cross filesystems: the models are copied.
+    let copied = (cache, needed.cache_bytes);
+    preflight::space(
+        [(site, site_bytes)].into_iter().chain((device(site) != device(cache)).then_some(copied)),
+        problems,
+    );
 }

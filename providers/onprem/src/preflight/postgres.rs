@@ -1,21 +1,21 @@
-//! Whether a PostgreSQL can be run here, or the one that somebody else runs can be used.
+//! Whether PostgreSQL can run on this machine, or an external one can be used.
 
 use serde_json::Value;
+use textnlp_keys::{SecretSpec, SiteFolder};
 use textnlp_provider::{Problem, Wanted};
 
-use crate::layout::SiteFolder;
-use crate::spec::{FileSpec, PostgresSpec, ProgramSpec, SchemaSpec, SecretSpec};
-use crate::table::Noun;
-use crate::verbs::{ask_database, lend, lend_bytes, postgres};
+use crate::spec::{FileSpec, PostgresSpec, ProgramSpec, SchemaSpec};
+use crate::table::ResourceKind;
+use crate::verbs::{pass_bytes, pass_file, postgres, query_database};
 
-/// A server of our own: its programs, whom it runs as, its port.
+/// Checks a managed server: its programs, its user, its port.
 pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) {
     let Ok(spec) = wanted.spec.typed::<PostgresSpec>() else { return };
     if folder.join(&spec.path).join("data/PG_VERSION").is_file() || spec.follows {
         return;
     }
     let place = wanted.id.as_str();
-    let elsewhere = "or name one that somebody else runs with `database.url`";
+    let elsewhere = "or set `database.url` to an external PostgreSQL";
     if postgres::newest(spec.version).is_none() {
         problems.push(Problem::new(place, postgres::missing(spec.version), format!("install it, {elsewhere}")));
     }
@@ -25,18 +25,23 @@ pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec
             let existing = camino::Utf8Path::new(postgres::ELSEWHERE).ancestors().find(|path| path.is_dir());
             let existing = existing.unwrap_or(camino::Utf8Path::new("/"));
             if rustix::fs::access(existing.as_std_path(), rustix::fs::Access::WRITE_OK).is_err() {
-                let cause =
-                    format!("PostgreSQL runs as {}, and its folder {} cannot be made", user.name, postgres::ELSEWHERE);
+                let cause = format!(
+                    "PostgreSQL runs as {}, and its folder {} cannot be created",
+                    user.name,
+                    postgres::ELSEWHERE
+                );
                 problems.push(Problem::new(place, cause, format!("make it writable, {elsewhere}")));
             }
         }
-        Err(why) => {
-            problems.push(Problem::new(place, why, "add a system user `postgres`, or run this as a user of your own"))
-        }
+        Err(why) => problems.push(Problem::new(
+            place,
+            why,
+            "add a system user `postgres`, or run this as a user other than root",
+        )),
     }
 }
 
-/// The port of a server of our own, where one is asked for.
+/// Checks the port of a managed server, where one is configured.
 pub(super) fn check_port(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) {
     let Some(postgres) = wanted.spec.get("document").and_then(|document| document.get("postgres")) else { return };
     let Some(port) = postgres["port"].as_u64().and_then(|port| u16::try_from(port).ok()) else { return };
@@ -54,52 +59,55 @@ pub(super) fn check_port(wanted: &Wanted, folder: &SiteFolder, problems: &mut Ve
         problems.push(Problem::new(
             format!("{}: port", wanted.id),
             cause,
-            "choose another `database.port`, or leave it out",
+            "choose another `database.port`, or remove it",
         ));
     }
 }
 
-/// A server of somebody else's: everything that stands in the way is told by the server program, which is the one that will use it.
+/// Checks an external server. The server program reports all problems, because it is the client of that server.
 pub(super) async fn check_others(wanted: &Wanted, all: &[Wanted], folder: &SiteFolder, problems: &mut Vec<Problem>) {
     let Ok(spec) = wanted.spec.typed::<SchemaSpec>() else { return };
     if !spec.served {
         return;
     }
     let of_site = || all.iter().filter(|other| other.site == wanted.site);
-    let named = |noun: Noun, path: &str| {
+    let named = |noun: ResourceKind, path: &str| {
         of_site().find(|other| {
-            Noun::of(&other.kind) == Some(noun) && other.spec.get("path").and_then(Value::as_str) == Some(path)
+            ResourceKind::of(&other.kind) == Some(noun) && other.spec.get("path").and_then(Value::as_str) == Some(path)
         })
     };
-    let program = named(Noun::Program, &spec.program).and_then(|program| program.spec.typed::<ProgramSpec>().ok());
-    let config = named(Noun::File, &spec.config).and_then(|file| file.spec.typed::<FileSpec>().ok());
+    let program =
+        named(ResourceKind::Program, &spec.program).and_then(|program| program.spec.typed::<ProgramSpec>().ok());
+    let config = named(ResourceKind::File, &spec.config).and_then(|file| file.spec.typed::<FileSpec>().ok());
     let (Some(program), Some(mut document)) = (program, config.and_then(|config| config.document)) else { return };
     let database = &mut document["textnlp"]["database"];
     let connections = database["pool_size"].as_u64().unwrap_or(0) + database["max_overflow"].as_u64().unwrap_or(0);
-    // Secrets are lent to the program without touching a disk.
+    // Secrets are passed to the program without being written to a disk.
     let mut lent = Vec::new();
     for field in ["url_file", "password_file"] {
         let Some(path) = database[field].as_str() else { continue };
         let file = of_site().find(|other| {
             let relative = other.spec.get("path").and_then(Value::as_str);
-            Noun::of(&other.kind) == Some(Noun::File) && relative.is_some_and(|relative| folder.join(relative) == path)
+            ResourceKind::of(&other.kind) == Some(ResourceKind::File)
+                && relative.is_some_and(|relative| folder.join(relative) == path)
         });
         let secret = file.and_then(|file| file.spec.outputs_needed().first());
         let secret = secret.and_then(|output| of_site().find(|other| other.id == output.resource));
-        // What is generated is of a server of our own, which is still to come; what is not there has been told.
+        // A generated secret belongs to a managed server, which does not exist yet. A missing one is reported
+        // elsewhere.
         let given = secret.and_then(|secret| secret.spec.typed::<SecretSpec>().ok()).and_then(|spec| spec.given);
         let Some(value) = given.and_then(|given| given.read()) else { return };
-        let Ok(place) = lend_bytes(value.expose()) else { return };
+        let Ok(place) = pass_bytes(value.expose()) else { return };
         database[field] = Value::from(place.path.as_str());
         lent.push(place);
     }
-    let Ok(config) = lend(&document) else { return };
+    let Ok(config) = pass_file(&document) else { return };
     let place = format!("{}: database", wanted.id);
-    let found = match ask_database(&program.source, &config.path, wanted.id.as_str()).await {
+    let found = match query_database(&program.source, &config.path, wanted.id.as_str()).await {
         Ok(found) => found,
         Err(error) => {
-            let fix = "look whether the server program runs here";
-            return problems.push(Problem::new(place, textnlp_provider::told(&error), fix));
+            let fix = "check that the server program runs on this machine";
+            return problems.push(Problem::new(place, textnlp_provider::error_chain(&error), fix));
         }
     };
     let told = |list: &str| found[list].as_array().cloned().unwrap_or_default();

@@ -1,14 +1,14 @@
-//! Programs of others that an operator may want beside the service: requirement O17, and Python of D07.
+//! External tools that an operator may want beside the service: requirement O17, and Python of D07.
 //!
-//! Local processes need none of them, so they are a note here and never more. What does need one is refused by its name
-//! before anything is looked at: a `runtime` that this program does not have.
+//! Local processes need none of them, so a missing tool is only a note. A setting that needs one is refused before this
+//! check: a `runtime` that this program does not support.
 
 use std::process::Stdio;
 use std::time::Duration;
 
 use textnlp_provider::{Minimum, Problem};
 
-/// A program, how it is asked, since when it is good, and for what.
+/// A tool: its version command, its oldest supported version, and its purpose.
 struct Tool {
     says: &'static str,
     command: &'static str,
@@ -23,7 +23,7 @@ const TOOLS: [Tool; 3] = [
         command: "python3",
         arguments: &["--version"],
         least: |_| (3, 8),
-        used_for: "scripts of your own",
+        used_for: "your own scripts",
     },
     Tool {
         says: "Docker",
@@ -37,14 +37,14 @@ const TOOLS: [Tool; 3] = [
         command: "kubectl",
         arguments: &["version", "--client"],
         least: |_| (1, 28),
-        used_for: "clusters, which a later release serves",
+        used_for: "clusters, which a later release supports",
     },
 ];
 
-/// A tool that hangs is as good as none.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// A tool that hangs counts as missing.
+const TOOL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The version of each tool, in their order; `None` where there is none or it does not say.
+/// The version of each tool, in their order; `None` where it is missing or unknown.
 pub(super) type Versions = [Option<(u32, u32)>; TOOLS.len()];
 
 pub(super) async fn read() -> Versions {
@@ -63,7 +63,7 @@ pub(super) fn check(versions: &Versions, minimum: &Minimum, problems: &mut Vec<P
             match version {
                 Some((major, minor)) if (*major, *minor) < (least_major, least_minor) => {
                     format!(
-                        "{} {major}.{minor} is older than {least_major}.{least_minor}, which is asked for by {}",
+                        "{} {major}.{minor} is older than {least_major}.{least_minor}, which is required by {}",
                         tool.says, tool.used_for
                     )
                 }
@@ -85,7 +85,7 @@ async fn ask(tool: &Tool) -> Option<(u32, u32)> {
         .kill_on_drop(true)
         .spawn()
         .ok()?;
-    let said = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.ok()?.ok()?;
+    let said = tokio::time::timeout(TOOL_TIMEOUT, child.wait_with_output()).await.ok()?.ok()?;
     said.status.success().then(|| version(&String::from_utf8_lossy(&said.stdout)))?
 }
 

@@ -1,51 +1,55 @@
-//! What the supervisor sees going wrong is told, once, to whoever the environment names; and once more when it is over.
+//! Alerts of the supervisor: each problem is sent once to the configured receivers, and once more when it is over.
 //!
-//! Only seeing happens here. Sending is the work of a child, so that a mail server that hangs holds nobody up.
+//! This module only detects problems. A child process sends the messages, so that a hanging mail server does not block
+//! the supervisor.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use textnlp_keys::{
+    SiteFolder,
+    files::{self, Stamp},
+};
 use textnlp_provider::alert::{Alert, AlertState};
 use textnlp_provider::component::AlertLimits;
 use tokio::process::Child;
 
-use super::beside::{Complaint, ourselves};
+use super::background::{Complaint, own_program};
 use super::control::{CertificateStatus, PhaseName, Rejected, UnitStatus};
 use super::output::{self, Notes};
 use super::probe;
+use super::service::Service;
 use crate::alert::{Active, AlertOrder, Outbox};
-use crate::files::{self, Stamp};
-use crate::layout::SiteFolder;
 
-/// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// What looks well again for so long is over; sooner it may only be taking a breath.
+/// Poll interval.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// A problem must be gone for this long before it counts as over: it may return at once.
 const SETTLED: SignedDuration = SignedDuration::from_mins(5);
-/// What is still wrong is told again after this.
+/// A persisting problem is sent again after this time.
 const REMIND: SignedDuration = SignedDuration::from_hours(24);
-/// A program that ended by itself so often since it last did its work keeps failing.
+/// Ends of a program since it was last ready, from which on it counts as failing.
 const FAILURES: u32 = 3;
 /// How long memory must be short.
 const MEMORY_FOR: SignedDuration = SignedDuration::from_mins(15);
-/// Within this, restarts are counted.
-const RESTARTS_WITHIN: Duration = Duration::from_secs(3600);
-/// A certificate that nobody renews here is told of when it ends within this.
+/// The time in which restarts are counted.
+const RESTART_WINDOW: Duration = Duration::from_secs(3600);
+/// An alert is sent when a certificate without automatic renewal expires within this time.
 const CERTIFICATE_ENDS: SignedDuration = SignedDuration::from_hours(14 * 24);
-/// More things that are wrong at once are not told apart.
+/// Further simultaneous problems are dropped.
 const ACTIVE_MOST: usize = 100;
 /// A sender that takes longer hangs.
-const SENDER_WITHIN: Duration = Duration::from_secs(180);
-/// The first pause after an attempt that failed; it doubles up to the longest.
+const SENDER_TIMEOUT: Duration = Duration::from_secs(180);
+/// The first pause after a failed attempt; it doubles up to [`PAUSE_MOST`].
 const PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause.
 const PAUSE_MOST: Duration = Duration::from_secs(300);
-/// A witness that is silent for so long is told of.
+/// An alert is sent when the witness was not heard for this long.
 const WITNESS_AWAY_MS: u64 = 60_000;
-/// How long the site's watch may take to say how replication stands.
-const WATCH_WITHIN: Duration = Duration::from_millis(500);
+/// Timeout of the request for the replication status of the site agent.
+const AGENT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Something that is wrong at this moment.
+/// A current problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fact {
     pub(super) name: &'static str,
@@ -59,16 +63,16 @@ impl Fact {
     }
 }
 
-/// What the rest of the supervisor knows.
-pub(super) struct Seen<'a> {
+/// The inputs from the rest of the supervisor.
+pub(super) struct AlertInputs<'a> {
     pub(super) units: &'a [UnitStatus],
     pub(super) rejected: &'a [Rejected],
     pub(super) certificates: &'a [CertificateStatus],
-    /// What is wrong with the copies, if anything is.
+    /// The problem of the backups, if any.
     pub(super) backup: Option<String>,
 }
 
-/// What is wrong, who is told, and how far that has got.
+/// The current problems, the receivers, and the state of sending.
 pub(super) struct Alerts {
     folder: SiteFolder,
     outbox: Outbox,
@@ -77,6 +81,7 @@ pub(super) struct Alerts {
     active: BTreeMap<(String, String), Active>,
     restarts: BTreeMap<String, Restarts>,
     memory_short_since: Option<Timestamp>,
+    service: Service,
     sending: Option<(Child, Instant)>,
     failures: u32,
     again_at: Option<Instant>,
@@ -102,6 +107,7 @@ impl Alerts {
             active,
             restarts: BTreeMap::new(),
             memory_short_since: None,
+            service: Service::default(),
             sending: None,
             failures: 0,
             again_at: None,
@@ -109,20 +115,21 @@ impl Alerts {
         }
     }
 
-    /// Whether it is time for a look.
+    /// Whether the next poll is due.
     pub(super) fn is_due(&self) -> bool {
-        self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY)
+        self.looked.is_none_or(|at| at.elapsed() >= POLL_INTERVAL)
     }
 
-    /// Looks at everything, puts what is new into the outbox, and sees that it is sent.
-    pub(super) async fn look(&mut self, seen: Seen<'_>, now: Timestamp, notes: &mut Notes) {
+    /// Detects problems, puts new messages into the outbox, and starts the sender.
+    pub(super) async fn look(&mut self, seen: AlertInputs<'_>, now: Timestamp, notes: &mut Notes) {
         self.looked = Some(Instant::now());
         if let Err(why) = self.read_order() {
             self.complaint.say(why, notes);
             return;
         }
         let Some((_, order)) = &self.order else { return };
-        let (limits, environment, site) = (order.limits, order.environment.clone(), order.site.clone());
+        let (limits, service) = (order.limits, order.service);
+        let (environment, site) = (order.environment.clone(), order.site.clone());
         let gate = order.home.then(|| self.of_gate()).flatten();
         let mut facts = of_units(seen.units, seen.rejected);
         facts.extend(self.often_restarted(seen.units, limits.restarts));
@@ -132,6 +139,7 @@ impl Alerts {
         facts.extend(self.of_disk(limits));
         facts.extend(self.of_memory(limits, now));
         facts.extend(self.of_replication(seen.units).await);
+        facts.extend(self.service.look(&self.folder, seen.units, &service, now).await);
         let events = step(&mut self.active, &facts, now);
         for (state, one) in &events {
             let alert = Alert {
@@ -147,21 +155,21 @@ impl Alerts {
             notes.say(&format!("alert {alert}: {}", one.says));
             match self.outbox.put(alert) {
                 Ok(false) => {}
-                Ok(true) => notes.say("alerts: too many wait, the oldest is dropped"),
-                Err(error) => self.complaint.say(format!("a message cannot be kept: {error}"), notes),
+                Ok(true) => notes.say("alerts: the queue is full, the oldest message is dropped"),
+                Err(error) => self.complaint.say(format!("a message cannot be stored: {error}"), notes),
             }
         }
         let changed = !events.is_empty() || self.active.values().any(|one| one.well_since == Some(now));
         if changed {
             let active: Vec<Active> = self.active.values().cloned().collect();
             if let Err(error) = self.outbox.remember(&active) {
-                self.complaint.say(format!("what is wrong cannot be kept: {error}"), notes);
+                self.complaint.say(format!("the open alerts cannot be stored: {error}"), notes);
             }
         }
-        self.see_that_it_is_sent(notes);
+        self.ensure_sent(notes);
     }
 
-    /// Reads who is told, when that has changed.
+    /// Reads the alert order when it changed.
     fn read_order(&mut self) -> Result<(), String> {
         let Some(stamp) = Stamp::of(&self.folder.join(crate::lower::ALERTS_FILE)).ok().flatten() else {
             self.order = None;
@@ -175,17 +183,17 @@ impl Alerts {
         Ok(())
     }
 
-    fn see_that_it_is_sent(&mut self, notes: &mut Notes) {
+    fn ensure_sent(&mut self, notes: &mut Notes) {
         if let Some((child, since)) = &mut self.sending {
             let log = self.folder.log(LOG);
             let failed = match child.try_wait() {
-                Ok(None) if since.elapsed() < SENDER_WITHIN => return,
+                Ok(None) if since.elapsed() < SENDER_TIMEOUT => return,
                 Ok(Some(status)) if status.success() => None,
                 Ok(Some(_)) => Some(output::tail(&log, 1)),
-                Ok(None) => Some(format!("it took longer than {} s and is ended", SENDER_WITHIN.as_secs())),
+                Ok(None) => Some(format!("it took longer than {} s and was stopped", SENDER_TIMEOUT.as_secs())),
                 Err(error) => Some(error.to_string()),
             };
-            // A child that still lives is killed as it is let go.
+            // A child that still lives is killed when it is dropped.
             self.sending = None;
             let _ = output::keep_bounded(&log);
             match failed {
@@ -197,7 +205,7 @@ impl Alerts {
                     let pause = PAUSE.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MOST);
                     self.failures = self.failures.saturating_add(1);
                     self.again_at = Some(Instant::now() + pause);
-                    self.complaint.say(format!("they are not sent, and tried again: {why}"), notes);
+                    self.complaint.say(format!("messages are not sent and will be retried: {why}"), notes);
                 }
             }
         }
@@ -208,14 +216,14 @@ impl Alerts {
             Ok(child) => self.sending = Some((child, Instant::now())),
             Err(error) => {
                 self.again_at = Some(Instant::now() + PAUSE_MOST);
-                self.complaint.say(format!("they cannot be sent: {error}"), notes);
+                self.complaint.say(format!("messages cannot be sent: {error}"), notes);
             }
         }
     }
 
-    /// The command is this very program, which can speak to the world.
+    /// The sender is this program itself, which can open connections.
     fn start(&self) -> std::io::Result<Child> {
-        ourselves(&self.folder, &self.folder.log(LOG))?
+        own_program(&self.folder, &self.folder.log(LOG))?
             .args(["alert", "send", "--folder", self.folder.root().as_str()])
             .spawn()
     }
@@ -230,12 +238,12 @@ impl Alerts {
                 known.at.push_back(now);
             }
             known.counted = unit.restarts;
-            known.at.retain(|at| now.duration_since(*at) < RESTARTS_WITHIN);
+            known.at.retain(|at| now.duration_since(*at) < RESTART_WINDOW);
             while known.at.len() > most as usize + 1 {
                 known.at.pop_front();
             }
             if known.at.len() > most as usize {
-                let says = format!("it ended by itself and was started again more than {most} times within an hour");
+                let says = format!("it exited and was restarted more than {most} times within an hour");
                 facts.push(Fact::new("restarts", unit.name.clone(), says));
             }
         }
@@ -243,11 +251,10 @@ impl Alerts {
     }
 
     fn of_disk(&self, limits: AlertLimits) -> Option<Fact> {
-        let found = rustix::fs::statvfs(self.folder.state().as_std_path()).ok()?;
-        let used = found.f_blocks.saturating_sub(found.f_bfree);
-        let share = percent(used, used.saturating_add(found.f_bavail))?;
+        let textnlp_files::Filesystem { used, free, .. } = textnlp_files::filesystem(self.folder.state()).ok()?;
+        let share = percent(used, used.saturating_add(free))?;
         (share > limits.disk).then(|| {
-            let free = found.f_bavail.saturating_mul(found.f_frsize) / 1_000_000;
+            let free = free / 1_000_000;
             Fact::new(
                 "disk",
                 "state",
@@ -267,13 +274,13 @@ impl Alerts {
         (now.duration_since(since) >= MEMORY_FOR).then(|| Fact::new("memory", "machine", says))
     }
 
-    /// What was measured last, as `gate` and `up` keep it beside the state.
+    /// The last measurement, as `gate` and `up` store it beside the state.
     fn of_gate(&self) -> Option<Fact> {
         let kept = files::read_bounded(&self.folder.state().join("evidence/gate.json"), files::TEXT_MAX).ok()?;
         of_evidence(&kept)
     }
 
-    /// What the site's watch says of the other sites.
+    /// The replication status of the site agent.
     async fn of_replication(&self, units: &[UnitStatus]) -> Vec<Fact> {
         let Some(unit) = units.iter().find(|unit| unit.name == WATCH && unit.phase == PhaseName::Ready) else {
             return Vec::new();
@@ -281,18 +288,18 @@ impl Alerts {
         let request = "GET /v1/status HTTP/1.1\r\nHost: watch\r\nConnection: close\r\n\r\n";
         let socket = self.folder.socket(&unit.name);
         let asked = probe::exchange(&socket, request);
-        // One that does not answer is not ready for long, and told of as a program.
-        let Ok(Ok(answer)) = tokio::time::timeout(WATCH_WITHIN, asked).await else { return Vec::new() };
+        // An agent that does not answer is soon unready, and reported as a unit.
+        let Ok(Ok(answer)) = tokio::time::timeout(AGENT_TIMEOUT, asked).await else { return Vec::new() };
         answer.split_once("\r\n\r\n").map(|(_, body)| of_watch(body)).unwrap_or_default()
     }
 }
 
 const LOG: &str = "alerts";
 
-/// The unit of a site that keeps control data and looks after the others.
+/// The unit of the site agent.
 const WATCH: &str = "watch";
 
-/// What changes by these facts: what begins, what goes on for so long that it is told again, what is over.
+/// Applies the facts and returns the messages: raised, reminded, cleared.
 fn step(active: &mut BTreeMap<(String, String), Active>, facts: &[Fact], now: Timestamp) -> Vec<(AlertState, Active)> {
     let mut events = Vec::new();
     for fact in facts {
@@ -323,22 +330,21 @@ fn step(active: &mut BTreeMap<(String, String), Active>, facts: &[Fact], now: Ti
         if now.duration_since(since) < SETTLED {
             return true;
         }
-        let says = format!("it is well since {since:.0}; it began at {:.0}", one.since);
+        let says = format!("it has been healthy since {since:.0}; the alert started at {:.0}", one.since);
         events.push((AlertState::Cleared, Active { says, ..one.clone() }));
         false
     });
     events
 }
 
-/// Only counts are told: what a program wrote as it ended may hold what nobody should read in a mail.
+/// Only counts are sent: the output of a program may hold secrets.
 fn of_units(units: &[UnitStatus], rejected: &[Rejected]) -> Vec<Fact> {
     let failing = units.iter().filter(|unit| unit.failures >= FAILURES).map(|unit| {
-        let says = "it ends by itself each time it is started; its log says why";
+        let says = "it exits after each start; see its log";
         Fact::new("process", unit.name.clone(), says)
     });
-    let unbelieved = rejected
-        .iter()
-        .map(|one| Fact::new("process", one.name.clone(), "its unit file is not believed, see `status`"));
+    let unbelieved =
+        rejected.iter().map(|one| Fact::new("process", one.name.clone(), "its unit file is invalid, see `status`"));
     failing.chain(unbelieved).collect()
 }
 
@@ -349,20 +355,20 @@ fn of_certificate(certificate: &CertificateStatus, now: Timestamp) -> Option<Fac
     }
     let not_after = certificate.not_after?;
     if not_after <= now {
-        return fact(format!("it ended at {not_after:.0}"));
+        return fact(format!("it expired at {not_after:.0}"));
     }
-    // One that is renewed here is late when half of what was left for that is gone.
+    // A renewal is late when half of the time left for it has passed.
     let is_late = match certificate.renew_at {
         Some(renew_at) => now.duration_since(renew_at) > not_after.duration_since(renew_at) / 2,
         None => not_after.duration_since(now) < CERTIFICATE_ENDS,
     };
-    if is_late { fact(format!("it ends at {not_after:.0}")) } else { None }
+    if is_late { fact(format!("it expires at {not_after:.0}")) } else { None }
 }
 
-/// A gate that was measured and found shut.
+/// A measured gate that is closed.
 fn of_evidence(kept: &[u8]) -> Option<Fact> {
     #[derive(serde::Deserialize)]
-    struct Kept {
+    struct GateEvidence {
         phase: String,
         at: Timestamp,
         gate: Gate,
@@ -373,15 +379,15 @@ fn of_evidence(kept: &[u8]) -> Option<Fact> {
         #[serde(default)]
         blockers: Vec<String>,
     }
-    let Kept { phase, at, gate } = serde_json::from_slice(kept).ok()?;
+    let GateEvidence { phase, at, gate } = serde_json::from_slice(kept).ok()?;
     let says = format!("measured at {at:.0}: {}", gate.blockers.join("; "));
     (gate.state == "shut").then(|| Fact::new("gate", phase, says))
 }
 
-/// Facts of the answer of a watch.
+/// Facts of a site agent's answer.
 fn of_watch(body: &str) -> Vec<Fact> {
     #[derive(serde::Deserialize)]
-    struct Told {
+    struct AgentAnswer {
         #[serde(default)]
         lagging: Vec<String>,
         writable: bool,
@@ -389,20 +395,24 @@ fn of_watch(body: &str) -> Vec<Fact> {
         role: String,
         witness_heard_ms: Option<u64>,
     }
-    let Ok(told) = serde_json::from_str::<Told>(body) else { return Vec::new() };
+    let Ok(told) = serde_json::from_str::<AgentAnswer>(body) else { return Vec::new() };
     let mut facts: Vec<Fact> = told
         .lagging
         .iter()
-        .map(|site| Fact::new("replication", site.clone(), "this site is behind by more than is allowed"))
+        .map(|site| Fact::new("replication", site.clone(), "this site lags behind by more than the limit"))
         .collect();
-    // One that was never heard of since this site began may not be there yet.
+    // A witness that was never heard since this site started may not exist yet.
     if told.witness_heard_ms.is_some_and(|ms| ms > WITNESS_AWAY_MS) {
-        let says = "it has not answered this site for a minute: while it is away no site can take another's place";
+        let says = "it has not answered this site for a minute: until it answers no site can take over";
         facts.push(Fact::new("replication", "witness", says));
     }
     if told.role == "primary" && !told.writable {
         let why = told.why_not.unwrap_or_default();
-        facts.push(Fact::new("replication", "control data", format!("keys and quotas cannot be changed now: {why}")));
+        facts.push(Fact::new(
+            "replication",
+            "control data",
+            format!("keys and quotas cannot be changed at the moment: {why}"),
+        ));
     }
     facts
 }
@@ -509,8 +519,8 @@ mod tests {
         let day = 24 * 60;
         assert_eq!(of(Some(30 * day), Some(20 * day), None), None);
         assert_eq!(of(Some(10 * day), Some(-day), None), None, "it is just being renewed");
-        assert!(of(Some(5 * day), Some(-6 * day), None).unwrap().starts_with("it ends at"));
-        assert!(of(Some(-1), Some(-day), None).unwrap().starts_with("it ended at"));
+        assert!(of(Some(5 * day), Some(-6 * day), None).unwrap().starts_with("it expires at"));
+        assert!(of(Some(-1), Some(-day), None).unwrap().starts_with("it expired at"));
         assert_eq!(of(Some(15 * day), None, None), None);
         assert!(of(Some(13 * day), None, None).is_some() && of(None, None, Some("x")).is_some());
         assert_eq!(of(None, None, None), None);

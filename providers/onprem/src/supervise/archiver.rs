@@ -1,32 +1,31 @@
-//! Whoever takes the parts of a PostgreSQL's log: the command that seals them, kept running beside the programs while the order of the
-//! copies asks for it. It may fail: the database goes on, and hands over what waits when it is back.
+//! The WAL archiver of a PostgreSQL: the command that encrypts and stores segments, kept running while the backup order
+//! asks for it. When it fails, the database continues and archives the backlog later.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
+use textnlp_keys::{SiteFolder, files};
 use textnlp_provider::component::Backup;
 use tokio::process::Child;
 
-use super::beside::{Complaint, ourselves};
+use super::background::{Complaint, own_program};
 use super::output::{self, Notes};
-use crate::files;
-use crate::layout::SiteFolder;
 use crate::lower::{BACKUP_FILE, POSTGRES_HOME};
 
-/// Between two starts.
-const AGAIN: Duration = Duration::from_secs(5);
-/// What runs for so long is well: if it ends again, it is said again.
+/// Pause between two starts.
+const RESTART_INTERVAL: Duration = Duration::from_secs(5);
+/// A process that ran this long counts as healthy: if it ends again, that is logged again.
 const SETTLED: Duration = Duration::from_secs(60);
 const LOG: &str = "archive";
 
-/// The command that takes parts.
+/// The command that archives segments.
 pub(super) struct Archiver {
     folder: SiteFolder,
-    /// It, with the order that it was begun with.
+    /// The process, with the order that it was started with.
     running: Option<(Child, Vec<u8>)>,
     began: Option<Instant>,
-    /// What was last said, so that it is said once.
+    /// The last complaint, so that it is logged once.
     complaint: Complaint,
 }
 
@@ -40,15 +39,15 @@ impl Archiver {
         }
     }
 
-    /// Looks whether it runs, and whether it should.
+    /// Checks whether it runs and whether it should.
     pub(super) fn look(&mut self, now: Instant, notes: &mut Notes) {
         let order = files::read_bounded(&self.folder.join(BACKUP_FILE), files::TEXT_MAX).unwrap_or_default();
         let home = self.folder.join(POSTGRES_HOME).canonicalize_utf8().ok();
-        // What is wrong with an order is said by the schedule.
+        // The schedule logs a faulty order.
         let is_wanted =
             serde_yaml::from_slice::<Backup>(&order).is_ok_and(|order| order.point_in_time_seconds.is_some());
         let Some(home) = home.filter(|_| is_wanted) else {
-            // It ends with this.
+            // Dropping it ends the process.
             self.running = None;
             return;
         };
@@ -70,7 +69,7 @@ impl Archiver {
             }
             self.running = None;
         }
-        if self.began.is_some_and(|at| now.duration_since(at) < AGAIN) {
+        if self.began.is_some_and(|at| now.duration_since(at) < RESTART_INTERVAL) {
             return;
         }
         self.began = Some(now);
@@ -81,9 +80,9 @@ impl Archiver {
         }
     }
 
-    /// The command is this very program, and ends with us however we end: its standard input does.
+    /// Starts this program itself. It ends with the supervisor, because its standard input closes then.
     fn start(&self, home: &Utf8Path, log: &Utf8Path) -> std::io::Result<Child> {
-        ourselves(&self.folder, log)?
+        own_program(&self.folder, log)?
             .args(["backup", "archive", "--folder", self.folder.state().as_str()])
             .args(["--order", self.folder.join(BACKUP_FILE).as_str()])
             .args(["--postgres", home.as_str()])

@@ -1,21 +1,20 @@
-//! The last steps before a program becomes itself: its lock, its pid file, its folder, its environment, `exec`.
+//! The last steps before a program's `exec`: its lock, its pid file, its folder, its environment.
 //!
-//! These steps run in the child itself, so that whoever dies meanwhile leaves no lock without a process and no process
-//! without a lock: the lock is the process.
+//! These steps run in the child itself. If either process dies meanwhile, there is no lock without a process and no
+//! process without a lock.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
+use textnlp_keys::{SiteFolder, files};
 
 use super::unit::Unit;
 use super::{Error, sockets};
-use crate::files;
-use crate::layout::SiteFolder;
 use crate::lock;
 
-/// What a child wrote of itself before it began: enough for a later supervisor to go on with it.
+/// The pid file of a child: enough for a later supervisor to adopt it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Running {
     pub(crate) pid: u32,
@@ -29,7 +28,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// What the process that holds a unit's lock wrote of itself; `None` when nothing, or when somebody else wrote it.
+    /// The pid file of the process that holds a unit's lock; `None` when it is missing or of another process.
     pub(crate) fn of_holder(folder: &SiteFolder, name: &str, holder: u32) -> Option<Self> {
         let bytes = files::read_bounded(&folder.pid(name), 64 << 10).ok()?;
         let running: Self = serde_json::from_slice(&bytes).ok()?;
@@ -41,8 +40,8 @@ impl Running {
     }
 }
 
-/// What a program may know of the world around it; everything else of an operator's environment stays outside.
-const KEPT: [&str; 15] = [
+/// The variables that programs inherit; all others are removed.
+const INHERITED_VARIABLES: [&str; 15] = [
     "PATH",
     "HOME",
     "LANG",
@@ -60,12 +59,12 @@ const KEPT: [&str; 15] = [
     "SSL_CERT_DIR",
 ];
 
-/// The cleaned environment of every program that we start.
+/// The cleaned environment of every started program.
 pub(crate) fn clean_environment() -> Vec<(&'static str, std::ffi::OsString)> {
-    KEPT.iter().filter_map(|name| std::env::var_os(name).map(|value| (*name, value))).collect()
+    INHERITED_VARIABLES.iter().filter_map(|name| std::env::var_os(name).map(|value| (*name, value))).collect()
 }
 
-/// Becomes the unit's program. Returns only when that failed.
+/// Replaces this process by the unit's program. Returns only on failure.
 pub(super) fn become_child(folder: &SiteFolder, name: &str) -> Error {
     match prepare(folder, name) {
         Ok((mut command, _kept)) => Error::Exec { name: name.to_owned(), source: command.exec() },
@@ -77,8 +76,8 @@ fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, std::os::fd::Own
     let unit = Unit::read(folder, name).map_err(|why| Error::Unit { name: name.to_owned(), why })?;
     let fails = |source| Error::Exec { name: name.to_owned(), source };
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    // A session of its own: signals of a terminal do not reach it, and its own children can be signalled with it.
-    // It fails for a process that leads a group already, which then has what is wanted.
+    // A new session: terminal signals do not reach it, and its children can be signalled with it. It fails for a
+    // process group leader, which needs no new one.
     let _ = rustix::process::setsid();
     let lock = lock::take(&folder.lock(name)).map_err(|source| match source.kind() {
         std::io::ErrorKind::WouldBlock => Error::Double { name: name.to_owned() },
@@ -95,7 +94,7 @@ fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, std::os::fd::Own
     };
     running.write(folder, name).map_err(fails)?;
     if let Some(ready) = &unit.ready {
-        // The socket of a predecessor that was killed; nobody else holds the lock, so nobody listens.
+        // The socket of a killed predecessor: this process holds the lock, so no other process listens.
         files::remove_file(&ready.unix).map_err(fails)?;
     }
     let kept = lock::keep_over_exec(lock).map_err(fails)?;

@@ -1,57 +1,58 @@
-//! Talking to a supervisor: one JSON line there, one back, over a socket that only its owner may use.
+//! The protocol of a supervisor: one JSON line as the request, one as the answer, over a socket that only its owner may
+//! use.
 
 use std::time::Duration;
 
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
+use textnlp_keys::SiteFolder;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use crate::layout::SiteFolder;
 use crate::lock;
 
 /// A status of hundreds of units stays below this.
 const LINE_MAX: u64 = 1 << 20;
 /// The supervisor answers between two of its steps, which are short.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a supervisor can be asked.
+/// A request to a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Ask {
-    /// How things are.
+pub enum ControlRequest {
+    /// Return the status.
     Status,
     /// Read the unit files now.
     Apply,
     /// Start a unit now, without waiting for the end of its pause.
     Start {
-        /// Which.
+        /// The unit.
         name: String,
     },
     /// Stop a unit until it is started again or its file changes.
     Stop {
-        /// Which.
+        /// The unit.
         name: String,
     },
     /// Stop a unit and start it again.
     Restart {
-        /// Which.
+        /// The unit.
         name: String,
     },
-    /// Leave. The programs go on; the next supervisor adopts them.
+    /// Exit. The programs continue; the next supervisor adopts them.
     Shutdown,
 }
 
-/// What a supervisor says of itself.
+/// The status of a supervisor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Its process.
     pub pid: u32,
     /// Its version.
     pub version: String,
-    /// The programs that it keeps running.
+    /// Its units.
     pub units: Vec<UnitStatus>,
-    /// Unit files that it did not believe, with the reason.
+    /// Unit files that were rejected, with the reason.
     #[serde(default)]
     pub rejected: Vec<Rejected>,
     /// Certificates that it renews.
@@ -62,42 +63,42 @@ pub struct Status {
     pub error: Option<String>,
 }
 
-/// How one unit is.
+/// The status of one unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitStatus {
     /// Its name.
     pub name: String,
-    /// What it does.
+    /// Its phase.
     pub phase: PhaseName,
     /// Its process.
     pub pid: Option<u32>,
-    /// How often it was started again after it ended by itself, since the supervisor began.
+    /// Restarts after unexpected ends, since the supervisor started.
     pub restarts: u32,
-    /// How often it ended by itself since it was last ready or its unit changed.
+    /// Unexpected ends since it was last ready or its unit changed.
     pub failures: u32,
     /// The digest that the running process was started with.
     pub spec_digest: Option<String>,
-    /// The reload digest that it was last told of.
+    /// The reload digest of its last SIGHUP.
     pub reload_digest: Option<String>,
-    /// The operation that the running process was started by.
+    /// The operation that started the running process.
     pub operation: Option<u64>,
-    /// What there is to say: how it ended, why it is not ready.
+    /// A message: how it ended, why it is not ready.
     pub says: String,
-    /// Whether the unit's file is gone while it goes on.
+    /// Whether the unit's file is missing while its program runs.
     pub file_gone: bool,
 }
 
-/// What a unit does.
+/// The phase of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PhaseName {
     /// It was started and is not ready yet.
     Starting,
-    /// It does its work.
+    /// It is ready.
     Ready,
     /// It was ready and does not answer now.
     Unready,
-    /// It finishes what it does.
+    /// It is shutting down.
     Stopping,
     /// It ended and is started again after a pause.
     Waiting,
@@ -105,21 +106,21 @@ pub enum PhaseName {
     Stopped,
 }
 
-/// A unit file that was not believed.
+/// A rejected unit file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejected {
     /// Its name.
     pub name: String,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
-/// A certificate that the supervisor watches over.
+/// A certificate that the supervisor monitors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateStatus {
     /// The file.
     pub file: String,
-    /// When it ends.
+    /// When it expires.
     pub not_after: Option<jiff::Timestamp>,
     /// When it is renewed.
     pub renew_at: Option<jiff::Timestamp>,
@@ -127,22 +128,22 @@ pub struct CertificateStatus {
     pub error: Option<String>,
 }
 
-/// How the supervisor of a site is; `None` when none runs.
+/// The status of a site's supervisor; `None` when none runs.
 pub async fn status(folder: &Utf8Path) -> std::io::Result<Option<Status>> {
-    ask(folder, &Ask::Status).await
+    request(folder, &ControlRequest::Status).await
 }
 
-/// Asks the supervisor of a site; `None` when none runs.
-pub async fn ask(folder: &Utf8Path, ask: &Ask) -> std::io::Result<Option<Status>> {
+/// Sends a request to a site's supervisor; `None` when none runs.
+pub async fn request(folder: &Utf8Path, ask: &ControlRequest) -> std::io::Result<Option<Status>> {
     let folder = SiteFolder::at(folder);
     if lock::holder(&folder.lock("supervisor"))?.is_none() {
         return Ok(None);
     }
-    let answer = tokio::time::timeout(ANSWER_WITHIN, exchange(&folder, ask)).await;
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange(&folder, ask)).await;
     answer.map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the supervisor does not answer"))?.map(Some)
 }
 
-async fn exchange(folder: &SiteFolder, ask: &Ask) -> std::io::Result<Status> {
+async fn exchange(folder: &SiteFolder, ask: &ControlRequest) -> std::io::Result<Status> {
     let mut stream = UnixStream::connect(folder.control()).await?;
     let mut line = serde_json::to_vec(ask)?;
     line.push(b'\n');
@@ -156,8 +157,8 @@ async fn exchange(folder: &SiteFolder, ask: &Ask) -> std::io::Result<Status> {
     }
 }
 
-/// Reads one request of a client. Its sender must be us.
-pub(super) async fn read_ask(stream: &mut UnixStream) -> std::io::Result<Ask> {
+/// Reads one request of a client. Its sender must be the same user.
+pub(super) async fn read_ask(stream: &mut UnixStream) -> std::io::Result<ControlRequest> {
     if stream.peer_cred()?.uid() != rustix::process::geteuid().as_raw() {
         return Err(std::io::ErrorKind::PermissionDenied.into());
     }

@@ -1,12 +1,12 @@
 //! The supervisor of a site: a detached process that keeps the site's programs running.
 //!
-//! It owns nothing that cannot be read again: units are files, children are locks. When it dies its programs go on and the
-//! next one adopts them. [`run`] is what the hidden command `supervise` calls; [`ask`] is how everybody else talks to it.
+//! All its state can be read again: units are files, children hold locks. When it dies its programs continue and the
+//! next supervisor adopts them. The hidden command `supervise` calls [`run`]; all other code talks to the supervisor
+//! with [`ask`].
 
 mod alerts;
 mod archiver;
-mod begin;
-mod beside;
+mod background;
 mod child;
 mod control;
 pub(crate) mod output;
@@ -14,7 +14,9 @@ mod probe;
 pub(crate) mod renewal;
 mod roll;
 mod schedule;
+mod service;
 mod sockets;
+mod start;
 mod turn;
 mod unit;
 
@@ -23,85 +25,87 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
+use textnlp_keys::{
+    SiteFolder,
+    files::{self, Stamp},
+};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-pub(crate) use begin::begin_detached;
 pub(crate) use child::{Running, clean_environment};
-pub use control::{Ask, CertificateStatus, PhaseName, Rejected, Status, UnitStatus, ask, status};
+pub use control::{CertificateStatus, ControlRequest, PhaseName, Rejected, Status, UnitStatus, request, status};
 pub(crate) use probe::exchange;
+pub(crate) use start::begin_detached;
 pub use unit::{KeepsSockets, Ready, State, Unit};
 pub(crate) use unit::{is_name as is_unit_name, names as unit_names};
 
 use crate::fault::Faults;
-use crate::files::{self, Stamp};
-use crate::layout::SiteFolder;
 use crate::lock;
-use alerts::{Alerts, Seen};
+use alerts::{AlertInputs, Alerts};
 use archiver::Archiver;
 use output::Notes;
 use renewal::Renewal;
-use roll::Kept;
+use roll::ManagedUnit;
 use schedule::Schedule;
 use turn::Turns;
 
-/// Which supervisor this is: the release, and what it understands of unit files. A supervisor of another version is replaced by the next
-/// `up`, while its programs go on. 2: gateways whose sockets are kept. 3: copies on a schedule.
-/// 5: alerts.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/5");
+/// The version of the supervisor: the release, and the revision of its unit files. The next `up` replaces a supervisor
+/// of another version, while its programs continue. 2: gateways whose sockets are kept. 3: backups on a schedule. 5:
+/// alerts. 6: alerts of latency, errors and readiness.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/6");
 
-/// Between two looks at the children.
+/// Poll interval of the children.
 const TICK: Duration = Duration::from_millis(100);
-/// Between two looks at the unit files.
-const UNITS_EVERY: Duration = Duration::from_millis(500);
-/// Between two looks at the sizes of logs and at watched files.
-const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(2);
-/// Clients that talk at one time; more wait in the socket's queue.
+/// Poll interval of the unit files.
+const UNITS_INTERVAL: Duration = Duration::from_millis(500);
+/// Poll interval of log sizes and watched files.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(2);
+/// Concurrent clients; more wait in the socket's queue.
 const CLIENTS_MAX: usize = 16;
-/// A client has this long to say what it wants.
-const CLIENT_WITHIN: Duration = Duration::from_secs(5);
+/// Timeout of a client's request.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why a supervisor or one of its children could not begin.
+/// Why a supervisor or one of its children could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The site's folder cannot be used.
     #[error("use site folder {folder}")]
     Folder {
-        /// Which.
+        /// The folder.
         folder: Utf8PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// Another supervisor runs.
     #[error("a supervisor of {folder} runs already, with pid {pid}")]
     Held {
-        /// Of which site.
+        /// The folder of its site.
         folder: Utf8PathBuf,
-        /// Which process.
+        /// Its pid.
         pid: u32,
     },
-    /// A unit file cannot be believed.
+    /// A unit file is invalid.
     #[error("read unit `{name}`: {why}")]
     Unit {
-        /// Which.
+        /// The unit.
         name: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// The unit's program runs already.
     #[error("unit `{name}` runs already")]
     Double {
-        /// Which.
+        /// The unit.
         name: String,
     },
     /// The program could not be started.
     #[error("start unit `{name}`")]
     Exec {
-        /// Which.
+        /// The unit.
         name: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The control socket or the event loop failed.
@@ -109,21 +113,21 @@ pub enum Error {
     Run(#[source] std::io::Error),
 }
 
-/// Runs the supervisor of a site until it is told to leave, or, with a child's name, becomes that unit's program.
+/// Runs the supervisor of a site until it is told to exit. With a child's name, becomes that unit's program.
 ///
-/// Blocks; makes its own runtime on a thread of its own, so that it may be called from anywhere.
+/// Blocks. It creates its own runtime on its own thread, so any code may call it.
 pub fn run(folder: &Utf8Path, child: Option<&str>) -> Result<(), Error> {
     let fails = |source| Error::Folder { folder: folder.to_owned(), source };
     let root = folder.canonicalize_utf8().map_err(fails)?;
     let site = SiteFolder::at(&root);
     if let Some(name) = child {
         if !unit::is_name(name) {
-            return Err(Error::Unit { name: name.to_owned(), why: "that is not a name".to_owned() });
+            return Err(Error::Unit { name: name.to_owned(), why: "it is not a valid name".to_owned() });
         }
         return Err(child::become_child(&site, name));
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    // Away from the terminal of whoever started us; it fails only where we lead a session already.
+    // Detaches from the terminal of the parent. It fails only for a session leader.
     let _ = rustix::process::setsid();
     std::env::set_current_dir(&root).map_err(fails)?;
     let held = lock::take(&site.lock("supervisor")).map_err(|source| match source.kind() {
@@ -142,21 +146,21 @@ pub fn run(folder: &Utf8Path, child: Option<&str>) -> Result<(), Error> {
     ended.unwrap_or_else(|_| Err(Error::Run(std::io::Error::other("the supervisor panicked"))))
 }
 
-/// In the state folder of an environment that was made for a while: when its programs end, whoever lives then.
+/// A file in the state folder of a temporary environment: the time at which its programs end, even if the creator died.
 pub const EXPIRES: &str = "expires";
 
-/// Whether a file names a moment that has passed; one that says nothing ends nothing.
+/// Whether a file holds a time in the past; an unreadable one ends nothing.
 fn is_past(file: &Utf8Path, now: jiff::Timestamp) -> bool {
     let text = files::read_bounded(file, 64).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     text.and_then(|text| text.trim().parse::<jiff::Timestamp>().ok()).is_some_and(|at| at <= now)
 }
 
-type Asked = (Ask, oneshot::Sender<Status>);
+type ClientRequest = (ControlRequest, oneshot::Sender<Status>);
 
-/// All that a supervisor knows; one owner, changed between two waits only.
+/// The state of a supervisor; it has one owner, and changes between two waits only.
 struct Supervisor {
     folder: SiteFolder,
-    units: BTreeMap<String, Kept>,
+    units: BTreeMap<String, ManagedUnit>,
     stamps: BTreeMap<String, Stamp>,
     rejected: BTreeMap<String, String>,
     renewal: Renewal,
@@ -198,18 +202,18 @@ impl Supervisor {
         let listener = self.listen().map_err(Error::Run)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::Run)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Run)?;
-        let (asks, mut asked) = mpsc::channel::<Asked>(CLIENTS_MAX);
+        let (asks, mut asked) = mpsc::channel::<ClientRequest>(CLIENTS_MAX);
         let mut clients = JoinSet::new();
         let mut tick = tokio::time::interval(TICK);
-        // After a machine slept there is nothing to catch up with.
+        // After a suspend, missed ticks are not caught up.
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        self.notes.say(&format!("supervisor {} begins, pid {}", env!("CARGO_PKG_VERSION"), std::process::id()));
+        self.notes.say(&format!("supervisor {} started, pid {}", env!("CARGO_PKG_VERSION"), std::process::id()));
         loop {
             tokio::select! {
                 _ = tick.tick() => {
                     self.step(false).await;
-                    if self.is_over && self.units.values().all(Kept::is_over) {
-                        self.notes.say("the time of this environment is over, its programs have ended");
+                    if self.is_over && self.units.values().all(ManagedUnit::is_over) {
+                        self.notes.say("this environment has expired, its programs have ended");
                         break;
                     }
                 }
@@ -220,9 +224,9 @@ impl Supervisor {
                 }
                 Some(_) = clients.join_next(), if !clients.is_empty() => {}
                 Some((ask, answer)) = asked.recv() => {
-                    let leave = ask == Ask::Shutdown;
+                    let leave = ask == ControlRequest::Shutdown;
                     let status = self.answer(ask).await;
-                    // A client that left meanwhile wants no answer.
+                    // A client that left needs no answer.
                     let _ = answer.send(status);
                     if leave {
                         break;
@@ -232,11 +236,11 @@ impl Supervisor {
                 _ = interrupt.recv() => break,
             }
         }
-        // The answer to `shutdown` is still on its way; nobody else is waited for.
+        // The answer to `shutdown` may still be unsent; no other client is waited for.
         drop(asks);
         let farewell = async { while clients.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(Duration::from_millis(500), farewell).await;
-        self.notes.say("supervisor leaves; its programs go on");
+        self.notes.say("supervisor stopped; its programs keep running");
         let _ = files::remove_file(&self.folder.control());
         Ok(())
     }
@@ -247,14 +251,14 @@ impl Supervisor {
         if self.folder.has_short_sockets() {
             files::make_private_folder(&self.folder.sockets())?;
         }
-        // We hold the supervisor's lock: whatever lies there was left behind.
+        // This process holds the supervisor's lock, so the socket is stale.
         files::remove_file(&self.folder.control())?;
         UnixListener::bind(self.folder.control())
     }
 
     async fn step(&mut self, at_once: bool) {
         let now = Instant::now();
-        if at_once || self.units_read.is_none_or(|at| now.duration_since(at) >= UNITS_EVERY) {
+        if at_once || self.units_read.is_none_or(|at| now.duration_since(at) >= UNITS_INTERVAL) {
             self.units_read = Some(now);
             self.read_units();
         }
@@ -267,14 +271,14 @@ impl Supervisor {
         }
         self.units.retain(|_, kept| !(kept.file_gone && kept.is_over()));
         let units = &self.units;
-        self.turns.let_go(now, |name| units.get(name).is_none_or(|kept| kept.is_settled(now) && !kept.is_outdated()));
-        if self.housekept.is_none_or(|at| now.duration_since(at) >= HOUSEKEEPING_EVERY) {
+        self.turns.release(now, |name| units.get(name).is_none_or(|kept| kept.is_settled(now) && !kept.is_outdated()));
+        if self.housekept.is_none_or(|at| now.duration_since(at) >= HOUSEKEEPING_INTERVAL) {
             self.housekept = Some(now);
-            self.keep_house().await;
+            self.run_housekeeping().await;
         }
     }
 
-    /// Reads the unit files that are new or changed. One that cannot be believed changes nothing about a running program.
+    /// Reads new and changed unit files. An invalid one does not affect a running program.
     fn read_units(&mut self) {
         let names = match unit::names(&self.folder) {
             Ok(names) => names,
@@ -301,19 +305,19 @@ impl Supervisor {
                     self.rejected.remove(&name);
                     match self.units.get_mut(&name) {
                         Some(kept) => kept.change(unit),
-                        None => drop(self.units.insert(name, Kept::new(unit))),
+                        None => drop(self.units.insert(name, ManagedUnit::new(unit))),
                     }
                 }
                 Err(why) => {
-                    self.notes.say(&format!("unit {name} is not believed: {why}"));
+                    self.notes.say(&format!("unit {name} is invalid: {why}"));
                     self.rejected.insert(name, why);
                 }
             }
         }
     }
 
-    /// Whether a unit may be restarted for a change: while it does its work, only when all others of its group do theirs, and have
-    /// done so for long enough to be sent requests.
+    /// Whether a unit may be restarted for a change. While it is ready, all others of its group must be ready too, and
+    /// for long enough to receive requests.
     fn may_roll(&mut self, name: &str, now: Instant) -> bool {
         let Some(kept) = self.units.get(name) else { return false };
         if kept.unit.turns && kept.is_ready() && kept.is_outdated() {
@@ -330,17 +334,17 @@ impl Supervisor {
         !kept.is_ready() || others.into_iter().all(|(_, other)| other.is_settled(now))
     }
 
-    async fn keep_house(&mut self) {
+    async fn run_housekeeping(&mut self) {
         for kept in self.units.values_mut() {
-            kept.look_at_watched(&mut self.notes);
+            kept.check_watched(&mut self.notes);
             if let Err(error) = output::keep_bounded(&kept.unit.log) {
-                self.notes.say(&format!("log of {} cannot be cut: {error}", kept.unit.name));
+                self.notes.say(&format!("log of {} cannot be truncated: {error}", kept.unit.name));
             }
         }
-        // A failure here has nowhere to be said but the log itself.
+        // A failure here could only be logged in that log.
         let _ = output::keep_bounded(&self.folder.log("supervisor"));
         self.renewal.look(jiff::Timestamp::now(), &mut self.notes).await;
-        // A drill that died leaves its fault behind; this is the place that ends it.
+        // The fault of a drill that died is reverted here.
         if let Some(faults) = Faults::of_witness(&self.folder) {
             for says in faults.revert_overdue(jiff::Timestamp::now()).await {
                 self.notes.say(&says);
@@ -348,17 +352,17 @@ impl Supervisor {
         }
         if !self.is_over && is_past(&self.folder.state().join(EXPIRES), jiff::Timestamp::now()) {
             self.is_over = true;
-            self.notes.say("the time of this environment is over: its programs are told to end");
-            self.units.values_mut().for_each(Kept::stop_for_now);
+            self.notes.say("this environment has expired: its programs are being stopped");
+            self.units.values_mut().for_each(ManagedUnit::stop_for_now);
         }
         self.schedule.look(jiff::Timestamp::now(), &mut self.notes);
         self.archiver.look(Instant::now(), &mut self.notes);
         if self.alerts.is_due() {
             let now = jiff::Timestamp::now();
-            let units: Vec<UnitStatus> = self.units.values().map(Kept::status).collect();
+            let units: Vec<UnitStatus> = self.units.values().map(ManagedUnit::status).collect();
             let (rejected, certificates) = (self.rejected(), self.renewal.status());
             let backup = self.schedule.trouble(now);
-            let seen = Seen { units: &units, rejected: &rejected, certificates: &certificates, backup };
+            let seen = AlertInputs { units: &units, rejected: &rejected, certificates: &certificates, backup };
             self.alerts.look(seen, now, &mut self.notes).await;
         }
     }
@@ -367,18 +371,18 @@ impl Supervisor {
         self.rejected.iter().map(|(name, why)| Rejected { name: name.clone(), why: why.clone() }).collect()
     }
 
-    async fn answer(&mut self, ask: Ask) -> Status {
+    async fn answer(&mut self, ask: ControlRequest) -> Status {
         let error = match &ask {
-            Ask::Status | Ask::Shutdown => None,
-            Ask::Apply => None,
-            Ask::Start { name } => self.with_unit(name, Kept::start_now),
-            Ask::Stop { name } => self.with_unit(name, Kept::stop_for_now),
-            Ask::Restart { name } => self.with_unit(name, Kept::restart),
+            ControlRequest::Status | ControlRequest::Shutdown => None,
+            ControlRequest::Apply => None,
+            ControlRequest::Start { name } => self.with_unit(name, ManagedUnit::start_now),
+            ControlRequest::Stop { name } => self.with_unit(name, ManagedUnit::stop_for_now),
+            ControlRequest::Restart { name } => self.with_unit(name, ManagedUnit::restart),
         };
-        if !matches!(ask, Ask::Status | Ask::Shutdown) {
+        if !matches!(ask, ControlRequest::Status | ControlRequest::Shutdown) {
             self.step(true).await;
         }
-        // Trouble may have been mended a moment ago, and whoever asks wants to know of now.
+        // A problem may be fixed by now, and the client wants the current status.
         if !self.rejected.is_empty() {
             self.read_units();
         }
@@ -388,14 +392,14 @@ impl Supervisor {
         Status {
             pid: std::process::id(),
             version: VERSION.to_owned(),
-            units: self.units.values().map(Kept::status).collect(),
+            units: self.units.values().map(ManagedUnit::status).collect(),
             rejected: self.rejected(),
             certificates: self.renewal.status(),
             error,
         }
     }
 
-    fn with_unit(&mut self, name: &str, act: impl FnOnce(&mut Kept)) -> Option<String> {
+    fn with_unit(&mut self, name: &str, act: impl FnOnce(&mut ManagedUnit)) -> Option<String> {
         match self.units.get_mut(name) {
             Some(kept) => {
                 act(kept);
@@ -406,8 +410,8 @@ impl Supervisor {
     }
 }
 
-/// One client: its request to the loop, the answer back.
-async fn serve(mut stream: UnixStream, asks: mpsc::Sender<Asked>) {
+/// Serves one client: its request to the loop, the answer back.
+async fn serve(mut stream: UnixStream, asks: mpsc::Sender<ClientRequest>) {
     let exchange = async {
         let refused = |error: std::io::Error| json!({ "error": error.to_string() });
         let answer = match control::read_ask(&mut stream).await {
@@ -425,10 +429,10 @@ async fn serve(mut stream: UnixStream, asks: mpsc::Sender<Asked>) {
         };
         let mut line = answer.to_string().into_bytes();
         line.push(b'\n');
-        // A client that does not read its answer has lost nothing of ours.
+        // A client that does not read its answer loses nothing.
         let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &line).await;
     };
-    let _ = tokio::time::timeout(CLIENT_WITHIN, exchange).await;
+    let _ = tokio::time::timeout(CLIENT_TIMEOUT, exchange).await;
 }
 
 #[cfg(test)]
@@ -442,25 +446,25 @@ mod tests {
         for name in ["certs", "log", "units"] {
             files::make_folder(&folder.join(name)).unwrap();
         }
-        let key = crate::trust::new_key().unwrap();
-        let pem = crate::trust::authority(&key, "a", 99, jiff::Timestamp::now()).unwrap();
+        let key = textnlp_keys::trust::new_key().unwrap();
+        let pem = textnlp_keys::trust::authority(&key, "a", 99, jiff::Timestamp::now()).unwrap();
         let order = json!({
             "names": ["localhost"], "days": 30, "certificate_file": "certs/cert.pem", "key_file": "certs/key.pem",
             "ca_file": "certs/ca.pem", "authority_key": { "$secret": "here/ca-key", "version": "1" },
         });
-        files::put(&renewal::order_file(&folder), order.to_string().as_bytes(), 0o600).unwrap();
+        files::put(&textnlp_keys::renewal_order(&folder), order.to_string().as_bytes(), 0o600).unwrap();
         let certificate = folder.join("certs/cert.pem");
         files::put(&certificate, b"no certificate", 0o644).unwrap();
         files::put(&folder.unit("server-0"), b"no unit", 0o600).unwrap();
         let mut supervisor = Supervisor::new(folder.clone());
         supervisor.read_units();
-        supervisor.keep_house().await;
-        let status = supervisor.answer(Ask::Status).await;
+        supervisor.run_housekeeping().await;
+        let status = supervisor.answer(ControlRequest::Status).await;
         assert!(status.certificates[0].error.is_some() && status.rejected.len() == 1, "{status:?}");
 
         files::put(&certificate, pem.as_bytes(), 0o644).unwrap();
         files::remove_file(&folder.unit("server-0")).unwrap();
-        let status = supervisor.answer(Ask::Status).await;
+        let status = supervisor.answer(ControlRequest::Status).await;
         assert!(status.certificates[0].error.is_none() && status.rejected.is_empty(), "{status:?}");
     }
 }

@@ -1,33 +1,33 @@
-//! Logs: where programs write, what the supervisor itself has to say, and how both stay bounded.
+//! Log files of programs and of the supervisor, both bounded in size.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_keys::files;
 
-use crate::files;
-
-/// A log is cut at this size.
+/// A log is rotated at this size.
 const LOG_MAX: u64 = 10 << 20;
-/// How many cut pieces are kept.
-const KEPT: u32 = 5;
+/// The count of rotated logs that are kept.
+const ROTATED_LOGS: u32 = 5;
 
-/// Opens a log for appending. Programs write to the file itself, not to a pipe: they go on writing when the supervisor dies.
+/// Opens a log for appending. Programs write to the file, not to a pipe, so they can write after the supervisor's
+/// death.
 pub(crate) fn open(path: &Utf8Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
 }
 
-/// Cuts a log that has grown too large: copies it aside and empties it, because the program keeps its file open.
+/// Rotates a log that is too large: copies it and truncates it, because the program keeps its file open.
 ///
-/// Lines written between the end of the copy and the cut are lost; that is a handful in ten megabytes.
+/// Lines written between the end of the copy and the truncation are lost: a few in ten megabytes.
 pub(crate) fn rotate(path: &Utf8Path, max: u64) -> io::Result<bool> {
     if files::Stamp::of(path)?.is_none_or(|stamp| stamp.bytes <= max) {
         return Ok(false);
     }
     let piece = |number: u32| Utf8PathBuf::from(format!("{path}.{number}"));
-    for number in (1..KEPT).rev() {
+    for number in (1..ROTATED_LOGS).rev() {
         match std::fs::rename(piece(number), piece(number + 1)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -36,13 +36,13 @@ pub(crate) fn rotate(path: &Utf8Path, max: u64) -> io::Result<bool> {
     let mut from = files::open_plain(path)?;
     let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(piece(1))?;
     io::copy(&mut from, &mut to)?;
-    // Once more for what came meanwhile: this copy goes on where the first ended, and the gap behind it is short.
+    // A second copy for the lines written meanwhile, so that the gap is short.
     io::copy(&mut from, &mut to)?;
     OpenOptions::new().write(true).open(path)?.set_len(0)?;
     Ok(true)
 }
 
-/// Cuts a log at the usual size.
+/// Rotates a log at [`LOG_MAX`].
 pub(crate) fn keep_bounded(path: &Utf8Path) -> io::Result<bool> {
     rotate(path, LOG_MAX)
 }
@@ -63,7 +63,7 @@ pub(crate) fn tail(path: &Utf8Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// What the supervisor has to say, one line each, in its own log.
+/// The supervisor's own log.
 #[derive(Debug)]
 pub(super) struct Notes {
     path: Utf8PathBuf,
@@ -76,7 +76,7 @@ impl Notes {
         Self { path, file }
     }
 
-    /// Writes a line. A disk that is full must not stop the supervisor, so a line may be lost.
+    /// Writes a line. A full disk must not stop the supervisor, so a line may be lost.
     pub(super) fn say(&mut self, line: &str) {
         let line = format!("{:.3} {}\n", jiff::Timestamp::now(), line.replace(['\n', '\r'], " "));
         let written = self.file.as_mut().is_some_and(|file| file.write_all(line.as_bytes()).is_ok());

@@ -1,4 +1,4 @@
-//! Asking a program over its Unix socket whether it is ready.
+//! Readiness probes of programs over their Unix socket.
 
 use std::time::Duration;
 
@@ -8,27 +8,32 @@ use tokio::net::UnixStream;
 
 use super::unit::Ready;
 
-/// A program that needs longer to say that it is ready is not.
-const WITHIN: Duration = Duration::from_secs(2);
-/// Status line, headers and the beginning of a short body.
+/// A program that needs longer to answer is not ready.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Status line, headers and the start of a short body.
 const ANSWER_MAX: u64 = 64 << 10;
 
-/// `Ok` when the program answers 200, else the reason in its own words as far as it has any.
+/// `Ok` when the program answers 200, else the reason, from its answer where there is one.
 pub(crate) async fn probe(ready: &Ready) -> Result<(), String> {
     let request = format!("GET {} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", ready.path);
-    match tokio::time::timeout(WITHIN, exchange(&ready.unix, &request)).await {
+    match tokio::time::timeout(PROBE_TIMEOUT, exchange(&ready.unix, &request)).await {
         Ok(Ok(answer)) => verdict(&answer),
         Ok(Err(error)) => Err(format!("does not answer on its socket: {error}")),
-        Err(_) => Err(format!("does not answer within {} s", WITHIN.as_secs())),
+        Err(_) => Err(format!("does not answer within {} s", PROBE_TIMEOUT.as_secs())),
     }
 }
 
-/// One request, one short answer; the caller bounds the time.
+/// Sends one request and reads a short answer; the caller sets the timeout.
 pub(crate) async fn exchange(unix: &Utf8Path, request: &str) -> std::io::Result<String> {
+    exchange_up_to(unix, request, ANSWER_MAX).await
+}
+
+/// The same with an answer of at most `max` bytes.
+pub(crate) async fn exchange_up_to(unix: &Utf8Path, request: &str, max: u64) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(unix).await?;
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(ANSWER_MAX).read_to_end(&mut answer).await?;
+    stream.take(max).read_to_end(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 

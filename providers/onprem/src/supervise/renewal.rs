@@ -1,46 +1,28 @@
-//! Certificates are issued anew when two thirds of their life are over; the programs that use them are told by SIGHUP.
+//! Certificates are renewed when two thirds of their lifetime are over; their programs are notified by SIGHUP.
 
-use camino::Utf8PathBuf;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use textnlp_provider::{Secret, SecretRef, SecretStore};
+use textnlp_keys::{
+    FileSecretStore, Order, SiteFolder,
+    files::{self, Stamp},
+    reissue, renewal_order, trust,
+};
+use textnlp_provider::SecretStore;
 
 use super::control::CertificateStatus;
 use super::output::Notes;
-use crate::FileSecretStore;
-use crate::files::{self, Stamp};
-use crate::layout::SiteFolder;
-use crate::trust;
 
-/// Between two tries when something is wrong.
+/// Retry interval after a failure.
 const RETRY_SECONDS: i64 = 60;
 
-/// What the supervisor must know to issue a certificate again. Paths are relative to the site's folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Order {
-    pub(crate) names: Vec<String>,
-    pub(crate) days: u32,
-    pub(crate) certificate_file: String,
-    pub(crate) key_file: String,
-    pub(crate) ca_file: String,
-    pub(crate) authority_key: SecretRef,
-}
-
-/// Where the order of a site lies.
-pub(crate) fn order_file(folder: &SiteFolder) -> Utf8PathBuf {
-    folder.join("certs/renewal.json")
-}
-
-/// What was last seen of the site's certificate.
+/// The last observation of the site's certificate.
 pub(super) struct Renewal {
     folder: SiteFolder,
     secrets: FileSecretStore,
     looked: Option<(Option<Stamp>, Option<Stamp>)>,
     seen: Option<CertificateStatus>,
-    /// When the next try may be made.
+    /// The earliest time of the next attempt.
     not_before: Option<Timestamp>,
-    /// When the certificate begins to hold.
+    /// The start of the certificate's validity.
     valid_from: Option<Timestamp>,
 }
 
@@ -54,16 +36,16 @@ impl Renewal {
         self.seen.iter().cloned().collect()
     }
 
-    /// Whether the last look found something wrong.
+    /// Whether the last check found a problem.
     pub(super) fn is_in_trouble(&self) -> bool {
         self.seen.as_ref().is_some_and(|seen| seen.error.is_some())
     }
 
-    /// Looks at the certificate when its file changed, and renews it when it is time. A clock that was set back is no reason to
-    /// keep a certificate of the future, nor to wait for the next try until that future has come.
+    /// Checks the certificate when its file changed, and renews it when that is due. After a clock was set back, it
+    /// replaces a certificate of the future and retries without waiting for that time.
     pub(super) async fn look(&mut self, now: Timestamp, notes: &mut Notes) {
-        let Ok(bytes) = files::read_bounded(&order_file(&self.folder), files::TEXT_MAX) else {
-            // Without an order there is nothing to renew: the certificate is somebody else's, or not there yet.
+        let Ok(bytes) = files::read_bounded(&renewal_order(&self.folder), files::TEXT_MAX) else {
+            // Without an order nothing is renewed: the certificate is user-provided, or not issued yet.
             self.seen = None;
             self.looked = None;
             self.valid_from = None;
@@ -87,7 +69,7 @@ impl Renewal {
         }
         match self.renew(&order, now).await {
             Ok(()) => {
-                notes.say(&format!("certificate {} is renewed", order.certificate_file));
+                notes.say(&format!("certificate {} renewed", order.certificate_file));
                 self.read(&order, now, notes);
                 self.looked = None;
             }
@@ -98,7 +80,7 @@ impl Renewal {
     fn read(&mut self, order: &Order, now: Timestamp, notes: &mut Notes) {
         let read = files::read_bounded(&self.folder.join(&order.certificate_file), files::TEXT_MAX)
             .map_err(|error| error.to_string())
-            .and_then(|pem| trust::look(&pem, None, None).map_err(|error| error.to_string()));
+            .and_then(|pem| trust::inspect(&pem, None, None).map_err(|error| error.to_string()));
         match read {
             Ok(seen) => {
                 self.not_before = None;
@@ -110,7 +92,7 @@ impl Renewal {
                     error: None,
                 });
             }
-            // A file that is gone or broken is drift, which `up` mends; renewing is for what has grown old.
+            // A missing or broken file is drift, which `up` repairs; renewal handles age only.
             Err(why) => self.failed(&order.certificate_file, now, why, notes),
         }
     }
@@ -131,32 +113,12 @@ impl Renewal {
     }
 }
 
-/// Issues the certificate of an order for the key that is there. The key stays: only one file changes, so a reader never
-/// sees a certificate beside the key of another.
-pub(crate) fn reissue(
-    folder: &SiteFolder,
-    order: &Order,
-    authority_key: &Secret,
-    now: Timestamp,
-) -> Result<(), String> {
-    let read = |path: &str| {
-        let path = folder.inside(path).map_err(|error| error.to_string())?;
-        files::read_bounded(&path, files::TEXT_MAX).map_err(|error| format!("read {path}: {error}"))
-    };
-    let authority = String::from_utf8(read(&order.ca_file)?).map_err(|error| error.to_string())?;
-    let key = Secret::new(read(&order.key_file)?);
-    let pem =
-        trust::issue(&authority, authority_key, &key, &order.names, order.days, now).map_err(|e| e.to_string())?;
-    let path = folder.inside(&order.certificate_file).map_err(|error| error.to_string())?;
-    files::put(&path, pem.as_bytes(), 0o644).map_err(|error| format!("write {path}: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use camino::Utf8Path;
     use jiff::SignedDuration;
-    use textnlp_provider::{SecretName, SecretVersion};
+    use textnlp_provider::{SecretName, SecretRef, SecretVersion};
 
     /// A site with an authority and a certificate of thirty days, issued at `now`.
     struct Site {
@@ -189,14 +151,14 @@ mod tests {
                 ca_file: "certs/ca.pem".to_owned(),
                 authority_key: secret,
             };
-            files::put(&order_file(&folder), &serde_json::to_vec(&order).unwrap(), 0o600).unwrap();
+            files::put(&renewal_order(&folder), &serde_json::to_vec(&order).unwrap(), 0o600).unwrap();
             reissue(&folder, &order, &authority_key, now).unwrap();
             Self { _dir: dir, folder, ca }
         }
 
-        fn certificate(&self) -> trust::Seen {
+        fn certificate(&self) -> trust::CertificateInfo {
             let pem = std::fs::read(self.folder.join("certs/cert.pem")).unwrap();
-            trust::look(&pem, Some(self.ca.as_bytes()), None).unwrap()
+            trust::inspect(&pem, Some(self.ca.as_bytes()), None).unwrap()
         }
     }
 

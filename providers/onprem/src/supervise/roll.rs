@@ -1,10 +1,11 @@
-//! One unit's life: started, probed, told, stopped, started again.
+//! The life cycle of one unit: start, probe, signal, stop, restart.
 
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use rustix::process::{Pid, Signal};
+use textnlp_keys::{SiteFolder, files::Stamp};
 use tokio::task::JoinHandle;
 
 use super::child::{Running, clean_environment};
@@ -13,34 +14,34 @@ use super::output::{self, Notes};
 use super::probe::probe;
 use super::sockets::{self, Sockets};
 use super::unit::{State, Unit};
-use crate::files::Stamp;
-use crate::layout::SiteFolder;
 use crate::lock;
 
-/// The first pause before a program that ended is started again; doubled each time.
+/// The first pause before a program that ended is restarted; doubled each time.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// A program that was ready this long begins with the first pause again.
+/// After this time ready, the pause starts from [`PAUSE_FIRST`] again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
-/// Between two probes of a program that is not ready yet.
+/// Probe interval of a program that is not ready yet.
 const PROBE_STARTING: Duration = Duration::from_millis(100);
-/// Between two probes of one that is.
+/// Probe interval of a ready program.
 const PROBE_READY: Duration = Duration::from_secs(2);
-/// A gateway looks at its replicas twice a second; on a busy machine a look may come late.
+/// The next replica restarts only after this time, so that gateways have seen this one ready. A gateway polls its
+/// replicas twice a second; on a busy machine a poll may be late.
 const SETTLED: Duration = Duration::from_secs(2);
-/// A program whose pid file is not there by then is not known to be the right one.
+/// A program without a pid file after this time is unverified.
 const UNKNOWN_FOR: Duration = Duration::from_secs(3);
-/// Programs of one unit that have made room and still finish what they have; beyond, a restart waits for its predecessor.
+/// Limit of replaced programs of one unit that still drain. At this limit, a restart waits until the current program
+/// has ended.
 const ASIDE_MAX: usize = 4;
-/// A program that ended so often without becoming ready may do better without sockets that were kept for it.
+/// After this many failed starts, a program is started without the kept sockets.
 const FAILED_STARTS_MAX: u32 = 3;
-/// Between two SIGKILLs, for a process that hangs in the kernel.
-const KILL_EVERY: Duration = Duration::from_secs(1);
+/// Interval of SIGKILLs, for a process that hangs in the kernel.
+const KILL_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing is known yet: it may run already.
+    /// Not checked yet: a program may be running.
     New,
     Waiting {
         until: Instant,
@@ -56,41 +57,41 @@ enum Phase {
     Stopped,
 }
 
-/// A unit and what became of it.
-pub(super) struct Kept {
+/// A unit and its current state.
+pub(super) struct ManagedUnit {
     pub(super) unit: Unit,
-    /// Its file is gone; only a unit file that says `stopped` stops a program.
+    /// Its file is missing; only a unit file with the state `stopped` stops a program.
     pub(super) file_gone: bool,
     phase: Phase,
-    /// Set when it is our own child; an adopted program is known by its lock alone.
+    /// Set for a child of this process; an adopted program is known by its lock alone.
     child: Option<Child>,
     pid: Option<u32>,
     running: Option<Running>,
-    /// Since when a program lives that wrote nothing of itself.
+    /// Since when a program without a pid file runs.
     unknown_since: Option<Instant>,
     pause: Duration,
     restarts: u32,
     failures: u32,
     says: String,
-    asked: Option<Asked>,
+    asked: Option<PendingRequest>,
     probing: Option<JoinHandle<Result<(), String>>>,
     probed: Option<Instant>,
     watched: Vec<(Utf8PathBuf, Option<Stamp>)>,
     sockets: Sockets,
-    /// The running program was told to make room for its successor.
+    /// The running program got the signal to release its lock for its successor.
     steps_aside: bool,
-    aside: Vec<Aside>,
+    aside: Vec<DrainingProgram>,
 }
 
-/// A program that has made room and finishes what it has.
-struct Aside {
+/// A replaced program that still finishes its requests.
+struct DrainingProgram {
     child: Option<Child>,
     pid: u32,
     started: Option<u64>,
     kill_at: Instant,
 }
 
-impl Aside {
+impl DrainingProgram {
     fn lives(&mut self) -> bool {
         match &mut self.child {
             Some(child) => !matches!(child.try_wait(), Ok(Some(_))),
@@ -99,14 +100,14 @@ impl Aside {
     }
 }
 
-/// What a person asked for, until the unit changes or it is done.
+/// A pending request of the operator, until it is done or the unit changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
+enum PendingRequest {
     Stop,
     Restart,
 }
 
-impl Kept {
+impl ManagedUnit {
     pub(super) fn new(unit: Unit) -> Self {
         let watched = watched(&unit);
         Self {
@@ -131,7 +132,7 @@ impl Kept {
         }
     }
 
-    /// Takes over a changed unit file; the next steps see what that takes.
+    /// Sets a changed unit file; the next steps apply it.
     pub(super) fn change(&mut self, unit: Unit) {
         if unit.watch != self.unit.watch {
             self.watched = watched(&unit);
@@ -153,7 +154,7 @@ impl Kept {
         matches!(self.phase, Phase::Ready { .. })
     }
 
-    /// Ready for so long that whoever sends it requests has seen it.
+    /// Ready for long enough that its clients have noticed.
     pub(super) fn is_settled(&self, now: Instant) -> bool {
         matches!(self.phase, Phase::Ready { since } if now.duration_since(since) >= SETTLED)
     }
@@ -171,12 +172,12 @@ impl Kept {
     }
 
     pub(super) fn stop_for_now(&mut self) {
-        self.asked = Some(Asked::Stop);
+        self.asked = Some(PendingRequest::Stop);
     }
 
     pub(super) fn restart(&mut self) {
         self.start_now();
-        self.asked = Some(Asked::Restart);
+        self.asked = Some(PendingRequest::Restart);
     }
 
     pub(super) fn status(&self) -> UnitStatus {
@@ -203,15 +204,15 @@ impl Kept {
     }
 
     fn wants_to_run(&self) -> bool {
-        self.unit.state == State::Running && self.asked != Some(Asked::Stop)
+        self.unit.state == State::Running && self.asked != Some(PendingRequest::Stop)
     }
 
-    /// Says what keeps it from being restarted.
+    /// Shows in the status what delays its restart.
     pub(super) fn waits(&mut self, why: &str) {
         why.clone_into(&mut self.says);
     }
 
-    /// Whether another program runs than the unit file describes.
+    /// Whether the running program differs from the unit file.
     pub(super) fn is_outdated(&self) -> bool {
         self.running.is_some() && !self.is_current()
     }
@@ -221,7 +222,7 @@ impl Kept {
         self.running.as_ref().is_some_and(|running| running.spec_digest == self.unit.spec_digest)
     }
 
-    /// One look and at most one act.
+    /// One check and at most one action.
     pub(super) async fn step(&mut self, folder: &SiteFolder, now: Instant, may_roll: bool, notes: &mut Notes) {
         let name = self.unit.name.clone();
         let ended = self.reap();
@@ -232,7 +233,7 @@ impl Kept {
                 return;
             }
         };
-        self.look_at_aside(now, notes);
+        self.check_draining(now, notes);
         self.keep_sockets(now, notes);
         if self.steps_aside && holder.is_none() {
             self.has_stepped_aside(now, notes);
@@ -255,9 +256,9 @@ impl Kept {
             Phase::Waiting { .. } => {}
             Phase::Stopping { .. } if !lives => self.is_gone(notes),
             Phase::Stopping { kill_at } if now >= kill_at && (holder.is_some() || self.child.is_some()) => {
-                notes.say(&format!("{name} did not end in time and is killed"));
+                notes.say(&format!("{name} did not stop in time and was killed"));
                 self.signal(holder, Signal::KILL, true);
-                self.phase = Phase::Stopping { kill_at: now + KILL_EVERY };
+                self.phase = Phase::Stopping { kill_at: now + KILL_INTERVAL };
             }
             Phase::Stopping { .. } => {}
             Phase::Starting | Phase::Ready { .. } | Phase::Unready if !lives => self.ended(ended, folder, now, notes),
@@ -267,7 +268,7 @@ impl Kept {
         }
     }
 
-    /// A program that lives: is it the right one, is it ready, should it go?
+    /// Handles a living program: verify, probe, restart or stop it.
     async fn tend(
         &mut self,
         folder: &SiteFolder,
@@ -288,12 +289,12 @@ impl Kept {
         if self.running.is_some() {
             self.unknown_since = None;
         }
-        // Before it holds its lock a child has not become its program yet.
+        // A child without a lock is not the program yet.
         let Some(pid) = holder else { return };
         let unknown =
             self.running.is_none() && now.duration_since(*self.unknown_since.get_or_insert(now)) >= UNKNOWN_FOR;
         let outdated = self.is_outdated();
-        let restart = self.asked == Some(Asked::Restart) || outdated || unknown;
+        let restart = self.asked == Some(PendingRequest::Restart) || outdated || unknown;
         let keeps = self.unit.keeps_sockets.as_ref();
         self.sockets.look(&name, keeps, pid, now, notes).await;
         if restart && self.wants_to_run() && self.sockets.are_awaited(keeps, pid, now) {
@@ -301,11 +302,11 @@ impl Kept {
         }
         if !self.wants_to_run() || (restart && may_roll) {
             if self.wants_to_run() && self.sockets.steps_aside(pid) && self.aside.len() < ASIDE_MAX {
-                notes.say(&format!("{name} is told to make room for its successor, pid {pid}"));
+                notes.say(&format!("{name} is stopping for its successor, pid {pid}"));
                 self.steps_aside = true;
                 self.signal(holder, Signal::USR1, false);
             } else {
-                notes.say(&format!("{name} is told to end, pid {pid}"));
+                notes.say(&format!("{name} is stopping, pid {pid}"));
                 self.signal(holder, Signal::TERM, false);
             }
             let grace = Duration::from_millis(self.unit.stop_grace_ms);
@@ -314,7 +315,7 @@ impl Kept {
             return;
         }
         self.tell_of_reload(folder, holder, notes);
-        self.look_at_probe(now, notes).await;
+        self.poll_probe(now, notes).await;
         if let Phase::Ready { since } = self.phase
             && now.duration_since(since) >= HEALTHY_AFTER
         {
@@ -323,7 +324,7 @@ impl Kept {
     }
 
     fn tell_of_reload(&mut self, folder: &SiteFolder, holder: Option<u32>, notes: &mut Notes) {
-        // Before it is ready a program may not listen to signals yet: SIGHUP would end it.
+        // An unready program may not handle signals yet: SIGHUP would end it.
         if !self.is_ready() {
             return;
         }
@@ -337,11 +338,11 @@ impl Kept {
         if let Err(error) = written {
             notes.say(&format!("pid file of {} cannot be written: {error}", self.unit.name));
         }
-        notes.say(&format!("{} is told to read its configuration again", self.unit.name));
+        notes.say(&format!("{} is reloading its configuration", self.unit.name));
         self.signal(holder, Signal::HUP, false);
     }
 
-    async fn look_at_probe(&mut self, now: Instant, notes: &mut Notes) {
+    async fn poll_probe(&mut self, now: Instant, notes: &mut Notes) {
         let Some(ready) = &self.unit.ready else {
             return self.seen_ready(now, notes);
         };
@@ -350,7 +351,7 @@ impl Kept {
                 Ok(Ok(())) => self.seen_ready(now, notes),
                 Ok(Err(why)) => {
                     if self.is_ready() {
-                        notes.say(&format!("{} is not ready any more: {why}", self.unit.name));
+                        notes.say(&format!("{} is no longer ready: {why}", self.unit.name));
                         self.phase = Phase::Unready;
                     }
                     self.says = why;
@@ -381,12 +382,12 @@ impl Kept {
         self.unknown_since = None;
         self.pid = None;
         self.drop_probe();
-        if self.asked == Some(Asked::Restart) {
+        if self.asked == Some(PendingRequest::Restart) {
             self.asked = None;
         }
         match spawn(folder, &self.unit, &self.sockets) {
             Ok(child) => {
-                notes.say(&format!("{} is started, pid {}", self.unit.name, child.id()));
+                notes.say(&format!("{} started, pid {}", self.unit.name, child.id()));
                 self.child = Some(child);
                 self.phase = Phase::Starting;
             }
@@ -401,21 +402,25 @@ impl Kept {
     fn adopt(&mut self, folder: &SiteFolder, holder: Option<u32>, notes: &mut Notes) {
         self.pid = holder;
         self.running = holder.and_then(|pid| Running::of_holder(folder, &self.unit.name, pid));
-        notes.say(&format!("{} runs already and is adopted, pid {}", self.unit.name, holder.unwrap_or_default()));
+        notes.say(&format!(
+            "{} is already running and was adopted, pid {}",
+            self.unit.name,
+            holder.unwrap_or_default()
+        ));
         self.phase = Phase::Starting;
     }
 
-    /// It ended without being told to.
+    /// Handles an unexpected end.
     fn ended(&mut self, how: Option<ExitStatus>, folder: &SiteFolder, now: Instant, notes: &mut Notes) {
         let how = how.map_or_else(|| "it ended".to_owned(), |status| status.to_string());
         let last = output::tail(&folder.log(&self.unit.name), 1);
-        self.says = if last.is_empty() { how } else { format!("{how}; its last words: {last}") };
+        self.says = if last.is_empty() { how } else { format!("{how}; end of its log: {last}") };
         self.failures = self.failures.saturating_add(1);
         notes.say(&format!("{} ended: {}", self.unit.name, self.says));
         self.running = None;
         self.pid = None;
         self.drop_probe();
-        // A program of old binds its ports itself, and cannot while they are kept.
+        // An older program binds its ports itself, which fails while they are kept.
         if self.failures >= FAILED_STARTS_MAX {
             self.sockets.close();
         }
@@ -427,7 +432,7 @@ impl Kept {
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
 
-    /// Ports are kept for whoever comes next, if somebody does.
+    /// Keeps the ports for a successor, if one is expected.
     fn keep_sockets(&mut self, now: Instant, notes: &mut Notes) {
         if !self.wants_to_run() {
             self.sockets.close();
@@ -436,14 +441,14 @@ impl Kept {
         self.sockets.close_if_unserved(&self.unit.name, served, now, notes);
     }
 
-    /// It gave its lock up: it has made room, or has ended.
+    /// Handles a released lock: the program drains for its successor, or has ended.
     fn has_stepped_aside(&mut self, now: Instant, notes: &mut Notes) {
         self.steps_aside = false;
         let (child, Some(pid)) = (self.child.take(), self.pid) else { return };
         let kill_at = now + Duration::from_millis(self.unit.stop_grace_ms);
-        let mut aside = Aside { child, pid, started: lock::started(pid), kill_at };
+        let mut aside = DrainingProgram { child, pid, started: lock::started(pid), kill_at };
         if aside.lives() {
-            notes.say(&format!("{} has made room and finishes what it has, pid {pid}", self.unit.name));
+            notes.say(&format!("{} was replaced and finishes its open requests, pid {pid}", self.unit.name));
             self.aside.push(aside);
             self.running = None;
             self.pid = None;
@@ -451,27 +456,27 @@ impl Kept {
         }
     }
 
-    /// Those who made room end by themselves; for ever they may not take.
-    fn look_at_aside(&mut self, now: Instant, notes: &mut Notes) {
+    /// Replaced programs drain and end by themselves; after the grace period they are killed.
+    fn check_draining(&mut self, now: Instant, notes: &mut Notes) {
         let name = &self.unit.name;
         self.aside.retain_mut(|aside| {
             if !aside.lives() {
-                notes.say(&format!("{name} that had made room ended, pid {}", aside.pid));
+                notes.say(&format!("replaced {name} ended, pid {}", aside.pid));
                 return false;
             }
             if now >= aside.kill_at
                 && let Some(pid) = i32::try_from(aside.pid).ok().and_then(Pid::from_raw)
             {
-                notes.say(&format!("{name} that had made room did not end in time and is killed, pid {}", aside.pid));
-                // One that is gone already is what is wanted.
+                notes.say(&format!("replaced {name} did not stop in time and was killed, pid {}", aside.pid));
+                // A process that is gone already needs no signal.
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
-                aside.kill_at = now + KILL_EVERY;
+                aside.kill_at = now + KILL_INTERVAL;
             }
             true
         });
     }
 
-    /// It was told to end and did.
+    /// Handles an expected end.
     fn is_gone(&mut self, notes: &mut Notes) {
         notes.say(&format!("{} ended", self.unit.name));
         self.running = None;
@@ -486,11 +491,11 @@ impl Kept {
         Some(status)
     }
 
-    /// Signals the process that holds the unit's lock at this moment: never a number that was merely written down.
+    /// Signals the process that holds the unit's lock now, never a recorded pid.
     fn signal(&self, holder: Option<u32>, signal: Signal, group: bool) {
         let pid = holder.or_else(|| self.child.as_ref().map(Child::id));
         let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) else { return };
-        // A process that is gone already is what a signal wants.
+        // A process that is gone already needs no signal.
         let _ = rustix::process::kill_process(pid, signal);
         if group {
             let _ = rustix::process::kill_process_group(pid, signal);
@@ -504,12 +509,12 @@ impl Kept {
         self.probed = None;
     }
 
-    /// Tells the program of changed files by SIGHUP.
-    pub(super) fn look_at_watched(&mut self, notes: &mut Notes) {
+    /// Notifies the program of changed files by SIGHUP.
+    pub(super) fn check_watched(&mut self, notes: &mut Notes) {
         let mut changed = None;
         for (path, stamp) in &mut self.watched {
             let now = Stamp::of(path).ok().flatten();
-            // A file that is gone is no news to act on; the one that takes its place is.
+            // A file is missing while it is replaced: only the new file matters.
             if now.is_some() && now != *stamp {
                 *stamp = now;
                 changed = Some(path.clone());
@@ -518,7 +523,7 @@ impl Kept {
         if let Some(path) = changed
             && self.is_ready()
         {
-            notes.say(&format!("{} is told that {path} changed", self.unit.name));
+            notes.say(&format!("{} was notified that {path} changed", self.unit.name));
             self.signal(self.pid, Signal::HUP, false);
         }
     }
@@ -528,12 +533,12 @@ fn watched(unit: &Unit) -> Vec<(Utf8PathBuf, Option<Stamp>)> {
     unit.watch.iter().map(|path| (path.clone(), Stamp::of(path).ok().flatten())).collect()
 }
 
-/// Starts our own program once more, as the child that becomes the unit's program.
+/// Starts this program as the child that becomes the unit's program.
 fn spawn(folder: &SiteFolder, unit: &Unit, sockets: &Sockets) -> std::io::Result<Child> {
     let log = output::open(&unit.log)?;
-    // Open for this child alone: nothing else is started before they are closed here.
+    // Inherited by this child alone: no other process is started before they are closed here.
     let handed = sockets.for_child()?;
-    // Not by path: the file may have been replaced or removed since this supervisor began.
+    // `/proc/self/exe`, because the file may have been replaced or removed since this supervisor started.
     Command::new("/proc/self/exe")
         .args(["supervise", "--folder", folder.root().as_str(), "--child", &unit.name])
         .env_clear()

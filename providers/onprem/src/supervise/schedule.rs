@@ -1,50 +1,49 @@
-//! Copies on a schedule: when one is due, the command that makes it is run beside the programs. It may fail; they go on.
+//! Backups on a schedule: starts the backup command when one is due. When it fails, the units continue.
 //!
-//! How the last copy went is in `STATE/backup.json`, which the command writes, by the wall clock: what was missed while the machine
-//! slept is made up for at once.
+//! The command writes the outcome to `STATE/backup.json`, in wall-clock time: a backup that was missed during a suspend
+//! is made at once.
 
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use textnlp_keys::{SiteFolder, files};
 use textnlp_provider::component::Backup;
 use tokio::process::Child;
 
-use super::beside::{Complaint, ourselves};
+use super::background::{Complaint, own_program};
 use super::output::{self, Notes};
-use crate::files;
-use crate::layout::SiteFolder;
 use crate::lower::BACKUP_FILE;
 
-/// The longest pause after a copy that failed.
+/// The longest pause after a failed backup.
 const RETRY_MAX: Duration = Duration::from_secs(300);
-/// Between two tries whose command did not even say how it went.
-const AGAIN: Duration = Duration::from_secs(60);
-/// A copy that takes longer than this hangs.
-const WITHIN: Duration = Duration::from_secs(6 * 3600);
-/// A clock that is behind what was written by less than this has only been set right.
+/// Pause after a command that did not record its outcome.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// A backup that takes longer hangs.
+const BACKUP_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+/// A clock that is behind the record by less than this was only corrected.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
-/// How the last copy went, as the command writes it down.
+/// The outcome of the last backup, as the command records it.
 #[derive(Debug, Clone, Deserialize)]
-struct Standing {
+struct BackupOutcome {
     #[serde(default)]
-    last: Option<Last>,
+    last: Option<LastRun>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct Last {
+struct LastRun {
     at: Timestamp,
     ok: bool,
 }
 
-/// The schedule of a site and the copy that is being made.
+/// The schedule of a site and the running backup.
 pub(super) struct Schedule {
     folder: SiteFolder,
     running: Option<(Child, Timestamp)>,
     tried: Option<Timestamp>,
-    /// What was last said of the order, so that it is said once.
+    /// The last complaint about the order, so that it is logged once.
     complaint: Complaint,
 }
 
@@ -53,7 +52,7 @@ impl Schedule {
         Self { folder: folder.clone(), running: None, tried: None, complaint: Complaint::about("backup") }
     }
 
-    /// Looks whether a copy ended and whether one is due.
+    /// Checks whether a backup ended and whether one is due.
     pub(super) fn look(&mut self, now: Timestamp, notes: &mut Notes) {
         if self.is_running(now, notes) {
             return;
@@ -64,14 +63,14 @@ impl Schedule {
             Err(why) => return self.complaint.say(why, notes),
         };
         if !is_due(self.last().as_ref(), Duration::from_secs(order.every_seconds), now)
-            || self.tried.is_some_and(|at| is_within(at, now, AGAIN))
+            || self.tried.is_some_and(|at| is_within(at, now, RETRY_INTERVAL))
         {
             return;
         }
         self.tried = Some(now);
         match self.start() {
             Ok(child) => {
-                notes.say("backup begins");
+                notes.say("backup started");
                 self.running = Some((child, now));
                 self.complaint.end();
             }
@@ -79,31 +78,33 @@ impl Schedule {
         }
     }
 
-    /// What is wrong with the copies: the last one failed or was not proven, or none was made for two periods.
+    /// The problem of the backups: the last one failed or was not verified, or none was made for two periods.
     pub(super) fn trouble(&self, now: Timestamp) -> Option<String> {
         let order = self.order().ok().flatten()?;
         let last = self.last()?;
         if !last.ok {
-            return Some(format!("the copy of {:.0} failed or could not be proven, see `backup list`", last.at));
+            return Some(format!("the backup of {:.0} failed or could not be verified, see `backup list`", last.at));
         }
         let twice = Duration::from_secs(order.every_seconds.saturating_mul(2));
-        (!is_within(last.at, now, twice)).then(|| format!("the newest copy is of {:.0}", last.at))
+        (!is_within(last.at, now, twice)).then(|| format!("the newest backup is from {:.0}", last.at))
     }
 
     fn is_running(&mut self, now: Timestamp, notes: &mut Notes) -> bool {
         let Some((child, since)) = &mut self.running else { return false };
         let log = self.folder.log(LOG);
         let ended = |status: ExitStatus| match status.success() {
-            true => "backup is made".to_owned(),
+            true => "backup created".to_owned(),
             false => format!("backup FAILED ({status}): {}", output::tail(&log, 3)),
         };
         let said = match child.try_wait() {
-            Ok(None) if is_within(*since, now, WITHIN) => return true,
-            Ok(None) => format!("backup FAILED: it took longer than {} h and is ended", WITHIN.as_secs() / 3600),
+            Ok(None) if is_within(*since, now, BACKUP_TIMEOUT) => return true,
+            Ok(None) => {
+                format!("backup FAILED: it took longer than {} h and was stopped", BACKUP_TIMEOUT.as_secs() / 3600)
+            }
             Ok(Some(status)) => ended(status),
             Err(error) => format!("backup FAILED: {error}"),
         };
-        // A child that still lives is killed as it is let go.
+        // A child that still lives is killed when it is dropped.
         self.running = None;
         notes.say(&said);
         let _ = output::keep_bounded(&log);
@@ -121,14 +122,14 @@ impl Schedule {
         }
     }
 
-    fn last(&self) -> Option<Last> {
+    fn last(&self) -> Option<LastRun> {
         let text = files::read_bounded(&self.folder.state().join("backup.json"), files::TEXT_MAX).ok()?;
-        serde_json::from_slice::<Standing>(&text).ok()?.last
+        serde_json::from_slice::<BackupOutcome>(&text).ok()?.last
     }
 
-    /// The command is this very program: nobody else knows the state.
+    /// The command is this program itself, which can read the state.
     fn start(&self) -> std::io::Result<Child> {
-        ourselves(&self.folder, &self.folder.log(LOG))?
+        own_program(&self.folder, &self.folder.log(LOG))?
             .args(["backup", "run", "--folder", self.folder.state().as_str()])
             .args(["--order", self.folder.join(BACKUP_FILE).as_str()])
             .spawn()
@@ -137,15 +138,16 @@ impl Schedule {
 
 const LOG: &str = "backup";
 
-/// Whether a copy is due: a period after the last good one began, sooner after one that failed, and at once when there was none or when
-/// the clock was set back behind it.
-fn is_due(last: Option<&Last>, every: Duration, now: Timestamp) -> bool {
+/// Whether a backup is due: one period after the start of the last good one, sooner after a failure. Due at once when
+/// there is none, or when the clock was set back before it.
+fn is_due(last: Option<&LastRun>, every: Duration, now: Timestamp) -> bool {
     let Some(last) = last else { return true };
     let pause = if last.ok { every } else { every.min(RETRY_MAX) };
     !is_within(last.at, now, pause)
 }
 
-/// Whether `now` lies in the time that begins at `since` and is so long. A clock before its beginning, beyond a little, is outside too.
+/// Whether `now` is in the period of length `long` from `since`. A clock before `since`, beyond [`CLOCK_SLACK`], is
+/// outside.
 fn is_within(since: Timestamp, now: Timestamp, long: Duration) -> bool {
     let passed = now.duration_since(since);
     if passed.is_negative() { passed.unsigned_abs() <= CLOCK_SLACK } else { passed.unsigned_abs() < long }
@@ -163,7 +165,7 @@ mod tests {
         let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
         let day = Duration::from_secs(86_400);
         let due =
-            |hours: i64, ok: bool| is_due(Some(&Last { at: now - SignedDuration::from_mins(hours), ok }), day, now);
+            |hours: i64, ok: bool| is_due(Some(&LastRun { at: now - SignedDuration::from_mins(hours), ok }), day, now);
         assert!(is_due(None, day, now));
         assert!(!due(60, true) && !due(23 * 60, true) && due(24 * 60, true));
         assert!(due(24 * 60 * 9, true), "nine missed ones are one");
@@ -171,7 +173,7 @@ mod tests {
         assert!(due(-60, true), "a clock that was an hour ahead does not put copies off");
         let minute = Duration::from_secs(60);
         let at = now - SignedDuration::from_secs(61);
-        assert!(is_due(Some(&Last { at, ok: false }), minute, now), "no longer than the period itself");
+        assert!(is_due(Some(&LastRun { at, ok: false }), minute, now), "no longer than the period itself");
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! The listening sockets of a program, kept so that a connection waits for the program's successor instead of being refused.
+//! Keeps the listening sockets of a program during a restart, so that connections wait for the successor instead of
+//! being refused.
 //!
-//! The program gives them when it is asked (see `gateway/handover.rs` of the server), and its successor finds them open. A program that
-//! knows nothing of this is started and ended as ever.
+//! The program sends them on request (see `gateway/handover.rs` of the server), and its successor inherits them. A
+//! program without this feature is restarted as usual.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,60 +19,60 @@ use tokio::task::JoinHandle;
 use super::output::Notes;
 use super::unit::KeepsSockets;
 
-/// What the next program is told: for whom what follows is, the numbers of its sockets, and that of the file whose lock it holds.
+/// Variables of the next program: the pid that they are for, the numbers of its sockets, and that of its lock file.
 pub(super) const PROCESS: &str = "TEXTNLP_HANDED_PROCESS";
 pub(super) const SOCKETS: &str = "TEXTNLP_HANDED_SOCKETS";
 pub(super) const LOCK: &str = "TEXTNLP_HANDED_LOCK";
 
-/// A program that serves answers at once.
-const WITHIN: Duration = Duration::from_secs(2);
-/// A head and one short line.
+/// A running program answers at once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Size of a head and one short line.
 const ANSWER_MAX: usize = 8 << 10;
-/// The kernel closes what is given beyond.
+/// The kernel closes any sockets beyond this count.
 const SOCKETS_MAX: usize = 8;
-/// Between two questions to a program that did not answer.
-const ASK_EVERY: Duration = Duration::from_millis(250);
-/// A restart waits no longer for the answer.
+/// Retry interval of a request without an answer.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// The longest wait of a restart for the answer.
 const AWAITED_FOR: Duration = Duration::from_secs(5);
-/// Without a program for so long there is none to wait for: clients are refused, as they should be.
+/// After this time without a program the sockets are closed, so that clients are refused.
 const UNSERVED_MAX: Duration = Duration::from_secs(60);
 
 /// The sockets of one unit.
 #[derive(Default)]
 pub(super) struct Sockets {
     kept: Vec<TcpListener>,
-    asked: Option<AskedOf>,
+    asked: Option<SocketRequest>,
     unserved_since: Option<Instant>,
 }
 
-/// What became of the question to one process.
-struct AskedOf {
+/// The request to one process and its outcome.
+struct SocketRequest {
     pid: u32,
     since: Instant,
     last: Option<Instant>,
-    asking: Option<JoinHandle<Result<Given, Refused>>>,
+    asking: Option<JoinHandle<Result<PassedSockets, Refused>>>,
     answered: bool,
     steps_aside: bool,
     told: bool,
 }
 
-/// What a program gave.
+/// The sockets that a program sent.
 #[derive(Debug)]
-struct Given {
+struct PassedSockets {
     sockets: Vec<TcpListener>,
     steps_aside: bool,
 }
 
-/// Why it gave nothing.
+/// Why it sent none.
 #[derive(Debug)]
 enum Refused {
-    /// It will not, however often it is asked.
+    /// It does not support the request.
     Never(String),
-    /// It may later.
+    /// It may succeed later.
     Now(String),
 }
 
-impl Drop for AskedOf {
+impl Drop for SocketRequest {
     fn drop(&mut self) {
         if let Some(asking) = self.asking.take() {
             asking.abort();
@@ -80,7 +81,7 @@ impl Drop for AskedOf {
 }
 
 impl Sockets {
-    /// Asks the process that runs now, once it can answer.
+    /// Requests the sockets of the running process, once it can answer.
     pub(super) async fn look(
         &mut self,
         name: &str,
@@ -92,7 +93,7 @@ impl Sockets {
         let Some(keeps) = keeps else { return };
         let asked = match &mut self.asked {
             Some(asked) if asked.pid == pid => asked,
-            other => other.insert(AskedOf {
+            other => other.insert(SocketRequest {
                 pid,
                 since: now,
                 last: None,
@@ -124,7 +125,9 @@ impl Sockets {
             }
             return;
         }
-        if !asked.answered && asked.asking.is_none() && asked.last.is_none_or(|at| now.duration_since(at) >= ASK_EVERY)
+        if !asked.answered
+            && asked.asking.is_none()
+            && asked.last.is_none_or(|at| now.duration_since(at) >= RETRY_INTERVAL)
         {
             asked.last = Some(now);
             let keeps = keeps.clone();
@@ -132,7 +135,7 @@ impl Sockets {
         }
     }
 
-    /// Whether a process that should go may still give its sockets.
+    /// Whether a process to be stopped may still send its sockets.
     pub(super) fn are_awaited(&self, keeps: Option<&KeepsSockets>, pid: u32, now: Instant) -> bool {
         keeps.is_some()
             && self.asked.as_ref().is_none_or(|asked| {
@@ -140,12 +143,12 @@ impl Sockets {
             })
     }
 
-    /// Whether a process makes room for its successor before it has ended.
+    /// Whether a process steps aside for its successor before it ends.
     pub(super) fn steps_aside(&self, pid: u32) -> bool {
         !self.kept.is_empty() && self.asked.as_ref().is_some_and(|asked| asked.pid == pid && asked.steps_aside)
     }
 
-    /// Closes the sockets of addresses that are wanted no longer.
+    /// Closes the sockets of addresses that are no longer wanted.
     pub(super) fn keep_only(&mut self, addresses: &[SocketAddr]) {
         self.kept.retain(|socket| socket.local_addr().is_ok_and(|address| addresses.contains(&address)));
     }
@@ -155,17 +158,17 @@ impl Sockets {
         *self = Self::default();
     }
 
-    /// Frees the ports of a program that does not come back.
+    /// Frees the ports of a program that does not return.
     pub(super) fn close_if_unserved(&mut self, name: &str, served: bool, now: Instant, notes: &mut Notes) {
         if served || self.kept.is_empty() {
             self.unserved_since = None;
         } else if now.duration_since(*self.unserved_since.get_or_insert(now)) >= UNSERVED_MAX {
-            notes.say(&format!("{name} does not come back: its ports are free until it does"));
+            notes.say(&format!("{name} does not restart: its ports are free until it does"));
             self.close();
         }
     }
 
-    /// Copies for a child. They stay open over its `exec`, so they must be dropped as soon as it has been started.
+    /// Duplicates for a child. They survive its `exec`, so the caller drops them right after the start.
     pub(super) fn for_child(&self) -> io::Result<Vec<OwnedFd>> {
         self.kept.iter().map(|socket| Ok(rustix::io::dup(socket)?)).collect()
     }
@@ -176,15 +179,15 @@ pub(super) fn numbers(sockets: &[OwnedFd]) -> String {
     sockets.iter().map(|socket| socket.as_raw_fd().to_string()).collect::<Vec<_>>().join(",")
 }
 
-async fn ask(keeps: &KeepsSockets) -> Result<Given, Refused> {
-    match tokio::time::timeout(WITHIN, exchange(keeps)).await {
+async fn ask(keeps: &KeepsSockets) -> Result<PassedSockets, Refused> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, exchange(keeps)).await {
         Ok(Ok(answer)) => answer.given(),
         Ok(Err(error)) => Err(Refused::Now(error.to_string())),
-        Err(_) => Err(Refused::Now(format!("no answer within {} s", WITHIN.as_secs()))),
+        Err(_) => Err(Refused::Now(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
     }
 }
 
-/// The bytes and what came beside them.
+/// The bytes and the sockets sent with them.
 struct Answer {
     text: String,
     sockets: Vec<OwnedFd>,
@@ -241,27 +244,27 @@ fn is_whole(bytes: &[u8]) -> bool {
 }
 
 impl Answer {
-    fn given(self) -> Result<Given, Refused> {
+    fn given(self) -> Result<PassedSockets, Refused> {
         let later = |why: &str| Err(Refused::Now(why.to_owned()));
-        let Some((head, rest)) = self.text.split_once("\r\n\r\n") else { return later("its answer is cut") };
+        let Some((head, rest)) = self.text.split_once("\r\n\r\n") else { return later("its answer is incomplete") };
         if !head.starts_with("HTTP/1.1 101 ") {
             let status: String = head.chars().take_while(|c| !c.is_control()).take(60).collect();
             return Err(Refused::Never(format!("it answers `{status}`")));
         }
-        let Ok(line) = serde_json::from_str::<Line>(rest) else { return later("its answer is garbage") };
+        let Ok(line) = serde_json::from_str::<Line>(rest) else { return later("its answer cannot be parsed") };
         if line.sockets.len() != self.sockets.len() {
-            return later("it names other sockets than it gives");
+            return later("its list does not match the sockets that it sent");
         }
         let mut sockets = Vec::new();
         for (address, socket) in line.sockets.into_iter().zip(self.sockets) {
             let listens = rustix::net::sockopt::socket_acceptconn(&socket).unwrap_or(false);
             let socket = TcpListener::from(socket);
             if !listens || socket.local_addr().ok() != Some(address) {
-                return later("a socket is not what it says");
+                return later("a socket does not match its description");
             }
             sockets.push(socket);
         }
-        Ok(Given { sockets, steps_aside: line.steps_aside })
+        Ok(PassedSockets { sockets, steps_aside: line.steps_aside })
     }
 }
 
@@ -298,7 +301,7 @@ mod tests {
 
     const HEAD: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\r\n";
 
-    async fn given(text: String, sockets: Vec<OwnedFd>) -> Result<Given, Refused> {
+    async fn given(text: String, sockets: Vec<OwnedFd>) -> Result<PassedSockets, Refused> {
         let dir = tempfile::tempdir().unwrap();
         let from = Utf8PathBuf::from_path_buf(dir.path().join("admin.sock")).unwrap();
         let program = program(&from, vec![(text, sockets)]);

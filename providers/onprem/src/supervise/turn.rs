@@ -1,31 +1,32 @@
-//! Turns: of the sites on this machine one after the other restarts what the others need of it.
+//! Turns: the sites on this machine restart one at a time the programs that other sites depend on.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use crate::layout::SiteFolder;
+use textnlp_keys::SiteFolder;
+
 use crate::lock;
 
-/// A program that is not back after this is not waited for any longer. Until then a release that does not come up at one site is not
-/// rolled to the next one: whoever deploys it hears of it, and mends it, long before.
-const HELD_AT_MOST: Duration = Duration::from_secs(600);
+/// A program that is not ready after this is no longer waited for. Until then a failing release is not rolled to the
+/// next site, so the operator has time to fix it.
+const MAX_HOLD: Duration = Duration::from_secs(600);
 
-/// Whose turn it is, as far as this site is concerned.
+/// The turns of the sites, seen from this one.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    held: Option<Held>,
+    held: Option<HeldTurn>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldTurn {
     unit: String,
     since: Instant,
-    /// Gone with this process, however it ends.
+    /// Released with this process, however it ends.
     _lock: Option<File>,
 }
 
 impl Turns {
-    /// Whether a unit may restart now. Once it may, it goes on so until [`Turns::let_go`].
+    /// Whether a unit may restart now. The permission holds until [`Turns::release`].
     pub(super) fn may(&mut self, folder: &SiteFolder, unit: &str, now: Instant) -> bool {
         if let Some(held) = &self.held {
             return held.unit == unit;
@@ -35,16 +36,16 @@ impl Turns {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 return false;
             }
-            // Without a place for the lock there are no turns.
+            // Without a folder for the lock there are no turns.
             Err(_) => None,
         };
-        self.held = Some(Held { unit: unit.to_owned(), since: now, _lock: lock });
+        self.held = Some(HeldTurn { unit: unit.to_owned(), since: now, _lock: lock });
         true
     }
 
-    /// Gives the turn on once `is_done` says so of the unit that has it.
-    pub(super) fn let_go(&mut self, now: Instant, is_done: impl FnOnce(&str) -> bool) {
-        let over = |held: &Held| now.duration_since(held.since) >= HELD_AT_MOST || is_done(&held.unit);
+    /// Passes the turn on once `is_done` returns true for its unit.
+    pub(super) fn release(&mut self, now: Instant, is_done: impl FnOnce(&str) -> bool) {
+        let over = |held: &HeldTurn| now.duration_since(held.since) >= MAX_HOLD || is_done(&held.unit);
         if self.held.as_ref().is_some_and(over) {
             self.held = None;
         }
@@ -63,11 +64,11 @@ mod tests {
         let (mut turns, now) = (Turns::default(), Instant::now());
         assert!(turns.may(&site, "border", now) && turns.may(&site, "border", now));
         assert!(!turns.may(&site, "watch", now), "one after the other, also within a site");
-        turns.let_go(now, |_| false);
+        turns.release(now, |_| false);
         assert!(!turns.may(&site, "watch", now));
-        turns.let_go(now, |unit| unit == "border");
+        turns.release(now, |unit| unit == "border");
         assert!(turns.may(&site, "watch", now));
-        turns.let_go(now + HELD_AT_MOST, |_| false);
+        turns.release(now + MAX_HOLD, |_| false);
         assert!(turns.may(&site, "border", now), "nobody waits for a program for ever");
     }
 }

@@ -1,4 +1,4 @@
-//! Unit files: what the supervisor keeps running, checked before anything of it is believed.
+//! Unit files: the programs that the supervisor keeps running. They are validated before use.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,11 +6,9 @@ use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
+use textnlp_keys::{SiteFolder, files};
 
-use crate::files;
-use crate::layout::SiteFolder;
-
-/// No unit of ours is near this size.
+/// Far above the size of any unit file.
 const UNIT_MAX: u64 = 256 << 10;
 
 /// One program that a site's supervisor keeps running.
@@ -21,35 +19,35 @@ pub struct Unit {
     pub name: String,
     /// The program, by an absolute path, and its arguments.
     pub argv: Vec<String>,
-    /// What is added to the cleaned environment.
+    /// Variables added to the cleaned environment.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Where it runs.
+    /// Its working directory.
     pub cwd: Utf8PathBuf,
     /// The operation that wrote this file.
     pub operation: u64,
-    /// Whose it is.
+    /// The lineage of the deployment.
     pub lineage: String,
-    /// A program that runs with another digest is restarted.
+    /// A program with another digest is restarted.
     pub spec_digest: String,
-    /// A program that runs with another one is sent SIGHUP.
+    /// A program with another reload digest gets SIGHUP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload_digest: Option<String>,
-    /// How long it may finish what it does before it is killed.
+    /// The grace period before it is killed, in milliseconds.
     pub stop_grace_ms: u64,
-    /// How to see that it does its work; without, living is enough.
+    /// Its readiness check; without one, a living process is ready.
     #[serde(default)]
     pub ready: Option<Ready>,
-    /// Where its output goes.
+    /// The file of its output.
     pub log: Utf8PathBuf,
-    /// Units of one group are restarted one after the other, each only while the others do their work.
+    /// Units of one group are restarted one at a time, each only while the others are ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// Whether the sites of this machine restart such programs one after the other: a site whose border is away looks like one that is
-    /// lost.
+    /// Whether the sites of this machine restart such programs one at a time: a site whose relay is down looks like a
+    /// failed site.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub turns: bool,
-    /// Files whose change is told by SIGHUP: certificates.
+    /// Files whose change is notified by SIGHUP: certificates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub watch: Vec<Utf8PathBuf>,
     /// Listening sockets that outlive the program, so that clients wait for its successor.
@@ -60,13 +58,13 @@ pub struct Unit {
     pub state: State,
 }
 
-/// Whose listening sockets outlive the program.
+/// The listening sockets that outlive a program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeepsSockets {
-    /// The Unix socket where the program gives them.
+    /// The Unix socket where the program sends them.
     pub from: Utf8PathBuf,
-    /// The addresses that it listens on; sockets of others are not kept.
+    /// Its addresses; sockets of other addresses are not kept.
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -77,11 +75,11 @@ pub enum State {
     /// It should.
     #[default]
     Running,
-    /// It should not. A unit file that is merely gone stops nothing.
+    /// It should not. A missing unit file stops nothing.
     Stopped,
 }
 
-/// How to see that a program does its work.
+/// The readiness check of a program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ready {
@@ -92,7 +90,7 @@ pub struct Ready {
 }
 
 impl Unit {
-    /// Reads and checks a unit file. The reason says what is wrong with it.
+    /// Reads and validates a unit file. The error says what is wrong with it.
     pub(crate) fn read(folder: &SiteFolder, name: &str) -> Result<Self, String> {
         let path = folder.unit(name);
         let found = std::fs::symlink_metadata(&path).map_err(|error| error.to_string())?;
@@ -100,7 +98,7 @@ impl Unit {
             return Err("it is not a plain file".to_owned());
         }
         if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
-            return Err("others may write to it".to_owned());
+            return Err("other users can write to it".to_owned());
         }
         let bytes = files::read_bounded(&path, UNIT_MAX).map_err(|error| error.to_string())?;
         let unit: Self = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
@@ -116,7 +114,7 @@ impl Unit {
         if texts.clone().any(|text| text.contains('\0'))
             || self.env.keys().any(|key| key.is_empty() || key.contains('='))
         {
-            return Err("a text in it cannot be handed to a program".to_owned());
+            return Err("an argument in it contains a NUL byte".to_owned());
         }
         if !self.argv.first().is_some_and(|program| program.starts_with('/')) {
             return Err("`argv` does not begin with an absolute path".to_owned());
@@ -130,13 +128,13 @@ impl Unit {
         if let Some(ready) = &self.ready {
             let plain = ready.path.starts_with('/') && ready.path.bytes().all(|byte| byte.is_ascii_graphic());
             if !within(&ready.unix, &folder.sockets()) || !plain {
-                return Err("`ready` does not name a socket of this site and a plain path".to_owned());
+                return Err("`ready` is not a socket of this site with a plain path".to_owned());
             }
         }
         if let Some(keeps) = &self.keeps_sockets
             && (!within(&keeps.from, &folder.sockets()) || keeps.addresses.len() > 8)
         {
-            return Err("`keeps_sockets` does not name a socket of this site and a few addresses".to_owned());
+            return Err("`keeps_sockets` is not a socket of this site with a few addresses".to_owned());
         }
         if let Some(file) = self.watch.iter().find(|file| !file.is_absolute()) {
             return Err(format!("`watch` holds `{file}`, which is not an absolute path"));
@@ -240,7 +238,7 @@ mod tests {
         std::fs::create_dir(folder.join("units")).unwrap();
         std::fs::write(folder.unit("a"), "{}").unwrap();
         std::fs::set_permissions(folder.unit("a"), std::fs::Permissions::from_mode(0o666)).unwrap();
-        assert_eq!(Unit::read(&folder, "a").unwrap_err(), "others may write to it");
+        assert_eq!(Unit::read(&folder, "a").unwrap_err(), "other users can write to it");
         std::os::unix::fs::symlink(folder.unit("a"), folder.unit("b")).unwrap();
         assert_eq!(Unit::read(&folder, "b").unwrap_err(), "it is not a plain file");
     }

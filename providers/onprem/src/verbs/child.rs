@@ -1,4 +1,4 @@
-//! What is done to a database by the server's own program: its schema, its first key. Nobody else writes to its tables.
+//! Changes to a database by the server program: its schema, its first key. No other program writes to its tables.
 
 use std::fs::File;
 use std::io::Write;
@@ -7,29 +7,27 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
-use textnlp_provider::{Error, Progress, Result, Sort};
+use textnlp_keys::{Marker, SiteFolder, files::Stamp};
+use textnlp_provider::{Error, ErrorKind, Progress, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use super::{Look, Seen, Work};
-use crate::files::Stamp;
-use crate::jobs::Standing;
-use crate::layout::SiteFolder;
-use crate::marker::Marker;
+use super::{Observation, ObservedObject, Work};
+use crate::jobs::JobStatus;
 use crate::spec::{ApiKeySpec, SchemaSpec};
 use crate::supervise::clean_environment;
-use crate::table::Noun;
+use crate::table::ResourceKind;
 
-/// A question about keys is answered at once.
-const KEYS_WITHIN: Duration = Duration::from_secs(8);
-/// What is replicated waits for an answer of another site, which the program itself bounds: a put is two writes.
-const REPLICATED_WITHIN: Duration = Duration::from_secs(120);
-/// Sites come up side by side: until a second one has joined, control data can be acknowledged by nobody.
-const JOINED_WITHIN: Duration = Duration::from_secs(300);
-/// Between two tries.
-const TRY_EVERY: Duration = Duration::from_secs(1);
+/// A query of keys is answered at once.
+const KEYS_TIMEOUT: Duration = Duration::from_secs(8);
+/// A replicated put waits for another site; the program itself has a timeout, and a put is two writes.
+const REPLICATED_TIMEOUT: Duration = Duration::from_secs(120);
+/// Sites start side by side: until a second one has joined, control data cannot be acknowledged.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
+/// Retry interval.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// A migration of a large database takes its time.
-const MIGRATE_WITHIN: Duration = Duration::from_secs(600);
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(600);
 /// What a child may print.
 const OUTPUT_MAX: u64 = 4 << 20;
 
@@ -41,9 +39,9 @@ pub(super) async fn put_schema(work: &Work<'_>) -> Result<Progress> {
     }
     let folder = work.folder.clone();
     let subject = work.op.resource.to_string();
-    match work.onprem.jobs().look(work.op, move |_| migrate(folder, spec, subject)).await? {
-        Standing::GoesOn(_) => Ok(work.pending(json!({ "step": "migrate" }), "migrates the database")),
-        Standing::Ended(facts) => {
+    match work.provider.jobs().look(work.op, move |_| migrate(folder, spec, subject)).await? {
+        JobStatus::GoesOn(_) => Ok(work.pending(json!({ "step": "migrate" }), "migrates the database")),
+        JobStatus::Ended(facts) => {
             let marker = work.complete(&cloud_id, facts)?;
             work.done(&marker).await
         }
@@ -51,13 +49,14 @@ pub(super) async fn put_schema(work: &Work<'_>) -> Result<Progress> {
 }
 
 async fn migrate(folder: SiteFolder, spec: SchemaSpec, subject: String) -> Result<Map<String, Value>> {
-    let mut arguments = vec!["serve".to_owned(), "--role".to_owned(), "migrate".to_owned()];
+    let mut arguments = vec!["admin".to_owned(), "migrate".to_owned()];
     arguments.extend(["--config".to_owned(), folder.join(&spec.config).into_string()]);
     if let Some(version) = spec.version {
         arguments.extend(["--to".to_owned(), version.to_string()]);
     }
     let lock_path = folder.lock("migrate");
-    // The child holds this lock as its standard input, so that a second migration waits for the end of one whose starter died.
+    // The child inherits this lock as its standard input. A second migration then waits for the first one, even if its
+    // parent died.
     let lock = tokio::task::spawn_blocking(move || -> std::io::Result<File> {
         let lock = File::options().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
         lock.lock()?;
@@ -65,9 +64,10 @@ async fn migrate(folder: SiteFolder, spec: SchemaSpec, subject: String) -> Resul
     });
     let lock = lock.await.map_err(std::io::Error::other).and_then(|lock| lock);
     let lock = lock.map_err(|error| Error::io("lock", folder.lock("migrate").as_str(), error))?;
-    let answer = ask(&folder.join(&spec.program), &arguments, Input::Held(lock), MIGRATE_WITHIN, &subject).await?;
+    let answer = ask(&folder.join(&spec.program), &arguments, Input::Held(lock), MIGRATE_TIMEOUT, &subject).await?;
     let version = answer.get("to").and_then(Value::as_u64).ok_or_else(|| {
-        Error::new(Sort::Unavailable, "migrate", subject.as_str()).because(format!("the program answered {answer}"))
+        Error::new(ErrorKind::Unavailable, "migrate", subject.as_str())
+            .because(format!("the program answered {answer}"))
     })?;
     let mut facts = Map::new();
     facts.insert("version".to_owned(), json!(version));
@@ -81,12 +81,12 @@ async fn migrate(folder: SiteFolder, spec: SchemaSpec, subject: String) -> Resul
 
 /// Whether a database has nothing in it, not even a schema.
 fn is_empty(path: &Utf8Path) -> Result<bool> {
-    let there = Stamp::of(path).map_err(|error| Error::io("look at", path.as_str(), error))?;
+    let there = Stamp::of(path).map_err(|error| Error::io("check", path.as_str(), error))?;
     Ok(there.is_none_or(|stamp| stamp.bytes == 0 && !Utf8PathBuf::from(format!("{path}-wal")).exists()))
 }
 
-/// Which file a database is: another one in its place has another schema. Numbers of inodes are used again, so the time of
-/// birth belongs to it where the filesystem tells one.
+/// The identity of a database file: another file has another schema. Inode numbers are reused, so the birth time is
+/// included where the filesystem has one.
 fn identity(path: &Utf8Path) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
     let found = std::fs::symlink_metadata(path).ok()?;
@@ -94,50 +94,52 @@ fn identity(path: &Utf8Path) -> Option<String> {
     Some(format!("{}.{}", found.ino(), born.unwrap_or_default().as_nanos()))
 }
 
-pub(super) async fn look_at_schema(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+pub(super) async fn observe_schema(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
     let spec: SchemaSpec = marker.spec.typed().map_err(|error| unreadable(marker, error))?;
     if spec.served {
-        return look_at_served_schema(folder, marker, &spec).await;
+        return observe_served_schema(folder, marker, &spec).await;
     }
     let path = folder.inside(&spec.database)?;
     if is_empty(&path)? {
-        return Ok(Seen::Absent);
+        return Ok(Observation::Absent);
     }
-    let mut look = Look::default();
+    let mut look = ObservedObject::default();
     look.output("version", marker.facts.get("version").cloned().unwrap_or_default());
     if marker.complete && marker.facts.get("database") != Some(&json!(identity(&path))) {
-        look.drift("database", "another file lies in its place");
+        look.drift("database", "another file has its path");
     }
-    Ok(Seen::There(look))
+    Ok(Observation::There(look))
 }
 
-/// A server's schema is what the server says.
-async fn look_at_served_schema(folder: &SiteFolder, marker: &Marker, spec: &SchemaSpec) -> Result<Seen> {
-    let mut look = Look::default();
+/// The server reports its own schema.
+async fn observe_served_schema(folder: &SiteFolder, marker: &Marker, spec: &SchemaSpec) -> Result<Observation> {
+    let mut look = ObservedObject::default();
     look.output("version", marker.facts.get("version").cloned().unwrap_or_default());
     let (program, config) = (folder.join(&spec.program), folder.join(&spec.config));
     if !program.is_file() || !config.is_file() {
-        look.trouble = Some("nobody can ask the database at the moment".to_owned());
-        return Ok(Seen::There(look));
+        look.trouble = Some("the database cannot be queried at the moment".to_owned());
+        return Ok(Observation::There(look));
     }
-    let found = ask_database(&program, &config, marker.resource.as_str()).await?;
+    let found = query_database(&program, &config, marker.resource.as_str()).await?;
     if let Some(problem) = found["problems"].as_array().and_then(|problems| problems.first()) {
         let cause = problem["cause"].as_str().unwrap_or_default();
-        return Err(Error::new(Sort::Unavailable, "ask the database of", marker.resource.to_string()).because(cause));
+        return Err(
+            Error::new(ErrorKind::Unavailable, "ask the database of", marker.resource.to_string()).because(cause)
+        );
     }
     if found["schema"] == 0 {
-        return Ok(Seen::Absent);
+        return Ok(Observation::Absent);
     }
     if marker.complete && marker.facts.get("database") != Some(&found["made"]) {
-        look.drift("database", "another one is in its place");
+        look.drift("database", "another one has its path");
     }
-    Ok(Seen::There(look))
+    Ok(Observation::There(look))
 }
 
-/// What the server program says of the database of a configuration; see `serve --role database`.
-pub(crate) async fn ask_database(program: &Utf8Path, config: &Utf8Path, subject: &str) -> Result<Value> {
-    let arguments = ["serve", "--role", "database", "--config", config.as_str()].map(str::to_owned);
-    ask(program, &arguments, Input::Text(String::new()), KEYS_WITHIN, subject).await
+/// What the server program reports about a configuration's database; see `admin check`.
+pub(crate) async fn query_database(program: &Utf8Path, config: &Utf8Path, subject: &str) -> Result<Value> {
+    let arguments = ["admin", "check", "--config", config.as_str()].map(str::to_owned);
+    ask(program, &arguments, Input::Text(String::new()), KEYS_TIMEOUT, subject).await
 }
 
 pub(super) async fn put_key(work: &Work<'_>) -> Result<Progress> {
@@ -148,9 +150,9 @@ pub(super) async fn put_key(work: &Work<'_>) -> Result<Progress> {
     }
     let folder = work.folder.clone();
     let subject = work.op.resource.to_string();
-    match work.onprem.jobs().look(work.op, move |_| store_key(folder, spec, subject)).await? {
-        Standing::GoesOn(_) => Ok(work.pending(json!({ "step": "store" }), "stores the key")),
-        Standing::Ended(facts) => {
+    match work.provider.jobs().look(work.op, move |_| store_key(folder, spec, subject)).await? {
+        JobStatus::GoesOn(_) => Ok(work.pending(json!({ "step": "store" }), "stores the key")),
+        JobStatus::Ended(facts) => {
             let marker = work.complete(&cloud_id, facts)?;
             work.done(&marker).await
         }
@@ -168,8 +170,8 @@ async fn store_key(folder: SiteFolder, spec: ApiKeySpec, subject: String) -> Res
     }
     let put = keys(&program, &config, &command, &subject).await;
     match (put, schema_of(&folder, &spec)) {
-        // An older database was written over ours: its schema is not what the marker says.
-        (Err(error), Some(schema)) if error.sort == Sort::Invalid => {
+        // An older database was restored over it: its schema is not that of the marker.
+        (Err(error), Some(schema)) if error.kind == ErrorKind::Invalid => {
             migrate(folder, schema, subject.clone()).await?;
             keys(&program, &config, &command, &subject).await?;
         }
@@ -178,7 +180,7 @@ async fn store_key(folder: SiteFolder, spec: ApiKeySpec, subject: String) -> Res
     Ok(Map::new())
 }
 
-/// Tries until enough sites have stored it. A put is the same however often it is done.
+/// Retries until enough sites have stored the key. A put is idempotent.
 async fn replicate_key(
     program: &Utf8Path,
     config: &Utf8Path,
@@ -187,21 +189,21 @@ async fn replicate_key(
 ) -> Result<Map<String, Value>> {
     let begun = tokio::time::Instant::now();
     loop {
-        match keys_within(program, config, command, subject, REPLICATED_WITHIN).await {
+        match keys_within(program, config, command, subject, REPLICATED_TIMEOUT).await {
             Ok(_) => return Ok(Map::new()),
-            Err(error) if begun.elapsed() > JOINED_WITHIN => {
-                return Err(error.hint("look at the watches of the sites: a second one must run and be reached"));
+            Err(error) if begun.elapsed() > JOIN_TIMEOUT => {
+                return Err(error.hint("check the agents of the sites: a second one must run and be reachable"));
             }
-            Err(_) => tokio::time::sleep(TRY_EVERY).await,
+            Err(_) => tokio::time::sleep(RETRY_INTERVAL).await,
         }
     }
 }
 
-/// Takes a key back. Without a database, or without the program that could tell it, the key opens nothing.
+/// Revokes a key. Without a database or without the program, the key opens nothing.
 pub(super) async fn revoke_key(work: &Work<'_>) -> Result<()> {
     let spec: ApiKeySpec = work.applied()?;
-    // The sites go side by side, and the last of them can acknowledge nothing. Where nothing runs the key opens nothing; where
-    // the sites are kept, `key revoke` is what takes it back.
+    // Sites are removed side by side, so the last one cannot acknowledge anything. A key opens nothing where no server
+    // runs; where the sites stay, use `key revoke`.
     if spec.replicated {
         return Ok(());
     }
@@ -214,44 +216,45 @@ pub(super) async fn revoke_key(work: &Work<'_>) -> Result<()> {
     keys(&work.folder.join(&spec.program), &config, &command, work.op.resource.as_str()).await.map(|_| ())
 }
 
-pub(super) async fn look_at_key(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+pub(super) async fn observe_key(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
     let spec: ApiKeySpec = marker.spec.typed().map_err(|error| unreadable(marker, error))?;
     if !spec.served && is_empty(&folder.inside(&spec.database)?)? {
-        return Ok(Seen::Absent);
+        return Ok(Observation::Absent);
     }
-    let mut look = Look::default();
+    let mut look = ObservedObject::default();
     look.output("public_id", spec.public_id.as_str()).output("revoked_at", Value::Null);
     let program = folder.join(&spec.program);
     let Some(config) = config_as_applied(folder, marker, &spec).filter(|_| program.is_file()) else {
-        // The program or its configuration is gone, which is told at its own place. The marker says that the key was put.
-        look.trouble = Some("nobody can read the keys at the moment".to_owned());
-        return Ok(Seen::There(look));
+        // The program or its configuration is missing, which is reported there. The marker says that the key was put.
+        look.trouble = Some("the API keys cannot be read at the moment".to_owned());
+        return Ok(Observation::There(look));
     };
-    // The configuration may be gone or be changed by hand; the program reads what was applied, and nothing is written.
-    let lent =
-        lend(&config).map_err(|error| Error::io("lend configuration for", marker.resource.to_string(), error))?;
+    // The configuration may be missing or changed by hand; the program reads the applied one, and writes nothing.
+    let lent = pass_file(&config)
+        .map_err(|error| Error::io("write a temporary configuration for", marker.resource.to_string(), error))?;
     let answer = match keys(&program, &lent.path, &json!({ "do": "list" }), marker.resource.as_str()).await {
-        // The program refuses the database: an older one was put back, say. The key is put once more behind the migration.
-        Err(error) if error.sort == Sort::Invalid => {
-            look.drift("key", textnlp_provider::told(&error));
-            return Ok(Seen::There(look));
+        // The program refuses the database, for example an older one that was restored. The key is put again after the
+        // migration.
+        Err(error) if error.kind == ErrorKind::Invalid => {
+            look.drift("key", textnlp_provider::error_chain(&error));
+            return Ok(Observation::There(look));
         }
         other => other?,
     };
     let listed = answer.get("keys").and_then(Value::as_array);
     let is_it = |key: &&Value| key.get("public_id").and_then(Value::as_str) == Some(&spec.public_id);
-    let Some(key) = listed.and_then(|keys| keys.iter().find(is_it)) else { return Ok(Seen::Absent) };
-    // Whoever revoked it meant it: that is nothing to mend.
+    let Some(key) = listed.and_then(|keys| keys.iter().find(is_it)) else { return Ok(Observation::Absent) };
+    // A revocation is intended, so there is nothing to repair.
     look.output("revoked_at", key.get("revoked_at").cloned().unwrap_or_default());
-    Ok(Seen::There(look))
+    Ok(Observation::There(look))
 }
 
 fn unreadable(marker: &Marker, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error)
+    Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error)
 }
 
 async fn keys(program: &Utf8Path, config: &Utf8Path, command: &Value, subject: &str) -> Result<Value> {
-    keys_within(program, config, command, subject, KEYS_WITHIN).await
+    keys_within(program, config, command, subject, KEYS_TIMEOUT).await
 }
 
 async fn keys_within(
@@ -261,17 +264,17 @@ async fn keys_within(
     subject: &str,
     within: Duration,
 ) -> Result<Value> {
-    let arguments = ["serve", "--role", "keys", "--config", config.as_str()].map(str::to_owned);
+    let arguments = ["admin", "keys", "--config", config.as_str()].map(str::to_owned);
     ask(program, &arguments, Input::Text(command.to_string()), within, subject).await
 }
 
 /// How the schema of a key's database is made.
 fn schema_of(folder: &SiteFolder, spec: &ApiKeySpec) -> Option<SchemaSpec> {
-    let schemas = Marker::all(folder).ok()?.into_iter().filter(|marker| marker.kind == Noun::Schema.kind());
+    let schemas = Marker::all(folder).ok()?.into_iter().filter(|marker| marker.kind == ResourceKind::Schema.kind());
     schemas.filter_map(|marker| marker.spec.typed::<SchemaSpec>().ok()).find(|schema| schema.database == spec.database)
 }
 
-/// The configuration that the program was given, with the database where it is now.
+/// The applied configuration, with the current path of the database.
 fn config_as_applied(folder: &SiteFolder, marker: &Marker, spec: &ApiKeySpec) -> Option<Value> {
     let all = Marker::all(folder).ok()?;
     let file = all.iter().find(|other| other.spec.get("path").and_then(Value::as_str) == Some(&spec.config))?;
@@ -286,22 +289,22 @@ fn config_as_applied(folder: &SiteFolder, marker: &Marker, spec: &ApiKeySpec) ->
     Some(document)
 }
 
-/// A file that is nowhere: the child reads it through our open descriptor.
-pub(crate) struct Lent {
+/// A file without a path: the child reads it through an open descriptor.
+pub(crate) struct DescriptorFile {
     pub(crate) path: Utf8PathBuf,
     _file: File,
 }
 
-pub(crate) fn lend(document: &Value) -> std::io::Result<Lent> {
-    lend_bytes(serde_yaml::to_string(document).map_err(std::io::Error::other)?.as_bytes())
+pub(crate) fn pass_file(document: &Value) -> std::io::Result<DescriptorFile> {
+    pass_bytes(serde_yaml::to_string(document).map_err(std::io::Error::other)?.as_bytes())
 }
 
-/// See [`Lent`].
-pub(crate) fn lend_bytes(bytes: &[u8]) -> std::io::Result<Lent> {
+/// See [`DescriptorFile`].
+pub(crate) fn pass_bytes(bytes: &[u8]) -> std::io::Result<DescriptorFile> {
     let mut file = File::from(rustix::fs::memfd_create("server.yaml", rustix::fs::MemfdFlags::CLOEXEC)?);
     file.write_all(bytes)?;
     let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&file));
-    Ok(Lent { path: path.into(), _file: file })
+    Ok(DescriptorFile { path: path.into(), _file: file })
 }
 
 enum Input {
@@ -354,11 +357,11 @@ async fn ask(program: &Utf8Path, arguments: &[String], input: Input, within: Dur
     let ended = tokio::time::timeout(within, exchange).await;
     let (status, out, err) = ended
         .map_err(|_| {
-            Error::new(Sort::Unavailable, "run program for", subject)
+            Error::new(ErrorKind::Unavailable, "run program for", subject)
                 .because(format!("no answer in {} s", within.as_secs()))
         })?
         .map_err(fails)?;
-    // The last line: a program may have something to say before.
+    // The last line: a program may print other lines before.
     let answer = String::from_utf8_lossy(&out);
     let answer = answer.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let parsed: Option<Value> = serde_json::from_str(answer).ok().or_else(|| serde_json::from_slice(&out).ok());
@@ -374,7 +377,7 @@ fn refused(subject: &str, status: std::process::ExitStatus, answer: Option<Value
     let last = String::from_utf8_lossy(err);
     let last = last.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let why = text("message").unwrap_or_else(|| format!("the program ended with {status}: {last}"));
-    let error = Error::new(Sort::Invalid, "run program for", subject).because(why);
+    let error = Error::new(ErrorKind::Invalid, "run program for", subject).because(why);
     match text("hint") {
         Some(hint) => error.hint(hint),
         None => error,

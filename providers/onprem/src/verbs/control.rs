@@ -1,12 +1,10 @@
-//! The folder of a log of control data. What is in it belongs to the server's own programs.
+//! The folder of a log of control data. Its content belongs to the server programs.
 
 use serde_json::Map;
-use textnlp_provider::{Error, Progress, Result, Sort};
+use textnlp_keys::{Marker, SiteFolder, files};
+use textnlp_provider::{Error, ErrorKind, Progress, Result};
 
-use super::{Look, Seen, Work};
-use crate::files;
-use crate::layout::SiteFolder;
-use crate::marker::Marker;
+use super::{Observation, ObservedObject, Work};
 use crate::spec::ControlSpec;
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
@@ -26,25 +24,25 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
     files::remove_tree(&path).map_err(work.io(&path))
 }
 
-pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+pub(super) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
     use std::os::unix::fs::PermissionsExt;
     let spec: ControlSpec = marker
         .spec
         .typed()
-        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+        .map_err(|error| Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.path)?;
     let found = match std::fs::symlink_metadata(&path) {
         Ok(found) => found,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::Absent),
-        Err(error) => return Err(Error::io("look at", path.as_str(), error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Observation::Absent),
+        Err(error) => return Err(Error::io("check", path.as_str(), error)),
     };
-    let mut look = Look::default();
+    let mut look = ObservedObject::default();
     look.output("path", path.as_str());
     if !found.is_dir() {
-        // Nothing that an update could mend: it may be what somebody put in the place of what was lost.
-        look.trouble = Some("something else lies in its place".to_owned());
+        // An update must not repair it: it may be a replacement for lost data.
+        look.trouble = Some("another object has its path".to_owned());
     } else if found.permissions().mode() & 0o077 != 0 {
-        look.drift("mode", "others may enter it");
+        look.drift("mode", "other users can enter it");
     }
-    Ok(Seen::There(look))
+    Ok(Observation::There(look))
 }

@@ -3,12 +3,10 @@
 use std::io::Read;
 
 use serde_json::{Map, json};
-use textnlp_provider::{Error, Progress, Result, Sort};
+use textnlp_keys::{Marker, SiteFolder, files};
+use textnlp_provider::{Error, ErrorKind, Progress, Result};
 
-use super::{Look, Seen, Work};
-use crate::files;
-use crate::layout::SiteFolder;
-use crate::marker::Marker;
+use super::{Observation, ObservedObject, Work};
 use crate::spec::DatabaseSpec;
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
@@ -20,7 +18,7 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     if std::fs::symlink_metadata(&path).is_err() {
         let folder = path.parent().unwrap_or(work.folder.root());
         files::make_folder(folder).map_err(work.io(folder))?;
-        // An empty file is an empty database; made here so that it is private from its first byte.
+        // An empty file is an empty database; created here with private permissions from the start.
         files::put(&path, b"", 0o600).map_err(work.io(&path))?;
     }
     use std::os::unix::fs::PermissionsExt;
@@ -31,7 +29,7 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
 
 pub(super) fn remove(work: &Work<'_>) -> Result<()> {
     let spec: DatabaseSpec = work.applied()?;
-    // The side files last: a crash between leaves a log without a database, which the next try removes.
+    // The side files last: after a crash in between, the next attempt removes a log without a database.
     for ending in ["", "-wal", "-shm", "-journal"] {
         let path = work.folder.inside(&format!("{}{ending}", spec.path))?;
         files::remove_file(&path).map_err(work.io(&path))?;
@@ -39,30 +37,30 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+pub(super) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
     use std::os::unix::fs::PermissionsExt;
     let spec: DatabaseSpec = marker
         .spec
         .typed()
-        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+        .map_err(|error| Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.path)?;
     let mut file = match files::open_plain(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::Absent),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Observation::Absent),
         Err(error) => return Err(Error::io("open", path.as_str(), error)),
     };
     let fails = |error| Error::io("read", path.as_str(), error);
     let found = file.metadata().map_err(fails)?;
-    let mut look = Look::default();
+    let mut look = ObservedObject::default();
     look.output("path", path.as_str()).output("url", format!("sqlite://{path}")).output("schema", json!(spec.schema));
     let mut header = Vec::new();
     file.by_ref().take(16).read_to_end(&mut header).map_err(fails)?;
     if !header.is_empty() && header != b"SQLite format 3\0" {
-        // Nothing that an update could mend: it may be what is left of somebody's data.
-        look.trouble = Some("it is not an SQLite database any more".to_owned());
+        // An update must not repair it: it may be the rest of user data.
+        look.trouble = Some("it is no longer an SQLite database".to_owned());
     }
     if found.permissions().mode() & 0o077 != 0 {
-        look.drift("mode", "others may read it");
+        look.drift("mode", "other users can read it");
     }
-    Ok(Seen::There(look))
+    Ok(Observation::There(look))
 }

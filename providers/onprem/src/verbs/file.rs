@@ -1,13 +1,11 @@
-//! Configuration files, and secrets that a program wants as a file.
+//! Configuration files, and secrets that programs read from files.
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use textnlp_provider::{Error, Progress, Result, Secret, Sort};
+use textnlp_keys::{Marker, SiteFolder, files};
+use textnlp_provider::{Error, ErrorKind, Progress, Result, Secret};
 
-use super::{Look, Seen, Work};
-use crate::files;
-use crate::layout::SiteFolder;
-use crate::marker::Marker;
+use super::{Observation, ObservedObject, Work};
 use crate::spec::FileSpec;
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
@@ -16,7 +14,7 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     work.refuse_strangers(&path)?;
     let content = match (&spec.document, &spec.secret) {
         (Some(document), None) => Secret::new(rendered(document).map_err(|error| work.invalid(error))?),
-        (None, Some(secret)) => work.onprem.options().secrets.get(secret).await?,
+        (None, Some(secret)) => work.provider.options().secrets.get(secret).await?,
         _ => return Err(work.invalid("it has either a `document` or a `secret`")),
     };
     let cloud_id = work.folder.cloud_id(&spec.path)?;
@@ -36,21 +34,21 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
     files::remove_file(&path).map_err(work.io(&path))
 }
 
-pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+pub(super) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
     let spec: FileSpec = marker
         .spec
         .typed()
-        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+        .map_err(|error| Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.path)?;
     let bytes = match files::read_bounded(&path, files::TEXT_MAX) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::Absent),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Observation::Absent),
         Err(error) => return Err(Error::io("read", path.as_str(), error)),
     };
     let sha256 = hex::encode(Sha256::digest(&bytes));
     let applied = marker.fact("sha256").unwrap_or_default();
-    let mut look = Look::default();
-    // What is said of a changed file is what should be there: others refer to it.
+    let mut look = ObservedObject::default();
+    // Outputs of a changed file are the wanted ones: other resources refer to them.
     look.output("path", path.as_str()).output("sha256", applied);
     if let Some(document) = spec.document {
         look.output("document", document);
@@ -59,22 +57,22 @@ pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
         look.drift("content", format!("it was changed: sha256 {}", &sha256[..12]));
     }
     if private(&path)? {
-        return Ok(Seen::There(look));
+        return Ok(Observation::There(look));
     }
-    look.drift("mode", "others may read it");
-    Ok(Seen::There(look))
+    look.drift("mode", "other users can read it");
+    Ok(Observation::There(look))
 }
 
 fn private(path: &camino::Utf8Path) -> Result<bool> {
     use std::os::unix::fs::PermissionsExt;
-    let found = std::fs::symlink_metadata(path).map_err(|error| Error::io("look at", path.as_str(), error))?;
+    let found = std::fs::symlink_metadata(path).map_err(|error| Error::io("check", path.as_str(), error))?;
     Ok(found.permissions().mode() & 0o077 == 0)
 }
 
-/// YAML with a line on top for whoever opens it.
+/// YAML with a header line for readers.
 fn rendered(document: &Value) -> Result<String, serde_yaml::Error> {
     let yaml = serde_yaml::to_string(document)?;
     Ok(format!(
-        "# Written by textnlp-deploy from the environment file; a change made here is undone by the next `up`.\n{yaml}"
+        "# Written by textnlp-deploy from the environment file; the next `up` reverts changes made here.\n{yaml}"
     ))
 }

@@ -2,14 +2,15 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
+use textnlp_keys::{
+    Marker, SiteFolder,
+    files::{self, Stamp},
+};
 use textnlp_models::{Digest, Event, FetchOptions, Model, Source, Store};
-use textnlp_provider::{Error, Progress, Result, Sort};
+use textnlp_provider::{Error, ErrorKind, Progress, Result};
 
-use super::{Look, Seen, Work};
-use crate::files::{self, Stamp};
-use crate::jobs::{Saying, Standing};
-use crate::layout::SiteFolder;
-use crate::marker::Marker;
+use super::{Observation, ObservedObject, Work};
+use crate::jobs::{JobMessage, JobStatus};
 use crate::spec::ModelSpec;
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
@@ -20,20 +21,20 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {
         work.claim(&cloud_id, Map::new())?;
     }
-    let options = work.onprem.options();
+    let options = work.provider.options();
     let (fetch, cache) = (options.models.clone(), options.model_cache.clone());
     let (name, subject, source) = (spec.name.clone(), work.op.resource.to_string(), spec.source.clone());
     let copies = work.folder.join(COPIES);
-    let begun = work.onprem.jobs().look(work.op, move |saying| async move {
+    let begun = work.provider.jobs().look(work.op, move |saying| async move {
         let placed = match copied(&spec, &copies) {
             Some(copy) => {
-                saying.say(format!("takes the copy in {copy}"));
+                saying.say(format!("uses the copy in {copy}"));
                 place_copy(copy, &path).await
             }
             None => fetch_and_place(&spec, fetch.clone(), &cache, &path, &saying).await,
         };
         let placed = match placed {
-            // A copy that is damaged is none.
+            // A damaged copy counts as missing.
             Err(Failed::Models(textnlp_models::Error::Corrupt { .. })) if copied(&spec, &copies).is_some() => {
                 fetch_and_place(&spec, fetch, &cache, &path, &saying).await
             }
@@ -43,23 +44,23 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     });
     let standing = match begun.await {
         Ok(standing) => standing,
-        // The fetch has tried again itself as often as it is worth; going on here would hold up a `down` for as long as a source is
-        // away. The next `up` begins anew.
+        // The fetch has retried enough by itself. Further retries would block a `down` while the source is unavailable.
+        // The next `up` starts again.
         Err(error) => return Ok(Progress::Failed { left: None, error }),
     };
     match standing {
-        Standing::GoesOn(says) => Ok(work.pending(json!({ "step": "fetch" }), format!("{name}: {says}"))),
-        Standing::Ended(facts) => {
+        JobStatus::GoesOn(says) => Ok(work.pending(json!({ "step": "fetch" }), format!("{name}: {says}"))),
+        JobStatus::Ended(facts) => {
             let marker = work.complete(&cloud_id, facts)?;
             work.done(&marker).await
         }
     }
 }
 
-/// Where a site's watch keeps copies of the primary's models, by digest.
+/// The folder of the site agent's copies of the primary's models, by digest.
 const COPIES: &str = "data/control/copies/models";
 
-/// Whether a site has a copy of exactly what is wanted.
+/// Whether a site has a copy of exactly the wanted model.
 pub(crate) fn has_copy(folder: &SiteFolder, spec: &ModelSpec) -> bool {
     copied(spec, &folder.join(COPIES)).is_some()
 }
@@ -70,7 +71,7 @@ fn copied(spec: &ModelSpec, copies: &Utf8Path) -> Option<Utf8PathBuf> {
     textnlp_models::read_manifest(&folder).ok().flatten().filter(|manifest| manifest.digest == digest).map(|_| folder)
 }
 
-/// Puts a copy in its place, byte for byte: the copy is another's, and may go.
+/// Copies a model byte for byte: the source belongs to the site agent, which may remove it.
 async fn place_copy(copy: Utf8PathBuf, path: &Utf8Path) -> Result<Map<String, Value>, Failed> {
     let path = path.to_owned();
     let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, Failed> {
@@ -89,7 +90,7 @@ async fn place_copy(copy: Utf8PathBuf, path: &Utf8Path) -> Result<Map<String, Va
     placed.await.map_err(|error| Failed::Io(std::io::Error::other(error)))?
 }
 
-/// Why a model did not get to its place.
+/// Why a model could not be placed.
 enum Failed {
     Models(textnlp_models::Error),
     Source(String),
@@ -113,21 +114,21 @@ impl Failed {
         use textnlp_models::Error as M;
         let error = match self {
             Self::Io(error) => return Error::io("place model", subject, error),
-            Self::Source(why) => return Error::new(Sort::Invalid, "fetch model", subject).because(why),
+            Self::Source(why) => return Error::new(ErrorKind::Invalid, "fetch model", subject).because(why),
             Self::Models(error) => error,
         };
         let sort = match &error {
-            M::NotFound { .. } => Sort::NotFound,
-            M::Denied { .. } => Sort::Denied,
-            M::NoSpace { .. } => Sort::Quota,
-            M::Throttled { .. } => Sort::Throttled { after: None },
-            M::Network { .. } | M::Busy { .. } => Sort::Unavailable,
-            _ => Sort::Invalid,
+            M::NotFound { .. } => ErrorKind::NotFound,
+            M::Denied { .. } => ErrorKind::Denied,
+            M::NoSpace { .. } => ErrorKind::Quota,
+            M::Throttled { .. } => ErrorKind::Throttled { after: None },
+            M::Network { .. } | M::Busy { .. } => ErrorKind::Unavailable,
+            _ => ErrorKind::Invalid,
         };
-        // What comes from a folder of the operator's is mended there, not in our store.
+        // A user-provided folder is fixed by its owner, not in the cache.
         let hint = match &error {
             M::Mismatch { .. } if source.starts_with("file:") => {
-                Some("put the released files back, or lock those that are there now with `release set`".to_owned())
+                Some("restore the released files, or lock the current ones with `release set`".to_owned())
             }
             _ if source.starts_with("file:") => error.hint_for_folder().map(|hint| format!("in {source}: {hint}")),
             _ => error.hint(),
@@ -145,7 +146,7 @@ async fn fetch_and_place(
     mut options: FetchOptions,
     cache: &Utf8Path,
     path: &Utf8Path,
-    saying: &Saying,
+    saying: &JobMessage,
 ) -> Result<Map<String, Value>, Failed> {
     let source: Source =
         spec.source.parse().map_err(|error: textnlp_models::SourceError| Failed::Source(error.to_string()))?;
@@ -154,25 +155,25 @@ async fn fetch_and_place(
     }
     options.max_cache_bytes = Some(spec.max_cache_bytes).filter(|bytes| *bytes > 0);
     let store = Store::open(cache)?;
-    let model = store.fetch(&source, &options, &|event| saying.say(told(&event))).await?;
+    let model = store.fetch(&source, &options, &|event| saying.say(progress_text(&event))).await?;
     let digest = model.manifest.digest;
     match put_in_place(model, path, saying).await {
-        // The site and the cache share the files: what was damaged here was damaged there. It is fetched once more.
+        // The site and the cache share the files, so both are damaged. The model is fetched again.
         Err(Failed::Models(textnlp_models::Error::Corrupt { .. })) => {
             store.remove(&digest)?;
-            let model = store.fetch(&source, &options, &|event| saying.say(told(&event))).await?;
+            let model = store.fetch(&source, &options, &|event| saying.say(progress_text(&event))).await?;
             put_in_place(model, path, saying).await
         }
         other => other,
     }
 }
 
-async fn put_in_place(model: Model, path: &Utf8Path, saying: &Saying) -> Result<Map<String, Value>, Failed> {
-    saying.say("puts its files in place and checks them".to_owned());
+async fn put_in_place(model: Model, path: &Utf8Path, saying: &JobMessage) -> Result<Map<String, Value>, Failed> {
+    saying.say("installs its files and verifies them".to_owned());
     let path = path.to_owned();
     let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, Failed> {
         let digest = model.manifest.digest.to_string();
-        // Bytes can be exactly what the source has and still be no model: its headers are read before anybody serves it.
+        // The bytes can match the source and still be no model: its headers are checked before it is served.
         textnlp_models::inspect(&model.dir)?;
         place(&path, &digest, |new| Ok(model.place(new)?))?;
         textnlp_models::verify(&path)?;
@@ -181,13 +182,13 @@ async fn put_in_place(model: Model, path: &Utf8Path, saying: &Saying) -> Result<
     placed.await.map_err(|error| Failed::Io(std::io::Error::other(error)))?
 }
 
-/// Puts a model where another may lie: prepared beside it, then two renames. Programs that read the old files keep them.
+/// Replaces a model: prepared next to it, then two renames. Programs that read the old files keep them.
 fn place(path: &Utf8Path, digest: &str, fill: impl FnOnce(&Utf8Path) -> Result<(), Failed>) -> Result<(), Failed> {
     let there = textnlp_models::verify(path).ok();
     if there.is_some_and(|manifest| manifest.digest.to_string() == digest) {
         return Ok(());
     }
-    let (folder, new) = files::beside(path)?;
+    let (folder, new) = files::folder_and_temporary(path)?;
     let old = new.with_extension("old");
     files::make_folder(folder)?;
     files::remove_tree(&new)?;
@@ -203,7 +204,7 @@ fn place(path: &Utf8Path, digest: &str, fill: impl FnOnce(&Utf8Path) -> Result<(
     Ok(())
 }
 
-/// What the marker remembers: the digest, and what tells cheaply that the files are the same.
+/// The facts of the marker: the digest, and stamps for a cheap check of the files.
 fn facts(path: &Utf8Path) -> std::io::Result<Map<String, Value>> {
     let manifest = textnlp_models::read_manifest(path).map_err(std::io::Error::other)?;
     let manifest = manifest.ok_or_else(|| std::io::Error::other("the model has no manifest"))?;
@@ -221,7 +222,7 @@ fn facts(path: &Utf8Path) -> std::io::Result<Map<String, Value>> {
     Ok(facts)
 }
 
-fn told(event: &Event) -> String {
+fn progress_text(event: &Event) -> String {
     match event {
         Event::Resolving { what } => format!("looks up {what}"),
         Event::File { name, done, total: Some(total) } if *total > 0 => {
@@ -240,7 +241,7 @@ pub(super) async fn remove(work: &Work<'_>) -> Result<()> {
     let path = work.folder.inside(&spec.path)?;
     let fails = work.io(path.as_str());
     let removed = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-        let (_, new) = files::beside(&path)?;
+        let (_, new) = files::folder_and_temporary(&path)?;
         let leftovers = [new.with_extension("old"), new];
         leftovers.iter().try_for_each(|leftover| files::remove_tree(leftover))?;
         remove_folder_or_link(&path)
@@ -248,7 +249,7 @@ pub(super) async fn remove(work: &Work<'_>) -> Result<()> {
     removed.await.map_err(|error| work.fails(error))?.map_err(fails)
 }
 
-/// What lies in the model's place may be a link that somebody put there: the link goes, not what it points to.
+/// The path may be a link that the operator created: the link is removed, not its target.
 fn remove_folder_or_link(path: &Utf8Path) -> std::io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => files::remove_tree(path),
@@ -256,52 +257,53 @@ fn remove_folder_or_link(path: &Utf8Path) -> std::io::Result<()> {
     }
 }
 
-pub(super) async fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+pub(super) async fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
     let spec: ModelSpec = marker
         .spec
         .typed()
-        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+        .map_err(|error| Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.path)?;
     match std::fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::Absent),
-        Err(error) => return Err(Error::io("look at", path.as_str(), error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Observation::Absent),
+        Err(error) => return Err(Error::io("check", path.as_str(), error)),
         Ok(_) => {}
     }
-    let mut look = Look::default();
+    let mut look = ObservedObject::default();
     look.output("path", path.as_str());
     for fact in ["digest", "bytes", "source"] {
         look.output(fact, marker.facts.get(fact).cloned().unwrap_or_default());
     }
     if let Some(what) = changed_file(&path, marker)? {
-        // Only a file that looks changed is worth reading gigabytes for.
+        // Only a changed file is worth reading gigabytes.
         let applied = marker.fact("digest").unwrap_or_default().to_owned();
         let verified = tokio::task::spawn_blocking(move || verdict(&path, &applied)).await;
-        let verified = verified
-            .map_err(|error| Error::new(Sort::Unavailable, "verify", marker.resource.to_string()).because(error))?;
+        let verified = verified.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, "verify", marker.resource.to_string()).because(error)
+        })?;
         if let Err(why) = verified {
             look.drift("files", format!("{what}: {why}"));
         }
     }
-    Ok(Seen::There(look))
+    Ok(Observation::There(look))
 }
 
 fn verdict(path: &Utf8PathBuf, applied: &str) -> Result<(), String> {
     match textnlp_models::verify(path) {
         Ok(manifest) if manifest.digest.to_string() == applied => Ok(()),
         Ok(manifest) => Err(format!("it is another model, {}", manifest.digest)),
-        Err(error) => Err(textnlp_provider::told(&error)),
+        Err(error) => Err(textnlp_provider::error_chain(&error)),
     }
 }
 
-/// The first file whose size, place or time differs from what was put there.
+/// The first file whose size, path or time differs from the placed one.
 fn changed_file(path: &Utf8Path, marker: &Marker) -> Result<Option<String>> {
     let Some(stamps) = marker.facts.get("stamps").and_then(Value::as_object).filter(|stamps| !stamps.is_empty()) else {
-        return Ok(Some("its files were never counted".to_owned()));
+        return Ok(Some("its files were never hashed".to_owned()));
     };
     for (name, stamp) in stamps {
         let file = path.join(name);
-        let now = Stamp::of(&file).map_err(|error| Error::io("look at", file.as_str(), error))?;
-        // Not the time of the last change of state: the cache links and unlinks the same file.
+        let now = Stamp::of(&file).map_err(|error| Error::io("check", file.as_str(), error))?;
+        // Without the change time (ctime): the cache links and unlinks the same file.
         let same = now.is_some_and(|now| {
             json!(now.bytes) == stamp["bytes"]
                 && json!(now.inode) == stamp["inode"]

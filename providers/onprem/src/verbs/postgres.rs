@@ -1,8 +1,8 @@
-//! The folder of a PostgreSQL: made once, by the programs that are installed, for whom they will run as. What is in it belongs to
-//! `serve --role postgres`.
+//! The folder of a PostgreSQL: created once, by the installed programs, for the user that runs them. Its content
+//! belongs to the server program's `postgres`.
 //!
-//! PostgreSQL refuses to run as root. Where we are root its folder lies outside the site's, which nobody else may enter, and a link
-//! leads there.
+//! PostgreSQL refuses to run as root. For root its folder is outside of the site's, which no other user may enter, and
+//! a link points to it.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
@@ -11,30 +11,29 @@ use std::process::Stdio;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use textnlp_provider::{Error, Progress, Result, Sort};
+use textnlp_keys::{Marker, SiteFolder, files};
+use textnlp_provider::{Error, ErrorKind, Progress, Result};
 
-use super::{Look, Seen, Work};
-use crate::files;
-use crate::jobs::Standing;
-use crate::layout::SiteFolder;
-use crate::marker::Marker;
+use super::{Observation, ObservedObject, Work};
+use crate::jobs::JobStatus;
 use crate::spec::PostgresSpec;
 
-/// Where the folders are, where we are root.
+/// The parent of the folders, for root.
 pub(crate) const ELSEWHERE: &str = "/var/lib/textnlp-deploy";
-/// The oldest version that the server works with.
+/// The oldest supported version.
 const OLDEST: u32 = 15;
-/// See `server/src/postgres`.
+/// See `server/sites/src/postgres`.
 const OWNER: &str = "textnlp_owner";
 
-/// Whom a server runs as.
+/// The user of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) name: &'static str,
     pub(crate) ids: (u32, u32),
 }
 
-/// The user for servers where we are root: that of PostgreSQL's package, else one that owns nothing. The error is what is missing.
+/// The user of servers when this process is root: that of PostgreSQL's package, else an unprivileged one. The error
+/// says what is missing.
 pub(crate) fn user() -> std::result::Result<Option<User>, String> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -51,10 +50,10 @@ pub(crate) fn user() -> std::result::Result<Option<User>, String> {
     let found = found.filter(|user| user.ids.0 != 0);
     found
         .map(Some)
-        .ok_or_else(|| "PostgreSQL refuses to run as root, and there is neither a user postgres nor nobody".to_owned())
+        .ok_or_else(|| "PostgreSQL refuses to run as root, and there is no unprivileged system user for it".to_owned())
 }
 
-/// Where a version's programs are: Debian's place, Red Hat's, then wherever the shell finds them.
+/// The programs of a version: Debian's path, Red Hat's, then `PATH`.
 pub(crate) fn programs(version: u32) -> Option<Utf8PathBuf> {
     let mut places = vec![format!("/usr/lib/postgresql/{version}/bin"), format!("/usr/pgsql-{version}/bin")];
     if let Some(place) = std::env::var("TEXTNLP_POSTGRES_BIN").ok().filter(|place| version_in(place) == Some(version)) {
@@ -68,9 +67,9 @@ pub(crate) fn programs(version: u32) -> Option<Utf8PathBuf> {
         .find(|place| place.join("initdb").is_file() && place.join("postgres").is_file())
 }
 
-/// The newest version that is installed, from `least` on.
+/// The newest installed version, from `least` on.
 pub(crate) fn newest(least: u32) -> Option<u32> {
-    // Nobody has a version that comes out in twenty years.
+    // Twenty years of versions.
     (least..least + 20).rev().find(|version| programs(*version).is_some())
 }
 
@@ -91,7 +90,7 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     work.refuse_strangers(&link)?;
     let cloud_id = work.folder.cloud_id(&spec.path)?;
     let user = user().map_err(|why| work.invalid(why))?;
-    // Whatever is in the folder of an operation that did not come to its end is not whole.
+    // The folder of an operation that did not complete is partial.
     let is_whole = work.marker.as_ref().is_some_and(|marker| marker.complete) && (spec.shared || is_made(&link));
     if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {
         let mut facts = Map::new();
@@ -112,31 +111,31 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let make = move |_| async move {
         let made = tokio::task::spawn_blocking(move || make(&programs, &folder, user.as_ref()));
         let made = made.await.map_err(std::io::Error::other).and_then(|made| made);
-        made.map_err(|error| Error::new(Sort::Unavailable, "make PostgreSQL for", subject).because(error))?;
+        made.map_err(|error| Error::new(ErrorKind::Unavailable, "create PostgreSQL for", subject).because(error))?;
         Ok(Map::new())
     };
-    match work.onprem.jobs().look(work.op, make).await? {
-        Standing::GoesOn(_) => Ok(work.pending(json!({ "step": "make" }), "makes an empty PostgreSQL")),
-        Standing::Ended(facts) => {
+    match work.provider.jobs().look(work.op, make).await? {
+        JobStatus::GoesOn(_) => Ok(work.pending(json!({ "step": "make" }), "creates an empty PostgreSQL")),
+        JobStatus::Ended(facts) => {
             let marker = work.complete(&cloud_id, facts)?;
             work.done(&marker).await
         }
     }
 }
 
-/// Where the parts of a server's log are taken: beside its folder, see `server/src/postgres/archive.rs`.
+/// The socket of a server's WAL archiver: beside its folder, see `server/sites/src/postgres/archive.rs`.
 pub fn archive_socket(folder: &Utf8Path) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("{folder}.archive"))
 }
 
-/// What to do where no PostgreSQL is installed.
+/// The hint where no PostgreSQL is installed.
 pub(crate) fn missing(version: u32) -> String {
     format!(
         "PostgreSQL {version} or newer is not installed: on Debian and Ubuntu, apt-get install postgresql-{version}"
     )
 }
 
-/// The folder itself, made where it is not there: where a link leads already, else a new one of this name.
+/// The folder itself, created where it is missing: the target of the link, else a new one of this name.
 fn home(name: &str, link: &Utf8Path, user: Option<&User>) -> std::io::Result<Utf8PathBuf> {
     if let Some(parent) = link.parent() {
         files::make_folder(parent)?;
@@ -168,7 +167,7 @@ fn make(programs: &Utf8Path, folder: &Utf8Path, user: Option<&User>) -> std::io:
     let (data, beside) = (folder.join("data"), folder.join("data.new"));
     files::remove_tree(&beside)?;
     let mut initdb = std::process::Command::new(programs.join("initdb"));
-    // Whom it lets in says the keeper's own file.
+    // The PostgreSQL supervisor writes the access rules (`pg_hba.conf`).
     initdb.args([
         "-U",
         OWNER,
@@ -201,19 +200,21 @@ fn make(programs: &Utf8Path, folder: &Utf8Path, user: Option<&User>) -> std::io:
     files::flush_folder(folder)
 }
 
-/// An empty PostgreSQL beside everything, for a proof: its folder, its programs, and whom it runs as. It goes with this.
+/// An empty scratch PostgreSQL for a verification: its folder, its programs and its user. Dropping it removes the
+/// folder.
 #[derive(Debug)]
-pub struct Beside {
+pub struct ScratchInstance {
     /// The folder.
     pub folder: Utf8PathBuf,
     /// Its programs.
     pub programs: Utf8PathBuf,
-    /// User and group, where it cannot run as whoever we are.
+    /// User and group, where it cannot run as the current user.
     pub user: Option<(u32, u32)>,
 }
 
-impl Beside {
-    /// Makes one: in `place`, or outside where nobody else may enter that. Takes seconds. The error says what is missing.
+impl ScratchInstance {
+    /// Creates one: in `place`, or outside where other users may not enter that. Takes seconds. The error says what is
+    /// missing.
     pub fn make(place: &Utf8Path) -> std::result::Result<Self, String> {
         let version = newest(OLDEST).ok_or_else(|| missing(OLDEST))?;
         let beside = Self::empty(place, version)?;
@@ -222,7 +223,7 @@ impl Beside {
         Ok(beside)
     }
 
-    /// The folder alone, for files that this very version has written.
+    /// The folder alone, for files of exactly this version.
     pub fn empty(place: &Utf8Path, version: u32) -> std::result::Result<Self, String> {
         let programs = programs(version).ok_or_else(|| missing(version))?;
         let user = user()?;
@@ -241,15 +242,15 @@ impl Beside {
     }
 }
 
-/// Folders of proofs say whose they are, so that those of the dead can be told.
+/// The prefix of verification folders, followed by the owner's pid, so that stale ones are recognised.
 const VERIFY: &str = "verify-";
 
-/// Removes what killed proofs left where we are root.
+/// Removes the folders of killed verifications, for root.
 fn clear() {
     for entry in Utf8Path::new(ELSEWHERE).read_dir_utf8().into_iter().flatten().flatten() {
         let pid = entry.file_name().strip_prefix(VERIFY).and_then(|rest| rest.split_once('-')?.0.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Utf8PathBuf::from(format!("/proc/{pid}")).exists()) {
-            // What cannot be removed now is tried again by the next one.
+            // A failed removal is retried by the next verification.
             let _ = match entry.file_type() {
                 Ok(kind) if kind.is_dir() => files::remove_tree(entry.path()),
                 _ => files::remove_file(entry.path()),
@@ -258,9 +259,9 @@ fn clear() {
     }
 }
 
-impl Drop for Beside {
+impl Drop for ScratchInstance {
     fn drop(&mut self) {
-        // What cannot be removed is empty of secrets that are not elsewhere.
+        // Secrets in a folder that cannot be removed exist elsewhere too.
         let _ = files::remove_tree(&self.folder);
         let _ = files::remove_file(&archive_socket(&self.folder));
     }
@@ -270,7 +271,7 @@ fn is_made(link: &Utf8Path) -> bool {
     version_of(link).is_some()
 }
 
-/// The version that made what is in a folder.
+/// The version that created a folder.
 fn version_of(link: &Utf8Path) -> Option<u32> {
     std::fs::read_to_string(link.join("data/PG_VERSION")).ok()?.trim().parse().ok()
 }
@@ -278,13 +279,13 @@ fn version_of(link: &Utf8Path) -> Option<u32> {
 pub(super) fn remove(work: &Work<'_>) -> Result<()> {
     let spec: PostgresSpec = work.applied()?;
     let link = work.folder.join(&spec.path);
-    // The next database begins empty.
+    // The next database starts empty.
     if !spec.follows {
         let dump = work.folder.join(crate::lower::DUMP);
         files::remove_file(&dump).map_err(work.io(&dump))?;
     }
     if let Ok(folder) = link.read_link_utf8() {
-        // A link that somebody else has put there leads to nothing of ours.
+        // A link to another folder was put there by another owner.
         if folder.starts_with(ELSEWHERE) {
             files::remove_tree(&folder).map_err(work.io(&folder))?;
             files::remove_file(&archive_socket(&folder)).map_err(work.io(&folder))?;
@@ -295,24 +296,24 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
     files::remove_tree(&link).map_err(work.io(&link))
 }
 
-pub(super) fn look(site: &SiteFolder, marker: &Marker) -> Result<Seen> {
+pub(super) fn observe(site: &SiteFolder, marker: &Marker) -> Result<Observation> {
     let spec: PostgresSpec = marker
         .spec
         .typed()
-        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+        .map_err(|error| Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error))?;
     let link = site.join(&spec.path);
     let found = match std::fs::metadata(&link) {
         Ok(found) => found,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::Absent),
-        Err(error) => return Err(Error::io("look at", link.as_str(), error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Observation::Absent),
+        Err(error) => return Err(Error::io("check", link.as_str(), error)),
     };
     let version = version_of(&link);
-    // What is shared is copied back by its keeper, and never made anew once it was there.
+    // A shared one is restored by the PostgreSQL supervisor, and never recreated once it was there.
     if version.is_none() && !spec.follows && !(spec.shared && marker.complete) {
-        return Ok(Seen::Absent);
+        return Ok(Observation::Absent);
     }
-    let folder = link.canonicalize_utf8().map_err(|error| Error::io("look at", link.as_str(), error))?;
-    let mut look = Look::default();
+    let folder = link.canonicalize_utf8().map_err(|error| Error::io("check", link.as_str(), error))?;
+    let mut look = ObservedObject::default();
     let used = version.or_else(|| newest(spec.version));
     match used.and_then(programs) {
         Some(programs) => drop(look.output("programs", programs.as_str())),
@@ -324,7 +325,7 @@ pub(super) fn look(site: &SiteFolder, marker: &Marker) -> Result<Seen> {
         .output("version", json!(version))
         .output("schema", json!(spec.schema));
     if found.permissions().mode() & 0o077 != 0 {
-        look.drift("mode", "others may enter it");
+        look.drift("mode", "other users can enter it");
     }
-    Ok(Seen::There(look))
+    Ok(Observation::There(look))
 }

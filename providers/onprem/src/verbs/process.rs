@@ -1,21 +1,19 @@
-//! A program that is kept running: a unit file that the site's supervisor reads.
+//! A supervised program: a unit file that the site's supervisor reads.
 
 use std::collections::BTreeMap;
 
 use rustix::process::{Pid, Signal};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
-use textnlp_provider::{Error, Handle, Progress, Result, Sort, Spec};
+use textnlp_keys::{Marker, SiteFolder, files};
+use textnlp_provider::{Error, ErrorKind, Handle, Progress, Result, Spec};
 
-use super::{Look, Seen, Supervisor, Work};
-use crate::files;
-use crate::layout::SiteFolder;
+use super::{Observation, ObservedObject, Supervisor, Work};
 use crate::lock;
-use crate::marker::Marker;
 use crate::spec::{OnConfig, ProcessSpec};
-use crate::supervise::{self, Ask, KeepsSockets, PhaseName, Running, State, Unit, UnitStatus, output};
+use crate::supervise::{self, ControlRequest, KeepsSockets, PhaseName, Running, State, Unit, UnitStatus, output};
 
-/// A program that ended this often since its unit changed will not come up by itself.
+/// A program that failed this often since its unit changed will not recover by itself.
 const FAILURES_MAX: u32 = 5;
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
@@ -25,19 +23,20 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     work.claim(&cloud_id, Map::new())?;
     let unit = unit(&work.folder, &spec, work.op.id.0, &work.op.lineage.to_string());
     write(work, &unit)?;
-    let told = supervise::ask(work.folder.root(), &Ask::Apply).await.map_err(|error| work.fails(error))?;
+    let told =
+        supervise::request(work.folder.root(), &ControlRequest::Apply).await.map_err(|error| work.fails(error))?;
     if told.is_none() {
-        let error = work.fails("the site's supervisor does not run");
+        let error = work.fails("the site's supervisor is not running");
         return Err(error.hint(format!("look at {}", work.folder.log("supervisor"))));
     }
-    // One that ended too often waits; a new `up` is a reason to try at once.
-    supervise::ask(work.folder.root(), &Ask::Start { name: spec.unit.clone() })
+    // A failing unit waits for its next restart; a new `up` restarts it at once.
+    supervise::request(work.folder.root(), &ControlRequest::Start { name: spec.unit.clone() })
         .await
         .map_err(|error| work.fails(error))?;
     Ok(work.pending(json!({ "step": "start" }), format!("{} becomes ready", spec.unit)))
 }
 
-/// How `/ready` of a server says that it runs and cannot serve.
+/// The part of a server's `/ready` answer that says that it runs and cannot serve.
 const FAILING: &str = "\"status\":\"failing\"";
 
 pub(super) async fn starting(work: &Work<'_>) -> Result<Progress> {
@@ -46,7 +45,7 @@ pub(super) async fn starting(work: &Work<'_>) -> Result<Progress> {
     let wanted = unit(&work.folder, &spec, work.op.id.0, &work.op.lineage.to_string());
     let status = supervise::status(work.folder.root()).await.map_err(|error| work.fails(error))?;
     let Some(status) = status else {
-        return Err(work.fails("the site's supervisor does not run"));
+        return Err(work.fails("the site's supervisor is not running"));
     };
     if let Some(rejected) = status.rejected.iter().find(|rejected| rejected.name == spec.unit) {
         return Ok(Progress::Failed { left: None, error: work.invalid(format!("the supervisor: {}", rejected.why)) });
@@ -61,33 +60,35 @@ pub(super) async fn starting(work: &Work<'_>) -> Result<Progress> {
     }
     if seen.failures >= FAILURES_MAX && seen.phase != PhaseName::Ready {
         let log = work.folder.log(&spec.unit);
-        let why = format!("it ended {} times; its last words:\n{}", seen.failures, output::tail(&log, 5));
+        let why = format!("it exited {} times; end of its log:\n{}", seen.failures, output::tail(&log, 5));
         let left = work.last_seen().await.ok();
-        return Ok(Progress::Failed { left, error: work.fails(why).hint(format!("look at {log}")) });
+        return Ok(Progress::Failed { left, error: work.fails(why).hint(format!("see {log}")) });
     }
-    // The program itself says that waiting does not help: a model that cannot be loaded, for one.
+    // The program reports a permanent failure, such as a model that cannot be loaded.
     if current && seen.phase != PhaseName::Ready && seen.says.contains(FAILING) {
         let left = work.last_seen().await.ok();
         let log = work.folder.log(&spec.unit);
-        return Ok(Progress::Failed { left, error: work.invalid(seen.says.clone()).hint(format!("look at {log}")) });
+        return Ok(Progress::Failed { left, error: work.invalid(seen.says.clone()).hint(format!("see {log}")) });
     }
     let says = match (seen.phase, current) {
-        (PhaseName::Ready | PhaseName::Unready, false) => format!("{} waits for its turn to restart", spec.unit),
-        (PhaseName::Stopping, _) => format!("{} finishes what it answers", spec.unit),
+        (PhaseName::Ready | PhaseName::Unready, false) => {
+            format!("{} waits to restart after other replicas", spec.unit)
+        }
+        (PhaseName::Stopping, _) => format!("{} finishes its open requests", spec.unit),
         _ if seen.says.is_empty() => format!("{} becomes ready", spec.unit),
         _ => format!("{}: {}", spec.unit, seen.says),
     };
     Ok(work.pending(json!({ "step": "start" }), says))
 }
 
-/// The first call: the unit says `stopped`, and the supervisor, or without one the signal, ends the program.
+/// The first call: the unit says `stopped`, and the supervisor ends the program; without a supervisor, a signal does.
 pub(super) async fn remove(work: &Work<'_>) -> Result<Progress> {
     let spec: ProcessSpec = work.applied()?;
     let mut stopped = unit(&work.folder, &spec, work.op.id.0, &work.op.lineage.to_string());
     if let Ok(there) = Unit::read(&work.folder, &spec.unit) {
         if there.lineage != stopped.lineage {
-            return Err(Error::new(Sort::Exists, "delete", work.op.resource.to_string())
-                .because("the unit is another lineage's"));
+            return Err(Error::new(ErrorKind::Exists, "delete", work.op.resource.to_string())
+                .because("the unit belongs to another lineage"));
         }
         stopped = there;
         stopped.operation = work.op.id.0;
@@ -95,10 +96,10 @@ pub(super) async fn remove(work: &Work<'_>) -> Result<Progress> {
     stopped.state = State::Stopped;
     if work.folder.join("units").exists() {
         write(work, &stopped)?;
-        // Without a supervisor the next look ends the program.
-        let _ = supervise::ask(work.folder.root(), &Ask::Apply).await;
+        // Without a supervisor the next poll ends the program.
+        let _ = supervise::request(work.folder.root(), &ControlRequest::Apply).await;
     }
-    Ok(work.pending(work.onprem.waiting().begin("stop"), format!("{} finishes what it answers", spec.unit)))
+    Ok(work.pending(work.provider.waiting().begin("stop"), format!("{} finishes its open requests", spec.unit)))
 }
 
 pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progress> {
@@ -107,10 +108,10 @@ pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progres
     let holder = lock::holder(&lock_path).map_err(work.io(&lock_path))?;
     let status = supervise::status(work.folder.root()).await.ok().flatten();
     let kept = status.as_ref().and_then(|status| status.units.iter().find(|seen| seen.name == spec.unit));
-    let says = format!("{} finishes what it answers", spec.unit);
+    let says = format!("{} finishes its open requests", spec.unit);
     if let Some(pid) = holder {
-        let Some(waited) = work.onprem.waiting().waited_ms(handle) else { return remove(work).await };
-        // The supervisor keeps to the grace; without one, or with one that hangs, we do.
+        let Some(waited) = work.provider.waiting().waited_ms(handle) else { return remove(work).await };
+        // The supervisor applies the grace period; this call does when the supervisor is missing or hangs.
         let overdue = waited > spec.stop_grace_ms.saturating_add(5_000);
         if status.is_none() || overdue {
             end(pid, if waited > spec.stop_grace_ms { Signal::KILL } else { Signal::TERM });
@@ -131,14 +132,13 @@ pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progres
     for path in gone {
         files::remove_file(&path).map_err(work.io(&path))?;
     }
-    let _ = supervise::ask(folder.root(), &Ask::Apply).await;
-    work.forget()?;
-    Ok(Progress::Done(last))
+    let _ = supervise::request(folder.root(), &ControlRequest::Apply).await;
+    work.removed(last)
 }
 
 fn end(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        // One that is gone already is what is wanted.
+        // A process that is gone already needs no signal.
         let _ = rustix::process::kill_process(pid, signal);
     }
 }
@@ -150,7 +150,7 @@ fn write(work: &Work<'_>, unit: &Unit) -> Result<()> {
     files::put(&path, &bytes, 0o600).map_err(work.io(&path))
 }
 
-/// The unit of a process. The digest covers what takes a restart to change, nothing else.
+/// The unit of a process. The digest covers only the fields whose change needs a restart.
 fn unit(folder: &SiteFolder, spec: &ProcessSpec, operation: u64, lineage: &str) -> Unit {
     let program = folder.join(&spec.program).into_string();
     let mut argv = vec![program];
@@ -158,7 +158,7 @@ fn unit(folder: &SiteFolder, spec: &ProcessSpec, operation: u64, lineage: &str) 
     argv.extend(["--config".to_owned(), folder.join(&spec.config).into_string()]);
     let restarts = spec.on_config == OnConfig::Restart;
     let config = restarts.then_some(&spec.config_sha256);
-    // Only who has addresses of its own has clients that would be refused.
+    // Only a process with TCP addresses has clients that would be refused.
     let addresses = spec.bound_addresses();
     let what_runs = json!({ "argv": argv, "program": spec.program_sha256, "config": config, "inputs": spec.inputs });
     Unit {
@@ -185,18 +185,18 @@ fn is_current(seen: &UnitStatus, wanted: &Unit) -> bool {
     seen.spec_digest.as_ref() == Some(&wanted.spec_digest) && seen.reload_digest == wanted.reload_digest
 }
 
-pub(super) fn look(folder: &SiteFolder, marker: &Marker, supervisor: &Supervisor) -> Result<Seen> {
-    let unreadable = |error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error);
+pub(super) fn observe(folder: &SiteFolder, marker: &Marker, supervisor: &Supervisor) -> Result<Observation> {
+    let unreadable = |error| Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error);
     let spec: ProcessSpec = marker.spec.typed().map_err(unreadable)?;
     let lock_path = folder.lock(&spec.unit);
-    let holder = lock::holder(&lock_path).map_err(|error| Error::io("look at", lock_path.as_str(), error))?;
+    let holder = lock::holder(&lock_path).map_err(|error| Error::io("check", lock_path.as_str(), error))?;
     let file = match files::Stamp::of(&folder.unit(&spec.unit)) {
-        Ok(None) if holder.is_none() => return Ok(Seen::Absent),
+        Ok(None) if holder.is_none() => return Ok(Observation::Absent),
         Ok(stamp) => stamp,
-        Err(error) => return Err(Error::io("look at", folder.unit(&spec.unit).as_str(), error)),
+        Err(error) => return Err(Error::io("check", folder.unit(&spec.unit).as_str(), error)),
     };
     let wanted = unit(folder, &spec, marker.operation.0, &marker.lineage.to_string());
-    let mut look = Look::default();
+    let mut look = ObservedObject::default();
     look.output("unit", spec.unit.as_str()).output("log", wanted.log.as_str());
     look.output("listen", spec.listen.as_str()).output("metrics_listen", spec.metrics_listen.as_str());
     look.output("address", spec.listen.as_str()).output("ca_file", json!(spec.ca_file));
@@ -209,7 +209,7 @@ pub(super) fn look(folder: &SiteFolder, marker: &Marker, supervisor: &Supervisor
         Some(Ok(_)) => {}
     }
     state(folder, &spec, &wanted, holder, supervisor, &mut look);
-    Ok(Seen::There(look))
+    Ok(Observation::There(look))
 }
 
 fn without_operation(unit: &Unit) -> Unit {
@@ -222,10 +222,10 @@ fn state(
     wanted: &Unit,
     holder: Option<u32>,
     supervisor: &Supervisor,
-    look: &mut Look,
+    look: &mut ObservedObject,
 ) {
     let Supervisor::Runs(status) = supervisor else {
-        // Programs go on without their supervisor, whose own absence is told at its own place.
+        // Programs run on without their supervisor, whose absence is reported on its own resource.
         match holder {
             None => drop(look.drift("state", "stopped")),
             Some(pid) => {
@@ -245,7 +245,7 @@ fn state(
     match seen.phase {
         PhaseName::Ready if is_current(seen, wanted) => {}
         PhaseName::Ready => drop(look.drift("state", "running, as it was before")),
-        // It may only load its models, or be back in a moment.
+        // It may be loading its models, or be ready in a moment.
         PhaseName::Starting => drop(look.drift("state", format!("starting{why}"))),
         PhaseName::Unready => drop(look.drift("state", format!("running, not ready{why}"))),
         PhaseName::Stopping => drop(look.drift("state", "stopping")),

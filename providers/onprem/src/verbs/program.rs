@@ -1,14 +1,16 @@
-//! A program by its digest: copied into the site, so that whoever builds or installs another changes nothing that runs.
+//! A program by its digest: copied into the site, so that a new build or installation does not affect the running one.
 
 use camino::Utf8PathBuf;
 use serde_json::{Map, Value, json};
-use textnlp_provider::{Error, Progress, Result, Sort};
+use textnlp_files::{Replace, copy_sha256};
+use textnlp_keys::{
+    Marker, SiteFolder,
+    files::{self, Stamp},
+};
+use textnlp_provider::{Error, ErrorKind, Progress, Result};
 
-use super::{Look, Seen, Work};
-use crate::files::{self, Stamp};
-use crate::jobs::Standing;
-use crate::layout::SiteFolder;
-use crate::marker::Marker;
+use super::{Observation, ObservedObject, Work};
+use crate::jobs::JobStatus;
 use crate::spec::ProgramSpec;
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
@@ -19,11 +21,11 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {
         work.claim(&cloud_id, Map::new())?;
     }
-    // Tens of megabytes, durable: a slow disk takes longer than a call may.
+    // Tens of megabytes, written durably: on a slow disk longer than a call may take.
     let says = format!("copies {}", spec.source);
-    match work.onprem.jobs().look(work.op, move |_| copied(spec, path)).await? {
-        Standing::GoesOn(_) => Ok(work.pending(json!({ "step": "copy" }), says)),
-        Standing::Ended(facts) => {
+    match work.provider.jobs().look(work.op, move |_| copied(spec, path)).await? {
+        JobStatus::GoesOn(_) => Ok(work.pending(json!({ "step": "copy" }), says)),
+        JobStatus::Ended(facts) => {
             let marker = work.complete(&cloud_id, facts)?;
             work.done(&marker).await
         }
@@ -38,7 +40,7 @@ async fn copied(spec: ProgramSpec, path: Utf8PathBuf) -> Result<Map<String, Valu
         let failed = Error::io("copy program", spec.source.as_str(), error);
         if invalid { failed.hint("`release set` locks the program that is there now") } else { failed }
     })?;
-    let stamp = Stamp::of(&path).map_err(|error| Error::io("look at", path.as_str(), error))?;
+    let stamp = Stamp::of(&path).map_err(|error| Error::io("check", path.as_str(), error))?;
     let mut facts = Map::new();
     facts.insert("sha256".to_owned(), json!(spec.sha256));
     facts.insert("stamp".to_owned(), json!(stamp));
@@ -54,9 +56,10 @@ fn copy(source: &camino::Utf8Path, sha256: &str, target: &camino::Utf8Path) -> s
         files::make_folder(folder)?;
     }
     let mut from = files::open_plain(&real)?;
-    // Nobody else enters its folder; a PostgreSQL that runs as a user of its own has it handed by its keeper, to archive its log.
-    files::put_from(target, 0o755, |file| {
-        let (digest, _) = files::copy_hashed(&mut from, file)?;
+    // No other user may enter its folder; the PostgreSQL supervisor gives the program to a PostgreSQL of another
+    // user, to archive its log.
+    Replace::mode(0o755).sole_writer().with(target, |file| {
+        let digest = copy_sha256(&mut from, file)?.hex();
         if digest == sha256 {
             return Ok(());
         }
@@ -76,18 +79,18 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
     files::remove_file(&path).map_err(work.io(&path))
 }
 
-pub(super) async fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+pub(super) async fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
     let spec: ProgramSpec = marker
         .spec
         .typed()
-        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+        .map_err(|error| Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.path)?;
-    let Some(stamp) = Stamp::of(&path).map_err(|error| Error::io("look at", path.as_str(), error))? else {
-        return Ok(Seen::Absent);
+    let Some(stamp) = Stamp::of(&path).map_err(|error| Error::io("check", path.as_str(), error))? else {
+        return Ok(Observation::Absent);
     };
-    let mut look = Look::default();
+    let mut look = ObservedObject::default();
     look.output("path", path.as_str()).output("sha256", marker.fact("sha256").unwrap_or_default());
-    // Tens of megabytes are read only when the file is not the one that was put there.
+    // The file is hashed only when its stamp changed, because it has tens of megabytes.
     if marker.facts.get("stamp") != Some(&json!(stamp)) {
         let file = path.clone();
         let digest = tokio::task::spawn_blocking(move || files::sha256(&file)).await;
@@ -98,7 +101,7 @@ pub(super) async fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
         }
     }
     if !is_executable(&path) {
-        look.drift("mode", "it may not be run");
+        look.drift("mode", "it is not executable");
     }
-    Ok(Seen::There(look))
+    Ok(Observation::There(look))
 }

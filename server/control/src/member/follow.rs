@@ -1,4 +1,4 @@
-//! The part of everybody else.
+//! The follower's part.
 
 use super::{Claim, Member};
 use crate::Millis;
@@ -7,7 +7,7 @@ use crate::log::{Entry, Position, Snapshot};
 use crate::message::{Effect, Message, Peer};
 
 impl Member {
-    /// Whether the sender leads, as far as anybody knows; if so it was heard of.
+    /// Whether the sender is the primary, as far as this site knows; if so, records that it was heard.
     pub(super) fn follows(
         &mut self,
         now: Millis,
@@ -43,7 +43,7 @@ impl Member {
     ) {
         let base = self.log.base().at;
         let there = self.log.position(previous.index);
-        // What is in our snapshot is acknowledged: the primary has the same.
+        // Entries in our snapshot are acknowledged, so the primary has the same ones.
         if previous.index >= base.index && there != Some(previous) {
             let last = self.log.last();
             let hint = match there {
@@ -66,7 +66,7 @@ impl Member {
         if let Some(first) = new.first() {
             let after = first.at.index - 1;
             if after < self.committed {
-                // It would take back what was acknowledged. That cannot come from an honest primary: nothing is touched.
+                // This would remove acknowledged entries. A correct primary never asks for that, so nothing is changed.
                 return;
             }
             if self.log.last().index > after {
@@ -104,8 +104,8 @@ impl Member {
         effects.push(Effect::Send(Peer::Site(to.clone()), answer));
     }
 
-    /// A member whose primary is silent asks the witness for its place, those first that stand first.
-    pub(super) fn ask_for_the_place(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+    /// Asks the witness for leadership while the primary is silent. Sites earlier in the order ask earlier.
+    pub(super) fn request_leadership(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let Some(configuration) = &self.configuration else { return };
         if !self.is_member() || !self.fit || configuration.primary == self.settings.site {
             self.claim = None;

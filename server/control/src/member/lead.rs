@@ -6,22 +6,22 @@ use crate::configuration::{Configuration, Incarnation, Site};
 use crate::log::{Entry, Position, Write};
 use crate::message::{Effect, Message, Outcome, Peer};
 
-/// What only a primary knows.
+/// State that only a primary has.
 #[derive(Debug, Clone)]
 pub(super) struct Leading {
-    /// The first epoch of this leadership: answers of older ones say nothing.
+    /// The first epoch of this leadership: replies to earlier epochs are ignored.
     since: u64,
     pub(super) peers: Peers,
-    /// A change that the witness was asked for. Until its answer is known both configurations count.
+    /// A change requested from the witness. Until it is answered, both configurations count.
     change: Option<(Configuration, Option<Millis>)>,
     /// Position and ticket of writes that wait, in order.
     pub(super) tickets: Tickets,
-    /// To whom the place is given, and since when nothing new is taken in for it.
+    /// The target of a handover, and since when new writes are refused for it.
     handing: Option<(Site, Millis)>,
 }
 
 impl Leading {
-    /// Whether a configuration is what this primary itself asked the witness for.
+    /// Whether this primary itself requested a configuration from the witness.
     pub(super) fn asked_for(&self, configuration: &Configuration) -> bool {
         self.change.as_ref().is_some_and(|(wanted, _)| wanted == configuration)
     }
@@ -38,11 +38,11 @@ pub(super) struct Progress {
     sent: Option<Millis>,
     /// When it last answered, by our clock.
     pub(super) answered: Option<Millis>,
-    /// When we sent what it answered: its lease begins there.
+    /// When we sent the message it last answered: its lease starts there.
     stamp: Option<Millis>,
     /// Since when it is a member without a break.
     member_since: Option<Millis>,
-    /// Since when it lacks something.
+    /// Since when it lacks entries.
     pub(super) behind_since: Option<Millis>,
 }
 
@@ -58,7 +58,7 @@ impl Member {
         self.send_all(now, effects);
     }
 
-    /// What holds has changed, and we still lead.
+    /// Handles a new configuration in which this site is still primary.
     pub(super) fn changed(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let (Some(leading), Some(configuration)) = (&mut self.leading, &self.configuration) else { return };
         if leading.change.as_ref().is_some_and(|(wanted, _)| wanted.epoch <= configuration.epoch) {
@@ -82,7 +82,7 @@ impl Member {
             if let Some(peer) = self.leading.as_mut().and_then(|l| l.peers.get_mut(&site))
                 && peer.incarnation.is_some()
             {
-                // What was sent and not answered by now is sent again.
+                // Resend whatever is not answered yet.
                 peer.next = peer.next.min(peer.stored + 1);
             }
             self.send(&site, now, effects);
@@ -92,14 +92,14 @@ impl Member {
             let rested = |peer: &Progress| peer.member_since.is_some_and(|at| now - at >= 2 * self.settings.grace);
             let is_well = self.leading.as_ref().and_then(|l| l.peers.get(&home)).is_some_and(rested);
             if is_well {
-                // Whatever stands in the way now is looked at again at the next tick.
+                // A handover that is refused now is tried again at the next tick.
                 let _ = self.begin_to_hand_over(now, &home);
             }
         }
         self.ask_for_changes(now, effects);
     }
 
-    /// The primary gives its place to another member.
+    /// Hands leadership over to another member.
     pub fn hand_over(&mut self, now: Millis, to: &Site) -> Result<Vec<Effect>, Refused> {
         self.begin_to_hand_over(now, to)?;
         let mut effects = Vec::new();
@@ -119,7 +119,7 @@ impl Member {
         let last = self.log.last().index;
         let Some(leading) = &mut self.leading else { return Err(Refused::NotPrimary { primary: None }) };
         let is_member = self.configuration.as_ref().is_some_and(|c| c.members.contains_key(to));
-        // A little behind is caught up in a moment, while nothing new is taken in.
+        // A member with few missing entries catches up quickly while new writes are refused.
         if !is_member || leading.peers.get(to).is_none_or(|peer| peer.stored + 256 < last) {
             return Err(Refused::NotInSync { site: to.clone() });
         }
@@ -151,14 +151,16 @@ impl Member {
         Ok(())
     }
 
-    /// Until when nobody else can have been given this site's place, whatever happens; `None` where it is not this site's, or not for sure.
-    /// It is what a database that is not in the log may be written by: unlike a write of the log it needs nobody else to be in sync.
+    /// Until when no other site can be primary, whatever happens; `None` where this site is not primary, or not for
+    /// certain. A database outside of the log may be written until then: unlike a write of the log, this needs no other
+    /// site in sync.
     ///
-    /// The witness gives the place to another only a grace after it last heard of the primary, and whoever takes it waits until what it
-    /// granted to the one before has ended. So either the witness's last answer is recent, or the answers of all who may take over are.
+    /// The witness grants leadership to another site only a grace after it last heard from the primary, and the new
+    /// primary waits until the lease that it granted to its predecessor has ended. So either the witness's last answer
+    /// is recent, or those of all sites that may take over are.
     pub fn leads_until(&self, now: Millis) -> Option<Millis> {
         let (Some(leading), Some(configuration)) = (&self.leading, &self.configuration) else { return None };
-        // Whether the place was given away is known when the witness's answer is, which may be lost.
+        // Only the witness's answer tells whether leadership was handed over, and it may be lost.
         let gives_away = leading.change.as_ref().is_some_and(|(wanted, _)| wanted.primary != configuration.primary);
         if gives_away || leading.handing.is_some() || self.granted_until.max(self.followed_until) > now {
             return None;
@@ -194,7 +196,7 @@ impl Member {
         self.log.push(entry.clone());
         effects.push(Effect::Append(vec![entry]));
         self.send_all(now, effects);
-        // Where nobody else counts, nobody's answer is waited for.
+        // With no other member there is no reply to wait for.
         self.advance(now, effects);
         Ok(())
     }
@@ -270,7 +272,7 @@ impl Member {
         }
     }
 
-    /// What every answer says: who lives, and until when it keeps still.
+    /// Handles what every reply contains: the sender is alive, and its lease.
     fn answer(
         &mut self,
         now: Millis,
@@ -286,7 +288,7 @@ impl Member {
         }
         let peer = leading.peers.get_mut(site)?;
         if peer.incarnation != Some(incarnation) {
-            // Another disk: nothing is known of it, and an answer of the old one that comes late must not count for it.
+            // Another incarnation: nothing is known about it, and a late reply of the old one must not count for it.
             if peer.incarnation.is_some() && peer.stamp.is_some_and(|before| before > stamp) {
                 return None;
             }
@@ -297,10 +299,10 @@ impl Member {
         Some(peer)
     }
 
-    /// Acknowledges what everybody who counts has on disk.
+    /// Acknowledges entries that every member has on disk.
     pub(super) fn advance(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let (Some(leading), Some(configuration)) = (&self.leading, &self.configuration) else { return };
-        // Who is alone acknowledges nothing where it would be lost with this disk.
+        // A primary without other members acknowledges nothing that would be lost with its disk.
         if configuration.members.len() < self.settings.fewest() || self.granted_until > now {
             return;
         }
@@ -313,7 +315,7 @@ impl Member {
         let upto = others.map(has).min().unwrap_or(last).min(last);
         if upto > self.committed {
             self.commit(upto, effects);
-            // The others show it at once, not only with the next heartbeat.
+            // The others apply it at once, not only with the next heartbeat.
             self.send_all(now, effects);
         }
         let Some(leading) = &mut self.leading else { return };
@@ -323,7 +325,7 @@ impl Member {
         }
     }
 
-    /// Asks the witness for what is due: one change at a time, and the same one until its answer is known.
+    /// Requests a due change from the witness: one at a time, repeated until it is answered.
     fn ask_for_changes(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let due = self.due_change(now);
         let (every, site, incarnation) = (self.settings.every, self.settings.site.clone(), self.settings.incarnation);
@@ -367,7 +369,7 @@ impl Member {
         if let Some((site, life)) = leading.peers.iter().find_map(|(site, p)| Some((site, is_new(site, p)?))) {
             return Some(configuration.with(site, life));
         }
-        // The last other member is never let go of: it is the only one that may take over.
+        // The last other member is never removed: it is the only one that may take over.
         if configuration.members.len() > 2 {
             let silent = |site: &&Site| {
                 let peer = leading.peers.get(*site);

@@ -1,4 +1,4 @@
-//! A site's part: it leads, follows, or stands outside until it has caught up.
+//! A site's part: it is primary, follows, or is an outsider until it has caught up.
 
 mod follow;
 mod lead;
@@ -15,62 +15,64 @@ use crate::{DRIFT, Millis};
 
 pub use overview::{Overview, PeerOverview};
 
-/// What a site is told once.
+/// The settings of a site.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Who this is.
+    /// The own site.
     pub site: Site,
-    /// Which life of its disk.
+    /// The incarnation of its disk.
     pub incarnation: Incarnation,
-    /// Everybody, this site too. Who stands earlier asks for a free place earlier.
+    /// All sites, including this one, in the order in which they ask for leadership.
     pub sites: Vec<Site>,
-    /// The site that is primary when all is well.
+    /// The site that is primary in normal operation.
     pub home: Site,
     /// Between two heartbeats.
     pub every: Millis,
-    /// A silence shorter than this moves nothing.
+    /// A shorter silence triggers nothing.
     pub grace: Millis,
-    /// Entries that are kept for followers that were away for a moment; who was away for longer is given the table.
+    /// Log entries retained for followers that were briefly away. A follower that was away for longer receives the
+    /// table.
     pub kept: u64,
-    /// Whether a free place is asked for without being told.
+    /// Whether the site asks for leadership without a command when the primary is lost.
     pub automatic: bool,
-    /// Whether the home site gets its place back without being told.
+    /// Whether the home site gets leadership back without a command.
     pub failback: bool,
-    /// Whether a site that is left alone acknowledges by itself: what counts is stored elsewhere, and nothing in the log has to outlive a disk.
+    /// Whether a site without other members may acknowledge writes. This is safe where the data is stored elsewhere and
+    /// nothing in the log has to outlive a disk.
     pub sole: bool,
 }
 
 impl Settings {
-    /// How many sites store what is acknowledged, at least.
+    /// The minimum number of sites that store an acknowledged write.
     fn fewest(&self) -> usize {
         if self.sole { 1 } else { 2 }
     }
 }
 
-/// What survives a restart.
+/// The state that survives a restart.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct State {
-    /// What was known to hold.
+    /// The last known configuration.
     pub configuration: Option<Configuration>,
     /// The log.
     pub log: Log,
 }
 
-/// Why something is not done.
+/// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "why", rename_all = "snake_case")]
 pub enum Refused {
-    /// Another site is primary, or nobody is known to be.
+    /// Another site is primary, or none is known.
     #[error("this site is not the primary{}", .primary.as_ref().map_or(String::new(), |site| format!("; {site} is")))]
     NotPrimary {
-        /// Who is, as far as is known.
+        /// The primary, as far as known.
         primary: Option<Site>,
     },
     /// No other site has everything, so a write could be lost with this one.
     #[error("no other site is in sync: a write would be lost with this site")]
     Alone,
     /// A member has not answered for so long that it may have taken over.
-    #[error("{site} has not answered for {silent_ms} ms and may have been given this site's place")]
+    #[error("{site} has not answered for {silent_ms} ms and may be the primary now")]
     NoLease {
         /// Which member.
         site: Site,
@@ -78,37 +80,37 @@ pub enum Refused {
         silent_ms: Millis,
     },
     /// The site that was primary before may still believe that it is.
-    #[error("the lease of the site that was primary before ends in {in_ms} ms")]
+    #[error("the lease of the previous primary ends in {in_ms} ms")]
     OldLease {
         /// How long still.
         in_ms: Millis,
     },
-    /// Its place is being given to another site.
-    #[error("this site is giving its place to {to}")]
+    /// Leadership is being handed over to another site.
+    #[error("this site is handing over the primary role to {to}")]
     HandingOver {
-        /// To whom.
+        /// The target.
         to: Site,
     },
     /// More writes wait than are allowed to.
-    #[error("{0} writes wait already")]
+    #[error("{0} writes are already queued")]
     Full(usize),
-    /// A site that lacks something cannot become primary.
+    /// A site that lacks acknowledged entries cannot become primary.
     #[error("{site} is not in sync")]
     NotInSync {
         /// Which.
         site: Site,
     },
-    /// What this site stores beside the log lacks what others have.
-    #[error("the database of {site} lacks what the primary's has, or may lack it")]
+    /// The data that this site stores outside of the log lacks what others have.
+    #[error("the database of {site} lacks data of the primary's, or may lack it")]
     NotFit {
         /// Which.
         site: Site,
     },
-    /// Without the witness nothing can be given away.
+    /// Leadership cannot be handed over without the witness.
     #[error("the witness does not answer")]
     NoWitness,
-    /// It holds the place already.
-    #[error("this site is the primary already")]
+    /// The site is primary already.
+    #[error("this site is already the primary")]
     Already,
 }
 
@@ -117,16 +119,16 @@ pub enum Refused {
 pub struct Member {
     settings: Settings,
     configuration: Option<Configuration>,
-    /// Who was primary in the configuration before, where that was another.
+    /// The primary of the previous configuration, where it was another site.
     before: Option<Site>,
     log: Log,
     committed: u64,
     table: Table,
-    /// When the primary of this configuration was last heard of, or began.
+    /// When the primary of this configuration was last heard, or when this site started.
     heard: Millis,
     /// Until then a primary before us may believe in a lease that we gave.
     granted_until: Millis,
-    /// The same for what is led by it beside the log, which is not told at once of what comes after.
+    /// The same for data led outside of the log, which learns of a new configuration later.
     followed_until: Millis,
     witness_heard: Option<Millis>,
     witness_clock: Option<Millis>,
@@ -134,14 +136,14 @@ pub struct Member {
     claim: Option<Claim>,
     refusal: Option<Refusal>,
     leading: Option<lead::Leading>,
-    /// Whether what is stored beside the log is good enough to lead with.
+    /// Whether the data outside of the log is complete enough to lead.
     fit: bool,
 }
 
-/// Asking for the primary's place.
+/// A request for leadership.
 #[derive(Debug, Clone, Copy, Default)]
 struct Claim {
-    /// A person said so.
+    /// An operator requested it.
     told: bool,
     sent: Option<Millis>,
 }
@@ -150,7 +152,7 @@ struct Claim {
 const MOST_WAITING: usize = 1024;
 
 impl Member {
-    /// With what was on disk. A site that begins believes that it granted a lease a moment ago.
+    /// Starts from the state on disk. A restarted site assumes that it granted a lease just before.
     pub fn new(settings: Settings, state: State, now: Millis) -> (Self, Vec<Effect>) {
         let committed = state.log.base().at.index;
         let table = state.log.base().table.clone();
@@ -198,12 +200,12 @@ impl Member {
         if self.leading.is_some() {
             self.lead(now, &mut effects);
         } else {
-            self.ask_for_the_place(now, &mut effects);
+            self.request_leadership(now, &mut effects);
         }
         effects
     }
 
-    /// A message has come.
+    /// Handles a message.
     pub fn receive(&mut self, now: Millis, from: &Peer, message: Message) -> Vec<Effect> {
         let mut effects = Vec::new();
         match (from, message) {
@@ -236,7 +238,7 @@ impl Member {
             (Peer::Site(site), Message::Newer { configuration, let_go }) => {
                 let told = configuration.epoch;
                 self.adopt(now, configuration, &mut effects);
-                // Who was primary until this configuration and tells of it believes in no lease any more.
+                // A former primary that reports this configuration holds no lease any more.
                 let holds = self.configuration.as_ref().is_some_and(|c| c.epoch == told);
                 if holds && self.before.as_ref() == Some(site) {
                     self.granted_until = now;
@@ -258,7 +260,7 @@ impl Member {
         Ok(effects)
     }
 
-    /// A person wants this site to take the primary's place. The witness still has to grant it.
+    /// An operator's request that this site becomes primary. The witness still has to grant it.
     pub fn claim(&mut self, now: Millis) -> Result<Vec<Effect>, Refused> {
         if self.is_primary() {
             return Err(Refused::Already);
@@ -271,16 +273,16 @@ impl Member {
         }
         self.claim = Some(Claim { told: true, sent: None });
         let mut effects = Vec::new();
-        self.ask_for_the_place(now, &mut effects);
+        self.request_leadership(now, &mut effects);
         Ok(effects)
     }
 
-    /// Nobody wants that any more.
+    /// Cancels the request.
     pub fn give_up_claim(&mut self) {
         self.claim = None;
     }
 
-    /// Whether what this site stores beside the log is good enough to take the primary's place with. It is until somebody says otherwise.
+    /// Sets whether the data outside of the log is complete enough to become primary. Initially it is.
     pub fn set_fit(&mut self, fit: bool) {
         self.fit = fit;
     }
@@ -290,7 +292,7 @@ impl Member {
         &self.table
     }
 
-    /// What was acknowledged after an index, in order; the whole table where the log does not reach back that far.
+    /// The writes acknowledged after an index, in order; the whole table where the log does not reach back that far.
     pub fn acknowledged_after(&self, index: u64) -> Vec<Write> {
         let base = self.log.base().at.index;
         if index < base {
@@ -301,12 +303,12 @@ impl Member {
         (index + 1..=self.committed).filter_map(|index| self.log.entry(index)).flat_map(|e| e.writes.clone()).collect()
     }
 
-    /// Up to where that is.
+    /// The last acknowledged position.
     pub fn committed(&self) -> Position {
         self.log.position(self.committed).unwrap_or(self.log.base().at)
     }
 
-    /// What holds, as far as is known.
+    /// The configuration in force, as far as known.
     pub fn configuration(&self) -> Option<&Configuration> {
         self.configuration.as_ref()
     }
@@ -316,18 +318,18 @@ impl Member {
         &self.log
     }
 
-    /// Whether this site is the primary of what it knows to hold.
+    /// Whether this site is the primary of the configuration it knows.
     pub fn is_primary(&self) -> bool {
         self.is_member() && self.configuration.as_ref().is_some_and(|c| c.primary == self.settings.site)
     }
 
-    /// Whether it has everything, as far as it knows.
+    /// Whether it has everything acknowledged, as far as it knows.
     pub fn is_member(&self) -> bool {
         let own = (&self.settings.site, self.settings.incarnation);
         self.configuration.as_ref().is_some_and(|c| c.has(own.0, own.1))
     }
 
-    /// How long a granted lease is believed in: shorter than a grace by what two clocks may differ.
+    /// How long a granted lease counts: a grace, reduced by the maximum clock drift.
     fn lease(&self) -> Millis {
         self.settings.grace - 2 * (self.settings.grace / DRIFT)
     }
@@ -340,7 +342,7 @@ impl Member {
         self.settings.sites.iter().filter(|site| **site != self.settings.site)
     }
 
-    /// Takes over what holds, if it is newer than what is known.
+    /// Adopts a configuration if it is newer than the known one.
     fn adopt(&mut self, now: Millis, configuration: Configuration, effects: &mut Vec<Effect>) {
         let known = self.configuration.as_ref();
         if known.is_some_and(|known| configuration.epoch <= known.epoch) {
@@ -356,7 +358,8 @@ impl Member {
         if another {
             self.heard = now;
             if !asked && self.is_primary() {
-                // The witness waited for nobody. The one before may still believe in its lease, until it says otherwise.
+                // The witness did not wait for leases. The predecessor may still rely on its lease until it says
+                // otherwise.
                 self.followed_until = self.followed_until.max(now + self.settings.grace);
             }
         }

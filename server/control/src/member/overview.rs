@@ -1,4 +1,4 @@
-//! What a person may want to know of a site.
+//! The status of a site, for operators.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,18 @@ use crate::Millis;
 use crate::configuration::Site;
 use crate::message::Refusal;
 
-/// A site as it sees itself.
+/// The status as the site itself sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overview {
-    /// Who.
+    /// The site.
     pub site: Site,
-    /// `primary`, `member`, or `outsider`: a site that does not have everything yet, or any more.
+    /// `primary`, `member`, or `outsider`: a site that does not, or no longer, have everything acknowledged.
     pub role: String,
-    /// Of the configuration that it knows; 0 before the first.
+    /// The epoch of the known configuration; 0 before the first.
     pub epoch: u64,
-    /// Who is primary in it.
+    /// Its primary.
     pub primary: Option<Site>,
-    /// Who has everything in it.
+    /// Its members.
     pub members: Vec<Site>,
     /// Whether control data can be written here now.
     pub writable: bool,
@@ -28,17 +28,17 @@ pub struct Overview {
     pub why_not: Option<Refused>,
     /// The last entry here.
     pub last: u64,
-    /// The last acknowledged one that it knows of.
+    /// Index of the last acknowledged entry that it knows.
     pub committed: u64,
     /// The other sites, as the primary sees them.
     pub peers: BTreeMap<Site, PeerOverview>,
     /// How long ago the witness answered.
     pub witness_heard_ms: Option<Millis>,
-    /// How long ago the primary was heard of, where this is another.
+    /// Milliseconds since the primary was heard, where it is another site.
     pub primary_heard_ms: Option<Millis>,
-    /// Why the witness did not do what it was last asked for.
+    /// Why the witness refused the last request.
     pub refusal: Option<Refusal>,
-    /// Whether it acts without being told.
+    /// Whether it acts without a command.
     pub automatic: bool,
 }
 
@@ -51,7 +51,7 @@ pub struct PeerOverview {
     pub member: bool,
     /// How long ago it answered.
     pub heard_ms: Option<Millis>,
-    /// For how long it has lacked something.
+    /// For how long it has lacked entries, in milliseconds.
     pub behind_ms: Millis,
 }
 

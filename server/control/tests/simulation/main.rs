@@ -1,11 +1,14 @@
 //! Many sites, faults of every kind, virtual time: no split brain, nothing acknowledged is lost, no flapping.
 //!
-//! `TEXTNLP_SCHEDULES=1000000 cargo test --release -p textnlp-control --test simulation` runs more schedules than the usual 20,000;
-//! `TEXTNLP_FROM=500000` begins at another seed than 0, `TEXTNLP_SEED=N` runs one of them and tells what happened.
+//! `TEXTNLP_SCHEDULES=1000000 cargo test --release -p textnlp-control --test simulation` runs more schedules than the usual 5,000;
+//! `TEXTNLP_TESTS_SEED=500000` sets the first seed, which else comes from the commit. With `TEXTNLP_SCHEDULES=1` each event is printed.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod random;
+#[path = "../../../../tests/src/seeds.rs"]
+#[allow(unreachable_pub)]
+mod seeds;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,27 +16,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use random::Random;
 use world::{Fault, World};
 
-fn many(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
+/// The variable with the number of schedules.
+const COUNT: &str = "TEXTNLP_SCHEDULES";
+
+fn schedules() -> u64 {
+    seeds::number(COUNT).unwrap_or(5_000)
 }
 
 /// Runs seeds on all cores; the first that fails is named.
 fn all(schedules: u64, one: impl Fn(u64, bool) -> Result<(), String> + Sync) {
-    if let Some(seed) = many("TEXTNLP_SEED") {
-        one(seed, true).unwrap();
-        return;
-    }
-    let next = AtomicU64::new(many("TEXTNLP_FROM").unwrap_or(0));
+    let (first, schedules) = (seeds::first_seed(), schedules.max(1));
+    let next = AtomicU64::new(0);
     let failed = std::sync::Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= schedules || failed.lock().unwrap().is_some() {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= schedules || failed.lock().unwrap().is_some() {
                         return;
                     }
-                    if let Err(why) = one(seed, false) {
+                    let seed = first.wrapping_add(number);
+                    if let Err(why) = one(seed, schedules == 1) {
                         *failed.lock().unwrap() = Some((seed, why));
                     }
                 }
@@ -41,7 +45,7 @@ fn all(schedules: u64, one: impl Fn(u64, bool) -> Result<(), String> + Sync) {
         }
     });
     if let Some((seed, why)) = failed.into_inner().unwrap() {
-        panic!("TEXTNLP_SEED={seed}: {why}");
+        panic!("seed {seed}: {why}\nto repeat: {}", seeds::repeat(seed, COUNT));
     }
 }
 
@@ -51,19 +55,19 @@ const SEEDS: [u64; 1] = [772_234];
 #[test]
 fn whatever_fails_there_is_one_writer_and_nothing_acknowledged_is_lost() {
     for seed in SEEDS {
-        schedule(seed, false, false).unwrap_or_else(|why| panic!("TEXTNLP_SEED={seed}: {why}"));
+        schedule(seed, false, false).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
-    all(many("TEXTNLP_SCHEDULES").unwrap_or(20_000), |seed, told| schedule(seed, false, told));
+    all(schedules(), |seed, told| schedule(seed, false, told));
 }
 
 #[test]
 fn the_same_holds_where_one_site_is_enough_as_long_as_its_disk_lives() {
-    all(many("TEXTNLP_SCHEDULES").unwrap_or(20_000) / 4, |seed, told| schedule(seed, true, told));
+    all(schedules() / 4, |seed, told| schedule(seed, true, told));
 }
 
 #[test]
 fn a_site_that_is_left_alone_goes_on_where_one_is_enough_and_only_there() {
-    all(200, |seed, told| {
+    all(schedules().min(200), |seed, told| {
         for sole in [true, false] {
             let mut random = Random::new(seed);
             let mut world = World::new(&mut random, (1000, 3000), sole, told);
@@ -105,7 +109,7 @@ fn schedule(seed: u64, sole: bool, told: bool) -> Result<(), String> {
 
 #[test]
 fn a_short_silence_moves_nothing_and_a_long_one_always_does() {
-    all(many("TEXTNLP_SCHEDULES").unwrap_or(20_000) / 10, |seed, told| {
+    all(schedules() / 10, |seed, told| {
         let mut random = Random::new(seed ^ 0x5eed);
         let mut world = World::new(&mut random, (10_000, 30_000), false, told);
         world.be_calm();

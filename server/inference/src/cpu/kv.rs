@@ -95,7 +95,7 @@ impl Kv {
         Some(SeqId(slot.id))
     }
 
-    /// Gives the blocks back; does nothing for a sequence that is not open.
+    /// Releases the blocks; does nothing for a sequence that is not open.
     pub(crate) fn close(&mut self, seq: SeqId) {
         if let Some(index) = self.slot(seq) {
             let slot = &mut self.slots[index];
@@ -159,7 +159,7 @@ impl Writer {
     /// Stores the keys and values of one position: `keys` and `values` are those of all heads.
     ///
     /// # Safety
-    /// The table is that of an open sequence and covers the position; nobody else touches it.
+    /// The table is that of an open sequence and covers the position; no other thread accesses it.
     pub(crate) unsafe fn write(self, layer: usize, table: &[u32], position: usize, keys: &[f32], values: &[f32]) {
         let (block, within) = (table[position / BLOCK] as usize, position % BLOCK);
         let wide = padded(self.head_dim);

@@ -22,7 +22,7 @@ pub(crate) struct Matrix {
     bias: Option<Vec<f32>>,
 }
 
-/// A matrix to be packed: tensors of the file, one behind the other or in pairs.
+/// A matrix to be packed: tensors of the file, concatenated or in pairs.
 pub(crate) struct Plan<'a> {
     pub(crate) parts: Vec<Weight<'a>>,
     pub(crate) biases: Vec<Option<Weight<'a>>>,
@@ -32,7 +32,7 @@ pub(crate) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// A plan for tensors with the same number of inputs. Without a wish the storage is what the file has.
+    /// A plan for tensors with the same number of inputs. Without a requested storage, the file's is used.
     pub(crate) fn new(
         parts: Vec<Weight<'a>>,
         biases: Vec<Option<Weight<'a>>>,
@@ -254,7 +254,7 @@ fn quantize_row(
         }
         out[scale_at(groups, g, lane)..][..2].copy_from_slice(&half.to_le_bytes());
         for (i, v) in numbers.iter().enumerate() {
-            // A scale too small for a normal number has no inverse; what it stands for rounds to nothing in f16, too.
+            // A scale too small for a normal number has no inverse; its values round to zero in f16, too.
             let q = (v * inverse).round().clamp(-127.0, 127.0) as i8;
             out[quad_at(g, i / 4, lane) + i % 4] = q as u8 ^ 0x80;
         }

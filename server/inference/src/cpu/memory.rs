@@ -1,4 +1,4 @@
-//! Large zeroed memory on huge pages, from which pieces are given out once.
+//! Large zeroed memory on huge pages, allocated in pieces that are never freed individually.
 
 use memmap2::MmapMut;
 use std::io;

@@ -22,12 +22,12 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use step::Scratch;
 
-/// Keys and values take at most this much when nobody says how many positions there are to be.
+/// Default limit for keys and values when the number of positions is not configured, in bytes.
 const USUAL_KV_BYTES: usize = 512 << 20;
-/// …and room for at most so many full contexts.
+/// Default limit in full contexts.
 const USUAL_CONTEXTS: usize = 64;
 
-/// How weights are held.
+/// The number format of weights in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(non_camel_case_types)]
 pub enum Quant {
@@ -62,9 +62,9 @@ impl std::fmt::Display for Quant {
     }
 }
 
-/// A way to hold weights that does not exist.
+/// An unknown storage format for weights.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("weights are held as `f32`, `f16` or `q8_0`, not as `{0}`")]
+#[error("`{0}` is not supported for weights: use `f32`, `f16` or `q8_0`")]
 pub struct UnknownQuant(String);
 
 /// How a model is loaded.
@@ -127,7 +127,7 @@ impl Cpu {
         if let Some(context) = options.context {
             if context > architecture.context {
                 notes.push(format!(
-                    "a context of {context} was asked for; the model's is {}, which holds",
+                    "a context of {context} was requested, but the model's is {}, which is used",
                     architecture.context
                 ));
             }
@@ -142,7 +142,7 @@ impl Cpu {
             });
         }
         let memory = |source| FormatError::Read { file: "memory for keys and values".into(), source };
-        // Halves of values are worth nothing beside full weights, and everything beside others.
+        // Half-precision keys and values make no sense beside f32 weights, and save memory beside others.
         let half = weights.matrices().any(|m| m.storage != Storage::F32);
         let positions = options.kv_positions.unwrap_or_else(|| usual_positions(&architecture, half));
         let kv = Kv::new(&architecture, half, positions).map_err(memory)?;

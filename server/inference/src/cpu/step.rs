@@ -13,8 +13,8 @@ use crate::kernels::rows::GROUP;
 use crate::pool::{MOST_PIECES, Pool};
 use std::f64;
 
-/// The most rows that go through the layers together; longer steps are cut. Enough to amortise a pass over the weights,
-/// few enough that activations stay in the second cache.
+/// Maximum rows that go through the layers together; longer steps are split. Enough to amortise a pass over the
+/// weights, few enough that activations stay in the L2 cache.
 const MOST_ROWS: usize = 256;
 /// Queries that a piece of attention works on side by side.
 const QUERIES: usize = 16;
@@ -117,7 +117,7 @@ impl Scratch {
         }
     }
 
-    /// Makes room for the scores of sequences of so many positions. The model's context may be far longer than any of them.
+    /// Allocates the scores of sequences of `positions` positions. The model's context may be far longer.
     pub(crate) fn reserve(&mut self, a: &Architecture, positions: usize) {
         if positions > self.positions {
             // In large steps, so that this ends soon.
@@ -323,7 +323,7 @@ fn all_finite(numbers: &[f32]) -> bool {
 }
 
 /// # Safety
-/// The memory is valid, and nobody else uses it.
+/// The memory is valid, and no other thread uses it.
 unsafe fn slice<'a, T>(from: *mut T, length: usize) -> &'a mut [T] {
     // SAFETY: the caller's promise.
     unsafe { std::slice::from_raw_parts_mut(from, length) }
@@ -332,7 +332,7 @@ unsafe fn slice<'a, T>(from: *mut T, length: usize) -> &'a mut [T] {
 /// Rotates and scales a row's queries, rotates its keys, and keeps keys and values.
 ///
 /// # Safety
-/// `row` points to the row's queries, keys and values; nobody else uses them or the row's position.
+/// `row` points to the row's queries, keys and values; no other thread uses them or the row's position.
 #[allow(clippy::too_many_arguments)]
 unsafe fn turn_and_keep(
     a: &Architecture,
@@ -367,7 +367,7 @@ unsafe fn turn_and_keep(
     unsafe { writer.write(layer, kv.table(row.slot), row.position, keys, values) }
 }
 
-/// Behind the last layer's keys and values only rows whose logits are wanted go on: moves them to the front.
+/// After the last layer's keys and values only rows whose logits are needed continue: moves them to the front.
 fn keep_wanted(rows: &mut Vec<Row>, x: Shared<f32>, qkv: Shared<f32>, strides: Strides) -> usize {
     let mut kept = 0;
     for r in 0..rows.len() {

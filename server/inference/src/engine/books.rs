@@ -1,18 +1,18 @@
-//! What all models share: who was served how much, what is counted, and last words that had no room yet.
+//! State shared by all models: fairness counters, statistics, and final events that could not be delivered yet.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::door::Door;
+use super::admission::AdmissionQueue;
 use super::outlet::{Flow, Outlet};
 use super::request::Finish;
 use super::run::{End, Run};
 use super::shares::Shares;
 
 pub(super) struct Books {
-    door: Arc<Door>,
+    door: Arc<AdmissionQueue>,
     pub(super) tenants: Shares<Arc<str>>,
-    /// Requests that ended and whose client had no room for the last word.
+    /// Ended requests whose client had no room for the final event.
     leaving: Vec<Outlet>,
     pub(super) counts: Counts,
     pub(super) last_step: Option<Instant>,
@@ -32,7 +32,7 @@ pub(super) struct Counts {
 }
 
 impl Books {
-    pub(super) fn new(door: Arc<Door>) -> Books {
+    pub(super) fn new(door: Arc<AdmissionQueue>) -> Books {
         Books {
             door,
             tenants: Shares::default(),
@@ -43,12 +43,12 @@ impl Books {
         }
     }
 
-    /// Takes a run in.
+    /// Registers a run.
     pub(super) fn begin(&mut self, run: &Run) {
         self.tenants.enter(&run.tenant);
     }
 
-    /// Says a run's last word; its room is already given back.
+    /// Sends a run's final event; its memory is already released.
     pub(super) fn end(&mut self, mut run: Run, end: End, now: Instant) {
         self.leaves_queue(&mut run, false, now);
         self.tenants.leave(&run.tenant);
@@ -60,21 +60,21 @@ impl Books {
         self.leaving.extend(run.end(end, now));
     }
 
-    /// Gives a run's place in the queue back, once.
+    /// Releases a run's place in the queue, once.
     pub(super) fn leaves_queue(&mut self, run: &mut Run, blocked: bool, now: Instant) {
         if std::mem::take(&mut run.queued) {
             self.door.leave(&run.tenant, blocked, now);
         }
     }
 
-    /// Tries last words again; those nobody took for too long are dropped.
+    /// Retries final events; those that are not accepted for too long are dropped.
     pub(super) fn see_off(&mut self, stall: Duration, now: Instant) {
         self.leaving.retain_mut(|outlet| {
             outlet.retry(now) == Flow::Paused && outlet.paused_since().is_some_and(|since| now < since + stall)
         });
     }
 
-    /// Tries last words once more and drops them.
+    /// Retries final events once and drops them.
     pub(super) fn see_all_off(&mut self, now: Instant) {
         for mut outlet in std::mem::take(&mut self.leaving) {
             outlet.empty(now);

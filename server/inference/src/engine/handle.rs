@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::door::{Door, Entry};
+use super::admission::{AdmissionQueue, Entry};
 use super::request::{Failure, Request, Sink};
 use super::run::{Run, Then};
 use super::scheduler::{Command, LONGEST_SLEEP, Next, Scheduler};
@@ -24,7 +24,7 @@ pub struct EngineOptions {
     pub queue: usize,
     /// The most requests of one model in one batch.
     pub max_running: usize,
-    /// What a step may take while somebody reads along.
+    /// Target duration of a step while a client reads a stream.
     pub step_target: Duration,
     /// A client that reads nothing for this long is given up.
     pub stall: Duration,
@@ -51,7 +51,7 @@ pub struct LoadedModel {
     pub context: Option<usize>,
 }
 
-/// What callers may know of a loaded model.
+/// Public description of a loaded model.
 #[derive(Debug, Clone)]
 pub struct ModelInfo {
     /// Its name.
@@ -68,7 +68,7 @@ pub struct ModelInfo {
     pub loaded: SystemTime,
 }
 
-/// Asks how likely a text is.
+/// A request for the likelihood of a text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Score {
     /// Which loaded model.
@@ -77,7 +77,7 @@ pub struct Score {
     pub tenant: String,
     /// The text's tokens, at least one, at most the model's context.
     pub tokens: Vec<u32>,
-    /// When to give up.
+    /// The deadline.
     pub deadline: Option<Instant>,
 }
 
@@ -90,7 +90,7 @@ pub struct Scored {
     pub sum: f64,
 }
 
-/// Owns the engine's thread: dropping it ends what runs and joins.
+/// Owns the engine's thread: dropping it ends running requests and joins.
 pub struct Engine {
     handle: Handle,
     thread: Option<JoinHandle<()>>,
@@ -99,7 +99,7 @@ pub struct Engine {
 /// Talks to the engine; cheap to clone, and usable from any thread.
 #[derive(Clone)]
 pub struct Handle {
-    door: Arc<Door>,
+    door: Arc<AdmissionQueue>,
     commands: SyncSender<Command>,
 }
 
@@ -117,7 +117,7 @@ impl Engine {
     pub fn start(options: EngineOptions) -> io::Result<Engine> {
         let queue = options.queue.max(1);
         let options = EngineOptions { queue, max_running: options.max_running.max(1), ..options };
-        let door = Arc::new(Door::new(queue, Instant::now()));
+        let door = Arc::new(AdmissionQueue::new(queue, Instant::now()));
         // Every accepted request fits, and then some for the commands of operators.
         let (commands, inbox) = sync_channel(2 * queue + 64);
         let scheduler = Scheduler::new(options, Arc::clone(&door), Instant::now);
@@ -125,12 +125,12 @@ impl Engine {
         Ok(Engine { handle: Handle { door, commands }, thread: Some(thread) })
     }
 
-    /// A handle for others.
+    /// A further handle.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Stops: what is not finished fails with [`Failure::Draining`].
+    /// Stops: unfinished requests fail with [`Failure::Draining`].
     pub fn shutdown(self) {}
 }
 
@@ -145,7 +145,7 @@ impl Deref for Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.handle.door.close();
-        // An error says that the thread is gone already.
+        // An error means that the thread has ended already.
         let _gone = self.handle.commands.send(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
@@ -153,10 +153,10 @@ impl Drop for Engine {
     }
 }
 
-/// The engine's thread: turns while there is work, sleep while there is none.
+/// The engine's thread: runs turns while there is work, and sleeps otherwise.
 pub(super) fn run<C: Fn() -> Instant>(mut scheduler: Scheduler<C>, inbox: &Receiver<Command>) {
     while turns(&mut scheduler, inbox) {}
-    // Who came through the door before it closed is on the way here and is owed an answer.
+    // Requests admitted before the close are still on their way and need an answer.
     while scheduler.is_awaited() {
         match inbox.recv_timeout(Duration::from_secs(1)) {
             Ok(command) => scheduler.command(command),
@@ -165,7 +165,7 @@ pub(super) fn run<C: Fn() -> Instant>(mut scheduler: Scheduler<C>, inbox: &Recei
     }
 }
 
-/// Turns until there is nothing to do, then sleeps until there is; `false` when it is to stop.
+/// Runs turns until there is nothing to do, then sleeps; `false` when it must stop.
 fn turns<C: Fn() -> Instant>(scheduler: &mut Scheduler<C>, inbox: &Receiver<Command>) -> bool {
     loop {
         while let Ok(command) = inbox.try_recv() {
@@ -181,14 +181,14 @@ fn turns<C: Fn() -> Instant>(scheduler: &mut Scheduler<C>, inbox: &Receiver<Comm
         return match inbox.recv_timeout(sleep) {
             Ok(command) => scheduler.command(command),
             Err(RecvTimeoutError::Timeout) => true,
-            // Owner and handles are gone.
+            // All senders are gone.
             Err(RecvTimeoutError::Disconnected) => false,
         };
     }
 }
 
 impl Handle {
-    /// Serves a model under `name`. One that has the name already is retired: it finishes what it accepted and goes.
+    /// Serves a model under `name`. A model with the same name is retired: it finishes its accepted requests.
     ///
     /// May wait for the current step.
     pub fn load(&self, name: &str, model: LoadedModel) -> Result<(), Failure> {
@@ -205,7 +205,7 @@ impl Handle {
             memory: model.executor.memory(),
             loaded: SystemTime::now(),
         };
-        // The engine must know the slot before anybody finds it behind the door, so the list changes last.
+        // The engine must know the slot before a request can use it, so the list changes last.
         let slot = self.door.next_slot()?;
         let load = Command::Load { slot, name: name.to_owned(), context, model: Box::new(model) };
         self.commands.send(load).map_err(|_| Failure::Draining)?;
@@ -215,15 +215,15 @@ impl Handle {
         Ok(())
     }
 
-    /// Serves a model no longer; what it accepted is finished first. `false` when there is none of that name.
+    /// Stops serving a model after its accepted requests. `false` if there is none of that name.
     pub fn unload(&self, name: &str) -> bool {
         let Some(slot) = self.door.unlist(name) else { return false };
-        // An error says that the engine, and the model with it, is gone.
+        // An error means that the engine, and the model with it, is gone.
         let _gone = self.commands.send(Command::Unload(slot));
         true
     }
 
-    /// The models that take requests, by name.
+    /// The models that accept requests, by name.
     pub fn models(&self) -> Vec<ModelInfo> {
         self.door.models()
     }
@@ -233,8 +233,8 @@ impl Handle {
         self.door.model(name)
     }
 
-    /// Hands a request in. Never waits. After `Ok` the sink gets the request's events and exactly one terminal one, unless
-    /// it answers [`Push::Gone`](super::Push) or takes nothing for too long.
+    /// Submits a request. Never waits. After `Ok` the sink gets the request's events and exactly one terminal one,
+    /// unless it answers [`Push::Gone`](super::Push) or accepts nothing for too long.
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<Ticket, Failure> {
         self.check(&request.model, &request.prompt)?;
         let now = Instant::now();
@@ -243,8 +243,8 @@ impl Handle {
         self.add(model, entry, now, |tenant, cancelled| Run::answer(request, sink, tenant, cancelled, now))
     }
 
-    /// Asks how likely a text is, through the same queue. `then` is called once on the engine's thread unless the ticket
-    /// is cancelled: it must not block.
+    /// Requests the likelihood of a text, through the same queue. `then` is called once on the engine's thread unless
+    /// the ticket is cancelled: it must not block.
     pub fn score(&self, score: Score, then: Then) -> Result<Ticket, Failure> {
         self.check(&score.model, &score.tokens)?;
         let now = Instant::now();
@@ -253,13 +253,13 @@ impl Handle {
         self.add(model, entry, now, |tenant, cancelled| Run::score(score, then, tenant, cancelled, now))
     }
 
-    /// A look at the engine; never waits for a step.
+    /// The last statistics; never waits for a step.
     pub fn stats(&self) -> Stats {
         self.door.stats(Instant::now())
     }
 
-    /// Accepts nothing more and waits until what was accepted has ended, at most until `deadline`: what is left then fails
-    /// with [`Failure::Draining`], and the answer is `false`.
+    /// Rejects new requests and waits until the accepted ones have ended, at most until `deadline`. The rest then fails
+    /// with [`Failure::Draining`], and the result is `false`.
     pub fn drain(&self, deadline: Instant) -> bool {
         self.door.close();
         let (reply, answer) = sync_channel(1);
@@ -273,7 +273,7 @@ impl Handle {
     fn check(&self, model: &str, tokens: &[u32]) -> Result<(), Failure> {
         let info = self.door.model(model).ok_or_else(|| Failure::NoModel(model.to_owned()))?;
         if tokens.is_empty() {
-            return Err(Failure::BadPrompt("the prompt holds no tokens".to_owned()));
+            return Err(Failure::BadPrompt("the prompt has no tokens".to_owned()));
         }
         if tokens.len() > info.context {
             return Err(Failure::TooLong { prompt: tokens.len(), context: info.context });
@@ -305,10 +305,10 @@ impl Handle {
 }
 
 impl Ticket {
-    /// Ends the request at the next step, with what it has: its sink gets `Done` with `Finish::Cancelled`.
+    /// Ends the request at the next step with the tokens so far: its sink gets `Done` with `Finish::Cancelled`.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
-        // A full channel means that the engine is awake and will look anyway.
+        // A full channel means that the engine is awake and will check anyway.
         let _awake = self.commands.try_send(Command::Look);
     }
 

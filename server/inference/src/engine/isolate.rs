@@ -1,14 +1,15 @@
-//! A step that fails takes only the guilty with it.
+//! Isolates the sequences that make a step fail.
 //!
-//! An executor commits nothing when a step fails, so the same rows can be tried again in smaller company: the ones it names
-//! are left out, otherwise the batch is halved until the guilty stands alone. The others never notice.
+//! An executor commits nothing when a step fails, so the same rows can be retried in smaller batches. Sequences named
+//! by the error are left out; otherwise the batch is halved until the failing one is alone. The others are not
+//! affected.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
 
-/// What became of the spans of a step.
+/// The results of a step's spans.
 pub(super) trait Outcome {
     /// Span `index` is computed; `logits` are its rows, `vocab` values each, as far as it asked for them.
     fn computed(&mut self, index: usize, logits: &[f32]);
@@ -41,7 +42,7 @@ pub(super) fn step(executor: &mut dyn Executor, spans: &[RowSpan<'_>], outcome: 
                             rest = others;
                             outcome.computed(index, own);
                         }
-                        None => outcome.failed(index, "the step gave too few logits".to_owned()),
+                        None => outcome.failed(index, "the step returned too few logits".to_owned()),
                     }
                 }
             }
@@ -56,7 +57,7 @@ pub(super) fn step(executor: &mut dyn Executor, spans: &[RowSpan<'_>], outcome: 
                     }
                     (None, _) => {
                         let (first, second) = batch.split_at(batch.len() / 2);
-                        // The last pushed goes first: the order of the plan is kept.
+                        // The last pushed is processed first: this keeps the order of the plan.
                         batches.push(second.to_vec());
                         batches.push(first.to_vec());
                     }
@@ -86,7 +87,7 @@ fn attempt(executor: &mut dyn Executor, rows: &[RowSpan<'_>]) -> Result<(), Fail
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(super) fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")

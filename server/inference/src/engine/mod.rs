@@ -1,8 +1,8 @@
 //! Requests in, events out: the engine thread and its handle.
 //!
-//! One thread owns every model, every sequence and every sink, so nothing inside needs a lock. Commands come by a bounded
-//! channel; events leave by a [`Sink`] that never blocks. Read [`scheduler`] first: one turn of it is the whole story. It
-//! has no thread and no clock of its own, so tests drive it step by step.
+//! One thread owns every model, every sequence and every sink, so nothing inside needs a lock. Commands arrive by a
+//! bounded channel; events leave by a [`Sink`] that never blocks. Read [`scheduler`] first: it runs one turn at a time.
+//! It has no thread and no clock of its own, so tests drive it step by step.
 
 mod handle;
 mod request;
@@ -10,8 +10,8 @@ mod scheduler;
 
 mod slot;
 
+mod admission;
 mod books;
-mod door;
 mod isolate;
 mod outlet;
 mod pace;

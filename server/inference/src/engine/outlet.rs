@@ -1,4 +1,4 @@
-//! The way out of one request: its sink, and what the sink had no room for.
+//! The output of one request: its sink, and events that the sink had no room for.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ pub(super) enum Flow {
     Open,
     /// Some wait: the request is paused.
     Paused,
-    /// Nobody listens.
+    /// The client is gone.
     Gone,
 }
 

@@ -1,6 +1,6 @@
-//! How long a step will take: `a + b·rows + c·context`, learned from the steps that were.
+//! Predicts the duration of a step: `a + b·rows + c·context`, fitted to past steps.
 
-/// What a step consists of, as far as its time depends on it.
+/// The size of a step, as far as its duration depends on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Size {
     /// Rows that pass through the layers.
@@ -10,7 +10,7 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// A run of `rows` that begins at position `start`.
+    /// A run of `rows` that starts at position `start`.
     pub(super) fn of(start: usize, rows: usize) -> Size {
         Size { rows, context: rows * start + rows * (rows + 1) / 2 }
     }
@@ -24,7 +24,7 @@ impl std::ops::Add for Size {
     }
 }
 
-/// The rows that a step may have before larger ones were measured; each step may double what was.
+/// Maximum rows of a step before larger ones were measured; each step may double it.
 const FIRST_ROWS: usize = 32;
 
 /// How much the past counts after each step: half of it is forgotten in about 35 steps.
@@ -42,7 +42,7 @@ pub(super) struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        // What a small model needs; weighs as much as one measured step.
+        // Typical for a small model; weighs as much as one measured step.
         let guess = [5e-4, 2e-4, 2e-5];
         let mut products = [[0.0; 3]; 3];
         let mut targets = [0.0; 3];
@@ -76,7 +76,7 @@ impl Pace {
             self.targets[i] = self.targets[i] * KEEP + weight * x[i] * seconds;
         }
         for i in 0..3 {
-            // Where all steps look alike the system is singular; this holds a coefficient where it was.
+            // With identical steps the system is singular; this keeps a coefficient at its value.
             self.products[i][i] += 1e-4;
             self.targets[i] += 1e-4 * self.coefficients[i];
         }

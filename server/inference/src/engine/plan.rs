@@ -1,18 +1,18 @@
-//! Which rows the next step of a model computes. Pure: the same facts give the same plan.
+//! Chooses the rows of the next step of a model. Pure: the same input gives the same plan.
 //!
-//! Those that decode come first, one row each: somebody is reading along. Then prompts, a chunk at a time to the tenant
-//! that was served least and within it to the oldest, until the predicted time reaches the target. A prompt always gets
-//! one chunk, so it arrives however slow the model is.
+//! Decoding sequences come first, one row each, because their clients are reading. Then prompts, a chunk at a time, to
+//! the least served tenant and its oldest request, until the predicted time reaches the target. A prompt always gets
+//! one chunk, so it progresses however slow the model is.
 
 use super::pace::{Pace, Size};
 
-/// Prompts are dealt out in chunks of so many rows.
+/// Rows per chunk of a prompt.
 pub(super) const CHUNK: usize = 16;
 
 /// The most rows of a step.
 const MOST_ROWS: usize = 1024;
 
-/// The most rows of a step of which every row's logits are wanted: they take `vocab` floats each.
+/// Maximum rows of a step with logits for every row: they take `vocab` floats each.
 const MOST_SCORED_ROWS: usize = 64;
 
 /// A request that has rows to compute.
@@ -30,7 +30,7 @@ pub(super) struct Candidate {
     pub(super) scores: bool,
 }
 
-/// What one candidate computes in the step.
+/// The rows of one candidate in the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Part {
     /// Which candidate.
@@ -39,7 +39,7 @@ pub(super) struct Part {
     pub(super) rows: usize,
 }
 
-/// What a computed row of a prompt and a decoded row count against a tenant.
+/// The cost of a prompt row and of a decoded row in a tenant's counter.
 pub(super) const PROMPT_WEIGHT: f64 = 1.0;
 pub(super) const DECODE_WEIGHT: f64 = 2.0;
 
@@ -85,7 +85,7 @@ pub(super) fn plan(candidates: &[Candidate], mut served: Vec<f64>, pace: &Pace, 
     (parts.collect(), size)
 }
 
-/// One row is left of an answer under way; a prompt of one token is the same.
+/// A running answer has one row left; so has a prompt of one token.
 fn decodes(candidate: &Candidate) -> bool {
     !candidate.scores && candidate.known - candidate.computed == 1
 }

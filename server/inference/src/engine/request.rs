@@ -1,8 +1,8 @@
-//! What callers hand in and what they get back.
+//! Requests and events of the engine.
 
 use std::time::Instant;
 
-/// What a request asks for. Everything was checked by the caller but what only the model knows.
+/// A generation request. The caller has validated everything except what only the model knows.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// Which loaded model.
@@ -17,11 +17,11 @@ pub struct Request {
     pub sampling: Sampling,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
-    /// Goes on past the end token: for measurements.
+    /// Continues after the end token: for benchmarks.
     pub ignore_end: bool,
     /// How many log-probabilities of alternatives each token carries; `None` for no log-probabilities at all.
     pub logprobs: Option<u8>,
-    /// When to give up.
+    /// The deadline.
     pub deadline: Option<Instant>,
 }
 
@@ -30,28 +30,28 @@ pub struct Request {
 pub struct Sampling {
     /// 0 is greedy.
     pub temperature: f32,
-    /// Keep the `k` likeliest; 0 keeps all.
+    /// Keep the `k` most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keep the likeliest that make up this probability; 1 keeps all.
+    /// Keep the most likely tokens up to this cumulative probability; 1 keeps all.
     pub top_p: f32,
-    /// Keep what is at least this likely relative to the likeliest; 0 keeps all.
+    /// Keep tokens at least this likely relative to the most likely; 0 keeps all.
     pub min_p: f32,
-    /// Divides (or multiplies) the logits of tokens seen in prompt and answer; 1 changes nothing (CTRL, Keskar et al. 2019).
+    /// Divides (or multiplies) the logits of tokens in prompt and answer; 1 has no effect (CTRL, Keskar et al. 2019).
     pub repetition_penalty: f32,
     /// Subtracted once from logits of tokens that the answer holds.
     pub presence_penalty: f32,
     /// Subtracted for each time the answer holds the token.
     pub frequency_penalty: f32,
-    /// The same seed gives the same text, whatever else runs.
+    /// The same seed gives the same text, independently of other requests.
     pub seed: u64,
 }
 
-/// What happens to a request, in order: any number of `Token`, then exactly one `Done` or `Failed`.
+/// The events of a request, in order: any number of `Token`, then exactly one `Done` or `Failed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// One generated token.
     Token(Token),
-    /// It ended well.
+    /// It completed.
     Done(Done),
     /// It failed.
     Failed(Failure),
@@ -70,7 +70,7 @@ pub struct Token {
     pub top: Vec<(u32, f32)>,
 }
 
-/// How a request ended well.
+/// The result of a completed request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Done {
     /// The rest of the text that was held back.
@@ -106,7 +106,7 @@ pub enum Failure {
     /// No loaded model of that name.
     #[error("no model `{0}` is loaded")]
     NoModel(String),
-    /// The prompt holds nothing, or tokens that the model does not know.
+    /// The prompt is empty, or contains tokens unknown to the model.
     #[error("{0}")]
     BadPrompt(String),
     /// The prompt alone is longer than the context.
@@ -127,26 +127,26 @@ pub enum Failure {
     #[error("the server is shutting down")]
     Draining,
     /// The deadline passed.
-    #[error("the request took longer than it may")]
+    #[error("the request exceeded its time limit")]
     Deadline,
     /// The model's numbers broke.
     #[error("the model failed: {0}")]
     Model(String),
 }
 
-/// Where the events of one request go. Called on the engine's thread: it must not block.
+/// Receives the events of one request. Called on the engine's thread: it must not block.
 pub trait Sink: Send {
-    /// Takes an event, or says that it cannot.
+    /// Accepts an event, or reports that it cannot.
     fn push(&mut self, event: Event) -> Push;
 }
 
-/// What became of an event.
+/// The result of a push.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Push {
     /// Taken.
     Ok,
-    /// No room now: the event comes back, the request is paused and the push tried again.
+    /// No room now: the event is returned, the request is paused and the push retried.
     Full(Event),
-    /// Nobody listens any more: the request is cancelled.
+    /// The client is gone: the request is cancelled.
     Gone,
 }

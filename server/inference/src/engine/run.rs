@@ -12,7 +12,7 @@ use crate::executor::{LogitRows, SeqId};
 use crate::sample::{self, Choice, NotFinite, Sampler, Scratch};
 use crate::text::{Stream, Tokenizer};
 
-/// What is called with a score.
+/// The callback of a score request.
 pub(super) type Then = Box<dyn FnOnce(Result<Scored, Failure>) + Send>;
 
 pub(super) struct Run {
@@ -24,12 +24,12 @@ pub(super) struct Run {
     prompt: usize,
     /// Rows whose keys and values the executor holds.
     pub(super) computed: usize,
-    /// Rows that the tenant was charged for: what is computed again after a preemption is free.
+    /// Rows charged to the tenant: rows computed again after a preemption are free.
     pub(super) charged: usize,
     pub(super) seq: Option<SeqId>,
     /// Still holds a place in the queue.
     pub(super) queued: bool,
-    /// Since when there is no room although nothing else runs.
+    /// Since when it does not fit into memory although nothing else runs.
     pub(super) homeless_since: Option<Instant>,
     pub(super) deadline: Option<Instant>,
     cancelled: Arc<AtomicBool>,
@@ -64,12 +64,12 @@ struct Scoring {
 pub(super) enum End {
     Finish(Finish),
     Fail(Failure),
-    /// Nobody listens.
+    /// The client is gone.
     Gone,
 }
 
-/// What a run's logits gave.
-pub(super) enum Fruit {
+/// The result of a run's logits.
+pub(super) enum LogitResult {
     /// No logits were wanted.
     Nothing,
     Choice(Choice),
@@ -128,7 +128,7 @@ impl Run {
         }
     }
 
-    /// Whether there is nothing to compute at all.
+    /// Whether nothing is left to compute.
     pub(super) fn is_complete(&self) -> bool {
         match &self.work {
             Work::Answer(answer) => answer.max_tokens == 0,
@@ -177,14 +177,14 @@ impl Run {
         }
     }
 
-    /// How many of the rows from `start` belong to the prompt and how many to the answer, as far as not yet charged.
+    /// The counts of uncharged rows from `start` in the prompt and in the answer.
     pub(super) fn uncharged(&self, start: usize, rows: usize) -> (usize, usize) {
         let (from, to) = (start.max(self.charged), start + rows);
         let prompt = self.prompt.min(to).saturating_sub(from);
         (prompt, to.saturating_sub(from) - prompt)
     }
 
-    /// Looks after the client: tries again what it had no room for, and tells whether the run is to end.
+    /// Retries events that the client had no room for; returns whether the run must end.
     pub(super) fn look(&mut self, now: Instant, stall: Duration) -> Option<End> {
         if let Work::Answer(answer) = &mut self.work {
             let flow = answer.outlet.retry(now);
@@ -199,7 +199,7 @@ impl Run {
         self.deadline.filter(|&deadline| now >= deadline).map(|_| End::Fail(Failure::Deadline))
     }
 
-    /// When [`Run::look`] may find something new by itself.
+    /// When [`Run::look`] must be called again.
     pub(super) fn look_at(&self, stall: Duration) -> Option<Instant> {
         let again = match &self.work {
             Work::Answer(answer) => answer.outlet.again_at(),
@@ -209,39 +209,45 @@ impl Run {
         [again, stalled, self.deadline].into_iter().flatten().min()
     }
 
-    /// Reads what the logits of rows from `start` say. Changes nothing: the step is not over.
+    /// Evaluates the logits of rows from `start`. Changes nothing, because the step is not committed.
     pub(super) fn read(
         &self,
         start: usize,
         logits: &[f32],
         vocab: usize,
         scratch: &mut Scratch,
-    ) -> Result<Fruit, NotFinite> {
+    ) -> Result<LogitResult, NotFinite> {
         if logits.is_empty() {
-            return Ok(Fruit::Nothing);
+            return Ok(LogitResult::Nothing);
         }
         match &self.work {
             Work::Answer(answer) => {
                 let position = self.tokens.len() as u64;
-                answer.sampler.choose(logits, position, answer.logprobs, scratch).map(Fruit::Choice)
+                answer.sampler.choose(logits, position, answer.logprobs, scratch).map(LogitResult::Choice)
             }
             Work::Score(_) => {
                 let next = self.tokens[start + 1..].iter();
                 let logprobs = logits.chunks_exact(vocab).zip(next).map(|(row, &token)| sample::logprob(row, token));
-                logprobs.collect::<Result<Vec<f32>, _>>().map(Fruit::Logprobs)
+                logprobs.collect::<Result<Vec<f32>, _>>().map(LogitResult::Logprobs)
             }
         }
     }
 
-    /// Takes the fruit of a step in; `Some` when that was the last.
-    pub(super) fn take(&mut self, fruit: Fruit, tokenizer: &Tokenizer, context: usize, now: Instant) -> Option<End> {
+    /// Applies the result of a step; `Some` when that was the last.
+    pub(super) fn take(
+        &mut self,
+        fruit: LogitResult,
+        tokenizer: &Tokenizer,
+        context: usize,
+        now: Instant,
+    ) -> Option<End> {
         match (&mut self.work, fruit) {
-            (_, Fruit::Nothing) => None,
-            (Work::Score(scoring), Fruit::Logprobs(logprobs)) => {
+            (_, LogitResult::Nothing) => None,
+            (Work::Score(scoring), LogitResult::Logprobs(logprobs)) => {
                 scoring.logprobs.extend(logprobs);
                 (scoring.logprobs.len() + 1 >= self.tokens.len()).then_some(End::Finish(Finish::Stop))
             }
-            (Work::Answer(answer), Fruit::Choice(choice)) => {
+            (Work::Answer(answer), LogitResult::Choice(choice)) => {
                 answer.generated += 1;
                 answer.first_token.get_or_insert(now);
                 let id = choice.token;
@@ -262,7 +268,7 @@ impl Run {
                     None
                 }
             }
-            (_, Fruit::Choice(_) | Fruit::Logprobs(_)) => {
+            (_, LogitResult::Choice(_) | LogitResult::Logprobs(_)) => {
                 Some(End::Fail(Failure::Model("the step mixed its rows up".to_owned())))
             }
         }
@@ -276,7 +282,7 @@ impl Run {
         }
     }
 
-    /// Says the last word. The outlet is given back when the client has no room for it.
+    /// Sends the final event. The outlet is returned when the client has no room for it.
     pub(super) fn end(self, end: End, now: Instant) -> Option<Outlet> {
         let millis = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
         match self.work {

@@ -1,14 +1,14 @@
 //! The engine without its thread: commands in, one turn at a time.
 //!
-//! A turn looks after clients, gives room to those that wait, and computes one step of the model that has had the least
+//! A turn serves clients, admits waiting requests, and computes one step of the model that has had the least
 //! time. It has no clock of its own, so a test can run a day in a second.
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
+use super::admission::{AdmissionQueue, SlotId};
 use super::books::Books;
-use super::door::{Door, SlotId};
 use super::handle::{EngineOptions, LoadedModel};
 use super::request::{Failure, Finish};
 use super::run::{End, Run};
@@ -17,7 +17,7 @@ use super::slot::Slot;
 use super::stats::Stats;
 use crate::sample::Scratch;
 
-/// Where nobody reads along, a step may take so many times the target: longer steps waste less.
+/// Without streaming clients, a step may take this many times the target: longer steps are more efficient.
 const UNWATCHED: u32 = 3;
 
 pub(super) enum Command {
@@ -34,7 +34,7 @@ pub(super) enum Command {
         displaces: bool,
         run: Box<Run>,
     },
-    /// Something outside has changed: a ticket was cancelled.
+    /// External state changed: a ticket was cancelled.
     Look,
     Drain {
         deadline: Instant,
@@ -57,21 +57,21 @@ pub(super) enum Next {
 pub(super) struct Scheduler<C> {
     options: EngineOptions,
     clock: C,
-    door: Arc<Door>,
+    door: Arc<AdmissionQueue>,
     pub(super) slots: Vec<Slot>,
     pub(super) books: Books,
     /// Whose milliseconds: fairness between models.
     turns: Shares<SlotId>,
     scratch: Scratch,
     drains: Vec<(Instant, SyncSender<bool>)>,
-    /// Drained or stopped: nothing is run any more.
+    /// Drained or stopped: nothing runs any more.
     over: bool,
     next_run: u64,
     published_tokens: u64,
 }
 
 impl<C: Fn() -> Instant> Scheduler<C> {
-    pub(super) fn new(options: EngineOptions, door: Arc<Door>, clock: C) -> Self {
+    pub(super) fn new(options: EngineOptions, door: Arc<AdmissionQueue>, clock: C) -> Self {
         Scheduler {
             options,
             clock,
@@ -87,7 +87,7 @@ impl<C: Fn() -> Instant> Scheduler<C> {
         }
     }
 
-    /// Takes a command; `false` means stop.
+    /// Handles a command; `false` means stop.
     pub(super) fn command(&mut self, command: Command) -> bool {
         let now = (self.clock)();
         match command {
@@ -141,7 +141,7 @@ impl<C: Fn() -> Instant> Scheduler<C> {
         }
     }
 
-    /// Whether requests came through the door and have not arrived.
+    /// Whether admitted requests have not arrived yet.
     pub(super) fn is_awaited(&self) -> bool {
         self.door.queued() > 0
     }
@@ -210,7 +210,7 @@ impl<C: Fn() -> Instant> Scheduler<C> {
         }
         self.over = true;
         for (_, reply) in self.drains.drain(..) {
-            // Nobody may be waiting any more.
+            // The receiver may be gone.
             let _unheard = reply.try_send(done);
         }
     }
@@ -226,7 +226,7 @@ impl<C: Fn() -> Instant> Scheduler<C> {
         let counts = self.books.counts;
         let runs = || self.slots.iter().flat_map(|slot| slot.waiting.iter().chain(&slot.running));
         let stats = Stats {
-            // Those that lost their room; the door counts the others.
+            // Preempted ones; the door counts the others.
             queued: runs().filter(|run| !run.queued && run.seq.is_none()).count(),
             running: self.slots.iter().map(|slot| slot.running.len()).sum(),
             paused: runs().filter(|run| run.is_paused()).count(),
@@ -250,5 +250,5 @@ impl<C: Fn() -> Instant> Scheduler<C> {
     }
 }
 
-/// How long the thread sleeps at most before it looks again, should a wake-up be lost to a full channel.
+/// Maximum sleep of the thread, in case a wake-up is lost to a full channel.
 pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(3600);

@@ -1,6 +1,6 @@
-//! Who has been served how much: the virtual counters behind fairness between tenants and between models.
+//! Virtual counters for fairness between tenants and between models.
 //!
-//! The one served least goes next. Whoever was away comes back at the level of those who stayed, so that idleness earns no
+//! The least served goes next. A returning tenant starts at the level of the active ones, so that idleness earns no
 //! credit (Sheng et al. 2024, "Fairness in serving large language models").
 
 use std::collections::HashMap;
@@ -11,13 +11,13 @@ const MOST_ABSENT: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Shares<K> {
-    parties: HashMap<K, Party>,
-    /// Where the last one stood when everybody had left.
+    parties: HashMap<K, TenantShare>,
+    /// The counter of the last active one when all became idle.
     floor: f64,
 }
 
 #[derive(Debug, Default)]
-struct Party {
+struct TenantShare {
     served: f64,
     /// How many pieces of work it has here.
     work: usize,
@@ -48,8 +48,8 @@ impl<K: Hash + Eq + Clone> Shares<K> {
             self.floor = self.floor.max(party.served);
         }
         if self.parties.len() > MOST_ABSENT {
-            // An absent one at or below the level would be lifted to it anyway: nothing is forgotten. If that does not
-            // help, all absent ones go: at worst somebody starts at the level.
+            // An absent one at or below the level would be raised to it anyway, so nothing is lost. If that is not
+            // enough, all absent ones are removed: at worst they restart at the level.
             let level = self.level();
             self.parties.retain(|_, party| party.work > 0 || party.served > level);
             if self.parties.len() > MOST_ABSENT {
@@ -73,7 +73,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         self.parties.values().all(|party| party.work == 0)
     }
 
-    /// The least of those who have work; where the last one left when nobody has.
+    /// The minimum of the active ones; without any, the last level.
     fn level(&self) -> f64 {
         let working = self.parties.values().filter(|party| party.work > 0).map(|party| party.served);
         working.min_by(f64::total_cmp).unwrap_or(self.floor)

@@ -4,23 +4,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::admission::SlotId;
 use super::books::Books;
-use super::door::SlotId;
 use super::handle::{EngineOptions, LoadedModel};
 use super::isolate::{self, Outcome};
 use super::pace::Pace;
 use super::plan::{DECODE_WEIGHT, PROMPT_WEIGHT, Part, plan};
 use super::request::Failure;
-use super::run::{End, Fruit, Run};
+use super::run::{End, LogitResult, Run};
 use super::stats::ModelStats;
 use crate::executor::{Executor, RowSpan};
 use crate::sample::Scratch;
 use crate::text::Tokenizer;
 
-/// A client that reads nothing for so long may lose its room to one that waits.
+/// After this time without reading, a client may lose its memory to a waiting one.
 const PATIENCE_WITH_READERS: Duration = Duration::from_secs(1);
 
-/// How much more a tenant must have been served before it loses room to another, beside what computing again costs.
+/// How much more a tenant must have been served before it is preempted, in addition to the cost of recomputation.
 const LEAD: f64 = 1024.0;
 
 /// A request that finds no room although nothing runs is tried again this often, and given up after that long.
@@ -38,11 +38,11 @@ pub(super) struct Slot {
     /// With room.
     pub(super) running: Vec<Run>,
     pace: Pace,
-    /// Takes no more requests.
+    /// Accepts no more requests.
     pub(super) retired: bool,
-    /// Had rows to compute at the last look.
+    /// Had rows to compute at the last check.
     pub(super) active: bool,
-    /// Somebody waits for lack of room.
+    /// A request waits for memory.
     blocked: bool,
     busy: Duration,
 }
@@ -80,17 +80,17 @@ impl Slot {
         }
     }
 
-    /// Whether somebody has a row to compute now.
+    /// Whether any run has a row to compute now.
     pub(super) fn has_rows(&self) -> bool {
         self.running.iter().any(|run| !run.is_paused())
     }
 
-    /// Whether somebody is reading an answer that grows.
+    /// Whether any run is decoding for a client.
     pub(super) fn decodes(&self) -> bool {
         self.running.iter().any(|run| !run.is_paused() && run.generated() > 0)
     }
 
-    /// Ends those that were cancelled, are late or whose client is gone.
+    /// Ends runs that are cancelled, late or without a client.
     pub(super) fn reap(&mut self, books: &mut Books, stall: Duration, now: Instant) {
         for index in (0..self.waiting.len()).rev() {
             if let Some(end) = self.waiting[index].look(now, stall) {
@@ -105,7 +105,7 @@ impl Slot {
         }
     }
 
-    /// Ends everybody.
+    /// Ends all runs.
     pub(super) fn end_all(&mut self, failure: &Failure, books: &mut Books, now: Instant) {
         for run in std::mem::take(&mut self.waiting) {
             books.end(run, End::Fail(failure.clone()), now);
@@ -115,14 +115,14 @@ impl Slot {
         }
     }
 
-    /// Gives room to those that wait, the tenant served least first, until there is none.
+    /// Admits waiting requests, the least served tenant first, while there is memory.
     ///
-    /// When there is none for the one whose turn it is, nobody is let past: a long request must not starve behind short
-    /// ones. Only where nothing runs at all, so that waiting frees nothing, the others are tried.
+    /// If the next in turn does not fit, no other is admitted: a long request must not starve behind short ones. Only
+    /// if nothing runs at all, so that waiting frees no memory, the others are tried.
     pub(super) fn admit(&mut self, books: &mut Books, options: &EngineOptions, now: Instant) {
         let was_blocked = std::mem::replace(&mut self.blocked, false);
         if !self.running.is_empty() {
-            // Whoever waits now waits for others, not for room that never was.
+            // From now on they wait for other runs, not because they cannot fit at all.
             self.waiting.iter_mut().for_each(|run| run.homeless_since = None);
         }
         let mut passed_over: Vec<u64> = Vec::new();
@@ -173,7 +173,7 @@ impl Slot {
         }
     }
 
-    /// Who loses its room to `next`: a client that does not read, else the youngest of the tenant that is furthest ahead.
+    /// The run to preempt for `next`: a client that does not read, else the youngest run of the most served tenant.
     fn victim(&self, next: &Run, books: &Books, now: Instant) -> Option<usize> {
         let paused = |run: &Run| run.paused_since().is_some_and(|since| now >= since + PATIENCE_WITH_READERS);
         if let Some(index) = self.running.iter().position(paused) {
@@ -189,7 +189,7 @@ impl Slot {
         behind.max_by(|(_, a), (_, b)| ahead(a).total_cmp(&ahead(b)).then(a.id.cmp(&b.id))).map(|(index, _)| index)
     }
 
-    /// Takes the room of a running request; what it has computed is computed again later, to the same bits.
+    /// Preempts a run; its results are recomputed later, bit for bit.
     fn preempt(&mut self, index: usize, books: &mut Books) {
         let mut run = self.running.swap_remove(index);
         self.close(&mut run);
@@ -199,7 +199,7 @@ impl Slot {
         self.waiting.insert(place, run);
     }
 
-    /// Computes one step and hands out what it gave.
+    /// Computes one step and distributes the results.
     pub(super) fn step(
         &mut self,
         books: &mut Books,
@@ -257,7 +257,7 @@ impl Slot {
     fn hand_out(
         &mut self,
         parts: &[Part],
-        fruits: Vec<(usize, Result<Fruit, String>)>,
+        fruits: Vec<(usize, Result<LogitResult, String>)>,
         books: &mut Books,
         now: Instant,
     ) {
@@ -288,7 +288,7 @@ impl Slot {
         }
     }
 
-    /// When something may be to do although no rows are to be computed now.
+    /// The next time something may be due although no rows are to be computed now.
     pub(super) fn look_at(&self, stall: Duration, now: Instant) -> Option<Instant> {
         let runs = self.waiting.iter().chain(&self.running);
         let homeless = self.waiting.iter().any(|run| run.homeless_since.is_some()).then_some(now + ROOM_AGAIN);
@@ -303,7 +303,7 @@ impl Slot {
 
     fn close(&mut self, run: &mut Run) {
         if let Some(seq) = run.seq.take() {
-            // A broken executor is found out at its next step; here there is nobody to tell.
+            // A broken executor is detected at its next step; here the error cannot be reported.
             let _caught = catch_unwind(AssertUnwindSafe(|| self.executor.close(seq)));
         }
     }
@@ -315,7 +315,7 @@ struct Gather<'a> {
     parts: &'a [Part],
     vocab: usize,
     scratch: &'a mut Scratch,
-    fruits: Vec<(usize, Result<Fruit, String>)>,
+    fruits: Vec<(usize, Result<LogitResult, String>)>,
 }
 
 impl Outcome for Gather<'_> {

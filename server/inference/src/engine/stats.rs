@@ -1,10 +1,10 @@
-//! What the engine says about itself.
+//! Statistics of the engine.
 
 use std::time::Instant;
 
 use crate::executor::Memory;
 
-/// A look at the engine, at most one step old.
+/// A snapshot of the engine, at most one step old.
 #[derive(Debug, Clone, Default)]
 pub struct Stats {
     /// Requests that were accepted and have no room yet.
@@ -29,7 +29,7 @@ pub struct Stats {
     pub prompt_tokens: u64,
     /// Tokens that were generated.
     pub generated_tokens: u64,
-    /// Requests that ended well.
+    /// Completed requests.
     pub completed: u64,
     /// Requests whose client went away or cancelled.
     pub cancelled: u64,
@@ -37,9 +37,9 @@ pub struct Stats {
     pub failed: u64,
     /// Requests that lost their room to a tenant served less, and computed their rows again later.
     pub preempted: u64,
-    /// What a refused request would be told now.
+    /// The retry delay that a rejected request would get now.
     pub retry_after_ms: u64,
-    /// Each loaded model, those included that only finish what they have.
+    /// Each loaded model, including retired ones that finish their requests.
     pub models: Vec<ModelStats>,
 }
 
@@ -56,7 +56,7 @@ pub struct ModelStats {
     pub memory: Memory,
     /// Milliseconds of steps so far.
     pub busy_ms: f64,
-    /// Takes no more requests and goes when the last one ends.
+    /// Accepts no more requests and is removed when the last one ends.
     pub retired: bool,
 }
 

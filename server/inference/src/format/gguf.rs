@@ -1,7 +1,7 @@
 //! GGUF, versions 2 and 3: a header of typed keys, a table of tensors, then the tensors.
 //!
-//! The file may be hostile: every count and length is checked against what is left of it before anything is allocated, and
-//! arrays stay where they are until somebody asks for them.
+//! The file may be hostile: every count and length is checked against the rest of the file before anything is
+//! allocated. Arrays are parsed only on access.
 
 use super::blocks::Dtype;
 use super::{FormatError, Place};
@@ -16,7 +16,7 @@ const LONGEST_NAME: u64 = 1 << 16;
 /// The most dimensions of a tensor.
 const MOST_DIMENSIONS: u32 = 4;
 
-/// What a GGUF file says about itself, and where its tensors are.
+/// The header of a GGUF file: its metadata, and where its tensors are.
 #[derive(Debug)]
 pub(crate) struct Header {
     keys: HashMap<String, Value>,
@@ -86,7 +86,7 @@ impl Header {
             return Err(r.unsupported(4, "the file is big-endian"));
         }
         if !(2..=3).contains(&version) {
-            return Err(r.unsupported(4, format!("version {version}; 2 and 3 are known")));
+            return Err(r.unsupported(4, format!("version {version} is not supported; 2 and 3 are")));
         }
         let tensor_count = r.count("number of tensors", MOST_ENTRIES)?;
         let key_count = r.count("number of keys", MOST_ENTRIES)?;
@@ -98,7 +98,7 @@ impl Header {
             let kind = r.u32("type of a value")?;
             let value = r.value(kind)?;
             if keys.insert(key.clone(), value).is_some() {
-                return Err(r.broken(at, format!("the key `{key}` stands twice")));
+                return Err(r.broken(at, format!("the key `{key}` is duplicated")));
             }
         }
         let mut header = Header { keys, tensors: Vec::new() };
@@ -109,7 +109,7 @@ impl Header {
             let at = r.at;
             let tensor = r.tensor(alignment)?;
             if !seen.insert(tensor.name.clone()) {
-                return Err(r.broken(at, format!("the tensor `{}` stands twice", tensor.name)));
+                return Err(r.broken(at, format!("the tensor `{}` is duplicated", tensor.name)));
             }
             header.tensors.push(tensor);
         }
@@ -121,7 +121,7 @@ impl Header {
                 Some((from, to)) if to <= bytes.len() => tensor.bytes = from..to,
                 _ => {
                     let end = tensor.bytes.end as u128 + start as u128;
-                    let cause = format!("it ends at byte {end}, the file has {}", bytes.len());
+                    let cause = format!("it ends at byte {end}, but the file has {}", bytes.len());
                     return Err(FormatError::broken(file, Place::Tensor(tensor.name.clone()), cause));
                 }
             }

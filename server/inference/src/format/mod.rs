@@ -41,7 +41,7 @@ pub enum FormatError {
     NoModel {
         /// Which folder.
         folder: PathBuf,
-        /// What is missing.
+        /// The missing item.
         cause: String,
     },
     /// The file is damaged, or contradicts itself.
@@ -49,24 +49,24 @@ pub enum FormatError {
     Broken {
         /// Which file.
         file: PathBuf,
-        /// Where in it.
+        /// The location.
         place: Place,
-        /// What is wrong there.
+        /// The problem.
         cause: String,
     },
-    /// The file is well-formed, but this engine does not have what it needs.
+    /// The file is valid, but this engine does not support it.
     #[error("{}: {place}: {cause}", file.display())]
     Unsupported {
         /// Which file.
         file: PathBuf,
-        /// Where in it.
+        /// The location.
         place: Place,
-        /// What is not supported.
+        /// The unsupported feature.
         cause: String,
     },
 }
 
-/// A place in a file.
+/// A location in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// The file as a whole.
@@ -142,8 +142,8 @@ impl Checkpoint {
             [only] => Self::open_gguf(only),
             found => {
                 let cause = match found.len() {
-                    0 => "neither `config.json` with `*.safetensors` nor a `*.gguf` is here".to_owned(),
-                    n => format!("{n} files end in `.gguf`; name the one that is meant"),
+                    0 => "the folder has neither `config.json` with `*.safetensors` nor a `*.gguf` file".to_owned(),
+                    n => format!("the folder has {n} `.gguf` files; give the path of one of them"),
                 };
                 Err(FormatError::NoModel { folder: path.to_owned(), cause })
             }
@@ -206,7 +206,7 @@ impl Checkpoint {
             wanted.reverse();
         }
         if entry.shape != wanted {
-            let cause = format!("its shape is {:?}, the model's shape wants {wanted:?}", entry.shape);
+            let cause = format!("its shape is {:?}, but the configuration requires {wanted:?}", entry.shape);
             return Err(FormatError::broken(&file.path, place(), cause));
         }
         let dtype = match &entry.dtype {
@@ -272,7 +272,7 @@ impl Checkpoint {
             let mut found = metadata.tensors();
             if let Some(wanted) = wanted {
                 if let Some(missing) = wanted.iter().find(|name| !found.contains_key(*name)) {
-                    let cause = "the index says that it is here, but it is not";
+                    let cause = "the index names this file, but the tensor is not in it";
                     return Err(FormatError::broken(&path, Place::Tensor(missing.clone()), cause));
                 }
                 found.retain(|name, _| wanted.contains(name));
@@ -281,19 +281,19 @@ impl Checkpoint {
                 let (from, to) = info.data_offsets;
                 let bytes = start.checked_add(from).zip(start.checked_add(to));
                 let Some((from, to)) = bytes.filter(|(from, to)| from <= to && *to <= mapped.map.len()) else {
-                    return Err(FormatError::broken(&path, Place::Tensor(name), "it ends behind the file"));
+                    return Err(FormatError::broken(&path, Place::Tensor(name), "it ends beyond the end of the file"));
                 };
                 let dtype = Dtype::from_safetensors(info.dtype).ok_or_else(|| format!("{:?}", info.dtype));
                 let size = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
                 if let Ok(dtype) = dtype
                     && size.and_then(|n| dtype.bytes(n)) != Some(to - from)
                 {
-                    let cause = format!("{:?} of {dtype} do not take {} bytes", info.shape, to - from);
+                    let cause = format!("{:?} of {dtype} does not match its size of {} bytes", info.shape, to - from);
                     return Err(FormatError::broken(&path, Place::Tensor(name), cause));
                 }
                 let entry = Entry { file: files.len(), dtype, shape: info.shape.clone(), bytes: from..to };
                 if tensors.insert(name.clone(), entry).is_some() {
-                    return Err(FormatError::broken(&path, Place::Tensor(name), "it stands in two files"));
+                    return Err(FormatError::broken(&path, Place::Tensor(name), "it is in two files"));
                 }
             }
             files.push(mapped);
@@ -322,7 +322,7 @@ fn shards(folder: &Path) -> Result<Vec<Shard>, FormatError> {
     if !index.is_file() {
         let found = files_ending(folder, "safetensors")?;
         if found.is_empty() {
-            let cause = "no `*.safetensors` is beside `config.json`".to_owned();
+            let cause = "there is no `*.safetensors` next to `config.json`".to_owned();
             return Err(FormatError::NoModel { folder: folder.to_owned(), cause });
         }
         return Ok(found.into_iter().map(|path| (path, None)).collect());
@@ -335,9 +335,9 @@ fn shards(folder: &Path) -> Result<Vec<Shard>, FormatError> {
         .map_err(|e| FormatError::broken(&index, Place::Whole, e.to_string()))?;
     let mut shards: std::collections::BTreeMap<String, HashSet<String>> = Default::default();
     for (tensor, file) in map.weight_map {
-        // Only files beside the index: it may come from anywhere.
+        // Only files beside the index: the index is untrusted.
         if file.is_empty() || file.contains(['/', '\\', '\0']) || file.starts_with('.') {
-            let cause = format!("it is said to be in `{}`, which is not a plain file name", file.escape_debug());
+            let cause = format!("the index names `{}`, which is not a plain file name", file.escape_debug());
             return Err(FormatError::broken(&index, Place::Tensor(tensor), cause));
         }
         shards.entry(file).or_default().insert(tensor);
@@ -367,8 +367,8 @@ fn map(path: &Path) -> Result<Mapped, FormatError> {
     if !file.metadata().map_err(error)?.is_file() {
         return Err(error(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file")));
     }
-    // SAFETY: the map is only read. A model file that somebody cuts short while it is being loaded ends the process with
-    // SIGBUS; model folders are ours and files in them are replaced by renaming.
+    // SAFETY: the map is only read. Truncating a model file while it is being loaded ends the process with SIGBUS;
+    // model folders are ours and files in them are replaced by renaming.
     let map = unsafe { Mmap::map(&file) }.map_err(error)?;
     Ok(Mapped { path: path.to_owned(), map })
 }

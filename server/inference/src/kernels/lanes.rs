@@ -2,7 +2,7 @@
 //!
 //! Every operation is exactly defined (IEEE 754 single operations and exact integers), so that the three
 //! implementations give the same bits. The kernels are generic over [`Lanes`] and are instantiated once per instruction
-//! set inside functions that enable it (see `dispatch`).
+//! set inside functions that enable it (see `build!` in the parent module).
 
 /// How many numbers a vector holds, and how many outputs a tile of weights has.
 pub(crate) const LANES: usize = 16;

@@ -66,8 +66,8 @@ unsafe impl Sync for Linear {}
 /// Computes the tiles of a range, `R` rows and two tiles at a time at most. With `Then::Gated` the range is of whole pairs.
 ///
 /// # Safety
-/// The CPU has the instruction set of `L`; the pointers are valid for what [`Linear`] says, and nobody else touches the
-/// range's outputs.
+/// The CPU has the instruction set of `L`; the pointers are valid for what [`Linear`] says, and no other thread
+/// accesses the range's outputs.
 #[inline(always)]
 pub(crate) unsafe fn linear<L: Lanes, const R: usize>(job: &Linear, tiles: Range<usize>) {
     // SAFETY: the caller's promise.

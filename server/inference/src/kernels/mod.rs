@@ -1,8 +1,8 @@
-//! The arithmetic: written once over sixteen lanes, built for each instruction set, chosen when the program runs.
+//! The compute kernels: written once over sixteen lanes, compiled for each instruction set, and selected at run time.
 //!
-//! The law: one output element per lane, inputs ascending, fused multiply-add everywhere, functions of our own. So
-//! AVX-512, AVX2 and the plain twin agree bit for bit, and a row alone equals the same row in any batch, in any cut of its
-//! prompt, on any number of threads.
+//! Invariant: each lane computes one output element and adds its inputs in ascending order. It uses fused multiply-add
+//! and this crate's own functions. So AVX-512, AVX2 and the scalar code give identical bits. A row gives the same result
+//! alone and in any batch, with any split of its prompt, and on any number of threads.
 
 pub(crate) mod attention;
 pub(crate) mod lanes;
@@ -25,15 +25,15 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All, the fastest first.
+    /// All instruction sets, the fastest first.
     pub const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Plain];
 
-    /// The fastest that this CPU has.
+    /// The fastest instruction set of this CPU.
     pub fn best() -> Isa {
         Self::ALL.into_iter().find(|isa| isa.is_here()).unwrap_or(Isa::Plain)
     }
 
-    /// Whether this CPU has it.
+    /// Whether this CPU supports it.
     pub fn is_here(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -66,8 +66,8 @@ impl std::fmt::Display for Isa {
 
 type Quantize = unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32);
 
-/// The kernels of one instruction set. Calling one is sound when the CPU has it, which [`Kernels::of`] has checked, and
-/// when its own promise is kept.
+/// The kernels of one instruction set. A call is sound if the CPU supports the set, which [`Kernels::of`] has checked,
+/// and if the safety contract of the kernel holds.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub(crate) isa: Isa,
@@ -79,7 +79,7 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    /// The kernels of an instruction set, or of the best that is here when this one is not.
+    /// The kernels of an instruction set. If the CPU does not support it: the kernels of the best supported set.
     pub(crate) fn of(isa: Isa) -> Kernels {
         let isa = if isa.is_here() { isa } else { Isa::best() };
         match isa {
@@ -92,10 +92,11 @@ impl Kernels {
     }
 }
 
-/// Builds all kernels for one instruction set: whole kernels, so that nothing is dispatched inside a loop.
+/// Compiles all kernels for one instruction set. Complete kernels are compiled, so that no loop contains a dispatch.
 macro_rules! build {
     ($name:ident, $isa:expr, $lanes:ty, $rows:literal $(, $feature:literal)*) => {
-        // SAFETY (the whole module): callers have the instruction set and keep the kernels' promises.
+        // SAFETY (the whole module): callers run on a CPU with this instruction set and meet the safety contracts of the
+        // kernels.
         #[allow(clippy::undocumented_unsafe_blocks)]
         mod $name {
             use super::{Attend, Isa, Kernels, Linear, Piece, Range, attention, lanes, linear as product, rows};

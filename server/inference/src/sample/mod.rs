@@ -72,8 +72,8 @@ impl Sampler {
         }
     }
 
-    /// The next token at `position` of the sequence. `alternatives` asks for log-probabilities, with so many beside the
-    /// token's own.
+    /// The next token at `position` of the sequence. `alternatives` requests log-probabilities, with that many beside
+    /// the token's own.
     pub fn choose(
         &self,
         logits: &[f32],

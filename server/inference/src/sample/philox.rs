@@ -1,7 +1,7 @@
 //! Random numbers without a state: a number is a function of seed and position.
 //!
-//! Philox4x32-10 (Salmon et al. 2011). Because nothing is carried along, a request draws the same numbers whatever else
-//! runs, after a preemption, and in another process.
+//! Philox4x32-10 (Salmon et al. 2011). Because it is stateless, a request draws the same numbers independently of other
+//! requests, after a preemption, and in another process.
 
 /// The four words of one block.
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {

@@ -21,7 +21,7 @@ const LLAMA_BPE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|
 pub(crate) fn tokenizer_json(vocabulary: &Vocabulary) -> Result<Value, TextError> {
     if vocabulary.model != "gpt2" {
         return Err(TextError::Unsupported(format!(
-            "tokenizer model `{}` in GGUF; only `gpt2` (byte-level BPE) is there. The safetensors form of the model works",
+            "tokenizer model `{}` in GGUF is not supported; only `gpt2` (byte-level BPE) is. Use the model in safetensors format",
             vocabulary.model
         )));
     }
@@ -38,7 +38,7 @@ pub(crate) fn tokenizer_json(vocabulary: &Vocabulary) -> Result<Value, TextError
         ),
         other => {
             return Err(TextError::Unsupported(format!(
-                "pre-tokenizer `{other}` in GGUF; there are `gpt-2`, `smollm` and `llama-bpe`"
+                "pre-tokenizer `{other}` in GGUF is not supported; `gpt-2`, `smollm` and `llama-bpe` are"
             )));
         }
     };

@@ -1,7 +1,7 @@
 //! Texts and tokens: a tokenizer from `tokenizer.json` or from GGUF's vocabulary, and text from tokens as they come.
 //!
-//! Splitting is the `tokenizers` crate's; the way back is our own table from ids to bytes, because a stream needs bytes.
-//! Chat templates are only carried along as text: rendering them is the server's.
+//! The `tokenizers` crate splits texts; decoding uses our own table from ids to bytes, because a stream needs bytes.
+//! Chat templates are stored as text: the server renders them.
 
 mod directory;
 mod gguf;
@@ -16,7 +16,7 @@ use crate::format::gguf::Vocabulary;
 use pieces::Pieces;
 pub use stream::Stream;
 
-/// Why a tokenizer cannot be had or a text cannot be split.
+/// Why a tokenizer cannot be loaded or a text cannot be split.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     /// A file cannot be read.

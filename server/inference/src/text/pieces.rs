@@ -37,7 +37,7 @@ impl Pieces {
         for (id, piece, special) in tokens {
             let index = id as usize;
             if index >= MOST_TOKENS {
-                return Err(TextError::Invalid(format!("token `{piece}` has id {id}, the most is {MOST_TOKENS}")));
+                return Err(TextError::Invalid(format!("token `{piece}` has id {id}, the maximum is {MOST_TOKENS}")));
             }
             if index >= table.len() {
                 table.resize(index + 1, Vec::new());

@@ -60,7 +60,7 @@ impl Stream {
         self.pass(&fresh)
     }
 
-    /// The rest: an unfinished character becomes U+FFFD, what was held back is let go.
+    /// The rest: an unfinished character becomes U+FFFD, and held text is released.
     pub fn finish(&mut self) -> String {
         if self.stopped {
             return String::new();

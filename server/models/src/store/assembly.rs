@@ -2,12 +2,13 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_files::{Lock, Replace};
 
 use super::{Model, Store};
 use crate::chunks::{Recorded, Recorder};
@@ -17,15 +18,15 @@ use crate::fetch::{Event, Progress};
 use crate::local;
 use crate::manifest::{FileEntry, MANIFEST, Manifest, hash_file};
 
-/// How often a copy says how far it is.
-const LOOK: Duration = Duration::from_millis(200);
+/// Interval of progress reports of a copy.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// See the module. Dropped without [`Assembly::install`] it leaves the blobs and removes the rest.
 pub(crate) struct Assembly<'a> {
     store: &'a Store,
     dir: Utf8PathBuf,
     lock: Utf8PathBuf,
-    _held: File,
+    _held: Lock,
     max_bytes: Option<u64>,
 }
 
@@ -33,14 +34,14 @@ impl Store {
     pub(crate) fn assembly(&self, max_bytes: Option<u64>) -> Result<Assembly<'_>> {
         self.clear_dead_assemblies()?;
         let stamp = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
-        let dir = self.folder("assembly").join(format!("{}-{stamp}", local::unique()));
+        let dir = self.folder("assembly").join(format!("{}-{stamp}", textnlp_files::unique_name()));
         let lock = Utf8PathBuf::from(format!("{dir}.lock"));
         let held = create_locked(&lock)?;
         fs::create_dir(&dir).map_err(Error::io("make folder", &dir))?;
         Ok(Assembly { store: self, dir, lock, _held: held, max_bytes })
     }
 
-    /// Removes what killed processes left: an assembly whose lock nobody holds.
+    /// Removes assemblies of killed processes: their lock is not held.
     fn clear_dead_assemblies(&self) -> Result<()> {
         let folder = self.folder("assembly");
         for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
@@ -53,7 +54,7 @@ impl Store {
             // The lock is made before the folder and removed after it, so it is the lock that we look for.
             let Some(stem) = name.strip_suffix(".lock") else { continue };
             let Ok(file) = OpenOptions::new().write(true).open(entry.path()) else { continue };
-            if file.try_lock().is_ok() {
+            if let Ok(Some(_held)) = Lock::try_file(file, entry.path()) {
                 local::remove_dir(&folder.join(stem))?;
                 local::remove_file(&folder.join(&name))?;
             }
@@ -62,21 +63,12 @@ impl Store {
     }
 }
 
-/// Creates a lock file and holds it. Between the two another process may take it for a dead one and remove it; then
-/// our file is no longer the one at the path, and we begin again.
-fn create_locked(path: &Utf8Path) -> Result<File> {
+/// Creates a lock file and holds it. Between the two another process may take it for one that a killed process left: it locks and removes
+/// it, and the next try creates another.
+fn create_locked(path: &Utf8Path) -> Result<Lock> {
     for _ in 0..100 {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .map_err(Error::io("open lock", path))?;
-        if file.try_lock().is_ok()
-            && let (Ok(ours), Ok(there)) = (file.metadata(), fs::metadata(path))
-            && ours.ino() == there.ino()
-        {
-            return Ok(file);
+        if let Some(held) = local::try_lock(path, false)? {
+            return Ok(held);
         }
     }
     Err(Error::Busy { what: path.to_string() })
@@ -121,7 +113,7 @@ impl Assembly<'_> {
             if !found.chunks.is_empty() {
                 // They spare a later bundle a pass over the weights; the model is whole without them.
                 if let Err(error) = store.keep_chunks(&entry.digest, &found.chunks) {
-                    tracing::warn!(digest = %entry.digest, error = crate::transport::chain(&error), "the chunks of weights are not kept");
+                    tracing::warn!(digest = %entry.digest, error = textnlp_net::error_chain(&error), "the chunks of the weights could not be stored");
                 }
             }
             Ok(entry)
@@ -149,7 +141,7 @@ impl Assembly<'_> {
         let (from, to, counter, called) = (from.to_owned(), part.clone(), done.clone(), name.to_owned());
         let mut copying = tokio::task::spawn_blocking(move || copy_and_hash(&called, &from, &to, &counter));
         let copied = loop {
-            match tokio::time::timeout(LOOK, &mut copying).await {
+            match tokio::time::timeout(REPORT_INTERVAL, &mut copying).await {
                 Ok(copied) => break copied,
                 Err(_) => progress(Event::File { name: name.to_owned(), done: done.load(Ordering::Relaxed), total }),
             }
@@ -169,7 +161,7 @@ impl Assembly<'_> {
         }
         // Manifests, directories and the filesystem's own needs.
         let needed = more.saturating_add(more / 50).saturating_add(1 << 20);
-        let there = local::free_bytes(&self.dir)?;
+        let there = textnlp_files::filesystem(&self.dir)?.free;
         if there < needed {
             return Err(Error::NoSpace { what: what.to_owned(), path: self.store.path().to_owned(), needed, there });
         }
@@ -195,7 +187,7 @@ impl Assembly<'_> {
             // The same content from another source, or one that was damaged: ours is checked, so ours stays.
             super::place::swap(&self.dir, &target)?;
         }
-        local::sync_dir(&self.store.folder("models"))?;
+        textnlp_files::sync_folder(self.store.folder("models"))?;
         Ok(Model { dir: target, manifest, _held: held })
     }
 }
@@ -253,10 +245,11 @@ pub(super) fn link_if_there(from: &Utf8Path, to: &Utf8Path) -> Result<bool> {
 }
 
 fn copy_synced(from: &Utf8Path, to: &Utf8Path) -> io::Result<()> {
-    let part = Utf8PathBuf::from(format!("{to}.{}.part", local::unique()));
-    fs::copy(from, &part)?;
-    File::open(&part)?.sync_all()?;
-    fs::rename(&part, to)
+    let mut source = File::open(from)?;
+    Replace::umask().with(to, |file| {
+        file.set_permissions(source.metadata()?.permissions())?;
+        io::copy(&mut source, file).map(drop)
+    })
 }
 
 fn copy_and_hash(name: &str, from: &Utf8Path, to: &Utf8Path, done: &AtomicU64) -> Result<Recorded> {

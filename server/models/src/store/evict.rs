@@ -1,4 +1,4 @@
-//! Making room: what was not asked for the longest goes first, what is in use or pinned stays.
+//! Eviction: least recently used models first; models in use or pinned stay.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::local;
 use crate::manifest::read_manifest;
 
-/// What nobody wrote to for so long, a download or another half-written file, is abandoned.
+/// A download or another partial file that was not written to for this long is abandoned.
 pub(crate) const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl Store {
@@ -82,13 +82,13 @@ impl Store {
         self.try_remove(digest).map(drop)
     }
 
-    /// Removes a model that nobody uses. False: somebody does.
+    /// Removes an unused model. Returns false if it is in use.
     fn try_remove(&self, digest: &Digest) -> Result<bool> {
         let Some(_held) = local::try_lock(&self.model_lock(digest), false)? else { return Ok(false) };
         let dir = self.dir(digest);
         let files = read_manifest(&dir).ok().flatten().map(|manifest| manifest.files).unwrap_or_default();
         // First out of sight in one step, so that a kill in the middle leaves no half model.
-        let away = self.folder("assembly").join(format!("{}-gone", local::unique()));
+        let away = self.folder("assembly").join(format!("{}-gone", textnlp_files::unique_name()));
         match fs::rename(&dir, &away) {
             Ok(()) => local::remove_dir(&away)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -103,8 +103,8 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes contents that no model and no assembly has: leftovers of fetches that were killed. They have only their own
-    /// name; whoever takes a content links it before reading it, so one with a single name is nobody's.
+    /// Removes contents without a model or assembly: leftovers of killed fetches. A process hard-links a content before
+    /// reading it, so a content with a single link is unused.
     fn drop_orphans(&self) -> Result<()> {
         let blobs = self.folder("blobs");
         for entry in fs::read_dir(&blobs).map_err(Error::io("list", &blobs))? {
@@ -134,7 +134,7 @@ impl Store {
     }
 }
 
-/// Whether nobody has written to a file for so long that nobody will.
+/// Whether a file was not written to for so long that its writer must be gone.
 pub(crate) fn is_abandoned(path: &Utf8Path) -> bool {
     let age = fs::metadata(path).and_then(|found| found.modified()).ok().and_then(|time| time.elapsed().ok());
     age.is_some_and(|age| age > ABANDONED)

@@ -27,10 +27,10 @@ impl Model {
         }
         let name = target.file_name().ok_or_else(|| Error::Unusable {
             what: target.to_string(),
-            why: "it is no path of a folder".to_owned(),
-            hint: "name a folder that may be made".to_owned(),
+            why: "it is not the path of a folder".to_owned(),
+            hint: "give the path of a folder that can be created".to_owned(),
         })?;
-        let build = target.with_file_name(format!(".{name}.{}.new", local::unique()));
+        let build = target.with_file_name(format!(".{name}.{}.new", textnlp_files::unique_name()));
         local::remove_dir(&build)?;
         let result = self.build(&build).and_then(|()| put(&build, target));
         let _ = local::remove_dir(&build);
@@ -43,14 +43,14 @@ impl Model {
         for name in names {
             let from = self.dir.join(name);
             if !link_if_there(&from, &dir.join(name))? {
-                return Err(Error::corrupt(&from, "the file is gone"));
+                return Err(Error::corrupt(&from, "the file is missing"));
             }
         }
-        local::sync_dir(dir)
+        Ok(textnlp_files::sync_folder(dir)?)
     }
 }
 
-/// Anything but model files in the folder means that it belongs to somebody else.
+/// Refuses a directory with anything but model files: it was not created by us.
 fn refuse_foreign(target: &Utf8Path) -> Result<()> {
     for entry in fs::read_dir(target).map_err(Error::io("list", target))? {
         let entry = entry.map_err(Error::io("list", target))?;
@@ -58,8 +58,8 @@ fn refuse_foreign(target: &Utf8Path) -> Result<()> {
         if !name.to_str().is_some_and(|name| name == MANIFEST || names::belongs(name)) {
             return Err(Error::Unusable {
                 what: target.to_string(),
-                why: format!("it holds `{}`, which is no part of a model", name.to_string_lossy()),
-                hint: "name another folder, or move what is in it".to_owned(),
+                why: format!("it contains `{}`, which is not part of a model", name.to_string_lossy()),
+                hint: "give another folder, or move its content".to_owned(),
             });
         }
     }

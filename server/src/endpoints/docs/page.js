@@ -126,6 +126,22 @@ const show = (description) => {
   if (wanted) { wanted.open = true; wanted.scrollIntoView(); }
 };
 
-fetch("/openapi.json").then((response) => response.json()).then(show).catch((error) => {
-  document.getElementById("about").textContent = `The description could not be loaded: ${error.message}`;
-});
+const about = document.getElementById("about");
+let shown = false;
+const load = async () => {
+  const key = keyField.value.trim();
+  try {
+    const response = await fetch("/openapi.json", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+    if (shown) return;
+    if (response.ok) {
+      show(await response.json());
+      shown = true;
+    } else {
+      about.textContent = response.status === 401 ? "Enter an API key to load the description of this API." : `The description could not be loaded: status ${response.status}`;
+    }
+  } catch (error) {
+    about.textContent = `The description could not be loaded: ${error.message}`;
+  }
+};
+keyField.addEventListener("change", () => { if (!shown) load(); });
+load();

@@ -133,6 +133,18 @@ pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// The routes of the public listener with their methods, as the source has them: the router itself cannot be listed.
+pub(crate) fn routes() -> Vec<(String, String)> {
+    let source = include_str!("../../../src/endpoints/mod.rs");
+    let lines = source.lines().filter_map(|line| line.trim().strip_prefix(".route(\""));
+    lines
+        .map(|line| {
+            let (path, handler) = line.split_once("\", ").unwrap();
+            (path.replace("{*id}", "{id}"), handler.split('(').next().unwrap().to_owned())
+        })
+        .collect()
+}
+
 pub(crate) fn address(address: &Address) -> String {
     address.to_string()
 }

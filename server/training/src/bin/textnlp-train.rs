@@ -106,7 +106,7 @@ enum Command {
         #[arg(long)]
         out: PathBuf,
     },
-    /// Measures a model folder on held-out text and prints the figures as JSON.
+    /// Measures a model folder on held-out text and prints the results as JSON.
     ///
     /// The corpus to hold it against is the one of the folder's `recipe.json`. With `--card`, the model card is written too.
     Evaluate {

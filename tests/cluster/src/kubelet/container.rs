@@ -1,4 +1,4 @@
-//! One container: a process, its restarts, its probes.
+//! A container: a process with its restarts and probes.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -11,29 +11,29 @@ use tokio::process::Child;
 use super::volumes::Places;
 use super::{Shared, logs, pod, probe};
 
-/// The first pause before a restart; it doubles up to the longest. A real kubelet takes 10 s and 5 minutes.
+/// The first restart delay; it doubles up to the longest one. A real kubelet uses 10 s and 5 minutes.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
-/// What a status tells of the end of a log.
+/// The longest end of a log in a status, in bytes.
 const LAST_BYTES: usize = 2048;
 
-/// Where a container stands.
+/// The state of a container.
 pub(super) enum Stage {
-    /// It cannot start, for a reason and in words.
+    /// It cannot start: reason and message.
     Waits(String, String),
-    /// It runs.
+    /// Running, since this time.
     Runs(Child, Instant),
-    /// It ended and is not started again.
+    /// It ended and is not restarted: the exit code.
     Done(i32),
 }
 
-/// One container of a pod.
+/// A container of a pod.
 pub(super) struct Container {
     spec: Value,
     first: bool,
     pub(super) stage: Stage,
     ready: bool,
-    /// Whether its startup probe succeeded, where it has one.
+    /// Whether its startup probe, if any, succeeded.
     started: bool,
     probed: Option<Instant>,
     failures: u64,
@@ -41,7 +41,7 @@ pub(super) struct Container {
     again_at: Option<Instant>,
     last: Option<(i32, String)>,
     log: Utf8PathBuf,
-    /// Of its process, also when that has ended.
+    /// The process id, also after its end.
     pid: u32,
 }
 
@@ -84,7 +84,7 @@ impl Container {
         !matches!(self.stage, Stage::Runs(..))
     }
 
-    /// One look: starts it, restarts it, probes it.
+    /// One poll: starts, restarts or probes the container.
     pub(super) async fn turn(&mut self, shared: &Shared, pod: &Value, places: &Places) {
         match &mut self.stage {
             Stage::Done(_) => {}
@@ -133,7 +133,7 @@ impl Container {
         process.args(rest).args(args).env_clear().current_dir(places.folder()).stdin(Stdio::null()).process_group(0);
         process.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         process.envs(variables.iter().map(|(name, value)| (name, places.put(&self.spec, value))));
-        // As every pod is told where the API server is; what it asks other pods goes through what stands for their network.
+        // The variables of the API server's address, and the proxy that replaces the pod network.
         process.envs(shared.surroundings());
         if let Some((user, group)) = shared.user(pod) {
             process.uid(user).gid(group);
@@ -174,7 +174,7 @@ impl Container {
         self.waits(reason, &format!("back-off restarting failed container {}", self.name()));
     }
 
-    /// Asks whether it has started, is alive and is ready, each as often as it is to be asked.
+    /// Runs the startup, liveness and readiness probes at their periods.
     async fn probe(&mut self, shared: &Shared, pod: &Value, places: &Places) {
         let Stage::Runs(_, since) = self.stage else { return };
         let has = |name: &str| self.spec[name].is_object();
@@ -192,7 +192,7 @@ impl Container {
         };
         let probe = &self.spec[name];
         let seconds = |field: &str, otherwise: u64| Duration::from_secs(probe[field].as_u64().unwrap_or(otherwise));
-        // Until it is ready it is asked at every look: nobody gains by waiting for ten seconds here.
+        // Probes run at every poll until the container is ready, because the usual ten seconds only slow tests down.
         let every = if self.ready { seconds("periodSeconds", 10) } else { Duration::ZERO };
         if since.elapsed() < seconds("initialDelaySeconds", 0) || self.probed.is_some_and(|at| at.elapsed() < every) {
             return;
@@ -213,12 +213,12 @@ impl Container {
         }
     }
 
-    /// How long it goes on after its pod is asked to end.
+    /// The `preStop` sleep, which delays SIGTERM.
     pub(super) fn stays(&self) -> Duration {
         Duration::from_secs(self.spec["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap_or(0))
     }
 
-    /// The signal that asks a process to end.
+    /// Sends SIGTERM to the process.
     pub(super) fn ask_to_end(&mut self, shared: &Shared) {
         self.signal(Signal::TERM);
         if let Stage::Runs(child, _) = &mut self.stage
@@ -239,7 +239,7 @@ impl Container {
         }
     }
 
-    /// Its process has ended: what that started goes too, as everything in a container does, and the keeper forgets it.
+    /// The process has ended: its children are killed too, as in a real container, and the keeper removes it.
     fn forget(&self, shared: &Shared) {
         if let Some(group) = Pid::from_raw(self.pid.cast_signed()) {
             let _ = kill_process_group(group, Signal::KILL);
@@ -255,7 +255,7 @@ impl Container {
         }
     }
 
-    /// What the API server is told of it.
+    /// The container status for the API server.
     pub(super) fn status(&self) -> Value {
         let last = self.last.as_ref().map(|(code, log)| {
             json!({ "terminated": { "exitCode": code, "reason": if *code == 0 { "Completed" } else { "Error" }, "message": log } })
@@ -267,7 +267,7 @@ impl Container {
                 last.clone().unwrap_or_else(|| json!({ "terminated": { "exitCode": 137, "reason": "Killed" } }))
             }
         };
-        // Only where the pod asks for it does a real kubelet put the log's end in here.
+        // A real kubelet includes the end of the log only with this policy.
         let from_log = self.spec["terminationMessagePolicy"] == "FallbackToLogsOnError";
         let mut last = last.unwrap_or_else(|| json!({}));
         let mut state = state;
@@ -291,8 +291,8 @@ impl Container {
     }
 }
 
-/// `$(NAME)` in commands and arguments, in one pass as Kubernetes reads them: `$$` is one `$` that begins nothing, and a
-/// name that nobody set stays as it is written.
+/// Expands `$(NAME)` in commands and arguments, in one pass like Kubernetes: `$$` is a literal `$`, and an unknown name
+/// remains as written.
 pub(super) fn expand(word: &str, variables: &[(String, String)]) -> String {
     let (mut expanded, mut rest) = (String::new(), word);
     while let Some(at) = rest.find('$') {

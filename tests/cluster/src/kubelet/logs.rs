@@ -1,16 +1,16 @@
-//! What `kubectl logs` asks a node for, over TLS as a kubelet serves it.
+//! The log endpoint of a node for `kubectl logs`, over TLS like a kubelet.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use futures::FutureExt;
 
 use crate::tls::{self, Answer};
 
-/// Where a container's log is.
+/// The log file of a container.
 pub(super) fn file(folder: &Utf8Path, namespace: &str, pod: &str, container: &str) -> Utf8PathBuf {
     folder.join("logs").join(namespace).join(pod).join(format!("{container}.log"))
 }
 
-/// Lends logs until the runtime ends; answers with the port.
+/// Serves logs until the runtime ends; returns the port.
 pub(super) async fn lend(folder: Utf8PathBuf, trusted: &(String, String)) -> u16 {
     tls::serve(trusted, move |target, _| {
         let answer = answer(&folder, &target);
@@ -19,7 +19,8 @@ pub(super) async fn lend(folder: Utf8PathBuf, trusted: &(String, String)) -> u16
     .await
 }
 
-/// `/containerLogs/NAMESPACE/POD/CONTAINER?tailLines=N`. The log of a container that ended stays until it is started again.
+/// Answers `/containerLogs/NAMESPACE/POD/CONTAINER?tailLines=N`. The log of an ended container remains until it
+/// restarts.
 fn answer(folder: &Utf8Path, target: &str) -> Answer {
     let nothing = ("404 Not Found", "text/plain", String::new());
     let (path, query) = target.split_once('?').unwrap_or((target, ""));

@@ -1,11 +1,14 @@
-//! A node whose pods are processes of this machine: enough of a kubelet for a Deployment to end in a service that answers.
+//! A node whose pods are local processes: enough of a kubelet for a Deployment to become a service that answers.
 //!
-//! It starts the containers of pods that the scheduler gives it, with their environment, config maps and secrets, probes them,
-//! restarts them, tells the API server, and lends their logs. What it is not: there are no images (an image from
-//! `missing.example` cannot be pulled, any other is there, with the programs of [`Kubelet::put_program`]), no namespaces of the kernel (a
-//! mount's path is replaced by its real one in commands, variables and config maps, and in config maps the pod's own addresses, `0.0.0.0` and
-//! `127.0.0.1`, by the one that it has here) and no pod network (each pod has a loopback address of its own, which it finds
-//! in `status.podIP` of its variables; [`Kubelet::forward`] stands for the services).
+//! It starts the containers of its pods with their variables, config maps and secrets, probes and restarts them, writes
+//! their status, and serves their logs. It differs from a kubelet in these points:
+//!
+//! - No images: an image from `missing.example` cannot be pulled, any other exists, with the programs of
+//!   [`Kubelet::put_program`].
+//! - No kernel namespaces: in commands, variables and config maps, the path of a mount is replaced by its real one. In
+//!   config maps, `0.0.0.0` and `127.0.0.1` become the pod's real address.
+//! - No pod network: each pod has a loopback address, which is `status.podIP` in its variables. [`Kubelet::forward`]
+//!   replaces services.
 
 mod container;
 mod logs;
@@ -34,9 +37,9 @@ pub(crate) use pod::names;
 /// The name of the node.
 pub const NODE: &str = "here";
 
-/// How often it looks at its pods.
+/// The poll interval of pods.
 const EVERY: Duration = Duration::from_millis(100);
-/// How often it says that it is there; the controllers give a node up after 40 s.
+/// The heartbeat interval; the controllers consider a node lost after 40 s.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// The node; it lives as long as the test program.
@@ -45,54 +48,54 @@ pub struct Kubelet {
     runtime: tokio::runtime::Handle,
 }
 
-/// What pods and probes share.
+/// State shared by pods and probes.
 pub(crate) struct Shared {
     pub(crate) api: Api,
-    /// Where the API server asks for logs, of whichever node.
+    /// The port at which the API server requests logs, for every node.
     logs: u16,
     pub(crate) folder: Utf8PathBuf,
     pub(crate) keeper: Sender,
-    /// Address of each pod, by its uid.
+    /// The address of each pod, by uid.
     pods: Mutex<BTreeMap<String, Ipv4Addr>>,
-    /// What images hold, by its path there.
+    /// The programs in images, by their path there.
     programs: Mutex<BTreeMap<String, Utf8PathBuf>>,
-    /// Who a user of pods is on this machine, with its group.
+    /// The local uid and gid for a pod's uid.
     users: Mutex<BTreeMap<u64, (u32, u32)>>,
-    /// What leads elsewhere than to pods.
+    /// Host names that are not pods.
     names: Mutex<Names>,
-    /// What every program in a pod is told.
+    /// Variables for every program in a pod.
     surroundings: Vec<(&'static str, String)>,
 }
 
 impl Shared {
-    /// An address of 127.0.0.0/8 that no other pod has, here or in a test program beside this one.
+    /// A free address in 127.0.0.0/8, distinct from those of other pods and concurrent test programs.
     fn new_address(&self) -> Ipv4Addr {
-        // Nodes of two clusters are in one network.
+        // A global counter, because the nodes of two clusters share the network.
         static ADDRESSES: AtomicU32 = AtomicU32::new(1);
         let number = ADDRESSES.fetch_add(1, Ordering::SeqCst);
         let bytes = number.to_be_bytes();
         network::real(bytes[2], bytes[3])
     }
 
-    /// What every program in a pod is told by its variables.
+    /// The variables for every program in a pod.
     pub(crate) fn surroundings(&self) -> impl Iterator<Item = (&'static str, String)> {
         self.surroundings.iter().cloned()
     }
 
-    /// The file behind a program's path in an image; else the path itself.
+    /// The local file of a program in an image; an unknown path is returned as it is.
     pub(crate) fn program(&self, image: &str, path: &str) -> Utf8PathBuf {
         let programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
         let of_this = programs.get(&format!("{image} {path}"));
         of_this.or_else(|| programs.get(path)).cloned().unwrap_or_else(|| Utf8PathBuf::from(path))
     }
 
-    /// Who runs a pod here, where it is somebody else than we are.
+    /// The local uid and gid of a pod, if they differ from those of the test.
     pub(crate) fn user(&self, pod: &Value) -> Option<(u32, u32)> {
         let wanted = pod["spec"]["securityContext"]["runAsUser"].as_u64()?;
         self.users.lock().unwrap_or_else(PoisonError::into_inner).get(&wanted).copied()
     }
 
-    /// The names of a namespace that lead elsewhere than to pods.
+    /// The host names of a namespace that are not pods, with their addresses.
     pub(crate) fn names(&self, namespace: &str) -> BTreeMap<String, String> {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let here = names.iter().filter(|((there, _), _)| there == namespace);
@@ -105,7 +108,7 @@ impl Shared {
 }
 
 impl Kubelet {
-    /// Starts it on threads of its own, so that a test may ask for it from within a runtime.
+    /// Starts the node on separate threads, so that a test may call it from within a runtime.
     pub(crate) fn start(
         kubeconfig: Utf8PathBuf,
         folder: Utf8PathBuf,
@@ -121,7 +124,7 @@ impl Kubelet {
                 let api = Api::new(&kubeconfig);
                 let port = logs::lend(folder.clone(), &trusted).await;
                 let surroundings = network::surroundings(&kubeconfig, &api, proxy).await;
-                join(&api, NODE, port, &[]).await;
+                join(&api, NODE, port, &json!({ "topology.kubernetes.io/zone": "zone-0" }), &[]).await;
                 let shared = Arc::new(Shared {
                     api,
                     logs: port,
@@ -141,45 +144,46 @@ impl Kubelet {
         told.recv().expect("the kubelet starts")
     }
 
-    /// From now on every image holds this program at this path.
+    /// Installs a program at this path in every image.
     pub fn put_program(&self, path: &str, program: impl Into<Utf8PathBuf>) {
         let mut programs = self.shared.programs.lock().unwrap_or_else(PoisonError::into_inner);
         programs.insert(path.to_owned(), program.into());
     }
 
-    /// From now on one image holds another program at this path.
+    /// Installs another program at this path in one image.
     pub fn put_program_of(&self, image: &str, path: &str, program: impl Into<Utf8PathBuf>) {
         self.put_program(&format!("{image} {path}"), program);
     }
 
-    /// From now on pods of a user run as this user and group of the machine, which takes that we are root.
+    /// Runs pods with this uid as a local user and group. It needs root.
     pub fn put_user(&self, user: u32, here: (u32, u32)) {
         self.shared.users.lock().unwrap_or_else(PoisonError::into_inner).insert(user.into(), here);
     }
 
-    /// From now on a name leads pods of a namespace to an address of this machine.
+    /// Sets a host name for the pods of a namespace, with a local address.
     pub(crate) fn put_name(&self, namespace: &str, name: &str, address: Ipv4Addr) {
         let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
         names.insert((namespace.to_owned(), name.to_owned()), address);
     }
 
-    /// One more node, of this name and with this taint, whose pods are processes too, until it is lost.
+    /// Starts another node with this name and taint, whose pods are processes too, until it is lost.
     pub fn another(&self, name: &'static str, taint: &Value) -> Node {
         let node = Node { name, shared: self.shared.clone(), runtime: self.runtime.clone(), lost: Arc::default() };
         let (shared, taints) = (node.shared.clone(), [taint.clone()]);
-        node.on_a_thread(move || async move { join(&shared.api, name, shared.logs, &taints).await })
+        let labels = json!({ "topology.kubernetes.io/zone": "zone-0" });
+        node.on_a_thread(move || async move { join(&shared.api, name, shared.logs, &labels, &taints).await })
             .join()
             .expect("it joins");
         node.begin();
         node
     }
 
-    /// An address that no pod has.
+    /// A free address.
     pub(crate) fn new_address(&self) -> Ipv4Addr {
         self.shared.new_address()
     }
 
-    /// An address on loopback behind which the ready pods of a service take turns.
+    /// A loopback address that balances connections over the ready pods of a service.
     pub fn forward(&self, namespace: &str, service: &str, port: u16) -> SocketAddr {
         let (shared, namespace, service) = (self.shared.clone(), namespace.to_owned(), service.to_owned());
         let (tell, told) = std::sync::mpsc::channel();
@@ -191,7 +195,7 @@ impl Kubelet {
                 let (shared, namespace, service) = (shared.clone(), namespace.clone(), service.clone());
                 tokio::spawn(async move {
                     let behind = backends(&shared, &namespace, &service, port).await;
-                    // A connection that finds nobody is closed, as a service without endpoints refuses it.
+                    // Without a ready pod the connection is closed, as a service without endpoints refuses it.
                     if behind.is_empty() {
                         return;
                     }
@@ -205,7 +209,7 @@ impl Kubelet {
     }
 }
 
-/// A node that may be lost.
+/// A node that a test can stop.
 pub struct Node {
     name: &'static str,
     shared: Arc<Shared>,
@@ -214,12 +218,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Ends it as a power cut does: its pods' programs are killed, and nobody says anything of them any more.
+    /// Simulates a power cut: the processes of its pods are killed, and no status is reported any more.
     pub fn lose(&self) {
         self.lost.store(true, Ordering::SeqCst);
     }
 
-    /// The machine runs again, with nothing of before.
+    /// Starts the node again, without any previous state.
     pub fn come_back(&mut self) {
         self.lost = Arc::default();
         self.begin();
@@ -233,7 +237,7 @@ impl Node {
         self.on_a_thread(move || turn(shared, name, lost));
     }
 
-    /// For work that cannot be sent from one thread to another.
+    /// Runs work that is not `Send` on a thread of its own.
     fn on_a_thread<W: Future<Output = ()>>(
         &self,
         work: impl FnOnce() -> W + Send + 'static,
@@ -243,7 +247,7 @@ impl Node {
     }
 }
 
-/// The ready pods of a service with the port that it means, as the cluster's controllers have found them.
+/// The ready pods of a service with their target port, from its endpoint slices.
 async fn backends(shared: &Shared, namespace: &str, service: &str, port: u16) -> Vec<SocketAddr> {
     let path = format!("/api/v1/namespaces/{namespace}/services/{service}");
     let Some(object) = shared.api.get(&path).await else { return Vec::new() };
@@ -258,7 +262,7 @@ async fn backends(shared: &Shared, namespace: &str, service: &str, port: u16) ->
     let mut found = Vec::new();
     for slice in slices["items"].as_array().into_iter().flatten() {
         let ports = slice["ports"].as_array().into_iter().flatten();
-        // A port without a name is shown with an empty one.
+        // A port without a name has an empty name in the slice.
         let mut ports =
             ports.filter(|one| one["name"].as_str().unwrap_or_default() == name.as_str().unwrap_or_default());
         let port = ports.next().and_then(|one| one["port"].as_u64()).and_then(|port| u16::try_from(port).ok());
@@ -273,7 +277,7 @@ async fn backends(shared: &Shared, namespace: &str, service: &str, port: u16) ->
     found
 }
 
-/// A number, the name of a container's port, or nothing: then it is the service's own.
+/// Resolves a target port: a number, the name of a container port, or the service's own port if it is not set.
 pub(crate) fn container_port(pod: &Value, target: &Value, otherwise: u16) -> Option<u16> {
     if let Some(number) = target.as_u64() {
         return u16::try_from(number).ok();
@@ -284,15 +288,14 @@ pub(crate) fn container_port(pod: &Value, target: &Value, otherwise: u16) -> Opt
     ports.find(|port| port["name"] == name)?["containerPort"].as_u64().and_then(|port| u16::try_from(port).ok())
 }
 
-/// Makes a node and says that it is ready.
-async fn join(api: &Api, name: &str, logs: u16, taints: &[Value]) {
+/// Registers a ready node. `logs` is the port of its kubelet.
+pub(crate) async fn join(api: &Api, name: &str, logs: u16, labels: &Value, taints: &[Value]) {
+    let mut labels = labels.clone();
+    (labels["kubernetes.io/hostname"], labels["kubernetes.io/os"]) = (json!(name), json!("linux"));
     let node = json!({
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {
-            "name": name,
-            "labels": { "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "zone-0" },
-        },
+        "metadata": { "name": name, "labels": labels },
         "spec": { "taints": taints },
     });
     api.call("POST", "/api/v1/nodes", Some(&node)).await.expect("make the node").ok();
@@ -302,7 +305,7 @@ async fn join(api: &Api, name: &str, logs: u16, taints: &[Value]) {
         "capacity": resources,
         "allocatable": resources,
         "conditions": [ready],
-        // Without a host name, which the API server would look up in the DNS first.
+        // Without a host name, which the API server would resolve by DNS first.
         "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }],
         "daemonEndpoints": { "kubeletEndpoint": { "Port": logs } },
     } });
@@ -310,13 +313,13 @@ async fn join(api: &Api, name: &str, logs: u16, taints: &[Value]) {
     api.call("PATCH", &path, Some(&status)).await.expect("tell of the node").ok();
 }
 
-/// Says again and again that a node is there.
-async fn heartbeat(api: Api, name: &str, lost: Arc<AtomicBool>) {
+/// Renews the lease of a node until it is lost.
+pub(crate) async fn heartbeat(api: Api, name: &str, lost: Arc<AtomicBool>) {
     let path = format!(
         "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}?fieldManager=kubelet&force=true"
     );
     while !lost.load(Ordering::SeqCst) {
-        // A lease's time is RFC 3339 with microseconds.
+        // Lease times are RFC 3339 with microseconds.
         let now = k8s_openapi::jiff::Timestamp::now();
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1",
@@ -324,13 +327,13 @@ async fn heartbeat(api: Api, name: &str, lost: Arc<AtomicBool>) {
             "metadata": { "name": name, "namespace": "kube-node-lease" },
             "spec": { "holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": format!("{now:.6}") },
         });
-        // The API server may just be restarted by a test.
+        // A test may be restarting the API server.
         let _ = api.call("PATCH", &path, Some(&lease)).await;
         tokio::time::sleep(HEARTBEAT).await;
     }
 }
 
-/// Looks at a node's pods until it is lost.
+/// Polls the pods of a node until it is lost.
 async fn turn(shared: Arc<Shared>, name: &str, lost: Arc<AtomicBool>) {
     let path = format!("/api/v1/pods?fieldSelector=spec.nodeName={name}");
     let mut pods: BTreeMap<String, Pod> = BTreeMap::new();
@@ -348,7 +351,7 @@ async fn turn(shared: Arc<Shared>, name: &str, lost: Arc<AtomicBool>) {
         }
         let wanted = answer.body["items"].as_array().cloned().unwrap_or_default();
         let is_there = |uid: &str| wanted.iter().any(|pod| pod["metadata"]["uid"] == uid);
-        // A pod that was removed without being asked is ended without being asked.
+        // A pod that was deleted without a grace period is killed at once.
         for (uid, mut pod) in std::mem::take(&mut pods) {
             if is_there(&uid) {
                 pods.insert(uid, pod);

@@ -1,7 +1,8 @@
-//! What stands for the network of pods: addresses, and a proxy for what pods ask one another over HTTP.
+//! A replacement for the pod network: addresses, and a proxy for HTTP requests between pods.
 //!
-//! Each pod listens on a loopback address of its own, and the API takes no such address for a pod: another one is shown there, to which
-//! nothing leads but the proxy that programs in pods are told of. The API server is told of it too, for what it asks services.
+//! Each pod listens on a loopback address, which the API does not accept for pods. The API shows another address
+//! instead, which only the proxy can reach. Programs in pods are configured to use it, and so is the API server for its
+//! calls to services.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -12,21 +13,21 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::api::Api;
 
-/// The longest head of a request.
+/// The longest head of a request, in bytes.
 const HEAD: usize = 16 << 10;
 
-/// Where a pod listens.
+/// The real address of a pod.
 pub(super) fn real(high: u8, low: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, (std::process::id() % 200) as u8 + 20, high, low)
 }
 
-/// What the API server is told of it.
+/// The address of a pod in the API.
 pub(super) fn shown(real: Ipv4Addr) -> Ipv4Addr {
     let bytes = real.octets();
     Ipv4Addr::new(10, 200, bytes[2], bytes[3])
 }
 
-/// What programs in pods are told: where the API server is, and where the proxy, which is at this port.
+/// The variables for programs in pods: the addresses of the API server and of the proxy at this port.
 pub(super) async fn surroundings(kubeconfig: &Utf8Path, api: &Api, port: u16) -> Vec<(&'static str, String)> {
     let config: Value = serde_json::from_slice(&std::fs::read(kubeconfig).expect("read a kubeconfig of ours"))
         .expect("a kubeconfig of ours is JSON");
@@ -47,8 +48,8 @@ pub(super) async fn surroundings(kubeconfig: &Utf8Path, api: &Api, port: u16) ->
     ]
 }
 
-/// One request for `http://SHOWN:PORT/…`, and its answer, or what the API server sends to the address of a service. Whoever cannot be led is
-/// hung up on.
+/// Forwards one request for `http://SHOWN:PORT/…`, or a connection of the API server to a service. An unknown
+/// destination closes the connection.
 async fn lead(mut client: TcpStream, api: Api) -> Option<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -70,21 +71,21 @@ async fn lead(mut client: TcpStream, api: Api) -> Option<()> {
     let (authority, path) = target.strip_prefix("http://")?.split_once('/')?;
     let asked: SocketAddr = authority.parse().ok()?;
     let mut pod = TcpStream::connect(here(asked.ip(), asked.port())?).await.ok()?;
-    // The next request may be for another pod.
+    // One request per connection, because the next one may be for another pod.
     let request = format!("{method} /{path} HTTP/1.1\r\nconnection: close\r\n{rest}");
     pod.write_all(request.as_bytes()).await.ok()?;
     tokio::io::copy_bidirectional(&mut client, &mut pod).await.ok()?;
     Some(())
 }
 
-/// Where a pod listens that is shown with this address.
+/// The real address of a pod with this API address.
 pub(crate) fn here(shown: IpAddr, port: u16) -> Option<SocketAddr> {
     let IpAddr::V4(address) = shown else { return None };
     let bytes = address.octets();
     Some((real(bytes[2], bytes[3]), port).into())
 }
 
-/// A pod behind the address of a service, as its controller wrote down which are ready.
+/// A ready pod of the service with this cluster IP, from its endpoint slices.
 async fn behind(api: &Api, asked: SocketAddr) -> Option<SocketAddr> {
     let services = api.get("/api/v1/services").await?;
     let mut services = services["items"].as_array()?.iter();

@@ -1,4 +1,4 @@
-//! One pod: its containers in their order, and what the API server is told of them.
+//! A pod: its containers in order, and its status in the API.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use super::container::{Container, Stage};
 use super::volumes::{self, Places};
 use super::{Shared, network};
 
-/// A pod that this node runs.
+/// A pod on this node.
 pub(super) struct Pod {
     address: Ipv4Addr,
     places: Option<Places>,
     first: Vec<Container>,
     main: Vec<Container>,
-    /// Since when it is asked to end.
+    /// Since when it is terminating.
     ending: Option<Instant>,
     told: Value,
 }
@@ -25,7 +25,7 @@ impl Pod {
         Self { address, places: None, first: Vec::new(), main: Vec::new(), ending: None, told: Value::Null }
     }
 
-    /// One look: starts what is to be started, and tells what changed.
+    /// One poll: starts containers and reports changes.
     pub(super) async fn turn(&mut self, shared: &Shared, pod: &Value) {
         if pod["metadata"]["deletionTimestamp"].is_string() {
             return self.end(shared, pod).await;
@@ -131,7 +131,7 @@ impl Pod {
             return;
         }
         let (namespace, name) = names(pod);
-        // The time of a change is what "available" is counted from.
+        // The transition time, from which availability is counted.
         let now = k8s_openapi::jiff::Timestamp::now().to_string();
         let mut told = status.clone();
         for (place, condition) in told["conditions"].as_array_mut().into_iter().flatten().enumerate() {

@@ -1,4 +1,4 @@
-//! Probes of containers: HTTP with and without TLS, TCP and commands.
+//! Container probes: HTTP with and without TLS, TCP and commands.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::tls;
 trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Both for S {}
 
-/// Whether a probe succeeds within its time.
+/// Whether a probe succeeds within its timeout.
 pub(super) async fn ask(probe: &Value, pod: &Value, places: &Places, within: Duration) -> bool {
     let asked = async {
         if let Some(http) = probe.get("httpGet") {

@@ -1,4 +1,4 @@
-//! What a pod finds: variables, and folders with its config maps and secrets.
+//! The environment of a pod: variables, and folders with its config maps and secrets.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::container::expand;
 use super::{Shared, pod};
 
-/// The folders of a pod, and the documents that its variables come from.
+/// The folders of a pod, and the documents behind its variables.
 pub(super) struct Places {
     folder: Utf8PathBuf,
     address: Ipv4Addr,
@@ -23,7 +23,7 @@ pub(super) struct Places {
 const MAP: &str = "configmaps";
 const SECRET: &str = "secrets";
 
-/// Makes a pod's folders; says what is missing.
+/// Creates the folders of a pod; an error names what is missing.
 pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) -> Result<Places, String> {
     let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
     let mut places = Places {
@@ -51,14 +51,14 @@ pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) 
     }
     for volume in spec["volumes"].as_array().into_iter().flatten() {
         let name = volume["name"].as_str().unwrap_or_default();
-        // The claim of a volume that goes with its pod has both their names.
+        // The claim of an ephemeral volume is named after the pod and the volume.
         let own = volume["ephemeral"].is_object().then(|| format!("{}-{name}", pod::names(object).1));
         let claim = volume["persistentVolumeClaim"]["claimName"].as_str().or(own.as_deref());
         let image = volume["image"]["reference"].as_str();
         let folder = match (volume["hostPath"]["path"].as_str(), claim, image) {
             (Some(path), ..) => Utf8PathBuf::from(path),
             (None, Some(claim), _) => claimed(shared, object, claim).await?,
-            // What an image holds is a folder of this machine that somebody put there.
+            // An image volume is a local folder that the test registered.
             (None, None, Some(image)) => match shared.program(image, "/") {
                 root if root == "/" => return Err(format!("failed to pull image \"{image}\": not found")),
                 folder => folder,
@@ -66,7 +66,7 @@ pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) 
             (None, None, None) => places.folder.join("volumes").join(name),
         };
         std::fs::create_dir_all(&folder).map_err(failed)?;
-        // As `fsGroup` gives volumes to pods.
+        // The volume belongs to the pod's group, as with `fsGroup`.
         if let Some((user, group)) = shared.user(object) {
             std::os::unix::fs::chown(&folder, Some(user), Some(group)).map_err(failed)?;
         }
@@ -95,7 +95,7 @@ pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) 
     Ok(places)
 }
 
-/// The folder behind a claim.
+/// The folder of a claim.
 async fn claimed(shared: &Shared, pod: &Value, claim: &str) -> Result<Utf8PathBuf, String> {
     let (namespace, _) = pod::names(pod);
     let claim = shared.api.get(&format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}")).await;
@@ -118,7 +118,7 @@ impl Places {
         self.address
     }
 
-    /// A text in which the paths of a container's mounts and the names of services are those of this machine.
+    /// Replaces mount paths and service names in a text by their local values.
     pub(super) fn put(&self, container: &Value, text: &str) -> String {
         let mut words = self.mounts([container]);
         words.extend(self.names());
@@ -129,7 +129,7 @@ impl Places {
         self.names.iter().map(|(name, address)| (name.as_str(), address.as_str()))
     }
 
-    /// Where mounts really are, by their paths.
+    /// The local folders of mounts, by mount path.
     fn mounts<'a>(&'a self, containers: impl IntoIterator<Item = &'a Value>) -> BTreeMap<&'a str, &'a str> {
         let mounts = containers.into_iter().flat_map(|one| one["volumeMounts"].as_array()).flatten();
         mounts
@@ -137,7 +137,7 @@ impl Places {
             .collect()
     }
 
-    /// The variables of a container, in their order.
+    /// The variables of a container, in order.
     pub(super) fn variables(&self, container: &Value) -> Result<Vec<(String, String)>, String> {
         let mut found: Vec<(String, String)> = Vec::new();
         for from in container["envFrom"].as_array().into_iter().flatten() {
@@ -199,7 +199,7 @@ impl Places {
         }
     }
 
-    /// Files that are made of the pod itself, and of the account that it acts under.
+    /// Writes the files of a projected volume: pod fields and the service account's credential.
     async fn project(&self, shared: &Shared, volume: &Value) -> Result<(), String> {
         let Some(folder) = self.volumes.get(volume["name"].as_str().unwrap_or_default()) else { return Ok(()) };
         let failed = |error: std::io::Error| error.to_string();
@@ -259,7 +259,8 @@ impl Places {
         Ok(())
     }
 
-    /// Config maps, and what pods carry in their stead, name paths of mounts and addresses of the pod too: their files say where those really are.
+    /// Replaces mount paths and pod addresses in config maps, and in pod annotations mounted as files, by their local
+    /// values.
     fn rewrite_maps(&self, spec: &Value) -> std::io::Result<()> {
         let containers =
             ["initContainers", "containers"].into_iter().flat_map(|field| spec[field].as_array()).flatten();
@@ -284,8 +285,8 @@ impl Places {
     }
 }
 
-/// A text with whole words and paths put for others, in one pass: what was put in is not read again. The longer one goes first, and what goes
-/// on with a letter, a digit or a hyphen is another word.
+/// Replaces whole words and paths in one pass; a replacement is not scanned again. Longer matches take precedence. A
+/// match followed by a letter, a digit, a hyphen or an underscore is part of a longer word.
 fn rewritten(text: &str, words: &BTreeMap<&str, &str>) -> String {
     let mut longest: Vec<_> = words.iter().collect();
     longest.sort_by_key(|(word, _)| std::cmp::Reverse(word.len()));

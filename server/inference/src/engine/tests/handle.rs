@@ -97,7 +97,7 @@ fn a_smaller_context_than_the_models_holds() {
     engine.load("m", model).unwrap();
     assert_eq!(engine.models()[0].context, 16);
     let (_ticket, events) = submit(&engine, endless());
-    let Event::Done(done) = last(&events) else { panic!("it failed") };
+    let Event::Done(done) = last(&events) else { panic!("no error output") };
     assert_eq!((done.finish, done.generated_tokens), (Finish::Length, 14));
 }
 
@@ -182,7 +182,7 @@ fn everybody_who_was_accepted_is_answered_while_others_crowd_in_and_it_closes() 
 
 #[test]
 fn who_came_through_the_door_before_it_closed_is_answered() {
-    let door = Arc::new(Door::new(4, Instant::now()));
+    let door = Arc::new(AdmissionQueue::new(4, Instant::now()));
     let (commands, inbox) = mpsc::sync_channel(4);
     let mut scheduler = Scheduler::new(options(), Arc::clone(&door), Instant::now);
     let slot = door.next_slot().unwrap();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::door::{Door, SlotId};
+use super::admission::{AdmissionQueue, SlotId};
 use super::handle::{EngineOptions, LoadedModel, ModelInfo, Score, Scored};
 use super::request::{Event, Failure, Finish, Push, Request, Sampling, Sink};
 use super::run::Run;
@@ -182,7 +182,7 @@ impl Sent {
 /// A scheduler with scripted models.
 struct Bench {
     scheduler: Scheduler<Box<dyn Fn() -> Instant>>,
-    door: Arc<Door>,
+    door: Arc<AdmissionQueue>,
     time: Arc<Mutex<Instant>>,
     tokenizer: Arc<Tokenizer>,
 }
@@ -191,7 +191,7 @@ impl Bench {
     fn new(options: EngineOptions) -> Bench {
         let start = Instant::now();
         let time = Arc::new(Mutex::new(start));
-        let door = Arc::new(Door::new(options.queue, start));
+        let door = Arc::new(AdmissionQueue::new(options.queue, start));
         let clock = Arc::clone(&time);
         let clock: Box<dyn Fn() -> Instant> = Box::new(move || *clock.lock().unwrap());
         let scheduler = Scheduler::new(options, Arc::clone(&door), clock);

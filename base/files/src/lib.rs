@@ -1,0 +1,15 @@
+//! Durable files on Unix: replace, append, lock, digest, free space. It knows no domain words and imports no crate of this workspace.
+
+mod append;
+mod digest;
+mod error;
+mod filesystem;
+mod lock;
+mod replace;
+
+pub use append::append;
+pub use digest::{Digest, Hashing, copy_sha256, sha256};
+pub use error::{Error, Result};
+pub use filesystem::{Filesystem, filesystem};
+pub use lock::Lock;
+pub use replace::{Replace, sync_folder, unique_name};

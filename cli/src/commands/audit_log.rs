@@ -1,0 +1,57 @@
+//! `audit`: the audit log of a running environment. The server program reads it beside the database, one page at a
+//! time.
+
+use serde_json::json;
+use textnlp_service::running::{self, ServerProcess};
+
+use super::key;
+use crate::args::Audit;
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+
+/// Rows of one page: a cluster returns at most 4 MiB of a job's output.
+const PAGE: u64 = 2000;
+
+/// `audit …`.
+pub async fn audit(session: &Session, command: &Audit, console: Console) -> Result<Success, Failure> {
+    let Audit::Export { since } = command;
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    let running = running::running(&session.scope(&chosen)).await?;
+    let environment = &chosen.loaded.environment;
+    // Sites on hosts have one database each. Sites in clusters share one.
+    let places: Vec<Option<&ServerProcess>> = match running.servers.as_slice() {
+        [] => vec![None],
+        servers => servers.iter().map(Some).collect(),
+    };
+    let (mut count, mut events) = (0u64, Vec::new());
+    for place in places {
+        let jobs = key::jobs(&running, environment, place).await?;
+        let mut after = 0;
+        loop {
+            let ask = json!({
+                "after": after, "since": since.map_or(0, |since| since.as_millisecond()), "limit": PAGE,
+                "operator": key::operator(),
+            });
+            let page = key::run(&*jobs, running.lineage, "audit", &ask).await?;
+            for event in page["events"].as_array().into_iter().flatten() {
+                let mut event = event.clone();
+                event["site"] = page["site"].clone();
+                count += 1;
+                console.stream(&format!("{event}\n"));
+                console.event(&event);
+                if !console.is_text() && !console.is_jsonl() {
+                    events.push(event);
+                }
+            }
+            match page["next"].as_i64() {
+                Some(next) if next > after => after = next,
+                _ => break,
+            }
+        }
+    }
+    let mut document = json!({ "count": count });
+    if !console.is_jsonl() {
+        document["events"] = json!(events);
+    }
+    Ok(Success::new("", document))
+}

@@ -1,0 +1,447 @@
+//! `backup …` and `restore`: backups of a deployment and their verification.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use serde_json::json;
+use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, EncryptionMode, Key, StoredBackup};
+use textnlp_orchestrator::environment::model::Backup as Settings;
+use textnlp_orchestrator::state::Operator;
+use textnlp_provider::operations::SiteBackups;
+use textnlp_provider::{EnvironmentName, Secret};
+use textnlp_service::Platform;
+use textnlp_service::backup::create::{Created, Encryption};
+use textnlp_service::backup::{self, backup_status, create, failed, key, point_in_time, restore as restoring};
+
+use crate::args::Up;
+use crate::backup_args::{Archive, Backup, Create, Opening, Passphrase, Restore, Run, Verify};
+use crate::clouds::{self, Linked};
+use crate::deployment::operator;
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success, size};
+use crate::rerun_flags::quoted;
+use crate::session::{ChosenEnvironment, Session};
+
+/// Runs the subcommand.
+pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Result<Success, Failure> {
+    match verb {
+        Backup::Create(args) => create(session, args, console).await,
+        Backup::List => list(session, console),
+        Backup::Verify(args) => verify(session, args, console).await,
+        Backup::Prune { keep } => prune(session, keep.as_deref(), console).await,
+        Backup::Key(crate::backup_args::Key::Show) => show_key(session, console).await,
+        Backup::Run(args) => run(args).await,
+        Backup::Archive(args) => archive(args).await,
+    }
+}
+
+/// The key from the flags. Without any, the key in the state.
+async fn opener(opening: &Opening, session: &Session, folder: &Utf8Path) -> Result<Decryptor, Failure> {
+    if let Some(passphrase) = passphrase(&opening.passphrase, session)? {
+        return Ok(Decryptor::Passphrase(passphrase));
+    }
+    if let Some(file) = &opening.key {
+        let text = small_file(&session.here.join(file), "the key file")?;
+        return Ok(Decryptor::Keys(Key::parse(&text).map_err(failed)?));
+    }
+    backup::opener_of_state(&Linked, folder).await
+}
+
+fn passphrase(from: &Passphrase, session: &Session) -> Result<Option<Secret>, Failure> {
+    if let Some(file) = &from.passphrase_file {
+        return small_file(&session.here.join(file), "the passphrase file").map(Some);
+    }
+    let Some(name) = &from.passphrase_env else { return Ok(None) };
+    match std::env::var(name) {
+        Ok(value) if !value.is_empty() => Ok(Some(Secret::new(value.into_bytes()))),
+        _ => Err(Failure::usage("no_passphrase", anyhow::anyhow!("the variable `{name}` is not set"))
+            .hint("set it to the passphrase, or give the passphrase in a file: --passphrase-file FILE")),
+    }
+}
+
+/// Reads a file with a key or a passphrase.
+fn small_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
+    use std::io::Read;
+    const MAX: u64 = 64 << 10;
+    let fails = |error: std::io::Error| {
+        Failure::usage("no_such_file", anyhow::Error::new(error).context(format!("read {what} {path}")))
+            .hint("give the path of a readable file")
+    };
+    let file = std::fs::File::open(path).map_err(fails)?;
+    let mut bytes = Vec::new();
+    file.take(MAX + 1).read_to_end(&mut bytes).map_err(fails)?;
+    if bytes.len() as u64 > MAX {
+        return Err(fails(std::io::ErrorKind::FileTooLarge.into()));
+    }
+    Ok(Secret::new(bytes))
+}
+
+/// The environment with its backup directory and settings.
+fn its_shelf(session: &Session, console: Console) -> Result<(ChosenEnvironment, BackupDirectory, Settings), Failure> {
+    let chosen = session.load(console)?;
+    let (shelf, settings) = backup::directory(&session.scope(&chosen), &chosen.loaded.environment)?;
+    Ok((chosen, shelf, settings))
+}
+
+/// `backup list`.
+fn list(session: &Session, console: Console) -> Result<Success, Failure> {
+    let (chosen, shelf, _) = its_shelf(session, console)?;
+    let backup::Listing { dumps, ranges, logs } = backup::list(&shelf)?;
+    let document = json!({
+        "environment": chosen.name, "folder": shelf.folder(),
+        "backups": dumps.iter().map(document).collect::<Vec<_>>(),
+        "moments": ranges.iter().map(point_in_time::Range::document).collect::<Vec<_>>(),
+        "logs": logs.iter().map(|log| json!({
+            "log": log.folder, "system": log.system, "parts": log.parts, "bytes": log.bytes, "until": log.until,
+        })).collect::<Vec<_>>(),
+    });
+    if dumps.is_empty() {
+        let text = format!(
+            "{} has no backup in {}\nTo create one: {}",
+            chosen.name,
+            shelf.folder(),
+            session.again().command("backup create", &chosen.name)
+        );
+        return Ok(Success::new(text, document));
+    }
+    let mut text = format!(
+        "{}\n{:<26} {:<20} {:>9}  {:<11} VERIFIED",
+        shelf.folder(),
+        "BACKUP",
+        "CREATED (UTC)",
+        "SIZE",
+        "ENCRYPTION"
+    );
+    for dump in &dumps {
+        let facts = dump.facts.as_ref();
+        let made = facts.map_or("?".to_owned(), |facts| facts.at.strftime("%Y-%m-%d %H:%M").to_string());
+        let sealed = facts.map_or("?", |facts| facts.sealed.as_str());
+        let name = dump.file.file_name().unwrap_or_default();
+        text.push_str(&format!("\n{name:<26} {made:<20} {:>9}  {sealed:<11} {}", size(dump.bytes), proof_text(dump)));
+    }
+    if !logs.is_empty() {
+        text.push_str("\n\nPOINT-IN-TIME RECOVERY");
+        ranges.iter().for_each(|range| text.push_str(&format!("\n{}", range.says())));
+        for log in &logs {
+            text.push_str(&format!("\n{}: {} parts, {}", log.folder, log.parts, size(log.bytes)));
+        }
+    }
+    Ok(Success::new(text, document))
+}
+
+fn proof_text(dump: &StoredBackup) -> String {
+    match &dump.proof {
+        None => "never verified".to_owned(),
+        Some(proof) if proof.ok => format!("{}: {}", proof.at.strftime("%Y-%m-%d %H:%M"), proof.says),
+        Some(proof) => format!("FAILED {}: {}", proof.at.strftime("%Y-%m-%d %H:%M"), proof.says),
+    }
+}
+
+/// A backup as JSON.
+fn document(dump: &StoredBackup) -> serde_json::Value {
+    let facts = dump.facts.as_ref();
+    json!({
+        "file": dump.file, "bytes": dump.bytes,
+        "at": facts.map(|f| f.at), "digest": facts.map(|f| format!("sha256:{}", f.sha256)),
+        "lineage": facts.map(|f| f.lineage), "sealed": facts.map(|f| f.sealed.clone()),
+        "recipients": facts.map(|f| f.recipients.clone()), "models": facts.map(|f| f.models),
+        "verified": dump.is_proven(), "proof": dump.proof,
+    })
+}
+
+/// Parses a duration: `30d`, `12h`, or seconds.
+fn age(text: &str) -> Result<Duration, Failure> {
+    use textnlp_orchestrator::environment::model::Span;
+    text.parse::<Span>().map(|span| span.0).map_err(|_| {
+        Failure::usage("usage", anyhow::anyhow!("`{text}` is not a duration"))
+            .hint("write it like `14d`, `12h` or `90m`")
+    })
+}
+
+/// Starts the site's own database backup now. Secrets and state stay on this machine.
+async fn by_site(
+    session: &Session,
+    chosen: &ChosenEnvironment,
+    backups: &dyn SiteBackups,
+    args: &Create,
+    console: Console,
+) -> Result<Success, Failure> {
+    let began = Instant::now();
+    let Passphrase { passphrase_file, passphrase_env } = &args.passphrase;
+    let asks = [
+        ("--recipient", !args.recipient.is_empty()),
+        ("--passphrase-file", passphrase_file.is_some()),
+        ("--passphrase-env", passphrase_env.is_some()),
+        ("--plain", args.plain),
+        ("--with-models", args.with_models),
+    ];
+    if let Some((flag, _)) = asks.iter().find(|(_, asked)| *asked) {
+        let error = anyhow::anyhow!(
+            "{flag} applies to encrypted backups only; the cluster dumps its database to a volume, unencrypted and without models"
+        );
+        return Err(
+            Failure::usage("in_cluster", error).hint("omit it; a dump contains digests of API keys, not the keys")
+        );
+    }
+    let progress = Progress::new(console);
+    let said = create::by_site(&session.scope(chosen), backups, &progress).await;
+    progress.finish();
+    let said = said?;
+    let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+    let document = json!({ "environment": chosen.name, "says": said, "seconds": seconds });
+    let text = format!("{said}\nThe dump is on {}.", backups.location());
+    Ok(Success::new(text, document))
+}
+
+/// `backup create`.
+async fn create(session: &Session, args: &Create, console: Console) -> Result<Success, Failure> {
+    let began = Instant::now();
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    if let Some(backups) = Linked.site_backups(&chosen.folder, &chosen.loaded.environment)? {
+        return by_site(session, &chosen, &*backups, args, console).await;
+    }
+    let (chosen, shelf, settings) = its_shelf(session, console)?;
+    let encryption = if args.plain {
+        console.warn("the backup is not encrypted: anyone who can read the file has every key of this environment");
+        Encryption::Plain
+    } else if let Some(passphrase) = passphrase(&args.passphrase, session)? {
+        Encryption::Passphrase(passphrase)
+    } else {
+        Encryption::Keys(settings.recipients.iter().chain(&args.recipient).collect())
+    };
+    let progress = Progress::new(console);
+    let (with_models, operator) = (args.with_models, operator(session));
+    let request = create::Request { shelf: &shelf, encryption, with_models, operator };
+    let made = create::create(&session.scope(&chosen), request, &progress).await;
+    progress.finish();
+    let Created { dump, notes, seal, same_disk, key_is_only_here } = made?;
+    notes.iter().for_each(|note| console.warn(note));
+    if same_disk {
+        console.say(
+            "The backup is on the same disk as the data: copy it to another machine, or set `backup.destination`.",
+        );
+    }
+    let mut document = document(&dump);
+    document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
+    document["environment"] = json!(chosen.name);
+    document["same_disk"] = json!(same_disk);
+    let mut text = format!("{}  {}, {}", dump.file, size(dump.bytes), sealed_text(&seal));
+    text.push_str(&format!(
+        "\nTo verify that it can be restored: {}",
+        session.again().command("backup verify", &chosen.name)
+    ));
+    if key_is_only_here {
+        text.push_str(&format!(
+            "\nThe key that decrypts it is on this machine only. To export the key: {}",
+            session.again().command("backup key show", &chosen.name)
+        ));
+    }
+    Ok(Success::new(text, document))
+}
+
+/// `backup run`: a scheduled backup, started by the supervisor.
+async fn run(args: &Run) -> Result<Success, Failure> {
+    // The service has priority.
+    let _ = rustix::process::nice(10);
+    let operator = Operator {
+        by: "schedule".to_owned(),
+        reason: Some("backup.every".to_owned()),
+        tool: concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION")).to_owned(),
+        host: clouds::host_name(),
+        pid: std::process::id(),
+    };
+    let done = create::run(&Linked, &args.folder, &args.order, &operator).await?;
+    Ok(Success::new(done.says, document(&done.dump)))
+}
+
+/// `backup archive`: accepts log segments until its standard input closes.
+async fn archive(args: &Archive) -> Result<Success, Failure> {
+    // The service has priority, but the archive must keep up with the log.
+    let _ = rustix::process::nice(5);
+    let order = backup::order(&args.order)?;
+    let end = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()));
+    backup::archive::archive(&Linked, &args.folder, &order, &args.postgres, end).await?;
+    Ok(Success::new(String::new(), json!({})))
+}
+
+/// `backup prune`.
+async fn prune(session: &Session, keep: Option<&str>, console: Console) -> Result<Success, Failure> {
+    let (chosen, shelf, settings) = its_shelf(session, console)?;
+    let keep = match keep {
+        Some(text) => age(text)?,
+        None => settings.keep.0,
+    };
+    let gone = create::prune(&session.scope(&chosen), &shelf, keep).await?;
+    let mut text = format!("{} backups removed, {} kept in {}", gone.dumps.len(), gone.left, shelf.folder());
+    if gone.parts > 0 {
+        text.push_str(&format!("\n{} log files removed that no kept backup needs", gone.parts));
+    }
+    gone.kept.iter().for_each(|why| text.push_str(&format!("\n{why}")));
+    let removed: Vec<_> = gone.dumps.iter().map(|dump| dump.file.clone()).collect();
+    let document = json!({
+        "environment": chosen.name, "removed": removed, "kept": gone.left, "parts_removed": gone.parts, "parts_kept": gone.kept,
+    });
+    Ok(Success::new(text, document))
+}
+
+/// `backup verify`.
+async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Success, Failure> {
+    let (chosen, shelf, _) = its_shelf(session, console)?;
+    let file = match &args.backup {
+        Some(file) => session.here.join(file),
+        None => backup::newest(&session.scope(&chosen), &shelf)?.file,
+    };
+    let opener = Arc::new(opener(&args.opening, session, &chosen.folder).await?);
+    let progress = Progress::new(console);
+    progress.doing("restores it to a temporary folder and queries it");
+    let proven = backup::verify_backup(&Linked, &file, &opener, &chosen.folder, args.light).await;
+    progress.finish();
+    let proof = proven?;
+    let document = json!({ "file": file, "verified": proof.ok, "proof": proof });
+    if !proof.ok {
+        let error = anyhow::anyhow!("{}", proof.says).context(format!("{file} cannot be restored"));
+        return Err(Failure::new(Exit::Failed, "not_proven", error)
+            .hint(format!("create another backup: {}", session.again().command("backup create", &chosen.name)))
+            .document(document));
+    }
+    let text = format!("{file} is verified: {}, in {:.1} s", proof.says, proof.milliseconds as f64 / 1000.0);
+    Ok(Success::new(text, document))
+}
+
+/// `backup key show`.
+async fn show_key(session: &Session, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    if textnlp_service::running::state(&session.scope(&chosen)).await?.is_new() {
+        return Err(backup::nothing_to_back_up(&session.scope(&chosen)));
+    }
+    let key = key::ensure(&Linked, &chosen.folder).await?;
+    console.say(format!(
+        "This key decrypts every backup of {}. Store it off this machine, where only authorized operators can read it:\n\
+         for example in a password manager. If this machine is lost, backups cannot be decrypted without the key.",
+        chosen.name
+    ));
+    backup_status::key_was_shown(&chosen.folder)?;
+    let secret: Secret = key.secret();
+    let text = secret.expose_text().unwrap_or_default();
+    let public = key.recipient().to_string();
+    let shown = format!("# backups of {}\n# public key: {public}\n{text}", chosen.name);
+    Ok(Success::new(shown, json!({ "environment": chosen.name, "key": text, "recipient": public })))
+}
+
+/// `restore FILE`.
+pub async fn restore(session: &Session, args: &Restore, console: Console) -> Result<Success, Failure> {
+    let began = Instant::now();
+    let at = args.at.as_deref().map(point_in_time::read).transpose()?;
+    let file = chosen(session, args, at, console)?;
+    let root = session.state_root()?;
+    // A state that still exists here has the key of its own backups.
+    let here = match (&session.global.env, &args.replace) {
+        (Some(name), _) | (None, Some(name)) => root.join(name),
+        (None, None) => root.clone(),
+    };
+    let opener = Arc::new(opener(&args.opening, session, &here).await?);
+    let progress = Progress::new(console);
+    let (again, model_cache) = (session.again(), session.model_cache()?);
+    let request = restoring::Request {
+        platform: &Linked,
+        again: &again,
+        root: &root,
+        model_cache: &model_cache,
+        file: &file,
+        at,
+        environment: session.global.env.as_deref(),
+        replace: args.replace.as_deref(),
+        operator: operator(session),
+    };
+    let restored = restoring::restore(&request, &opener, &progress).await;
+    progress.finish();
+    let restoring::Restored { manifest, state: target, moved, replaced } = restored?;
+    let name = &manifest.environment;
+
+    let mut lines = vec![format!(
+        "{name} of {} is restored to {target}: lineage {}",
+        manifest.at.strftime("%Y-%m-%d %H:%M UTC"),
+        manifest.lineage
+    )];
+    if let Some(at) = at {
+        lines.push(format!(
+            "  its database is that of {at}: later data is lost, and keys that were revoked later are valid again"
+        ));
+    }
+    for (site, database) in &manifest.databases {
+        lines.push(format!("  {site}: keys {}, requests accounted for {}", database.keys, database.usage));
+        if Utf8Path::new(&database.path).extension() == Some("dump") {
+            // A managed server loads the dump when it is created. An external one is for its operator to restore.
+            lines.push(format!(
+                "  {site}: `up` restores the built-in PostgreSQL from {dump}; to restore into an external one: pg_restore -c --if-exists --no-owner -d URL {dump}",
+                dump = target.join(&database.path)
+            ));
+        }
+    }
+    for (site, machine) in &moved {
+        lines.push(format!("  {site}: was on {machine}, now belongs to this machine; if it still runs there, stop it"));
+    }
+    if let Some(replaced) = &replaced {
+        lines.push(format!("  the earlier state is kept in {replaced}"));
+    }
+    for (model, known) in manifest.models.iter().filter(|(_, model)| model.folder.is_none()) {
+        lines.push(format!("  model {model} will be fetched from {} again", known.source));
+    }
+    let whole = backup::settings::provisioned_file(&target);
+    let next = match whole.is_file() {
+        true => format!("textnlp-deploy up --file {} --state-dir {}", quoted(whole.as_str()), quoted(root.as_str())),
+        false => format!("textnlp-deploy up --env {name} --state-dir {}", quoted(root.as_str())),
+    };
+    let mut document = json!({
+        "environment": name, "lineage": manifest.lineage, "made": manifest.at, "at": at, "file": file, "state": target, "replaced": replaced,
+        "databases": manifest.databases, "environment_file": whole.is_file().then_some(&whole), "next": next,
+    });
+    document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
+    if !args.up {
+        lines.push(format!("To start the service: {next}"));
+        return Ok(Success::new(lines.join("\n"), document));
+    }
+    console.say(lines.join("\n"));
+    let mut global = session.global.clone();
+    global.state_dir = Some(root);
+    if whole.is_file() {
+        (global.env, global.file) = (None, Some(whole));
+    } else {
+        (global.env, global.file) = (Some(name.to_string()), None);
+    }
+    let session = Session::new(global)?;
+    // A restore also works in a phase whose gate cannot be measured.
+    let phase = session.load(Console::new(session.global.output, true))?.loaded.environment.phase;
+    let up = Up { no_gate: !phase.has_gate(), ..Up::default() };
+    let mut done = super::up::up(&session, &up, console).await.map_err(|failure| failure.document(document.clone()))?;
+    done.document.insert("restored".to_owned(), document);
+    Ok(done)
+}
+
+/// The backup from the command line, or the one that covers the point in time.
+fn chosen(session: &Session, args: &Restore, at: Option<Timestamp>, console: Console) -> Result<Utf8PathBuf, Failure> {
+    let named = args.backup.as_ref().map(|backup| session.here.join(backup));
+    let root = session.state_root()?;
+    let there = |name: &EnvironmentName| restoring::lineage_in(&root.join(name.as_str()));
+    match (named, at) {
+        (Some(folder), Some(at)) if folder.is_dir() => point_in_time::choose(&BackupDirectory::at(folder), at, there),
+        (Some(file), _) => Ok(file),
+        (None, Some(at)) => {
+            let (_, shelf, _) = its_shelf(session, console)?;
+            point_in_time::choose(&shelf, at, there)
+        }
+        (None, None) => Err(Failure::usage("usage", anyhow::anyhow!("no backup is given"))
+            .hint("give the path of a file that `backup create` made: `textnlp-deploy restore FILE`")),
+    }
+}
+
+fn sealed_text(seal: &EncryptionMode) -> String {
+    match seal {
+        EncryptionMode::Keys(recipients) if recipients.len() > 1 => format!("encrypted for {} keys", recipients.len()),
+        EncryptionMode::Keys(_) => "encrypted with the environment's key".to_owned(),
+        EncryptionMode::Passphrase(_) => "encrypted with the passphrase".to_owned(),
+        EncryptionMode::Plain => "NOT encrypted".to_owned(),
+    }
+}

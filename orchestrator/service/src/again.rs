@@ -1,0 +1,82 @@
+//! Builds the commands that hints suggest, with the flags for the same environment and state.
+
+use std::fmt::Display;
+
+/// The flags that a suggested command needs as well. The default has none.
+#[derive(Debug, Clone, Default)]
+pub struct RerunFlags {
+    /// The environment that `--env` selects.
+    pub env: Option<String>,
+    /// The environment file of `--file`.
+    pub file: Option<String>,
+    /// The folder of `--state-dir`.
+    pub state_dir: Option<String>,
+    /// Flags that change values of the environment.
+    pub changes: Vec<(&'static str, String)>,
+}
+
+impl RerunFlags {
+    /// The state folder from the command line.
+    pub fn state_dir(&self) -> Option<&str> {
+        self.state_dir.as_deref()
+    }
+
+    /// A command without an environment.
+    pub fn bare(&self, words: &str) -> String {
+        let state = self.state_dir.as_deref().map(|folder| flag("--state-dir", folder));
+        format!("textnlp-deploy {words}{}", state.unwrap_or_default())
+    }
+
+    /// A command about an environment of the library, whichever file this session uses.
+    pub fn named(&self, verb: &str, environment: impl Display) -> String {
+        self.bare(&format!("{verb} --env {environment}"))
+    }
+
+    /// A command about this environment.
+    pub fn command(&self, verb: &str, environment: impl Display) -> String {
+        format!("textnlp-deploy {verb}{}", self.flags(environment))
+    }
+
+    /// The flags after the verb that select this environment and its state.
+    pub fn flags(&self, environment: impl Display) -> String {
+        let which = match &self.file {
+            Some(file) => flag("--file", file),
+            None => format!(" --env {environment}"),
+        };
+        which + &self.state_dir.as_deref().map(|folder| flag("--state-dir", folder)).unwrap_or_default()
+    }
+
+    /// The `env check` command: for this session's file, else this environment, else the one from the command line.
+    /// Names changed values without repeating them, because one may be a secret that was written out. Checks all environments if
+    /// none is named.
+    pub fn check(&self, environment: &str) -> String {
+        let named = Some(environment).filter(|name| !name.is_empty()).or(self.env.as_deref());
+        let which = match (&self.file, named) {
+            (Some(file), _) => flag("--file", file),
+            (None, Some(name)) => flag("--env", name),
+            (None, None) => String::new(),
+        };
+        let change = |(name, value): &(&'static str, String)| match value.split_once('=') {
+            Some((key, _)) => flag(name, &format!("{key}=…")),
+            None => flag(name, value),
+        };
+        let sets: String = self.changes.iter().map(change).collect();
+        format!("textnlp-deploy env check{which}{}", if which.is_empty() { "" } else { &sets })
+    }
+
+    /// A command for the same environment, with the values that this run changed.
+    pub fn same(&self, verb: &str, environment: impl Display) -> String {
+        let changes: String = self.changes.iter().map(|(name, value)| flag(name, value)).collect();
+        self.command(verb, environment) + &changes
+    }
+}
+
+fn flag(name: &str, value: &str) -> String {
+    format!(" {name} {}", quoted(value))
+}
+
+/// Quotes a word for a POSIX shell.
+pub fn quoted(word: &str) -> String {
+    let plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:=@%+,".contains(c));
+    if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}

@@ -1,0 +1,305 @@
+//! The backup status of an environment: the result of the last run, and warnings for the operator.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use textnlp_orchestrator::backup::StoredBackup;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_provider::operations::SiteBackups;
+use textnlp_provider::{EnvironmentName, Lineage};
+
+use super::{archive, point_in_time, settings, shelf};
+use crate::again::RerunFlags;
+use crate::failure::Failure;
+use crate::platform::Scope;
+
+/// `STATE/backup.json`. The supervisor reads it for the schedule.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct BackupStatus {
+    /// The last run, successful or not.
+    #[serde(default)]
+    pub last: Option<LastRun>,
+    /// When the key was last shown to the operator.
+    #[serde(default)]
+    pub key_shown: Option<Timestamp>,
+}
+
+/// One run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastRun {
+    /// When the run started.
+    pub at: Timestamp,
+    /// Whether a backup was taken and, if requested, verified.
+    pub ok: bool,
+    /// The result of the run.
+    pub says: String,
+}
+
+fn path(folder: &Utf8Path) -> Utf8PathBuf {
+    folder.join("backup.json")
+}
+
+/// Reads the status file. An unreadable one counts as empty.
+pub fn read(folder: &Utf8Path) -> BackupStatus {
+    std::fs::read(path(folder)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+fn write(folder: &Utf8Path, standing: &BackupStatus) -> Result<(), Failure> {
+    let text = serde_json::to_vec_pretty(standing).context("write the backup status")?;
+    Ok(settings::put(&path(folder), &text).with_context(|| format!("write {}", path(folder)))?)
+}
+
+/// Records the result of a run.
+pub fn ran(folder: &Utf8Path, last: LastRun) -> Result<(), Failure> {
+    write(folder, &BackupStatus { last: Some(last), ..read(folder) })
+}
+
+/// Records that the operator has displayed the key.
+pub fn key_was_shown(folder: &Utf8Path) -> Result<(), Failure> {
+    write(folder, &BackupStatus { key_shown: Some(Timestamp::now()), ..read(folder) })
+}
+
+/// The backup warnings of `up` and `status`.
+pub struct Warning {
+    /// Lines of text, empty without warnings.
+    pub lines: Vec<String>,
+    /// The same as JSON.
+    pub document: Value,
+}
+
+/// Checks the backups of an environment that stores data.
+pub async fn warning(scope: &Scope, lineage: Lineage, environment: &Environment) -> Warning {
+    let Scope { platform, again, name, folder } = scope;
+    match platform.site_backups(folder, environment) {
+        Ok(None) => {}
+        Ok(Some(backups)) => return by_site(&*backups, lineage, environment).await,
+        Err(error) => return unknown(&error),
+    }
+    let settings::Settings { protected, backup: settings } = settings::settings(folder, environment);
+    let destination = settings.destination.as_deref().filter(|place| !place.contains("://"));
+    let standing = read(folder);
+    let dumps = shelf(name, folder, destination).list().unwrap_or_default();
+    let facts = BackupFacts {
+        protected,
+        enabled: settings.enabled,
+        every: settings.every.0,
+        own_recipients: !settings.recipients.is_empty(),
+        now: Timestamp::now(),
+    };
+    let ours: Vec<&StoredBackup> =
+        dumps.iter().filter(|dump| dump.facts.as_ref().is_some_and(|facts| facts.lineage == lineage)).collect();
+    let mut lines = lines(again, name, &facts, &standing, &ours);
+    let archived =
+        settings.point_in_time.map(|behind| archived(again, name, folder, lineage, behind.0, &ours, destination));
+    if let Some(archived) = &archived {
+        lines.extend(archived.lines.iter().cloned());
+    }
+    let at = |dump: Option<&&StoredBackup>| dump.and_then(|dump| dump.facts.as_ref()).map(|facts| facts.at);
+    let document = json!({
+        "enabled": settings.enabled,
+        "last": standing.last,
+        "newest": at(ours.first()),
+        "newest_verified": at(ours.iter().find(|dump| dump.is_proven())),
+        "key_shown": standing.key_shown,
+        "archive": archived.map(|archived| archived.document),
+        "warnings": lines,
+    });
+    Warning { lines, document }
+}
+
+/// The status of backups that a site takes itself.
+async fn by_site(backups: &dyn SiteBackups, lineage: Lineage, environment: &Environment) -> Warning {
+    let every = environment.backup.every.0;
+    let last = match backups.last(lineage).await {
+        Ok(last) => last,
+        Err(error) => return unknown(&error.into()),
+    };
+    let late = |last: Timestamp| {
+        let passed = Timestamp::now().duration_since(last).unsigned_abs();
+        (passed > every.saturating_mul(2)).then(|| format!("the newest dump of its database is of {last:.0}"))
+    };
+    let lines = match last {
+        Some(last) => late(last).into_iter().collect(),
+        None => vec![format!("its database has no dump yet; create one: {}", backups.first_command())],
+    };
+    Warning { lines, document: json!({ "enabled": true, "newest_verified": last }) }
+}
+
+/// The warning if the backup status of a site is unknown.
+fn unknown(error: &anyhow::Error) -> Warning {
+    let lines = vec![format!("the backups of its database are unknown: {error:#}")];
+    Warning { lines, document: json!({ "enabled": true, "newest_verified": null }) }
+}
+
+/// The status of the archived log: how far it reaches, and what is wrong.
+fn archived(
+    again: &RerunFlags,
+    name: &EnvironmentName,
+    folder: &Utf8Path,
+    lineage: Lineage,
+    behind: Duration,
+    ours: &[&StoredBackup],
+    destination: Option<&str>,
+) -> Warning {
+    let mut lines = Vec::new();
+    let logs = shelf(name, folder, destination).logs().unwrap_or_default();
+    let logs = logs.into_iter().filter(|log| log.header().is_some_and(|header| header.lineage == lineage));
+    let mut parts = point_in_time::SegmentNames::default();
+    let until = logs.filter_map(|log| log.newest(parts.of(&log).ok()?)).max();
+    let trouble = archive::trouble(folder);
+    let up_to = until.map_or(String::new(), |until| format!(" after {}", point_in_time::format_time(until)));
+    // Allows for the time to finish, transfer and encrypt a log file.
+    let slack = behind.saturating_mul(2).saturating_add(Duration::from_secs(60));
+    if let Some(trouble) = &trouble {
+        lines.push(format!("the log of {name}'s database is NOT archived{up_to}: {}", trouble.says));
+    } else if is_silent(until, provisioned_at(folder), slack, Timestamp::now()) {
+        let ever = if until.is_some() { "was" } else { "was never" };
+        lines.push(format!("the log of {name}'s database {ever} archived{up_to}: check that the database runs"));
+    }
+    let newest = point_in_time::Range::newest(ours, &mut parts).ok().flatten();
+    if let Some(missing) = newest.as_ref().and_then(|range| range.reach.missing.as_ref()) {
+        let next = again.command("backup create", name);
+        lines.push(format!(
+            "the archived log of {name} has a gap: {missing} is missing; to start a complete log, create a backup: {next}"
+        ));
+    }
+    let document = json!({
+        "until": until, "base": newest.as_ref().map(|range| range.base.from),
+        "moments": newest.as_ref().map(point_in_time::Range::document), "trouble": trouble,
+    });
+    Warning { lines, document }
+}
+
+/// Whether nothing was archived for too long: since the last log file, or since the environment was provisioned.
+fn is_silent(until: Option<Timestamp>, put_up: Option<Timestamp>, slack: Duration, now: Timestamp) -> bool {
+    until.or(put_up).is_some_and(|since| now.duration_since(since).unsigned_abs() > slack)
+}
+
+/// When the current settings were provisioned: `up` records them at its end.
+fn provisioned_at(folder: &Utf8Path) -> Option<Timestamp> {
+    let written = std::fs::metadata(settings::provisioned_file(folder)).and_then(|found| found.modified()).ok()?;
+    Timestamp::try_from(written).ok()
+}
+
+struct BackupFacts {
+    protected: bool,
+    enabled: bool,
+    every: Duration,
+    own_recipients: bool,
+    now: Timestamp,
+}
+
+fn lines(
+    again: &RerunFlags,
+    name: &EnvironmentName,
+    facts: &BackupFacts,
+    standing: &BackupStatus,
+    ours: &[&StoredBackup],
+) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(last) = standing.last.as_ref().filter(|last| !last.ok) {
+        lines.push(format!("backup FAILED at {}: {}", last.at.strftime("%Y-%m-%d %H:%M UTC"), last.says));
+    }
+    if facts.protected {
+        let young = facts.every.saturating_mul(2);
+        let is_young = |dump: &&&StoredBackup| {
+            let at = dump.facts.as_ref().map(|known| known.at);
+            dump.is_proven() && at.is_some_and(|at| facts.now.duration_since(at).unsigned_abs() <= young)
+        };
+        if !ours.iter().any(|dump| is_young(&dump)) {
+            let why = if ours.is_empty() {
+                "has protected data and no backup"
+            } else if ours.iter().any(|dump| dump.is_proven()) {
+                "has protected data and its last verified backup is old"
+            } else {
+                "has protected data and no verified backup"
+            };
+            let next = if ours.is_empty() || ours.iter().any(|dump| dump.is_proven()) { "create" } else { "verify" };
+            lines.push(format!("{name} {why}: {}", again.command(&format!("backup {next}"), name)));
+        }
+    }
+    let sealed_for_us = |dump: &&&StoredBackup| {
+        dump.facts.as_ref().is_some_and(|known| known.sealed == "keys" && known.recipients.len() < 2)
+    };
+    let only_here = !facts.own_recipients && ours.iter().any(|dump| sealed_for_us(&dump));
+    if standing.key_shown.is_none() && only_here && (facts.enabled || facts.protected) {
+        lines.push(format!(
+            "the key that decrypts {name}'s backups is only on this machine; export it: {}",
+            again.command("backup key show", name)
+        ));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use textnlp_orchestrator::backup::{BackupFacts as Known, VerificationResult};
+    use uuid::Uuid;
+
+    fn dump(hours: i64, proven: Option<bool>, now: Timestamp) -> StoredBackup {
+        let at = now - jiff::SignedDuration::from_hours(hours);
+        let facts = Known {
+            format: 1,
+            environment: EnvironmentName::new("a").unwrap(),
+            lineage: Lineage(Uuid::nil()),
+            at,
+            bytes: 1,
+            sha256: "x".into(),
+            sealed: "keys".into(),
+            recipients: vec!["age1".into()],
+            models: false,
+            scheduled: true,
+            tool: "t".into(),
+            bases: Default::default(),
+        };
+        let proof = proven.map(|ok| VerificationResult {
+            format: 1,
+            at,
+            sha256: "x".into(),
+            ok,
+            level: "answered".into(),
+            says: String::new(),
+            tool: "t".into(),
+            milliseconds: 1,
+        });
+        StoredBackup { file: "f".into(), bytes: 1, facts: Some(facts), proof }
+    }
+
+    #[test]
+    fn a_log_that_never_came_is_told_like_one_that_stopped() {
+        let at = |text: &str| -> Timestamp { format!("2026-11-20T{text}Z").parse().unwrap() };
+        let is_silent = |until: Option<&str>, put_up: Option<&str>| {
+            super::is_silent(until.map(at), put_up.map(at), Duration::from_secs(120), at("12:00:00"))
+        };
+        assert!(is_silent(Some("11:50:00"), Some("10:00:00")) && !is_silent(Some("11:59:00"), Some("10:00:00")));
+        assert!(is_silent(None, Some("11:50:00")), "point_in_time is on, and nothing ever came");
+        assert!(!is_silent(None, Some("11:59:00")), "it was put up just now");
+        assert!(!is_silent(None, None), "it was never put up");
+    }
+
+    #[test]
+    fn an_operator_hears_of_what_is_missing_and_of_nothing_else() {
+        let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+        let name = EnvironmentName::new("a").unwrap();
+        let said = |protected: bool, standing: &BackupStatus, dumps: &[StoredBackup]| {
+            let every = Duration::from_secs(86_400);
+            let facts = BackupFacts { protected, enabled: true, every, own_recipients: false, now };
+            lines(&RerunFlags::default(), &name, &facts, standing, &dumps.iter().collect::<Vec<_>>()).join("\n")
+        };
+        let shown = BackupStatus { last: None, key_shown: Some(now) };
+        assert_eq!(said(false, &shown, &[]), "");
+        assert!(said(true, &shown, &[]).contains("protected data and no backup: textnlp-deploy backup create"));
+        assert!(said(true, &shown, &[dump(1, None, now)]).contains("no verified backup: textnlp-deploy backup verify"));
+        assert!(said(true, &shown, &[dump(1, Some(false), now)]).contains("no verified backup"));
+        assert!(said(true, &shown, &[dump(49, Some(true), now)]).contains("is old"));
+        assert_eq!(said(true, &shown, &[dump(1, None, now), dump(47, Some(true), now)]), "");
+        assert!(said(true, &BackupStatus::default(), &[dump(1, Some(true), now)]).contains("backup key show"));
+        let failed = BackupStatus { last: Some(LastRun { at: now, ok: false, says: "no room".into() }), ..shown };
+        assert!(said(false, &failed, &[]).contains("FAILED") && said(false, &failed, &[]).contains("no room"));
+    }
+}

@@ -1,0 +1,296 @@
+//! Taking backups, by the operator or by the supervisor's schedule, and pruning them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use camino::Utf8Path;
+use jiff::Timestamp;
+use textnlp_orchestrator::backup::{
+    BackupDirectory, BackupFacts, Base, Database, EncryptionMode, Manifest, Recipient, StoredBackup, removable,
+    unneeded, write,
+};
+use textnlp_orchestrator::state::{LineageFile, Operator};
+use textnlp_provider::component::Backup as Order;
+use textnlp_provider::operations::SiteBackups;
+use textnlp_provider::{EnvironmentName, Lineage, Secret, SiteName};
+
+use super::backup_status::{self, LastRun};
+use super::gather::{BackupContent, gather, nothing_to_back_up};
+use super::{failed, key, settings, shelf, verify_backup};
+use crate::again::RerunFlags;
+use crate::failure::{Exit, Failure, size};
+use crate::platform::{Platform, Progress, Scope};
+use crate::running;
+
+/// Grace period of an interactive command for another run's lock.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of a dump, the same as that of the cluster's job.
+const DUMP_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+/// Poll interval while an `up` runs.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Grace period of a scheduled backup for an `up` to end.
+const PATIENCE_SCHEDULED: Duration = Duration::from_secs(1800);
+
+/// Has the site take its own database backup now. Secrets and state stay on this machine. Returns the site's report.
+pub async fn by_site(scope: &Scope, backups: &dyn SiteBackups, progress: &dyn Progress) -> Result<String, Failure> {
+    let state = running::state(scope).await?;
+    if state.is_new() {
+        return Err(nothing_to_back_up(scope));
+    }
+    progress.doing("the cluster dumps the database");
+    let tell = |says: &str| progress.doing(&format!("the cluster dumps the database: {says}"));
+    let made = backups.back_up(state.lineage(), DUMP_TIMEOUT, &tell).await;
+    Ok(made.context("make a dump in the cluster")?)
+}
+
+/// How the operator wants a backup.
+pub struct Request<'a> {
+    /// The backup directory.
+    pub shelf: &'a BackupDirectory,
+    /// How it is encrypted.
+    pub encryption: Encryption<'a>,
+    /// Whether it includes the content of the models.
+    pub with_models: bool,
+    /// Who asks for it.
+    pub operator: Operator,
+}
+
+/// How a backup is encrypted.
+pub enum Encryption<'a> {
+    /// Not at all.
+    Plain,
+    /// With a passphrase.
+    Passphrase(Secret),
+    /// With the environment's key, and for these further public keys.
+    Keys(Vec<&'a String>),
+}
+
+/// A new backup.
+pub struct Created {
+    /// The backup.
+    pub dump: StoredBackup,
+    /// Notes on what it does not contain.
+    pub notes: Vec<String>,
+    /// How it was encrypted.
+    pub seal: EncryptionMode,
+    /// Whether it is on the disk of what it backs up.
+    pub same_disk: bool,
+    /// Whether the key that decrypts it was never shown to the operator.
+    pub key_is_only_here: bool,
+}
+
+/// Takes a backup now.
+pub async fn create(scope: &Scope, request: Request<'_>, progress: &dyn Progress) -> Result<Created, Failure> {
+    let Request { shelf, encryption, with_models, operator } = request;
+    let seal = match encryption {
+        Encryption::Plain => EncryptionMode::Plain,
+        Encryption::Passphrase(passphrase) => EncryptionMode::Passphrase(passphrase),
+        Encryption::Keys(others) => {
+            // Before a key is created: an environment that was never up has nothing to back up.
+            if running::state(scope).await?.is_new() {
+                return Err(nothing_to_back_up(scope));
+            }
+            EncryptionMode::Keys(recipients(scope.platform, &scope.folder, others.into_iter()).await?)
+        }
+    };
+    progress.doing("copies state, keys and databases");
+    let making = BackupRun { scope, shelf, seal: &seal, scheduled: false };
+    let (dump, notes) = making.make(with_models, &operator, LOCK_TIMEOUT).await?;
+    let same_disk = same_disk(shelf.folder(), &scope.folder);
+    let key_is_only_here =
+        matches!(seal, EncryptionMode::Keys(_)) && backup_status::read(&scope.folder).key_shown.is_none();
+    Ok(Created { dump, notes, seal, same_disk, key_is_only_here })
+}
+
+/// The environment's own key, and all further recipients.
+pub async fn recipients<'a>(
+    platform: &dyn Platform,
+    folder: &Utf8Path,
+    others: impl Iterator<Item = &'a String>,
+) -> Result<Vec<Recipient>, Failure> {
+    let mut recipients = vec![key::ensure(platform, folder).await?.recipient()];
+    for other in others {
+        recipients.push(other.parse().map_err(failed)?);
+    }
+    Ok(recipients)
+}
+
+fn same_disk(a: &Utf8Path, b: &Utf8Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let disk = |path: &Utf8Path| std::fs::metadata(path).map(|found| found.dev()).ok();
+    disk(a).is_some() && disk(a) == disk(b)
+}
+
+fn bases(manifest: &Manifest) -> BTreeMap<SiteName, Base> {
+    let base = |(site, database): (&SiteName, &Database)| Some((site.clone(), database.base.clone()?));
+    manifest.databases.iter().filter_map(base).collect()
+}
+
+struct BackupRun<'a> {
+    scope: &'a Scope,
+    shelf: &'a BackupDirectory,
+    seal: &'a EncryptionMode,
+    scheduled: bool,
+}
+
+impl BackupRun<'_> {
+    async fn make(
+        &self,
+        with_models: bool,
+        operator: &Operator,
+        patience: Duration,
+    ) -> Result<(StoredBackup, Vec<String>), Failure> {
+        let gathered = gather(self.scope, with_models, operator, patience).await?;
+        let BackupContent { manifest, items, notes, .. } = &gathered;
+        let at = manifest.at;
+        let recipients = match self.seal {
+            EncryptionMode::Keys(recipients) => recipients.iter().map(ToString::to_string).collect(),
+            EncryptionMode::Passphrase(_) | EncryptionMode::Plain => Vec::new(),
+        };
+        let facts = |bytes: u64, sha256: String| BackupFacts {
+            format: 1,
+            environment: manifest.environment.clone(),
+            lineage: manifest.lineage,
+            at,
+            bytes,
+            sha256,
+            sealed: self.seal.word().to_owned(),
+            recipients,
+            models: with_models,
+            scheduled: self.scheduled,
+            tool: manifest.tool.clone(),
+            bases: bases(manifest),
+        };
+        // The runtime's other thread continues to listen for signals.
+        let put = tokio::task::block_in_place(|| {
+            self.shelf.put(facts, at, |to| self.seal.write(to, |to| write(manifest.clone(), items, to)).map(drop))
+        });
+        Ok((put.map_err(failed)?, notes.clone()))
+    }
+}
+
+/// A scheduled backup.
+pub struct Scheduled {
+    /// The backup.
+    pub dump: StoredBackup,
+    /// The result of the run, as recorded.
+    pub says: String,
+}
+
+/// Takes a scheduled backup, verifies it and prunes. Records the result for `status` and the supervisor. `order` is the
+/// file with the settings.
+pub async fn run(
+    platform: &'static dyn Platform,
+    folder: &Utf8Path,
+    order: &Utf8Path,
+    operator: &Operator,
+) -> Result<Scheduled, Failure> {
+    let at = Timestamp::now();
+    let done = match super::order(order) {
+        Ok(order) => scheduled(platform, folder, &order, operator).await,
+        Err(failure) => Err(failure),
+    };
+    let says = match &done {
+        Ok(scheduled) => scheduled.says.clone(),
+        Err(failure) => format!("{:#}", failure.error),
+    };
+    backup_status::ran(folder, LastRun { at, ok: done.is_ok(), says })?;
+    done
+}
+
+async fn scheduled(
+    platform: &'static dyn Platform,
+    folder: &Utf8Path,
+    order: &Order,
+    operator: &Operator,
+) -> Result<Scheduled, Failure> {
+    let whose = whose(platform, folder).await?;
+    let (name, lineage) = whose.with_context(|| format!("there is no state in {folder}"))?;
+    let shelf = shelf(&name, folder, order.destination.as_deref());
+    let seal = EncryptionMode::Keys(recipients(platform, folder, order.recipients.iter()).await?);
+    let scope = Scope { platform, again: RerunFlags::default(), name, folder: folder.to_owned() };
+    // The first backup may be due while the first `up` still runs. `up` records the environment at its end, and a
+    // restore needs that record.
+    let began = Instant::now();
+    while !settings::provisioned_file(folder).is_file() && began.elapsed() < PATIENCE_SCHEDULED {
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    let making = BackupRun { scope: &scope, shelf: &shelf, seal: &seal, scheduled: true };
+    // The grace period covers both waits.
+    let patience = PATIENCE_SCHEDULED.saturating_sub(began.elapsed());
+    let (dump, _) = making.make(false, operator, patience).await?;
+    let mut text = format!("{} {}", dump.file, size(dump.bytes));
+    if order.verify {
+        let opener = Arc::new(super::opener_of_state(platform, folder).await?);
+        let proof = verify_backup::verify_backup(platform, &dump.file, &opener, folder, false).await?;
+        if !proof.ok {
+            return Err(Failure::new(Exit::Failed, "not_proven", anyhow::anyhow!("{}: {}", dump.file, proof.says)));
+        }
+        text.push_str(&format!(", {}", proof.says));
+    }
+    let gone = clear(&shelf, lineage, Duration::from_secs(order.keep_seconds))?;
+    if !gone.dumps.is_empty() || gone.parts > 0 {
+        text.push_str(&format!(", {} old backups and {} log files removed", gone.dumps.len(), gone.parts));
+    }
+    for why in gone.kept {
+        text.push_str(&format!("; {why}"));
+    }
+    Ok(Scheduled { dump, says: text })
+}
+
+/// The environment and the lineage of the state in a folder, or `None` if it has no state.
+pub async fn whose(platform: &dyn Platform, folder: &Utf8Path) -> Result<Option<(EnvironmentName, Lineage)>, Failure> {
+    let store = platform.store(folder)?;
+    let Some(text) = store.document("lineage.json").await? else { return Ok(None) };
+    let file: LineageFile =
+        serde_json::from_slice(&text).with_context(|| format!("read the lineage in {}", store.place()))?;
+    Ok(Some((file.environment, file.lineage)))
+}
+
+/// What was pruned, and what could not be.
+pub struct Pruned {
+    /// The removed backups.
+    pub dumps: Vec<StoredBackup>,
+    /// The count of removed log segments.
+    pub parts: usize,
+    /// Why log segments were retained.
+    pub kept: Vec<String>,
+    /// The count of backups that are left.
+    pub left: usize,
+}
+
+/// Prunes expired backups, then log segments that no remaining backup needs.
+fn clear(shelf: &BackupDirectory, lineage: Lineage, keep: Duration) -> Result<Pruned, Failure> {
+    let now = Timestamp::now();
+    let dumps = removable(&shelf.list().map_err(failed)?, lineage, keep, now);
+    if !dumps.is_empty() {
+        shelf.remove(&dumps).map_err(failed)?;
+    }
+    let left = shelf.list().map_err(failed)?;
+    let (mut parts, mut kept) = (0, Vec::new());
+    for log in shelf.logs().map_err(failed)? {
+        // The log belongs to another deployment, or its owner is unknown.
+        if log.header().is_none_or(|header| header.lineage != lineage) {
+            continue;
+        }
+        match unneeded(&log, &log.names().map_err(failed)?, &left, keep, now) {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => {
+                log.remove(&gone).map_err(failed)?;
+                parts += gone.len();
+            }
+            Err(why) => kept.push(why),
+        }
+    }
+    Ok(Pruned { dumps, parts, kept, left: left.len() })
+}
+
+/// Prunes backups that are older than `keep`.
+pub async fn prune(scope: &Scope, shelf: &BackupDirectory, keep: Duration) -> Result<Pruned, Failure> {
+    let Some((_, lineage)) = whose(scope.platform, &scope.folder).await? else {
+        return Err(nothing_to_back_up(scope));
+    };
+    clear(shelf, lineage, keep)
+}

@@ -1,0 +1,50 @@
+//! The backup key of an environment: created once, stored with its other secrets. The operator stores a copy elsewhere.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use camino::Utf8Path;
+use textnlp_orchestrator::backup::Key;
+use textnlp_provider::{SecretName, SecretRef, SecretVersion};
+
+use super::failed;
+use crate::failure::Failure;
+use crate::platform::Platform;
+
+const NAME: &str = "backup-key";
+const VERSION: &str = "1";
+
+fn reference() -> SecretRef {
+    SecretRef { name: SecretName(NAME.to_owned()), version: SecretVersion(VERSION.to_owned()) }
+}
+
+/// The key, if there is one.
+pub async fn there(platform: &dyn Platform, folder: &Utf8Path) -> Result<Option<Key>, Failure> {
+    let store = platform.secrets(folder);
+    let reference = reference();
+    if !store.versions(&reference.name).await?.contains(&reference.version) {
+        return Ok(None);
+    }
+    let secret = store.get(&reference).await.context("read the backup key")?;
+    Ok(Key::parse(&secret).map_err(failed)?.into_iter().next())
+}
+
+/// The key. Creates it if there is none.
+pub async fn ensure(platform: &dyn Platform, folder: &Utf8Path) -> Result<Key, Failure> {
+    /// Attempts. Concurrent first backups both create a key, and the store keeps one of them.
+    const MAX_ATTEMPTS: u32 = 5;
+    for _ in 0..MAX_ATTEMPTS {
+        if let Some(key) = there(platform, folder).await? {
+            return Ok(key);
+        }
+        let reference = reference();
+        let fresh = Key::generate().secret();
+        if platform.secrets(folder).put(&reference.name, &reference.version, &fresh).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    there(platform, folder).await?.ok_or_else(|| {
+        Failure::from(anyhow::anyhow!("the backup key could not be stored"))
+            .hint("check the permissions of `secrets` in the state folder")
+    })
+}

@@ -1,0 +1,134 @@
+//! Backups of a deployment: taking, listing, pruning, verifying and restoring them.
+
+pub mod archive;
+pub mod backup_status;
+pub mod create;
+mod gather;
+pub mod key;
+pub mod point_in_time;
+pub mod restore;
+mod scratch_postgres;
+pub mod settings;
+mod verify_backup;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, Error, StoredBackup};
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::environment::model::Backup as Settings;
+use textnlp_provider::EnvironmentName;
+use textnlp_provider::component::Backup as Order;
+
+use crate::failure::{Exit, Failure};
+use crate::platform::{Platform, Scope};
+
+pub use gather::{BackupContent, gather, nothing_to_back_up};
+pub use restore::into_cache;
+pub use settings::put as put_file;
+pub use verify_backup::{newest, verify_backup};
+
+/// The backup directory of an environment: a folder of its name in the destination, else beside its state.
+pub fn shelf(name: &EnvironmentName, folder: &Utf8Path, destination: Option<&str>) -> BackupDirectory {
+    BackupDirectory::at(match destination {
+        Some(destination) => Utf8Path::new(destination).join(name.as_str()),
+        // Names of environments contain no dot.
+        None => Utf8PathBuf::from(format!("{folder}.backups")),
+    })
+}
+
+/// An error of a copy, for people and programs.
+pub fn failed(error: Error) -> Failure {
+    let exit = match &error {
+        Error::Foreign { .. } | Error::Newer { .. } | Error::Key(_) | Error::Sealed { .. } => Exit::Usage,
+        Error::Busy { .. } => Exit::Refused,
+        _ => Exit::Failed,
+    };
+    let (code, hint) = (error.code(), error.hint());
+    Failure::new(exit, code, error).hint(hint)
+}
+
+/// The backup key in a state. `Decryptor::Nothing` without one.
+pub async fn opener_of_state(platform: &dyn Platform, folder: &Utf8Path) -> Result<Decryptor, Failure> {
+    Ok(match key::there(platform, folder).await? {
+        Some(key) => Decryptor::Keys(vec![key]),
+        None => Decryptor::Nothing,
+    })
+}
+
+/// The backup directory of the environment; refused where a site takes its backups itself.
+pub fn directory(scope: &Scope, environment: &Environment) -> Result<(BackupDirectory, Settings), Failure> {
+    if let Some(backups) = scope.platform.site_backups(&scope.folder, environment)? {
+        let error = anyhow::anyhow!(
+            "dumps of its database are on {}, where the cluster makes, verifies and removes them",
+            backups.location()
+        );
+        return Err(Failure::usage("in_cluster", error).hint(backups.log_command()));
+    }
+    let settings = settings::settings(&scope.folder, environment).backup;
+    no_object_store(settings.destination.as_deref())?;
+    let shelf = shelf(&scope.name, &scope.folder, settings.destination.as_deref());
+    Ok((shelf, settings))
+}
+
+/// Rejects destinations that are not folders, by name.
+fn no_object_store(destination: Option<&str>) -> Result<(), Failure> {
+    match destination.and_then(|place| place.split_once("://")) {
+        Some((scheme, _)) => {
+            let error = anyhow::anyhow!("backups to `{scheme}://` are not supported");
+            Err(Failure::usage("not_available", error).hint(
+                "set `backup.destination` to a folder, and copy that folder to another machine: backups are encrypted",
+            ))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The content of a backup directory.
+pub struct Listing {
+    /// The backups, the newest first.
+    pub dumps: Vec<StoredBackup>,
+    /// The points in time that can be restored.
+    pub ranges: Vec<point_in_time::Range>,
+    /// The archived logs.
+    pub logs: Vec<ArchivedLog>,
+}
+
+/// An archived log of a PostgreSQL.
+pub struct ArchivedLog {
+    /// Its folder.
+    pub folder: Utf8PathBuf,
+    /// The system identifier of the database.
+    pub system: String,
+    /// The count of its files.
+    pub parts: usize,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// The newest change in it.
+    pub until: Option<Timestamp>,
+}
+
+/// Lists a backup directory.
+pub fn list(shelf: &BackupDirectory) -> Result<Listing, Failure> {
+    let dumps = shelf.list().map_err(failed)?;
+    let mut parts = point_in_time::SegmentNames::default();
+    let ranges = point_in_time::Range::all(&dumps, &mut parts)?;
+    let mut logs = Vec::new();
+    for log in shelf.logs().map_err(failed)? {
+        let names = parts.of(&log)?;
+        logs.push(ArchivedLog {
+            folder: log.folder().to_owned(),
+            system: log.system().to_owned(),
+            parts: names.len(),
+            bytes: log.bytes(names),
+            until: log.newest(names),
+        });
+    }
+    Ok(Listing { dumps, ranges, logs })
+}
+
+/// Reads the backup settings that a provider wrote for the supervisor.
+pub fn order(file: &Utf8Path) -> Result<Order, Failure> {
+    let text = std::fs::read(file).with_context(|| format!("read {file}"))?;
+    Ok(serde_yaml::from_slice(&text).with_context(|| format!("read {file}"))?)
+}

@@ -1,0 +1,399 @@
+//! Restores a deployment's state from a backup. `up` then recreates the rest from it.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use textnlp_models::{FetchOptions, Source, Store};
+use textnlp_orchestrator::backup::{Decryptor, Manifest};
+use textnlp_orchestrator::state::{Folder, Holder, LineageFile, Operator, SiteLocation, State, StateError, Store as _};
+use textnlp_provider::{Lineage, SiteName};
+
+use super::gather::STATE;
+use super::{point_in_time, settings, verify_backup};
+use crate::again::RerunFlags;
+use crate::failure::{Failure, state_failed};
+use crate::platform::{Platform, Progress, Scope};
+use crate::{running, workplace};
+
+/// What is restored, and where to.
+pub struct Request<'a> {
+    /// The providers and this machine.
+    pub platform: &'static dyn Platform,
+    /// Builds the commands that hints suggest.
+    pub again: &'a RerunFlags,
+    /// The folder of all states.
+    pub root: &'a Utf8Path,
+    /// The model cache of these states.
+    pub model_cache: &'a Utf8Path,
+    /// The backup.
+    pub file: &'a Utf8Path,
+    /// The point in time for its databases, instead of that of the backup.
+    pub at: Option<Timestamp>,
+    /// The environment that the backup must be of.
+    pub environment: Option<&'a str>,
+    /// The name of the environment whose state may be replaced, as typed by the operator.
+    pub replace: Option<&'a str>,
+    /// Who restores.
+    pub operator: Operator,
+}
+
+/// A restored state.
+pub struct Restored {
+    /// The manifest of the backup, with the databases as restored.
+    pub manifest: Manifest,
+    /// The state folder.
+    pub state: Utf8PathBuf,
+    /// The sites that were bound to another machine, with that machine.
+    pub moved: Vec<(SiteName, String)>,
+    /// Where the previous state is kept.
+    pub replaced: Option<Utf8PathBuf>,
+}
+
+/// Restores a state from a backup.
+pub async fn restore(
+    request: &Request<'_>,
+    opener: &Arc<Decryptor>,
+    progress: &dyn Progress,
+) -> Result<Restored, Failure> {
+    let Request { platform, root, file, at, .. } = *request;
+    may_be_restored(request, opener).await?;
+    std::fs::create_dir_all(root).with_context(|| format!("make {root}"))?;
+    progress.doing("reads the backup whole");
+    let mut staged = workplace::make(root, PREFIX, is_aside)?;
+    let place = &Utf8PathBuf::try_from(staged.path().to_owned()).context("temporary folders have UTF-8 names")?;
+    let (_, mut manifest) = tokio::task::block_in_place(|| verify_backup::open(file, opener, place))?;
+    let state = verify_backup::state_of(place, &manifest).await.context("read the restored state")?;
+    if let Some(at) = at {
+        progress.doing("recovers the database in a temporary folder, to the given point in time");
+        point_in_time::recover(platform, file, place, &mut manifest, &state, opener, at).await?;
+    }
+    let target = root.join(manifest.environment.as_str());
+    let machine = |place: &SiteLocation| {
+        platform.is_machine(&place.provider, &place.account).then(|| platform.account(&place.provider))
+    };
+    let moved = rebind(&place.join(STATE), &state, machine)?;
+    take_models(request.model_cache, &manifest, place).await?;
+    let replaced = put_in_place(request, &manifest, &mut staged, &target).await?;
+    Ok(Restored { manifest, state: target, moved, replaced })
+}
+
+/// Checks whether a backup can be restored here, before anything is decrypted or changed. Reports all problems at once.
+async fn may_be_restored(request: &Request<'_>, opener: &Decryptor) -> Result<(), Failure> {
+    let Request { platform, again, root, file, at, .. } = *request;
+    let listed = tokio::task::block_in_place(|| verify_backup::list(file, opener));
+    let mut obstacles = Vec::new();
+    if let Some(at) = at {
+        let why = |failure: &Failure| match &failure.hint {
+            Some(hint) => format!("{:#}: {hint}", failure.error),
+            None => format!("{:#}", failure.error),
+        };
+        obstacles.extend(point_in_time::preflight(platform, file, at, listed.as_ref().map_err(why)).err());
+    }
+    if let Ok(manifest) = &listed {
+        let name = &manifest.environment;
+        if let Some(asked) = request.environment.filter(|asked| *asked != name.as_str()) {
+            let error = anyhow::anyhow!("{file} is of environment `{name}`, but --env is `{asked}`");
+            obstacles
+                .push(Failure::refused("other_environment", error).hint(format!("omit --env, or use --env {name}")));
+        }
+        let target = root.join(name.as_str());
+        obstacles.extend(may_replace(request, manifest, &target).await?);
+        let holder = Folder::at(&target).holder().await.map_err(|error| state_failed(error, again, name))?;
+        if holder.is_some() && lineage_in(&target) == Some(manifest.lineage) {
+            obstacles.push(state_failed(StateError::Held { holder }, again, name));
+        }
+    }
+    one_report(file, obstacles)?;
+    listed.map(drop)
+}
+
+/// Combines several refusals into one error with the code of the first.
+fn one_report(file: &Utf8Path, mut failures: Vec<Failure>) -> Result<(), Failure> {
+    if failures.len() < 2 {
+        return failures.pop().map_or(Ok(()), Err);
+    }
+    let causes: Vec<String> = failures.iter().map(|failure| format!("{:#}", failure.error)).collect();
+    let hints: Vec<String> = failures.iter().filter_map(|failure| failure.hint.clone()).collect();
+    let error = anyhow::anyhow!("{}", causes.join("; ")).context(format!("{file} cannot be restored here"));
+    let mut all = Failure::new(failures[0].exit, failures[0].code, error).hint(hints.join("; "));
+    failures.into_iter().for_each(|failure| all.document.extend(failure.document));
+    Err(all)
+}
+
+/// Prefix of the folder that a backup is unpacked into.
+const PREFIX: &str = ".restore-";
+
+/// Whether the folder holds the previous state, because a run was killed while it moved that aside. Only a state that
+/// was in use has a lock.
+fn is_aside(opened: &Utf8Path) -> bool {
+    opened.join(STATE).join("lock").exists()
+}
+
+/// Binds sites of a lost machine to this machine.
+///
+/// `machine` returns this machine's account for a place that is bound to a machine, and `None` for any other.
+fn rebind(
+    state: &Utf8Path,
+    read: &State,
+    machine: impl Fn(&SiteLocation) -> Option<String>,
+) -> Result<Vec<(SiteName, String)>, Failure> {
+    let mut moved = Vec::new();
+    let mut sites = read.places().clone();
+    for (site, place) in &mut sites {
+        // An account from the environment file is not a machine and stays.
+        if let Some(here) = machine(place).filter(|here| *here != place.account) {
+            moved.push((site.clone(), std::mem::replace(&mut place.account, here)));
+        }
+    }
+    if moved.is_empty() {
+        return Ok(moved);
+    }
+    let path = state.join("lineage.json");
+    let text = std::fs::read(&path).with_context(|| format!("read {path}"))?;
+    let file: LineageFile = serde_json::from_slice(&text).with_context(|| format!("read {path}"))?;
+    let text = serde_json::to_vec_pretty(&LineageFile { sites, ..file }).context("write the lineage")?;
+    settings::put(&path, &text).with_context(|| format!("write {path}"))?;
+    Ok(moved)
+}
+
+/// Moves models from the backup to the folder where `up` looks first.
+async fn take_models(cache: &Utf8Path, manifest: &Manifest, place: &Utf8Path) -> Result<(), Failure> {
+    for (name, model) in &manifest.models {
+        let Some(folder) = &model.folder else { continue };
+        into_cache(cache, name, &place.join(folder), model.digest.as_deref()).await?;
+    }
+    Ok(())
+}
+
+/// Puts a model's folder into a cache, where `up` looks before it fetches the model. Existing models are kept.
+pub async fn into_cache(cache: &Utf8Path, name: &str, folder: &Utf8Path, digest: Option<&str>) -> Result<(), Failure> {
+    let store = Store::open(cache).context("open the model cache")?;
+    let source: Source =
+        format!("file:{folder}").parse().with_context(|| format!("name the folder of model {name}"))?;
+    let mut options = FetchOptions::default();
+    if let Some(digest) = digest {
+        let digest = digest.parse().with_context(|| format!("read the digest of model {name}"))?;
+        if store.open_model(&digest).context("read the model cache")?.is_some() {
+            return Ok(());
+        }
+        options.expect = Some(digest);
+    }
+    store.fetch(&source, &options, &|_| {}).await.with_context(|| format!("put model {name} into the cache"))?;
+    Ok(())
+}
+
+/// The deployment of the state in a folder, or `None` if it has no state.
+pub fn lineage_in(target: &Utf8Path) -> Option<Lineage> {
+    let text = std::fs::read(target.join("lineage.json")).ok()?;
+    serde_json::from_slice::<LineageFile>(&text).ok().map(|file| file.lineage)
+}
+
+/// All problems with replacing the content of `target` by a backup. Read-only.
+async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Path) -> Result<Vec<Failure>, Failure> {
+    let Request { platform, again, .. } = *request;
+    let name = &manifest.environment;
+    if is_bare(target)? {
+        return Ok(Vec::new());
+    }
+    let lineage = lineage_in(target);
+    if lineage != Some(manifest.lineage) {
+        let other =
+            lineage.map_or("files of another kind".to_owned(), |other| format!("another deployment (lineage {other})"));
+        let error = anyhow::anyhow!("{target} contains {other}; the backup is of lineage {}", manifest.lineage);
+        return Ok(vec![
+            Failure::refused("other_deployment", error).hint("restore into another folder: --state-dir DIR"),
+        ]);
+    }
+    let mut obstacles = Vec::new();
+    match request.replace {
+        Some(typed) if typed == name.as_str() => {}
+        Some(typed) => {
+            let error = anyhow::anyhow!("--replace names `{typed}`, the backup is of `{name}`");
+            obstacles.push(Failure::refused("wrong_name", error).hint(format!("type its name: --replace {name}")));
+        }
+        None => {
+            let error = anyhow::anyhow!("{target} already contains this deployment");
+            obstacles.push(Failure::refused("state_is_there", error).hint(format!(
+                "to replace it with the backup: --replace {name} (the current state is kept next to it); to restore elsewhere: --state-dir DIR"
+            )));
+        }
+    }
+    let scope = Scope { platform, again: again.clone(), name: name.clone(), folder: target.to_owned() };
+    let state = running::state(&scope).await?;
+    for site in state.places().keys() {
+        if !platform.processes(target, site).await.is_empty() {
+            let error = anyhow::anyhow!("site `{site}` uses the state that would be replaced, and it is running");
+            obstacles.push(Failure::refused("running", error).hint(again.named("down", name)));
+        }
+    }
+    Ok(obstacles)
+}
+
+/// Moves the restored state into its place in one step. Returns the folder where the previous state is kept.
+async fn put_in_place(
+    request: &Request<'_>,
+    manifest: &Manifest,
+    staged: &mut tempfile::TempDir,
+    target: &Utf8Path,
+) -> Result<Option<Utf8PathBuf>, Failure> {
+    let restored = Utf8PathBuf::try_from(staged.path().join(STATE)).context("temporary folders have UTF-8 names")?;
+    if is_bare(target)? {
+        // The rename replaces an empty folder.
+        std::fs::rename(&restored, target).with_context(|| format!("move the restored state to {target}"))?;
+        flush(target)?;
+        return Ok(None);
+    }
+    let name = &manifest.environment;
+    // The lock prevents new runs on the previous state. Another run may have started since the first check, so it is
+    // repeated.
+    let Operator { by, host, tool, pid, .. } = request.operator.clone();
+    let holder = Holder { by, pid, host, since: Timestamp::now(), tool };
+    let _lock = Folder::at(target).lock(&holder).await.map_err(|error| state_failed(error, request.again, name))?;
+    one_report(target, may_replace(request, manifest, target).await?)?;
+    let kept = free_name(&format!("{target}.replaced-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))?;
+    exchange(staged, target, &kept)?;
+    flush(target)?;
+    Ok(Some(kept))
+}
+
+/// Swaps the restored state with the one in `target`, and keeps that one as `kept`. If it cannot be kept, the swap is
+/// undone.
+fn exchange(staged: &mut tempfile::TempDir, target: &Utf8Path, kept: &Utf8Path) -> anyhow::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let restored = &Utf8PathBuf::try_from(staged.path().join(STATE)).context("temporary folders have UTF-8 names")?;
+    // An atomic swap: a kill leaves one of the two states in `target`.
+    let exchange = || {
+        let done = renameat_with(CWD, restored.as_std_path(), CWD, target.as_std_path(), RenameFlags::EXCHANGE);
+        done.map_err(std::io::Error::from).with_context(|| format!("move the restored state to {target}"))
+    };
+    exchange()?;
+    // From here on the temporary folder contains the previous state, so it must not be deleted.
+    staged.disable_cleanup(true);
+    let kept = std::fs::rename(restored, kept).with_context(|| format!("keep the earlier state as {kept}"));
+    let is_safe = match &kept {
+        Ok(()) => Ok(()),
+        Err(_) => exchange(),
+    };
+    match is_safe {
+        Ok(()) => {
+            staged.disable_cleanup(false);
+            kept
+        }
+        Err(why) => kept.with_context(|| format!("the earlier state remains in {restored} ({why:#})")),
+    }
+}
+
+/// The first unused name beside the state.
+fn free_name(wanted: &str) -> Result<Utf8PathBuf, Failure> {
+    /// Limit of replacements within one second.
+    const MAX_PER_SECOND: u32 = 100;
+    let mut names = (1..=MAX_PER_SECOND).map(|number| match number {
+        1 => Utf8PathBuf::from(wanted),
+        _ => Utf8PathBuf::from(format!("{wanted}-{number}")),
+    });
+    let is_free = |path: &Utf8PathBuf| {
+        std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    };
+    Ok(names.find(is_free).with_context(|| {
+        format!("find a name for the earlier state: {wanted} and {MAX_PER_SECOND} more names are taken")
+    })?)
+}
+
+/// Whether the target is missing or empty.
+fn is_bare(target: &Utf8Path) -> Result<bool, Failure> {
+    match target.read_dir_utf8() {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(anyhow::Error::new(error).context(format!("check {target}")).into()),
+    }
+}
+
+fn flush(target: &Utf8Path) -> Result<(), Failure> {
+    let parent = target.parent().unwrap_or(target);
+    let flushed = std::fs::File::open(parent).and_then(|folder| folder.sync_all());
+    Ok(flushed.with_context(|| format!("flush {parent}"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use textnlp_provider::EnvironmentName;
+    use uuid::Uuid;
+
+    #[tokio::test]
+    async fn a_site_of_a_machine_that_is_no_more_belongs_to_this_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(dir.path()).unwrap();
+        let site = |account: &str| json!({ "provider": "onprem", "account": account, "region": "local", "runtime": "process" });
+        let lineage = json!({
+            "format": 1, "lineage": Uuid::nil(), "environment": "staging",
+            "sites": { "here": site("machine-dead0000dead"), "there": site("named-by-the-environment") },
+        });
+        std::fs::write(folder.join("lineage.json"), lineage.to_string()).unwrap();
+        let load = async || {
+            let name = EnvironmentName::new("staging").unwrap();
+            State::load(Arc::new(Folder::at(folder)), &name, Lineage(Uuid::max())).await.unwrap()
+        };
+        let machine =
+            |place: &SiteLocation| place.account.starts_with("machine-").then(|| "machine-here0000here".to_owned());
+        let moved = rebind(folder, &load().await, machine).unwrap();
+        assert_eq!(moved.len(), 1);
+        assert_eq!((moved[0].0.as_str(), moved[0].1.as_str()), ("here", "machine-dead0000dead"));
+        let accounts: Vec<_> = load().await.places().values().map(|place| place.account.clone()).collect();
+        assert_eq!(accounts, ["machine-here0000here".to_owned(), "named-by-the-environment".to_owned()]);
+        assert_eq!(load().await.lineage(), Lineage(Uuid::nil()));
+        assert!(rebind(folder, &load().await, machine).unwrap().is_empty(), "once is enough");
+    }
+
+    /// Two states with one text each: one in its place, the other restored beside it.
+    fn two_states() -> (tempfile::TempDir, Utf8PathBuf, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Utf8Path::from_path(dir.path()).unwrap().join("staging");
+        let staged = tempfile::Builder::new().prefix(PREFIX).tempdir_in(dir.path()).unwrap();
+        for (folder, text) in [(target.as_std_path(), "earlier"), (&staged.path().join(STATE), "restored")] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("text"), text).unwrap();
+        }
+        (dir, target, staged)
+    }
+
+    #[test]
+    fn a_state_that_was_replaced_is_kept_or_stays_where_it_is() {
+        let read = |folder: &Utf8Path| std::fs::read_to_string(folder.join("text")).unwrap();
+        let (dir, target, mut staged) = two_states();
+        let kept = free_name(&format!("{target}.replaced-1")).unwrap();
+        exchange(&mut staged, &target, &kept).unwrap();
+        drop(staged);
+        assert_eq!((read(&target), read(&kept)), ("restored".to_owned(), "earlier".to_owned()));
+        assert_eq!(free_name(kept.as_str()).unwrap(), format!("{kept}-2"), "nothing is kept over another");
+        drop(dir);
+
+        // If the name is not available, the previous state must not be deleted with the temporary folder.
+        let (_dir, target, mut staged) = two_states();
+        let nowhere = target.join("../not-there/kept");
+        let error = format!("{:#}", exchange(&mut staged, &target, &nowhere).unwrap_err());
+        assert!(error.contains("keep the earlier state as"), "{error}");
+        let opened = staged.path().to_owned();
+        drop(staged);
+        assert_eq!(read(&target), "earlier");
+        assert!(!opened.exists(), "what was opened holds secrets, and goes");
+    }
+
+    #[test]
+    fn what_killed_runs_opened_goes_and_a_state_that_was_put_aside_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap();
+        // No process has this id.
+        let (opened, aside) = (root.join(".restore-4194305-a"), root.join(".restore-4194305-b"));
+        let mine = root.join(format!(".restore-{}-c", std::process::id()));
+        for folder in [&opened, &aside, &mine] {
+            std::fs::create_dir_all(folder.join(STATE)).unwrap();
+        }
+        std::fs::write(aside.join(STATE).join("lock"), "").unwrap();
+        let _ours = workplace::make(root, PREFIX, is_aside).unwrap();
+        assert!(!opened.exists() && aside.exists() && mine.exists());
+    }
+}

@@ -1,0 +1,79 @@
+//! What a backup needs to know of the environment. Each `up` writes it into the state, because the supervisor takes
+//! backups without knowing the folder or the flags of that `up`.
+
+use std::os::unix::fs::DirBuilderExt;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_files::Replace;
+use textnlp_orchestrator::environment::model::{Backup, DataProtection};
+use textnlp_orchestrator::environment::{Environment, Loaded};
+use textnlp_orchestrator::release::Lock;
+
+use crate::failure::Failure;
+
+/// The folder within the state.
+pub const FOLDER: &str = "environment";
+/// The whole environment as provisioned, with flags and variables applied. It loads on its own.
+pub const WHOLE: &str = "environment.yaml";
+
+/// The file with the whole environment.
+pub fn provisioned_file(state: &Utf8Path) -> Utf8PathBuf {
+    state.join(FOLDER).join(WHOLE)
+}
+
+/// The data and backup settings of an environment.
+pub struct Settings {
+    /// Whether the data is protected.
+    pub protected: bool,
+    /// The backup settings.
+    pub backup: Backup,
+}
+
+/// The settings as provisioned, or of the current file if `up` never ran. Scheduled and manual backups thus use the
+/// same settings and destination.
+pub fn settings(state: &Utf8Path, written: &Environment) -> Settings {
+    /// The members of the environment that are read here.
+    #[derive(serde::Deserialize)]
+    struct ProvisionedSettings {
+        data: DataProtection,
+        #[serde(default)]
+        backup: Backup,
+    }
+    let put_up = std::fs::read(provisioned_file(state))
+        .ok()
+        .and_then(|text| serde_yaml::from_slice::<ProvisionedSettings>(&text).ok());
+    let (data, backup) = put_up.map_or((written.data, written.backup.clone()), |up| (up.data, up.backup));
+    Settings { protected: data == DataProtection::Protected, backup }
+}
+
+/// Records what was provisioned: the whole environment, its source files and its release lock.
+pub fn remember(state: &Utf8Path, loaded: &Loaded, lock_path: &Utf8Path) -> Result<(), Failure> {
+    let folder = state.join(FOLDER);
+    let mut keep = vec![(folder.join(WHOLE), loaded.to_yaml(false).into_bytes())];
+    for file in loaded.files.iter().map(Utf8Path::new).filter(|file| file.is_file()) {
+        let name = file.file_name().unwrap_or_default();
+        // A source file with that name is stored under another one.
+        let name = if name == WHOLE { format!("source-{name}") } else { name.to_owned() };
+        keep.push((folder.join(name), std::fs::read(file).with_context(|| format!("read {file}"))?));
+    }
+    // After a restore, the environment is the file above and its lock is looked up in the state.
+    let lock = Lock::path(state, &loaded.environment.environment);
+    if lock != lock_path && lock_path.is_file() {
+        keep.push((lock, std::fs::read(lock_path).with_context(|| format!("read {lock_path}"))?));
+    }
+    for (path, bytes) in keep {
+        put(&path, &bytes).with_context(|| format!("write {path}"))?;
+    }
+    Ok(())
+}
+
+/// Replaces a private file durably. A file with the same content is not written.
+pub fn put(path: &Utf8Path, bytes: &[u8]) -> std::io::Result<()> {
+    if std::fs::read(path).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    Ok(Replace::private().write(path, bytes)?)
+}

@@ -1,0 +1,168 @@
+//! Why an operation failed: its exit status, a stable code, the causes and a hint.
+
+use serde_json::{Map, Value};
+use textnlp_orchestrator::state::StateError;
+use textnlp_provider::EnvironmentName;
+
+use crate::again::RerunFlags;
+use crate::platform::Scope;
+
+/// How a command ended. The value is the process's exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The command succeeded.
+    Done = 0,
+    /// The command failed.
+    Failed = 1,
+    /// An invalid environment, an unknown name, or a provider that is not available.
+    Usage = 2,
+    /// A gate is not open.
+    GateShut = 3,
+    /// Refused for safety, or changes without `--yes` and without a terminal.
+    Refused = 4,
+    /// Stopped by a signal. The same command continues from here.
+    Stopped = 5,
+    /// `plan --exit-code` found changes.
+    ChangesPlanned = 6,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit status.
+    pub exit: Exit,
+    /// A stable error code: `invalid_environment`, `port_in_use`.
+    pub code: &'static str,
+    /// The error with its causes.
+    pub error: anyhow::Error,
+    /// The exact command to run next, or what to change.
+    pub hint: Option<String>,
+    /// The resource that failed.
+    pub resource: Option<String>,
+    /// Additional members of the JSON document.
+    pub document: Map<String, Value>,
+}
+
+impl Failure {
+    /// Creates a failure.
+    pub fn new(exit: Exit, code: &'static str, error: impl Into<anyhow::Error>) -> Self {
+        Self { exit, code, error: error.into(), hint: None, resource: None, document: Map::new() }
+    }
+
+    /// A wrong argument, name or file.
+    pub fn usage(code: &'static str, error: impl Into<anyhow::Error>) -> Self {
+        Self::new(Exit::Usage, code, error)
+    }
+
+    /// A refusal for safety.
+    pub fn refused(code: &'static str, error: impl Into<anyhow::Error>) -> Self {
+        Self::new(Exit::Refused, code, error)
+    }
+
+    /// Sets the hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Sets the resource.
+    #[must_use]
+    pub fn resource(mut self, resource: impl Into<String>) -> Self {
+        self.resource = Some(resource.into());
+        self
+    }
+
+    /// Adds members to the JSON document.
+    #[must_use]
+    pub fn document(mut self, document: Value) -> Self {
+        if let Value::Object(members) = document {
+            self.document.extend(members);
+        }
+        self
+    }
+
+    /// The causes below the error, outermost first, without duplicates.
+    pub fn causes(&self) -> Vec<String> {
+        let mut causes: Vec<String> = Vec::new();
+        for cause in self.error.chain().skip(1).map(ToString::to_string) {
+            if causes.last() != Some(&cause) {
+                causes.push(cause);
+            }
+        }
+        causes
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(Exit::Failed, "failed", error)
+    }
+}
+
+/// Formats a size in decimal units, as used for disks and networks.
+pub fn size(bytes: u64) -> String {
+    let (unit, divisor, digits) = match bytes {
+        b if b >= 1_000_000_000 => ("GB", 1e9, 2),
+        b if b >= 1_000_000 => ("MB", 1e6, 1),
+        b if b >= 1_000 => ("kB", 1e3, 1),
+        b => return format!("{b} bytes"),
+    };
+    format!("{:.digits$} {unit}", bytes as f64 / divisor)
+}
+
+/// Converts an error of the state.
+pub fn state_failed(error: StateError, again: &RerunFlags, environment: &EnvironmentName) -> Failure {
+    let (exit, code, hint) = match &error {
+        StateError::Held { .. } => (
+            Exit::Refused,
+            "locked",
+            format!(
+                "the lock is released when that process ends, also when it is killed; meanwhile see: {}",
+                again.command("status", environment)
+            ),
+        ),
+        StateError::OtherPlace { .. } => (
+            Exit::Refused,
+            "other_deployment",
+            "restore the earlier `sites`, or use a separate state for the new location with --state-dir DIR".to_owned(),
+        ),
+        StateError::OtherLineage { .. } | StateError::OtherEnvironment { .. } => (
+            Exit::Refused,
+            "other_deployment",
+            "this folder belongs to another deployment: restore the right one, or choose another with --state-dir DIR"
+                .to_owned(),
+        ),
+        StateError::Damaged { .. } | StateError::DamagedBody { .. } | StateError::Unreadable { .. } => (
+            Exit::Failed,
+            "damaged_state",
+            format!(
+                "nothing was changed, and the service keeps running: see what can be repaired with `{}`, otherwise restore the state folder from a backup",
+                again.command("state repair", environment)
+            ),
+        ),
+        StateError::LeaseLost { .. } => (
+            Exit::Failed,
+            "lease_lost",
+            format!("no provider was called after that; for the status: {}", again.command("status", environment)),
+        ),
+        StateError::Moved { .. } => (Exit::Refused, "state_elsewhere", error.hint().unwrap_or_default()),
+        StateError::Object { .. } | StateError::Unconditional { .. } | StateError::Sealed { .. } => {
+            (Exit::Failed, "state_store", error.hint().unwrap_or_default())
+        }
+        StateError::Io(_) => (
+            Exit::Failed,
+            "state",
+            "the state folder must be readable and writable: fix its permissions, or choose another with --state-dir DIR"
+                .to_owned(),
+        ),
+        _ => return Failure::new(Exit::Failed, "state", error),
+    };
+    Failure::new(exit, code, error).hint(hint)
+}
+
+/// The failure for an unreadable release lock.
+pub fn broken_lock(error: impl Into<anyhow::Error>, scope: &Scope) -> Failure {
+    let set = scope.command("release set");
+    Failure::usage("broken_lock", error).hint(format!("fix it, or remove it and lock the local release: {set}"))
+}

@@ -1,0 +1,171 @@
+//! Evidence from load tests of a release, stored beside its state. A gate reads it, because a load test only for a gate
+//! would disturb users.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::gate::Check;
+use textnlp_orchestrator::load::{Load, SessionResult};
+use textnlp_provider::Lineage;
+
+use super::growth::ScaleUp;
+use super::{release_of, write_whole};
+use crate::failure::Failure;
+use crate::platform::Subject;
+use crate::running::RunningEnvironment;
+
+/// The newest evidence of each kind.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Shown {
+    /// The sessions that were held.
+    sessions: Option<Of<SessionResult>>,
+    /// The scale-up under load.
+    growth: Option<Of<ScaleUp>>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Of<T> {
+    /// The deployment.
+    lineage: Lineage,
+    /// The digest of the release that ran.
+    release: String,
+    at: jiff::Timestamp,
+    what: T,
+}
+
+impl<T> Of<T> {
+    fn is_of(&self, lineage: Lineage, release: &str) -> bool {
+        self.lineage == lineage && self.release == release
+    }
+}
+
+impl Shown {
+    /// Reads the evidence in a state folder. An unreadable file counts as empty.
+    fn read(folder: &Utf8Path) -> Shown {
+        let read = std::fs::read(file(folder)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        read.unwrap_or_default()
+    }
+}
+
+fn file(folder: &Utf8Path) -> Utf8PathBuf {
+    folder.join("evidence").join("loads.json")
+}
+
+/// Replaces the evidence of earlier load tests of this release. A test with fewer sessions was a trial and replaces
+/// nothing.
+pub fn keep(
+    folder: &Utf8Path,
+    (lineage, release): (Lineage, &str),
+    at: jiff::Timestamp,
+    held: Option<&SessionResult>,
+    growth: Option<&ScaleUp>,
+) -> anyhow::Result<()> {
+    let mut shown = Shown::read(folder);
+    let is_less = |held: &SessionResult, kept: &Of<SessionResult>| {
+        kept.is_of(lineage, release) && held.sessions.count < kept.what.sessions.count
+    };
+    if let Some(held) = held.filter(|held| !shown.sessions.as_ref().is_some_and(|kept| is_less(held, kept))) {
+        shown.sessions = Some(Of { lineage, release: release.to_owned(), at, what: held.clone() });
+    }
+    if let Some(growth) = growth {
+        shown.growth = Some(Of { lineage, release: release.to_owned(), at, what: growth.clone() });
+    }
+    write_whole(&file(folder), &shown)
+}
+
+const SESSIONS: &str = "open sessions";
+const ANSWERS: &str = "p95 of their answers";
+const GROWTH: &str = "more pods under load within";
+const METRICS: &str = "metrics";
+
+/// Additional checks of the scale-up gate: this release held the required sessions, pods were added under load, and the
+/// autoscaler sees its metrics.
+pub(super) async fn checks(subject: Subject<'_>, running: &RunningEnvironment) -> Result<Vec<Check>, Failure> {
+    let Subject { scope, environment, .. } = subject;
+    let folder = &scope.folder;
+    let release = release_of(subject)?;
+    let shown = Shown::read(folder);
+    let gates = &environment.gates;
+    let load = |more: &str| scope.command(&format!("load {more}"));
+    let mut checks = Vec::new();
+
+    let sessions = shown.sessions.filter(|kept| kept.is_of(running.lineage, &release)).map(|kept| kept.what);
+    // Held for the gate's duration, and every session was used while all were open.
+    let counts = |held: &SessionResult| {
+        let asked = held.answers.count + held.errors;
+        held.sessions.count >= gates.sessions && held.sessions.hold >= gates.hold.0 && asked >= gates.sessions.into()
+    };
+    match sessions.filter(counts) {
+        Some(held) => checks.extend(held_sessions(&held, environment)),
+        None => {
+            let seconds = gates.hold.0.as_secs().max(1);
+            let command = load(&format!("--sessions {} --seconds {seconds}", gates.sessions));
+            let why = format!("no load test held that number on this release for {seconds} s: {command}");
+            checks.push(Check::waiting(SESSIONS, gates.sessions, "", why));
+        }
+    }
+
+    let limit = gates.scaling.0.as_secs_f64();
+    checks.push(match shown.growth.filter(|kept| kept.is_of(running.lineage, &release)).map(|kept| kept.what) {
+        Some(growth) => grew(&growth, limit),
+        None => {
+            let why = format!("no load test of this release triggered a scale-up: {}", load("--users 200"));
+            Check::waiting(GROWTH, limit, "s", why)
+        }
+    });
+
+    let scale = match scope.platform.scaling(folder, environment) {
+        Ok(Some(scaling)) => scaling.scale(running.lineage).await.map_err(anyhow::Error::from),
+        Ok(None) => Err(anyhow::anyhow!("the number of replicas is fixed")),
+        Err(error) => Err(error),
+    };
+    checks.push(match scale {
+        Ok(scale) => match scale.autoscaler {
+            Some(autoscaler) => {
+                let (read, told) = (autoscaler.metrics.len(), autoscaler.configured);
+                let check = Check::new(METRICS, read, told, "read", autoscaler.problem.is_none() && read == told);
+                let names = autoscaler.metrics.join(", ");
+                check.note(autoscaler.problem.unwrap_or(format!("the autoscaler reads {names}")))
+            }
+            None => Check::unmeasured(METRICS, "read", "", "no autoscaler is configured: set `scaling.max`"),
+        },
+        Err(error) => Check::unmeasured(METRICS, "read", "", format!("{error:#}")),
+    });
+    Ok(checks)
+}
+
+fn held_sessions(held: &SessionResult, environment: &Environment) -> [Check; 2] {
+    let gates = &environment.gates;
+    // The staging gate's request rate for this number of clients exceeds most machines. It is estimated, not measured.
+    let all = Load { users: held.sessions.count, ..Load::of(gates) };
+    let needed = all.tokens_per_second_needed(Duration::from_millis(gates.p95_ms.into()));
+    let refused: u64 = held.refused.values().sum();
+    let mut note = format!(
+        "{} dropped, {refused} refused, {} of {} requests failed; at the request rate of the staging gate, these sessions would need {needed:.0} tokens/s (extrapolated; {:.0} measured)",
+        held.dropped, held.errors, held.requests, held.tokens_per_second
+    );
+    if !held.errors_by_kind.is_empty() {
+        note.push_str(&format!("; {}", json!(held.errors_by_kind)));
+    }
+    let ok = held.kept_all() && held.error_rate() <= gates.error_rate;
+    let p95 = (held.answers.p95_ms * 10.0).round() / 10.0;
+    [
+        Check::new(SESSIONS, held.open, gates.sessions, "", ok).note(note),
+        Check::new(ANSWERS, p95, gates.p95_ms, "ms", held.answers.count > 0 && p95 <= f64::from(gates.p95_ms))
+            .at_most(),
+    ]
+}
+
+fn grew(growth: &ScaleUp, limit: f64) -> Check {
+    let note = format!("{} to {} pods", growth.from, growth.to);
+    match growth.seconds {
+        Some(seconds) => {
+            let rounded = (seconds * 10.0).round() / 10.0;
+            Check::new(GROWTH, rounded, limit, "s", seconds <= limit).at_most().note(note)
+        }
+        None => Check::unmeasured(GROWTH, limit, "s", format!("{note}: they were never all ready")),
+    }
+}

@@ -1,0 +1,138 @@
+//! What the services need of the program that runs them: the linked providers, this machine, and a sink for progress.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
+use textnlp_net::trust::TrustRoots;
+use textnlp_orchestrator::dr::control_client::SocketPaths;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::state::Store;
+use textnlp_provider::operations::{Endpoint, Scaling, SiteBackups, SiteCopy, SiteOutputs};
+use textnlp_provider::{EnvironmentName, SecretRef, SecretStore, SiteName};
+
+use crate::again::RerunFlags;
+use crate::failure::Failure;
+
+/// The environment that a service works on.
+#[derive(Clone)]
+pub struct Scope {
+    /// The providers and this machine.
+    pub platform: &'static dyn Platform,
+    /// Builds the commands that hints suggest.
+    pub again: RerunFlags,
+    /// The environment's name.
+    pub name: EnvironmentName,
+    /// Its state folder.
+    pub folder: Utf8PathBuf,
+}
+
+impl Scope {
+    /// A suggested command about this environment.
+    pub fn command(&self, verb: &str) -> String {
+        self.again.command(verb, &self.name)
+    }
+}
+
+/// An environment and the release lock that its runs use.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// Its scope.
+    pub scope: &'a Scope,
+    /// The environment.
+    pub environment: &'a Environment,
+    /// The path of its release lock.
+    pub lock_path: &'a Utf8Path,
+}
+
+/// The providers that a program links, and the machine that it runs on.
+#[async_trait]
+pub trait Platform: Send + Sync {
+    /// The secret store of the state in a folder.
+    fn secrets(&self, folder: &Utf8Path) -> Arc<dyn SecretStore>;
+
+    /// The folder of the secrets, within a state folder.
+    fn secrets_folder(&self) -> &'static str;
+
+    /// The file with a secret's value, if it is stored.
+    fn secret_file(&self, folder: &Utf8Path, secret: &SecretRef) -> Option<Utf8PathBuf>;
+
+    /// The state that a folder contains or points to.
+    fn store(&self, folder: &Utf8Path) -> Result<Arc<dyn Store>, Failure>;
+
+    /// Whether the folder only points to a state elsewhere.
+    fn is_elsewhere(&self, folder: &Utf8Path) -> Result<bool, Failure>;
+
+    /// The account of a site whose environment names none.
+    fn account(&self, provider: &str) -> String;
+
+    /// Whether an account is a machine, as [`Platform::account`] names it.
+    fn is_machine(&self, provider: &str, account: &str) -> bool;
+
+    /// The client endpoint in a site's outputs, if the site runs.
+    fn endpoint(&self, outputs: &SiteOutputs) -> Option<Endpoint>;
+
+    /// The backups that the home site takes itself. `None` if this program takes them or backups are off.
+    fn site_backups(
+        &self,
+        folder: &Utf8Path,
+        environment: &Environment,
+    ) -> anyhow::Result<Option<Arc<dyn SiteBackups>>>;
+
+    /// The parts of a site that a backup needs.
+    fn site_copy(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<SiteCopy>;
+
+    /// The process ids of a site's service that run on this machine.
+    async fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32>;
+
+    /// The socket in a PostgreSQL folder over which its log is archived and fetched.
+    fn archive_socket(&self, postgres: &Utf8Path) -> Utf8PathBuf;
+
+    /// Creates a temporary PostgreSQL in a private folder: an empty database of the newest version, or with a version
+    /// only the folder for files of exactly that one.
+    fn scratch_postgres(&self, place: &Utf8Path, version: Option<u32>) -> anyhow::Result<ScratchPostgres>;
+
+    /// The trust roots for a service. `own` is the service's own authority and then the only one.
+    fn trust(&self, own: Option<&Utf8Path>, environment: Option<&Environment>) -> anyhow::Result<TrustRoots>;
+
+    /// The autoscaling of the first site that has it, the home site first.
+    fn scaling(&self, folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Option<Arc<dyn Scaling>>>;
+
+    /// The addresses of an environment's site agents and its witness.
+    fn places(&self, folder: &Utf8Path, environment: &Environment) -> anyhow::Result<SocketPaths>;
+
+    /// The host name of this machine.
+    fn host_name(&self) -> String;
+
+    /// What this machine lacks for reading the data files of this PostgreSQL version.
+    fn postgres_lacks(&self, version: u32) -> Option<String>;
+}
+
+/// A temporary PostgreSQL. Dropping it removes its folder.
+pub struct ScratchPostgres {
+    /// Its folder.
+    pub folder: Utf8PathBuf,
+    /// The folder of its programs.
+    pub programs: Utf8PathBuf,
+    /// User and group, where it cannot run as the current user.
+    pub user: Option<(u32, u32)>,
+    /// Removes the folder on drop.
+    pub guard: Box<dyn Any + Send>,
+}
+
+/// A sink for the progress of a service.
+pub trait Progress: Send + Sync {
+    /// The current activity.
+    fn doing(&self, activity: &str);
+
+    /// A line that stays.
+    fn line(&self, line: &str);
+
+    /// A warning that is shown even when quiet.
+    fn warn(&self, warning: &str);
+
+    /// An event for programs.
+    fn event(&self, event: &Value);
+}

@@ -1,0 +1,326 @@
+//! Promotions, rollbacks and the history of releases.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde_json::json;
+use textnlp_orchestrator::clock::{Clock, SystemClock};
+use textnlp_orchestrator::environment;
+use textnlp_orchestrator::release::{
+    self, Applied, Difference, Entry, History, HistoryError, Lock, Recorded, Release, configuration_digest, images,
+    runs_on, with_images,
+};
+use textnlp_orchestrator::state::Operator;
+use textnlp_provider::component::Program;
+
+use crate::failure::{Exit, Failure, broken_lock};
+use crate::platform::{Scope, Subject};
+use crate::{gate, running};
+
+/// The release history of an environment, with the entries that cannot be read.
+pub fn recorded(scope: &Scope) -> Result<Recorded, Failure> {
+    History::at(&scope.folder).read().map_err(unreadable)
+}
+
+fn unreadable(error: HistoryError) -> Failure {
+    Failure::new(Exit::Failed, "release_history", error)
+        .hint("the state folder must be readable and writable: fix its permissions, then run this again")
+}
+
+/// The error for a number that the release history does not have.
+pub fn no_entry(scope: &Scope, number: u64) -> Failure {
+    let error = anyhow::anyhow!("the release history of {} has no entry {number}", scope.name);
+    Failure::usage("no_such_release", error).hint(scope.command("release history"))
+}
+
+fn locked(subject: Subject<'_>) -> Result<Option<Lock>, Failure> {
+    Lock::read(subject.lock_path).map_err(|e| broken_lock(e, subject.scope))
+}
+
+/// A promoted release.
+pub struct Promoted {
+    /// The new lock.
+    pub lock: Lock,
+    /// What differs from the previous lock, if there was one.
+    pub changed: Option<Vec<Difference>>,
+}
+
+/// Writes the release of `source` to the lock of `target`. Refused with all reasons unless its gate is open. `history`
+/// is that of `source`.
+pub fn promote(source: Subject<'_>, target: Subject<'_>, history: &Recorded) -> Result<Promoted, Failure> {
+    let proven = locked(source)?;
+    let proof = Proof { subject: source, history };
+    let (mut blockers, mut hint) = proof.blockers(proven.as_ref());
+    let promoted = match &proven {
+        None => None,
+        Some(proven) => match release::promote(proven, target.environment) {
+            Ok(lock) => Some(lock),
+            Err(models) => {
+                blockers.extend(models);
+                hint = hint.or_else(|| {
+                    Some(source.scope.again.bare(&format!("env diff {} {}", source.scope.name, target.scope.name)))
+                });
+                None
+            }
+        },
+    };
+    let Some(lock) = promoted.filter(|_| blockers.is_empty()) else {
+        let error = anyhow::anyhow!("{}", blockers.join("\n"))
+            .context(format!("the release of {} is not verified for {}", source.scope.name, target.scope.name));
+        let document = json!({ "from": source.scope.name, "to": target.scope.name, "blockers": blockers });
+        let failure = Failure::new(Exit::GateShut, "gate_not_open", error).document(document);
+        return Err(match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        });
+    };
+    let before = locked(target)?;
+    let changed = before.map(|before| before.differences(&lock));
+    lock.write(target.lock_path)?;
+    Ok(Promoted { lock, changed })
+}
+
+/// The server program of a release in the environment where it ran.
+pub async fn program_of(scope: &Scope, lock: &Lock) -> Result<Option<Program>, Failure> {
+    let there = running::program(scope).await?;
+    let kept = || History::at(&scope.folder).program(&lock.server);
+    Ok(there.filter(|program| program.digest == lock.server).or_else(kept))
+}
+
+/// The evidence for a release in the environment where it runs.
+struct Proof<'a> {
+    subject: Subject<'a>,
+    history: &'a Recorded,
+}
+
+impl Proof<'_> {
+    /// All reasons against promoting this lock, and the command to run next.
+    fn blockers(&self, lock: Option<&Lock>) -> (Vec<String>, Option<String>) {
+        let Subject { scope, environment, .. } = self.subject;
+        let name = &scope.name;
+        let up = Some(scope.again.same("up", name));
+        let measure = Some(scope.again.same("gate --again", name));
+        if !environment.phase.has_gate() {
+            let why =
+                format!("{}, and only a release that passed its gate is promoted", gate::unmeasured(environment.phase));
+            return (vec![why], Some("promote from an environment whose gate is measured, such as staging".to_owned()));
+        }
+        let Some(lock) = lock else {
+            return (vec![format!("{name} has no release lock: nothing was deployed there")], up);
+        };
+        let newest = self.history.entries.last().map(|entry| &entry.applied);
+        let Some(applied) = newest.filter(|applied| applied.lock.runs_the_same(lock)) else {
+            return (
+                vec![format!("the lock of {name} names a release that is not the last one that `up` applied")],
+                up,
+            );
+        };
+        let Some(kept) = gate::kept(&scope.folder) else {
+            return (vec![format!("the gate of {name} was not measured")], measure);
+        };
+        let at = kept.at.strftime("%Y-%m-%d %H:%M");
+        if !kept.is_of(lock, environment) {
+            let what = "of another release, configuration or gate than today's";
+            return (vec![format!("the evidence of the gate of {name}, measured {at}, is {what}")], measure);
+        }
+        if kept.at < applied.at {
+            return (vec![format!("the gate of {name} was measured {at}, before this release was applied")], measure);
+        }
+        let blockers = kept.blockers();
+        let hint = (!blockers.is_empty()).then_some(measure).flatten();
+        (blockers, hint)
+    }
+}
+
+/// The local artifacts, resolved when a rollback needs them.
+pub trait Local {
+    /// The local server program.
+    fn program(&self) -> Result<Program, Failure>;
+
+    /// Whether `up` can deliver a model from this source with this digest.
+    fn has_model(&self, source: &str, digest: &str) -> Result<bool, Failure>;
+}
+
+/// A release that is locked again.
+pub struct RolledBack {
+    /// Its number in the history.
+    pub number: u64,
+    /// When it was applied.
+    pub at: Timestamp,
+    /// The previous lock.
+    pub before: Option<Lock>,
+    /// The new lock.
+    pub lock: Lock,
+    /// What differs from the release that the next `up` would have applied.
+    pub changed: Vec<Difference>,
+    /// Whether the environment has changed since that release.
+    pub other_configuration: bool,
+}
+
+/// Writes an earlier release to the lock: that with the number `to`, else the one before. Refused with all reasons if
+/// it cannot run here.
+pub async fn rollback(
+    subject: Subject<'_>,
+    history: &Recorded,
+    to: Option<u64>,
+    local: &dyn Local,
+) -> Result<RolledBack, Failure> {
+    let Subject { scope, environment, lock_path } = subject;
+    let before = locked(subject)?;
+    let said = images(environment);
+    // What the next `up` would apply: an image that the environment changed is not in the lock yet.
+    let now = before.clone().map(|mut now| {
+        let anew = said.iter().filter(|(site, said)| now.image(site, Some(said)).is_none());
+        let anew: Vec<_> = anew.map(|(site, said)| (site.clone(), said.clone())).collect();
+        now.images.extend(anew);
+        now
+    });
+    let entry = match (to, &now) {
+        (Some(number), _) => history.get(number).ok_or_else(|| no_entry(scope, number))?,
+        (None, Some(now)) => history.before(now).ok_or_else(|| {
+            let error = anyhow::anyhow!("the release history of {} has no other release", scope.name);
+            Failure::usage("no_such_release", error).hint(scope.command("release history"))
+        })?,
+        (None, None) => {
+            let error = anyhow::anyhow!("environment {} has no release lock to roll back from", scope.name);
+            let hint = scope.command("release history");
+            return Err(Failure::usage("no_lock", error).hint(format!("choose a release with --to N: {hint}")));
+        }
+    };
+    let blockers = blockers(subject, history, entry, local).await?;
+    if !blockers.is_empty() {
+        let lines: Vec<_> = blockers.iter().map(|blocker| blocker.because.as_str()).collect();
+        let fixes: Vec<_> = blockers.iter().map(|blocker| blocker.fix.as_str()).collect();
+        let error = anyhow::anyhow!("{}", lines.join("\n"))
+            .context(format!("release {} of {} cannot run here", entry.number, scope.name));
+        let document = json!({ "environment": scope.name, "to": entry.number, "blockers": lines });
+        return Err(Failure::refused("rollback_refused", error).hint(fixes.join("\n")).document(document));
+    }
+
+    let mut lock = entry.applied.lock.clone();
+    // The earlier images are used as long as the environment names the same ones as today.
+    lock.images.retain(|site, _| said.contains_key(site));
+    lock.image_sources = said;
+    let changed = now.as_ref().map(|now| now.differences(&lock)).unwrap_or_default();
+    lock.write(lock_path)?;
+    let other_configuration = lock.configuration != configuration_digest(&with_images(environment, &lock));
+    Ok(RolledBack { number: entry.number, at: entry.applied.at, before, lock, changed, other_configuration })
+}
+
+struct Blocker {
+    because: String,
+    fix: String,
+}
+
+/// Everything that would change the release or prevent it from running.
+async fn blockers(
+    subject: Subject<'_>,
+    history: &Recorded,
+    entry: &Entry,
+    local: &dyn Local,
+) -> Result<Vec<Blocker>, Failure> {
+    let mut found = Vec::new();
+    let (lock, Subject { scope, environment, .. }) = (&entry.applied.lock, subject);
+    let here = local.program()?;
+    let there = running::program(scope).await?;
+    let is_here = !environment.runs_here()
+        || here.digest == lock.server
+        || there.is_some_and(|program| program.digest == lock.server);
+    if !is_here && History::at(&scope.folder).program(&lock.server).is_none() {
+        let because = format!("its server program {} is no longer stored", lock.server);
+        found.push(Blocker { because, fix: "give the program with that digest: --server FILE".to_owned() });
+    }
+
+    let database = running::schema(scope).await?;
+    let brings = history.schema_of(&lock.server);
+    if let Some(database) = database.filter(|database| brings.is_none_or(|brings| !runs_on(brings, *database))) {
+        let because = match brings {
+            Some(brings) => format!(
+                "the database has schema {database}, but its server supports schemas {brings} and {}",
+                brings + 1
+            ),
+            None => format!("the database has schema {database}, but the schemas that its server supports are unknown"),
+        };
+        let fix = format!("restore a backup from that time, which has its schema: {}", scope.command("backup list"));
+        found.push(Blocker { because, fix });
+    }
+
+    let delivered: BTreeSet<String> = running::models(scope).await?;
+    for model in &environment.models {
+        let Some(digest) = lock.models.get(&model.name) else { continue };
+        let name = &model.name;
+        let (because, fix) = if !lock.holds(name, model.source()) {
+            let then = lock.sources.get(name).map_or("another", String::as_str);
+            (
+                format!("model {name} came from {then}"),
+                format!("set `source: {then}` again; it is {} now", model.source()),
+            )
+        } else if model.digest.as_ref().is_some_and(|pinned| pinned != digest) {
+            (
+                format!("the environment pins model {name} to another digest"),
+                format!("set `digest: {digest}`, or remove `digest`"),
+            )
+        } else if delivered.contains(digest) || local.has_model(model.source(), digest)? {
+            continue;
+        } else {
+            (
+                format!("its model {name} {digest} is no longer available"),
+                format!("restore the earlier content of {}", model.source()),
+            )
+        };
+        found.push(Blocker { because, fix });
+    }
+    Ok(found)
+}
+
+/// Keeps the replaced server program for a rollback. Returns a warning if that fails, for example for
+/// lack of disk space.
+pub async fn keep_replaced(scope: &Scope, wanted: Option<&Release>) -> Result<Option<String>, Failure> {
+    let there = running::program(scope).await?;
+    let wanted = wanted.map(|release| &release.program.digest);
+    if let Some(program) = there.filter(|there| wanted.is_some_and(|wanted| *wanted != there.digest))
+        && let Err(error) = History::at(&scope.folder).keep_program(&program)
+    {
+        let why = anyhow::Error::new(error);
+        return Ok(Some(format!(
+            "the running server program was not saved; a rollback to it needs --server FILE: {why:#}"
+        )));
+    }
+    Ok(None)
+}
+
+/// Records a release that was applied everywhere, unless the newest entry is the same. `sites` is the count of sites
+/// that it was applied to.
+pub async fn keep_applied(
+    subject: Subject<'_>,
+    release: &Release,
+    lock: &Lock,
+    sites: usize,
+    operator: Operator,
+) -> Result<(), Failure> {
+    let Subject { scope, environment, .. } = subject;
+    if sites < environment::places(environment).len() {
+        // With `--site`, other sites still run the earlier release.
+        return Ok(());
+    }
+    let models = environment.models.iter();
+    let of = |name: &String| release.lock.models.get(name).or_else(|| lock.models.get(name)).cloned();
+    let ran = Lock {
+        // The lock has an older configuration. The current one ran, with the digests that the lock pins.
+        configuration: release.lock.configuration.clone(),
+        models: models.clone().filter_map(|m| Some((m.name.clone(), of(&m.name)?))).collect(),
+        sources: models.map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+        images: release.lock.images.clone(),
+        image_sources: release.lock.image_sources.clone(),
+        ..lock.clone()
+    };
+    let applied = Applied {
+        at: SystemClock.now(),
+        by: operator.by,
+        reason: operator.reason,
+        tool: operator.tool,
+        schema: running::schema(scope).await?,
+        lock: ran,
+    };
+    History::at(&scope.folder).keep(&applied).map(drop).map_err(unreadable)
+}

@@ -1,0 +1,203 @@
+//! The running environment from its journal: address, key, certificate authority and program.
+
+use std::collections::BTreeSet;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_orchestrator::dr::control_client;
+use textnlp_orchestrator::environment::{API_KEY, names};
+use textnlp_orchestrator::state::{RecordedObjects, State};
+use textnlp_provider::component::Program;
+use textnlp_provider::operations::{ServerProgram, SiteOutputs};
+use textnlp_provider::{Lineage, Outputs, ResourceId, SecretRef, SiteName};
+use uuid::Uuid;
+
+use crate::failure::{Failure, state_failed};
+use crate::platform::Scope;
+
+/// The recorded facts about a running environment.
+#[derive(Debug, Clone)]
+pub struct RunningEnvironment {
+    /// The address for clients.
+    pub address: String,
+    /// The address of the metrics.
+    pub metrics_address: Option<String>,
+    /// The CA file, if the address is HTTPS with a certificate from the local CA.
+    pub ca_file: Option<Utf8PathBuf>,
+    /// The file with the first API key.
+    pub key_file: Option<Utf8PathBuf>,
+    /// The secret reference of the first API key.
+    pub key: Option<SecretRef>,
+    /// The public id of the first API key.
+    pub key_id: Option<String>,
+    /// The sites that serve, the home site first.
+    pub servers: Vec<ServerProcess>,
+    /// The namespace of the servers, if they run in a cluster.
+    pub namespace: Option<String>,
+    /// The state folder.
+    pub folder: Utf8PathBuf,
+    /// The deployment.
+    pub lineage: Lineage,
+}
+
+/// The server program of one site.
+#[derive(Debug, Clone)]
+pub struct ServerProcess {
+    /// The site.
+    pub site: SiteName,
+    /// The server program, and the configuration of its first replica.
+    pub server: ServerProgram,
+    /// The address of the site agent, if the site replicates.
+    pub watch: Option<String>,
+    /// Whether the first key was created there.
+    is_home: bool,
+}
+
+/// Reads an environment's state without a lock.
+pub async fn state(scope: &Scope) -> Result<State, Failure> {
+    State::load(scope.platform.store(&scope.folder)?, &scope.name, Lineage(Uuid::new_v4()))
+        .await
+        .map_err(|e| state_failed(e, &scope.again, &scope.name))
+}
+
+/// The running environment, or an error if nothing runs.
+pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
+    let state = state(scope).await?;
+    let mut sites = Vec::new();
+    for site in state.sites() {
+        sites.push(Recorded::of(site, state.holdings(site)?));
+    }
+    // With several sites, clients use the global endpoint.
+    let endpoints: Vec<_> = sites.iter().filter_map(|site| scope.platform.endpoint(&site.outputs)).collect();
+    let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.is_global).or(endpoints.first()) else {
+        return Err(Failure::usage(
+            "not_up",
+            anyhow::anyhow!("environment {} is not deployed from this folder", scope.name),
+        )
+        .hint(scope.command("up")));
+    };
+    let first_key = sites.iter().find_map(|site| site.outputs(&format!("{}/{API_KEY}", names::SECRETS)));
+    let secret = first_key.and_then(|outputs| SecretRef::from_value(outputs.get("secret")?));
+    let key_file = secret.as_ref().and_then(|secret| scope.platform.secret_file(&scope.folder, secret));
+    let deployed = format!("{}/deployment", names::SERVER);
+    let in_cluster = sites.iter().find(|site| site.outputs(&deployed).is_some());
+    let namespace = in_cluster.and_then(|site| text(site.outputs(&deployed)?, "namespace"));
+    let mut servers: Vec<ServerProcess> = sites.iter().filter_map(Recorded::serving).collect();
+    // The site with the first key is the home site.
+    servers.sort_by_key(|serving| !serving.is_home);
+    Ok(RunningEnvironment {
+        address: endpoint.url.clone(),
+        // The global endpoint's own metrics do not include those of the servers.
+        metrics_address: endpoints.iter().find_map(|endpoint| endpoint.metrics.clone()),
+        ca_file: endpoint.ca_file.as_deref().map(Utf8PathBuf::from),
+        key_file,
+        key_id: first_key.and_then(|outputs| text(outputs, "public_id")),
+        key: secret,
+        servers,
+        namespace,
+        folder: scope.folder.clone(),
+        lineage: state.lineage(),
+    })
+}
+
+/// The recorded facts about one site.
+struct Recorded {
+    site: SiteName,
+    outputs: SiteOutputs,
+}
+
+impl Recorded {
+    fn of(site: &SiteName, holdings: impl IntoIterator<Item = (ResourceId, RecordedObjects)>) -> Recorded {
+        let known = holdings.into_iter().filter_map(|(id, holding)| {
+            let name = id.as_str().split_once('/')?.1.to_owned();
+            Some((name, holding.current?.outputs))
+        });
+        Recorded { site: site.clone(), outputs: known.collect() }
+    }
+
+    /// The outputs of `COMPONENT` or `COMPONENT/PART`.
+    fn outputs(&self, id: &str) -> Option<&Outputs> {
+        self.outputs.get(id)
+    }
+
+    fn serving(&self) -> Option<ServerProcess> {
+        let of = |part: &str, field: &str| text(self.outputs(&format!("{}/{part}", names::SERVER))?, field);
+        Some(ServerProcess {
+            site: self.site.clone(),
+            server: ServerProgram { program: of("program", "path")?.into(), config: of("config-0", "path")?.into() },
+            watch: self.outputs(&format!("{}/process", names::WATCH)).and_then(|outputs| text(outputs, "listen")),
+            is_home: self.outputs(&format!("{}/{API_KEY}", names::SECRETS)).is_some(),
+        })
+    }
+}
+
+fn text(outputs: &Outputs, field: &str) -> Option<String> {
+    outputs.get(field)?.as_str().map(str::to_owned)
+}
+
+impl RunningEnvironment {
+    /// A site whose server program can run a command: the home site, or, if sites replicate and it is lost, another one
+    /// whose site agent responds.
+    pub async fn serving(&self) -> Option<&ServerProcess> {
+        for serving in &self.servers {
+            match &serving.watch {
+                Some(watch) if !answers(watch).await => {}
+                _ => return Some(serving),
+            }
+        }
+        // No site responds. The home site's program gives the best error message.
+        self.servers.first()
+    }
+}
+
+/// Whether the listener on a Unix socket responds.
+async fn answers(listen: &str) -> bool {
+    match listen.strip_prefix("unix:") {
+        Some(socket) => control_client::answers(Utf8Path::new(socket)).await,
+        None => false,
+    }
+}
+
+/// The server program of the last `up`, or `None` if there was none.
+pub async fn program(scope: &Scope) -> Result<Option<Program>, Failure> {
+    let state = state(scope).await?;
+    for site in state.sites() {
+        let id = format!("{site}/{}/program", names::SERVER);
+        let holdings = state.holdings(site)?;
+        let found = holdings.iter().find(|(known, _)| known.as_str() == id).and_then(|(_, holding)| {
+            let outputs = &holding.current.as_ref()?.outputs;
+            let text = |field: &str| outputs.get(field)?.as_str().map(str::to_owned);
+            let digest = text("sha256")?;
+            let digest = if digest.starts_with("sha256:") { digest } else { format!("sha256:{digest}") };
+            Some(Program { path: text("path")?, digest })
+        });
+        if let Some(program) = found.filter(|p| Utf8Path::new(&p.path).is_file()) {
+            return Ok(Some(program));
+        }
+    }
+    Ok(None)
+}
+
+/// The schema version of the running database, the newest of several sites. `None` without a local database.
+pub async fn schema(scope: &Scope) -> Result<Option<u32>, Failure> {
+    let state = state(scope).await?;
+    let mut newest = None;
+    for site in state.sites() {
+        let known = Recorded::of(site, state.holdings(site)?);
+        let version =
+            known.outputs(&format!("{}/schema", names::SERVER)).and_then(|outputs| outputs.get("version")?.as_u64());
+        newest = newest.max(version.and_then(|version| u32::try_from(version).ok()));
+    }
+    Ok(newest)
+}
+
+/// The digests of the delivered models.
+pub async fn models(scope: &Scope) -> Result<BTreeSet<String>, Failure> {
+    let state = state(scope).await?;
+    let mut found = BTreeSet::new();
+    for site in state.sites() {
+        let holdings = state.holdings(site)?;
+        let models = holdings.iter().filter(|(id, _)| id.component() == names::MODELS);
+        found.extend(models.filter_map(|(_, holding)| text(&holding.current.as_ref()?.outputs, "digest")));
+    }
+    Ok(found)
+}

@@ -1,0 +1,46 @@
+//! Temporary folders of one run. The name contains the process id, so that the folders of killed runs are recognised
+//! and removed. Most contain secrets.
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+
+/// Creates a private folder in `parent`. First removes the folders of killed runs, except those that `stays` selects.
+pub fn make(parent: &Utf8Path, prefix: &str, stays: impl Fn(&Utf8Path) -> bool) -> anyhow::Result<tempfile::TempDir> {
+    for folder in left(parent, prefix).iter().filter(|folder| !stays(folder)) {
+        // The next run retries a failed removal.
+        let _ = std::fs::remove_dir_all(folder);
+    }
+    let made = tempfile::Builder::new().prefix(&format!("{prefix}{}-", std::process::id())).tempdir_in(parent);
+    made.with_context(|| format!("create a folder in {parent}"))
+}
+
+/// The folders in `parent` whose process has exited.
+pub fn left(parent: &Utf8Path, prefix: &str) -> Vec<Utf8PathBuf> {
+    let is_left = |name: &str| {
+        let pid = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        pid.is_some_and(|pid| !Utf8PathBuf::from(format!("/proc/{pid}")).exists())
+    };
+    let entries = parent.read_dir_utf8().into_iter().flatten().flatten();
+    entries.filter(|entry| is_left(entry.file_name())).map(|entry| entry.path().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_killed_runs_left_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = Utf8Path::from_path(dir.path()).unwrap();
+        // No process has this id.
+        let [dead, kept, other] =
+            [".work-4194305-a", ".work-4194305-b", ".else-4194305-a"].map(|name| parent.join(name));
+        let ours = parent.join(format!(".work-{}-c", std::process::id()));
+        for folder in [&dead, &kept, &other, &ours] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let made = make(parent, ".work-", |folder| *folder == kept).unwrap();
+        assert!(!dead.exists() && [&kept, &other, &ours].iter().all(|folder| folder.exists()));
+        assert!(made.path().is_dir() && !left(parent, ".work-").contains(&ours));
+    }
+}

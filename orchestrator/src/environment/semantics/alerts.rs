@@ -1,0 +1,38 @@
+//! Checks of alert receivers.
+
+use textnlp_provider::ComponentName;
+
+use super::super::model::*;
+use super::Checker;
+use crate::alert::Destination;
+
+const ELSEWHERE: &str = "the supervisor that sends the messages runs in another folder";
+
+impl Checker<'_> {
+    /// Checks the receivers. A receiver's name becomes a file name. A plain address is parsed here; a secret one cannot
+    /// be read here.
+    pub(super) fn receivers(&mut self) {
+        for (name, address) in &self.environment.monitoring.receivers {
+            let path = format!("monitoring.receivers.{name}");
+            if let Err(error) = ComponentName::new(name) {
+                self.error(&path, error.to_string(), "name it like `oncall`");
+            }
+            let url = match address {
+                UrlSource::Url(url) => url,
+                UrlSource::Secret(SecretSource::File(file)) if !file.starts_with('/') => {
+                    self.error(&path, ELSEWHERE, "write a path that begins with `/`");
+                    continue;
+                }
+                UrlSource::Secret(_) => continue,
+            };
+            if let Err(why) = Destination::parse(url) {
+                let fix = "write `https://…`, or a reference to a secret such as `secret:env:ONCALL_URL`";
+                self.error(&path, why.to_string(), fix);
+            }
+        }
+        let own = self.environment.network.private_ca.as_deref();
+        if !self.environment.monitoring.receivers.is_empty() && own.is_some_and(|path| !path.starts_with('/')) {
+            self.error("network.private_ca", ELSEWHERE, "write a path that begins with `/`");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Checks of the DNS zone whose records follow the sites, so that the witness can update it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::super::model::*;
+use super::super::problem::{Severity, nearest};
+use super::super::units::cut;
+use super::Checker;
+use super::serving::is_host_name;
+
+/// With more addresses, an update might exceed one datagram.
+const MOST_ADDRESSES: usize = 16;
+const LONGEST_TTL: u64 = 86_400;
+
+impl Checker<'_> {
+    pub(super) fn dns(&mut self) {
+        let e = self.environment;
+        let Some(dns) = &e.dns else { return };
+        if e.witness_place().is_none() {
+            let cause = "the witness updates the DNS records, and this environment has none";
+            let fix =
+                "name several sites with `dr: { mode: automatic }` and `traffic: { mode: gateway }`, or remove it";
+            self.error("dns", cause, fix);
+        }
+        if dns.server_address().is_none() {
+            let cause = format!("`{}` is not the address of a name server", cut(&dns.server));
+            self.error(
+                "dns.server",
+                cause,
+                "write an IP address such as `192.0.2.53` or `192.0.2.53:53`: DNS updates must not depend on DNS",
+            );
+        }
+        self.dns_names(dns);
+        self.dns_key(&dns.key);
+        self.dns_addresses(dns);
+        let ttl = e.traffic.ttl.as_seconds();
+        if !(1..=LONGEST_TTL).contains(&ttl) {
+            let cause = format!("{} is not a valid TTL of a DNS record", e.traffic.ttl);
+            self.error("traffic.ttl", cause, "write `1s` to `24h`");
+        }
+        let home = e.primary().map(|site| site.name.as_str());
+        if let Some(home) = home.filter(|home| e.traffic.weights.get(*home) == Some(&0)) {
+            let path = format!("traffic.weights.{home}");
+            self.error(
+                &path,
+                "the name would resolve to no address while all sites are healthy",
+                "give the primary a weight above 0",
+            );
+        }
+    }
+
+    fn dns_names(&mut self, dns: &Dns) {
+        let e = self.environment;
+        let is_name = |name: &str| is_host_name(name) && name.parse::<IpAddr>().is_err() && !name.starts_with("*.");
+        for (path, name) in [("dns.zone", &dns.zone), ("dns.key.name", &dns.key.name)] {
+            if !is_name(name) {
+                self.error(path, format!("`{}` is not a DNS name", cut(name)), "write one such as `example.com`");
+            }
+        }
+        let Some(domain) = &e.traffic.domain else {
+            let fix = format!("write `traffic: {{ domain: textnlp.{} }}`", cut(&dns.zone));
+            return self.error("traffic.domain", "the zone needs the name that clients use", fix);
+        };
+        let lower = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
+        let (name, zone) = (lower(domain), lower(&dns.zone));
+        if name != zone && !name.ends_with(&format!(".{zone}")) {
+            let cause = format!("`{}` is not in the zone `{}`", cut(domain), cut(&dns.zone));
+            self.error("traffic.domain", cause, format!("write a name that ends in `.{}`", cut(&dns.zone)));
+        }
+    }
+
+    fn dns_key(&mut self, key: &DnsKey) {
+        if let SecretSource::File(path) = &key.secret
+            && !path.starts_with('/')
+        {
+            let cause = format!("`{}` is not an absolute path, and the witness runs in another folder", cut(path));
+            self.error("dns.key.secret", cause, "write a path that begins with `/`");
+        }
+        // A missing secret is reported with all other references. The value is never repeated.
+        if key.secret.read().is_some_and(|text| !is_secret(text.trim())) {
+            let cause = "the secret is not a TSIG key";
+            let fix = "store only the secret in base64, with at least 16 bytes: `tsig-keygen` prints one";
+            self.say(Severity::Refusal, "dns.key.secret", cause, fix);
+        }
+    }
+
+    fn dns_addresses(&mut self, dns: &Dns) {
+        let e = self.environment;
+        let sites: Vec<&str> = e.members().map(|site| site.name.as_str()).collect();
+        for site in dns.addresses.keys().filter(|site| !sites.contains(&site.as_str())) {
+            let near = nearest(site, sites.iter().copied());
+            let fix = near.map_or_else(
+                || format!("the sites that serve are `{}`", sites.join("`, `")),
+                |near| format!("did you mean `{near}`?"),
+            );
+            let path = format!("dns.addresses.{}", cut(site));
+            self.error(&path, format!("`{}` is not a site that serves", cut(site)), fix);
+        }
+        for site in &sites {
+            if dns.addresses.get(*site).is_none_or(Vec::is_empty) {
+                let cause = format!("{site} has no address, so clients could not reach it as primary");
+                self.error(
+                    "dns.addresses",
+                    cause,
+                    format!("add `{site}: [192.0.2.1]` with the address that clients use"),
+                );
+            }
+        }
+        let mut seen: BTreeMap<IpAddr, &str> = BTreeMap::new();
+        for (site, addresses) in &dns.addresses {
+            for (number, text) in addresses.iter().enumerate() {
+                let path = format!("dns.addresses.{}[{number}]", cut(site));
+                let Ok(address) = text.parse::<IpAddr>() else {
+                    let cause = format!("`{}` is not an IP address", cut(text));
+                    self.error(&path, cause, "write one such as `192.0.2.1` or `\"2001:db8::1\"`");
+                    continue;
+                };
+                if address.is_unspecified() || address.is_multicast() {
+                    self.error(
+                        &path,
+                        format!("{address} cannot be the address of a site"),
+                        "write the address that clients use",
+                    );
+                }
+                if let Some(other) = seen.insert(address, site) {
+                    let cause =
+                        format!("{} also has {address}, so neither could be removed from DNS on its own", cut(other));
+                    self.error(&path, cause, "give each site its own address");
+                }
+            }
+        }
+        if seen.len() > MOST_ADDRESSES {
+            let cause = format!("{} addresses do not fit into one update", seen.len());
+            self.error("dns.addresses", cause, format!("name at most {MOST_ADDRESSES}"));
+        }
+    }
+}
+
+/// Whether a text is base64 of at least 16 bytes.
+fn is_secret(text: &str) -> bool {
+    let letters = text.trim_end_matches('=');
+    let plain = letters.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/');
+    plain && text.len().is_multiple_of(4) && text.len() - letters.len() <= 2 && letters.len() * 6 / 8 >= 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_secret;
+
+    #[test]
+    fn a_secret_is_base64_of_some_length() {
+        for good in ["dGhpcyBpcyBhIGtleSBmb3IgdGVzdHMgb25seSwgMzIgYg==", "AAAAAAAAAAAAAAAAAAAAAA=="] {
+            assert!(is_secret(good), "{good}");
+        }
+        for bad in
+            ["", "hunter2", "AAAAAAAAAAAAAAAAAAAA", "dGhpcyBpcyBhIGtleSBmb3IgdGVzdHMgb25seSwgMzIgYg", "a b=", "===="]
+        {
+            assert!(!is_secret(bad), "{bad}");
+        }
+    }
+}

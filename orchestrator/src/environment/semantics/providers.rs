@@ -1,0 +1,195 @@
+//! Whether the named providers exist, and support what the environment asks of them.
+
+use std::collections::BTreeMap;
+
+use textnlp_provider::Capability;
+use textnlp_provider::capabilities::{Setting, Store};
+
+use super::super::model::*;
+use super::super::problem::{Severity, nearest};
+use super::super::units::cut;
+use super::{Catalogue, Checker};
+
+impl Checker<'_> {
+    pub(super) fn providers(&mut self, catalogue: &Catalogue) {
+        let e = self.environment;
+        if e.dr.witness.as_ref().is_some_and(|witness| witness.provider == "auto") {
+            let cause = "the provider of the witness is not detected automatically";
+            self.error("dr.witness.provider", cause, "write it, such as `provider: onprem`");
+        }
+        if catalogue.providers.is_empty() {
+            return;
+        }
+        let names: Vec<&str> = catalogue.providers.keys().map(String::as_str).collect();
+        let mut unsupported: BTreeMap<&str, (String, String)> = BTreeMap::new();
+        let witness = e.dr.witness.iter().map(|w| ("dr.witness".to_owned(), &w.provider, None));
+        let sites = e.sites.iter().enumerate().map(|(i, s)| (format!("sites[{i}]"), &s.provider, Some(&s.runtime)));
+        for (path, provider, runtime) in sites.chain(witness).collect::<Vec<_>>() {
+            if provider == "auto" {
+                continue; // of a site it was reported where the detection failed
+            }
+            let Some(offer) = catalogue.providers.get(provider) else {
+                let near = nearest(provider, names.iter().copied());
+                let fix = near.map_or_else(
+                    || format!("the providers are `{}`", names.join("`, `")),
+                    |n| format!("did you mean `{n}`?"),
+                );
+                self.error(&format!("{path}.provider"), format!("there is no provider `{}`", cut(provider)), fix);
+                continue;
+            };
+            if let Some(missing) = &offer.missing {
+                let cause = format!("provider `{provider}` is not part of this program");
+                self.say(Severity::Refusal, &format!("{path}.provider"), cause, missing);
+                continue;
+            }
+            let Some(runtime) = runtime else { continue };
+            let runtimes: Vec<&str> = offer.capabilities.runtimes.iter().map(|runtime| runtime.as_str()).collect();
+            if !runtimes.contains(&runtime.as_str()) {
+                let fix = nearest(runtime, runtimes.iter().copied())
+                    .map_or_else(|| format!("use `{}`", runtimes.join("` or `")), |n| format!("did you mean `{n}`?"));
+                let cause = format!("provider `{provider}` does not support the runtime `{}`", cut(runtime));
+                self.say(Severity::Refusal, &format!("{path}.runtime"), cause, fix);
+                continue;
+            }
+            for (capability, value) in requested(e) {
+                if offer.capabilities.supports(capability) {
+                    continue;
+                }
+                let cause = match capability {
+                    Capability::Gpu(_) => {
+                        format!(
+                            "the inference server runs on CPUs only: no GPU of size `{}` would be used",
+                            cut(&value)
+                        )
+                    }
+                    Capability::Optional(_) => {
+                        format!("provider `{provider}` does not support this setting (`{}`)", cut(&value))
+                    }
+                    _ => format!("provider `{provider}` does not support `{}`", cut(&value)),
+                };
+                let instead: Vec<String> =
+                    offer.capabilities.alternatives(capability).map(|other| format!("`{other}`")).collect();
+                let fix = match instead.as_slice() {
+                    [] => "remove it".to_owned(),
+                    instead => format!("use {}", instead.join(" or ")),
+                };
+                unsupported.entry(capability.path()).or_insert((cause, fix));
+            }
+        }
+        for (path, (cause, fix)) in unsupported {
+            self.say(Severity::Refusal, path, cause, fix);
+        }
+    }
+}
+
+/// Everything that the environment asks of a provider, with the value as the operator wrote it. A setting at its default asks nothing:
+/// environments in bundles have every default written out.
+fn requested(e: &Environment) -> Vec<(Capability, String)> {
+    let (rollout, traffic, monitoring) =
+        (Rollout::default(), TrafficSettings::default(), MonitoringSettings::default());
+    let gpus = e.sites.iter().filter_map(|site| site.gpu.as_ref()).chain([&e.gpu]);
+    let gpu = gpus.map(|gpu| gpu.size).find(|size| *size != GpuSize::None);
+    let choices = [
+        Some(Capability::Database(e.database.kind, e.database_hosting())),
+        (e.cache.kind == CacheKind::Redis).then_some(Capability::Cache(e.cache.kind, e.cache.hosting)),
+        Some(Capability::Tls(e.tls.mode)),
+        Some(Capability::Traffic(e.traffic.mode)),
+        Some(Capability::Rollout(e.rollout.strategy)),
+        Some(Capability::State(Store::of(&e.state.store))),
+        gpu.map(Capability::Gpu),
+        (e.dr.mode != Failover::None).then_some(Capability::Failover(e.dr.mode)),
+        (e.replication.database.mode != DatabaseCopy::None)
+            .then_some(Capability::Replication(e.replication.database.mode)),
+        e.backup.enabled.then(|| Capability::Backup(e.backup.destination.as_deref().map_or(Store::Folder, Store::of))),
+    ];
+    let value = |choice: Capability| match choice {
+        Capability::State(Store::Unknown) => e.state.store.clone(),
+        Capability::Backup(Store::Unknown) => e.backup.destination.clone().unwrap_or_default(),
+        choice => choice.to_string(),
+    };
+    let choices = choices.into_iter().flatten().map(|choice| (choice, value(choice)));
+    let of = |setting: Setting| -> Option<String> {
+        let is_on = |on: bool| on.then(|| "true".to_owned());
+        let list = |values: Vec<String>| (!values.is_empty()).then(|| values.join(", "));
+        let existing = |of: fn(&Existing) -> Option<&String>, general: &Option<String>| {
+            general.as_ref().or_else(|| e.sites.iter().find_map(|site| of(&site.existing))).cloned()
+        };
+        let changed = |value: Span, usual: Span| (value != usual).then(|| value.to_string());
+        let notified = e.monitoring.stack || !e.monitoring.receivers.is_empty();
+        let limits = &e.monitoring.alerts;
+        match setting {
+            Setting::PermissionBoundary => e.account.permission_boundary.clone(),
+            Setting::ExistingRole => existing(|of| of.role.as_ref(), &e.account.existing_role),
+            Setting::Backup => is_on(e.backup.enabled),
+            Setting::BackupSize => e.backup.size.map(|size| size.to_string()),
+            Setting::PointInTimeRecovery => e.backup.point_in_time.map(|span| span.to_string()),
+            Setting::CacheSize => {
+                (e.cache.max_size != CacheSettings::default().max_size).then(|| e.cache.max_size.to_string())
+            }
+            Setting::ClusterNodes => {
+                let nodes = e.cluster.max_nodes.unwrap_or(e.cluster.min_nodes).max(e.cluster.min_nodes);
+                (nodes > 1).then(|| nodes.to_string())
+            }
+            Setting::UnrestrictedPods => (!e.cluster.restricted).then(|| "false".to_owned()),
+            Setting::ClusterVersion => e.cluster.version.clone(),
+            Setting::Features => list(e.features.keys().cloned().collect()),
+            // A limit without a receiver raises no alert.
+            Setting::AlertLimits => list(alert_limits(limits)).filter(|_| !notified),
+            Setting::AlertReceivers => list(e.monitoring.receivers.keys().cloned().collect()),
+            Setting::ExistingMonitoring => existing(|of| of.monitoring.as_ref(), &e.monitoring.existing),
+            Setting::MetricsRetention => changed(e.monitoring.retention, monitoring.retention),
+            Setting::MonitoringStack => is_on(e.monitoring.stack),
+            Setting::AddressRange => e.network.cidr.clone(),
+            Setting::OpenPorts => list(e.network.open_ports.iter().map(ToString::to_string).collect()),
+            Setting::NetworkPolicies => is_on(e.network.policies),
+            Setting::PrivateAuthority => e.network.private_ca.clone(),
+            Setting::Proxy => (e.network.proxy != Proxy::default()).then(|| "proxy".to_owned()),
+            Setting::Subnets => {
+                let of_sites = e.sites.iter().flat_map(|site| &site.existing.subnets);
+                list(e.network.subnets.iter().chain(of_sites).cloned().collect())
+            }
+            Setting::WebApplicationFirewall => is_on(e.network.waf),
+            Setting::ExistingRegistry => existing(|of| of.registry.as_ref(), &e.registry.existing),
+            Setting::RegistryPassword => e.registry.password.as_ref().map(ToString::to_string),
+            Setting::Registry => e.registry.url.clone(),
+            // Only a rollout in steps waits.
+            Setting::RolloutBake => {
+                changed(e.rollout.bake, rollout.bake).filter(|_| e.rollout.strategy == Strategy::Rolling)
+            }
+            Setting::RolloutDeadline => {
+                changed(e.rollout.deadline, rollout.deadline).filter(|_| e.rollout.strategy == Strategy::Rolling)
+            }
+            Setting::Autoscaling => e.scaling.max.filter(|max| *max > e.scaling.min).map(|max| max.to_string()),
+            Setting::ArchiveAfter => e.storage.archive_after.map(|after| after.to_string()),
+            Setting::EncryptionKey => existing(|of| of.key.as_ref(), &e.storage.existing_key),
+            Setting::ModelFolder => e.storage.model_folder.clone(),
+            Setting::Tags => list(e.tags.keys().cloned().collect()),
+            Setting::ExistingZone => existing(|of| of.zone.as_ref(), &e.traffic.existing),
+            Setting::HealthPath => {
+                (e.traffic.health_path != traffic.health_path).then(|| e.traffic.health_path.clone())
+            }
+            // The records of a zone have a lifetime.
+            Setting::DnsTtl => changed(e.traffic.ttl, traffic.ttl).filter(|_| e.dns.is_none()),
+        }
+    };
+    let settings = Setting::ALL.iter().filter_map(|setting| Some((Capability::Optional(*setting), of(*setting)?)));
+    choices.chain(settings).collect()
+}
+
+/// The names of the limits that are not at their defaults.
+fn alert_limits(alerts: &Alerts) -> Vec<String> {
+    let Alerts { latency, latency_for, error_rate, error_rate_for, memory, disk, restarts } = Alerts::default();
+    [
+        ("latency", alerts.latency != latency),
+        ("latency_for", alerts.latency_for != latency_for),
+        ("error_rate", alerts.error_rate != error_rate),
+        ("error_rate_for", alerts.error_rate_for != error_rate_for),
+        ("memory", alerts.memory != memory),
+        ("disk", alerts.disk != disk),
+        ("restarts", alerts.restarts != restarts),
+    ]
+    .into_iter()
+    .filter(|(_, is_changed)| *is_changed)
+    .map(|(name, _)| name.to_owned())
+    .collect()
+}

@@ -1,0 +1,336 @@
+//! Checks of disaster recovery: site failure, targets and backups.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::super::model::*;
+use super::super::problem::{Severity, nearest};
+use super::super::units::cut;
+use super::Checker;
+use super::serving::is_host_name;
+
+/// The longest deadline of a rollout, in seconds.
+const ROLLOUT_MAX_SECONDS: u64 = 3 * 3600;
+/// The time from the detection of a failure to the takeover: the witness's grant, the new primary's first write and the
+/// new traffic weights. Usually well under a second; this is the guaranteed bound.
+const TAKEOVER: Duration = Duration::from_secs(5);
+/// Usage is replicated four times a second; this is the guaranteed bound.
+const SHIPPED: Duration = Duration::from_secs(1);
+/// Shorter poll intervals cost more than they gain.
+const FASTEST_LOOK: Duration = Duration::from_millis(100);
+/// The site agent's longest poll interval.
+const SLOWEST_LOOK: Duration = Duration::from_secs(600);
+/// Each segment of PostgreSQL's log takes 16 MB of the database's disk until it is archived.
+const LOG_FASTEST: Duration = Duration::from_secs(5);
+/// For more than an hour, daily backups are sufficient.
+const LOG_SLOWEST: Duration = Duration::from_secs(3600);
+
+impl Checker<'_> {
+    pub(super) fn traffic(&mut self) {
+        let e = self.environment;
+        let names: Vec<&str> = e.sites.iter().map(|s| s.name.as_str()).collect();
+        for (site, weight) in &e.traffic.weights {
+            let path = format!("traffic.weights.{}", cut(site));
+            match e.sites.iter().find(|s| s.name.as_str() == site) {
+                None => {
+                    let near = nearest(site, names.iter().copied());
+                    let fix = near.map_or_else(
+                        || format!("the sites are `{}`", names.join("`, `")),
+                        |n| format!("did you mean `{n}`?"),
+                    );
+                    self.error(&path, format!("there is no site `{}`", cut(site)), fix);
+                }
+                Some(known) if known.role == Role::Standby && *weight > 0 => {
+                    self.error(
+                        &path,
+                        "a standby has no traffic before a failover",
+                        "write 0; the failover gives it its weight",
+                    );
+                }
+                Some(known) if !known.serves() && *weight > 0 => {
+                    self.error(&path, "this site does not run the API", "write 0, or add `api` to its services");
+                }
+                Some(_) if *weight > 1000 => {
+                    self.error(&path, format!("{weight} is out of range"), "write a number from 0 to 1000")
+                }
+                Some(_) => {}
+            }
+        }
+        if !e.traffic.weights.is_empty() && e.traffic.weights.values().all(|w| *w == 0) {
+            self.error("traffic.weights", "no site gets any traffic", "give at least the primary a weight");
+        }
+        if e.traffic.mode == TrafficMode::Dns && e.traffic.domain.is_none() {
+            self.error("traffic.domain", "`mode: dns` needs a domain", "write `domain: textnlp.example.com`");
+        }
+        if let Some(domain) = &e.traffic.domain
+            && !is_host_name(domain)
+        {
+            self.error(
+                "traffic.domain",
+                format!("`{}` is not a DNS name", cut(domain)),
+                "write one such as `textnlp.example.com`",
+            );
+        }
+        if !e.traffic.health_path.starts_with('/') {
+            self.error("traffic.health_path", "a path begins with a slash", "write `/health`");
+        }
+    }
+
+    pub(super) fn recovery(&mut self) {
+        let (e, dr) = (self.environment, &self.environment.dr);
+        if dr.mode != Failover::None && e.sites.len() < 2 {
+            self.error("dr.mode", "there is no second site to fail over to", "add a site, or write `mode: none`");
+        }
+        if let Some(place) = e.witness_place() {
+            self.witnessed(place);
+        }
+        if dr.mode == Failover::Automatic {
+            let places: BTreeSet<(&str, &str)> =
+                e.sites.iter().map(|s| (s.provider.as_str(), s.name.as_str())).collect();
+            match &dr.witness {
+                None if places.len() < 3 || e.witness_place().is_some() => {
+                    let fix = "add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`";
+                    self.error("dr.mode", "automatic failover needs a witness in a third location", fix);
+                }
+                Some(witness) => {
+                    let primary = e.primary();
+                    if primary.is_some_and(|p| {
+                        p.provider == witness.provider && p.region == witness.region && p.region != "local"
+                    }) {
+                        self.error(
+                            "dr.witness",
+                            "the witness would fail together with the primary",
+                            "put it in another region",
+                        );
+                    }
+                }
+                None => {}
+            }
+            let detection = dr.watch_every.0 * dr.lost_after;
+            let by_gateway = e.traffic.mode == TrafficMode::Gateway;
+            let needed = if by_gateway { detection + TAKEOVER } else { detection };
+            if detection >= dr.rto.0 || needed > dr.rto.0 {
+                let mut cause = format!("a site failure is detected only after {}", Span(detection));
+                if by_gateway {
+                    cause.push_str(&format!(
+                        " (`watch_every` {} × `lost_after` {}), and another site takes over within {} more: {} in total",
+                        dr.watch_every,
+                        dr.lost_after,
+                        Span(TAKEOVER),
+                        Span(needed)
+                    ));
+                }
+                self.error("dr.rto", cause, "allow more time, or poll more often (`watch_every`, `lost_after`)");
+            }
+            // With DNS, clients notice only when resolvers query again.
+            let by_dns = e.traffic.mode == TrafficMode::Dns || e.dns.is_some();
+            let moved = needed + e.traffic.ttl.0;
+            if by_dns && needed <= dr.rto.0 && moved >= dr.rto.0 {
+                let cause = format!(
+                    "resolvers keep the old answer for {} after another site has taken over: {} + {} are {}",
+                    e.traffic.ttl,
+                    Span(needed),
+                    e.traffic.ttl,
+                    Span(moved)
+                );
+                self.error("traffic.ttl", cause, format!("make it shorter than what `dr.rto` ({}) leaves", dr.rto));
+            }
+        }
+        // Creating a managed cluster alone takes about fifteen minutes.
+        if dr.mode != Failover::None && !dr.warm && dr.rto.as_seconds() <= 20 * 60 {
+            self.error(
+                "dr.rto",
+                format!("a cold site cannot answer within {}", dr.rto),
+                "write `warm: true`, or allow more than 20 minutes",
+            );
+        }
+        if dr.failback == Failover::Automatic && dr.mode == Failover::None {
+            self.error("dr.failback", "failback has no effect without failover", "set `dr.mode`, or remove it");
+        }
+        let replication = &e.replication.database;
+        if dr.mode != Failover::None {
+            if dr.rpo.0 < SHIPPED {
+                let cause = format!(
+                    "usage data reaches the other sites within {}, which is more than `dr.rpo` ({})",
+                    Span(SHIPPED),
+                    dr.rpo
+                );
+                self.error("dr.rpo", cause, format!("write at least `{}`", Span(SHIPPED)));
+            }
+            if replication.mode == DatabaseCopy::None {
+                self.error(
+                    "replication.database.mode",
+                    "after a failover the database would be gone",
+                    "write `mode: streaming`",
+                );
+            } else if replication.max_lag.0 >= dr.rpo.0 {
+                let cause = format!(
+                    "a lag of {} is allowed, which is not less than `dr.rpo` ({})",
+                    replication.max_lag, dr.rpo
+                );
+                self.error("replication.database.max_lag", cause, "allow less lag, or a larger `dr.rpo`");
+            }
+        }
+        if replication.mode == DatabaseCopy::Streaming && e.sites.len() < 2 {
+            self.warn(
+                "replication.database.mode",
+                "there is no second site to replicate to",
+                "remove it, or add a site",
+            );
+        }
+        let backup = &e.backup;
+        if backup.enabled && backup.keep.0 < backup.every.0 {
+            self.error(
+                "backup.keep",
+                "a backup would expire before the next one is taken",
+                "keep it longer than `every`",
+            );
+        }
+        if backup.enabled && backup.every.as_seconds() < 60 {
+            self.error("backup.every", "the interval of backups is too short", "write at least `1m`");
+        }
+        if let Some(behind) = backup.point_in_time {
+            if e.database_hosting() != Some(Hosting::Cluster) || e.database.existing.is_some() {
+                let cause = "only the log of a PostgreSQL that this program runs can be archived";
+                self.error("backup.point_in_time", cause, "write `database: { kind: postgres }`, or remove it");
+            } else if e.shares_database() {
+                let cause = "archiving the log of a PostgreSQL that sites share is not supported yet";
+                self.error("backup.point_in_time", cause, "remove it: backups are taken, and every site has the data");
+            } else if !backup.enabled {
+                let cause = "a log archive needs backups to start from";
+                self.error("backup.point_in_time", cause, "write `backup.enabled: true`, or remove it");
+            }
+            if behind.0 < LOG_FASTEST {
+                let cause = format!("a WAL segment of 16 MB is closed every {behind}, even if it is almost empty");
+                self.error("backup.point_in_time", cause, format!("write at least `{}`", Span(LOG_FASTEST)));
+            } else if behind.0 > LOG_SLOWEST {
+                let cause = format!("writes of up to {behind} would be lost with the disk");
+                self.error("backup.point_in_time", cause, format!("write at most `{}`", Span(LOG_SLOWEST)));
+            }
+        }
+        for (number, recipient) in backup.recipients.iter().enumerate() {
+            if recipient.parse::<crate::backup::Recipient>().is_err() {
+                let cause = format!("`{}` is not a public key", cut(recipient));
+                self.error(
+                    &format!("backup.recipients[{number}]"),
+                    cause,
+                    "write the public key that `age-keygen` prints: `age1…`",
+                );
+            }
+        }
+        // The supervisor takes backups, and its working directory differs from the operator's.
+        if let Some(place) =
+            backup.destination.as_deref().filter(|place| !place.contains("://") && !place.starts_with('/'))
+        {
+            let cause = format!("`{}` is neither an absolute path nor an object store", cut(place));
+            self.error("backup.destination", cause, "write an absolute path, or remove it");
+        }
+        // Runs wait for a rollout at most four hours, and other pods follow the canary.
+        if e.rollout.strategy != Strategy::Rolling && e.rollout.deadline.as_seconds() > ROLLOUT_MAX_SECONDS {
+            let cause = format!("`{}` is longer than a rollout may take", e.rollout.deadline);
+            self.error("rollout.deadline", cause, "write at most `3h`");
+        }
+        if e.rollout.bake.0 >= e.rollout.deadline.0 {
+            self.error(
+                "rollout.deadline",
+                "the rollout would revert before the analysis of the new release ends",
+                "make it longer than `bake`",
+            );
+        }
+    }
+
+    /// Requirements of sites that fail over through the gateway.
+    fn witnessed(&mut self, place: WitnessPlace<'_>) {
+        let e = self.environment;
+        let home = e.primary();
+        if e.members().count() < 2 {
+            let fix = "add `api` to the `services` of a second site, or write `mode: none`";
+            self.error("dr.mode", "only one site runs the API, so there is no site to fail over to", fix);
+        }
+        if let Some((i, _)) = e.sites.iter().enumerate().find(|(_, site)| site.serves() && site.database().is_none()) {
+            let cause = "the site runs the API and has no database for control data";
+            self.error(&format!("sites[{i}].services"), cause, "add `database-replica`");
+        }
+        if let Some(i) = e.sites.iter().position(|site| site.role == Role::Primary && !site.serves()) {
+            let cause = "the primary must run the API: the first API key is created there";
+            self.error(&format!("sites[{i}].services"), cause, "add `api`");
+        }
+        if e.dr.watch_every.0 < FASTEST_LOOK {
+            let cause = format!("a poll interval of {} is shorter than the time of one answer", e.dr.watch_every);
+            self.error("dr.watch_every", cause, format!("write at least `{}`", Span(FASTEST_LOOK)));
+        } else if e.dr.watch_every.0 > SLOWEST_LOOK {
+            let cause = format!("a poll interval of {} is too long to detect a site failure in time", e.dr.watch_every);
+            self.error("dr.watch_every", cause, format!("write at most `{}`", Span(SLOWEST_LOOK)));
+        }
+        if e.dr.lost_after < 2 {
+            let cause = "one failed poll can be a busy machine and not a site failure";
+            self.error("dr.lost_after", cause, "write at least 2");
+        }
+        if e.dr.failback == Failover::Automatic && e.dr.mode == Failover::Manual {
+            let cause = "automatic failback needs automatic failover";
+            self.error("dr.failback", cause, "write `failback: manual`, or `mode: automatic`");
+        }
+        // Links between machines are not supported yet. Sites on one machine use sockets, and clusters have addresses.
+        let machine = match home {
+            Some(home) if !home.is_in_cluster() => (home.provider.as_str(), home.region.as_str()),
+            _ => (place.provider, place.region),
+        };
+        let elsewhere =
+            |site: &SiteSettings| !site.is_in_cluster() && (site.provider.as_str(), site.region.as_str()) != machine;
+        if let Some((i, site)) = e.sites.iter().enumerate().find(|(_, site)| elsewhere(site)) {
+            let cause = format!(
+                "the built-in global endpoint supports only clusters and sites on one machine, and this site is in `{}`",
+                cut(&site.region)
+            );
+            let fix = format!("write `traffic: {{ mode: dns }}`, or `region: {}`", machine.1);
+            self.say(Severity::Refusal, &format!("sites[{i}].region"), cause, fix);
+        }
+        if place.runtime != PROCESS {
+            let cause = "the witness and the global endpoint are processes on a machine outside every cluster";
+            let fix = "write `witness: { provider: …, region: local }` with a provider of machines";
+            self.say(Severity::Refusal, "dr.witness", cause, fix);
+        } else if (place.provider, place.region) != machine {
+            let cause = format!(
+                "the witness of sites on one machine is a process on that machine, not in `{}`",
+                cut(place.region)
+            );
+            let fix = format!("write `witness: {{ provider: {}, region: {} }}`", machine.0, machine.1);
+            self.say(Severity::Refusal, "dr.witness", cause, fix);
+        }
+        self.witnessed_clusters();
+        if e.tls.mode == TlsMode::Existing {
+            let cause = "the global endpoint verifies each site with the site's built-in certificate authority";
+            self.say(Severity::Refusal, "tls.mode", cause, "write `tls: { mode: local-ca }`");
+        }
+    }
+
+    /// Requirements of sites in clusters that fail over to each other.
+    fn witnessed_clusters(&mut self) {
+        let e = self.environment;
+        let mut clusters = e.sites.iter().enumerate().filter(|(_, site)| site.is_in_cluster()).peekable();
+        if clusters.peek().is_some() && !e.stores_outside() {
+            let cause = "sites in clusters fail over to one another only if all use one external PostgreSQL";
+            let fix = "write `database: { kind: postgres, url: \"secret:env:DATABASE_URL\" }`, which every cluster and this machine reach";
+            self.say(Severity::Refusal, "database", cause, fix);
+        }
+        let mut known: Vec<&SiteSettings> = Vec::new();
+        for (i, site) in clusters {
+            let way = |site: &SiteSettings| (site.cluster.kubeconfig.clone(), site.cluster.context.clone());
+            if let Some(other) = known.iter().find(|other| way(other) == way(site)) {
+                let cause = format!("`{}` is in the same cluster", other.name);
+                let fix = "write another `context` or `kubeconfig`: a cluster fails as a whole";
+                self.error(&format!("sites[{i}].cluster.context"), cause, fix);
+            }
+            known.push(site);
+            if site.cluster.ingress.is_some() {
+                let cause = "the global endpoint needs TLS to the pods of a site, and an ingress terminates TLS";
+                let fix = "write `address: https://HOST:PORT` of a load balancer that passes TLS through, with `load_balancer: true` if it is the cluster's";
+                self.say(Severity::Refusal, &format!("sites[{i}].cluster.ingress"), cause, fix);
+            } else if site.cluster.address.is_none() {
+                let cause = "the global endpoint needs the address of this site, and none is configured";
+                let fix = "write `address: https://HOST:PORT`, and `load_balancer: true` if it is the cluster's load balancer";
+                self.error(&format!("sites[{i}].cluster.address"), cause, fix);
+            }
+        }
+    }
+}

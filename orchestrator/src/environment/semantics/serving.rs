@@ -1,0 +1,306 @@
+//! Checks of models, server, certificate, replicas and gates.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::super::model::*;
+use super::super::problem::{Severity, nearest};
+use super::super::units::cut;
+use super::Checker;
+
+impl Checker<'_> {
+    pub(super) fn models(&mut self) {
+        let e = self.environment;
+        let mut seen = BTreeMap::new();
+        for (i, model) in e.models.iter().enumerate() {
+            let at = |field: &str| format!("models[{i}].{field}");
+            if let Some(first) = seen.insert(model.name.clone(), i) {
+                self.error(
+                    &at("name"),
+                    format!("`models[{first}]` has the name `{}` too", cut(&model.name)),
+                    "give each model a name of its own",
+                );
+            }
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+            let parts_fine = model.name.split('/').all(|p| !p.is_empty() && !p.starts_with('.'));
+            if !model.name.chars().all(plain) || !parts_fine {
+                self.error(
+                    &at("name"),
+                    format!("`{}` is not a valid model name", cut(&model.name)),
+                    "use letters, digits, `.`, `_`, `-`, and `/` between parts",
+                );
+            }
+            if let Some(source) = &model.source {
+                self.source(&at("source"), source);
+            }
+            if let Some(digest) = &model.digest
+                && !is_digest(digest)
+            {
+                self.error(&at("digest"), "this is not a digest", "write `sha256:` and 64 hexadecimal digits");
+            }
+        }
+        let defaults: Vec<usize> =
+            (0..e.models.len()).filter(|i| e.models[*i].role == Some(ModelRole::Default)).collect();
+        match defaults.as_slice() {
+            [_] => {}
+            [] if e.models.len() <= 1 => {}
+            [] => self.warn(
+                "models",
+                format!("no model has `role: default`; requests without a model use `{}`", cut(&e.models[0].name)),
+                "give one model `role: default`",
+            ),
+            [_, second, ..] => self.error(
+                &format!("models[{second}].role"),
+                format!("{} models are the default", defaults.len()),
+                "leave `role: default` with one",
+            ),
+        }
+    }
+
+    pub(super) fn source(&mut self, path: &str, source: &str) {
+        let known = ["bundled", "file", "https", "hf", "catalogue"];
+        match source.split_once(':') {
+            None if source == "bundled" => {}
+            None => {
+                if let Some(near) = nearest(source, ["bundled"]) {
+                    self.error(path, format!("`{}` is not a source", cut(source)), format!("did you mean `{near}`?"));
+                }
+            }
+            Some(("http", _)) => self.error(path, "the model would be fetched without TLS", "use `https:`"),
+            Some((scheme, rest)) => {
+                if rest.is_empty() || (scheme == "hf" && rest.split('/').count() != 2) {
+                    self.error(
+                        path,
+                        format!("`{}` names no model", cut(source)),
+                        "write `hf:ORG/NAME@REVISION`, `file:PATH` or `https://…`",
+                    );
+                } else if scheme == "file" && !rest.starts_with('/') {
+                    let cause = "a relative path depends on the working directory";
+                    self.warn(path, cause, "write the absolute path: `file:/…`");
+                } else if let (false, Some(near)) =
+                    (known.contains(&scheme) || rest.starts_with("//"), nearest(scheme, known))
+                {
+                    self.error(
+                        path,
+                        format!("`{}:` is not a kind of source", cut(scheme)),
+                        format!("did you mean `{near}:`?"),
+                    );
+                }
+            }
+        }
+    }
+
+    pub(super) fn server(&mut self) {
+        let (e, server) = (self.environment, &self.environment.server);
+        for (i, origin) in server.api.cors_origins.iter().enumerate().filter(|(_, origin)| !is_origin(origin)) {
+            let cause = format!("`{}` is not an origin", cut(origin));
+            let fix = "write a scheme and a host, such as `https://app.example.com`, or `*` for all";
+            self.error(&format!("server.api.cors_origins[{i}]"), cause, fix);
+        }
+        self.host("server.api.host", &server.api.host);
+        if server.api.timeout.as_seconds() == 0 {
+            self.error("server.api.timeout", "the time limit is too short for any answer", "write at least `1s`");
+        }
+        if server.api.max_request_size.0 < 1000 {
+            self.error(
+                "server.api.max_request_size",
+                "the size limit is too small for any request",
+                "write at least `1KB`",
+            );
+        }
+        if server.security.jwt_expiry.as_seconds() == 0 {
+            self.error("server.security.jwt_expiry", "the lifetime of a token is too short", "write at least `1m`");
+        }
+        let header = &server.security.api_key_header;
+        if !header.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+            self.error(
+                "server.security.api_key_header",
+                format!("`{}` is not a header", cut(header)),
+                "use letters, digits and hyphens",
+            );
+        }
+        if let Some(base) = &server.api.base_domain
+            && (!is_host_name(base) || base.starts_with('*') || base.parse::<IpAddr>().is_ok())
+        {
+            self.error(
+                "server.api.base_domain",
+                format!("`{}` is not a domain that has subdomains", cut(base)),
+                "write it alone, such as `textnlp.example.com`; its subdomains are the tenants",
+            );
+        }
+        if server.security.jwt_secret.is_some() {
+            let cause = "tokens are signed with a key pair that `up` makes; this secret is not used";
+            self.warn("server.security.jwt_secret", cause, "remove it");
+        }
+        if e.phase > Phase::Development && !server.security.api_keys_enabled {
+            self.error(
+                "server.security.api_keys_enabled",
+                "every client could generate without a key",
+                "only development may turn keys off",
+            );
+        }
+    }
+
+    pub(super) fn tls(&mut self) {
+        let (e, tls) = (self.environment, &self.environment.tls);
+        let named = tls.existing.is_some() || e.sites.iter().all(|s| s.existing.certificate.is_some());
+        match tls.mode {
+            TlsMode::Off if e.phase > Phase::Development => {
+                self.error(
+                    "tls.mode",
+                    "API keys would be sent without TLS",
+                    "use `local-ca`, `acme` or `existing` from staging on",
+                );
+            }
+            TlsMode::Acme if tls.names.is_empty() && e.traffic.domain.is_none() => {
+                self.error(
+                    "tls.names",
+                    "a public certificate authority needs a DNS name, and none is set",
+                    "write `names: [textnlp.example.com]`",
+                );
+            }
+            TlsMode::Existing if !named => {
+                let fix = "add `existing:` with its id, or with the absolute path of its file";
+                self.error("tls.mode", "no existing certificate is set", fix);
+            }
+            TlsMode::Off | TlsMode::LocalCa | TlsMode::Acme if tls.existing.is_some() => {
+                let cause = format!("it has no effect with `mode: {}`", tls.mode);
+                self.error("tls.existing", cause, "remove it, or use `mode: existing`");
+            }
+            _ => {}
+        }
+        if tls.email.is_some() && tls.mode != TlsMode::Acme {
+            self.error(
+                "tls.email",
+                format!("it has no effect with `mode: {}`", tls.mode),
+                "remove it, or use `mode: acme`",
+            );
+        }
+        for (i, name) in tls.names.iter().enumerate() {
+            if !is_host_name(name) {
+                self.error(
+                    &format!("tls.names[{i}]"),
+                    format!("`{}` is neither a DNS name nor an address", cut(name)),
+                    "write one such as `textnlp.example.com`",
+                );
+            }
+        }
+    }
+
+    pub(super) fn scaling(&mut self) {
+        let e = self.environment;
+        if let Some(max) = e.scaling.max
+            && max < e.scaling.min
+        {
+            self.error(
+                "scaling.max",
+                format!("at most {max} is less than at least {}", e.scaling.min),
+                format!("write {} or more", e.scaling.min),
+            );
+        }
+        let triggers = e.scaling.cpu.or(e.scaling.memory).or(e.scaling.requests_per_second);
+        let grows = e.scaling.max.is_some_and(|max| max > e.scaling.min);
+        if grows && triggers.is_none() {
+            self.error(
+                "scaling",
+                "nothing says when to add a replica",
+                "add `cpu: 70`, `memory: 80` or `requests_per_second: 1000`",
+            );
+        }
+        if e.scaling.adapter && !(grows && e.scaling.requests_per_second.is_some()) {
+            self.error(
+                "scaling.adapter",
+                "it gives the request rate to an autoscaler, and this environment has none",
+                "add `max` above `min` and `requests_per_second: 1000`, or remove it",
+            );
+        }
+        if triggers.is_some() && !grows {
+            self.warn("scaling", "the number of replicas is fixed, so triggers have no effect", "add `max`");
+        }
+        if let Some(max) = e.cluster.max_nodes
+            && max < e.cluster.min_nodes
+        {
+            self.error(
+                "cluster.max_nodes",
+                format!("at most {max} is less than at least {}", e.cluster.min_nodes),
+                format!("write {} or more", e.cluster.min_nodes),
+            );
+        }
+        if e.gpu.size == GpuSize::None && (self.written("gpu.count") || self.written("gpu.spot")) {
+            self.warn("gpu", "no GPU machines are configured, so their number has no effect", "add `size: small`");
+        }
+    }
+
+    pub(super) fn gates(&mut self) {
+        let (e, gates) = (self.environment, &self.environment.gates);
+        if gates.think_min.0 > gates.think_max.0 {
+            self.error("gates.think_max", "it is shorter than `think_min`", "swap them");
+        }
+        if gates.tokens_min > gates.tokens_max {
+            self.error("gates.tokens_max", "it is less than `tokens_min`", "swap them");
+        }
+        if gates.tokens_max > e.server.api.max_tokens {
+            self.error(
+                "gates.tokens_max",
+                format!("the server refuses more than {} tokens", e.server.api.max_tokens),
+                "ask for fewer, or raise `server.api.max_tokens`",
+            );
+        }
+        if u128::from(gates.p95_ms) >= e.server.api.timeout.0.as_millis() {
+            self.error(
+                "gates.p95_ms",
+                "the timeout of the server is shorter",
+                "make it shorter than `server.api.timeout`",
+            );
+        }
+        let availability = e.phase.availability();
+        if gates.availability != availability {
+            let cause =
+                format!("no gate in this version measures availability, so {} is not checked", gates.availability);
+            self.say(Severity::Refusal, "gates.availability", cause, "remove it");
+        }
+        if e.budget.monthly.is_none() && e.budget.warn_at != Budget::default().warn_at {
+            let cause = "it is a share of the budget, and none is set";
+            self.warn("budget.warn_at", cause, "add `monthly: AMOUNT`, or remove it");
+        }
+        if !e.budget.currency.bytes().all(|b| b.is_ascii_uppercase()) {
+            self.error(
+                "budget.currency",
+                format!("`{}` is not a currency", cut(&e.budget.currency)),
+                "write its three capital letters, such as `USD`",
+            );
+        }
+    }
+}
+
+/// An `Origin` as browsers send it: scheme, host and optional port, or `*` for all.
+fn is_origin(text: &str) -> bool {
+    let authority = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let named = authority.is_some_and(|authority| {
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !authority.ends_with(']') => (host, Some(port)),
+            _ => (authority, None),
+        };
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        is_host_name(host) && !host.starts_with('*') && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    });
+    text == "*" || named
+}
+
+fn is_digest(text: &str) -> bool {
+    text.strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
+}
+
+/// A DNS name, with an optional wildcard, or an IP address.
+pub(super) fn is_host_name(name: &str) -> bool {
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.len() <= 63
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    name.parse::<IpAddr>().is_ok()
+        || (name.len() <= 253 && name.strip_prefix("*.").unwrap_or(name).split('.').all(label))
+}

@@ -1,0 +1,213 @@
+//! Checks of database, cache, state and the network that connects them.
+
+use super::super::model::*;
+use super::super::problem::{Severity, nearest};
+use super::super::units::cut;
+use super::Checker;
+
+impl Checker<'_> {
+    pub(super) fn stores(&mut self) {
+        let e = self.environment;
+        let db = &e.database;
+        let addressed = db.url.is_some()
+            || db.host.is_some()
+            || db.existing.is_some()
+            || e.sites.iter().any(|s| s.existing.database.is_some());
+        match (db.kind, db.hosting) {
+            (DatabaseKind::Sqlite, Some(hosting)) => {
+                self.error(
+                    "database.hosting",
+                    format!("SQLite is a file and has no hosting ({hosting})"),
+                    "remove it, or use `kind: postgres`",
+                );
+            }
+            (DatabaseKind::Sqlite, None) => {
+                for (field, there) in [
+                    ("url", db.url.is_some()),
+                    ("host", db.host.is_some()),
+                    ("password", db.password.is_some()),
+                    ("existing", db.existing.is_some()),
+                ] {
+                    if there {
+                        self.error(
+                            &format!("database.{field}"),
+                            "SQLite is a local file and has no address",
+                            "remove it, or use `kind: postgres`",
+                        );
+                    }
+                }
+                if db.replicas > 0 {
+                    self.error("database.replicas", "SQLite has no replicas", "remove it, or use `kind: postgres`");
+                }
+                if e.scaling.max.unwrap_or(e.scaling.min) > 1 && e.sites.iter().any(|s| s.region != "local") {
+                    self.error(
+                        "database.kind",
+                        "replicas on several machines cannot share a file",
+                        "use `kind: postgres`",
+                    );
+                }
+            }
+            (DatabaseKind::Postgres, Some(Hosting::External)) if !addressed => {
+                self.error(
+                    "database.url",
+                    "an external PostgreSQL needs its address",
+                    "write `url: secret:env:DATABASE_URL`, or `host`, `user` and `password`",
+                );
+            }
+            (DatabaseKind::Postgres, Some(Hosting::Managed | Hosting::Cluster))
+                if db.url.is_some() || db.host.is_some() =>
+            {
+                self.error(
+                    "database.url",
+                    "this PostgreSQL is created by `up`, so its address is known",
+                    "remove the address, or write `hosting: external`",
+                );
+            }
+            _ => {}
+        }
+        let made = e.database_hosting().is_some_and(|hosting| hosting != Hosting::External);
+        for (field, there) in [("user", db.user.is_some()), ("password", db.password.is_some())] {
+            if made && there && db.url.is_none() && db.host.is_none() {
+                let fix = "remove it, or write the address of an external PostgreSQL";
+                self.error(
+                    &format!("database.{field}"),
+                    "this PostgreSQL is created by `up`, with its own user and password",
+                    fix,
+                );
+            }
+        }
+        if db.kind == DatabaseKind::Postgres && e.witness_place().is_some() {
+            self.between_sites();
+        }
+        if db.url.is_some() && db.host.is_some() {
+            self.error("database.host", "the address is in `database.url` already", "keep one of them");
+        }
+        if let Some(UrlSource::Url(url)) = &db.url
+            && !url.starts_with("postgres://")
+            && !url.starts_with("postgresql://")
+        {
+            self.error("database.url", "this is not the address of a PostgreSQL", "begin it with `postgresql://`");
+        }
+        let cache = &e.cache;
+        let addressed = cache.url.is_some()
+            || cache.host.is_some()
+            || cache.existing.is_some()
+            || e.sites.iter().any(|s| s.existing.cache.is_some());
+        match (cache.kind, cache.hosting) {
+            (CacheKind::None | CacheKind::Memory, Some(_)) => {
+                self.error("cache.hosting", "no cache is used", "remove it, or use `kind: redis`");
+            }
+            (CacheKind::None | CacheKind::Memory, None) if cache.url.is_some() || cache.host.is_some() => {
+                self.error("cache.url", "no cache is used", "remove it, or use `kind: redis`");
+            }
+            (CacheKind::Memory, None) => {
+                let cause = "no cache is used: each request is computed";
+                self.say(Severity::Note, "cache.kind", cause, "remove it, or write `kind: none`");
+            }
+            (CacheKind::Redis, None) if !addressed => {
+                self.error(
+                    "cache.hosting",
+                    "the hosting of Redis is not set",
+                    "write `hosting: managed`, `cluster` or `external`",
+                );
+            }
+            (CacheKind::Redis, Some(Hosting::External)) if !addressed => {
+                self.error(
+                    "cache.url",
+                    "an external Redis needs its address",
+                    "write `url: secret:env:REDIS_URL`, or `host` and `port`",
+                );
+            }
+            _ => {}
+        }
+        let store = e.state.store.as_str();
+        if store != "local" && store.split_once("://").is_none_or(|(scheme, rest)| scheme.is_empty() || rest.is_empty())
+        {
+            let fix = nearest(store, ["local"]).map_or_else(
+                || "write `local`, or the URL of an object store".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            );
+            self.error("state.store", format!("`{}` is not a location for state", cut(store)), fix);
+        } else if store.contains(['@', '?', '#', ' ']) || store.contains("/../") || store.ends_with("/..") {
+            self.error(
+                "state.store",
+                format!("`{}` is more than a bucket and a prefix", cut(store)),
+                "write `s3://BUCKET/PREFIX`; credentials come from the environment variables of the command",
+            );
+        }
+        if store == "local" {
+            if e.state.encryption_key.is_some() {
+                // An unencrypted journal would contradict the setting.
+                self.say(
+                    Severity::Refusal,
+                    "state.encryption_key",
+                    "encryption of a state in a folder is not supported",
+                    "remove it, and keep the state folder on an encrypted disk",
+                );
+            }
+            for (path, given) in [("state.endpoint", &e.state.endpoint), ("state.region", &e.state.region)] {
+                if given.is_some() {
+                    self.error(
+                        path,
+                        "a state in a folder has no endpoint",
+                        "remove it, or name an object store in `state.store`",
+                    );
+                }
+            }
+        }
+        if let Some(endpoint) = &e.state.endpoint {
+            let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
+            if host.is_none_or(|host| host.is_empty() || host.contains(['@', ' '])) {
+                self.error(
+                    "state.endpoint",
+                    format!("`{}` is not the address of a store", cut(endpoint)),
+                    "write one such as `https://minio.example.com:9000`",
+                );
+            }
+        }
+        if let Some(cidr) = &e.network.cidr
+            && !is_private_range(cidr)
+        {
+            self.error(
+                "network.cidr",
+                format!("`{}` is not an address range", cut(cidr)),
+                "write one such as `10.42.0.0/16`, from /8 to /28",
+            );
+        }
+    }
+}
+
+impl Checker<'_> {
+    /// Requirements of a PostgreSQL that several sites share.
+    fn between_sites(&mut self) {
+        let db = &self.environment.database;
+        if self.environment.database_hosting() == Some(Hosting::Managed) {
+            let cause =
+                "each site would have its own managed database, and replication between them is not supported yet";
+            let fix = "remove `hosting`, so that each site runs a replica of the primary's database; or write the address of a database that all sites reach";
+            self.say(Severity::Refusal, "database.hosting", cause, fix);
+        }
+        if self.environment.stores_outside() && self.environment.dr.drill == DrillTarget::Clone {
+            let cause = "a clone would write to the database of the running service, so drills need `drill: live`";
+            self.say(Severity::Warning, "dr.drill", cause, "write `dr: { drill: live }`");
+        }
+        if db.replicas > 0 {
+            let cause = match self.environment.stores_outside() {
+                true => "an external database is backed up by its operator",
+                false => "each site has one database server, and the other sites have its replicas",
+            };
+            self.error("database.replicas", cause, "remove it");
+        }
+        if db.port.is_some() && db.host.is_none() {
+            let cause =
+                "the database servers of several sites cannot share a port, and clients must connect to the primary";
+            self.error("database.port", cause, "remove it; docs/guide/postgres.md describes the socket of each site");
+        }
+    }
+}
+
+fn is_private_range(cidr: &str) -> bool {
+    cidr.split_once('/').is_some_and(|(address, bits)| {
+        address.parse::<std::net::Ipv4Addr>().is_ok() && bits.parse::<u8>().is_ok_and(|bits| (8..=28).contains(&bits))
+    })
+}

@@ -1,0 +1,508 @@
+//! A whole run: lock the state, recover a crashed run, read, plan, ask for approval, apply.
+//!
+//! [`look`] plans without a lock and changes nothing. [`run_phases`] runs all phases. `up` and `down` differ only in
+//! their [`Purpose`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use textnlp_provider::{
+    EnvironmentName, Lineage, Object, Observed, OperationId, Ownership, Problem, Problems, Provider, ReadFailure,
+    ResourceId, Scope, SiteName, Wanted, error_chain,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{ApplyError, Drive, Gates, Limits, Outcome, apply, recover};
+use crate::clock::Clock;
+use crate::event::{Event, EventKind, Events};
+use crate::plan::{
+    Audited, Call, ChoiceBasis, Consent, Facts, Node, Plan, PlanRefusal, Purpose, SiteFacts, Violation, approve, audit,
+    plan,
+};
+use crate::state::{End, Entry, Hold, Locked, Operator, SiteLocation, State, StateError, Store};
+
+/// The inputs of a run.
+pub struct Run<'a> {
+    /// The environment.
+    pub environment: &'a EnvironmentName,
+    /// Its state store.
+    pub store: Arc<dyn Store>,
+    /// Its sites, and the sites that only the state still mentions (with no resources wanted).
+    pub sites: &'a BTreeMap<SiteName, RunSite>,
+    /// Sites that are left unchanged because the operator selected others.
+    pub apart: &'a BTreeSet<SiteName>,
+    /// The lineage to use if the state is empty: a fresh random one.
+    pub fresh: Lineage,
+    /// The operator, and the reason for the run.
+    pub operator: Operator,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Receives the events of the run.
+    pub events: &'a dyn Events,
+    /// Measures at gates. Without it, every gate stays closed.
+    pub gates: Option<&'a dyn Gates>,
+    /// Limits of concurrency.
+    pub limits: Limits,
+}
+
+/// One site of a run.
+#[derive(Clone)]
+pub struct RunSite {
+    /// The location that the site is bound to.
+    pub place: SiteLocation,
+    /// The provider of the site.
+    pub provider: Arc<dyn Provider>,
+    /// Whether resources that hold data are protected there.
+    pub protect_data: bool,
+    /// The wanted resources.
+    pub wanted: Vec<Wanted>,
+}
+
+/// The run options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunOptions {
+    /// `up` or `down`.
+    pub purpose: Purpose,
+    /// Whether resources that hold data may be removed: the operator confirmed with the environment's name.
+    pub delete_data: bool,
+    /// Whether replaced or unwanted resources are removed only after a gate measured the new ones from outside.
+    pub gated: bool,
+}
+
+/// The outcome of a run.
+#[derive(Debug, Clone)]
+pub struct RunOutcome {
+    /// The lineage of the deployment.
+    pub lineage: Lineage,
+    /// The plan; `None` if the run was stopped before planning.
+    pub plan: Option<Plan>,
+    /// The outcome of applying, recovery included.
+    pub outcome: Outcome,
+    /// Operations of a crashed run that were finished first.
+    pub recovered: usize,
+    /// Repairs to the journals.
+    pub mended: Vec<String>,
+}
+
+impl RunOptions {
+    /// The options of `up` without any flag.
+    pub const UP: Self = Self { purpose: Purpose::Up, delete_data: false, gated: false };
+}
+
+impl RunOutcome {
+    /// Whether the run reached the state that the environment wants.
+    pub fn is_complete(&self) -> bool {
+        self.outcome.is_complete() && !self.outcome.stopped && self.plan.as_ref().is_some_and(Plan::is_complete)
+    }
+}
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The state could not be read or written.
+    #[error("open the state")]
+    State(#[source] StateError),
+    /// The state has objects at a site that has no provider in this run.
+    #[error("site `{site}` still has resources ({place}), and its provider is not available")]
+    LostSite {
+        /// The site.
+        site: SiteName,
+        /// The location it is bound to.
+        place: Box<SiteLocation>,
+    },
+    /// The environment is frozen.
+    #[error("{} froze this environment at {:.0}: {}", .0.by, .0.since, .0.why)]
+    Frozen(Box<Hold>),
+    /// The wanted resources are invalid.
+    #[error("plan")]
+    Wanted(#[source] Problems),
+    /// The plan violates an invariant of the planner. Nothing was changed.
+    #[error("the plan breaks an invariant, and nothing was done; this is a bug in this program: {}", listed(.0))]
+    Unlawful(Vec<Violation>),
+    /// Preflight failed at the provider.
+    #[error("preflight")]
+    Preflight(#[source] Problems),
+    /// A saved plan is stale: the facts differ from those it was made from. Nothing was changed.
+    #[error("the saved plan is stale: {}", changed(.resources))]
+    Stale {
+        /// The purpose of the plan.
+        purpose: Purpose,
+        /// The resources whose facts differ.
+        resources: Vec<ResourceId>,
+    },
+    /// The same facts lead to another plan here than where it was saved. Nothing was changed.
+    #[error("this version plans differently from the version that saved the plan")]
+    OtherPlanner,
+    /// The plan was not approved, or cannot be approved.
+    #[error("approval")]
+    Refused(#[source] PlanRefusal),
+    /// Applying was aborted.
+    #[error("apply the plan")]
+    Apply(#[source] ApplyError),
+}
+
+fn changed(resources: &[ResourceId]) -> String {
+    const SHOWN: usize = 5;
+    let mut names: Vec<String> = resources.iter().take(SHOWN).map(|id| format!("`{id}`")).collect();
+    if resources.len() > SHOWN {
+        names.push(format!("{} more", resources.len() - SHOWN));
+    }
+    format!("{} changed since", names.join(", "))
+}
+
+fn listed(breaches: &[Violation]) -> String {
+    breaches.iter().map(Violation::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl Run<'_> {
+    fn places(&self) -> BTreeMap<SiteName, SiteLocation> {
+        self.sites.iter().map(|(name, site)| (name.clone(), site.place.clone())).collect()
+    }
+
+    fn providers(&self) -> BTreeMap<SiteName, Arc<dyn Provider>> {
+        self.sites.iter().map(|(name, site)| (name.clone(), site.provider.clone())).collect()
+    }
+
+    async fn load(&self) -> Result<State, RunError> {
+        let state = State::load(self.store.clone(), self.environment, self.fresh).await.map_err(RunError::State)?;
+        state.check_places(&self.places()).map_err(RunError::State)?;
+        Ok(state)
+    }
+}
+
+/// Reads the actual state and plans. Takes no lock and changes nothing.
+pub async fn look(road: &Run<'_>, ask: RunOptions) -> Result<(Audited, Facts), RunError> {
+    let state = road.load().await?;
+    let facts = read(road, &state, ask).await?;
+    Ok((checked_plan(&facts)?, facts))
+}
+
+/// Runs all phases. `agree` is called with the plan and returns whether its changes are approved. It is not called for
+/// a plan without changes.
+///
+/// A second run without changes in between plans nothing. The next run recovers a run that was killed at any point.
+pub async fn run_phases(
+    road: &Run<'_>,
+    ask: RunOptions,
+    agree: &mut (dyn FnMut(&Plan) -> bool + Send),
+    stop: &CancellationToken,
+) -> Result<RunOutcome, RunError> {
+    run_with_approval(road, ask, Approval::Asked(agree), stop).await
+}
+
+/// Runs all phases with a saved plan that was approved before: exactly that plan, or nothing.
+pub async fn run_saved_plan(road: &Run<'_>, saved: &Plan, stop: &CancellationToken) -> Result<RunOutcome, RunError> {
+    let gated = saved.steps.iter().any(|step| matches!(step.node, Node::Gate(_)));
+    let ask = RunOptions { purpose: saved.purpose, delete_data: saved.delete_data, gated };
+    run_with_approval(road, ask, Approval::Saved(saved), stop).await
+}
+
+/// How the changes of a plan are approved.
+enum Approval<'a> {
+    /// The plan is shown for approval.
+    Asked(&'a mut (dyn FnMut(&Plan) -> bool + Send)),
+    /// This plan was approved before.
+    Saved(&'a Plan),
+}
+
+async fn run_with_approval(
+    road: &Run<'_>,
+    ask: RunOptions,
+    agreement: Approval<'_>,
+    stop: &CancellationToken,
+) -> Result<RunOutcome, RunError> {
+    let state = road.load().await?;
+    let mut locked = state.lock(&road.operator, &road.places(), road.clock.clone()).await.map_err(RunError::State)?;
+    let mended = locked.mended().to_vec();
+    mended.iter().for_each(|text| tell(road, EventKind::Note { text: text.clone() }));
+    let arrived = go(road, ask, agreement, stop, &mut locked).await;
+    // The watermarks of the journals are saved after a failure too. The caller gets the first error.
+    let lineage = locked.lineage();
+    let closed = locked.close().await.map_err(RunError::State);
+    let (plan, outcome, recovered) = arrived?;
+    closed?;
+    Ok(RunOutcome { lineage, plan, outcome, recovered, mended })
+}
+
+async fn go(
+    road: &Run<'_>,
+    ask: RunOptions,
+    mut agreement: Approval<'_>,
+    stop: &CancellationToken,
+    locked: &mut Locked,
+) -> Result<(Option<Plan>, Outcome, usize), RunError> {
+    let providers = road.providers();
+    if let Some(hold) = locked.held().await.map_err(RunError::State)? {
+        return Err(RunError::Frozen(Box::new(hold)));
+    }
+    lost_sites(road, locked)?;
+    let drive = drive(road, &providers, locked);
+    let before = recover(drive, stop).await.map_err(RunError::Apply)?;
+    let recovered = before.done.len() + before.failed.len();
+    if stop.is_cancelled() {
+        return Ok((None, before, recovered));
+    }
+    let mut facts = read(road, locked, ask).await?;
+    if give_up_what_went_with_its_host(locked, &facts).await? {
+        facts = read(road, locked, ask).await?;
+    }
+    let planned = checked_plan(&facts)?;
+    let plan = planned.plan().clone();
+    if let Approval::Saved(saved) = agreement {
+        is_the_saved_one(saved, &plan, &facts)?;
+    }
+    preflight(road, &plan).await?;
+    let agreed = |agreement: &mut Approval<'_>| match agreement {
+        Approval::Asked(agree) => agree(&plan),
+        Approval::Saved(_) => true,
+    };
+    let consent = Consent { changes: plan.has_changes() && plan.refusals.is_empty() && agreed(&mut agreement) };
+    let approved = approve(planned, consent).map_err(RunError::Refused)?;
+    if plan.has_changes() {
+        write_approval(locked, &plan).await?;
+    }
+    tell(road, EventKind::Planned { steps: plan.steps.len() });
+    let after = apply(self::drive(road, &providers, locked), &approved, stop).await.map_err(RunError::Apply)?;
+    // What recovery could not resolve stays open; the plan reports it as blocked.
+    Ok((Some(plan), after.after(Outcome { failed: Vec::new(), ..before }), recovered))
+}
+
+fn is_the_saved_one(saved: &Plan, plan: &Plan, facts: &Facts) -> Result<(), RunError> {
+    // There was no lineage before the first `up`. Records under the present one would have been read, so there are
+    // none.
+    let lineage = saved.lineage.or(plan.lineage);
+    if *saved == (Plan { lineage: saved.lineage, ..plan.clone() }) && lineage == plan.lineage {
+        return Ok(());
+    }
+    let mut resources = saved.stale(facts);
+    // Another deployment under the same name: none of the resources that the saved plan read exist here.
+    if resources.is_empty() && lineage != plan.lineage {
+        resources = saved.reads.keys().cloned().collect();
+    }
+    Err(if resources.is_empty() {
+        RunError::OtherPlanner
+    } else {
+        RunError::Stale { purpose: saved.purpose, resources }
+    })
+}
+
+fn drive<'d>(road: &Run<'d>, providers: &'d BTreeMap<SiteName, Arc<dyn Provider>>, state: &'d mut Locked) -> Drive<'d> {
+    let (clock, events, gates, limits) = (road.clock.clone(), road.events, road.gates, road.limits);
+    Drive { providers, state, clock, events, gates, limits }
+}
+
+fn tell(road: &Run<'_>, what: EventKind) {
+    road.events.tell(Event { at: road.clock.now(), what });
+}
+
+fn checked_plan(facts: &Facts) -> Result<Audited, RunError> {
+    let plan = plan(facts).map_err(RunError::Wanted)?;
+    audit(plan, facts).map_err(RunError::Unlawful)
+}
+
+fn lost_sites(road: &Run<'_>, state: &State) -> Result<(), RunError> {
+    for (site, place) in state.places() {
+        let known = road.sites.contains_key(site) || road.apart.contains(site);
+        if !known && !state.is_empty(site) {
+            return Err(RunError::LostSite { site: site.clone(), place: Box::new(place.clone()) });
+        }
+    }
+    Ok(())
+}
+
+async fn preflight(road: &Run<'_>, plan: &Plan) -> Result<(), RunError> {
+    let mut asked: BTreeMap<&SiteName, Vec<Wanted>> = BTreeMap::new();
+    for step in &plan.steps {
+        let wanted = match &step.node {
+            Node::Call(Call::Create { wanted, .. } | Call::Update { wanted, .. }) => wanted,
+            Node::OneOf(one) => match &one.decides {
+                ChoiceBasis::Difference { wanted, .. } => wanted,
+                ChoiceBasis::As(_) => continue,
+            },
+            _ => continue,
+        };
+        asked.entry(&step.site).or_default().push((**wanted).clone());
+    }
+    let mut problems = Vec::new();
+    for (site, wanted) in asked {
+        match road.sites[site].provider.preflight(&wanted).await {
+            // Sites on the same machine report the same problems.
+            Ok(found) => {
+                for problem in found.into_iter().filter(|problem| !problem.warning) {
+                    if !problems.contains(&problem) {
+                        problems.push(problem);
+                    }
+                }
+            }
+            Err(error) => {
+                let fix =
+                    error.hint.clone().unwrap_or_else(|| "fix the problem above and run the command again".to_owned());
+                problems.push(Problem::new(site.as_str(), error.to_string(), fix));
+            }
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(RunError::Preflight(Problems(problems))) }
+}
+
+async fn write_approval(locked: &mut Locked, plan: &Plan) -> Result<(), RunError> {
+    let sites: BTreeSet<&SiteName> = plan.steps.iter().map(|step| &step.site).collect();
+    for site in sites {
+        let purpose = plan.purpose.to_string();
+        let write = |pen: &mut crate::state::JournalWriter<'_>| {
+            let plan = pen.body(plan);
+            pen.entry(Entry::Approved { purpose, plan });
+        };
+        locked.commit(site, write).await.map_err(RunError::State)?;
+    }
+    Ok(())
+}
+
+/// An operation on a resource behind a host cannot finish once that host is gone. What it may have created went with
+/// the host.
+async fn give_up_what_went_with_its_host(locked: &mut Locked, facts: &Facts) -> Result<bool, RunError> {
+    let mut any = false;
+    for (site, here) in &facts.sites {
+        let is_gone = |host: &ResourceId| {
+            let mut answers = here.observed.iter().filter(|(id, _)| id == host).map(|(_, seen)| seen).peekable();
+            answers.peek().is_some()
+                && answers.all(|seen| *seen == Observed::Absent)
+                && here.open.values().all(|open| open.intent.operation.resource != *host)
+        };
+        let given_up: Vec<OperationId> = here
+            .open
+            .iter()
+            .filter(|(_, open)| open.intent.operation.via.as_ref().is_some_and(|host| is_gone(&host.0)))
+            .map(|(op, _)| *op)
+            .collect();
+        for op in given_up {
+            let end = End::Failed { left: None, because: "its host is gone".to_owned() };
+            locked.commit(site, |pen| pen.entry(Entry::Ended { op, end })).await.map_err(RunError::State)?;
+            any = true;
+        }
+    }
+    Ok(any)
+}
+
+/// Asks every provider for the actual objects, all sites in parallel.
+pub async fn read(road: &Run<'_>, state: &State, ask: RunOptions) -> Result<Facts, RunError> {
+    lost_sites(road, state)?;
+    let mut sites = BTreeMap::new();
+    let all = road.sites.iter().map(|(name, site)| read_site(road, state, name, site));
+    for read in join_all(all).await {
+        let (name, facts) = read.map_err(RunError::State)?;
+        sites.insert(name, facts);
+    }
+    Ok(Facts {
+        environment: road.environment.clone(),
+        purpose: ask.purpose,
+        lineage: state.lineage(),
+        is_new: state.is_new(),
+        delete_data: ask.delete_data,
+        gated: ask.gated,
+        now: road.clock.now(),
+        sites,
+    })
+}
+
+/// How often a site is polled for recently created objects that are not visible yet.
+const MAX_POLLS: u32 = 5;
+
+async fn read_site(
+    road: &Run<'_>,
+    state: &State,
+    name: &SiteName,
+    site: &RunSite,
+) -> Result<(SiteName, SiteFacts), StateError> {
+    tell(road, EventKind::Looking { site: name.clone() });
+    let (holdings, open) = (state.holdings(name)?, state.open(name)?);
+    let recorded: Vec<_> = holdings
+        .values()
+        .flat_map(|holding| holding.current.iter().chain(holding.old.iter().map(|old| &old.recorded)).cloned())
+        .collect();
+    let (external, mut ours): (Vec<_>, Vec<_>) =
+        site.wanted.iter().cloned().partition(|wanted| matches!(wanted.ownership, Ownership::External(_)));
+    // The provider needs the ids of the existing hosts that other resources are reached through.
+    let hosts: BTreeSet<&ResourceId> = site.wanted.iter().filter_map(|wanted| Some(&wanted.via.as_ref()?.0)).collect();
+    ours.extend(external.iter().filter(|wanted| hosts.contains(&wanted.id)).cloned());
+    let scope = Scope {
+        lineage: state.lineage(),
+        environment: road.environment,
+        site: name,
+        wanted: &ours,
+        recorded: &recorded,
+    };
+    let mut facts = SiteFacts {
+        provider: site.provider.clone(),
+        protect_data: site.protect_data,
+        wanted: site.wanted.clone(),
+        holdings,
+        observed: Vec::new(),
+        open,
+        took: state.took(name),
+    };
+    for look in 0..MAX_POLLS {
+        facts.observed = match site.provider.observe(&scope).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                let why = ReadFailure(error_chain(&error));
+                let all = ours.iter().map(|wanted| &wanted.id).chain(recorded.iter().map(|recorded| &recorded.id));
+                all.map(|id| (id.clone(), Observed::Unknown(why.clone()))).collect()
+            }
+        };
+        let Some(time) = settling(&facts, road.clock.now()).filter(|_| look + 1 < MAX_POLLS) else { break };
+        road.clock.sleep(time).await;
+    }
+    let externals: BTreeSet<&ResourceId> = external.iter().map(|wanted| &wanted.id).collect();
+    facts.observed.retain(|(id, _)| !externals.contains(id));
+    for wanted in &external {
+        let Ownership::External(id) = &wanted.ownership else { continue };
+        let seen = match site.provider.read(&wanted.kind, id).await {
+            Ok(seen) => seen,
+            Err(error) => Observed::Unknown(ReadFailure(error_chain(&error))),
+        };
+        facts.observed.push((wanted.id.clone(), seen));
+    }
+    facts.observed.sort_by(|a, b| (&a.0, cloud_id(&a.1)).cmp(&(&b.0, cloud_id(&b.1))));
+    Ok((name.clone(), facts))
+}
+
+fn cloud_id(seen: &Observed) -> Option<&textnlp_provider::CloudId> {
+    match seen {
+        Observed::Present(Object { cloud_id, .. }) => Some(cloud_id),
+        _ => None,
+    }
+}
+
+/// How long to wait for recorded objects that are too young to be listed reliably.
+fn settling(facts: &SiteFacts, now: Timestamp) -> Option<Duration> {
+    let kinds: BTreeMap<&str, Duration> = facts
+        .provider
+        .kinds()
+        .iter()
+        .map(|kind| (kind.name, kind.settles))
+        .filter(|(_, time)| !time.is_zero())
+        .collect();
+    if kinds.is_empty() {
+        return None;
+    }
+    // A replaced object that still exists says nothing about the object in use.
+    let is_old = |id: &ResourceId, object: &Object| {
+        let holding = facts.holdings.get(id);
+        holding.is_some_and(|holding| holding.old.iter().any(|old| old.recorded.cloud_id == object.cloud_id))
+    };
+    let is_shown = |id: &ResourceId, seen: &Observed| match seen {
+        Observed::Present(object) => !is_old(id, object),
+        Observed::Unknown(_) => true,
+        Observed::Absent => false,
+    };
+    let shown: BTreeSet<&ResourceId> =
+        facts.observed.iter().filter(|(id, seen)| is_shown(id, seen)).map(|(id, _)| id).collect();
+    let waits = facts.holdings.iter().filter(|(id, _)| !shown.contains(id)).filter_map(|(_, holding)| {
+        let settles = *kinds.get(holding.current.as_ref()?.kind.as_str())?;
+        crate::state::within(now, holding.since, settles).then_some(settles / (MAX_POLLS - 1))
+    });
+    waits.max()
+}

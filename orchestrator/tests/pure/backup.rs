@@ -1,0 +1,352 @@
+//! Copies: what comes out is what went in, and what is damaged, cut, foreign, hostile or sealed for somebody else is refused by name.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::{SignedDuration, Timestamp};
+use textnlp_orchestrator::backup::{
+    BackupDirectory, BackupFacts, Content, Decryptor, EncryptionMode, Error, Item, Key, Manifest, Recipient,
+    StoredBackup, VerificationResult, opened, removable, unpack, write,
+};
+use textnlp_provider::{EnvironmentName, Lineage, Secret};
+use uuid::Uuid;
+
+fn manifest() -> Manifest {
+    Manifest {
+        kind: "textnlp-backup".into(),
+        format: 1,
+        environment: EnvironmentName::new("staging").unwrap(),
+        lineage: Lineage(Uuid::nil()),
+        at: "2026-11-20T12:00:00Z".parse().unwrap(),
+        tool: "test".into(),
+        host: "here".into(),
+        databases: BTreeMap::new(),
+        models: BTreeMap::new(),
+        members: Vec::new(),
+    }
+}
+
+fn items() -> Vec<Item> {
+    let item = |path: &str, bytes: Vec<u8>| Item { path: path.to_owned(), content: Content::Bytes(Secret::new(bytes)) };
+    vec![
+        item("state/lineage.json", b"{}".to_vec()),
+        item("state/secrets/here.api-key/000001.1", b"tnlp_secret".to_vec()),
+        item("state/empty", Vec::new()),
+        item(&format!("state/{}", "long/".repeat(40) + "name"), vec![7; 512]),
+        item("databases/here.db", (0..300_000u32).map(|n| n as u8).collect()),
+    ]
+}
+
+fn copy(seal: &EncryptionMode) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    seal.write(&mut bytes, |to| write(manifest(), &items(), to)).unwrap();
+    bytes
+}
+
+fn folder() -> (tempfile::TempDir, Utf8PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+    (dir, path)
+}
+
+fn read(bytes: &[u8], opener: &Decryptor) -> Result<(Manifest, BTreeMap<String, Vec<u8>>), Error> {
+    let (_dir, folder) = folder();
+    let name = Utf8Path::new("a.dump");
+    let manifest = unpack(name, &mut *opened(name, bytes, opener)?, &folder)?;
+    let files =
+        manifest.members.iter().map(|m| (m.path.clone(), std::fs::read(folder.join(&m.path)).unwrap())).collect();
+    Ok((manifest, files))
+}
+
+#[test]
+fn what_comes_out_is_what_went_in_whoever_it_is_sealed_for() {
+    let (mine, yours) = (Key::generate(), Key::generate());
+    let secret = || Secret::new(*b"correct horse battery\n");
+    let both =
+        EncryptionMode::Keys(vec![mine.recipient(), yours.recipient().to_string().parse::<Recipient>().unwrap()]);
+    let cases = [
+        (copy(&EncryptionMode::Plain), Decryptor::Nothing),
+        (copy(&both), Decryptor::Keys(vec![mine])),
+        (copy(&both), Decryptor::Keys(Key::parse(&yours.secret()).unwrap())),
+        (copy(&EncryptionMode::Passphrase(secret())), Decryptor::Passphrase(Secret::new(*b"correct horse battery"))),
+    ];
+    for (bytes, opener) in cases {
+        let (manifest, files) = read(&bytes, &opener).unwrap();
+        assert_eq!(manifest.members.len(), items().len());
+        for item in items() {
+            let Content::Bytes(wrote) = item.content else { panic!() };
+            assert_eq!(files[&item.path], wrote.expose(), "{}", item.path);
+        }
+    }
+}
+
+#[test]
+fn a_sealed_copy_shows_nothing_and_opens_for_nobody_else() {
+    let key = Key::generate();
+    let bytes = copy(&EncryptionMode::Keys(vec![key.recipient()]));
+    assert!(!bytes.windows(11).any(|window| window == b"tnlp_secret"));
+    assert!(!format!("{key:?}").contains("SECRET"));
+    let refused = |opener: Decryptor| match read(&bytes, &opener) {
+        Err(error @ Error::Sealed { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(refused(Decryptor::Nothing).contains("none was given"));
+    assert!(refused(Decryptor::Keys(vec![Key::generate()])).contains("another key"));
+    assert!(refused(Decryptor::Passphrase(Secret::new(*b"x"))).contains("not with a passphrase"));
+    let bytes = copy(&EncryptionMode::Passphrase(Secret::new(*b"right")));
+    let wrong = read(&bytes, &Decryptor::Passphrase(Secret::new(*b"wrong")));
+    assert!(matches!(wrong, Err(Error::Sealed { .. })), "{wrong:?}");
+}
+
+#[test]
+fn every_flipped_byte_and_every_cut_is_noticed() {
+    let key = Key::generate();
+    for (seal, opener) in [
+        (EncryptionMode::Plain, Decryptor::Nothing),
+        (EncryptionMode::Keys(vec![key.recipient()]), Decryptor::Keys(vec![key])),
+    ] {
+        let good = copy(&seal);
+        read(&good, &opener).unwrap();
+        // Closely where lists and digests lie, then a sample.
+        for at in (0..6000).step_by(41).chain((6000..good.len()).step_by(20_011)) {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            let read = read(&bytes, &opener);
+            assert!(read.is_err(), "a flip at {at} of {}", good.len());
+        }
+        for length in (0..good.len()).step_by(30_011).chain(good.len() - 3..good.len()) {
+            match read(&good[..length], &opener) {
+                Err(Error::Truncated { .. } | Error::Damaged { .. } | Error::Foreign { .. }) => {}
+                other => panic!("cut at {length}: {other:?}"),
+            }
+        }
+        let mut longer = good.clone();
+        longer.push(0);
+        assert!(matches!(read(&longer, &opener), Err(Error::Damaged { .. })), "a byte behind the end");
+    }
+}
+
+#[test]
+fn other_files_are_called_by_their_name() {
+    for (bytes, says) in [
+        (&b""[..], "cut short"),
+        (b"SQLite format 3\0", "not a backup of this program"),
+        (b"age-encryption.org/v2\n-> X25519", "later version of age"),
+        (b"backup.json\0", "cut short"),
+        (&[0u8; 4096], "not a backup of this program"),
+    ] {
+        let error = read(bytes, &Decryptor::Nothing).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("a.dump"), "{error}");
+    }
+}
+
+/// A plain copy with a list of a stranger's making, whose digests are right.
+fn forged(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    let mut list = serde_json::to_value(manifest()).unwrap();
+    list["members"] = serde_json::json!([{ "path": "state/a", "bytes": 0, "sha256": "0".repeat(64) }]);
+    change(&mut list);
+    let text = serde_json::to_vec(&list).unwrap();
+    let digest = format!("{}  backup.json\n", hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&text)));
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, bytes) in [("backup.json", text.as_slice()), ("backup.json.sha256", digest.as_bytes())] {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(name).unwrap();
+        header.set_mode(0o600);
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(bytes.len() as u64);
+        header.set_cksum();
+        tar.append(&header, bytes).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn a_list_of_a_strangers_making_leads_nowhere() {
+    type Change = fn(&mut serde_json::Value);
+    let cases: [(Change, &str); 9] = [
+        (|list| list["format"] = 2.into(), "has format 2, this program reads formats up to 1"),
+        (|list| list["format"] = "one".into(), "no format"),
+        (|list| list["kind"] = "other".into(), "not of kind"),
+        (|list| list["members"][0]["path"] = "/etc/cron.d/x".into(), "leaves the target folder"),
+        (|list| list["members"][0]["path"] = "state/../../x".into(), "leaves the target folder"),
+        (|list| list["members"][0]["bytes"] = u64::MAX.into(), "too large in total"),
+        (|list| list["members"][0]["bytes"] = (1u64 << 59).into(), "are free"),
+        (|list| list["members"] = serde_json::json!([list["members"][0], list["members"][0]]), "listed twice"),
+        (
+            |list| {
+                list["databases"]["here"] =
+                    serde_json::json!({ "member": "no", "path": "../x", "schema": 1, "keys": 1, "usage": 1 });
+            },
+            "database of `here`",
+        ),
+    ];
+    for (change, says) in cases {
+        let error = read(&forged(change), &Decryptor::Nothing).unwrap_err().to_string();
+        assert!(error.contains(says), "{says}: {error}");
+    }
+}
+
+#[test]
+fn a_plain_copy_opens_with_tar() {
+    let bytes = copy(&EncryptionMode::Plain);
+    let mut tar = tar::Archive::new(bytes.as_slice());
+    let names: Vec<_> =
+        tar.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(names[..3], ["backup.json", "backup.json.sha256", "state/lineage.json"]);
+    assert_eq!(names.len(), 2 + items().len());
+}
+
+#[test]
+fn keys_and_recipients_of_other_kinds_are_refused_without_being_shown() {
+    let secret = "AGE-SECRET-KEY-1QQQQQQ";
+    let error = Key::parse(&Secret::new(secret.as_bytes())).unwrap_err().to_string();
+    assert!(error.contains("not a key") && !error.contains(secret), "{error}");
+    assert!(Key::parse(&Secret::new(*b"# nothing\n")).is_err());
+    assert!("age1qqqq".parse::<Recipient>().is_err());
+    assert!(EncryptionMode::Passphrase(Secret::new(*b"\n")).write(&mut Vec::new(), |_| Ok(())).is_err());
+}
+
+const LINEAGE: Lineage = Lineage(Uuid::nil());
+
+fn facts(at: Timestamp, bytes: u64, sha256: String) -> BackupFacts {
+    let environment = EnvironmentName::new("staging").unwrap();
+    BackupFacts {
+        format: 1,
+        environment,
+        lineage: LINEAGE,
+        at,
+        bytes,
+        sha256,
+        sealed: "plain".into(),
+        recipients: Vec::new(),
+        models: false,
+        scheduled: false,
+        tool: "test".into(),
+        bases: Default::default(),
+    }
+}
+
+fn put(shelf: &BackupDirectory, at: Timestamp, content: &[u8]) -> Result<StoredBackup, Error> {
+    shelf.put(
+        |bytes, sha256| facts(at, bytes, sha256),
+        at,
+        |to| to.write_all(content).map_err(|source| Error::Io { action: "write", path: "x".into(), source }),
+    )
+}
+
+fn proven(dump: &StoredBackup, ok: bool) {
+    let proof = VerificationResult {
+        format: 1,
+        at: Timestamp::now(),
+        sha256: dump.facts.as_ref().unwrap().sha256.clone(),
+        ok,
+        level: "answered".into(),
+        says: String::new(),
+        tool: "test".into(),
+        milliseconds: 1,
+    };
+    BackupDirectory::prove(&dump.file, &proof).unwrap();
+}
+
+#[test]
+fn copies_are_named_by_the_day_and_private() {
+    let (_dir, folder) = folder();
+    let shelf = BackupDirectory::at(folder.join("staging"));
+    assert_eq!(shelf.list().unwrap(), []);
+    let at: Timestamp = "2026-11-20T23:59:59Z".parse().unwrap();
+    let first = put(&shelf, at, b"one").unwrap();
+    let second = put(&shelf, at + SignedDuration::from_millis(1), b"two").unwrap();
+    let third = put(&shelf, at + SignedDuration::from_secs(1), b"three").unwrap();
+    let names: Vec<_> = shelf.list().unwrap().iter().map(|d| d.file.file_name().unwrap().to_owned()).collect();
+    assert_eq!(names, ["backup_20261121.dump", "backup_20261120-2.dump", "backup_20261120.dump"]);
+    assert_eq!(std::fs::metadata(&third.file).unwrap().permissions().mode() & 0o777, 0o600);
+    proven(&first, true);
+    assert!(shelf.list().unwrap()[2].is_proven());
+    // Another file under the same name is not the one that was proven.
+    std::fs::write(&second.file, b"something else").unwrap();
+    let dumps = shelf.list().unwrap();
+    assert_eq!(dumps.iter().find(|dump| dump.file == second.file).unwrap().facts, None);
+}
+
+#[test]
+fn a_run_that_fails_or_is_killed_leaves_nothing_under_a_copys_name() {
+    let (_dir, folder) = folder();
+    let shelf = BackupDirectory::at(&folder);
+    let at = Timestamp::now();
+    std::fs::write(folder.join(".unfinished-1"), b"half").unwrap();
+    let failed = shelf.put(
+        |bytes, sha256| facts(at, bytes, sha256),
+        at,
+        |to| {
+            to.write_all(b"half").unwrap();
+            Err(Error::Changed { member: "a".into() })
+        },
+    );
+    assert!(failed.is_err());
+    assert_eq!(shelf.list().unwrap(), []);
+    let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, [".lock"], "what an earlier run left is gone too");
+}
+
+#[test]
+fn two_runs_do_not_write_at_once() {
+    let (_dir, folder) = folder();
+    let shelf = BackupDirectory::at(&folder);
+    let at = Timestamp::now();
+    let inner = shelf.put(|bytes, sha256| facts(at, bytes, sha256), at, |_| put(&shelf, at, b"x").map(drop));
+    assert!(matches!(inner, Err(Error::Busy { .. })), "{inner:?}");
+}
+
+#[test]
+fn pruning_never_takes_the_newest_nor_the_newest_proven_one() {
+    let (_dir, folder) = folder();
+    let shelf = BackupDirectory::at(&folder);
+    let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+    let days = |n: i64| now - SignedDuration::from_hours(24 * n);
+    let dumps: Vec<StoredBackup> =
+        [50, 45, 40, 35].iter().map(|n| put(&shelf, days(*n), n.to_string().as_bytes()).unwrap()).collect();
+    proven(&dumps[0], true);
+    proven(&dumps[1], true);
+    proven(&dumps[2], false);
+    std::fs::write(folder.join("backup_20200101.dump"), b"brought by hand").unwrap();
+    let keep = Duration::from_secs(30 * 86_400);
+    let names = |lineage| -> Vec<String> {
+        let gone = removable(&shelf.list().unwrap(), lineage, keep, now);
+        gone.iter().map(|d| d.file.file_name().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(LINEAGE), ["backup_20261011.dump", "backup_20261001.dump"]);
+    assert_eq!(names(Lineage(Uuid::max())), [""; 0], "another deployment's copies are not ours to remove");
+    let gone = removable(&shelf.list().unwrap(), LINEAGE, keep, now);
+    shelf.remove(&gone).unwrap();
+    let left: Vec<_> = shelf.list().unwrap().iter().map(|d| d.file.file_name().unwrap().to_owned()).collect();
+    assert_eq!(left, ["backup_20261016.dump", "backup_20261006.dump", "backup_20200101.dump"]);
+    assert!(!folder.join("backup_20261001.dump.verified.json").exists());
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_copied_is_refused() {
+    struct Meddling(Utf8PathBuf, Vec<u8>);
+    impl Write for Meddling {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            // The list is written: what follows is no longer what it says.
+            std::fs::write(&self.0, b"other")?;
+            self.1.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (_dir, folder) = folder();
+    let file = folder.join("file");
+    std::fs::write(&file, b"first").unwrap();
+    let items = [Item { path: "a".into(), content: Content::File(file.clone()) }];
+    let wrote = write(manifest(), &items, &mut Meddling(file, Vec::new()));
+    assert!(matches!(wrote, Err(Error::Changed { .. })), "{wrote:?}");
+}

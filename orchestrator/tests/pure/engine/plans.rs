@@ -1,0 +1,266 @@
+//! Plans as text: data in, lines out; what is wrong with a wish is named in full.
+
+use expect_test::expect;
+use serde_json::json;
+use textnlp_orchestrator::plan::{self, Call, Consent, Node, PlanRefusal, Purpose, approve, audit};
+use textnlp_orchestrator::run::RunError;
+use textnlp_provider::Wanted;
+
+use crate::world::*;
+
+fn refused(wanted: &[Wanted]) -> String {
+    match World::new().try_up(wanted) {
+        Err(RunError::Wanted(problems)) => problems.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_first_plan_makes_each_after_what_it_needs() {
+    let (planned, _) = World::new().plan(UP, &service()).unwrap();
+    expect![[r#"
+        0 create here/cache
+        1 create here/cert
+        2 create here/db
+        3 create here/net
+        4 create here/cluster <- 3
+        5 create here/store
+        6 create here/store/tiny <- 5
+        7 create here/vault
+        8 create here/vault/key <- 7
+        9 create here/server/replica-0 <- 2 4 6 8
+        10 create here/server/replica-1 <- 2 4 6 8
+        11 create here/gateway <- 1 9 10"#]]
+    .assert_eq(&lines(planned.plan()).join("\n"));
+}
+
+#[test]
+fn a_new_network_is_made_first_and_the_old_one_goes_last() {
+    let world = World::new();
+    world.up(&service());
+    let (planned, _) = world.plan(UP, &with(service(), "net", "cidr", json!("10.1.0.0/16"))).unwrap();
+    expect![[r#"
+        0 create-beside here/net (cidr)
+        1 delete here/server/replica-0
+        2 delete here/server/replica-1
+        3 delete here/cluster <- 1 2
+        4 create here/cluster (network) <- 0 3
+        5 delete-old here/net <- 0 3 4
+        6 create here/server/replica-0 <- 1 4
+        7 create here/server/replica-1 <- 2 4
+        8 nothing|update here/gateway (backends) <- 6 7"#]]
+    .assert_eq(&lines(planned.plan()).join("\n"));
+}
+
+#[test]
+fn down_takes_apart_in_reverse() {
+    let world = World::new();
+    world.up(&service());
+    let (planned, _) = world.plan(DOWN, &[]).unwrap();
+    expect![[r#"
+        0 delete here/cache
+        1 delete here/gateway
+        2 delete here/cert <- 1
+        3 delete here/server/replica-0 <- 1
+        4 delete here/server/replica-1 <- 1
+        5 delete here/cluster <- 3 4
+        6 delete here/db <- 3 4
+        7 delete here/net <- 5
+        8 delete here/store/tiny <- 3 4
+        9 delete here/store <- 8
+        10 delete here/vault/key <- 3 4
+        11 delete here/vault <- 10"#]]
+    .assert_eq(&lines(planned.plan()).join("\n"));
+}
+
+#[test]
+fn the_same_facts_give_the_same_bytes() {
+    let world = World::new();
+    world.up(&service());
+    let changed = with(service(), "net", "cidr", json!("10.1.0.0/16"));
+    let mut turned = changed.clone();
+    turned.reverse();
+    let (one, facts) = world.plan(UP, &changed).unwrap();
+    let (other, _) = world.plan(UP, &turned).unwrap();
+    assert_eq!(one.plan().to_json(), other.plan().to_json());
+    assert_eq!(plan::plan(&facts).unwrap().digest(), one.plan().digest());
+    let back: plan::Plan = serde_json::from_str(&one.plan().to_json()).unwrap();
+    assert_eq!(&back, one.plan(), "a plan survives being written and read");
+}
+
+#[test]
+fn a_plan_is_stale_only_when_what_it_read_has_changed() {
+    let world = World::new();
+    world.up(&service());
+    let changed = with(service(), "cert", "names", json!([]));
+    let (planned, facts) = world.plan(UP, &changed).unwrap();
+    assert!(planned.plan().stale(&facts).is_empty());
+    world.cloud.change_behind_our_back(&id("here/db"), "size", json!(9));
+    let (_, later) = world.plan(UP, &changed).unwrap();
+    assert_eq!(planned.plan().stale(&later), [id("here/db")]);
+}
+
+#[test]
+fn a_circle_is_named_in_full() {
+    let circle = [
+        want("a", "vault", json!({"x": output("b", "id")})),
+        want("b", "vault", json!({"x": output("c", "id")})),
+        want("c", "vault", json!({"x": output("a", "id")})),
+    ];
+    let text = refused(&circle);
+    assert!(text.contains("`here/a` needs `here/b` needs `here/c` needs `here/a`"), "{text}");
+}
+
+#[test]
+fn an_unknown_need_and_an_unknown_kind_are_named_together() {
+    let text = refused(&[want("a", "vault", json!({"x": output("aa", "id")})), want("b", "teapot", json!({}))]);
+    assert!(
+        text.contains("`here/aa`, which is not in the environment") && text.contains("`memory.teapot` is unknown"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_same_id_twice_is_a_mistake() {
+    let text = refused(&[want("a", "vault", json!({})), want("a", "gateway", json!({}))]);
+    assert!(text.contains("planned twice"), "{text}");
+}
+
+#[test]
+fn a_field_that_cannot_change_is_refused_with_the_way_out() {
+    let world = World::new();
+    let first = [want("a", "vault", json!({"frozen": 1}))];
+    world.up(&first);
+    let (planned, _) = world.plan(UP, &with(first.to_vec(), "a", "frozen", json!(2))).unwrap();
+    assert!(planned.plan().refusals[0].cause.contains("never changes"));
+    assert!(matches!(approve(planned, Consent { changes: true }), Err(PlanRefusal::Undecided(_))));
+}
+
+#[test]
+fn nothing_is_applied_that_nobody_agreed_to() {
+    let (planned, _) = World::new().plan(UP, &service()).unwrap();
+    assert!(matches!(approve(planned, Consent { changes: false }), Err(PlanRefusal::NoConsent)));
+}
+
+/// The audit's own test: edit a lawful plan and look whether it notices.
+fn edited(purpose: Purpose, edit: impl FnOnce(&mut plan::Plan)) -> Vec<String> {
+    let world = World::new();
+    world.up(&service());
+    let ask = textnlp_orchestrator::run::RunOptions { purpose, ..UP };
+    let wanted = if purpose == Purpose::Up { with(service(), "net", "cidr", json!("10.1.0.0/16")) } else { Vec::new() };
+    let (planned, facts) = world.plan(ask, &wanted).unwrap();
+    let mut plan = planned.plan().clone();
+    edit(&mut plan);
+    audit(plan, &facts).expect_err("the audit notices").iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_audit_notices_every_broken_law() {
+    let has = |breaches: Vec<String>, text: &str| {
+        assert!(breaches.iter().any(|breach| breach.contains(text)), "{breaches:#?}")
+    };
+    has(edited(Purpose::Up, |plan| plan.steps[4].after.clear()), "`here/net` is ready before it is made");
+    has(edited(Purpose::Up, |plan| plan.steps[3].after.clear()), "it goes after `here/server/replica-0`");
+    has(edited(Purpose::Up, |plan| plan.steps[0].after.push(7)), "waits only for earlier ones");
+    has(edited(Purpose::Up, |plan| plan.steps[2].id = 9), "number is its place");
+    has(
+        edited(Purpose::Up, |plan| {
+            plan.steps.pop();
+        }),
+        "is made, left, or named as blocked",
+    );
+    has(
+        edited(Purpose::Up, |plan| plan.steps.push(plan::Step { id: 9, ..plan.steps[4].clone() })),
+        "changes at most once",
+    );
+    has(
+        edited(Purpose::Down, |plan| {
+            plan.steps.remove(0);
+        }),
+        "removed, forgotten, or named as kept",
+    );
+    has(
+        edited(Purpose::Up, |plan| plan.steps[4].resource = "there/net".parse().unwrap()),
+        "which may be lost with its site",
+    );
+    has(edited(Purpose::Down, |plan| plan.delete_data = true), "consent comes from the facts");
+}
+
+#[test]
+fn the_audit_notices_calls_on_what_was_not_seen_or_holds_data() {
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&service());
+    let (planned, mut facts) = world.plan(DOWN_WITH_DATA, &[]).unwrap();
+    let mut plan = planned.plan().clone();
+    plan.delete_data = false;
+    facts.delete_data = false;
+    let breaches = audit(plan.clone(), &facts).unwrap_err();
+    assert!(breaches.iter().any(|breach| breach.law.contains("only with consent")), "{breaches:?}");
+    let site = facts.sites.get_mut(&here()).unwrap();
+    let why = textnlp_provider::ReadFailure("lost".to_owned());
+    site.observed.iter_mut().for_each(|(_, seen)| *seen = textnlp_provider::Observed::Unknown(why.clone()));
+    let breaches = audit(plan, &facts).unwrap_err();
+    assert!(breaches.iter().any(|breach| breach.law.contains("could not be observed")), "{breaches:?}");
+}
+
+#[test]
+fn a_plan_of_ten_thousand_resources_is_made_and_audited() {
+    let mut all = Vec::new();
+    for number in 0..10_000_usize {
+        let mut spec = json!({"number": number});
+        for back in [1, 7, 100] {
+            if number >= back && number % 10 != 0 {
+                spec[format!("uses-{back}")] = output(&format!("r{}", number - back), "id");
+            }
+        }
+        all.push(want(&format!("r{number}"), "vault", spec));
+    }
+    let (planned, facts) = World::new().plan(UP, &all).unwrap();
+    assert_eq!(planned.plan().summary.create, 10_000);
+    let began = std::time::Instant::now();
+    let plan = plan::plan(&facts).unwrap();
+    let planned = began.elapsed();
+    assert!(plan.steps.iter().all(|step| matches!(step.node, Node::Call(Call::Create { .. }))));
+    audit(plan, &facts).unwrap();
+    println!("10,000 resources: plan {planned:?}, audit {:?}", began.elapsed() - planned);
+}
+
+#[test]
+fn a_new_object_beside_the_old_one_gives_way_where_it_would_close_a_circle() {
+    // The old `c` uses the old `a`; the new `c` needs `b`, which needs the new `a`, which can only be made when the old `a` is gone.
+    let world = World::new();
+    let before = [
+        want("a", "gateway", json!({"fixed": 1})),
+        want("c", "network", json!({"uses": output("a", "version"), "fixed": 1})),
+    ];
+    let after = [
+        want("a", "gateway", json!({"fixed": 2})),
+        want("b", "network", json!({"uses": output("a", "version")})),
+        want("c", "network", json!({"uses": output("b", "version"), "fixed": 2})),
+    ];
+    world.up(&before);
+    let (planned, _) = world.plan(UP, &after).unwrap();
+    expect![[r#"
+        0 delete here/c
+        1 delete here/a <- 0
+        2 create here/a (fixed) <- 1
+        3 create here/b <- 2
+        4 create here/c (fixed, uses) <- 0 3"#]]
+    .assert_eq(&lines(planned.plan()).join("\n"));
+    world.up(&after);
+    world.check(&after);
+}
+
+#[test]
+fn not_found_right_after_a_create_plans_nothing() {
+    let world = World::new();
+    let cache = [want("cache", "cache", json!({"engine": "redis"}))];
+    world.up(&cache);
+    let (_, mut facts) = world.plan(UP, &cache).unwrap();
+    facts.sites.get_mut(&here()).unwrap().observed = vec![(id("here/cache"), textnlp_provider::Observed::Absent)];
+    let young = plan::plan(&facts).unwrap();
+    assert!(young.steps.is_empty() && young.blocked[0].because.contains("not visible yet"), "{young:?}");
+    facts.now = "2026-01-01T00:01:00Z".parse().unwrap();
+    assert_eq!(plan::plan(&facts).unwrap().summary.create, 1, "a minute later it is gone");
+}

@@ -1,0 +1,460 @@
+//! The road in one piece: up, again, changed, stopped, two at once, down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use serde_json::json;
+use textnlp_orchestrator::event::EventKind;
+use textnlp_orchestrator::plan::Summary;
+use textnlp_orchestrator::run::RunError;
+use textnlp_orchestrator::state::{Holder, StateError, Store};
+use textnlp_orchestrator::status::{self, ResourceHealth};
+use textnlp_provider::memory::{Fault, FaultEffect, Fuse, Stage};
+use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Spec, Verb};
+use uuid::Uuid;
+
+use crate::world::*;
+
+#[test]
+fn up_makes_everything_and_a_second_up_plans_nothing() {
+    let world = World::new();
+    let arrival = world.up(&service());
+    assert_eq!(arrival.plan.unwrap().summary, Summary { create: 12, ..Summary::default() });
+    world.check(&service());
+}
+
+#[test]
+fn a_changed_value_updates_in_place_and_only_what_depends_on_it_is_looked_at() {
+    let world = World::new();
+    world.up(&service());
+    let before = world.ours();
+    let changed = with(service(), "cert", "names", json!(["localhost", "example.org"]));
+    let arrival = world.up(&changed);
+    let summary = arrival.plan.unwrap().summary;
+    assert_eq!(summary, Summary { update: 1, possible: 1, unchanged: 10, ..Summary::default() });
+    // The certificate's fingerprint is another one now, so the gateway was changed too; both are the objects they were.
+    let did: Vec<String> = arrival.outcome.done.iter().map(|did| format!("{} {}", did.verb, did.resource)).collect();
+    assert_eq!(did, ["update here/cert", "update here/gateway"]);
+    let ids = |things: &[textnlp_provider::memory::StoredObject]| {
+        things.iter().map(|thing| thing.cloud_id.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&before), ids(&world.ours()));
+    world.check(&changed);
+}
+
+#[test]
+fn a_step_that_turns_out_to_need_nothing_makes_no_call() {
+    let world = World::new();
+    world.up(&service());
+    // The bucket's address does not follow from its limit.
+    let changed = with(service(), "store", "limit", json!(6));
+    let arrival = world.up(&changed);
+    let did: Vec<String> = arrival.outcome.done.iter().map(|did| format!("{} {}", did.verb, did.resource)).collect();
+    assert_eq!(did, ["update here/store"]);
+    assert!(world.said(|what| matches!(what, EventKind::Chose { branch, .. } if branch == "nothing")));
+    world.check(&changed);
+}
+
+#[test]
+fn a_new_network_takes_everything_tied_to_it_along() {
+    let world = World::new();
+    world.up(&service());
+    let changed = with(service(), "net", "cidr", json!("10.1.0.0/16"));
+    let arrival = world.up(&changed);
+    assert_eq!(arrival.plan.unwrap().summary.replace, 4, "the network, the cluster and two servers");
+    world.check(&changed);
+}
+
+#[test]
+fn replicas_change_one_after_the_other() {
+    let world = World::new();
+    world.up(&service());
+    let changed = with(with(service(), "server/replica-0", "config", json!(2)), "server/replica-1", "config", json!(2));
+    let (planned, _) = world.plan(UP, &changed).unwrap();
+    let text = lines(planned.plan());
+    assert_eq!(text[0], "0 update here/server/replica-0 (config)");
+    assert_eq!(text[1], "1 update here/server/replica-1 (config) <- 0");
+    world.up(&changed);
+    world.check(&changed);
+}
+
+#[test]
+fn what_is_no_longer_wanted_goes_after_whoever_used_it() {
+    let world = World::new();
+    world.up(&service());
+    let mut less = without(service(), &["cache", "server/replica-1"]);
+    less = with(less, "gateway", "backends", json!([output("server/replica-0", "address")]));
+    less.last_mut().unwrap().needs.retain(|need| need.on != id("here/server/replica-1"));
+    let (planned, _) = world.plan(UP, &less).unwrap();
+    let text = lines(planned.plan());
+    assert_eq!(
+        text,
+        ["0 delete here/cache", "1 update here/gateway (backends)", "2 delete here/server/replica-1 <- 1"],
+        "the gateway lets go first"
+    );
+    world.up(&less);
+    world.check(&less);
+}
+
+#[test]
+fn down_removes_what_holds_no_data_and_keeps_what_data_needs() {
+    let mut world = World::new();
+    world.protect_data = true;
+    let mut all = service();
+    all[6] = needs(all[6].clone(), &["vault/key"]);
+    world.up(&all);
+    let arrival = world.down(DOWN);
+    assert!(arrival.is_complete());
+    let kept: Vec<String> =
+        arrival.plan.unwrap().retained.iter().map(|kept| format!("{}: {}", kept.resource, kept.because)).collect();
+    assert_eq!(
+        kept,
+        ["here/db: it holds data", "here/vault: `here/vault/key` needs it", "here/vault/key: `here/db` needs it"]
+    );
+    assert_eq!(world.ours().len(), 3);
+    assert!(!world.down(DOWN).plan.unwrap().has_changes(), "a second `down` has nothing to do");
+    // The data is still there for the next `up`.
+    let again = world.up(&all);
+    assert_eq!(again.plan.unwrap().summary.unchanged, 3);
+    world.check(&all);
+    world.down(DOWN_WITH_DATA);
+    assert!(world.ours().is_empty());
+}
+
+#[test]
+fn data_is_protected_by_the_record_even_when_the_file_forgets_it() {
+    let world = World::new();
+    let mut all = service();
+    all[6] = protected(all[6].clone());
+    world.up(&all);
+    let less = without(all, &["db", "server/replica-0", "server/replica-1", "gateway"]);
+    let arrival = world.try_up(&less).unwrap();
+    assert_eq!(arrival.plan.unwrap().retained.len(), 1);
+    assert!(world.ours().iter().any(|thing| thing.resource == Some(id("here/db"))));
+}
+
+#[test]
+fn replacing_what_holds_data_is_refused_without_consent() {
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&service());
+    let changed = with(service(), "db", "engine", json!("postgres"));
+    let calls = world.cloud.mutations();
+    let refused = world.try_up(&changed).unwrap_err();
+    assert!(matches!(refused, RunError::Refused(_)), "{refused:?}");
+    assert_eq!(world.cloud.mutations(), calls, "nothing was done");
+    let done = world.go(textnlp_orchestrator::run::RunOptions { delete_data: true, ..UP }, &changed, &Fuse::default());
+    assert!(done.unwrap().unwrap().is_complete());
+    world.check(&changed);
+}
+
+#[test]
+fn an_unseen_resource_is_neither_made_nor_removed() {
+    let world = World::new();
+    world.up(&service());
+    world.cloud.hide(&id("here/db"));
+    let calls = world.cloud.mutations();
+    let arrival = world.try_up(&with(service(), "server/replica-0", "config", json!(2))).unwrap();
+    let plan = arrival.plan.unwrap();
+    assert!(
+        plan.blocked.iter().any(|blocked| blocked.resource == id("here/db") && blocked.because.contains("cut short"))
+    );
+    assert!(
+        plan.blocked.iter().any(|blocked| blocked.resource == id("here/server/replica-0")),
+        "it needs the unseen one"
+    );
+    assert_eq!(world.cloud.mutations(), calls);
+    let arrival = world.down(DOWN_WITH_DATA);
+    assert!(!arrival.is_complete());
+    assert!(world.cloud.things().iter().any(|thing| thing.resource == Some(id("here/db"))), "not removed unseen");
+    world.cloud.heal();
+    world.up(&service());
+    world.check(&service());
+}
+
+#[test]
+fn what_was_removed_behind_our_back_is_named_and_made_again() {
+    let world = World::new();
+    world.up(&service());
+    world.cloud.remove_behind_our_back(&id("here/cert"));
+    world.cloud.change_behind_our_back(&id("here/gateway"), "backends", json!([]));
+    world.cloud.degrade(&id("here/vault"), "it lost its disk");
+    let (_, facts) = world.plan(UP, &service()).unwrap();
+    let drift: Vec<String> =
+        status::drift(&facts).iter().map(|drift| format!("{} {}", drift.resource, drift.what)).collect();
+    assert_eq!(drift, ["here/cert gone", "here/gateway changed", "here/vault degraded"]);
+    let status = status::status(&facts, world.state().places());
+    assert!(!status.ready);
+    let cert = status.resources.iter().find(|one| one.resource == id("here/cert")).unwrap();
+    assert_eq!(cert.standing, ResourceHealth::Gone);
+    world.up(&service());
+    world.check(&service());
+    let (_, facts) = world.plan(UP, &service()).unwrap();
+    assert!(status::status(&facts, world.state().places()).ready);
+}
+
+#[test]
+fn a_host_that_is_gone_takes_its_children_along() {
+    let world = World::new();
+    world.up(&service());
+    assert!(world.cloud.remove_behind_our_back(&id("here/cluster")));
+    world.up(&service());
+    world.check(&service());
+}
+
+#[test]
+fn objects_made_a_moment_ago_are_not_gone() {
+    let world = World::new();
+    world.cloud.show_after(3);
+    let cache = [want("cache", "cache", json!({"engine": "redis"}))];
+    world.up(&cache);
+    let calls = world.cloud.mutations();
+    world.up(&cache);
+    assert_eq!(world.cloud.mutations(), calls, "it was waited for, not made twice");
+    world.check(&cache);
+}
+
+#[test]
+fn a_lost_reply_makes_no_second_object() {
+    for go in [
+        FaultEffect::LostReply,
+        FaultEffect::LostRequest,
+        FaultEffect::Throttle(Some(Duration::from_secs(1))),
+        FaultEffect::Refuse(ErrorKind::Conflict),
+    ] {
+        let world = World::new();
+        for wanted in service() {
+            world.cloud.inject(Fault::once(go.clone()).on(&wanted.id).times(2));
+            world.cloud.inject(Fault::once(go.clone()).on(&wanted.id).stage(Stage::Advance));
+        }
+        world.up(&service());
+        assert!(world.said(|what| matches!(what, EventKind::Retrying { .. })));
+        world.check(&service());
+    }
+}
+
+#[test]
+fn a_create_without_an_answer_stays_open_and_the_next_run_finishes_it() {
+    let world = World::new();
+    world.cloud.inject(Fault::once(FaultEffect::LostReply).on(&id("here/net")).times(100));
+    let arrival = world.try_up(&service()).unwrap();
+    assert!(!arrival.is_complete());
+    assert_eq!(arrival.outcome.open.len(), 1);
+    assert_eq!(world.state().open(&here()).unwrap().len(), 1);
+    assert!(arrival.outcome.done.iter().any(|did| did.resource == id("here/db")), "independent work went on");
+    let skipped = arrival.outcome.skipped.iter().find(|skipped| skipped.resource == id("here/gateway")).unwrap();
+    assert_eq!(skipped.because, "`here/net` is not ready");
+    world.cloud.heal();
+    let arrival = world.up(&service());
+    assert_eq!(arrival.recovered, 1);
+    world.check(&service());
+}
+
+#[test]
+fn a_half_made_object_is_recorded_and_replaced() {
+    let world = World::new();
+    world.cloud.inject(Fault::once(FaultEffect::FailLeaving).on(&id("here/store")));
+    let arrival = world.try_up(&service()).unwrap();
+    assert_eq!(arrival.outcome.failed.len(), 1);
+    let (planned, _) = world.plan(UP, &service()).unwrap();
+    assert_eq!(planned.plan().summary.replace, 1);
+    world.up(&service());
+    world.check(&service());
+}
+
+#[test]
+fn a_refused_call_fails_with_the_providers_code_and_nothing_stays_open() {
+    let world = World::new();
+    world.cloud.inject(Fault::once(FaultEffect::Refuse(ErrorKind::Quota)).on(&id("here/db")));
+    let arrival = world.try_up(&service()).unwrap();
+    assert_eq!(arrival.outcome.failed[0].code.as_deref(), Some("Refused"));
+    assert!(arrival.outcome.open.is_empty());
+    world.up(&service());
+    world.check(&service());
+}
+
+#[test]
+fn preflight_stands_in_the_way_before_anything_is_done() {
+    let world = World::new();
+    world.cloud.quota(&KindName::new("memory.server").unwrap(), 1);
+    let error = world.try_up(&service()).unwrap_err();
+    assert!(matches!(error, RunError::Preflight(_)), "{error:?}");
+    assert_eq!(world.cloud.mutations(), 0);
+}
+
+#[test]
+fn somebody_elses_object_under_our_name_is_left_alone() {
+    let world = World::new();
+    let (kind, name) =
+        (KindName::new("memory.certificate").unwrap(), CloudId::new("memory://staging/here/cert").unwrap());
+    let spec = Spec::of(&json!({"theirs": true}));
+    world.cloud.place_foreign(&kind, &name, Some(Lineage(Uuid::from_u128(99))), spec.clone());
+    let arrival = world.try_up(&service()).unwrap();
+    let plan = arrival.plan.unwrap();
+    assert!(plan.blocked.iter().any(|blocked| blocked.because.contains("another owner")), "{:?}", plan.blocked);
+    world.down(DOWN_WITH_DATA);
+    let left = world.cloud.things();
+    assert_eq!(left.len(), 1);
+    assert_eq!((&left[0].cloud_id, &left[0].spec), (&name, &spec));
+}
+
+#[test]
+fn an_existing_object_is_read_and_never_touched() {
+    let world = World::new();
+    let kind = KindName::new("memory.network").unwrap();
+    let theirs = CloudId::new("network-of-the-house").unwrap();
+    world.cloud.place_foreign(&kind, &theirs, None, Spec::of(&json!({"cidr": "192.168.0.0/16"})));
+    let mut all = service();
+    all[0] = external(all[0].clone(), theirs.as_str());
+    world.up(&all);
+    let cluster = world.ours().into_iter().find(|thing| thing.resource == Some(id("here/cluster"))).unwrap();
+    assert_eq!(cluster.spec.get("network"), Some(&json!(theirs)), "its outputs are used");
+    let again = world.up(&all);
+    assert!(again.plan.unwrap().steps.is_empty());
+    world.down(DOWN_WITH_DATA);
+    assert_eq!(world.cloud.things().len(), 1, "it is still there");
+    assert!(world.state().holdings(&here()).unwrap().is_empty(), "and forgotten");
+    let mut missing = service();
+    missing[0] = external(missing[0].clone(), "no-such-network");
+    assert!(matches!(world.try_up(&missing), Err(RunError::Refused(_))));
+}
+
+#[test]
+fn a_stop_starts_nothing_new_and_the_next_run_goes_on() {
+    let world = World::new();
+    world.cloud.slow(1_000_000);
+    let stop = world.stop.lock().unwrap().clone();
+    let clock = world.clock.clone();
+    let alarm = async {
+        textnlp_orchestrator::clock::Clock::sleep(&clock, Duration::from_secs(2)).await;
+        stop.cancel();
+    };
+    let sites = world.site(&service(), &Fuse::default());
+    let environment = environment();
+    let road =
+        world.road(Arc::new(world.disk.clone()), &sites, &environment, &textnlp_orchestrator::event::DiscardEvents);
+    let mut agree = |_: &textnlp_orchestrator::plan::Plan| true;
+    let both = async { tokio::join!(textnlp_orchestrator::run::run_phases(&road, UP, &mut agree, &stop), alarm) };
+    let (arrival, ()) = world.clock.run(both).expect("it ends");
+    let outcome = arrival.unwrap().outcome;
+    assert!(outcome.stopped && !outcome.open.is_empty() && !outcome.skipped.is_empty());
+    *world.stop.lock().unwrap() = tokio_util::sync::CancellationToken::new();
+    world.cloud.slow(0);
+    let db = world.ours().into_iter().find(|thing| thing.resource == Some(id("here/db"))).unwrap();
+    assert!(db.looks_left > 0, "it was still being made");
+    assert!(world.cloud.finish_slowly_made());
+    world.up(&service());
+    world.check(&service());
+}
+
+#[test]
+fn what_takes_longer_than_it_may_stays_open() {
+    let world = World::new();
+    world.cloud.slow(1_000_000);
+    let arrival = world.try_up(&service()).unwrap();
+    assert!(arrival.outcome.open.iter().any(|open| open.because.contains("exceeded its time limit")));
+    world.cloud.finish_slowly_made();
+    world.cloud.slow(0);
+    world.up(&service());
+    world.check(&service());
+}
+
+#[test]
+fn a_second_run_at_once_is_refused_with_who_is_at_work() {
+    let world = World::new();
+    let holder = Holder {
+        by: "grace".to_owned(),
+        pid: 4711,
+        host: "elsewhere".to_owned(),
+        since: "2026-01-01T00:00:00Z".parse().unwrap(),
+        tool: "textnlp-deploy 0.1.0".to_owned(),
+    };
+    let lock = world.clock.run(world.disk.lock(&holder)).unwrap().unwrap();
+    let error = world.try_up(&service()).unwrap_err();
+    let RunError::State(error @ StateError::Held { .. }) = &error else { panic!("{error:?}") };
+    let text = error.to_string();
+    assert!(text.contains("grace") && text.contains("4711") && text.contains("elsewhere"), "{text}");
+    assert_eq!(world.cloud.mutations(), 0);
+    assert!(world.plan(UP, &service()).unwrap().0.plan().has_changes(), "planning takes no lock");
+    drop(lock);
+    world.up(&service());
+    world.check(&service());
+}
+
+#[test]
+fn a_clock_that_jumps_disturbs_nothing() {
+    for hours in [-1000, -24, 1000, 24 * 365] {
+        let world = World::new();
+        let calls = std::sync::atomic::AtomicU32::new(0);
+        let sites = world.site(&service(), &Fuse::default());
+        let environment = environment();
+        let jump = |_event| {
+            if calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst).is_multiple_of(3) {
+                world.clock.jump(SignedDuration::from_hours(hours));
+            }
+        };
+        let road = world.road(Arc::new(world.disk.clone()), &sites, &environment, &jump);
+        let stop = tokio_util::sync::CancellationToken::new();
+        let arrival = world.clock.run(textnlp_orchestrator::run::run_phases(&road, UP, &mut |_| true, &stop)).unwrap();
+        assert!(arrival.unwrap().is_complete());
+        world.check(&service());
+    }
+}
+
+#[test]
+fn a_site_pointed_elsewhere_is_refused_while_something_is_there() {
+    let mut world = World::new();
+    world.up(&service());
+    world.region = "elsewhere".to_owned();
+    let error = world.try_up(&service()).unwrap_err();
+    let RunError::State(error @ StateError::OtherPlace { .. }) = &error else { panic!("{error:?}") };
+    assert!(error.hint().unwrap().contains("rename site"), "{error}");
+    world.region = "local".to_owned();
+    world.down(DOWN_WITH_DATA);
+    world.region = "elsewhere".to_owned();
+    world.up(&service());
+    world.check(&service());
+}
+
+#[test]
+fn history_tells_who_did_what_and_why() {
+    let world = World::new();
+    world.up(&service());
+    let state = world.state();
+    let lines = world.clock.run(status::history(&state, &here())).unwrap().unwrap();
+    assert!(
+        lines.iter().all(|line| line.by == "ada"
+            && line.reason.as_deref() == Some("test")
+            && line.tool == "textnlp-deploy 0.1.0")
+    );
+    assert!(lines.iter().any(|line| line.text.contains("create here/db started")));
+    let (_, facts) = world.plan(UP, &service()).unwrap();
+    let explained = world.clock.run(status::explain(&state, &facts, &id("here/db"))).unwrap().unwrap();
+    assert_eq!(explained.standing, Some(ResourceHealth::Ready));
+    assert!(explained.history.iter().all(|line| line.resource == Some(id("here/db"))) && explained.history.len() >= 3);
+}
+
+#[test]
+fn each_operation_makes_at_most_one_change_per_call() {
+    let world = World::new();
+    world.up(&service());
+    let calls = world.cloud.calls();
+    let creates = calls.iter().filter(|call| call.verb == Verb::Create && call.stage == "begin").count();
+    assert_eq!(creates, 12, "one call for each");
+}
+
+#[test]
+fn what_a_blocked_resource_uses_stays_until_it_can_be_seen_again() {
+    let world = World::new();
+    let before = [want("a", "vault", json!({})), want("b", "gateway", json!({"uses": output("a", "id")}))];
+    world.up(&before);
+    let after = [want("b", "gateway", json!({}))];
+    world.cloud.hide(&id("here/b"));
+    let arrival = world.try_up(&after).unwrap();
+    assert!(!arrival.is_complete());
+    assert_eq!(world.ours().len(), 2, "`a` is still in use by what could not be seen");
+    world.cloud.heal();
+    world.up(&after);
+    world.check(&after);
+}

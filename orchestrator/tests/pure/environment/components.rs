@@ -1,0 +1,280 @@
+//! What an environment becomes: components, site by site.
+
+use super::*;
+
+#[test]
+fn tenants_of_a_base_domain_reach_the_server_and_the_certificate() {
+    let sets = ["server.api.base_domain=example.com", "server.security.jwt_token_limit=5000"];
+    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+    let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+    let part =
+        |name: &str| serde_json::to_value(&parts.iter().find(|c| c.name.as_str() == name).unwrap().part).unwrap();
+    let config = &part("server")["workload"]["config"]["textnlp"];
+    assert_eq!(
+        (&config["api"]["base_domain"], &config["security"]["jwt_token_limit"]),
+        (&json!("example.com"), &json!(5000))
+    );
+    let names = part("certificate")["certificate"]["names"].to_string();
+    assert!(names.contains("\"example.com\"") && names.contains("\"*.example.com\""), "{names}");
+}
+
+#[test]
+fn the_days_that_usage_is_kept_reach_the_server_where_they_are_not_its_default() {
+    let config = |sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+        let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+        let server = parts.into_iter().find(|c| c.name.as_str() == "server").unwrap();
+        serde_json::to_value(&server.part).unwrap()["workload"]["config"]["textnlp"]["usage"].clone()
+    };
+    assert_eq!(config(&["server.usage.retention_days=30"]), json!({ "retention_days": 30 }));
+    assert_eq!(config(&["server.usage.retention_days=0"]), json!({ "retention_days": 0 }));
+    assert_eq!(config(&[]), json!(null), "servers of earlier releases do not know it");
+}
+
+#[test]
+fn development_and_staging_become_components_in_the_fixed_order() {
+    let names = |name: &str| {
+        let environment = built_in(name);
+        let release = Release::resolve(&environment, &artifacts());
+        let mut sites = components(&environment, &release);
+        assert_eq!(sites.len(), 1);
+        let (site, parts) = sites.remove(0);
+        assert_eq!((site.name.as_str(), site.region.as_str(), site.runtime.as_str()), ("here", "local", "process"));
+        (parts.iter().map(|c| c.name.to_string()).collect::<Vec<_>>().join(" "), parts)
+    };
+    assert_eq!(names("development").0, "network cluster secrets models database server gateway");
+    let (staging, parts) = names("staging");
+    assert_eq!(staging, "network cluster secrets certificate models database server gateway");
+    let ComponentSpec::Workload(server) = &parts[6].part else { panic!("{:?}", parts[6]) };
+    let config = serde_yaml::to_string(&server.config).unwrap();
+    expect_test::expect![[r#"
+        textnlp:
+          environment: staging
+          phase: staging
+          region: local
+          site: here
+          api:
+            workers: 4
+            timeout: 300
+            max_request_size: 10MB
+            queue: 256
+            max_tokens: 4096
+            cors_origins: []
+            docs: true
+            base_domain: null
+            drain_seconds: 30
+            require_https: true
+          models:
+            default: textnlp-tiny
+            max_cache_size: 50GB
+            preload:
+            - textnlp-tiny
+            serve:
+            - name: textnlp-tiny
+              quantize: q8_0
+              context: 1024
+            threads: 0
+          database:
+            pool_size: 20
+            max_overflow: 40
+          security:
+            jwt_algorithm: RS256
+            jwt_expiry: 3600
+            jwt_token_limit: 1000000
+            api_keys_enabled: true
+            api_key_header: X-API-Key
+            rate_limit: 1000/hour
+            token_rate_limit: null
+            issuer: staging
+          monitoring:
+            metrics_port: 9090
+            enable_tracing: false
+            log_level: INFO
+            log_file: null
+    "#]]
+    .assert_eq(&config);
+}
+
+/// Who is told of a site's trouble is told of the witness's too; only the home site tells of what the environment has once.
+#[test]
+fn every_place_tells_its_own_trouble() {
+    let overrides =
+        Overrides { sets: vec!["monitoring.receivers.oncall=http://127.0.0.1:1/".to_owned()], ..Overrides::default() };
+    let environment = Library::built_in().load("multi-region", &overrides, &Catalogue::default()).unwrap().environment;
+    let release = Release::resolve(&environment, &artifacts());
+    let told: Vec<_> = components(&environment, &release)
+        .into_iter()
+        .filter_map(|(site, parts)| {
+            let found = parts.into_iter().find_map(|component| match component.part {
+                ComponentSpec::Monitoring(monitoring) => Some(monitoring),
+                _ => None,
+            })?;
+            Some((site.name.to_string(), found.receivers.len(), found.home, found.stack))
+        })
+        .collect();
+    let expected = [("primary", true), ("secondary", false), ("tertiary", false), ("witness", false)];
+    assert_eq!(told, expected.map(|(site, home)| (site.to_owned(), 1, home, false)));
+}
+
+#[test]
+fn multi_region_sites_have_a_border_and_a_watch_and_the_witness_a_place_of_its_own() {
+    let environment = built_in("multi-region");
+    let release = Release::resolve(&environment, &artifacts());
+    let places = components(&environment, &release);
+    let site = "network cluster secrets certificate models database border watch server gateway";
+    let shape: Vec<_> = places
+        .iter()
+        .map(|(site, parts)| {
+            let names: Vec<_> = parts.iter().map(|c| c.name.as_str()).collect();
+            (site.name.as_str(), site.role.as_str(), names.join(" "))
+        })
+        .collect();
+    assert_eq!(
+        shape,
+        [
+            // Copies are made where control data is written when all are well.
+            ("primary", "primary", format!("{site} backup")),
+            ("secondary", "secondary", site.to_owned()),
+            ("tertiary", "standby", site.to_owned()),
+            ("witness", "witness", "network cluster certificate witness front".to_owned()),
+        ]
+    );
+    let mut seen = Vec::new();
+    for (site, parts) in &places {
+        assert!(site.protect_data, "{}", site.name);
+        for component in parts {
+            match &component.part {
+                // One first key, which the others get as they get every key.
+                ComponentSpec::Secrets(s) => seen.push(format!(
+                    "{} secrets {}",
+                    site.name,
+                    s.generate.keys().cloned().collect::<Vec<_>>().join(" ")
+                )),
+                ComponentSpec::Workload(w) => seen.push(format!("{} first key {}", site.name, w.first_key)),
+                ComponentSpec::Endpoint(e) => {
+                    seen.push(format!("{} listens on {} and {}", site.name, e.port, e.metrics_port))
+                }
+                ComponentSpec::Relay(b) => {
+                    let peers: Vec<_> = b.peers.iter().map(ToString::to_string).collect();
+                    seen.push(format!("{} lets {} in to {:?}", site.name, peers.join(" "), b.endpoint));
+                }
+                ComponentSpec::SiteAgent(w) => seen.push(format!(
+                    "{} watches for {:?}",
+                    site.name,
+                    (w.rules, w.automatic, w.failback, w.max_lag_ms)
+                )),
+                ComponentSpec::Witness(w) => {
+                    seen.push(format!("{} weighs {:?}", site.name, w.weights.values().collect::<Vec<_>>()))
+                }
+                ComponentSpec::GlobalEndpoint(f) => {
+                    seen.push(format!("{} listens on {} and {}", site.name, f.port, f.metrics_port))
+                }
+                ComponentSpec::Traffic(_) => panic!("the front has the weights"),
+                _ => {}
+            }
+        }
+    }
+    expect![[r#"
+        primary secrets api-key jwt-signing-key
+        primary lets secondary tertiary in to ("0.0.0.0", 8443)
+        primary watches for (FailureDetection { every_ms: 1000, lost_after: 3 }, true, true, 5000)
+        primary first key true
+        primary listens on 8443 and 9090
+        secondary secrets jwt-signing-key
+        secondary lets primary tertiary in to ("0.0.0.0", 8444)
+        secondary watches for (FailureDetection { every_ms: 1000, lost_after: 3 }, true, true, 5000)
+        secondary first key false
+        secondary listens on 8444 and 9091
+        tertiary secrets jwt-signing-key
+        tertiary lets primary secondary in to ("0.0.0.0", 8445)
+        tertiary watches for (FailureDetection { every_ms: 1000, lost_after: 3 }, true, true, 5000)
+        tertiary first key false
+        tertiary listens on 8445 and 9092
+        witness weighs [100, 50, 0]
+        witness listens on 8440 and 9080"#]]
+    .assert_eq(&seen.join("\n"));
+}
+
+#[test]
+fn a_zone_reaches_the_witness_and_no_secret_does() {
+    let overrides =
+        Overrides { variables: [("TSIG".to_owned(), "c2VjcmV0".to_owned())].into(), ..Overrides::default() };
+    let text = GOOD
+        .replace("provider: onprem }", &format!("provider: onprem }}, {{ name: there, provider: onprem, {STANDBY} }}"));
+    let environment = load(&(text + &zone("192.0.2.53", "")), &overrides, &Catalogue::default()).unwrap().environment;
+    let given = [("secret:env:TSIG".to_owned(), "5eed12".to_owned())].into();
+    let release = Release::resolve(&environment, &Artifacts { given, ..artifacts() });
+    let (_, parts) = components(&environment, &release).pop().unwrap();
+    let witness = parts.iter().find(|part| part.name.as_str() == "witness").unwrap();
+    let dns = &serde_json::to_value(&witness.part).unwrap()["witness"]["dns"];
+    assert_eq!(
+        *dns,
+        json!({
+            "server": "192.0.2.53:53", "zone": "example.com", "name": "textnlp.example.com", "ttl_seconds": 60, "key": "update",
+            "algorithm": "hmac-sha256", "secret": { "source": "secret:env:TSIG", "version": "5eed12" },
+            "addresses": { "here": ["192.0.2.1"], "there": ["2001:db8::2"] },
+        })
+    );
+}
+
+#[test]
+fn traffic_by_dns_has_no_front() {
+    let environment = built_in("multi-region-clouds");
+    let release = Release::resolve(&environment, &artifacts());
+    let places = components(&environment, &release);
+    assert_eq!(places.len(), 3);
+    let weights: Vec<_> = places
+        .iter()
+        .flat_map(|(_, parts)| parts)
+        .filter_map(|c| {
+            if let ComponentSpec::Traffic(t) = &c.part {
+                Some(t.weights.values().copied().collect::<Vec<_>>())
+            } else {
+                None
+            }
+        })
+        .collect();
+    assert_eq!(weights, [[100, 50, 0]]);
+}
+
+#[test]
+fn existing_objects_reach_their_components() {
+    let text = format!(
+        "{}network: {{ existing: net-1 }}\n",
+        GOOD.replace("provider: onprem", "provider: onprem, existing: { cluster: c-1, bucket: b-1 }")
+    );
+    let environment = load(&text, &Overrides::default(), &Catalogue::default()).unwrap().environment;
+    let release = Release::resolve(&environment, &artifacts());
+    let (_, parts) = components(&environment, &release).remove(0);
+    let existing: Vec<_> = parts.iter().filter_map(|c| Some(format!("{}={}", c.name, c.existing.as_ref()?))).collect();
+    assert_eq!(existing, ["network=net-1", "cluster=c-1", "models=b-1"]);
+}
+
+#[test]
+fn what_judges_a_rollout_from_outside_reaches_the_workload_and_its_token_only_as_a_reference() {
+    let text = GOOD.replace("name: here, provider: onprem", "name: here, provider: onprem, runtime: kubernetes")
+        + "rollout: { strategy: canary, prometheus: { url: \"https://p/\", token: \"secret:env:TOKEN\" }, \
+           queries: [{ name: errors, query: up, at_most: 0.01 }, { name: seen, query: up, at_least: 1, for: 5 }] }\n";
+    let overrides =
+        Overrides { variables: [("TOKEN".to_owned(), "hunter2".to_owned())].into(), ..Overrides::default() };
+    let environment = load(&text, &overrides, &Catalogue::default()).unwrap().environment;
+    let given = [("secret:env:TOKEN".to_owned(), "5eed12".to_owned())].into();
+    let parts = |environment: &Environment| {
+        let release = Release::resolve(environment, &Artifacts { given, ..artifacts() });
+        let (_, parts) = components(environment, &release).remove(0);
+        let part =
+            |name: &str| parts.iter().find(|part| part.name.as_str() == name).map(|part| json!(part.part)).unwrap();
+        (part("server")["workload"]["outside"].clone(), part("secrets")["secrets"]["given"].clone())
+    };
+    let (outside, given) = parts(&environment);
+    assert_eq!(
+        outside,
+        json!({ "url": "https://p", "token": true, "queries": [
+            { "name": "errors", "query": "up", "at_most": 0.01, "samples": 3 },
+            { "name": "seen", "query": "up", "at_least": 1.0, "samples": 5 },
+        ] })
+    );
+    assert_eq!(given, json!({ "prometheus-token": { "source": "secret:env:TOKEN", "version": "5eed12" } }));
+}

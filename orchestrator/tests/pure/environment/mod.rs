@@ -1,0 +1,859 @@
+//! Environments as an operator meets them: files in, an environment or one complete report out.
+
+mod capabilities;
+mod components;
+mod older;
+
+use std::collections::BTreeMap;
+
+use expect_test::{Expect, expect};
+use serde_json::json;
+use textnlp_orchestrator::environment::{
+    self, Catalogue, DetectionInputs, Environment, Evidence, FlagValue, Library, LoadError, Loaded, Offer, Overrides,
+    Severity, Source, components, diff,
+};
+use textnlp_orchestrator::release::{Artifacts, Release};
+use textnlp_provider::capabilities::{Capabilities, Capability, Store};
+use textnlp_provider::component::{ComponentSpec, Program};
+use textnlp_provider::settings::{DatabaseKind, Runtime, Strategy, TlsMode, TrafficMode};
+
+fn artifacts() -> Artifacts {
+    let digest = textnlp_orchestrator::release::digest(b"server");
+    Artifacts {
+        program: Program { path: "/opt/textnlp-server".to_owned(), digest: digest.clone() },
+        models: BTreeMap::from([("textnlp-tiny".to_owned(), digest.clone())]),
+        templates: Some(digest),
+        schema: Some(3),
+        given: BTreeMap::new(),
+        files: Default::default(),
+    }
+}
+
+fn built_in(name: &str) -> Environment {
+    match Library::built_in().load(name, &Overrides::default(), &Catalogue::default()) {
+        Ok(loaded) => loaded.environment,
+        Err(LoadError::Invalid(report)) => panic!("{name}:\n{report}"),
+        Err(other) => panic!("{name}: {other}"),
+    }
+}
+
+#[test]
+fn every_environment_that_ships_loads_and_says_its_own_name() {
+    let listed = Library::built_in().list();
+    assert_eq!(listed.len(), 9);
+    for entry in listed {
+        assert_eq!(built_in(&entry.name).environment.as_str(), entry.name);
+    }
+}
+
+const GOOD: &str = "\
+extends: base
+environment: mine
+phase: staging
+sites: [{ name: here, provider: onprem }]
+";
+
+fn load(text: &str, overrides: &Overrides, catalogue: &Catalogue) -> Result<Loaded, LoadError> {
+    let source = Source { label: "mine.yaml".to_owned(), bytes: text.as_bytes().to_vec() };
+    Library::built_in().load_source(source, overrides, catalogue)
+}
+
+fn said(result: Result<Loaded, LoadError>) -> String {
+    match result {
+        Ok(loaded) => loaded.report.to_string(),
+        Err(LoadError::Invalid(report)) => report.to_string(),
+        Err(other) => other.to_string(),
+    }
+}
+
+/// The report about a file, whether it loads or not.
+fn check(text: &str, expected: Expect) {
+    expected.assert_eq(&said(load(text, &Overrides::default(), &Catalogue::default())));
+}
+
+/// The report about `GOOD` and some lines more.
+fn check_more(more: &str, expected: Expect) {
+    check(&format!("{GOOD}{more}"), expected);
+}
+
+#[test]
+fn every_mistake_of_a_file_is_in_one_report() {
+    check(
+        "\
+extends: base
+environment: My_Env
+phase: stagign
+sites:
+  - { name: here, provider: onprem, regoin: local }
+  - { name: here, provider: onprem, port: 70000 }
+scaling: { min: three, max: 0 }
+scalling: { min: 1 }
+server:
+  api: { timeout: 10MB, max_request_size: 10, port: \"8443\" }
+  security: { rate_limit: 1000, jwt_expiry: soon }
+  api: {}
+database: { kind: sqlite, password: hunter2 }
+models: textnlp-tiny
+backup: { enabled: yes }
+cluster: { version: 1.30 }
+gates: { error_rate: 2 }
+replicas: 3
+port: 1
+",
+        expect![[r#"
+            mine.yaml:2:14: error: `environment`: `My_Env` is not a valid environment name: use 1 to 40 lower-case letters, digits and hyphens, beginning with a letter; choose such a name
+            mine.yaml:3:8: error: `phase`: `stagign` is not one of `development`, `staging`, `pilot`, `scale-up`, `enterprise`, `multi-region`, `air-gapped`, `optimized`; did you mean `staging`?
+            mine.yaml:5:37: error: `sites[0].regoin`: `regoin` is not a key of `sites[0]`; did you mean `region`?
+            mine.yaml:6:43: error: `sites[1].port`: 70000 is out of range; write a number from 1 to 65535
+            mine.yaml:7:17: error: `scaling.min`: found the text `three`, expected a whole number; write a whole number
+            mine.yaml:7:29: error: `scaling.max`: 0 is out of range; write a number from 1 to 1000
+            mine.yaml:8:1: error: `scalling`: `scalling` is not a key of an environment; did you mean `scaling`?
+            mine.yaml:10:19: error: `server.api.timeout`: `MB` is not a unit of time; write seconds as a number, or a number and one of ms, s, m, h, d, such as `5m`
+            mine.yaml:10:43: error: `server.api.max_request_size`: the size `10` has no unit; write a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as `10MB`
+            mine.yaml:10:53: error: `server.api.port`: found the text `8443`, expected a whole number; write a whole number
+            mine.yaml:11:27: error: `server.security.rate_limit`: found `1000`, expected a rate such as `1000/hour`; write a rate such as `1000/hour`
+            mine.yaml:11:45: error: `server.security.jwt_expiry`: `soon` is not a length of time; write seconds as a number, or a number and one of ms, s, m, h, d, such as `5m`
+            mine.yaml:12:3: error: the key `api` is duplicated, first at mine.yaml:10:3; keep one of them
+            mine.yaml:13:37: error: `database.password`: this is a secret in plain text; write `secret:env:NAME`, `secret:file:PATH` or `secret:store:NAME`, and keep the value there
+            mine.yaml:14:9: error: `models`: found the text `textnlp-tiny`, expected a list; begin each entry with `- `, or write `[a, b]`
+            mine.yaml:15:20: error: `backup.enabled`: `yes` is a text in YAML 1.2; write `true` or `false`
+            mine.yaml:16:21: error: `cluster.version`: `1.30` is a number or a boolean; expected text; put quotes around it: "1.30"
+            mine.yaml:17:22: error: `gates.error_rate`: 2 is out of range; write a number from 0 to 1
+            mine.yaml:18:1: error: `replicas`: `replicas` is not a key of an environment; did you mean `database.replicas`?
+            mine.yaml:19:1: error: `port`: `port` is not a key of an environment; remove it; its keys are `extends`, `environment`, `description`, `phase`, `state`, `sites`, `models`, `server`, `data`, `database`, `cache`, `tls`, `scaling`, `gpu`, `cluster`, `network`, `storage`, `registry`, `monitoring`, `backup`, `traffic`, `dns`, `replication`, `dr`, `rollout`, `tags`, `budget`, `gates`, `account`, `prerequisites`, `features`"#]],
+    );
+}
+
+#[test]
+fn contradictions_are_named_where_they_stand() {
+    check_more(
+        "\
+tls: { mode: \"off\" }
+scaling: { min: 4, max: 2, adapter: true }
+database: { kind: sqlite, hosting: managed, replicas: 1 }
+cache: { kind: redis }
+dr: { mode: automatic }
+traffic: { mode: dns, weights: { hree: 1 } }
+tags: { textnlp-lineage: x }
+account: { mandatory_tags: [cost-centre] }
+gates: { tokens_min: 100, tokens_max: 50, think_min: 5s }
+models:
+  - { name: a, source: bundeld, role: default }
+  - { name: a, source: \"http://x/y\", role: default, digest: sha256:12 }
+",
+        expect![[r#"
+            mine.yaml:1:1: error: `replication.database.mode`: after a failover the database would be gone; write `mode: streaming`
+            mine.yaml:5:14: error: `tls.mode`: API keys would be sent without TLS; use `local-ca`, `acme` or `existing` from staging on
+            mine.yaml:6:25: error: `scaling.max`: at most 2 is less than at least 4; write 4 or more
+            mine.yaml:6:37: error: `scaling.adapter`: it gives the request rate to an autoscaler, and this environment has none; add `max` above `min` and `requests_per_second: 1000`, or remove it
+            mine.yaml:7:36: error: `database.hosting`: SQLite is a file and has no hosting (managed); remove it, or use `kind: postgres`
+            mine.yaml:8:8: error: `cache.hosting`: the hosting of Redis is not set; write `hosting: managed`, `cluster` or `external`
+            mine.yaml:9:13: error: `dr.mode`: automatic failover needs a witness in a third location; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
+            mine.yaml:9:13: error: `dr.mode`: there is no second site to fail over to; add a site, or write `mode: none`
+            mine.yaml:10:10: error: `traffic.domain`: `mode: dns` needs a domain; write `domain: textnlp.example.com`
+            mine.yaml:10:40: error: `traffic.weights.hree`: there is no site `hree`; did you mean `here`?
+            mine.yaml:11:7: error: `tags`: `textnlp-lineage` is a built-in tag; choose another name
+            mine.yaml:11:7: error: `tags`: the account requires the tag `cost-centre`; add `cost-centre: …`
+            mine.yaml:13:8: error: `gates.think_max`: it is shorter than `think_min`; swap them
+            mine.yaml:13:39: error: `gates.tokens_max`: it is less than `tokens_min`; swap them
+            mine.yaml:15:24: error: `models[0].source`: `bundeld` is not a source; did you mean `bundled`?
+            mine.yaml:16:13: error: `models[1].name`: `models[0]` has the name `a` too; give each model a name of its own
+            mine.yaml:16:24: error: `models[1].source`: the model would be fetched without TLS; use `https:`
+            mine.yaml:16:44: error: `models[1].role`: 2 models are the default; leave `role: default` with one
+            mine.yaml:16:61: error: `models[1].digest`: this is not a digest; write `sha256:` and 64 hexadecimal digits"#]],
+    );
+    check(
+        "\
+extends: base
+environment: mine
+sites:
+  - { name: a, provider: onprem }
+  - { name: b, provider: onprem, role: standby }
+traffic: { weights: { a: 0, b: 10 } }
+dr: { mode: automatic, rpo: 1s, rto: 3s, warm: false }
+replication: { database: { mode: streaming } }
+",
+        expect![[r#"
+            (built-in) base.yaml:17:11: error: `server.api.port`: two sites of one machine use port 8443; give each its own port; in a site: `port` and `metrics_port`
+            (built-in) base.yaml:31:19: error: `server.monitoring.metrics_port`: two sites of one machine use port 9090; give each its own port; in a site: `port` and `metrics_port`
+            mine.yaml:6:32: error: `traffic.weights.b`: a standby has no traffic before a failover; write 0; the failover gives it its weight
+            mine.yaml:7:13: error: `dr.mode`: automatic failover needs a witness in a third location; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
+            mine.yaml:7:38: error: `dr.rto`: a cold site cannot answer within 3s; write `warm: true`, or allow more than 20 minutes
+            mine.yaml:7:38: error: `dr.rto`: a site failure is detected only after 3s (`watch_every` 1s × `lost_after` 3), and another site takes over within 5s more: 8s in total; allow more time, or poll more often (`watch_every`, `lost_after`)
+            mine.yaml:8:26: error: `replication.database.max_lag`: a lag of 5s is allowed, which is not less than `dr.rpo` (1s); allow less lag, or a larger `dr.rpo`"#]],
+    );
+}
+
+#[test]
+fn all_layers_are_checked_even_where_a_stronger_one_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
+    std::fs::write(folder.join("lower.yaml"), "extends: base\nscaling: { min: none }\nserver: { api: { prot: 1 } }\n")
+        .unwrap();
+    std::fs::write(folder.join("upper.yaml"), "extends: lower\nenvironment: upper\nscaling: { min: 2 }\nsites: []\n")
+        .unwrap();
+    let overrides = Overrides {
+        variables: BTreeMap::from([("TEXTNLP_SET__gpu__size".to_owned(), "smal".to_owned())]),
+        sets: vec!["scaling.maxx=3".to_owned(), "nonsense".to_owned()],
+        flags: Vec::new(),
+    };
+    let said = said(Library::from_folder(folder).load("upper", &overrides, &Catalogue::default()));
+    expect![[r#"
+        FOLDER/lower.yaml:2:17: error: `scaling.min`: found the text `none`, expected a whole number; write a whole number
+        FOLDER/lower.yaml:3:18: error: `server.api.prot`: `prot` is not a key of `server.api`; did you mean `port`?
+        FOLDER/upper.yaml:4:8: error: `sites`: the list has 0 entries; at least 1 must be there
+        $TEXTNLP_SET__gpu__size: error: `gpu.size`: `smal` is not one of `none`, `small`, `medium`, `large`, `xlarge`; did you mean `small`?
+        --set nonsense: error: there is no `=` in it; write `--set scaling.min=2`
+        --set scaling.maxx: error: `scaling.maxx`: `maxx` is not a key of `scaling`; did you mean `max`?"#]].assert_eq(&said.replace(folder.as_str(), "FOLDER"));
+}
+
+#[test]
+fn stronger_layers_win_and_every_value_knows_where_it_came_from() {
+    let overrides = Overrides {
+        variables: BTreeMap::from([
+            ("TEXTNLP_SET__scaling__min".to_owned(), "2".to_owned()),
+            ("TEXTNLP_SET__gates__users".to_owned(), "7".to_owned()),
+            ("REGION".to_owned(), "local".to_owned()),
+        ]),
+        sets: vec![
+            "gates.users=8".to_owned(),
+            "sites.here.region=${REGION}".to_owned(),
+            "models[0].context=512".to_owned(),
+        ],
+        flags: vec![FlagValue {
+            flag: "--provider".to_owned(),
+            path: "sites[*].provider".to_owned(),
+            value: json!("other"),
+        }],
+    };
+    let loaded = load(GOOD, &overrides, &Catalogue::default()).unwrap();
+    let e = &loaded.environment;
+    assert_eq!((e.scaling.min, e.gates.users, e.models[0].context), (2, 8, Some(512)));
+    assert_eq!((e.sites[0].region.as_str(), e.sites[0].provider.as_str()), ("local", "other"));
+    let line = |path: &str| {
+        loaded
+            .explain(path)
+            .iter()
+            .map(|f| format!("{} = {} ({})", f.path, f.value, f.origin))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    let all = [
+        "environment",
+        "sites[0]",
+        "scaling",
+        "gates.users",
+        "models[0].context",
+        "server.api.port",
+        "data",
+        "gates.p95_ms",
+    ]
+    .map(line);
+    expect![[r#"
+        environment = "mine" (mine.yaml:2:14)
+        sites[0].name = "here" (mine.yaml:4:17)
+        sites[0].role = "primary" (default)
+        sites[0].provider = "other" (--provider)
+        sites[0].runtime = "process" (default)
+        sites[0].region = "local" (--set sites.here.region)
+        scaling.min = 2 ($TEXTNLP_SET__scaling__min)
+        scaling.adapter = false (default)
+        gates.users = 8 (--set gates.users)
+        models[0].context = 512 (--set models[0].context)
+        server.api.port = 8443 ((built-in) base.yaml:17:11)
+        data = "disposable" (default of phase staging)
+        gates.p95_ms = 500 (default)"#]]
+    .assert_eq(&all.join("\n"));
+}
+
+#[test]
+fn what_is_shown_loads_again_and_is_the_same() {
+    for entry in Library::built_in().list() {
+        let first = Library::built_in().load(&entry.name, &Overrides::default(), &Catalogue::default()).unwrap();
+        let again = load(&first.to_yaml(true), &Overrides::default(), &Catalogue::default());
+        let again = again.unwrap_or_else(|e| panic!("{}: {e}\n{}", entry.name, first.to_yaml(true)));
+        assert_eq!(diff(&first, &again), [], "{}", entry.name);
+    }
+}
+
+#[test]
+fn shown_values_carry_their_places() {
+    let loaded = Library::built_in().load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
+    let shown = loaded.to_yaml(true);
+    let head: Vec<&str> = shown.lines().take(24).collect();
+    expect![[r#"
+        environment: staging                                      # (built-in) staging.yaml:3:14
+        description: "TLS, keys and a load test on this machine"  # (built-in) staging.yaml:4:14
+        phase: staging                                            # (built-in) staging.yaml:5:8
+        state:
+          store: local                                            # (built-in) base.yaml:4:10
+        sites:
+          - name: here                                            # (built-in) staging.yaml:7:13
+            role: primary                                         # (built-in) staging.yaml:7:25
+            provider: onprem                                      # (built-in) staging.yaml:7:44
+            runtime: process                                      # (built-in) staging.yaml:7:61
+            region: local                                         # (built-in) staging.yaml:7:78
+        models:
+          - name: textnlp-tiny                                    # (built-in) base.yaml:7:11
+            source: bundled                                       # (built-in) base.yaml:8:13
+            role: default                                         # (built-in) base.yaml:9:11
+            quantize: q8_0                                        # (built-in) base.yaml:10:15
+            context: 1024                                         # (built-in) base.yaml:11:14
+            preload: true                                         # (built-in) base.yaml:12:14
+        server:
+          api:
+            host: 0.0.0.0                                         # (built-in) base.yaml:16:11
+            port: 8443                                            # (built-in) base.yaml:17:11
+            workers: 4                                            # (built-in) base.yaml:18:14
+            timeout: 5m                                           # (built-in) base.yaml:19:14"#]]
+    .assert_eq(&head.join("\n"));
+}
+
+#[test]
+fn the_difference_of_two_environments_names_each_value() {
+    let load = |name| Library::built_in().load(name, &Overrides::default(), &Catalogue::default()).unwrap();
+    let changes = diff(&load("development"), &load("staging"));
+    let text = |v: Option<serde_json::Value>| v.map_or("–".to_owned(), |v| v.to_string());
+    let lines: Vec<_> =
+        changes.into_iter().map(|c| format!("{}: {} → {}", c.path, text(c.left), text(c.right))).collect();
+    expect![[r#"
+        environment: "development" → "staging"
+        description: "One process on this machine, for development" → "TLS, keys and a load test on this machine"
+        phase: "development" → "staging"
+        server.api.host: "127.0.0.1" → "0.0.0.0"
+        server.api.port: 8080 → 8443
+        server.api.workers: 2 → 4
+        server.api.drain: "5s" → "30s"
+        server.security.api_keys_enabled: false → true
+        server.monitoring.log_level: "DEBUG" → "INFO"
+        tls.mode: "off" → "local-ca"
+        storage.model_cache: "1GB" → "50GB""#]]
+    .assert_eq(&lines.join("\n"));
+}
+
+#[test]
+fn secrets_are_references_and_a_missing_variable_is_named() {
+    let text = format!(
+        "{GOOD}database: {{ kind: postgres, hosting: external, host: \"${{DB_HOST}}\", user: u, password: \"${{DB_PASSWORD}}\" }}\n"
+    );
+    let variables =
+        BTreeMap::from([("DB_HOST".to_owned(), "db".to_owned()), ("DB_PASSWORD".to_owned(), "hunter2".to_owned())]);
+    let overrides = Overrides { variables, ..Overrides::default() };
+    let loaded = load(&text, &overrides, &Catalogue::default()).unwrap();
+    assert_eq!(loaded.environment.database.host.as_deref(), Some("db"));
+    assert_eq!(loaded.environment.database.password.as_ref().unwrap().to_string(), "secret:env:DB_PASSWORD");
+    assert!(!format!("{loaded:?}{}", loaded.to_yaml(true)).contains("hunter2"));
+    check(
+        &text,
+        expect![
+            "mine.yaml:5:54: error: `database.host`: the variable `DB_HOST` is not set; export DB_HOST=…, or write `${DB_HOST:-otherwise}`
+mine.yaml:5:87: not yet: `database.password`: the variable `DB_PASSWORD` is not set; export DB_PASSWORD=…"
+        ],
+    );
+    check_more(
+        "database: { kind: postgres, url: \"postgresql://u:hunter2@db/x\" }\n",
+        expect![
+            "mine.yaml:5:34: error: `database.url`: this URL contains a password in plain text; write `secret:env:NAME`, or a URL without a password and the password as `password: secret:env:NAME`"
+        ],
+    );
+}
+
+#[test]
+fn what_a_provider_does_not_support_is_refused_by_name() {
+    let mut catalogue = Catalogue::default();
+    let capabilities = Capabilities {
+        runtimes: &[Runtime::Process],
+        supported: &[
+            Capability::Database(DatabaseKind::Sqlite, None),
+            Capability::Tls(TlsMode::Off),
+            Capability::Tls(TlsMode::LocalCa),
+            Capability::Traffic(TrafficMode::Gateway),
+            Capability::Rollout(Strategy::Rolling),
+            Capability::State(Store::Folder),
+        ],
+    };
+    catalogue.providers.insert("onprem".to_owned(), Offer { missing: None, capabilities });
+    let missing = Some("build with `--features all`".to_owned());
+    catalogue.providers.insert("cumulus".to_owned(), Offer { missing, ..Offer::default() });
+    let check = |more: &str, expected: Expect| {
+        expected.assert_eq(&said(load(&format!("{GOOD}{more}"), &Overrides::default(), &catalogue)))
+    };
+    check("", expect![[r#""#]]);
+    check(
+        "database: { kind: postgres, hosting: managed }\ncache: { kind: redis, hosting: managed }\nstate: { store: \"ftp://host/state\" }\n",
+        expect![[r#"
+            mine.yaml:5:19: not yet: `database.kind`: provider `onprem` does not support `postgres/managed`; use `sqlite`
+            mine.yaml:6:16: not yet: `cache.kind`: provider `onprem` does not support `redis/managed`; remove it
+            mine.yaml:7:17: not yet: `state.store`: provider `onprem` does not support `ftp://host/state`; use `local`"#]],
+    );
+    // A setting that is written out at its default asks nothing.
+    check(
+        "rollout: { bake: 10m, deadline: 1h }\ntraffic: { ttl: 60, health_path: /health }\nmonitoring: { retention: 15d, alerts: { disk: 90 } }\n",
+        expect![[r#""#]],
+    );
+    check(
+        "rollout: { bake: 5m, deadline: 2h }\ntraffic: { ttl: 5, health_path: /ready }\nmonitoring: { retention: 30d, alerts: { disk: 70, memory: 70 } }\n\
+         gpu: { size: small }\nnetwork: { waf: true, cidr: 10.0.0.0/16 }\n",
+        expect![[r#"
+            mine.yaml:5:18: not yet: `rollout.bake`: provider `onprem` does not support this setting (`5m`); remove it
+            mine.yaml:5:32: not yet: `rollout.deadline`: provider `onprem` does not support this setting (`2h`); remove it
+            mine.yaml:6:17: not yet: `traffic.ttl`: provider `onprem` does not support this setting (`5s`); remove it
+            mine.yaml:6:33: not yet: `traffic.health_path`: provider `onprem` does not support this setting (`/ready`); remove it
+            mine.yaml:7:26: not yet: `monitoring.retention`: provider `onprem` does not support this setting (`30d`); remove it
+            mine.yaml:7:39: not yet: `monitoring.alerts`: provider `onprem` does not support this setting (`memory, disk`); remove it
+            mine.yaml:8:14: not yet: `gpu.size`: the inference server runs on CPUs only: no GPU of size `small` would be used; remove it
+            mine.yaml:9:17: not yet: `network.waf`: provider `onprem` does not support this setting (`true`); remove it
+            mine.yaml:9:29: not yet: `network.cidr`: provider `onprem` does not support this setting (`10.0.0.0/16`); remove it"#]],
+    );
+    let with =
+        |site: &str| said(load(&GOOD.replace("name: here, provider: onprem", site), &Overrides::default(), &catalogue));
+    expect!["mine.yaml:4:33: not yet: `sites[0].provider`: provider `cumulus` is not part of this program; build with `--features all`"].assert_eq(&with("name: here, provider: cumulus, runtime: pods"));
+    expect!["mine.yaml:4:33: error: `sites[0].provider`: there is no provider `onprm`; did you mean `onprem`?"]
+        .assert_eq(&with("name: here, provider: onprm"));
+    expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: provider `onprem` does not support the runtime `proces`; did you mean `process`?"]
+        .assert_eq(&with("name: here, provider: onprem, runtime: proces"));
+    expect!["mine.yaml:4:33: error: `sites[0].provider`: provider detection did not run; write one, such as `provider: onprem`"].assert_eq(&with("name: here, provider: auto"));
+}
+
+#[test]
+fn a_provider_is_detected_by_evidence_and_never_guessed() {
+    let offer = |linked: bool, runtimes: &'static [Runtime]| Offer {
+        missing: (!linked).then(|| "not part of this version".to_owned()),
+        capabilities: Capabilities { runtimes, ..Capabilities::default() },
+    };
+    let providers = [
+        ("onprem", true, &[Runtime::Process]),
+        ("pods", true, &[Runtime::Kubernetes]),
+        ("cumulus", true, &[Runtime::Kubernetes]),
+        ("nimbus", false, &[Runtime::Kubernetes]),
+    ];
+    let providers = providers.map(|(name, linked, runtimes)| (name.to_owned(), offer(linked, runtimes)));
+    // How it ends for a site with these fields, where this much is seen: each `provider: what`.
+    let detected = |site: &str, seen: &[&str]| {
+        let evidence = seen.iter().map(|one| {
+            let (provider, seen) = one.split_once(": ").unwrap();
+            Evidence { provider: provider.to_owned(), seen: seen.to_owned() }
+        });
+        let surroundings = DetectionInputs { evidence: evidence.collect(), fallback: "onprem".to_owned() };
+        let catalogue = Catalogue { providers: BTreeMap::from(providers.clone()), surroundings: Some(surroundings) };
+        let text = GOOD.replace("name: here, provider: onprem", &format!("name: here, provider: auto{site}"));
+        let loaded = load(&text, &Overrides::default(), &catalogue);
+        match &loaded {
+            Ok(loaded) => {
+                let site = &loaded.environment.sites[0];
+                let origin = loaded.explain("sites[0].provider")[0].origin.to_string();
+                assert!(loaded.report.to_string().contains(&format!("`{}` is detected", site.provider)));
+                format!("{} {}: {origin}", site.provider, site.runtime)
+            }
+            Err(_) => said(loaded),
+        }
+    };
+    expect!["onprem process: detected (no other provider was detected)"].assert_eq(&detected("", &[]));
+    expect!["pods kubernetes: detected (a kubeconfig)"].assert_eq(&detected("", &["pods: a kubeconfig"]));
+    // The runtime that the file names decides which providers count.
+    expect![
+        "onprem process: detected (no other provider was detected; a kubeconfig, but `pods` does not run this site)"
+    ]
+    .assert_eq(&detected(", runtime: process", &["pods: a kubeconfig"]));
+    expect!["pods kubernetes: detected (a kubeconfig)"]
+        .assert_eq(&detected(", runtime: kubernetes", &["pods: a kubeconfig"]));
+    expect!["mine.yaml:4:33: error: `sites[0].provider`: no provider that runs `kubernetes` was detected; write one, such as `provider: onprem`"]
+        .assert_eq(&detected(", runtime: kubernetes", &[]));
+    // A cloud that this program does not have decides nothing, and is named.
+    expect!["onprem process: detected (no other provider was detected; A_KEY is set, but `nimbus` is not part of this program)"]
+        .assert_eq(&detected("", &["nimbus: A_KEY is set"]));
+    expect!["pods kubernetes: detected (a kubeconfig; A_KEY is set, but `nimbus` is not part of this program)"]
+        .assert_eq(&detected("", &["pods: a kubeconfig", "nimbus: A_KEY is set"]));
+    expect!["mine.yaml:4:33: error: `sites[0].provider`: more than one provider was detected: `cumulus` (A_KEY is set, ~/.cumulus exists) and `pods` (a kubeconfig); write `provider: cumulus` or `provider: pods`"]
+        .assert_eq(&detected("", &["pods: a kubeconfig", "cumulus: A_KEY is set", "cumulus: ~/.cumulus exists"]));
+}
+
+const OLD_FLAT: &str = "\
+server: { host: localhost, port: 8080, workers: 2 }
+database: { host: localhost, port: 5432, name: textnlp_dev, user: postgres, password: \"${DB_PASSWORD}\" }
+redis: { host: localhost, port: 6379, db: 0 }
+models: { path: ./models, cache_size: 1GB, download_on_startup: false }
+security: { jwt_secret: \"${JWT_SECRET}\", api_keys_enabled: false }
+logging: { level: DEBUG, file: logs/textnlp.log }
+";
+
+const OLD_NESTED: &str = "\
+textnlp:
+  api: { host: 0.0.0.0, port: 8080, workers: 4, timeout: 300, max_request_size: 10MB }
+  models: { default: gpt2, cache_dir: /models, max_cache_size: 50GB, preload: [gpt2, bert] }
+  database: { url: \"${DATABASE_URL}\", pool_size: 20, max_overflow: 40 }
+  redis: { url: \"redis://cache:6379/0\", max_connections: 100 }
+  security: { jwt_algorithm: RS256, jwt_expiry: 3600, api_key_header: X-API-Key, rate_limit: 1000/hour }
+  monitoring: { metrics_port: 9090, enable_tracing: true, log_level: INFO }
+";
+
+const OLD_VARIABLES: &str = "\
+# staging
+ENVIRONMENT=staging
+DEBUG=false
+LOG_LEVEL=INFO
+DATABASE_URL=postgresql://postgres:hunter2@staging-db:5432/textnlp_staging
+export REDIS_URL=\"redis://staging-redis:6379/0\"
+";
+
+#[test]
+fn init_writes_what_is_missing_and_never_over_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = camino::Utf8Path::from_path(folder.path()).unwrap().join("environments");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("staging.yaml"), "extends: staging\nscaling: { min: 2 }\n").unwrap();
+    let written = environment::init(&folder).unwrap();
+    assert_eq!(
+        written.iter().filter(|w| !w.written).map(|w| w.path.file_name().unwrap()).collect::<Vec<_>>(),
+        ["staging.yaml"]
+    );
+    assert!(environment::init(&folder).unwrap().iter().all(|w| !w.written));
+    // A file of one's own stands in for the one that ships, and may extend it.
+    let library = Library::from_working_directory(&folder.join("deep/inside"));
+    let loaded = library.load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
+    assert_eq!(loaded.environment.scaling.min, 2);
+    assert!(
+        loaded.files[0].ends_with("environments/staging.yaml") && loaded.files[1].starts_with("(built-in)"),
+        "{:?}",
+        loaded.files
+    );
+    let name = "canteen".parse().unwrap();
+    let path = environment::new(&library, &folder, &name, "staging").unwrap();
+    assert_eq!(
+        library.load_file(&path, &Overrides::default(), &Catalogue::default()).unwrap().environment.environment,
+        name
+    );
+    assert!(matches!(
+        environment::new(&library, &folder, &name, "staging"),
+        Err(environment::AuthorError::Exists { .. })
+    ));
+    assert!(library.list().iter().any(|l| l.name == "canteen" && l.file.is_some()));
+    let Err(LoadError::NoSuch(no)) = library.load("stagin", &Overrides::default(), &Catalogue::default()) else {
+        panic!()
+    };
+    assert_eq!(no.fix(), "did you mean `staging`?");
+    assert!(matches!(
+        library.load("../staging", &Overrides::default(), &Catalogue::default()),
+        Err(LoadError::NoSuch(_))
+    ));
+}
+
+#[test]
+fn circles_and_missing_environments_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
+    std::fs::write(folder.join("a.yaml"), "extends: b\nenvironment: a\n").unwrap();
+    std::fs::write(folder.join("b.yaml"), "extends: a\n").unwrap();
+    std::fs::write(folder.join("c.yaml"), "extends: bse\nenvironment: c\nsites: []\n").unwrap();
+    let library = Library::from_folder(folder);
+    let a = said(library.load("a", &Overrides::default(), &Catalogue::default()));
+    assert!(
+        a.contains(
+            "FOLDER/b.yaml:1:10: error: `extends`: `a` extends itself".replace("FOLDER", folder.as_str()).as_str()
+        ),
+        "{a}"
+    );
+    let c = said(library.load("c", &Overrides::default(), &Catalogue::default()));
+    assert!(c.contains("there is no environment `bse`; did you mean `base`?"), "{c}");
+}
+
+#[test]
+fn the_schema_in_the_repository_is_the_one_that_the_types_make() {
+    let made = serde_json::to_string_pretty(&environment::schema()).unwrap() + "\n";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../environments/environment.schema.json");
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(path, &made).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(path).unwrap() == made,
+        "run this test with UPDATE_EXPECT=1 and commit environments/environment.schema.json"
+    );
+}
+
+/// A zone for two sites.
+const DNS: &str = "dns: { server: 192.0.2.53, zone: example.com, key: { name: update, secret: \"secret:env:TSIG\" }, \
+                   addresses: { here: [192.0.2.1], there: [\"2001:db8::2\"] } }";
+
+fn zone(server: &str, traffic: &str) -> String {
+    let dns = DNS.replace("192.0.2.53", server);
+    format!(
+        "dr: {{ mode: automatic, witness: {{ provider: onprem, region: local }} }}\nreplication: {{ database: {{ mode: streaming }} }}\n\
+         traffic: {{ mode: gateway, domain: textnlp.example.com{traffic} }}\n{dns}\n"
+    )
+}
+
+/// A second site of the same machine.
+const STANDBY: &str = "role: standby, port: 9443, metrics_port: 9444";
+
+/// Each line alone, added to a good file, is answered by the sentence beside it.
+#[test]
+fn each_rule_answers_with_its_own_sentence() {
+    let site =
+        |fields: &str| GOOD.replace("name: here, provider: onprem", &format!("name: here, provider: onprem, {fields}"));
+    const OUTSIDE: &str = "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, host: db.example.com }";
+    const URL: &str = "url: \"http://prometheus-operated.monitoring:9090\"";
+    const PROMETHEUS: &str = "{ url: \"http://prometheus-operated.monitoring:9090\" }";
+    const QUERY: &str = "{ name: errors, query: \"sum(x{pod=~'api-{{ new }}-.*'})\", at_most: 0.01 }";
+    const DOMAIN: &str = "traffic: { domain: text.example.com }\n";
+    let there = |ingress: &str| site(&format!("runtime: kubernetes, cluster: {{ ingress: {{ {ingress} }} }}"));
+    let within = |settings: &str| site(&format!("runtime: kubernetes, cluster: {{ {settings} }}"));
+    let two = |second: &str, more: &str| {
+        GOOD.replace(
+            "provider: onprem }",
+            &format!("provider: onprem }}, {{ name: there, provider: onprem, {second} }}"),
+        ) + more
+    };
+    let plus = |more: &str| format!("{GOOD}{more}\n");
+    let rolled = |more: &str| format!("{}rollout: {{ strategy: canary, {more} }}\n", site("runtime: kubernetes"));
+    let asked = |prometheus: &str, queries: &str| {
+        let prometheus = if prometheus.is_empty() { URL } else { prometheus };
+        rolled(&format!("prometheus: {{ {prometheus} }}, queries: [{queries}]"))
+    };
+    let phase =
+        |phase: &str, more: &str| format!("{}{more}\n", GOOD.replace("phase: staging", &format!("phase: {phase}")));
+    let cases = [
+        (site("role: standby"), "0 sites are primary"),
+        (two("port: 9443, metrics_port: 9444", ""), "2 sites are primary"),
+        (two("role: standby, metrics_port: 9444", ""), "two sites of one machine use port 8443"),
+        (two("role: standby, port: 9443", ""), "two sites of one machine use port 9090"),
+        (two("role: standby, services: [database-primary], port: 9443, metrics_port: 9444", ""), "the site is standby, but has the writable database"),
+        (two("role: standby, port: 9443, metrics_port: 9444", "traffic: { weights: { here: 1, there: 1 } }"), "a standby has no traffic before a failover"),
+        (two("role: secondary, services: [models], port: 9443, metrics_port: 9444", "traffic: { weights: { here: 1, there: 1 } }"), "this site does not run the API"),
+        (site("region: \"a b\""), "this is not the name of a region"),
+        (site("cluster: { ingress: { class: nginx, issuer: x } }"), "the site has `runtime: process` and is not in a cluster"),
+        (there("class: nginx, issuer: x"), "the name that clients use is not configured"),
+        (there("class: nginx") + DOMAIN, "the certificate for clients has one source"),
+        (there("class: nginx, issuer: x, tls_secret: y") + DOMAIN, "the certificate for clients has one source"),
+        (there("issuer: x") + DOMAIN, "an ingress without a class is handled by no controller"),
+        (there("class: \"a b\", issuer: x") + DOMAIN, "`a b` is not the name of an object"),
+        (there("kind: route, issuer: x") + DOMAIN, "it has no effect with `kind: route`"),
+        (there("kind: rout") + DOMAIN, "`rout` is not one of `ingress`, `route`, `gateway`"),
+        (there("kind: gateway") + DOMAIN, "no Gateway is configured"),
+        (there("kind: gateway, gateway: web") + DOMAIN, "it needs a namespace and a name"),
+        (there("kind: gateway, gateway: a.b/web") + DOMAIN, "this is not the name of a namespace"),
+        (there("kind: gateway, gateway: infra/We b") + DOMAIN, "`We b` is not the name of an object"),
+        (there("kind: gateway, gateway: infra/web, section: \"a b\"") + DOMAIN, "`a b` is not the name of an object"),
+        (there("kind: gateway, gateway: infra/web, port: 0") + DOMAIN, "no listener can have this port"),
+        (there("kind: gateway, gateway: infra/web, class: nginx") + DOMAIN, "the Gateway has its class and the certificate for clients"),
+        (there("kind: gateway, gateway: infra/web"), "the name that clients use is not configured"),
+        (there("class: nginx, issuer: x, gateway: infra/web") + DOMAIN, "only `kind: gateway` has this key"),
+        (there("kind: route, section: https") + DOMAIN, "only `kind: gateway` has this key"),
+        (there("kind: gateway, gateway: infra/web") + DOMAIN + "tls: { mode: existing, existing: site-tls }\n", "it gets only the built-in certificate authority"),
+        (site("runtime: kubernetes, cluster: { address: \"https://x\", ingress: { kind: route } }") + DOMAIN, "it contradicts `address`"),
+        (site("cluster: { saml: a.json }"), "the site has `runtime: process` and is not in a cluster"),
+        (site("cluster: { load_balancer: true }"), "the site has `runtime: process` and is not in a cluster"),
+        (site("cluster: { database_image: a }"), "the site has `runtime: process` and is not in a cluster"),
+        (within("analytics: { schedule: \"@hourly\", image: a }"), "`@hourly` is not a cron schedule"),
+        (within("analytics: { }"), "no image is configured"),
+        (within("analytics: { image: a, command: [] }"), "it is empty, or one of its entries is"),
+        (within("analytics: { image: a, deadline: 2d }"), "the time limit is out of range"),
+        (within("analytics: { image: a, memory: 1MiB }"), "it is too little memory to start a program"),
+        (within("analytics: { image: a, spot: often }"), "`often` is not one of `never`, `prefer`, `only`"),
+        (within("models: { kind: node }"), "needs a `hostPath` volume, which the restricted profile of the namespace refuses"),
+        (within("models: { kind: image }"), "no image with the models is configured"),
+        (within("models: { kind: claim, reference: a }"), "it has no effect with `kind: claim`"),
+        (within("models: { size: 1GiB }"), "it has no effect with `kind: pod`"),
+        (within("models: { kind: claim, storage_class: A_b }"), "`A_b` is not the name of an object"),
+        (within("node_selector: { \"a b\": c }"), "`a b: c` is not a valid node label"),
+        (within("tolerations: [{ operator: Exists, value: a }]"), "`Equal` needs a value"),
+        (within("tolerations: [{ value: a }]"), "no taint is configured"),
+        (within("tolerations: [{ key: a, value: b, effect: Maybe }]"), "`Maybe` is not one of `NoSchedule`"),
+        (within("runtime_class: \"-\""), "`-` is not the name of an object"),
+        (within("saml: /nowhere/saml.json"), "there is no file /nowhere/saml.json"),
+        (within("saml: /etc/hosts"), "/etc/hosts: it is not JSON"),
+        (site("host: example"), "`example` is not an address of this machine"),
+        (plus("server: { api: { port: 9090 } }"), "`server.api.port`: port 9090 is also used by `server.monitoring.metrics_port`"),
+        (plus("server: { api: { port: 443 } }"), "port 443 needs root or CAP_NET_BIND_SERVICE"),
+        (plus("server: { api: { timeout: 0 } }"), "the time limit is too short for any answer"),
+        (plus("server: { api: { base_domain: '*.example.com' } }"), "is not a domain that has subdomains"),
+        (plus("server: { api: { base_domain: 10.0.0.1 } }"), "is not a domain that has subdomains"),
+        (plus("server: { api: { max_request_size: 1B } }"), "the size limit is too small for any request"),
+        (plus("server: { security: { jwt_expiry: 0 } }"), "the lifetime of a token is too short"),
+        (plus("server: { security: { api_key_header: \"a b\" } }"), "`a b` is not a header"),
+        (plus("server: { security: { api_keys_enabled: false } }"), "every client could generate without a key"),
+        (plus("server: { security: { jwt_secret: secret:env:X } }"), "this secret is not used"),
+        (plus("models: [{ name: ../x }]"), "is not a valid model name"),
+        (plus("models: [{ name: x, source: \"hf:x\" }]"), "names no model"),
+        (plus("models: [{ name: x, source: \"fiel:x\" }]"), "did you mean `file:`?"),
+        (plus("models: [{ name: x }, { name: y }]"), "no model has `role: default`"),
+        (plus("database: { kind: postgres, user: u }"), "this PostgreSQL is created by `up`, with its own user and password"),
+        (plus("database: { kind: postgres, hosting: external }"), "an external PostgreSQL needs its address"),
+        (plus("database: { kind: postgres, hosting: managed, host: db }"), "this PostgreSQL is created by `up`"),
+        (plus("database: { kind: postgres, url: \"mysql://db/x\" }"), "this is not the address of a PostgreSQL"),
+        (plus("database: { kind: postgres, url: \"postgresql://db/x\", host: db }"), "the address is in `database.url` already"),
+        (plus("database: { replicas: 2 }"), "SQLite has no replicas"),
+        (site("region: far").to_owned() + "scaling: { min: 2 }\n", "replicas on several machines cannot share a file"),
+        (plus("cache: { hosting: managed }"), "no cache is used"),
+        (plus("cache: { url: \"redis://x\" }"), "no cache is used"),
+        (plus("cache: { kind: memory }"), "note: `cache.kind`: no cache is used"),
+        (plus("cache: { kind: redis, hosting: external }"), "an external Redis needs its address"),
+        (plus("state: { store: locla }"), "did you mean `local`?"),
+        (plus("network: { cidr: 10.0.0.0 }"), "is not an address range"),
+        (plus("tls: { email: a@example.com }"), "`tls.email`: it has no effect with `mode: local-ca`"),
+        (plus("tls: { mode: acme }"), "a public certificate authority needs a DNS name"),
+        (plus("tls: { mode: existing }"), "no existing certificate is set"),
+        (plus("tls: { existing: c-1 }"), "it has no effect with `mode: local-ca`"),
+        (plus("tls: { names: [\"-x\"] }"), "neither a DNS name nor an address"),
+        (plus("scaling: { max: 3 }"), "nothing says when to add a replica"),
+        (plus("scaling: { cpu: 70 }"), "the number of replicas is fixed"),
+        (plus("cluster: { min_nodes: 3, max_nodes: 2 }"), "at most 2 is less than at least 3"),
+        (plus("gpu: { count: 2 }"), "no GPU machines are configured"),
+        (plus("traffic: { weights: { here: 0 } }"), "no site gets any traffic"),
+        (plus("traffic: { weights: { here: 1001 } }"), "1001 is out of range"),
+        (plus("traffic: { domain: \"a b\" }"), "is not a DNS name"),
+        (plus("traffic: { health_path: health }"), "a path begins with a slash"),
+        (plus("dr: { failback: automatic }"), "failback has no effect without failover"),
+        (plus("replication: { database: { mode: streaming } }"), "there is no second site to replicate to"),
+        (two("role: standby, port: 9443, metrics_port: 9444", "dr: { mode: manual, warm: false }\nreplication: { database: { mode: streaming } }"), "a cold site cannot answer within 15m"),
+        (
+            two("role: standby, region: far", "dr: { mode: automatic, rto: 1m, witness: { provider: w, region: w } }\ntraffic: { mode: dns, domain: x.org }\nreplication: { database: { mode: streaming } }"),
+            "resolvers keep the old answer for 1m",
+        ),
+        (
+            GOOD.replace("name: here, provider: onprem }", "name: here, provider: onprem, region: x }, { name: there, provider: onprem, region: y, role: standby }")
+                + "dr: { mode: automatic, witness: { provider: onprem, region: x } }\nreplication: { database: { mode: streaming } }\n",
+            "the witness would fail together with the primary",
+        ),
+        (two(STANDBY, "dr: { mode: automatic, rto: 7s, rpo: 6s, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }"), "detected only after 3s (`watch_every` 1s × `lost_after` 3), and another site takes over within 5s more: 8s in total"),
+        (two(STANDBY, "dr: { mode: automatic, watch_every: 10ms, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }"), "a poll interval of 10ms is shorter than the time of one answer"),
+        (two(STANDBY, "dr: { mode: manual, watch_every: 1h }\nreplication: { database: { mode: streaming } }"), "a poll interval of 1h is too long to detect a site failure in time"),
+        (two(STANDBY, "dr: { mode: manual, lost_after: 1 }\nreplication: { database: { mode: streaming } }"), "can be a busy machine and not a site failure"),
+        (two(STANDBY, "dr: { mode: manual, failback: automatic }\nreplication: { database: { mode: streaming } }"), "automatic failback needs automatic failover"),
+        (two("role: standby, services: [models], port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "only one site runs the API"),
+        (two("role: standby, services: [api], port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "has no database for control data"),
+        (two("role: standby, region: far, port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "supports only clusters and sites on one machine"),
+        (two("role: standby, region: far, runtime: kubernetes", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "only if all use one external PostgreSQL"),
+        (two("role: standby, region: far, runtime: kubernetes", OUTSIDE), "the global endpoint needs the address of this site, and none is configured"),
+        (two("role: standby, runtime: kubernetes, cluster: { ingress: { kind: route } }", OUTSIDE), "the global endpoint needs TLS to the pods of a site, and an ingress terminates TLS"),
+        (two("role: standby, runtime: kubernetes, cluster: { context: a } }, { name: third, provider: onprem, role: standby, runtime: kubernetes, cluster: { context: a }", OUTSIDE), "`there` is in the same cluster"),
+        (two("role: standby, runtime: kubernetes", OUTSIDE).replace("name: here, provider: onprem", "name: here, provider: onprem, runtime: kubernetes"), "are processes on a machine outside every cluster"),
+        (site("runtime: kubernetes, cluster: { load_balancer: true }"), "it has no effect without `address`"),
+        (site("runtime: kubernetes") + "network: { proxy: { https: \"secret:env:PROXY\" } }\n", "a proxy address from a secret is not supported in pods yet"),
+        (site("runtime: kubernetes, cluster: { address: \"https://here:0\" }"), "is not the address of a service"),
+        (two(STANDBY, "dr: { mode: manual, witness: { provider: onprem, region: far } }\nreplication: { database: { mode: streaming } }"), "is a process on that machine, not in `far`"),
+        (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntls: { mode: existing, existing: /x.pem }"), "the global endpoint verifies each site"),
+        (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntraffic: { port: 9443 }"), "port 9443 is also used by"),
+        (two(STANDBY, "dr: { mode: automatic, witness: { provider: onprem, region: local, port: 8450 } }"), "`port` is not a key of `dr.witness`"),
+        (two(STANDBY, "dr: { mode: manual }").replace("name: there", "name: witness"), "the location of the witness and the global endpoint"),
+        (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, replicas: 1 }"), "each site has one database server"),
+        (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, port: 5433 }"), "the database servers of several sites cannot share a port"),
+        (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, hosting: managed }"), "each site would have its own managed database"),
+        (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, host: db.example.com }"), "a clone would write to the database of the running service"),
+        (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, host: db.example.com, replicas: 1 }"), "is backed up by its operator"),
+        (plus("traffic: { port: 8441 }"), "only sites that fail over to one another have a global endpoint"),
+        (two(STANDBY, "dr: { mode: manual, rpo: 500ms }\nreplication: { database: { mode: streaming, max_lag: 100ms } }"), "usage data reaches the other sites within 1s, which is more than `dr.rpo` (500ms)"),
+        (plus(DNS), "the witness updates the DNS records"),
+        (two(STANDBY, &zone("dns.example.com", "")), "`dns.example.com` is not the address of a name server"),
+        (two(STANDBY, &zone("192.0.2.53:0", "")), "is not the address of a name server"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("domain: textnlp.example.com", "domain: textnlp.example.org")), "`textnlp.example.org` is not in the zone `example.com`"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace(", domain: textnlp.example.com", "")), "the zone needs the name that clients use"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("there: [", "elsewhere: [")), "`elsewhere` is not a site that serves"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("there: [", "elsewhere: [")), "there has no address, so clients could not reach it as primary"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("2001:db8::2", "192.0.2.1")), "here also has 192.0.2.1, so neither could be removed"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("2001:db8::2", "0.0.0.0")), "0.0.0.0 cannot be the address of a site"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("2001:db8::2", "x")), "`x` is not an IP address"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("secret:env:TSIG", "secret:file:tsig")), "`tsig` is not an absolute path"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("secret:env:TSIG", "c2VjcmV0")), "this is a secret in plain text"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("name: update", "algorithm: md5, name: update")), "md5"),
+        (two(STANDBY, &zone("192.0.2.53", ", ttl: 2d")), "2d is not a valid TTL of a DNS record"),
+        (two(STANDBY, &zone("192.0.2.53", ", ttl: 892s")), "resolvers keep the old answer for 892s after another site has taken over: 8s + 892s are 15m"),
+        (two(STANDBY, &zone("192.0.2.53", ", weights: { here: 0, there: 0 }")), "the name would resolve to no address while all sites are healthy"),
+        (plus("backup: { enabled: true, keep: 1h }"), "a backup would expire before the next one is taken"),
+        (plus("backup: { enabled: true, every: 1s }"), "the interval of backups is too short"),
+        (plus("backup: { enabled: true, recipients: [age1nobody] }"), "`age1nobody` is not a public key"),
+        (plus("backup: { enabled: true, destination: backups }"), "neither an absolute path nor an object store"),
+        (plus("rollout: { deadline: 5m }"), "would revert before the analysis of the new release ends"),
+        (plus(&format!("rollout: {{ prometheus: {PROMETHEUS} }}")), "a rolling update has no analysis of the new release"),
+        (plus(&format!("rollout: {{ strategy: canary, queries: [{QUERY}] }}")), "a job in a cluster queries it, and no site is in a cluster"),
+        (asked("", ""), "`rollout.prometheus`: it has no queries"),
+        (rolled(&format!("queries: [{QUERY}]")), "`rollout.queries`: no Prometheus is configured for the queries"),
+        (asked("url: prometheus:9090", QUERY), "this is not the address of a Prometheus"),
+        (asked("url: \"ftp://p\"", QUERY), "this is not the address of a Prometheus"),
+        (asked("url: \"https://ada:hunter2@p\"", QUERY), "the address contains a user name or a password"),
+        (asked("url: \"https://p/?a=b\"", QUERY), "it cannot end with a query or a fragment"),
+        (asked("url: \"http://p/api/v1/query/\"", QUERY), "it cannot end with a query or a fragment"),
+        (asked("url: \"http://p\", token: \"secret:env:TOKEN\"", QUERY), "the token would be sent without TLS"),
+        (asked("url: \"http://p\", token: \"hunter2\"", QUERY), "this is a secret in plain text"),
+        (asked("url: \"http://p\", ca_file: /etc/hosts", QUERY), "an `http` address has no certificate to verify"),
+        (asked("url: \"https://p\", ca_file: /nowhere/ca.pem", QUERY), "there is no file /nowhere/ca.pem"),
+        (asked(URL, "{ name: a, query: up }"), "the query has no limit"),
+        (asked(URL, "{ name: a, query: up, at_most: 1, at_least: 0 }"), "it has two bounds"),
+        (asked(URL, "{ name: a, query: up, at_most: .nan }"), "queries[0].at_most"),
+        (asked(URL, "{ name: a, query: up, at_least: .inf }"), "queries[0].at_least"),
+        (asked(URL, "{ name: \" \", query: up, at_most: 1 }"), "the name is empty, too long or not printable"),
+        (asked(URL, &format!("{QUERY}, {QUERY}")), "another query is also called `errors`"),
+        (asked(URL, "{ name: a, query: \"\", at_most: 1 }"), "the query is empty"),
+        (asked(URL, &format!("{{ name: a, query: {}, at_most: 1 }}", "x".repeat(1001))), "it has 1001 bytes; the maximum is 1000"),
+        (asked(URL, "{ name: a, query: \"up{pod='{{pod}}'}\", at_most: 1 }"), "`{{pod}}` is not a known placeholder"),
+        (asked(URL, "{ name: a, query: up, at_most: 1, for: 0 }"), "queries[0].for"),
+        (asked(URL, "{ name: a, query: up, at_most: 1, for: 60 }").replace("rollout: {", "rollout: { bake: 1m, deadline: 10m,"), "60 answers take 600 s"),
+        (asked(URL, &(0..11).map(|n| QUERY.replace("errors", &format!("a{n}"))).collect::<Vec<_>>().join(", ")), "11 are more than 10"),
+        (plus("gates: { tokens_max: 4096 }\nserver: { api: { max_tokens: 100 } }"), "the server refuses more than 100 tokens"),
+        (plus("gates: { p95_ms: 2000 }\nserver: { api: { timeout: 1s } }"), "the timeout of the server is shorter"),
+        (plus("budget: { currency: usd }"), "`usd` is not a currency"),
+        (plus("budget: { warn_at: 0.5 }"), "it is a share of the budget, and none is set"),
+        (plus("gates: { availability: 0.99 }"), "not yet: `gates.availability`: no gate in this version measures availability"),
+        (phase("optimized", "gates: { availability: 0.999 }"), "no gate in this version measures availability"),
+        (plus("server: { api: { cors_origins: [\"not an origin\"] } }"), "`server.api.cors_origins[0]`: `not an origin` is not an origin"),
+        (plus("server: { api: { cors_origins: [\"*\", \"javascript:alert(1)\"] } }"), "`server.api.cors_origins[1]`"),
+        (plus("server: { api: { cors_origins: [\"https://a.example/\"] } }"), "is not an origin"),
+        (GOOD.replace("name: here", "name: witness"), "the name is reserved for the location of the witness"),
+        (site("runtime: kubernetes") + "tags: { note: \"{{ 7*7 }} : x\" }\n", "`tags`: `note: {{ 7*7 }} : x` cannot be a label of objects in a cluster"),
+        (plus("models: [{ name: x, source: \"file:x\" }]"), "a relative path depends on the working directory"),
+        (two(STANDBY, "dr: { mode: manual, witness: { provider: auto, region: local } }\nreplication: { database: { mode: streaming } }"), "the provider of the witness is not detected automatically"),
+        (plus("tags: { x: \"a\\nb\" }"), "is not accepted everywhere"),
+        (plus("prerequisites: { people: { devop: Ada } }"), "did you mean `devops`?"),
+        (phase("pilot", ""), "phase pilot has at least 3 replicas"),
+        (phase("pilot", "data: disposable"), "stored data must be protected"),
+        (phase("pilot", "backup: { enabled: false }"), "needs backups"),
+        (phase("pilot", ""), "no on-call contact for devops, security, database, network"),
+        (phase("multi-region", ""), "phase multi-region has at least 2 sites"),
+    ];
+    for (text, sentence) in cases {
+        let said = said(load(&text, &Overrides::default(), &Catalogue::default()));
+        assert!(said.contains(sentence), "{sentence}\n--- said:\n{said}\n--- of:\n{text}");
+    }
+    assert_eq!(said(load(GOOD, &Overrides::default(), &Catalogue::default())), "");
+    assert!(!said(load(&asked(URL, QUERY), &Overrides::default(), &Catalogue::default())).contains("rollout"));
+}
+
+#[test]
+fn the_air_gapped_environment_keeps_backups_and_does_not_warn_of_itself() {
+    let loaded = Library::built_in().load("air-gapped", &Overrides::default(), &Catalogue::default()).unwrap();
+    let warnings: Vec<_> = loaded.report.0.iter().filter(|problem| problem.severity == Severity::Warning).collect();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert!(loaded.environment.backup.enabled && loaded.environment.backup.destination.is_none());
+}
+
+#[test]
+fn smaller_machines_are_warned_of_up_to_staging_and_refused_from_pilot_on() {
+    use environment::model::Phase;
+    use textnlp_provider::{Disk, Minimum};
+    let of = |phase: Phase| {
+        let Minimum { cores, memory_bytes, disk_bytes, disk, network_mbps, gpu_recommended, blocks, .. } =
+            phase.minimum();
+        (cores, memory_bytes / 1_000_000_000, disk_bytes / 1_000_000_000, disk, network_mbps, gpu_recommended, blocks)
+    };
+    assert_eq!(of(Phase::Staging), (4, 8, 50, Disk::Solid, 1_000, false, false));
+    assert_eq!(of(Phase::Pilot), (16, 32, 500, Disk::Nvme, 10_000, true, true));
+    assert_eq!(of(Phase::AirGapped), (16, 32, 500, Disk::Nvme, 10_000, true, false));
+    let blocks = |phase: &str, prerequisites: &str| {
+        let text = format!(
+            "{}prerequisites: {{ {prerequisites} }}\n",
+            GOOD.replace("phase: staging", &format!("phase: {phase}"))
+        );
+        load(&text, &Overrides::default(), &Catalogue::default()).unwrap().environment.minimum().blocks
+    };
+    for (phase, prerequisites, wanted) in [
+        ("staging", "", false),
+        ("staging", "minimum: block", true),
+        ("optimized", "", true),
+        ("optimized", "minimum: warn", false),
+        ("optimized", "allow_below_minimum: true", false),
+        ("optimized", "minimum: block, allow_below_minimum: true", true),
+        ("air-gapped", "", false),
+        ("air-gapped", "minimum: block", true),
+    ] {
+        assert_eq!(blocks(phase, prerequisites), wanted, "{phase}: {prerequisites}");
+    }
+}

@@ -1,0 +1,491 @@
+//! Gates and load, proven open and shut by a service that lives in virtual time: its latency is what a test says, and
+//! minutes of load pass in a moment.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use expect_test::{Expect, expect};
+use serde_json::{Value, json};
+use textnlp_orchestrator::clock::{Clock, VirtualClock};
+use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
+use textnlp_orchestrator::gate::{self, Check, Evidence, Gate, GateInputs, IssuedKey, KeyIssuer, KeyRequest, Progress};
+use textnlp_orchestrator::load::{self, Failure, FindLimit, Key, Load, LoadRequest, LoadResponse, Wire};
+use textnlp_orchestrator::report::Report;
+use textnlp_provider::Secret;
+use tokio_util::sync::CancellationToken;
+
+fn clock() -> VirtualClock {
+    VirtualClock::at("2026-01-02T03:04:05Z".parse().unwrap())
+}
+
+/// What is wrong with a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Down,
+    Loading,
+    TakesAnyKey,
+    TakesNoKey,
+    NoLimit,
+    Mute,
+    ForgetsItsSeed,
+    NeverStops,
+    NoMetrics,
+    FailsOneIn(u32),
+    KeepsKeys,
+    GivesNoKeys,
+    PlainHttp,
+}
+
+/// A service in virtual time.
+struct Service {
+    clock: VirtualClock,
+    faults: Vec<Fault>,
+    /// How long an answer takes when nobody else asks.
+    latency: Duration,
+    /// What each other request in flight adds.
+    each: Duration,
+    in_flight: AtomicU32,
+    asked: AtomicU32,
+    keys: Mutex<HashMap<String, Option<u64>>>,
+}
+
+impl Service {
+    fn new(latency_ms: u64, faults: impl IntoIterator<Item = Fault>) -> Self {
+        Self {
+            clock: clock(),
+            faults: faults.into_iter().collect(),
+            latency: Duration::from_millis(latency_ms),
+            each: Duration::ZERO,
+            in_flight: AtomicU32::new(0),
+            asked: AtomicU32::new(0),
+            keys: Mutex::new(HashMap::new()),
+        }
+    }
+
+    fn has(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault)
+    }
+
+    fn key_is_good(&self, key: Option<&Key>) -> Result<(), u16> {
+        if self.has(Fault::TakesAnyKey) {
+            return Ok(());
+        }
+        let mut keys = self.keys.lock().unwrap();
+        let text = key.and_then(|k| k.value.expose_text()).unwrap_or_default();
+        let Some(left) = keys.get_mut(text).filter(|_| !self.has(Fault::TakesNoKey)) else { return Err(401) };
+        match left {
+            Some(0) if !self.has(Fault::NoLimit) => return Err(429),
+            Some(left) => *left = left.saturating_sub(1),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn text(&self, body: &Value, asked: u32) -> String {
+        if self.has(Fault::Mute) {
+            return String::new();
+        }
+        let seed = if self.has(Fault::ForgetsItsSeed) { u64::from(asked) } else { body["seed"].as_u64().unwrap_or(0) };
+        let words: Vec<String> = (0..body["max_tokens"].as_u64().unwrap_or(1))
+            .map(|i| format!("word{}", (seed * 31 + i * 7) % 97))
+            .collect();
+        let text = words.join(" ");
+        match body["stop"][0].as_str().filter(|_| !self.has(Fault::NeverStops)).and_then(|stop| text.find(stop)) {
+            Some(at) => text[..at].to_owned(),
+            None => text,
+        }
+    }
+}
+
+#[async_trait]
+impl Wire for Service {
+    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
+        if self.has(Fault::Down) {
+            return Err(Failure::Connect("connection refused".to_owned()));
+        }
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        let answer = |status: u16, body: Value| Ok(LoadResponse { status, body: body.to_string().into_bytes() });
+        match ask.path.as_str() {
+            "/health" => return answer(200, json!({"region": "local"})),
+            "/ready" => return answer(if self.has(Fault::Loading) { 503 } else { 200 }, json!({})),
+            "/metrics" if self.has(Fault::NoMetrics) => return answer(200, json!("")),
+            "/metrics" => return answer(200, json!("textnlp_tokens_generated_total 1")),
+            _ => {}
+        }
+        if let Err(status) = self.key_is_good(ask.key.as_ref()) {
+            return answer(status, json!({}));
+        }
+        let body = ask.body.unwrap_or_default();
+        if ask.path == "/v1/generate" {
+            let others = self.in_flight.fetch_add(1, Ordering::SeqCst);
+            self.clock.sleep(self.latency + self.each * others).await;
+            self.in_flight.fetch_sub(1, Ordering::SeqCst);
+            let fails = |fault: &Fault| matches!(fault, Fault::FailsOneIn(n) if asked.is_multiple_of(*n));
+            if self.faults.iter().any(fails) && body["ignore_end"] == true {
+                return answer(500, json!({}));
+            }
+        }
+        let text = self.text(&body, asked);
+        answer(200, json!({"text": text, "usage": {"completion_tokens": body["max_tokens"]}}))
+    }
+
+    fn verified(&self) -> bool {
+        !self.has(Fault::PlainHttp)
+    }
+}
+
+#[async_trait]
+impl KeyIssuer for Service {
+    async fn create(&self, request: KeyRequest) -> Result<IssuedKey, String> {
+        if self.has(Fault::GivesNoKeys) {
+            return Err("the database is locked".to_owned());
+        }
+        let mut keys = self.keys.lock().unwrap();
+        keys.insert(request.name.clone(), request.requests_per_hour);
+        let key = Key { header: "X-API-Key".to_owned(), value: Secret::new(request.name.as_str()) };
+        Ok(IssuedKey { public_id: request.name, key })
+    }
+
+    async fn revoke(&self, public_id: &str) -> Result<(), String> {
+        if self.has(Fault::KeepsKeys) {
+            return Err("the database is locked".to_owned());
+        }
+        self.keys.lock().unwrap().remove(public_id);
+        Ok(())
+    }
+}
+
+fn environment(name: &str) -> Environment {
+    Library::built_in().load(name, &Overrides::default(), &Catalogue::default()).unwrap().environment
+}
+
+fn evidence_with(name: &str, service: &Service, recorded: Vec<Check>, stop: &CancellationToken) -> Evidence {
+    let environment = environment(name);
+    let outside = GateInputs {
+        address: "https://localhost:8443",
+        service,
+        metrics: Some(service),
+        keys: service,
+        recorded,
+        clock: &service.clock,
+        stop,
+    };
+    service.clock.run(gate::evaluate(&environment, outside, &mut |_| {})).expect("the gate ends")
+}
+
+fn evidence(name: &str, service: &Service) -> Evidence {
+    evidence_with(name, service, Vec::new(), &CancellationToken::new())
+}
+
+/// The state of the gate and every check that is not so.
+fn check(name: &str, service: &Service, expected: Expect) {
+    let evidence = evidence(name, service);
+    let mut said = evidence.gate.state().to_owned();
+    for blocker in evidence.gate.blockers() {
+        said += &format!("\n{blocker}");
+    }
+    expected.assert_eq(&said);
+}
+
+#[test]
+fn a_service_that_answers_in_time_opens_the_gate_and_keeps_no_temporary_key() {
+    let service = Service::new(300, None);
+    let evidence = evidence("staging", &service);
+    assert_eq!(evidence.gate, Gate::Open);
+    assert!(service.keys.lock().unwrap().is_empty());
+    let names: Vec<String> =
+        evidence.checks.iter().map(|c| format!("{} = {} {}", c.name, c.measured, c.unit)).collect();
+    expect![[r#"
+        health = 200 status
+        readiness = 200 status
+        TLS verified = true 
+        refused without a key = 401 status
+        refused with an unknown key = 401 status
+        accepted with a key = 200 status
+        generation = 332 characters
+        same seed, same text = true 
+        stops where asked = true 
+        rate limit limits = 3 accepted
+        metrics = "exported" 
+        p95 of the whole answer = 300.0 ms
+        share of errors = 0.0 "#]]
+    .assert_eq(&names.join("\n"));
+    let load = evidence.load.unwrap();
+    assert_eq!((load.errors, load.generate.p50_ms, load.generate.p99_ms), (0, 300.0, 300.0));
+    assert_eq!(load.series.iter().map(|s| s.users).max(), Some(100));
+    assert_eq!((load.series[0].users, load.series[4].users), (10, 50));
+    // 100 users who think 2 s on average and wait 0.3 s, nine of ten generating 75 tokens.
+    assert!((2600.0..3300.0).contains(&load.tokens_per_second), "{}", load.tokens_per_second);
+}
+
+#[test]
+fn a_slow_service_shuts_the_gate_with_the_tokens_that_it_lacks() {
+    check(
+        "staging",
+        &Service::new(501, None),
+        expect![[r#"
+        shut
+        p95 of the whole answer: 501.0 ms, wanted at most 500 (2700 tokens/s needed for this load, 2751 measured)"#]],
+    );
+    check("staging", &Service::new(500, None), expect!["open"]);
+}
+
+#[test]
+fn each_fault_shuts_the_gate_by_its_name() {
+    let said: Vec<String> = [
+        Fault::Down,
+        Fault::Loading,
+        Fault::TakesAnyKey,
+        Fault::TakesNoKey,
+        Fault::NoLimit,
+        Fault::Mute,
+        Fault::ForgetsItsSeed,
+        Fault::NeverStops,
+        Fault::NoMetrics,
+        Fault::FailsOneIn(20),
+        Fault::KeepsKeys,
+        Fault::GivesNoKeys,
+        Fault::PlainHttp,
+    ]
+    .into_iter()
+    .map(|fault| {
+        let service = Service::new(100, Some(fault));
+        let evidence = evidence("staging", &service);
+        assert_eq!(evidence.gate.state(), "shut", "{fault:?}");
+        assert_eq!(evidence.load.is_some(), matches!(fault, Fault::FailsOneIn(_) | Fault::KeepsKeys), "{fault:?}");
+        if fault != Fault::KeepsKeys {
+            assert!(service.keys.lock().unwrap().is_empty(), "{fault:?}");
+        }
+        format!("{fault:?}\n  {}", evidence.gate.blockers().join("\n  "))
+    })
+    .collect();
+    expect![[r#"
+        Down
+          health: could not be measured (not reachable: connection refused)
+        Loading
+          readiness: 503 status, wanted 200
+        TakesAnyKey
+          refused without a key: 200 status, wanted 401
+          refused with an unknown key: 200 status, wanted 401
+          rate limit limits: 8 accepted, wanted 3 (nothing was refused)
+        TakesNoKey
+          accepted with a key: 401 status, wanted 200
+          generation: could not be measured (status 401)
+          rate limit limits: could not be measured (status 401)
+        NoLimit
+          rate limit limits: 8 accepted, wanted 3 (nothing was refused)
+        Mute
+          generation: 0 characters, wanted at least 1
+        ForgetsItsSeed
+          same seed, same text: false, wanted true
+          stops where asked: false, wanted true
+        NeverStops
+          stops where asked: false, wanted true
+        NoMetrics
+          metrics: missing, wanted exported
+        FailsOneIn(20)
+          share of errors: 0.0463, wanted at most 0.01 (79× status 500)
+        KeepsKeys
+          temporary keys revoked: 3 keys left, wanted 0 (gate: the database is locked; gate-limit: the database is locked; gate-load: the database is locked)
+        GivesNoKeys
+          temporary key: could not be measured (the database is locked)
+          temporary key: could not be measured (the database is locked)
+        PlainHttp
+          TLS verified: false, wanted true"#]].assert_eq(&said.join("\n"));
+}
+
+#[test]
+fn a_few_errors_pass_and_more_than_one_in_a_hundred_do_not() {
+    let few = evidence("staging", &Service::new(100, Some(Fault::FailsOneIn(200))));
+    assert_eq!(few.gate, Gate::Open);
+    assert!(few.load.unwrap().errors > 0);
+    let many = evidence("staging", &Service::new(100, Some(Fault::FailsOneIn(50))));
+    assert_eq!(many.gate.blockers().len(), 1, "{:?}", many.gate);
+}
+
+#[test]
+fn what_the_release_recorded_is_part_of_the_gate() {
+    let audit = Check::new("vulnerabilities", 2, 0, "found", false);
+    let evidence = evidence_with("staging", &Service::new(100, None), vec![audit], &CancellationToken::new());
+    assert_eq!(evidence.gate, Gate::Shut(vec!["vulnerabilities: 2 found, wanted 0".to_owned()]));
+}
+
+/// What a cluster's own figures say stands among what was recorded: nobody asks for them once more.
+#[test]
+fn the_gate_of_scale_up_loads_nobody_and_waits_for_what_a_load_has_to_show() {
+    let service = Service::new(100, Some(Fault::NoMetrics));
+    let metrics = Check::new("metrics", 3, 3, "read", true);
+    let held = Check::new("open sessions", 10_000, 10_000, "", true);
+    let found = evidence_with("scale-up", &service, vec![metrics.clone(), held], &CancellationToken::new());
+    assert_eq!((found.gate, found.load), (Gate::Open, None));
+    let nobody = Check::waiting("open sessions", 10_000, "", "load --sessions 10000");
+    let found = evidence_with("scale-up", &service, vec![metrics, nobody], &CancellationToken::new());
+    let blocker = "open sessions: not measured yet (load --sessions 10000)";
+    assert_eq!(found.gate, Gate::Wait(vec![blocker.to_owned()]));
+}
+
+#[test]
+fn development_needs_health_and_one_generation_only() {
+    check("development", &Service::new(60_000, Some(Fault::TakesAnyKey)), expect!["open"]);
+    check(
+        "development",
+        &Service::new(1, [Fault::Mute, Fault::TakesAnyKey]),
+        expect![[r#"
+            shut
+            generation: 0 characters, wanted at least 1"#]],
+    );
+    check(
+        "development",
+        &Service::new(1, Some(Fault::Down)),
+        expect![[r#"
+        shut
+        health: could not be measured (not reachable: connection refused)"#]],
+    );
+}
+
+#[test]
+fn a_gate_that_this_version_cannot_measure_is_shut() {
+    check(
+        "pilot",
+        &Service::new(1, None),
+        expect![[r#"
+        shut
+        gate of the phase: could not be measured (the gate of phase pilot is not part of this version)"#]],
+    );
+}
+
+#[test]
+fn a_stopped_gate_is_shut_and_leaves_no_key() {
+    let service = Service::new(100, None);
+    let stop = CancellationToken::new();
+    let environment = environment("staging");
+    let outside = GateInputs {
+        address: "",
+        service: &service,
+        metrics: Some(&service),
+        keys: &service,
+        recorded: Vec::new(),
+        clock: &service.clock,
+        stop: &stop,
+    };
+    let mut seconds = 0;
+    let mut tell = |progress: Progress<'_>| {
+        if matches!(progress, Progress::Load(_)) {
+            seconds += 1;
+            stop.cancel();
+        }
+    };
+    let evidence = service.clock.run(gate::evaluate(&environment, outside, &mut tell)).expect("the gate ends");
+    assert_eq!(evidence.gate.state(), "shut");
+    assert!(evidence.load.as_ref().unwrap().stopped && evidence.load.unwrap().seconds < 10.0);
+    assert!(service.keys.lock().unwrap().is_empty());
+}
+
+fn small_load(users: u32) -> Load {
+    let mut load = Load::of(&environment("staging").gates);
+    (load.users, load.ramp, load.hold) = (users, 100, Duration::from_secs(20));
+    load
+}
+
+#[test]
+fn the_same_seed_makes_the_same_run() {
+    let measure = |seed: u64| {
+        let service = Service::new(120, Some(Fault::TakesAnyKey));
+        let load = Load { seed, ..small_load(10) };
+        service
+            .clock
+            .run(load::run(&service, None, &load, &service.clock, &CancellationToken::new(), &mut |_| {}))
+            .unwrap()
+    };
+    assert_eq!(measure(1), measure(1));
+    assert_ne!(measure(1).series, measure(2).series);
+}
+
+#[test]
+fn the_limit_is_found_where_the_latency_crosses_it() {
+    let find = |to: u32| {
+        let mut service = Service::new(100, Some(Fault::TakesAnyKey));
+        service.each = Duration::from_millis(20);
+        let search = FindLimit {
+            load: small_load(1),
+            p95: Duration::from_millis(500),
+            error_rate: 0.01,
+            from: 4,
+            to,
+            tolerance: 0.05,
+        };
+        let stop = CancellationToken::new();
+        service.clock.run(load::find_limit(&service, None, &search, &service.clock, &stop, &mut |_, _| {})).unwrap()
+    };
+    let limit = find(10_000);
+    let users = limit.users.unwrap();
+    let worst_good = limit.probes.iter().filter(|p| p.ok).map(|p| p.users).max().unwrap();
+    let best_bad = limit.probes.iter().filter(|p| !p.ok).map(|p| p.users).min().unwrap();
+    assert!(
+        worst_good == users && users < best_bad && f64::from(best_bad - users) <= (f64::from(users) * 0.05).max(1.0),
+        "{users} {best_bad}"
+    );
+    assert!(!limit.at_least);
+    let few = find(8);
+    assert_eq!((few.users, few.at_least, few.probes.len()), (Some(8), true, 2));
+}
+
+#[test]
+fn a_report_holds_everything_it_shows_and_nothing_that_would_be_run() {
+    let service = Service::new(420, Some(Fault::FailsOneIn(90)));
+    let mut evidence = evidence("staging", &service);
+    evidence.sample = Some("<script>alert(1)</script>".to_owned());
+    let report = Report {
+        title: "Gate of staging".to_owned(),
+        at: evidence.at,
+        address: evidence.address.clone(),
+        facts: vec![("environment".to_owned(), "<b>staging</b>".to_owned())],
+        gate: Some(evidence),
+        load: None,
+        limit: None,
+        held: None,
+    };
+    let page = report.to_html();
+    assert!(!page.contains("<script") && !page.contains("<b>staging"), "user text is escaped");
+    assert_eq!(page.matches("<svg").count(), 4);
+    assert!(
+        !page.contains("src=") && !page.contains("@import") && !page.contains("url("),
+        "nothing is loaded from elsewhere"
+    );
+    assert!(page.contains("p95 of the whole answer") && page.contains("status 500"));
+    let json = report.to_json();
+    assert_eq!(
+        (json["gate"]["gate"]["state"].as_str(), json["format"].as_str()),
+        (Some("open"), Some("textnlp-report/1"))
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let written = report.write(camino::Utf8Path::from_path(folder.path()).unwrap(), "gate").unwrap();
+    assert_eq!(written.html.file_name(), Some("gate-20260102T030405Z.html"));
+    assert_eq!(std::fs::read_to_string(&written.html).unwrap(), page);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    // For a look at it in a browser.
+    if let Some(keep) = std::env::var_os("TEXTNLP_KEEP_REPORT") {
+        std::fs::write(keep, page).unwrap();
+    }
+}
+
+#[test]
+fn a_report_without_measurements_is_still_a_page() {
+    let service = Service::new(1, Some(Fault::Down));
+    let evidence = evidence("staging", &service);
+    let report = Report {
+        title: "x".to_owned(),
+        at: evidence.at,
+        address: String::new(),
+        facts: Vec::new(),
+        gate: Some(evidence),
+        load: None,
+        limit: None,
+        held: None,
+    };
+    let page = report.to_html();
+    assert!(page.contains("not measured") && page.contains("connection refused") && !page.contains("<svg"));
+}

@@ -1,0 +1,252 @@
+//! The history of releases: what is kept, what survives damage, and what it says about going back.
+
+use std::collections::BTreeSet;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
+use textnlp_orchestrator::release::{
+    Applied, Artifacts, History, Lock, MAX_RELEASES, PROGRAMS, Release, configuration_digest, digest, images, promote,
+    runs_on, with_images,
+};
+use textnlp_provider::component::Program;
+
+fn environment(name: &str, sets: &[&str]) -> Environment {
+    let overrides = Overrides { sets: sets.iter().map(|s| (*s).to_owned()).collect(), ..Overrides::default() };
+    Library::built_in().load(name, &overrides, &Catalogue::default()).unwrap().environment
+}
+
+fn lock(environment: &Environment, server: &str) -> Lock {
+    Lock {
+        environment: environment.environment.clone(),
+        server: digest(server.as_bytes()),
+        models: environment.models.iter().map(|m| (m.name.clone(), digest(m.source().as_bytes()))).collect(),
+        sources: environment.models.iter().map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+        images: images(environment),
+        image_sources: images(environment),
+        templates: Some(digest(b"templates")),
+        configuration: configuration_digest(environment),
+        schema: Some(3),
+    }
+}
+
+fn applied(server: &str, schema: u32) -> Applied {
+    Applied {
+        at: Timestamp::UNIX_EPOCH,
+        by: "ada".to_owned(),
+        reason: Some("because\n\u{1f980}".to_owned()),
+        tool: "textnlp-deploy 9".to_owned(),
+        schema: Some(schema),
+        lock: lock(&environment("staging", &[]), server),
+    }
+}
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn at(&self) -> &Utf8Path {
+        Utf8Path::from_path(self.folder.path()).unwrap()
+    }
+
+    fn history(&self) -> History {
+        History::at(self.at())
+    }
+
+    fn files(&self, folder: &str) -> Vec<Utf8PathBuf> {
+        let mut files: Vec<_> =
+            self.at().join(folder).read_dir_utf8().unwrap().map(|e| e.unwrap().into_path()).collect();
+        files.sort();
+        files
+    }
+}
+
+#[test]
+fn the_same_release_is_kept_once_and_the_oldest_are_dropped() {
+    let place = Place::new();
+    let history = place.history();
+    assert_eq!(history.read().unwrap().entries, []);
+    assert_eq!(history.keep(&applied("one", 3)).unwrap(), Some(1));
+    let again = Applied { by: "bob".to_owned(), reason: None, at: Timestamp::MAX, ..applied("one", 3) };
+    assert_eq!(history.keep(&again).unwrap(), None);
+    assert_eq!(history.keep(&applied("two", 3)).unwrap(), Some(2));
+    assert_eq!(history.keep(&applied("one", 3)).unwrap(), Some(3), "back again is a release of its own");
+    let recorded = history.read().unwrap();
+    let entries: Vec<_> = recorded.entries.iter().map(|e| (e.number, e.applied.clone())).collect();
+    assert_eq!(entries, [(1, applied("one", 3)), (2, applied("two", 3)), (3, applied("one", 3))]);
+
+    for n in 0..MAX_RELEASES {
+        history.keep(&applied(&n.to_string(), 4)).unwrap();
+    }
+    let recorded = history.read().unwrap();
+    assert_eq!((recorded.entries.len(), recorded.entries[0].number), (MAX_RELEASES, 4));
+    assert_eq!(place.files("releases").len(), MAX_RELEASES, "nothing else lies there");
+}
+
+#[test]
+fn whatever_happens_to_an_entry_the_others_are_read_and_kept() {
+    let place = Place::new();
+    let history = place.history();
+    for server in ["one", "two", "three"] {
+        history.keep(&applied(server, 3)).unwrap();
+    }
+    let file = &place.files("releases")[2];
+    let good = std::fs::read(file).unwrap();
+    let cuts = (0..good.len()).step_by(7).map(|at| good[..at].to_vec());
+    let flips = (0..good.len()).step_by(7).map(|at| {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        bad
+    });
+    for bad in cuts.chain(flips).chain([[&good[..], b" "].concat(), vec![0xff; 3]]) {
+        std::fs::write(file, &bad).unwrap();
+        let recorded = history.read().unwrap();
+        assert_eq!(recorded.entries.len(), 2, "{}", String::from_utf8_lossy(&bad));
+        assert!(recorded.skipped.len() == 1 && recorded.skipped[0].starts_with(file.as_str()), "{recorded:?}");
+    }
+    // Its number is not used again, so nobody takes one release for another.
+    assert_eq!(history.keep(&applied("four", 3)).unwrap(), Some(4));
+}
+
+#[test]
+fn what_killed_runs_left_is_no_entry_and_goes() {
+    let place = Place::new();
+    let history = place.history();
+    history.keep(&applied("one", 3)).unwrap();
+    // No process has this id: ids end at 2^22.
+    let left = place.at().join("releases/99999999-0.new");
+    std::fs::write(&left, "sha256").unwrap();
+    assert_eq!(history.read().unwrap().entries.len(), 1);
+    history.keep(&applied("two", 3)).unwrap();
+    assert!(!left.exists() && history.read().unwrap().skipped.is_empty());
+}
+
+#[test]
+fn runs_that_end_at_once_take_different_numbers() {
+    let place = Place::new();
+    let history = place.history();
+    let numbers: BTreeSet<_> = std::thread::scope(|scope| {
+        let keep = |n: u32| history.keep(&applied(&n.to_string(), 1)).unwrap();
+        let runs: Vec<_> = (0..8).map(|n| scope.spawn(move || keep(n))).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    assert_eq!(numbers, (1..=8).map(Some).collect());
+    assert_eq!(history.read().unwrap().entries.len(), 8);
+}
+
+#[test]
+fn programs_are_kept_by_digest_checked_and_bounded() {
+    let place = Place::new();
+    let history = place.history();
+    let of = |name: &str| {
+        let path = place.at().join(name);
+        std::fs::write(&path, name).unwrap();
+        Program { path: path.into_string(), digest: digest(name.as_bytes()) }
+    };
+    let one = of("one");
+    assert_eq!(history.program(&one.digest), None);
+    history.keep_program(&one).unwrap();
+    history.keep_program(&one).unwrap();
+    let kept = history.program(&one.digest).unwrap();
+    assert!(kept.digest == one.digest && std::fs::read_to_string(&kept.path).unwrap() == "one");
+    std::fs::write(&kept.path, "other").unwrap();
+    assert_eq!(history.program(&one.digest), None, "other bytes are another program");
+
+    let lying = Program { digest: digest(b"else"), ..one };
+    assert!(history.keep_program(&lying).unwrap_err().to_string().contains("copy program"));
+    for n in 0..PROGRAMS {
+        history.keep_program(&of(&format!("more-{n}"))).unwrap();
+    }
+    assert_eq!(place.files("programs").len(), PROGRAMS);
+    assert!(history.program(&digest(b"more-2")).is_some());
+}
+
+#[test]
+fn going_back_means_other_bytes_and_a_schema_that_the_server_works_with() {
+    let place = Place::new();
+    let history = place.history();
+    history.keep(&applied("old", 3)).unwrap();
+    history.keep(&applied("new", 4)).unwrap();
+    // The old server on the schema that the new one left behind.
+    history.keep(&applied("old", 4)).unwrap();
+    let mut configured = applied("old", 4);
+    configured.lock.configuration = digest(b"other");
+    history.keep(&configured).unwrap();
+    let recorded = history.read().unwrap();
+    assert_eq!(recorded.before(&configured.lock).unwrap().number, 2, "a configuration alone is nothing to go back to");
+    assert_eq!(recorded.before(&applied("new", 4).lock).unwrap().number, 4);
+    assert_eq!(recorded.schema_of(&digest(b"old")), Some(3));
+    assert_eq!(recorded.schema_of(&digest(b"unknown")), None);
+    assert!(runs_on(3, 3) && runs_on(3, 4) && !runs_on(3, 5));
+}
+
+#[test]
+fn what_was_proven_goes_over_and_the_configuration_stays() {
+    let (from, to) = (environment("development", &[]), environment("staging", &[]));
+    let proven = lock(&from, "server");
+    let promoted = promote(&proven, &to).unwrap();
+    let wanted =
+        Lock { environment: to.environment.clone(), configuration: configuration_digest(&to), ..proven.clone() };
+    assert_eq!(promoted, wanted);
+    assert_ne!(promoted.configuration, proven.configuration);
+
+    let refused = |sets: &[&str]| promote(&proven, &environment("staging", sets)).unwrap_err().join("; ");
+    assert!(refused(&["models[0].source=file:/elsewhere"]).contains("has another source"));
+    let mut nothing = proven.clone();
+    nothing.models.clear();
+    assert!(promote(&nothing, &to).unwrap_err()[0].contains("does not run in development"));
+}
+
+#[test]
+fn an_image_holds_for_as_long_as_the_environment_says_the_same_of_it() {
+    let named = |image: &str| environment("pilot", &[&format!("sites[0].cluster.image={image}")]);
+    let (old, new) = (named("r.example/t:1"), named("r.example/t:2"));
+    let artifacts = Artifacts {
+        program: Program { path: "/p".into(), digest: digest(b"server") },
+        models: Default::default(),
+        templates: None,
+        schema: None,
+        given: Default::default(),
+        files: Default::default(),
+    };
+    // As `rollback` leaves it: the image of then, and what is said today.
+    let mut locked = Release::resolve(&old, &artifacts).lock;
+    locked.image_sources = images(&new);
+    let of = |environment: &Environment| {
+        let release = Release::locked(environment, &locked, &artifacts).unwrap();
+        (
+            with_images(environment, &release.lock).sites[0].cluster.image.clone(),
+            release.lock.image_sources["main"].clone(),
+        )
+    };
+    assert_eq!(of(&new), (Some("r.example/t:1".into()), "r.example/t:2".into()));
+    assert_eq!(of(&named("r.example/t:3")), (Some("r.example/t:3".into()), "r.example/t:3".into()), "said anew");
+    let fresh = Release::resolve(&new, &artifacts).lock;
+    assert!(!fresh.runs_the_same(&locked));
+    assert_eq!(fresh.differences(&locked)[0].to_string(), "images.main: locked r.example/t:2, here r.example/t:1");
+}
+
+#[test]
+fn the_image_that_was_proven_goes_over_by_its_digest() {
+    let to = |image: &str| environment("scale-up", &[&format!("sites[0].cluster.image={image}")]);
+    let pinned = |by: &str| format!("r.example/t:1@{}", digest(by.as_bytes()));
+    let proven = |image: &str| lock(&environment("pilot", &[&format!("sites[0].cluster.image={image}")]), "server");
+    let over = |from: &str, said: &str| promote(&proven(from), &to(said)).map(|lock| lock.images["main"].clone());
+    assert_eq!(over("r.example/t:1", "r.example/t:1").unwrap(), "r.example/t:1");
+    // A copy of the registry has the same bytes under the same digest.
+    let there = format!("far.example/t:9@{}", digest(b"a"));
+    assert_eq!(over(&pinned("a"), "far.example/t:9").unwrap(), there);
+    assert_eq!(over(&pinned("a"), &there).unwrap(), there);
+    for (from, said) in [("r.example/t:1".to_owned(), "r.example/t:2"), (pinned("b"), there.as_str())] {
+        let why = over(&from, said).unwrap_err().join("; ");
+        assert!(why.contains("site main of scale-up has the image") && why.contains(&from), "{why}");
+    }
+    // Machines prove a program, and no image.
+    let of_machines = lock(&environment("staging", &[]), "server");
+    assert!(promote(&of_machines, &to("r.example/t:2")).unwrap().images.is_empty());
+}

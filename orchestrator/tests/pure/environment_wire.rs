@@ -1,0 +1,188 @@
+//! The wire that gates and load use, against a real listener with a real certificate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use textnlp_net::trust::TrustRoots;
+use textnlp_orchestrator::load::{Failure, HttpWire, Key, LoadRequest, SessionOpener, Wire, WireError};
+use textnlp_provider::Secret;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+struct Authority {
+    pem: String,
+    server: Arc<ServerConfig>,
+}
+
+fn authority() -> Authority {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let server = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    Authority { pem: certified.cert.pem(), server: Arc::new(server) }
+}
+
+/// Answers every connection once: with the request's own bytes, with something endless, or never.
+async fn listen(tls: Arc<ServerConfig>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let tls = TlsAcceptor::from(tls.clone());
+            tokio::spawn(async move {
+                let Ok(mut stream) = tls.accept(stream).await else { return };
+                let mut seen = Vec::new();
+                let mut chunk = [0; 4096];
+                while !seen.windows(4).any(|w| w == b"\r\n\r\n") {
+                    match stream.read(&mut chunk).await {
+                        Ok(n) if n > 0 => seen.extend_from_slice(&chunk[..n]),
+                        _ => return,
+                    }
+                }
+                let text = String::from_utf8_lossy(&seen).into_owned();
+                if text.starts_with("GET /never") {
+                    return std::future::pending().await;
+                }
+                if text.starts_with("GET /cut") {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
+                    return;
+                }
+                if text.starts_with("GET /endless") {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+                    while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
+                    return;
+                }
+                let head = format!("HTTP/1.1 203 Fine\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", text.len());
+                let _ = stream.write_all(format!("{head}{text}").as_bytes()).await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn requests_carry_their_key_and_answers_come_whole_over_a_verified_line() {
+    let authority = authority();
+    let port = listen(authority.server.clone()).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}/"), &only(&authority.pem)).unwrap();
+    let key = Key { header: "X-API-Key".to_owned(), value: Secret::new("tnlp_secret") };
+    let answer = wire.send(LoadRequest::post("/v1/generate", json!({"prompt": "x"})).with(&key)).await.unwrap();
+    let echoed = String::from_utf8(answer.body).unwrap().to_lowercase();
+    assert_eq!(answer.status, 203);
+    assert!(echoed.starts_with("post /v1/generate http/1.1") && echoed.contains("x-api-key: tnlp_secret"), "{echoed}");
+    assert!(wire.verified());
+}
+
+fn only(pem: &str) -> TrustRoots {
+    TrustRoots::only_pem(pem.as_bytes(), "test").unwrap()
+}
+
+#[tokio::test]
+async fn a_company_authority_is_trusted_beside_the_public_ones() {
+    let authority = authority();
+    let port = listen(authority.server.clone()).await;
+    let trust = TrustRoots::public().with_pem(authority.pem.as_bytes(), "test").unwrap();
+    let wire = HttpWire::new(&format!("https://localhost:{port}"), &trust).unwrap();
+    assert_eq!(wire.send(LoadRequest::get("/health")).await.unwrap().status, 203);
+    assert!(wire.open().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_is_not_trusted() {
+    let port = listen(authority().server).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority().pem)).unwrap();
+    assert!(matches!(wire.send(LoadRequest::get("/health")).await, Err(Failure::Tls(_))));
+    let public = HttpWire::new(&format!("https://localhost:{port}"), &TrustRoots::public()).unwrap();
+    assert!(matches!(public.send(LoadRequest::get("/health")).await, Err(Failure::Tls(_))));
+}
+
+#[tokio::test]
+async fn every_way_to_fail_has_its_name() {
+    let authority = authority();
+    let port = listen(authority.server.clone()).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority.pem)).unwrap();
+    let never = LoadRequest { timeout: Duration::from_millis(200), ..LoadRequest::get("/never") };
+    assert_eq!(wire.send(never).await, Err(Failure::Timeout));
+    assert!(matches!(wire.send(LoadRequest::get("/cut")).await, Err(Failure::Broken(_))));
+    assert_eq!(wire.send(LoadRequest::get("/endless")).await, Err(Failure::TooLarge));
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let nobody = HttpWire::new(&format!("http://127.0.0.1:{free}"), &TrustRoots::public()).unwrap();
+    assert!(matches!(nobody.send(LoadRequest::get("/")).await, Err(Failure::Connect(_))));
+}
+
+/// Answers two requests of each connection, and closes it.
+async fn listen_twice(tls: Arc<ServerConfig>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        for connection in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = TlsAcceptor::from(tls.clone()).accept(stream).await else { continue };
+            for question in 0..2 {
+                let mut chunk = [0; 4096];
+                let n = stream.read(&mut chunk).await.unwrap();
+                let text = String::from_utf8_lossy(&chunk[..n]).to_lowercase();
+                assert!(text.contains(&format!("host: localhost:{port}")) && text.contains("x-api-key: k"), "{text}");
+                let said = format!("{connection} {question}");
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", said.len());
+                stream.write_all(format!("{head}{said}").as_bytes()).await.unwrap();
+            }
+            let _ = stream.shutdown().await;
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_session_has_a_connection_of_its_own_and_knows_when_it_is_closed() {
+    let authority = authority();
+    let port = listen_twice(authority.server.clone()).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority.pem)).unwrap();
+    let key = Key { header: "X-API-Key".to_owned(), value: Secret::new("k") };
+    for connection in 0..2 {
+        let mut session = wire.open().await.unwrap();
+        for question in 0..2 {
+            assert!(!session.is_closed());
+            let answer = session.send(LoadRequest::get("/v1/models").with(&key)).await.unwrap();
+            assert_eq!(answer.body, format!("{connection} {question}").into_bytes());
+        }
+        while !session.is_closed() {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(session.send(LoadRequest::get("/").with(&key)).await, Err(Failure::Broken(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_session_fails_by_the_names_that_requests_fail_by() {
+    let authority = authority();
+    let port = listen(authority.server.clone()).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority.pem)).unwrap();
+    let once = async |ask: LoadRequest| wire.open().await.unwrap().send(ask).await;
+    let never = LoadRequest { timeout: Duration::from_millis(200), ..LoadRequest::get("/never") };
+    assert_eq!(once(never).await, Err(Failure::Timeout));
+    assert!(matches!(once(LoadRequest::get("/cut")).await, Err(Failure::Broken(_))));
+    assert_eq!(once(LoadRequest::get("/endless")).await, Err(Failure::TooLarge));
+    let stranger = HttpWire::new(&format!("https://localhost:{port}"), &only(&self::authority().pem)).unwrap();
+    assert!(matches!(stranger.open().await.err(), Some(Failure::Tls(_))));
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let nobody = HttpWire::new(&format!("http://127.0.0.1:{free}"), &TrustRoots::public()).unwrap();
+    assert!(matches!(nobody.open().await.err(), Some(Failure::Connect(_))));
+}
+
+#[test]
+fn addresses_and_authorities_are_checked_at_the_door() {
+    for bad in ["", "localhost:8443", "ftp://x", "https://", "nonsense"] {
+        assert!(matches!(HttpWire::new(bad, &TrustRoots::public()), Err(WireError::Address(_))), "{bad}");
+    }
+}

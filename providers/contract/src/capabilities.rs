@@ -1,0 +1,224 @@
+//! The settings of an environment that a provider supports. Anything not listed is refused.
+
+use std::fmt;
+
+use crate::settings::{
+    CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
+};
+
+/// What a provider supports. The default supports nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Capabilities {
+    /// How programs can run.
+    pub runtimes: &'static [Runtime],
+    /// The supported settings.
+    pub supported: &'static [Capability],
+}
+
+impl Capabilities {
+    /// Whether the provider supports it.
+    pub fn supports(&self, capability: Capability) -> bool {
+        self.supported.contains(&capability)
+    }
+
+    /// The values that the provider supports for the same setting, in its own order.
+    pub fn alternatives(&self, capability: Capability) -> impl Iterator<Item = &'static Capability> {
+        self.supported.iter().filter(move |other| other.path() == capability.path())
+    }
+}
+
+/// One value of one setting that a provider must support.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    /// `database.kind`, and its hosting.
+    Database(DatabaseKind, Option<Hosting>),
+    /// `cache.kind`, and its hosting.
+    Cache(CacheKind, Option<Hosting>),
+    /// `tls.mode`.
+    Tls(TlsMode),
+    /// `gpu.size`.
+    Gpu(GpuSize),
+    /// `dr.mode`.
+    Failover(Failover),
+    /// `traffic.mode`.
+    Traffic(TrafficMode),
+    /// `rollout.strategy`.
+    Rollout(Strategy),
+    /// `replication.database.mode`.
+    Replication(DatabaseCopy),
+    /// `state.store`.
+    State(Store),
+    /// `backup.destination`.
+    Backup(Store),
+    /// A setting that needs support only when it is written.
+    Optional(Setting),
+}
+
+impl Capability {
+    /// The setting in an environment file.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Database(..) => "database.kind",
+            Self::Cache(..) => "cache.kind",
+            Self::Tls(_) => "tls.mode",
+            Self::Gpu(_) => "gpu.size",
+            Self::Failover(_) => "dr.mode",
+            Self::Traffic(_) => "traffic.mode",
+            Self::Rollout(_) => "rollout.strategy",
+            Self::Replication(_) => "replication.database.mode",
+            Self::State(_) => "state.store",
+            Self::Backup(_) => "backup.destination",
+            Self::Optional(setting) => setting.path(),
+        }
+    }
+}
+
+/// The value: `postgres/cluster`, `local-ca`; of an optional setting, its path.
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hosted = |f: &mut fmt::Formatter<'_>, kind: &str, hosting: Option<Hosting>| match hosting {
+            Some(hosting) => write!(f, "{kind}/{hosting}"),
+            None => f.write_str(kind),
+        };
+        match self {
+            Self::Database(kind, hosting) => hosted(f, kind.as_str(), *hosting),
+            Self::Cache(kind, hosting) => hosted(f, kind.as_str(), *hosting),
+            Self::Tls(mode) => mode.fmt(f),
+            Self::Gpu(size) => size.fmt(f),
+            Self::Failover(mode) => mode.fmt(f),
+            Self::Traffic(mode) => mode.fmt(f),
+            Self::Rollout(strategy) => strategy.fmt(f),
+            Self::Replication(mode) => mode.fmt(f),
+            Self::State(Store::Folder) => f.write_str("local"),
+            Self::State(store) | Self::Backup(store) => f.write_str(store.as_str()),
+            Self::Optional(setting) => f.write_str(setting.path()),
+        }
+    }
+}
+
+/// The store of state or backups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// A folder of this machine.
+    Folder,
+    /// An object store with the API of Amazon S3.
+    S3,
+    /// Google Cloud Storage.
+    Gs,
+    /// Azure Blob Storage.
+    Az,
+    /// A scheme that no provider supports.
+    Unknown,
+}
+
+impl Store {
+    /// The store of a folder's path or an object store's URL.
+    pub fn of(location: &str) -> Self {
+        match location.split_once("://").map(|(scheme, _)| scheme) {
+            None => Self::Folder,
+            Some("s3") => Self::S3,
+            Some("gs") => Self::Gs,
+            Some("az") => Self::Az,
+            Some(_) => Self::Unknown,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Folder => "folder",
+            Self::S3 => "s3",
+            Self::Gs => "gs",
+            Self::Az => "az",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+macro_rules! optional_settings {
+    ($($variant:ident = $path:literal),* $(,)?) => {
+        /// A setting that needs the provider's support only when it differs from its default.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[allow(missing_docs)] // each variant is the setting of its path
+        pub enum Setting { $($variant),* }
+
+        impl Setting {
+            /// Every optional setting.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The setting in an environment file.
+            pub fn path(self) -> &'static str {
+                match self { $(Self::$variant => $path),* }
+            }
+        }
+    };
+}
+
+optional_settings! {
+    PermissionBoundary = "account.permission_boundary",
+    ExistingRole = "account.existing_role",
+    Backup = "backup.enabled",
+    BackupSize = "backup.size",
+    PointInTimeRecovery = "backup.point_in_time",
+    CacheSize = "cache.max_size",
+    ClusterNodes = "cluster.max_nodes",
+    UnrestrictedPods = "cluster.restricted",
+    ClusterVersion = "cluster.version",
+    Features = "features",
+    AlertLimits = "monitoring.alerts",
+    AlertReceivers = "monitoring.receivers",
+    ExistingMonitoring = "monitoring.existing",
+    MetricsRetention = "monitoring.retention",
+    MonitoringStack = "monitoring.stack",
+    AddressRange = "network.cidr",
+    OpenPorts = "network.open_ports",
+    NetworkPolicies = "network.policies",
+    PrivateAuthority = "network.private_ca",
+    Proxy = "network.proxy",
+    Subnets = "network.subnets",
+    WebApplicationFirewall = "network.waf",
+    ExistingRegistry = "registry.existing",
+    RegistryPassword = "registry.password",
+    Registry = "registry.url",
+    RolloutBake = "rollout.bake",
+    RolloutDeadline = "rollout.deadline",
+    Autoscaling = "scaling.max",
+    ArchiveAfter = "storage.archive_after",
+    EncryptionKey = "storage.existing_key",
+    ModelFolder = "storage.model_folder",
+    Tags = "tags",
+    ExistingZone = "traffic.existing",
+    HealthPath = "traffic.health_path",
+    DnsTtl = "traffic.ttl",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_listed_is_not_supported() {
+        let nothing = Capabilities::default();
+        for setting in Setting::ALL {
+            assert!(!nothing.supports(Capability::Optional(*setting)), "{}", setting.path());
+        }
+        assert!(!nothing.supports(Capability::Database(DatabaseKind::Sqlite, None)));
+        let some = Capabilities {
+            runtimes: &[],
+            supported: &[
+                Capability::Database(DatabaseKind::Sqlite, None),
+                Capability::Database(DatabaseKind::Postgres, Some(Hosting::External)),
+                Capability::Tls(TlsMode::Off),
+            ],
+        };
+        let managed = Capability::Database(DatabaseKind::Postgres, Some(Hosting::Managed));
+        assert!(!some.supports(managed));
+        let instead: Vec<String> = some.alternatives(managed).map(ToString::to_string).collect();
+        assert_eq!(instead, ["sqlite", "postgres/external"]);
+    }
+
+    #[test]
+    fn stores_are_known_by_their_scheme() {
+        let of = ["/backups", "s3://b/p", "gs://b", "az://c", "ftp://h"].map(Store::of);
+        assert_eq!(of, [Store::Folder, Store::S3, Store::Gs, Store::Az, Store::Unknown]);
+    }
+}

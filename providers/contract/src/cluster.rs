@@ -1,0 +1,328 @@
+//! Sites in clusters: their settings in an environment (`sites[].cluster`), and what all of their components have in
+//! common.
+//!
+//! The settings are those of a runtime: every provider whose programs run as pods reads the same ones.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::settings::{Spot, Strategy};
+use crate::units::{Bytes, Cores, Span};
+use crate::words;
+
+/// A site in a cluster, as its components share it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSite {
+    /// The namespace of its objects.
+    pub namespace: String,
+    /// Its settings, with the image of the release.
+    pub settings: ClusterAccess,
+    /// How a release replaces the previous one.
+    pub rollout: Strategy,
+    /// The Secret with the TLS certificate and key, if it exists already; otherwise one is created.
+    pub certificate: Option<String>,
+    /// The PostgreSQL beside the servers, if there is one.
+    pub postgres: Option<OwnPostgres>,
+    /// Whether the autoscaler reads request metrics from the service's own adapter.
+    pub adapter: bool,
+    /// Whether the site replicates control data. Its site agent and its inter-site relay then run outside of the cluster.
+    pub replicates: bool,
+    /// The minimum number of nodes; fewer are a preflight warning.
+    pub min_nodes: u32,
+    /// The maximum number of nodes, if set.
+    pub max_nodes: Option<u32>,
+}
+
+/// A PostgreSQL that the cluster runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnPostgres {
+    /// Its major version.
+    pub version: u32,
+    /// The name of its database.
+    pub database: String,
+    /// The disk of each instance, in bytes.
+    pub disk_bytes: u64,
+    /// The disk for backups, in bytes.
+    pub backup_bytes: u64,
+}
+
+/// Access to the cluster of a site and its workloads.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterAccess {
+    /// The kubeconfig file; if unset, `KUBECONFIG`, else `~/.kube/config`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<String>,
+    /// The kubeconfig context; if unset, the current one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// The server image that `bundle create` packs, in a registry that the cluster can reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The PostgreSQL image, if CloudNativePG should use another one than its own for `database.version`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database_image: Option<String>,
+    /// The address that clients use, if it is not `traffic.domain`: an ingress, a load balancer or a port-forward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Whether that address belongs to the cluster's load balancer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub load_balancer: bool,
+    /// Whether it is an OpenShift cluster, which assigns users to pods; `ingress.kind: route` implies it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub openshift: bool,
+    /// The ingress for clients of `traffic.domain`, in place of a load balancer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<ClusterIngress>,
+    /// A scheduled job that works on the data of the service; if unset, there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub analytics: Option<Analytics>,
+    /// A file with SAML settings in the format of python3-saml, for the sign-on proxy in front of the service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saml: Option<String>,
+    /// How pods get their models.
+    #[serde(skip_serializing_if = "ClusterModels::is_usual")]
+    pub models: ClusterModels,
+    /// Resource requests and limits of the server in each pod; if unset, computed from the size of the models as in `model fit`.
+    #[serde(skip_serializing_if = "PodResources::is_computed")]
+    pub resources: PodResources,
+    /// The node selector of the servers and their jobs; if unset, every node.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// The tolerations of the servers and their jobs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// The RuntimeClass of the servers' pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime_class: Option<String>,
+    /// The PriorityClass of the servers' pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority_class: Option<String>,
+}
+
+/// The entry point for clients outside the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterIngress {
+    /// The kind of object.
+    pub kind: IngressKind,
+    /// The class of an ingress-nginx controller, such as `nginx`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// The ClusterIssuer of cert-manager that signs the certificate for clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// The existing Secret with that certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_secret: Option<String>,
+    /// The Gateway for clients, as `NAMESPACE/NAME`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// The listener of the Gateway; if unset, every listener that accepts `traffic.domain`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section: Option<String>,
+    /// The port of that listener, if clients use another port than 443.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// The kind of object that routes clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IngressKind {
+    /// An Ingress for ingress-nginx, which terminates TLS of clients and uses TLS to the pods.
+    #[default]
+    Ingress,
+    /// A Route of OpenShift, which passes TLS through. Pods run as the user that OpenShift assigns.
+    Route,
+    /// An HTTPRoute of the Gateway API: the Gateway terminates TLS of clients and verifies the certificate of the pods.
+    Gateway,
+}
+
+impl ClusterAccess {
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The host of the address, if it has one.
+    pub fn host(&self) -> Option<String> {
+        let rest = self.address.as_deref()?.strip_prefix("https://")?;
+        let authority = rest.split('/').next()?;
+        let host = match authority.strip_prefix('[') {
+            Some(v6) => v6.split(']').next()?,
+            None => authority.split(':').next()?,
+        };
+        (!host.is_empty()).then(|| host.to_owned())
+    }
+
+    /// The port of the address, if there is one.
+    pub fn port(&self) -> Option<u16> {
+        let host = self.host()?;
+        let rest = self.address.as_deref()?.strip_prefix("https://")?.trim_start_matches('[');
+        match rest.strip_prefix(host.as_str())?.trim_start_matches(']').trim_end_matches('/').strip_prefix(':') {
+            Some(port) => port.parse().ok().filter(|port| *port > 0),
+            None => Some(443),
+        }
+    }
+}
+
+/// A scheduled job of your own image that works on the data of the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Analytics {
+    /// Your image, in a registry that the cluster can reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The schedule as a cron expression, in UTC.
+    pub schedule: String,
+    /// The command that the job runs.
+    pub command: Vec<String>,
+    /// The time limit of a run.
+    pub deadline: Span,
+    /// The memory of a run.
+    pub memory: Bytes,
+    /// Whether it runs on spot machines, which the provider can reclaim.
+    pub spot: Spot,
+}
+
+impl Default for Analytics {
+    fn default() -> Self {
+        Self {
+            image: None,
+            schedule: "0 * * * *".to_owned(),
+            command: ["python", "-m", "textnlp.analytics.process"].map(str::to_owned).into(),
+            deadline: Span::seconds(50 * 60),
+            memory: Bytes(1 << 30),
+            spot: Spot::Never,
+        }
+    }
+}
+
+words! {
+    /// How pods get their models.
+    pub enum ModelVolume {
+        /// Each pod downloads them.
+        Pod = "pod",
+        /// From one volume that all pods share.
+        Claim = "claim",
+        /// From an image that nodes cache.
+        Image = "image",
+        /// From a folder of each node: refused, because the restricted profile allows no `hostPath` volume.
+        Node = "node",
+    }
+}
+
+/// How pods get their models. Each pod verifies them by digest before it serves them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterModels {
+    /// The kind of volume.
+    pub kind: ModelVolume,
+    /// The size of the shared volume; if unset, `storage.model_cache`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<Bytes>,
+    /// The storage class of the shared volume, with access mode ReadWriteMany; if unset, the cluster's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
+    /// The image with the models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+}
+
+impl Default for ClusterModels {
+    fn default() -> Self {
+        Self { kind: ModelVolume::Pod, size: None, storage_class: None, reference: None }
+    }
+}
+
+impl ClusterModels {
+    /// Whether nothing is set.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Requests and limits of the server in each pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PodResources {
+    /// Resource requests, which the scheduler reserves.
+    #[serde(skip_serializing_if = "ResourceAmounts::is_empty")]
+    pub requests: ResourceAmounts,
+    /// Resource limits.
+    #[serde(skip_serializing_if = "ResourceAmounts::is_empty")]
+    pub limits: ResourceAmounts,
+}
+
+impl PodResources {
+    /// Whether nothing is set.
+    pub fn is_computed(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Amounts of CPU and memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResourceAmounts {
+    /// CPU cores: `2`, `500m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cores>,
+    /// Memory: `4GiB`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
+}
+
+impl ResourceAmounts {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+words! {
+    /// How a toleration matches a taint.
+    pub enum TolerationOperator {
+        /// The value must be equal.
+        Equal = "Equal",
+        /// Any value matches.
+        Exists = "Exists",
+    }
+}
+
+words! {
+    /// The effect of a taint on pods that do not tolerate it.
+    pub enum TaintEffect {
+        /// Pods are not scheduled.
+        NoSchedule = "NoSchedule",
+        /// Pods are scheduled only if no other node fits.
+        PreferNoSchedule = "PreferNoSchedule",
+        /// Running pods are evicted.
+        NoExecute = "NoExecute",
+    }
+}
+
+/// A taint of nodes that pods tolerate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Toleration {
+    /// Its key; if unset with `operator: Exists`, every taint matches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// How the value is compared.
+    pub operator: TolerationOperator,
+    /// Its value, with `operator: Equal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Its effect; if unset, every effect matches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effect: Option<TaintEffect>,
+}
+
+impl Default for Toleration {
+    fn default() -> Self {
+        Self { key: None, operator: TolerationOperator::Equal, value: None, effect: None }
+    }
+}

@@ -1,0 +1,98 @@
+//! [`Combined`]: two providers of one site. The kind of a resource selects one of them.
+//!
+//! Unlike [`Through`](crate::Through), neither works through the other: a cluster's objects, and beside them what the
+//! site needs on the operator's machine.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::component::{Component, Site};
+use crate::error::Result;
+use crate::kind::{Kind, Price, joined};
+use crate::name::{CloudId, KindName, ResourceId};
+use crate::operation::{Handle, Operation, Progress};
+use crate::provider::{Problem, Problems, Provider, Scope};
+use crate::resource::{FieldChange, Object, Observed, Recorded, Wanted};
+
+/// The component and the site that the second provider expands, if it takes part in the component. Pure.
+pub type SecondPart = fn(&Component, &Site) -> Option<(Component, Site)>;
+
+/// Two providers as one. Their kinds differ.
+pub struct Combined {
+    first: Arc<dyn Provider>,
+    second: Arc<dyn Provider>,
+    second_part: SecondPart,
+    kinds: &'static [Kind],
+}
+
+impl Combined {
+    /// The first provider expands every component, the second its part of them.
+    pub fn new(first: Arc<dyn Provider>, second: Arc<dyn Provider>, second_part: SecondPart) -> Self {
+        let kinds = joined(first.kinds(), second.kinds());
+        Self { first, second, second_part, kinds }
+    }
+
+    fn is_second(&self, kind: &KindName) -> bool {
+        self.second.kinds().iter().any(|one| one.name == kind.as_str())
+    }
+
+    fn of(&self, kind: &KindName) -> &dyn Provider {
+        if self.is_second(kind) { &*self.second } else { &*self.first }
+    }
+}
+
+#[async_trait]
+impl Provider for Combined {
+    fn kinds(&self) -> &'static [Kind] {
+        self.kinds
+    }
+
+    /// The prices of the first provider: the operator's machine costs nothing extra.
+    fn prices(&self) -> &'static [Price] {
+        self.first.prices()
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        let mut wanted = self.first.lower(component, site)?;
+        if let Some((component, site)) = (self.second_part)(component, site) {
+            wanted.extend(self.second.lower(&component, &site)?);
+        }
+        Ok(wanted)
+    }
+
+    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        self.of(&wanted.kind).diff(wanted, recorded, seen)
+    }
+
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        let (second, first): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|one| self.is_second(&one.kind));
+        let mut problems = self.first.preflight(&first).await?;
+        problems.extend(self.second.preflight(&second).await?);
+        Ok(problems)
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        let mut seen = Vec::new();
+        for (provider, is_second) in [(&self.first, false), (&self.second, true)] {
+            let wanted: Vec<_> =
+                scope.wanted.iter().filter(|one| self.is_second(&one.kind) == is_second).cloned().collect();
+            let recorded: Vec<_> =
+                scope.recorded.iter().filter(|one| self.is_second(&one.kind) == is_second).cloned().collect();
+            seen.extend(provider.observe(&Scope { wanted: &wanted, recorded: &recorded, ..*scope }).await?);
+        }
+        Ok(seen)
+    }
+
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        self.of(kind).read(kind, id).await
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        self.of(&op.kind).begin(op).await
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        self.of(&op.kind).advance(op, handle).await
+    }
+}

@@ -1,0 +1,195 @@
+//! The closed choices of an environment that providers realise: each is one word in files, components and journals.
+
+/// Defines an enum that is written as one word.
+#[macro_export]
+macro_rules! words {
+    ($(#[$doc:meta])* pub enum $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $word)] $variant),* }
+        impl $name {
+            /// The value in files.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// How programs run at a site.
+    pub enum Runtime {
+        /// As local processes.
+        Process = "process",
+        /// As pods.
+        Kubernetes = "kubernetes",
+    }
+}
+
+words! {
+    /// The role of a site in disaster recovery.
+    pub enum Role {
+        /// Accepts writes of control data.
+        Primary = "primary",
+        /// Serves, and can be promoted.
+        Secondary = "secondary",
+        /// Runs without traffic, and can be promoted.
+        Standby = "standby",
+    }
+}
+
+words! {
+    /// The kind of database of keys, quotas and usage.
+    pub enum DatabaseKind {
+        /// A file on the server's machine.
+        Sqlite = "sqlite",
+        /// A PostgreSQL server.
+        Postgres = "postgres",
+    }
+}
+
+words! {
+    /// The hosting of a database or a cache.
+    pub enum Hosting {
+        /// The cloud's managed service.
+        Managed = "managed",
+        /// Created in the cluster.
+        Cluster = "cluster",
+        /// An external server at a configured address.
+        External = "external",
+    }
+}
+
+words! {
+    /// The cache that replicas share.
+    pub enum CacheKind {
+        /// No cache.
+        None = "none",
+        /// No cache, as `none`: accepted for old files.
+        Memory = "memory",
+        /// A Redis server.
+        Redis = "redis",
+    }
+}
+
+words! {
+    /// The source of the server certificate.
+    pub enum TlsMode {
+        /// Plain HTTP; only in development.
+        Off = "off",
+        /// The site's built-in certificate authority.
+        LocalCa = "local-ca",
+        /// A public certificate authority that supports ACME.
+        Acme = "acme",
+        /// An existing certificate.
+        Existing = "existing",
+    }
+}
+
+words! {
+    /// The size class of a GPU machine; each provider maps it to a machine type.
+    pub enum GpuSize {
+        /// No GPU.
+        None = "none",
+        /// One small GPU.
+        Small = "small",
+        /// One small GPU, more CPU.
+        Medium = "medium",
+        /// One large GPU.
+        Large = "large",
+        /// Eight large GPUs.
+        Xlarge = "xlarge",
+    }
+}
+
+words! {
+    /// Whether cheaper spot capacity is used, which the provider can reclaim.
+    pub enum Spot {
+        /// Never.
+        Never = "never",
+        /// If it is available.
+        Prefer = "prefer",
+        /// Only spot capacity.
+        Only = "only",
+    }
+}
+
+words! {
+    /// How clients are routed to a site.
+    pub enum TrafficMode {
+        /// Through the built-in global endpoint.
+        Gateway = "gateway",
+        /// Through DNS records.
+        Dns = "dns",
+    }
+}
+
+words! {
+    /// The replication of a database.
+    pub enum DatabaseCopy {
+        /// No replication.
+        None = "none",
+        /// Streaming replication.
+        Streaming = "streaming",
+    }
+}
+
+words! {
+    /// How a failover or a failback starts.
+    pub enum Failover {
+        /// No failover: there is no second site.
+        None = "none",
+        /// By a command of the operator.
+        Manual = "manual",
+        /// By a site agent, with a grant of the witness.
+        Automatic = "automatic",
+    }
+}
+
+words! {
+    /// How a new release replaces the old one.
+    pub enum Strategy {
+        /// Replaces one replica after the other.
+        Rolling = "rolling",
+        /// Starts a second set of replicas, then moves all traffic at once.
+        BlueGreen = "blue-green",
+        /// Moves part of the traffic first.
+        Canary = "canary",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::component::{Cache, Certificate, Database, GpuPool};
+
+    #[test]
+    fn components_are_written_in_the_words_of_journals_and_bundles() {
+        let hosting = Some(Hosting::Cluster);
+        let database = Database { kind: DatabaseKind::Postgres, hosting, schema: None, postgres: None };
+        let written = [
+            json!(database).to_string(),
+            json!(Database { kind: DatabaseKind::Sqlite, hosting: None, ..database }).to_string(),
+            json!(Cache { kind: CacheKind::Redis }).to_string(),
+            json!(Certificate { mode: TlsMode::LocalCa, names: Vec::new(), days: 90 }).to_string(),
+            json!(GpuPool { size: GpuSize::Xlarge, count: 2, spot: Spot::Prefer }).to_string(),
+        ];
+        assert_eq!(
+            written,
+            [
+                r#"{"kind":"postgres","hosting":"cluster","schema":null,"postgres":null}"#,
+                r#"{"kind":"sqlite","hosting":null,"schema":null,"postgres":null}"#,
+                r#"{"kind":"redis"}"#,
+                r#"{"mode":"local-ca","names":[],"days":90}"#,
+                r#"{"size":"xlarge","count":2,"spot":"prefer"}"#,
+            ]
+        );
+    }
+}

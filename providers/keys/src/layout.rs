@@ -1,0 +1,154 @@
+//! Paths within a site's folder. Pure: reads nothing.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use sha2::{Digest, Sha256};
+use textnlp_provider::{CloudId, Error, ErrorKind, ResourceId, Result, SiteName};
+
+/// The folders of a site, in the order of their creation.
+pub(crate) const FOLDERS: [&str; 9] = ["objects", "units", "run", "log", "data", "config", "models", "certs", "bin"];
+
+/// The longest path of a Unix socket, without the terminating zero.
+pub const SOCKET_PATH_MAX: usize = 107;
+
+/// The longest site folder: `/run/` and a usual socket name must still fit behind it.
+const ROOT_MAX: usize = SOCKET_PATH_MAX - 36;
+
+/// The folder of one site: `STATE/sites/SITE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteFolder {
+    root: Utf8PathBuf,
+}
+
+impl SiteFolder {
+    /// The folder of `site` within a state folder.
+    pub fn of(state: &Utf8Path, site: &SiteName) -> Self {
+        Self { root: state.join("sites").join(site.as_str()) }
+    }
+
+    /// A site's folder by its path.
+    pub fn at(root: &Utf8Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Utf8Path {
+        &self.root
+    }
+
+    /// The environment's state folder, two levels up.
+    pub fn state(&self) -> &Utf8Path {
+        self.root.parent().and_then(Utf8Path::parent).unwrap_or(&self.root)
+    }
+
+    /// The path of a relative path of a spec.
+    pub fn join(&self, relative: &str) -> Utf8PathBuf {
+        self.root.join(relative)
+    }
+
+    /// The marker of a resource.
+    pub fn marker(&self, id: &ResourceId) -> Utf8PathBuf {
+        let name: Vec<&str> = id.as_str().split('/').skip(1).collect();
+        self.root.join("objects").join(format!("{}.json", name.join(".")))
+    }
+
+    /// The file of a supervised program.
+    pub fn unit(&self, name: &str) -> Utf8PathBuf {
+        self.root.join("units").join(format!("{name}.json"))
+    }
+
+    /// The lock that a running program holds.
+    pub fn lock(&self, name: &str) -> Utf8PathBuf {
+        self.root.join("run").join(format!("{name}.lock"))
+    }
+
+    /// The file with a program's process id.
+    pub fn pid(&self, name: &str) -> Utf8PathBuf {
+        self.root.join("run").join(format!("{name}.pid"))
+    }
+
+    /// A program's log file.
+    pub fn log(&self, name: &str) -> Utf8PathBuf {
+        self.root.join("log").join(format!("{name}.log"))
+    }
+
+    /// The folder of sockets: `run/`, or a short one when the site's own path is too long for a socket address.
+    pub fn sockets(&self) -> Utf8PathBuf {
+        if self.root.as_str().len() <= ROOT_MAX {
+            return self.root.join("run");
+        }
+        let digest = hex::encode(Sha256::digest(self.root.as_str().as_bytes()));
+        Utf8PathBuf::from(format!("/tmp/textnlp-{}", &digest[..16]))
+    }
+
+    /// Whether [`Self::sockets`] lies outside the site's folder.
+    pub fn has_short_sockets(&self) -> bool {
+        self.root.as_str().len() > ROOT_MAX
+    }
+
+    /// A program's Unix socket.
+    pub fn socket(&self, name: &str) -> Utf8PathBuf {
+        self.sockets().join(format!("{name}.sock"))
+    }
+
+    /// The supervisor's control socket.
+    pub fn control(&self) -> Utf8PathBuf {
+        self.socket("supervisor")
+    }
+
+    /// The cloud id of an object: its path relative to the state folder, so that it survives a move of that folder.
+    pub fn cloud_id(&self, relative: &str) -> Result<CloudId> {
+        let site = self.root.file_name().unwrap_or_default();
+        CloudId::new(format!("sites/{site}/{relative}"))
+            .map_err(|error| Error::new(ErrorKind::Invalid, "name object", relative).because(error))
+    }
+
+    /// Refuses a path that leaves the site's folder, by `..`, by being absolute, or through a symbolic link.
+    pub fn inside(&self, relative: &str) -> Result<Utf8PathBuf> {
+        let refused = |why: &'static str| Error::new(ErrorKind::Invalid, "use path", relative).because(why);
+        let path = Utf8Path::new(relative);
+        if relative.is_empty() || !path.components().all(|c| matches!(c, camino::Utf8Component::Normal(_))) {
+            return Err(refused("it leaves the site's folder"));
+        }
+        let mut walked = self.root.clone();
+        let parents = path.parent().into_iter().flat_map(|parent| parent.components());
+        for part in parents {
+            walked.push(part.as_str());
+            match std::fs::symlink_metadata(&walked) {
+                Ok(found) if found.file_type().is_symlink() => {
+                    return Err(refused("its path contains a symbolic link"));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
+                Err(error) => return Err(Error::io("check", walked.as_str(), error)),
+            }
+        }
+        Ok(self.root.join(path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_state_folders_get_short_socket_paths() {
+        let site = SiteName::new("here").unwrap();
+        let near = SiteFolder::of(Utf8Path::new("/home/a/p/.textnlp/staging"), &site);
+        assert_eq!(near.control(), "/home/a/p/.textnlp/staging/sites/here/run/supervisor.sock");
+        let far = SiteFolder::of(Utf8Path::new(&format!("/{}", "x".repeat(90))), &site);
+        assert!(far.socket("server-10-metrics").as_str().len() <= SOCKET_PATH_MAX);
+        assert_eq!(far.sockets(), far.sockets(), "the same folder always has the same sockets");
+    }
+
+    #[test]
+    fn paths_stay_within_the_site() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+        let folder = SiteFolder::at(&root);
+        std::os::unix::fs::symlink("/etc", root.join("config")).unwrap();
+        assert!(folder.inside("data/textnlp.db").is_ok());
+        for bad in ["", "/etc/passwd", "../x", "data/../../x", "config/passwd"] {
+            assert!(folder.inside(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! [`Keys`]: the provider of secrets and certificates on the operator's machine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_provider::{
+    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem,
+    Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Verb, Wanted,
+};
+
+use crate::diff::diff;
+use crate::expansion::Expansion;
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::objects::{self, FolderProvider};
+use crate::preflight;
+use crate::table::{KINDS, KeyKind};
+use crate::verbs::{authority, certificate, directory, secret};
+use crate::work::{Observation, Work};
+
+/// Where secrets and certificates are stored.
+#[derive(Clone)]
+pub struct Options {
+    /// The environment's state folder, absolute. Sites are in `sites/` below it.
+    pub state_folder: Utf8PathBuf,
+    /// The secret store.
+    pub secrets: Arc<dyn SecretStore>,
+    /// This machine's name, for certificates. `None` where the programs of the sites run elsewhere: certificates and
+    /// their keys are then copied into the secret store.
+    pub hostname: Option<String>,
+    /// Whether the environment is in a Git repository, so that `git` is required on this machine.
+    pub needs_git: bool,
+}
+
+/// The provider of site folders, secrets, local authorities and certificates. It expands networks (the site's folder),
+/// secrets and certificates, and no other component.
+pub struct Keys {
+    pub(crate) options: Options,
+}
+
+impl Keys {
+    /// The provider for one state folder.
+    pub fn new(options: Options) -> Self {
+        Self { options }
+    }
+
+    pub(crate) fn secrets(&self) -> &dyn SecretStore {
+        &*self.options.secrets
+    }
+
+    /// Adds the resources of a component; see [`Keys`].
+    pub fn expand(&self, expansion: &mut Expansion<'_>) {
+        expansion.keys(&self.options);
+    }
+}
+
+#[async_trait]
+impl Provider for Keys {
+    fn kinds(&self) -> &'static [Kind] {
+        &KINDS
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        let mut expansion = Expansion::new(component, site);
+        self.expand(&mut expansion);
+        expansion.finish()
+    }
+
+    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        KeyKind::of(&wanted.kind).map_or(Vec::new(), |kind| diff(wanted, recorded, seen, &kind.rules()))
+    }
+
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        let mut problems = Vec::new();
+        if !wanted.is_empty() {
+            preflight::state_folder(self.state_folder(), &mut problems);
+            if self.options.needs_git {
+                preflight::git(&std::env::var_os("PATH").unwrap_or_default(), &mut problems);
+            }
+            for one in wanted {
+                preflight::object(self, one, &mut problems);
+            }
+            preflight::space([(self.state_folder(), preflight::SITE_BYTES)], &mut problems);
+        }
+        Ok(problems)
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        objects::observe(self, scope).await
+    }
+
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        objects::read(self, kind, id).await
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        Work::on(self, op)?.begin().await
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        Work::on(self, op)?.advance(handle).await
+    }
+}
+
+#[async_trait]
+impl FolderProvider for Keys {
+    type Noun = KeyKind;
+    type Status = ();
+
+    fn noun(kind: &KindName) -> Option<KeyKind> {
+        KeyKind::of(kind)
+    }
+
+    fn state_folder(&self) -> &Utf8Path {
+        &self.options.state_folder
+    }
+
+    async fn status(&self, _folder: &SiteFolder) {}
+
+    async fn look(&self, folder: &SiteFolder, marker: &Marker, _status: &()) -> Result<Observation> {
+        let noun = KeyKind::of(&marker.kind).ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, "check", marker.resource.as_str())
+                .because("its kind is not known to this provider")
+        })?;
+        match noun {
+            KeyKind::Directory => directory::observe(folder, marker),
+            KeyKind::Secret => secret::observe(self, marker).await,
+            KeyKind::Authority => authority::observe(self, folder, marker).await,
+            KeyKind::Certificate => certificate::observe(folder, marker),
+        }
+    }
+
+    fn path(&self, wanted: &Wanted, folder: &SiteFolder) -> Option<Utf8PathBuf> {
+        let file = match KeyKind::of(&wanted.kind)? {
+            KeyKind::Authority => "certificate_file",
+            KeyKind::Certificate => "key_file",
+            KeyKind::Directory | KeyKind::Secret => return None,
+        };
+        Some(folder.join(wanted.spec.get(file)?.as_str()?))
+    }
+
+    async fn put(&self, work: &Work<'_, Self>) -> Result<Progress> {
+        match work.noun {
+            KeyKind::Directory => directory::put(work).await,
+            KeyKind::Secret => secret::put(work).await,
+            KeyKind::Authority => authority::put(work).await,
+            KeyKind::Certificate => certificate::put(work).await,
+        }
+    }
+
+    async fn remove(&self, work: &Work<'_, Self>, last: Object) -> Result<Progress> {
+        match work.noun {
+            KeyKind::Directory => return directory::remove(work, last).await,
+            KeyKind::Secret => secret::remove(work).await?,
+            KeyKind::Authority => authority::remove(work).await?,
+            KeyKind::Certificate => certificate::remove(work).await?,
+        }
+        work.removed(last)
+    }
+
+    async fn proceed(&self, work: &Work<'_, Self>, _handle: &Handle) -> Result<Option<Progress>> {
+        match (work.noun, work.op.verb) {
+            (KeyKind::Authority, Verb::Create | Verb::Update) => authority::certify(work).await.map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Nothing is waited for: the second call may follow at once.
+    fn poll_interval(_noun: KeyKind) -> Duration {
+        Duration::ZERO
+    }
+}

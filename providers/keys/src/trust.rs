@@ -1,0 +1,242 @@
+//! Certificates: the built-in authority, what it issues, and the inspection of any certificate file.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SerialNumber,
+};
+use sha2::{Digest, Sha256};
+use textnlp_provider::Secret;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Why something about a certificate could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// A key is invalid or was not generated.
+    #[error("the key cannot be used: {0}")]
+    Key(rcgen::Error),
+    /// A certificate was not issued.
+    #[error("the certificate cannot be made: {0}")]
+    Issue(rcgen::Error),
+    /// The text is not a certificate.
+    #[error("it is not a certificate in PEM form: {0}")]
+    Parse(String),
+    /// A date cannot be represented.
+    #[error("the time of validity is out of range")]
+    Time,
+    /// The system returned no random numbers.
+    #[error("no random numbers are available")]
+    Random,
+}
+
+/// Certificates are backdated a little, because the clocks of clients differ.
+const BACKDATE: Duration = Duration::from_secs(300);
+
+/// The inspected properties of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// SHA-256 of the DER form, hex: the fingerprint.
+    pub sha256: String,
+    /// The start of its validity.
+    pub not_before: Timestamp,
+    /// The end of its validity.
+    pub not_after: Timestamp,
+    /// DNS names and addresses, sorted.
+    pub names: Vec<String>,
+    /// Whether the given authority signed it; `None` when none was given.
+    pub signed: Option<bool>,
+    /// Whether the given key belongs to it; `None` when none was given.
+    pub key_matches: Option<bool>,
+}
+
+impl CertificateInfo {
+    /// When two thirds of its life are over.
+    pub fn renew_at(&self) -> Timestamp {
+        let life = self.not_after.duration_since(self.not_before);
+        self.not_before.checked_add(life / 3 * 2).unwrap_or(self.not_after)
+    }
+}
+
+/// A new ECDSA P-256 key, PKCS#8 PEM.
+pub fn new_key() -> Result<Secret, TrustError> {
+    Ok(Secret::new(KeyPair::generate().map_err(TrustError::Key)?.serialize_pem()))
+}
+
+/// A new RSA key for signing tokens, PKCS#8 PEM.
+pub fn new_rsa_key() -> Result<Secret, TrustError> {
+    let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).map_err(TrustError::Key)?;
+    Ok(Secret::new(key.serialize_pem()))
+}
+
+/// The public half of a private key, PEM.
+pub fn public_pem(key: &Secret) -> Result<String, TrustError> {
+    Ok(key_pair(key)?.public_key_pem())
+}
+
+/// A certificate of an authority, signed by its own key, PEM.
+pub fn authority(key: &Secret, subject: &str, days: u32, now: Timestamp) -> Result<String, TrustError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, subject);
+    params.distinguished_name.push(DnType::OrganizationName, "textnlp");
+    // It signs leaves only: a stolen leaf key never becomes an authority.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    valid_for(&mut params, days, now)?;
+    Ok(params.self_signed(&key_pair(key)?).map_err(TrustError::Issue)?.pem())
+}
+
+/// A server's certificate signed by an authority, PEM.
+pub fn issue(
+    authority_pem: &str,
+    authority_key: &Secret,
+    key: &Secret,
+    names: &[String],
+    days: u32,
+    now: Timestamp,
+) -> Result<String, TrustError> {
+    let issuer = Issuer::from_ca_cert_pem(authority_pem, key_pair(authority_key)?).map_err(TrustError::Issue)?;
+    let mut params = CertificateParams::new(names.to_vec()).map_err(TrustError::Issue)?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, names.first().map_or("textnlp", String::as_str));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    valid_for(&mut params, days, now)?;
+    Ok(params.signed_by(&key_pair(key)?, &issuer).map_err(TrustError::Issue)?.pem())
+}
+
+/// Reads the first certificate of a PEM text and checks it against an authority and a key.
+pub fn inspect(pem: &[u8], authority: Option<&[u8]>, key: Option<&Secret>) -> Result<CertificateInfo, TrustError> {
+    let der = first_certificate(pem)?;
+    let certificate = parse(&der)?;
+    let signed = match authority {
+        None => None,
+        Some(authority) => {
+            let authority = first_certificate(authority)?;
+            let authority = parse(&authority)?;
+            let named = certificate.issuer() == authority.subject();
+            Some(named && certificate.verify_signature(Some(authority.public_key())).is_ok())
+        }
+    };
+    let key_matches = key.map(|key| {
+        key_pair(key).is_ok_and(|pair| *pair.public_key_raw() == *certificate.public_key().subject_public_key.data)
+    });
+    let time =
+        |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).map_err(|_| TrustError::Time);
+    Ok(CertificateInfo {
+        sha256: hex::encode(Sha256::digest(&der)),
+        not_before: time(certificate.validity().not_before)?,
+        not_after: time(certificate.validity().not_after)?,
+        names: names_of(&certificate),
+        signed,
+        key_matches,
+    })
+}
+
+/// Names in the form and order in which certificates are compared.
+pub fn sorted_names(names: &[String]) -> Vec<String> {
+    let mut sorted: Vec<String> = names
+        .iter()
+        .map(|name| {
+            name.parse::<std::net::IpAddr>().map_or_else(|_| name.to_lowercase(), |address| address.to_string())
+        })
+        .collect();
+    sorted.sort();
+    sorted.dedup();
+    sorted
+}
+
+fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let names = extension.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|b| std::net::Ipv4Addr::from(b).to_string()),
+            16 => <[u8; 16]>::try_from(*bytes).ok().map(|b| std::net::Ipv6Addr::from(b).to_string()),
+            _ => None,
+        },
+        _ => None,
+    });
+    sorted_names(&names.collect::<Vec<_>>())
+}
+
+fn first_certificate(pem: &[u8]) -> Result<Vec<u8>, TrustError> {
+    for block in x509_parser::pem::Pem::iter_from_buffer(pem) {
+        let block = block.map_err(|error| TrustError::Parse(error.to_string()))?;
+        if block.label == "CERTIFICATE" {
+            return Ok(block.contents);
+        }
+    }
+    Err(TrustError::Parse("there is no CERTIFICATE block".to_owned()))
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, TrustError> {
+    X509Certificate::from_der(der).map(|(_, parsed)| parsed).map_err(|error| TrustError::Parse(error.to_string()))
+}
+
+fn key_pair(key: &Secret) -> Result<KeyPair, TrustError> {
+    let text = key.expose_text().ok_or(TrustError::Key(rcgen::Error::CouldNotParseKeyPair))?;
+    KeyPair::from_pem(text).map_err(TrustError::Key)
+}
+
+/// rcgen counts in a date type of its own; whole seconds since 1970 lead there.
+fn valid_for(params: &mut CertificateParams, days: u32, now: Timestamp) -> Result<(), TrustError> {
+    let begin = u64::try_from(now.as_second()).map_err(|_| TrustError::Time)?.saturating_sub(BACKDATE.as_secs());
+    let end = now.checked_add(SignedDuration::from_hours(24 * i64::from(days))).map_err(|_| TrustError::Time)?;
+    let end = u64::try_from(end.as_second()).map_err(|_| TrustError::Time)?;
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + Duration::from_secs(begin);
+    params.not_after = epoch + Duration::from_secs(end);
+    // Random, because the serial that rcgen derives from the key would repeat when a key gets a second certificate.
+    let mut serial = [0u8; 16];
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_| TrustError::Random)?;
+    serial[0] &= 0x7f;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_authority_issues_verifies_and_what_another_issues_does_not() {
+        let now = Timestamp::now();
+        let (ca_key, other_key, key) = (new_key().unwrap(), new_key().unwrap(), new_key().unwrap());
+        let ca = authority(&ca_key, "a", 30, now).unwrap();
+        let other = authority(&other_key, "a", 30, now).unwrap();
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        let leaf = issue(&ca, &ca_key, &key, &names, 9, now).unwrap();
+        let seen = inspect(leaf.as_bytes(), Some(ca.as_bytes()), Some(&key)).unwrap();
+        assert_eq!((seen.signed, seen.key_matches), (Some(true), Some(true)));
+        assert_eq!(seen.names, sorted_names(&names));
+        let elsewhere = inspect(leaf.as_bytes(), Some(other.as_bytes()), Some(&ca_key)).unwrap();
+        assert_eq!((elsewhere.signed, elsewhere.key_matches), (Some(false), Some(false)));
+        let days = seen.renew_at().duration_since(now).as_hours() / 24;
+        assert!((5..=6).contains(&days), "two thirds of nine days, not {days}");
+    }
+
+    #[test]
+    fn two_certificates_for_one_key_have_two_serials() {
+        let now = Timestamp::now();
+        let (ca_key, key) = (new_key().unwrap(), new_key().unwrap());
+        let ca = authority(&ca_key, "a", 30, now).unwrap();
+        let serial = || {
+            let pem = issue(&ca, &ca_key, &key, &["localhost".to_owned()], 9, now).unwrap();
+            let der = first_certificate(pem.as_bytes()).unwrap();
+            parse(&der).unwrap().raw_serial_as_string()
+        };
+        assert_ne!(serial(), serial());
+    }
+
+    #[test]
+    fn garbage_is_not_a_certificate() {
+        for bad in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            assert!(inspect(bad.as_bytes(), None, None).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The site's folder with its subfolders.
+
+use serde_json::Map;
+use textnlp_provider::{Error, ErrorKind, Health, Object, Progress, Result};
+
+use super::Work;
+use crate::files;
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::spec::DirectorySpec;
+use crate::work::{Observation, ObservedObject};
+
+/// Folders with content of this program only: locks, sockets, logs, units, markers.
+const OURS: [&str; 4] = ["run", "log", "units", "objects"];
+
+pub(crate) async fn put(work: &Work<'_>) -> Result<Progress> {
+    let spec: DirectorySpec = work.spec()?;
+    let foreign = Marker::all(&work.folder).map_err(work.io(work.folder.root()))?;
+    if let Some(other) = foreign.iter().find(|marker| marker.lineage != work.op.lineage) {
+        let why = format!("it has {} of lineage {}", other.resource, other.lineage);
+        return Err(Error::new(ErrorKind::Exists, "create", work.folder.root().as_str()).because(why));
+    }
+    let cloud_id = work.folder.cloud_id("")?;
+    work.claim(&cloud_id, Map::new())?;
+    for folder in &spec.folders {
+        let path = work.folder.inside(folder)?;
+        files::make_folder(&path).map_err(work.io(&path))?;
+    }
+    if work.folder.has_short_sockets() {
+        let path = work.folder.sockets();
+        files::make_private_folder(&path).map_err(work.io(&path))?;
+    }
+    files::flush_folder(work.folder.root()).map_err(work.io(work.folder.root()))?;
+    let marker = work.complete(&cloud_id, Map::new())?;
+    work.done(&marker).await
+}
+
+/// Removes the folders, except files of other owners.
+pub(crate) async fn remove(work: &Work<'_>, mut last: Object) -> Result<Progress> {
+    let root = work.folder.root();
+    let others = Marker::all(&work.folder).map_err(work.io(root))?;
+    // The marker of an unfinished object is in no record, so it would never be removed otherwise.
+    if let Some(other) = others.iter().find(|marker| marker.complete && marker.resource != work.op.resource) {
+        let why = format!("{} is still in it", other.resource);
+        return Err(Error::new(ErrorKind::Conflict, "delete", root.as_str()).because(why));
+    }
+    if work.folder.has_short_sockets() {
+        let path = work.folder.sockets();
+        files::remove_tree(&path).map_err(work.io(&path))?;
+    }
+    let spec: DirectorySpec = work.applied()?;
+    for folder in spec.folders.iter().map(String::as_str).filter(|folder| !OURS.contains(folder)) {
+        let path = work.folder.inside(folder)?;
+        remove_leftovers(&path).map_err(work.io(&path))?;
+    }
+    for folder in OURS {
+        let path = work.folder.inside(folder)?;
+        files::remove_tree(&path).map_err(work.io(&path))?;
+    }
+    match files::remove_folder(root) {
+        Ok(()) => {
+            // Remove it when empty; it stays with another site in it.
+            if let Some(sites) = root.parent() {
+                let _ = files::remove_folder(sites);
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+            last.health = Health::Degraded(format!("{root} stays: it contains files of another owner"));
+        }
+        Err(error) => return Err(work.io(root)(error)),
+    }
+    Ok(Progress::Done(last))
+}
+
+/// Removes the leftovers of an interrupted write, and the folder when it is empty then.
+fn remove_leftovers(folder: &camino::Utf8Path) -> std::io::Result<()> {
+    let entries = match folder.read_dir_utf8() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.starts_with('.') && (name.ends_with(".new") || name.ends_with(".old")) {
+            if entry.file_type()?.is_dir() {
+                files::remove_tree(entry.path())?;
+            } else {
+                files::remove_file(entry.path())?;
+            }
+        }
+    }
+    match files::remove_folder(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        other => other,
+    }
+}
+
+pub(crate) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
+    use std::os::unix::fs::PermissionsExt;
+    let spec: DirectorySpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error))?;
+    if std::fs::symlink_metadata(folder.root()).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(Observation::Absent);
+    }
+    let mut look = ObservedObject::default();
+    look.output("path", folder.root().as_str());
+    for name in &spec.folders {
+        let field = format!("folders.{name}");
+        let says = match std::fs::symlink_metadata(folder.join(name)) {
+            Ok(found) if !found.is_dir() => "another object has its path",
+            Ok(found) if found.permissions().mode() & 0o077 != 0 => "other users can enter it",
+            Ok(_) => continue,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => "it is gone",
+            Err(error) => return Err(Error::io("check", folder.join(name).as_str(), error)),
+        };
+        look.drift(&field, says);
+    }
+    if folder.has_short_sockets() && std::fs::symlink_metadata(folder.sockets()).is_err() {
+        look.drift("sockets", format!("{} is gone", folder.sockets()));
+    }
+    Ok(Observation::There(look))
+}

@@ -1,0 +1,201 @@
+//! Generated secrets: durable in the store before any other program gets them.
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use textnlp_provider::component::{ExternalSecret, SecretRecipe};
+use textnlp_provider::{Error, ErrorKind, Progress, Result, Secret, SecretName, SecretRef, SecretVersion};
+
+use super::Work;
+use crate::Keys;
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::spec::SecretSpec;
+use crate::table::KeyKind;
+use crate::trust;
+use crate::work::{Observation, ObservedObject};
+
+/// The one version of a secret that all sites share.
+const SHARED: &str = "shared";
+
+/// Limits of what an environment may request.
+const RANDOM_MAX: u32 = 4096;
+
+pub(crate) async fn put(work: &Work<'_>) -> Result<Progress> {
+    let spec: SecretSpec = work.spec()?;
+    let version = match (&spec.recipe, &spec.given) {
+        _ if spec.shared => SecretVersion(SHARED.to_owned()),
+        (_, Some(given)) => SecretVersion(given.version.clone()),
+        _ => kept_version(work, &spec.name).await?,
+    };
+    let cloud_id = work.folder.cloud_id(&format!("secrets/{}", spec.name))?;
+    let mut facts = Map::new();
+    facts.insert("version".to_owned(), json!(version));
+    work.claim(&cloud_id, facts.clone())?;
+    let there = work.provider.secrets().versions(&spec.name).await?.contains(&version);
+    if !there {
+        let (recipe, environment) = (spec.clone(), work.op.environment.to_string());
+        let make = move || match (&recipe.recipe, &recipe.given) {
+            (Some(recipe), None) => generate(recipe),
+            (None, Some(given)) => taken(given, &environment),
+            _ => Err("it has either a `recipe` or is `given`".to_owned()),
+        };
+        let made = tokio::task::spawn_blocking(make).await.map_err(|error| work.fails(error))?;
+        let value = made.map_err(|why| work.invalid(why))?;
+        match work.provider.secrets().put(&spec.name, &version, &value).await {
+            // Another site was first: its version is used by all.
+            Err(error) if spec.shared && error.kind == ErrorKind::Conflict => {}
+            other => other?,
+        }
+    }
+    let marker = work.complete(&cloud_id, facts)?;
+    work.done(&marker).await
+}
+
+/// The version to use: an existing managed one, else one named after this operation.
+async fn kept_version(work: &Work<'_>, name: &SecretName) -> Result<SecretVersion> {
+    version_for(work, name, "version").await
+}
+
+/// See [`kept_version`]; `fact` is where the marker remembers it.
+pub(super) async fn version_for(work: &Work<'_>, name: &SecretName, fact: &str) -> Result<SecretVersion> {
+    let versions = work.provider.secrets().versions(name).await?;
+    let remembered = work.marker.as_ref().and_then(|marker| marker.fact(fact)).map(|v| SecretVersion(v.to_owned()));
+    if let Some(remembered) = remembered {
+        return Ok(remembered);
+    }
+    let own = SecretVersion(work.op.id.to_string());
+    match (versions.last(), &work.op.recorded) {
+        (None, _) => Ok(own),
+        // It is recorded, so it is managed although its marker is gone.
+        (Some(newest), Some(_)) => Ok(newest.clone()),
+        (Some(_), None) => {
+            let error = Error::new(ErrorKind::Exists, "create secret", name.to_string())
+                .because("the store already has a secret with that name");
+            Err(error.hint("it was left by another environment: remove it from the state folder's `secrets`"))
+        }
+    }
+}
+
+pub(crate) async fn remove(work: &Work<'_>) -> Result<()> {
+    let spec: SecretSpec = work.applied()?;
+    if spec.shared && is_used_elsewhere(work, &spec.name) {
+        return Ok(());
+    }
+    work.provider.secrets().delete(&spec.name).await
+}
+
+/// Whether another site uses the same secret.
+fn is_used_elsewhere(work: &Work<'_>, name: &SecretName) -> bool {
+    let sites = work.folder.root().parent().into_iter().flat_map(|sites| sites.read_dir_utf8()).flatten().flatten();
+    let others = sites.filter(|site| site.path() != work.folder.root()).map(|site| SiteFolder::at(site.path()));
+    let is_it = |marker: &Marker| {
+        KeyKind::of(&marker.kind) == Some(KeyKind::Secret)
+            && marker.spec.get("name").and_then(Value::as_str) == Some(&name.0)
+    };
+    // An unreadable site may use it.
+    others.into_iter().any(|site| Marker::all(&site).map_or(true, |markers| markers.iter().any(is_it)))
+}
+
+pub(crate) async fn observe(keys: &Keys, marker: &Marker) -> Result<Observation> {
+    let spec: SecretSpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let Some(version) = marker.fact("version") else { return Ok(Observation::Absent) };
+    let secret = SecretRef { name: spec.name, version: SecretVersion(version.to_owned()) };
+    let value = match keys.secrets().get(&secret).await {
+        Ok(value) => value,
+        Err(error) if error.kind == ErrorKind::NotFound => return Ok(Observation::Absent),
+        Err(error) => return Err(error),
+    };
+    let mut look = ObservedObject::default();
+    look.output("secret", json!(secret));
+    match spec.recipe.as_ref().map_or(Ok(Vec::new()), |recipe| outputs(recipe, &value)) {
+        Ok(public) => look.outputs.extend(public),
+        Err(why) => drop(look.drift("value", why)),
+    }
+    Ok(Observation::There(look))
+}
+
+/// The public properties of a secret.
+fn outputs(recipe: &SecretRecipe, value: &Secret) -> Result<Vec<(String, Value)>, String> {
+    Ok(match recipe {
+        SecretRecipe::ApiKey => {
+            let text = value.expose_text().ok_or("it is not text")?;
+            let mut parts = text.split('_');
+            let public = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+                (Some("tnlp"), Some(public), Some(secret), None) if !public.is_empty() && secret.len() == 64 => public,
+                _ => return Err("it does not have the form of an API key".to_owned()),
+            };
+            vec![
+                ("public_id".to_owned(), json!(public)),
+                ("sha256".to_owned(), json!(hex::encode(Sha256::digest(value.expose())))),
+            ]
+        }
+        SecretRecipe::RsaSigningKey => {
+            vec![("public_pem".to_owned(), json!(trust::public_pem(value).map_err(|error| error.to_string())?))]
+        }
+        SecretRecipe::Password(_) | SecretRecipe::Random(_) => Vec::new(),
+    })
+}
+
+/// A user-provided secret, if it is unchanged since the plan.
+fn taken(given: &ExternalSecret, environment: &str) -> Result<Secret, String> {
+    let value = given.read().ok_or_else(|| format!("`{}` no longer exists", given.source))?;
+    if given.mark(environment, value.expose()) != given.version {
+        return Err(format!("`{}` changed after the plan was made: plan again", given.source));
+    }
+    Ok(value)
+}
+
+fn generate(recipe: &SecretRecipe) -> Result<Secret, String> {
+    match recipe {
+        // The format of the server: a public id of 64 bits, a secret of 256.
+        SecretRecipe::ApiKey => {
+            let (public, secret) = (random(8)?, random(32)?);
+            Ok(Secret::new(format!("tnlp_{}_{}", hex::encode(public), hex::encode(secret))))
+        }
+        SecretRecipe::Password(length) if (8..=RANDOM_MAX).contains(length) => {
+            // 64 characters: six bits of each byte, all equally likely.
+            const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+            let bytes = random(*length as usize)?;
+            Ok(Secret::new(bytes.iter().map(|byte| LETTERS[usize::from(byte & 63)]).collect::<Vec<u8>>()))
+        }
+        SecretRecipe::Random(bytes) if (1..=RANDOM_MAX).contains(bytes) => {
+            Ok(Secret::new(hex::encode(random(*bytes as usize)?)))
+        }
+        SecretRecipe::Password(_) => Err(format!("a password has 8 to {RANDOM_MAX} characters")),
+        SecretRecipe::Random(_) => Err(format!("a random secret has 1 to {RANDOM_MAX} bytes")),
+        SecretRecipe::RsaSigningKey => trust::new_rsa_key().map_err(|error| error.to_string()),
+    }
+}
+
+fn random(length: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0u8; length];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers are available".to_owned())?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn api_keys_have_a_public_half() {
+        let key = generate(&SecretRecipe::ApiKey).unwrap();
+        let outputs = outputs(&SecretRecipe::ApiKey, &key).unwrap();
+        let text = key.expose_text().unwrap().to_owned();
+        assert!(text.starts_with(&format!("tnlp_{}_", outputs[0].1.as_str().unwrap())));
+        assert!(!outputs.iter().any(|(_, value)| value.as_str() == Some(&text)));
+        assert_ne!(generate(&SecretRecipe::ApiKey).unwrap(), key);
+    }
+
+    #[test]
+    fn recipes_are_bounded() {
+        for bad in [SecretRecipe::Password(7), SecretRecipe::Password(u32::MAX), SecretRecipe::Random(0)] {
+            assert!(generate(&bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(generate(&SecretRecipe::Password(20)).unwrap().expose().len(), 20);
+        assert_eq!(generate(&SecretRecipe::Random(16)).unwrap().expose().len(), 32);
+    }
+}

@@ -1,0 +1,268 @@
+//! Operating a site in a cluster: one-off jobs, replicas, rollouts, backups, outages and exports.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::Utf8PathBuf;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use textnlp_provider::operations::{
+    Endpoint, Export, ExportFormat, JobOutput, Jobs, Operations, Outages, RolloutCommand, RolloutStatus, Rollouts,
+    Scale, Scaling, SiteAccess, SiteBackups, SiteOutputs,
+};
+use textnlp_provider::{Error, ErrorKind, Lineage, Result, SecretStore, Wanted, error_chain};
+
+use crate::canary::{OperatorCommand, RolloutReport};
+use crate::export;
+use crate::lower::BACKUP;
+use crate::provider::{Access, Kubernetes};
+
+/// The deployment of the servers, and its container with access to the database.
+const SERVERS: &str = "textnlp-api";
+const SERVER: &str = "api";
+/// The autoscaler of the deployment.
+const AUTOSCALER: &str = "textnlp-api-hpa";
+/// The path of the server configuration in a pod.
+const SERVER_CONFIG: &str = "/etc/textnlp/server.yaml";
+/// The prefix of this provider's resource kinds.
+const KINDS: &str = "kubernetes.";
+
+/// Operations on a site in a cluster. The cluster is not called before the first operation.
+pub struct ClusterOperations {
+    cluster: Kubernetes,
+    file: Option<PathBuf>,
+    context: Option<String>,
+    namespace: String,
+    is_autoscaled: bool,
+}
+
+impl ClusterOperations {
+    /// Creates the operations of a site in a namespace, for the cluster of a kubeconfig.
+    pub fn new(
+        (file, context): (Option<PathBuf>, Option<String>),
+        secrets: Arc<dyn SecretStore>,
+        namespace: String,
+        is_autoscaled: bool,
+    ) -> Self {
+        let access = Access::Kubeconfig { file: file.clone(), context: context.clone() };
+        Self { cluster: Kubernetes::new(access, secrets), file, context, namespace, is_autoscaled }
+    }
+
+    fn place(&self, lineage: Lineage) -> (&str, Lineage) {
+        (&self.namespace, lineage)
+    }
+}
+
+/// The endpoint of a site with these outputs; `None` if it does not run in a cluster.
+pub fn endpoint(outputs: &SiteOutputs) -> Option<Endpoint> {
+    let text = |part: &str, field: &str| outputs.get(part)?.get(field)?.as_str().map(str::to_owned);
+    // An ingress or a route has a certificate of its own.
+    let is_behind = ["gateway/ingress", "gateway/http-route"].iter().any(|part| outputs.contains_key(*part));
+    let leaf = outputs.contains_key("certificate/leaf") && !is_behind;
+    let certificate = if leaf { "certificate/leaf" } else { "gateway/service" };
+    Some(Endpoint {
+        url: text("gateway/service", "url")?,
+        ca_file: text(certificate, "ca_file"),
+        metrics: None,
+        is_global: false,
+    })
+}
+
+impl Operations for ClusterOperations {
+    fn jobs(self: Arc<Self>) -> Option<Arc<dyn Jobs>> {
+        Some(self)
+    }
+
+    fn scaling(self: Arc<Self>) -> Option<Arc<dyn Scaling>> {
+        Some(self)
+    }
+
+    fn rollouts(self: Arc<Self>) -> Option<Arc<dyn Rollouts>> {
+        Some(self)
+    }
+
+    fn backups(self: Arc<Self>) -> Option<Arc<dyn SiteBackups>> {
+        Some(self)
+    }
+
+    fn outages(self: Arc<Self>) -> Option<Arc<dyn Outages>> {
+        Some(self)
+    }
+
+    fn log_command(&self) -> Option<String> {
+        let namespace = &self.namespace;
+        Some(format!("kubectl logs --namespace {namespace} --selector app={SERVERS} --all-containers --prefix"))
+    }
+
+    fn export(&self, wanted: &[Wanted], environment: &str, format: ExportFormat) -> Result<Option<Export>> {
+        let objects: Vec<Wanted> = wanted.iter().filter(|one| one.kind.as_str().starts_with(KINDS)).cloned().collect();
+        let failed = |why: String| Error::new(ErrorKind::Invalid, "export", environment).because(why);
+        export::export(&objects, environment, format).map(Some).map_err(failed)
+    }
+}
+
+#[async_trait]
+impl Jobs for ClusterOperations {
+    fn are_logged(&self) -> bool {
+        true
+    }
+
+    async fn run(&self, lineage: Lineage, command: &str, input: &Value) -> Result<JobOutput> {
+        let arguments = ["admin", command, "--config", SERVER_CONFIG, "--do", &input.to_string()];
+        let done = self.cluster.run_job(self.place(lineage), SERVERS, SERVER, &arguments.map(str::to_owned)).await?;
+        Ok(JobOutput { answer: done.answer(), failure: (!done.succeeded).then(|| error_chain(&done.failure())) })
+    }
+}
+
+#[async_trait]
+impl Scaling for ClusterOperations {
+    async fn scale(&self, lineage: Lineage) -> Result<Scale> {
+        self.cluster.scale(self.place(lineage), SERVERS, self.is_autoscaled.then_some(AUTOSCALER)).await
+    }
+}
+
+#[async_trait]
+impl Rollouts for ClusterOperations {
+    async fn status(&self, lineage: Lineage) -> Result<Option<RolloutStatus>> {
+        let found = self.cluster.rollout(self.place(lineage), SERVERS).await?;
+        Ok(found.map(|(last, is_running)| last.status(Some(is_running))))
+    }
+
+    async fn command(&self, lineage: Lineage, command: RolloutCommand) -> Result<RolloutStatus> {
+        let place = self.place(lineage);
+        let wish = match command {
+            RolloutCommand::Retry => {
+                return Ok(self.cluster.retry(place, SERVERS).await?.status(Some(false)));
+            }
+            RolloutCommand::Promote => OperatorCommand::Promote,
+            RolloutCommand::Abort => OperatorCommand::Abort,
+            RolloutCommand::Pause => OperatorCommand::Pause,
+            RolloutCommand::Resume => OperatorCommand::Resume,
+        };
+        Ok(self.cluster.wish(place, SERVERS, wish).await?.status(Some(true)))
+    }
+}
+
+impl RolloutReport {
+    /// The status for rollout commands; the document has no `goes_on` if `is_running` is not known.
+    pub fn status(&self, is_running: Option<bool>) -> RolloutStatus {
+        let mut document = json!(self);
+        if let Some(is_running) = is_running {
+            document["goes_on"] = json!(is_running);
+        }
+        let began = i64::try_from(self.began).ok().filter(|began| *began > 0);
+        RolloutStatus {
+            stage: document["stage"].as_str().unwrap_or_default().to_owned(),
+            message: self.says.clone(),
+            began: began.and_then(|began| Timestamp::from_second(began).ok()),
+            weight: self.share,
+            document,
+        }
+    }
+}
+
+#[async_trait]
+impl SiteBackups for ClusterOperations {
+    fn location(&self) -> String {
+        format!("volume textnlp-backups of namespace {}", self.namespace)
+    }
+
+    fn log_command(&self) -> String {
+        format!("kubectl logs --namespace {} --selector app.kubernetes.io/name={BACKUP}", self.namespace)
+    }
+
+    fn first_command(&self) -> String {
+        format!("kubectl create job --namespace {} first-dump --from=cronjob/{BACKUP}", self.namespace)
+    }
+
+    async fn back_up(
+        &self,
+        lineage: Lineage,
+        timeout: Duration,
+        report: &(dyn for<'a> Fn(&'a str) + Sync),
+    ) -> Result<String> {
+        let done = self.cluster.run_now(self.place(lineage), BACKUP, timeout, report).await?;
+        if !done.succeeded {
+            return Err(done.failure());
+        }
+        Ok(done.said.lines().last().unwrap_or("the backup is complete; its report is not available").to_owned())
+    }
+
+    async fn last(&self, lineage: Lineage) -> Result<Option<Timestamp>> {
+        let last = self.cluster.last_success(self.place(lineage), BACKUP).await?;
+        Ok(last.and_then(|last| last.parse().ok()))
+    }
+}
+
+#[async_trait]
+impl Outages for ClusterOperations {
+    fn access(&self) -> Result<SiteAccess> {
+        let file = self.file.as_deref();
+        let context = self.context.clone().or_else(|| Kubernetes::current_context(file));
+        let api_server = Kubernetes::server(file, context.as_deref())?;
+        let not_text = |path: PathBuf| {
+            Error::new(ErrorKind::Invalid, "use", path.display().to_string()).because("its path is not valid UTF-8")
+        };
+        let kubeconfig =
+            self.file.clone().map(|file| Utf8PathBuf::from_path_buf(file).map_err(not_text)).transpose()?;
+        Ok(SiteAccess { kubeconfig, context, api_server })
+    }
+
+    async fn check(&self, lineage: Lineage) -> Result<()> {
+        self.cluster.may_lose(self.place(lineage), SERVERS).await
+    }
+
+    async fn begin(&self, lineage: Lineage, outage: &str, until: Timestamp) -> Result<()> {
+        self.cluster.lose(self.place(lineage), SERVERS, (outage, until)).await
+    }
+
+    async fn end(&self, outage: &str) -> Result<usize> {
+        self.cluster.find_again(outage).await
+    }
+
+    async fn nodes(&self) -> Result<usize> {
+        self.cluster.sees_nodes().await
+    }
+
+    async fn ready(&self, lineage: Lineage) -> Result<usize> {
+        self.cluster.ready_pods(self.place(lineage), SERVERS).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use textnlp_provider::Outputs;
+
+    use super::*;
+
+    fn outputs(parts: &[(&str, Value)]) -> SiteOutputs {
+        let of = |value: &Value| -> Outputs { serde_json::from_value(value.clone()).unwrap() };
+        parts.iter().map(|(part, value)| ((*part).to_owned(), of(value))).collect()
+    }
+
+    #[test]
+    fn an_endpoint_names_the_authority_of_the_certificate_that_clients_see() {
+        let service = ("gateway/service", json!({ "url": "https://10.0.0.1:8443" }));
+        let leaf = ("certificate/leaf", json!({ "ca_file": "/ca.crt" }));
+        let found = endpoint(&outputs(&[service.clone(), leaf.clone()])).unwrap();
+        assert_eq!((found.url.as_str(), found.ca_file.as_deref()), ("https://10.0.0.1:8443", Some("/ca.crt")));
+        let behind = endpoint(&outputs(&[service, leaf, ("gateway/ingress", json!({}))])).unwrap();
+        assert_eq!(behind.ca_file, None, "the ingress shows a certificate of its own");
+        assert_eq!(endpoint(&outputs(&[("gateway/process", json!({ "address": "http://127.0.0.1" }))])), None);
+    }
+
+    #[test]
+    fn the_status_of_a_rollout_keeps_every_field_for_programs() {
+        let last: RolloutReport = serde_json::from_value(json!({
+            "id": "r1", "stage": "promoting", "says": "well", "release": "d", "began": 1_700_000_000, "share": 25,
+        }))
+        .unwrap();
+        let status = last.status(Some(true));
+        assert_eq!((status.stage.as_str(), status.message.as_str(), status.weight), ("promoting", "well", Some(25)));
+        assert_eq!(status.began.map(|at| at.as_second()), Some(1_700_000_000));
+        assert_eq!((&status.document["id"], &status.document["goes_on"]), (&json!("r1"), &json!(true)));
+        assert_eq!(last.status(None).document.get("goes_on"), None);
+    }
+}

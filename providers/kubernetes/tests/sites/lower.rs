@@ -1,0 +1,630 @@
+//! What an environment's components become in a cluster: golden objects, refusals, and the word of a real API server.
+
+use std::collections::BTreeMap;
+
+use expect_test::{expect, expect_file};
+use serde_json::{Value, json};
+use textnlp_cluster::Cluster as ControlPlane;
+use textnlp_kubernetes::local_part;
+use textnlp_provider::cluster::ClusterSite;
+use textnlp_provider::component::*;
+use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Spot, Strategy, TlsMode};
+use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
+
+use crate::parts::*;
+
+#[test]
+fn a_whole_site_becomes_these_objects() {
+    let mut text = String::new();
+    for one in objects(&fixture()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/site.yaml"].assert_eq(&text);
+}
+
+#[test]
+fn a_release_that_shows_on_a_few_pods_first_is_whole_in_their_template() {
+    let mut text = String::new();
+    for one in canary(&fixture()) {
+        text += &format!("# {} is a {}\n", one.id, one.kind);
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    assert!(!text.contains("name: textnlp-config\n        configMap") && text.contains("downwardAPI"));
+    expect_file!["./golden/canary.yaml"].assert_eq(&text);
+}
+
+#[test]
+fn what_a_prometheus_is_asked_stands_on_the_deployment_and_its_token_in_a_secret_alone() {
+    let of =
+        |workload: Workload, place: Fixture| lowered(&component("server", ComponentSpec::Workload(workload)), place);
+    let place = Fixture { rollout: Strategy::Canary, prometheus_ca: Some(Ok("PEM".to_owned())), ..fixture() };
+    let made = of(judged(), place.clone()).unwrap();
+    let spec = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).map(|one| one.spec.as_value());
+    let token = OutputRef::new("main/secrets/prometheus-token".parse().unwrap(), "secret");
+    assert_eq!(
+        spec("server/prometheus").map(|secret| (&secret["metadata"]["name"], &secret["data"])),
+        Some((&json!("textnlp-prometheus"), &json!({ "token": token, "ca.crt": { "$plain": "PEM" } })))
+    );
+    let deployment = made.iter().find(|one| one.id.as_str().ends_with("/deployment")).unwrap();
+    let asked = &deployment.spec.as_value()["metadata"]["annotations"]["textnlp-rollout-queries"];
+    expect![[r#"{"url":"https://prometheus","secret":true,"queries":[{"name":"errors seen by clients","query":"sum(rate(x{namespace=\"{{namespace}}\",pod=~\"textnlp-api-{{new}}-.*\"}[1m]))","at_most":0.01,"samples":3}]}"#]]
+        .assert_eq(asked.as_str().unwrap());
+    assert!(
+        deployment.needs.iter().any(|need| need.on.as_str() == "main/server/prometheus"),
+        "it is there before it is asked for"
+    );
+    // Nobody is asked with anything, or at all.
+    let open = judged().outside.map(|outside| PrometheusQueries { token: false, ..outside });
+    let plain = Fixture { prometheus_ca: None, ..place.clone() };
+    for (workload, place, asked) in [
+        (Workload { outside: open, ..judged() }, plain.clone(), true),
+        (workload(), plain, false),
+        (judged(), fixture(), false),
+    ] {
+        let made = of(workload, place).unwrap();
+        assert!(made.iter().all(|one| !one.id.as_str().ends_with("/prometheus")));
+        let deployment = made.iter().find(|one| one.id.as_str().ends_with("/deployment")).unwrap();
+        let annotations = &deployment.spec.as_value()["metadata"]["annotations"];
+        assert_eq!(annotations["textnlp-rollout-queries"].is_string(), asked, "{annotations}");
+    }
+    let why = of(judged(), Fixture { prometheus_ca: Some(Err("no certificates".to_owned())), ..place }).unwrap_err();
+    assert!(why.to_string().contains("no certificates"), "{why}");
+}
+
+/// What is only ever let out, and to whom: the job asks a Prometheus wherever it is.
+#[test]
+fn the_job_that_asks_is_let_out_of_the_namespace() {
+    let made = objects(&Fixture { rollout: Strategy::Canary, ..fixture() });
+    let out = made.iter().find(|one| one.id.as_str().ends_with("/allow-out")).unwrap().spec.as_value();
+    assert_eq!(out["spec"]["podSelector"], json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } }));
+    assert_eq!(out["spec"]["egress"][1], json!({ "ports": [{ "protocol": "TCP" }] }));
+}
+
+#[test]
+fn what_is_beside_the_servers_and_where_their_pods_go_becomes_these_objects() {
+    let mut text = String::new();
+    for one in beside(&fixture()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/parts.yaml"].assert_eq(&text);
+}
+
+#[test]
+fn a_job_of_the_operators_reaches_the_database_as_the_servers_do_and_bears_what_the_map_says() {
+    let server = |stored: Database, place: Fixture| {
+        let made =
+            lowered(&component("server", ComponentSpec::Workload(Workload { stored, ..workload() })), place).unwrap();
+        let of = |part: &str| {
+            let found = made.iter().find(|one| one.id.as_str() == format!("main/server/{part}"));
+            found.map(|one| one.spec.as_value().clone())
+        };
+        (of("analytics").unwrap(), of("spot-config"))
+    };
+    let pod = |job: &Value| job["spec"]["jobTemplate"]["spec"]["template"].clone();
+    let variable = |job: &Value, name: &str| {
+        let env = pod(job)["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+        env.into_iter().find(|one| one["name"] == name)
+    };
+    let place = |spot: Spot, place: Fixture| place.set(|site| site.analytics = Some(analytics(spot)));
+
+    let (far, map) = server(database(), place(Spot::Only, fixture()));
+    let from = json!({ "secretKeyRef": { "name": "textnlp-secrets", "key": "database-url" } });
+    assert_eq!(variable(&far, "DATABASE_URL").unwrap()["valueFrom"], from);
+    assert_eq!(variable(&far, "PROCESSING_MODE").unwrap()["value"], "batch");
+    let map = map.unwrap()["data"].clone();
+    let told = |file: &str| serde_yaml::from_str::<Value>(map[file].as_str().unwrap()).unwrap();
+    let template = pod(&far);
+    for (label, value) in told("labels.yaml").as_object().unwrap() {
+        assert_eq!(&template["metadata"]["labels"][label], value);
+    }
+    assert_eq!(template["spec"]["tolerations"], told("tolerations.yaml"));
+    assert_eq!(
+        told("tolerations.yaml"),
+        json!([{ "key": "node.kubernetes.io/lifecycle", "operator": "Equal", "value": "spot", "effect": "NoSchedule" }])
+    );
+    assert_eq!(template["spec"]["nodeSelector"], json!({ "node.kubernetes.io/lifecycle": "spot" }));
+    assert!(template["spec"].get("affinity").is_none());
+
+    let (own, map) = server(own_stored(), place(Spot::Never, own_fixture()));
+    let password = json!({ "secretKeyRef": { "name": "textnlp-secrets", "key": "database-password" } });
+    assert_eq!(variable(&own, "PGPASSWORD").unwrap()["valueFrom"], password);
+    assert_eq!(
+        variable(&own, "DATABASE_URL").unwrap()["value"],
+        "postgresql://textnlp:$(PGPASSWORD)@textnlp-database-rw:5432/textnlp?sslmode=verify-full&sslrootcert=/etc/textnlp-database/ca.crt"
+    );
+    assert!(own.to_string().contains("textnlp-database-ca"), "its authority is there");
+    assert_eq!(map, None, "nobody asks for machines that can be taken back");
+    assert!(pod(&own)["spec"].get("tolerations").is_none());
+
+    // A password of somebody else's may have letters that an address would have to escape: it stays beside it.
+    let Some(postgres) = database().postgres else { unreachable!() };
+    let given = ExternalSecret { source: "secret:env:PASSWORD".to_owned(), version: "abc".to_owned() };
+    let address = DatabaseAddress::Url("postgresql://u@db.example.com/text".to_owned(), Some(given));
+    let stored = Database { postgres: Some(Box::new(Postgres { address: Some(address), ..*postgres })), ..database() };
+    let (theirs, _) = server(stored, place(Spot::Never, fixture()));
+    assert_eq!(variable(&theirs, "DATABASE_URL").unwrap()["value"], "postgresql://u@db.example.com/text");
+    assert_eq!(variable(&theirs, "PGPASSWORD").unwrap()["valueFrom"], password);
+}
+
+#[test]
+fn an_image_of_models_is_read_and_never_written() {
+    let reference = "registry.example.com/models@sha256:00".to_owned();
+    let place = || with_model_image(&reference, fixture());
+    let server = lowered(&component("server", ComponentSpec::Workload(workload())), place()).unwrap();
+    let deployment = server.iter().find(|one| one.kind.as_str() == "kubernetes.deployment").unwrap();
+    let pod = &deployment.spec.as_value()["spec"]["template"]["spec"];
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == "shared-models").unwrap();
+    assert_eq!(volume["image"], json!({ "reference": reference, "pullPolicy": "IfNotPresent" }));
+    for containers in ["initContainers", "containers"] {
+        for container in pod[containers].as_array().unwrap() {
+            let mounts = container["volumeMounts"].as_array().unwrap();
+            let mounted = mounts.iter().find(|mount| mount["name"] == "shared-models");
+            assert_eq!(mounted.is_some(), container["name"] != "gateway", "{container}");
+            assert!(mounted.is_none_or(|mount| mount["readOnly"] == true), "{container}");
+        }
+    }
+    // What lies on this machine comes in the image.
+    let mut near = models();
+    near.models[0].source = "file:/srv/model".to_owned();
+    let made = lowered(&component("models", ComponentSpec::ModelStore(near)), place()).unwrap();
+    let list = made[0].spec.as_value()["data"]["models.yaml"].as_str().unwrap();
+    assert!(list.contains(r#""image":"/var/lib/textnlp/image""#) && !list.contains("cache"), "{list}");
+    assert_eq!(made.len(), 1, "no volume of ours");
+}
+
+#[test]
+fn an_adapter_of_ours_is_there_before_the_autoscaler_and_reached_by_nobody_but_the_api_server() {
+    let mut text = String::new();
+    for one in adapter(&fixture()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/adapter.yaml"].assert_eq(&text);
+    // Where nothing grows nobody asks it.
+    let server = component("server", ComponentSpec::Workload(workload()));
+    let made = lowered(&server, Fixture { adapter: true, ..fixture() }).unwrap();
+    assert!(made.iter().all(|one| !one.id.as_str().starts_with("main/adapter/")), "{made:?}");
+}
+
+#[test]
+fn without_an_autoscaler_the_number_of_pods_is_ours_and_small_sites_have_no_budget_that_keeps_nodes() {
+    let made = |replicas| {
+        let one = component("server", ComponentSpec::Workload(Workload { replicas, ..workload() }));
+        lowered(&one, fixture()).unwrap()
+    };
+    let find = |made: &[Wanted], kind: &str| {
+        made.iter().find(|one| one.kind.as_str() == kind).map(|one| one.spec.as_value()["spec"].clone())
+    };
+    let three = made(3);
+    assert_eq!(find(&three, "kubernetes.deployment").unwrap()["replicas"], 3);
+    assert_eq!(find(&three, "kubernetes.horizontal-pod-autoscaler"), None);
+    for (replicas, least) in [(1, None), (2, Some(1)), (3, Some(2)), (20, Some(2))] {
+        let budget = find(&made(replicas), "kubernetes.pod-disruption-budget");
+        assert_eq!(budget.map(|spec| spec["minAvailable"].clone()), least.map(|least: u32| json!(least)), "{replicas}");
+    }
+}
+
+#[test]
+fn a_namespace_that_exists_is_read_and_only_the_one_that_is_named() {
+    let mut network = component("network", ComponentSpec::Network(Network { cidr: None, policies: false }));
+    network.existing = Some("textnlp".parse().unwrap());
+    let made = lowered(&network, fixture()).unwrap();
+    assert_eq!(made.len(), 1);
+    assert_eq!(made[0].ownership, Ownership::External("textnlp".parse().unwrap()));
+    // What others run there goes on talking.
+    let policies = Network { cidr: None, policies: true };
+    let shared = Component { part: ComponentSpec::Network(policies.clone()), ..network.clone() };
+    let denied = |component: &Component| {
+        let made = lowered(component, fixture()).unwrap();
+        let deny = made.iter().find(|one| one.id.as_str().ends_with("/deny")).unwrap();
+        deny.spec.as_value()["spec"]["podSelector"].clone()
+    };
+    assert_eq!(denied(&shared), json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } }));
+    assert_eq!(denied(&Component { existing: None, ..shared }), json!({}));
+    network.existing = Some("other".parse().unwrap());
+    let problems = lowered(&network, fixture()).unwrap_err();
+    assert!(problems.to_string().contains("the existing namespace is `other`"), "{problems}");
+    for name in ["default", "kube-system", "a/b", "", "-a", "../x"] {
+        network.existing = None;
+        assert!(lowered(&network, Fixture { namespace: name.to_owned(), ..fixture() }).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_certificate_of_others_is_read_by_pods_and_never_written() {
+    let place = Fixture { certificate: Some("site-tls".to_owned()), ..fixture() };
+    let existing = |mode: TlsMode, name: &str| {
+        let certificate = Certificate { mode, names: Vec::new(), days: 90 };
+        let mut one = component("certificate", ComponentSpec::Certificate(certificate));
+        one.existing = (!name.is_empty()).then(|| name.parse().unwrap());
+        lowered(&one, place.clone())
+    };
+    let made = existing(TlsMode::Existing, "site-tls").unwrap();
+    let [secret] = &made[..] else { panic!("{made:?}") };
+    assert_eq!(secret.ownership, Ownership::External("textnlp/site-tls".parse().unwrap()));
+    assert_eq!(existing(TlsMode::LocalCa, "").unwrap(), []);
+    let (ours, theirs) = (TlsMode::LocalCa, TlsMode::Existing);
+    for (mode, name) in [(theirs, ""), (theirs, "/etc/a.pem"), (theirs, "A_B"), (ours, "site-tls")] {
+        assert!(existing(mode, name).is_err(), "{mode} {name}");
+    }
+    let gateway = lowered(&component("gateway", ComponentSpec::Endpoint(endpoint())), place.clone()).unwrap();
+    assert!(gateway.iter().all(|one| one.kind.as_str() != "kubernetes.secret"));
+    let server = lowered(&component("server", ComponentSpec::Workload(workload())), place).unwrap();
+    let deployment = server.iter().find(|one| one.kind.as_str() == "kubernetes.deployment").unwrap();
+    let text = deployment.spec.to_string();
+    assert!(text.contains(r#""secretName":"site-tls""#) && !text.contains(r#""secretName":"textnlp-tls""#), "{text}");
+    assert!(deployment.needs.iter().any(|need| need.on == secret.id), "it has to be there first");
+}
+
+#[test]
+fn a_database_of_ours_is_asked_over_tls_and_its_dumps_are_proven() {
+    let mut text = String::new();
+    for one in own_database(&own_fixture()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/database.yaml"].assert_eq(&text);
+    let cluster = |replicas: u32| {
+        let stored = Database { postgres: Some(Box::new(Postgres { replicas, ..own_postgres() })), ..own_stored() };
+        let made = lowered(&component("database", ComponentSpec::Database(stored)), own_fixture()).unwrap();
+        made.iter().find(|one| one.id.as_str() == "main/database/cluster").unwrap().spec.as_value()["spec"].clone()
+    };
+    assert!(cluster(0)["postgresql"].get("synchronous").is_none());
+    for (replicas, durability) in [(1, "preferred"), (2, "required")] {
+        assert_eq!(cluster(replicas)["postgresql"]["synchronous"]["dataDurability"], durability);
+    }
+    // Whoever asks for what is not there is told so, all of it at once.
+    let asks = Backup {
+        destination: Some("s3://bucket".to_owned()),
+        recipients: vec!["age1x".to_owned()],
+        every_seconds: 7 * 3600,
+        ..backup()
+    };
+    let place = by_route(own_fixture());
+    let problems = lowered(&component("backup", ComponentSpec::Backup(asks)), place).unwrap_err().to_string();
+    for says in ["`s3://bucket`", "not encrypted", "cannot run every 25200 s", "has no name"] {
+        assert!(problems.contains(says), "{says}: {problems}");
+    }
+    let far = lowered(&component("backup", ComponentSpec::Backup(backup())), fixture()).unwrap_err();
+    assert!(far.to_string().contains("backups of an external database"), "{far}");
+    let odd = Postgres { port: Some(6543), archive_seconds: Some(60), ..own_postgres() };
+    let odd = Database { postgres: Some(Box::new(odd)), ..own_stored() };
+    let problems =
+        lowered(&component("database", ComponentSpec::Database(odd)), own_fixture()).unwrap_err().to_string();
+    assert!(problems.contains("has port 5432") && problems.contains("archiving the log"), "{problems}");
+    for image in
+        ["postgresql", "r.example.com:5000/postgresql", "postgresql:latest", "postgresql:16.2", "postgresql@sha256:15"]
+    {
+        let place = own_fixture().set(|site| site.database_image = Some(image.to_owned()));
+        let said = lowered(&component("database", ComponentSpec::Database(own_stored())), place).unwrap_err();
+        assert!(said.to_string().contains("does not begin with 15"), "{image}: {said}");
+    }
+    let managed = Database { hosting: Some(Hosting::Managed), ..own_stored() };
+    let problems = lowered(&component("database", ComponentSpec::Database(managed)), fixture()).unwrap_err();
+    assert!(problems.to_string().contains("`hosting: managed` is not supported for PostgreSQL"), "{problems}");
+}
+
+#[test]
+fn a_company_with_an_authority_and_a_proxy_of_its_own_is_told_to_those_who_need_it() {
+    let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://proxy:3128".to_owned())]);
+    let egress = Egress { private_ca: Some(Ok("PEM".to_owned())), proxy };
+    let place = Fixture { egress, ..fixture() }.set(|site| site.analytics = Some(analytics(Spot::Never)));
+    let of = |stored: Database, place: Fixture| {
+        lowered(&component("server", ComponentSpec::Workload(Workload { stored, ..workload() })), place)
+    };
+    let made = of(database(), place.clone()).unwrap();
+    let found = |part: &str| made.iter().find(|one| one.id.as_str() == format!("main/server/{part}")).unwrap();
+    let spec = |part: &str| found(part).spec.as_value();
+    assert_eq!(spec("private-ca")["data"], json!({ "ca.crt": "PEM" }));
+    assert!(spec("config")["data"]["server.yaml"].to_string().contains("/etc/textnlp-private-ca/ca.crt"));
+    for part in ["migrate", "deployment"] {
+        assert!(found(part).needs.iter().any(|need| need.on.as_str() == "main/server/private-ca"), "{part}");
+    }
+    let pod = &spec("deployment")["spec"]["template"]["spec"];
+    let volume = json!({ "name": "private-ca", "configMap": { "name": "textnlp-private-ca" } });
+    let volumes = |pod: &Value| pod["volumes"].as_array().unwrap().iter().filter(|one| **one == volume).count();
+    let mount = json!({ "name": "private-ca", "mountPath": "/etc/textnlp-private-ca", "readOnly": true });
+    let mounts = |container: &Value| container["volumeMounts"].as_array().unwrap().contains(&mount);
+    let is_told = |container: &Value, name: &str| {
+        container["env"].as_array().into_iter().flatten().any(|variable| variable["name"] == name)
+    };
+    let (models, api, gateway) = (&pod["initContainers"][0], &pod["containers"][0], &pod["containers"][1]);
+    assert_eq!((volumes(pod), mounts(models), mounts(api), mounts(gateway)), (1, true, true, false));
+    for name in ["HTTPS_PROXY", "TEXTNLP_CA_FILE"] {
+        assert!(is_told(models, name) && !is_told(api, name), "{name} is for who fetches models");
+    }
+    assert!(!is_told(models, "DATABASE_URL"), "who fetches models asks no database");
+    let job = &spec("migrate")["spec"]["template"]["spec"];
+    assert_eq!((volumes(job), mounts(&job["containers"][0])), (1, true));
+    let theirs = &spec("analytics")["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+    let theirs =
+        (volumes(theirs), mounts(&theirs["containers"][0]), is_told(&theirs["containers"][0], "PGSSLROOTCERT"));
+    assert_eq!(theirs, (1, true, true));
+
+    // A database beside the servers is known by its own authority; models are still fetched from elsewhere.
+    let own = Fixture { postgres: own_fixture().postgres, ..place.clone() };
+    let made = of(own_stored(), own).unwrap();
+    let deployment = made.iter().find(|one| one.id.as_str() == "main/server/deployment").unwrap();
+    let pod = &deployment.spec.as_value()["spec"]["template"]["spec"];
+    let api = (mounts(&pod["containers"][0]), pod["containers"][0]["volumeMounts"].to_string());
+    assert!(volumes(pod) == 1 && mounts(&pod["initContainers"][0]) && !api.0 && api.1.contains("database-authority"));
+
+    let egress = Egress { private_ca: Some(Err("no certificates".to_owned())), ..place.egress.clone() };
+    let why = of(database(), Fixture { egress, ..place }).unwrap_err().to_string();
+    assert!(why.contains("network.private_ca") && why.contains("no certificates"), "{why}");
+}
+
+#[test]
+fn what_leads_clients_there_is_an_ingress_or_a_route_and_openshift_chooses_the_user() {
+    let gateway = || component("gateway", ComponentSpec::Endpoint(endpoint()));
+    let nginx = |waf: bool, issuer: Option<&str>| by_nginx(issuer, Fixture { waf, ..fixture() });
+    let of = |made: &[Wanted], kind: &str| {
+        made.iter().find(|one| one.kind.as_str() == kind).map(|one| one.spec.as_value().clone())
+    };
+    let made = lowered(&gateway(), nginx(true, Some("letsencrypt"))).unwrap();
+    let ingress = of(&made, "kubernetes.ingress").unwrap();
+    let annotations = &ingress["metadata"]["annotations"];
+    assert_eq!(annotations["nginx.ingress.kubernetes.io/enable-modsecurity"], "true");
+    assert_eq!(annotations["nginx.ingress.kubernetes.io/enable-owasp-core-rules"], "true");
+    assert_eq!(annotations["nginx.ingress.kubernetes.io/proxy-body-size"], "10000000");
+    assert_eq!(annotations["cert-manager.io/cluster-issuer"], "letsencrypt");
+    assert_eq!(ingress["spec"]["tls"], json!([{ "hosts": ["text.example.com"], "secretName": "site-tls" }]));
+    let plain = of(&lowered(&gateway(), nginx(false, None)).unwrap(), "kubernetes.ingress").unwrap().to_string();
+    assert!(!plain.contains("modsecurity") && !plain.contains("cert-manager"), "{plain}");
+
+    let route = by_route(fixture());
+    let made = lowered(&gateway(), route.clone()).unwrap();
+    let spec = of(&made, "kubernetes.openshift-route").unwrap()["spec"].clone();
+    assert_eq!((&spec["host"], &spec["tls"]["termination"]), (&json!("text.example.com"), &json!("passthrough")));
+    let server = component("server", ComponentSpec::Workload(workload()));
+    let told = nginx(false, None).set(|site| site.openshift = true);
+    for (place, user) in [(route.clone(), Value::Null), (told, Value::Null), (nginx(false, None), json!(65532))] {
+        for one in lowered(&server, place).unwrap() {
+            if let Some(context) = one.spec.as_value().pointer("/spec/template/spec/securityContext") {
+                assert_eq!((&context["runAsUser"], &context["fsGroup"]), (&user, &user), "{}", one.id);
+                assert_eq!(context["runAsNonRoot"], true);
+            }
+        }
+    }
+    // The pod that answers an authority's challenge is let through, where one is asked.
+    let policies = |place: Fixture| {
+        let network = component("network", ComponentSpec::Network(Network { cidr: None, policies: true }));
+        let made = lowered(&network, place).unwrap();
+        made.iter().any(|one| one.id.as_str().ends_with("/allow-solver"))
+    };
+    assert!(policies(nginx(false, Some("letsencrypt"))) && !policies(nginx(false, None)) && !policies(fixture()));
+    // A firewall is one of an ingress.
+    for place in [Fixture { waf: true, ..route }, Fixture { waf: true, ..fixture() }] {
+        let problems = lowered(&gateway(), place).unwrap_err();
+        assert!(problems.to_string().contains("ModSecurity"), "{problems}");
+    }
+}
+
+#[test]
+fn a_gateway_of_the_operators_leads_clients_to_pods_that_it_knows_by_our_authority() {
+    let mut text = String::new();
+    for one in gateway(&fixture()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/gateway.yaml"].assert_eq(&text);
+    let text: String = weighted(&fixture())
+        .iter()
+        .filter(|one| one.kind.as_str() != "kubernetes.deployment")
+        .map(|one| {
+            format!("# {} is a {}\n{}---\n", one.id, one.kind, serde_yaml::to_string(one.spec.as_value()).unwrap())
+        })
+        .collect();
+    expect_file!["./golden/weighted.yaml"].assert_eq(&text);
+    // Nobody may write a route that is shared by nobody.
+    let plain = canary(&by_gateway(fixture()));
+    let role = plain.iter().find(|one| one.kind.as_str() == "kubernetes.role").unwrap();
+    assert!(!role.spec.to_string().contains("httproutes"), "{}", role.spec);
+    let gateway = || component("gateway", ComponentSpec::Endpoint(endpoint()));
+    let given = Fixture { certificate: Some("site-tls".to_owned()), ..by_gateway(fixture()) };
+    let problems = lowered(&gateway(), given).unwrap_err();
+    assert!(problems.to_string().contains("its certificate authority for the Gateway is not configured"), "{problems}");
+    let problems = lowered(&gateway(), Fixture { waf: true, ..by_gateway(fixture()) }).unwrap_err();
+    assert!(problems.to_string().contains("ModSecurity"), "{problems}");
+    // A time of the Gateway API has five digits.
+    let slow = component("gateway", ComponentSpec::Endpoint(Endpoint { timeout_seconds: u32::MAX, ..endpoint() }));
+    let made = lowered(&slow, by_gateway(fixture())).unwrap();
+    let route = made.iter().find(|one| one.kind.as_str() == "kubernetes.http-route").unwrap();
+    assert_eq!(route.spec.as_value().pointer("/spec/rules/0/timeouts/request").unwrap(), "99999s");
+}
+
+#[test]
+fn the_machine_of_the_operator_makes_secrets_and_certificates_and_what_connects_sites() {
+    let certificate =
+        |names: Vec<String>| ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names, days: 90 });
+    let mut external = component("certificate", certificate(Vec::new()));
+    external.existing = Some("site-tls".parse().unwrap());
+    let generate =
+        ["replication-password", "database-password"].map(|name| (name.to_owned(), SecretRecipe::Password(32)));
+    let secrets = Secrets { generate: generate.into(), shared: Default::default(), given: BTreeMap::new() };
+    let network = Network { cidr: Some("10.0.0.0/8".to_owned()), policies: true };
+    let cluster = Cluster { network: "network".parse().unwrap(), gpu: None };
+    let of = |component: &Component, fixture: &Fixture, replicates: bool| {
+        let cluster = Some(Box::new(ClusterSite { replicates, ..fixture.cluster() }));
+        let (component, site) = local_part(component, &Site { cluster, ..site() })?;
+        assert_eq!(site.runtime, "process");
+        Some(component)
+    };
+    let one = |component: &Component| of(component, &fixture(), false).map(|component| component.part);
+    let network = one(&component("network", ComponentSpec::Network(network)));
+    assert!(matches!(network, Some(ComponentSpec::Network(Network { cidr: None, .. }))), "{network:?}");
+    let Some(ComponentSpec::Secrets(secrets)) = one(&component("secrets", ComponentSpec::Secrets(secrets))) else {
+        panic!("no secrets")
+    };
+    assert_eq!(secrets.generate.keys().collect::<Vec<_>>(), ["database-password"]);
+    assert!(one(&component("certificate", certificate(Vec::new()))).is_some() && one(&external).is_none());
+    assert!(one(&component("database", ComponentSpec::Database(database()))).is_some());
+    assert_eq!(one(&component("database", ComponentSpec::Database(own_stored()))), None);
+    // The supervisor of the site agent.
+    let cluster = component("cluster", ComponentSpec::Cluster(cluster));
+    assert_eq!(one(&cluster), None);
+    assert!(of(&cluster, &fixture(), true).is_some());
+    // The certificate of the metrics adapter.
+    let server = component("server", ComponentSpec::Workload(workload()));
+    assert_eq!(one(&server), None);
+    let adapter = of(&server, &Fixture { adapter: true, ..fixture() }, false).unwrap();
+    let ComponentSpec::Certificate(made) = &adapter.part else { panic!("{adapter:?}") };
+    assert_eq!((adapter.name.as_str(), &made.names), ("adapter", &vec!["textnlp-adapter.textnlp.svc".to_owned()]));
+    // A site outside of clusters has no such part.
+    assert!(local_part(&server, &site()).is_none());
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_by_name() {
+    let mut sqlite = database();
+    (sqlite.kind, sqlite.hosting, sqlite.postgres) = (DatabaseKind::Sqlite, None, None);
+    let gpu = GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Never };
+    let mut far = models();
+    far.models[0].digest = None;
+    let mut near = models();
+    near.models[0].source = "file:/srv/model".to_owned();
+    let watched = Workload { watch: Some("watch".parse().unwrap()), stored: own_stored(), ..workload() };
+    let mail = ReceiverAddress::Plain("mailto:oncall@example.com".to_owned());
+    let told = Monitoring { receivers: BTreeMap::from([("oncall".to_owned(), mail)]), ..Monitoring::default() };
+    let growth = Autoscaling { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
+    let both = workload().canary.map(|canary| Canary { share: None, ..canary });
+    let doubled = Workload { growth: Some(growth), canary: both, ..workload() };
+    let mut logged = workload();
+    logged.config["textnlp"]["monitoring"]["log_file"] = json!("/var/log/a");
+    for (part, says) in [
+        (ComponentSpec::Database(sqlite), "a `sqlite` database is not supported in a cluster"),
+        (ComponentSpec::Cache(Cache { kind: CacheKind::Redis }), "`redis` cache"),
+        (
+            ComponentSpec::Cluster(Cluster { network: "network".parse().unwrap(), gpu: Some(gpu) }),
+            "would not use its GPU",
+        ),
+        (ComponentSpec::ModelStore(far), "model `textnlp-tiny` has no digest"),
+        (ComponentSpec::ModelStore(near), "pods cannot reach it"),
+        (ComponentSpec::Workload(watched), "replication of control data between sites in clusters is not supported"),
+        (ComponentSpec::Workload(doubled), "an autoscaler counts the pods of both releases"),
+        (ComponentSpec::Workload(logged), "writes its log to standard output"),
+        (ComponentSpec::Monitoring(told), "alert receivers are not supported in a cluster"),
+        (
+            ComponentSpec::Network(Network { cidr: Some("10.0.0.0/8".to_owned()), policies: false }),
+            "10.0.0.0/8 cannot be created",
+        ),
+        (ComponentSpec::Workload(Workload { replicas: 0, ..workload() }), "0 replicas"),
+    ] {
+        let problems = lowered(&component("one", part), fixture()).unwrap_err();
+        assert!(problems.to_string().contains(says), "{says}: {problems}");
+    }
+    let gone = Fixture { saml: Some(Err("there is no file a.json".to_owned())), ..fixture() };
+    let problems = lowered(&component("server", ComponentSpec::Workload(workload())), gone).unwrap_err();
+    assert!(problems.to_string().contains("there is no file a.json"), "{problems}");
+    let nowhere = Fixture { domain: None, ..fixture() }.set(|site| site.image = None);
+    let server = component("server", ComponentSpec::Workload(workload()));
+    assert!(lowered(&server, nowhere.clone()).unwrap_err().to_string().contains("no image is set"));
+    let gateway = component("gateway", ComponentSpec::Endpoint(endpoint()));
+    assert!(
+        lowered(&gateway, nowhere).unwrap_err().to_string().contains("the address that clients use is not configured")
+    );
+    let open = component("gateway", ComponentSpec::Endpoint(Endpoint { tls: false, ..endpoint() }));
+    assert!(lowered(&open, fixture()).unwrap_err().to_string().contains("without TLS"));
+}
+
+/// A spec in which what is known only later has a value of its form.
+fn filled(value: &Value, encoded: bool) -> Value {
+    if OutputRef::from_value(value).is_some() || value.get("$plain").is_some() {
+        return json!(if encoded { "Y2VydGlmaWNhdGU=" } else { "0123abcd" });
+    }
+    match value {
+        Value::Array(items) => items.iter().map(|item| filled(item, encoded)).collect(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), filled(value, encoded))).collect(),
+        other => other.clone(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
+    let Some(control) = ControlPlane::shared() else { return };
+    crate::world::add_real_kinds(control).await;
+    let namespace = control.namespace("dry");
+    let label = "pod-security.kubernetes.io/enforce=restricted";
+    assert!(control.kubectl(&["label", "namespace", &namespace, label]).status.success());
+    let mut tried = 0;
+    let whole = Fixture { namespace: namespace.clone(), waf: true, ..fixture() };
+    let whole = objects(&by_nginx(Some("letsencrypt"), whole));
+    let own = own_database(&Fixture { namespace: namespace.clone(), ..own_fixture() });
+    let own = own.into_iter().filter(|one| !whole.iter().any(|other| other.id == one.id)).collect::<Vec<_>>();
+    let canary = canary(&Fixture { namespace: namespace.clone(), ..fixture() });
+    let adapter = adapter(&Fixture { namespace: namespace.clone(), ..fixture() });
+    let parts = beside(&Fixture { namespace: namespace.clone(), ..fixture() });
+    let mut gateway = gateway(&Fixture { namespace: namespace.clone(), ..fixture() });
+    gateway.extend(weighted(&Fixture { namespace: namespace.clone(), ..fixture() }));
+    let image = Fixture { namespace: namespace.clone(), ..own_fixture() };
+    let image = with_model_image("registry.example.com/models:1", image);
+    let image = image.set(|site| site.analytics = Some(analytics(Spot::Only)));
+    let ends = ["/deployment", "/analytics"];
+    let image = own_objects(&image).into_iter().filter(|one| ends.iter().any(|end| one.id.as_str().ends_with(end)));
+    let image: Vec<Wanted> = image.collect();
+    assert_eq!(image.len(), 2);
+    for one in whole.iter().chain(&own).chain(&canary).chain(&parts).chain(&image).chain(&adapter).chain(&gateway) {
+        let (_, noun) = one.kind.as_str().split_once('.').unwrap();
+        let is_secret = noun == "secret";
+        let mut object = filled(one.spec.as_value(), is_secret || noun == "api-service");
+        let (version, kind) =
+            API.iter().find(|(name, ..)| *name == noun).map(|(_, version, kind)| (version, kind)).unwrap();
+        object["apiVersion"] = json!(version);
+        object["kind"] = json!(kind);
+        let file = control.folder().join(format!("dry-{tried}.json"));
+        std::fs::write(&file, object.to_string()).unwrap();
+        let said = control.kubectl(&[
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "--validate=strict",
+            "--field-manager=dry",
+            "-f",
+            file.as_str(),
+        ]);
+        let errors = String::from_utf8_lossy(&said.stderr);
+        assert!(said.status.success(), "{}: {errors}", one.id);
+        // The certificate is none, which is only remarked on; what pods are not allowed would be remarked on too.
+        assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
+        tried += 1;
+    }
+    assert_eq!(tried, 67, "all of them");
+}
+
+const API: &[(&str, &str, &str)] = &[
+    ("namespace", "v1", "Namespace"),
+    ("service-account", "v1", "ServiceAccount"),
+    ("role", "rbac.authorization.k8s.io/v1", "Role"),
+    ("role-binding", "rbac.authorization.k8s.io/v1", "RoleBinding"),
+    ("config-map", "v1", "ConfigMap"),
+    ("service-monitor", "monitoring.coreos.com/v1", "ServiceMonitor"),
+    ("prometheus-rule", "monitoring.coreos.com/v1", "PrometheusRule"),
+    ("secret", "v1", "Secret"),
+    ("network-policy", "networking.k8s.io/v1", "NetworkPolicy"),
+    ("job", "batch/v1", "Job"),
+    ("deployment", "apps/v1", "Deployment"),
+    ("service", "v1", "Service"),
+    ("ingress", "networking.k8s.io/v1", "Ingress"),
+    ("http-route", "gateway.networking.k8s.io/v1", "HTTPRoute"),
+    ("backend-tls-policy", "gateway.networking.k8s.io/v1", "BackendTLSPolicy"),
+    ("cron-job", "batch/v1", "CronJob"),
+    ("persistent-volume-claim", "v1", "PersistentVolumeClaim"),
+    ("postgres-cluster", "postgresql.cnpg.io/v1", "Cluster"),
+    ("pod-disruption-budget", "policy/v1", "PodDisruptionBudget"),
+    ("api-service", "apiregistration.k8s.io/v1", "APIService"),
+    ("horizontal-pod-autoscaler", "autoscaling/v2", "HorizontalPodAutoscaler"),
+];

@@ -1,0 +1,213 @@
+//! The alerts as Prometheus itself reads them: `promtool` says whether each is told when it should be, and not before.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use textnlp_kubernetes::{Access, Kubernetes};
+use textnlp_provider::component::{AlertLimits, ComponentSpec, Monitoring, ServiceLimits};
+use textnlp_provider::{Component, Provider, Site};
+
+use crate::parts::{Fixture, fixture};
+
+/// The rules of a site in namespace `shop`.
+fn rules(monitoring: Monitoring) -> Value {
+    let fixture = Fixture { namespace: "shop".to_owned(), ..fixture() };
+    let site = Site {
+        environment: "pilot".parse().unwrap(),
+        name: "main".parse().unwrap(),
+        account: String::new(),
+        region: "local".to_owned(),
+        runtime: "kubernetes".to_owned(),
+        role: "primary".to_owned(),
+        tags: BTreeMap::new(),
+        protect_data: true,
+        cluster: Some(Box::new(fixture.cluster())),
+    };
+    let component =
+        Component { name: "monitoring".parse().unwrap(), existing: None, part: ComponentSpec::Monitoring(monitoring) };
+    let access = Access::Kubeconfig { file: None, context: None };
+    let made = Kubernetes::new(access, Arc::new(crate::world::Vault::default())).lower(&component, &site).unwrap();
+    let rules = made.iter().find(|one| one.kind.as_str() == "kubernetes.prometheus-rule").unwrap();
+    rules.spec.as_value()["spec"].clone()
+}
+
+fn promtool(arguments: &[&str]) -> Option<String> {
+    let said = match Command::new("promtool").args(arguments).output() {
+        Ok(said) => said,
+        Err(why) => {
+            assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "promtool: {why}");
+            eprintln!("LEFT OUT: promtool is not here");
+            return None;
+        }
+    };
+    let text = [said.stdout, said.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(said.status.success(), "{text}");
+    Some(text)
+}
+
+/// After how long, which alert, and of what it is told.
+type Told<'a> = (&'a str, &'a str, &'a [&'a str]);
+/// Series with their values, and what is told of them.
+type Case<'a> = (Vec<(String, &'a str)>, Vec<Told<'a>>);
+
+/// What is measured, minute by minute, and which alerts are told after so many minutes.
+fn case(series: &[(&str, &str)], told: &[Told<'_>]) -> Value {
+    let input: Vec<Value> =
+        series.iter().map(|(series, values)| json!({ "series": series, "values": values })).collect();
+    let tests: Vec<Value> = told
+        .iter()
+        .map(|(at, alert, about)| {
+            // Only that it is told, and of what: the words are for people.
+            let label = if *alert == "TextnlpDisk" { "device" } else { "pod" };
+            let count: Vec<Value> = match about.is_empty() {
+                true => Vec::new(),
+                false => about
+                    .iter()
+                    .map(|pod| {
+                        let labels = if pod.is_empty() { "{}".to_owned() } else { format!("{{{label}=\"{pod}\"}}") };
+                        json!({ "labels": labels, "value": 1 })
+                    })
+                    .collect(),
+            };
+            let expr = format!("count by ({label}) (ALERTS{{alertname=\"{alert}\",alertstate=\"firing\"}})");
+            json!({ "expr": expr, "eval_time": at, "exp_samples": count })
+        })
+        .collect();
+    json!({ "interval": "1m", "input_series": input, "promql_expr_test": tests })
+}
+
+#[test]
+fn each_alert_is_told_when_it_should_be_and_not_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, tests) = (folder.path().join("rules.yml"), folder.path().join("tests.yml"));
+    std::fs::write(&file, serde_yaml::to_string(&rules(Monitoring { stack: true, ..Monitoring::default() })).unwrap())
+        .unwrap();
+    let Some(said) = promtool(&["check", "rules", file.to_str().unwrap()]) else { return };
+    assert!(said.contains("7 rules found"), "{said}");
+
+    let answer = |le: &str, values: &'static str| {
+        (
+            format!("http_request_duration_seconds_bucket{{namespace=\"shop\",route=\"/v1/generate\",le=\"{le}\"}}"),
+            values,
+        )
+    };
+    let requests = |status: u16, values: &'static str| {
+        (format!("http_requests_total{{namespace=\"shop\",status=\"{status}\"}}"), values)
+    };
+    let on_pod = |metric: &str, more: &str, values: &'static str| {
+        (format!("{metric}{{namespace=\"shop\",pod=\"a\",container=\"api\"{more}}}"), values)
+    };
+    let disk = |metric: &str, device: &str, kind: &str, values: &'static str| {
+        let labels = format!("instance=\"10.0.0.1:9100\",device=\"{device}\",fstype=\"{kind}\"");
+        (format!("node_filesystem_{metric}_bytes{{{labels}}}"), values)
+    };
+    let cases: Vec<Case<'_>> = vec![
+        // From the tenth minute on all answers take between one and two seconds.
+        (
+            vec![answer("1", "0+10x10 100+0x40"), answer("2", "0+10x50"), answer("+Inf", "0+10x50")],
+            vec![("9m", "TextnlpLatency", &[]), ("14m", "TextnlpLatency", &[]), ("25m", "TextnlpLatency", &[""])],
+        ),
+        // Quick answers are nobody's trouble, however many.
+        (
+            vec![answer("1", "0+1000x50"), answer("2", "0+1000x50"), answer("+Inf", "0+1000x50")],
+            vec![("40m", "TextnlpLatency", &[])],
+        ),
+        // One in ten fails; what clients do wrong is not counted.
+        (
+            vec![requests(200, "0+9x60"), requests(503, "0+1x60"), requests(404, "0+0x60")],
+            vec![("8m", "TextnlpErrors", &[]), ("30m", "TextnlpErrors", &[""])],
+        ),
+        (
+            vec![requests(200, "0+9x60"), requests(404, "0+9x60"), requests(500, "0+0x60")],
+            vec![("50m", "TextnlpErrors", &[])],
+        ),
+        // No pod is ready, then one of two; and no pod is there at all. What is absent has no labels of a pod.
+        (
+            vec![on_pod("textnlp_ready", "", "1+0x5 0+0x20 1+0x20")],
+            vec![("10m", "TextnlpNotReady", &[]), ("12m", "TextnlpNotReady", &[""]), ("30m", "TextnlpNotReady", &[])],
+        ),
+        (
+            vec![
+                on_pod("textnlp_ready", "", "0+0x60"),
+                ("textnlp_ready{namespace=\"shop\",pod=\"b\",container=\"api\"}".to_owned(), "1+0x60"),
+            ],
+            vec![("50m", "TextnlpNotReady", &[]), ("50m", "TextnlpAbsent", &[])],
+        ),
+        (
+            vec![("textnlp_ready{namespace=\"other\",pod=\"a\"}".to_owned(), "1+0x60")],
+            vec![("4m", "TextnlpAbsent", &[]), ("6m", "TextnlpAbsent", &[""]), ("40m", "TextnlpNotReady", &[])],
+        ),
+        // Nine tenths of the memory, from the start.
+        (
+            vec![
+                on_pod("container_memory_working_set_bytes", "", "90+0x60"),
+                on_pod("kube_pod_container_resource_limits", ",resource=\"memory\"", "100+0x60"),
+                on_pod("kube_pod_container_resource_limits", ",resource=\"cpu\"", "4+0x60"),
+            ],
+            vec![("14m", "TextnlpMemory", &[]), ("16m", "TextnlpMemory", &["a"])],
+        ),
+        (
+            vec![
+                disk("avail", "sda1", "ext4", "20 9+0x9"),
+                disk("size", "sda1", "ext4", "100+0x10"),
+                disk("avail", "shm", "tmpfs", "0+0x10"),
+                disk("size", "shm", "tmpfs", "100+0x10"),
+            ],
+            vec![("0m", "TextnlpDisk", &[]), ("2m", "TextnlpDisk", &["sda1"])],
+        ),
+        // One restart each ten minutes, and one each five.
+        (
+            vec![on_pod("kube_pod_container_status_restarts_total", "", "0x9 1x9 2x9 3x9 4x9 5x9 6x9")],
+            vec![("45m", "TextnlpRestarts", &[])],
+        ),
+        (
+            vec![on_pod(
+                "kube_pod_container_status_restarts_total",
+                "",
+                "0x4 1x4 2x4 3x4 4x4 5x4 6x4 7x4 8x4 9x4 10x4 11x4 12x4",
+            )],
+            vec![("10m", "TextnlpRestarts", &[]), ("55m", "TextnlpRestarts", &["a"])],
+        ),
+    ];
+    let cases: Vec<Value> = cases
+        .iter()
+        .map(|(series, told)| {
+            let series: Vec<(&str, &str)> = series.iter().map(|(series, values)| (series.as_str(), *values)).collect();
+            case(&series, told)
+        })
+        .collect();
+    let text =
+        serde_yaml::to_string(&json!({ "rule_files": [file], "evaluation_interval": "1m", "tests": cases })).unwrap();
+    std::fs::write(&tests, text).unwrap();
+    promtool(&["test", "rules", tests.to_str().unwrap()]);
+}
+
+#[test]
+fn limits_are_those_of_the_environment() {
+    let monitoring = Monitoring {
+        stack: true,
+        limits: AlertLimits { memory: 70, disk: 85, restarts: 3 },
+        service: ServiceLimits {
+            latency_seconds: 2.5,
+            latency_for_seconds: 60,
+            error_rate: 0.01,
+            error_rate_for_seconds: 90,
+        },
+        ..Monitoring::default()
+    };
+    let rules = rules(monitoring);
+    let limits: Vec<String> = rules["groups"][0]["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|rule| Some(rule["expr"].as_str().unwrap().rsplit_once("> ")?.1.to_owned()))
+        .collect();
+    assert_eq!(limits, ["2.5", "0.01", "0.7", "0.85", "3"]);
+    let durations: Vec<&Value> =
+        rules["groups"][0]["rules"].as_array().unwrap()[..2].iter().map(|r| &r["for"]).collect();
+    assert_eq!(durations, ["60s", "90s"]);
+    assert!(!rules.to_string().contains("\"textnlp\"}"), "each namespace is watched by itself");
+}

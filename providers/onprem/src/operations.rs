@@ -1,0 +1,113 @@
+//! Operations of a site of local processes. It has no autoscaling, canary or backup of its own; of the optional
+//! abilities it has one-off jobs alone.
+
+use std::process::Stdio;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use textnlp_provider::operations::{Endpoint, JobOutput, Jobs, Operations, ServerProgram, SiteOutputs};
+use textnlp_provider::{Error, Lineage, Result};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// A site of local processes.
+#[derive(Debug, Clone, Default)]
+pub struct LocalOperations {
+    server: Option<ServerProgram>,
+}
+
+impl LocalOperations {
+    /// The operations with this server program; `None` when none is recorded.
+    pub fn new(server: Option<ServerProgram>) -> Self {
+        Self { server }
+    }
+}
+
+/// The client endpoint of a site with these outputs; `None` when it does not run as processes.
+pub fn endpoint(outputs: &SiteOutputs) -> Option<Endpoint> {
+    let text = |part: &str, field: &str| outputs.get(part)?.get(field)?.as_str().map(str::to_owned);
+    ["front/process", "gateway/process"].into_iter().find_map(|part| {
+        Some(Endpoint {
+            url: text(part, "address")?,
+            ca_file: text(part, "ca_file"),
+            metrics: text("gateway/process", "metrics_listen"),
+            is_global: part.starts_with("front"),
+        })
+    })
+}
+
+impl Operations for LocalOperations {
+    fn jobs(self: Arc<Self>) -> Option<Arc<dyn Jobs>> {
+        if self.server.is_some() { Some(self) } else { None }
+    }
+}
+
+#[async_trait]
+impl Jobs for LocalOperations {
+    fn are_logged(&self) -> bool {
+        false
+    }
+
+    async fn run(&self, _: Lineage, command: &str, input: &Value) -> Result<JobOutput> {
+        let Some(ServerProgram { program, config }) = &self.server else {
+            return Err(Error::new(textnlp_provider::ErrorKind::NotFound, "start", "the server program"));
+        };
+        let failed = |action: &'static str| move |error| Error::io(action, program.as_str(), error);
+        let mut child = Command::new(program)
+            .args(["admin", command, "--config", config.as_str()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed("start"))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.to_string().as_bytes()).await.map_err(failed("write to"))?;
+        }
+        let output = child.wait_with_output().await.map_err(failed("wait for"))?;
+        let failure = (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned());
+        Ok(JobOutput { answer: serde_json::from_slice(&output.stdout).ok(), failure })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_gets_its_command_on_standard_input_and_answers_in_json() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
+        let program = folder.join("server");
+        // Written by another process: a program that a fork of this one holds open for writing cannot be started.
+        let script = "printf '#!/bin/sh\\ncat\\necho \"$*\" >&2\\nexit 1\\n' > \"$0\" && chmod 755 \"$0\"";
+        let written = std::process::Command::new("sh").args(["-c", script, program.as_str()]).status().unwrap();
+        assert!(written.success());
+        let server = ServerProgram { program, config: folder.join("server.yaml") };
+        let jobs = Arc::new(LocalOperations::new(Some(server))).jobs().unwrap();
+        let lineage = Lineage(uuid::Uuid::nil());
+        let done = jobs.run(lineage, "keys", &json!({ "do": "list" })).await.unwrap();
+        assert_eq!(done.answer, Some(json!({ "do": "list" })));
+        let failure = done.failure.unwrap();
+        assert!(failure.contains("admin keys --config") && !failure.contains("list"), "{failure}");
+        assert!(Arc::new(LocalOperations::default()).jobs().is_none());
+    }
+
+    #[test]
+    fn the_global_endpoint_comes_before_that_of_a_site() {
+        let of = |parts: &[(&str, Value)]| {
+            let parts =
+                parts.iter().map(|(part, value)| ((*part).to_owned(), serde_json::from_value(value.clone()).unwrap()));
+            endpoint(&parts.collect())
+        };
+        let gateway = ("gateway/process", json!({ "address": "https://a", "ca_file": "/ca", "metrics_listen": "b" }));
+        let site = of(std::slice::from_ref(&gateway)).unwrap();
+        assert_eq!((site.url.as_str(), site.is_global, site.metrics.as_deref()), ("https://a", false, Some("b")));
+        let both = of(&[gateway, ("front/process", json!({ "address": "https://c" }))]).unwrap();
+        assert_eq!((both.url.as_str(), both.is_global), ("https://c", true));
+        assert_eq!(of(&[("gateway/service", json!({ "url": "https://d" }))]), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! Responses of the gateway itself, in OpenAI's error format.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+
+/// Why the gateway responds itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    NoBackend,
+    BackendFailed,
+    TooLong,
+    TooLarge,
+    SlowBody,
+    BadRequest(&'static str),
+}
+
+impl Refusal {
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Refusal::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::BackendFailed => StatusCode::BAD_GATEWAY,
+            Refusal::TooLong => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::SlowBody => StatusCode::REQUEST_TIMEOUT,
+            Refusal::BadRequest(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    fn words(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Refusal::NoBackend => (
+                "no_backend",
+                "no server is ready to answer",
+                "try again in a moment; operators: `textnlp-deploy status` shows the cause",
+            ),
+            Refusal::BackendFailed => (
+                "backend_failed",
+                "the server closed the connection before it answered",
+                "the request may have been started; retry it if that is safe",
+            ),
+            Refusal::TooLong => ("timeout", "the answer exceeded its time limit", "request fewer tokens, or stream"),
+            Refusal::TooLarge => (
+                "request_too_large",
+                "the body is larger than the gateway accepts",
+                "send less; `server.api.max_request_size` is the limit",
+            ),
+            Refusal::SlowBody => ("timeout", "the body did not arrive in time", "send it without pauses"),
+            Refusal::BadRequest(what) => ("bad_request", what, "see GET /openapi.json"),
+        }
+    }
+
+    pub(super) fn response(self) -> Response<Full<Bytes>> {
+        let (code, message, hint) = self.words();
+        let kind = if self.status().is_client_error() { "invalid_request_error" } else { "server_error" };
+        let mut response = error(self.status(), kind, code, message, hint);
+        let headers = response.headers_mut();
+        if self == Refusal::NoBackend {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        if matches!(self, Refusal::TooLarge | Refusal::SlowBody) {
+            // The unread body makes the connection unusable.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// An error in OpenAI's shape, with a hint.
+pub(super) fn error(status: StatusCode, kind: &str, code: &str, message: &str, hint: &str) -> Response<Full<Bytes>> {
+    let body =
+        serde_json::json!({"error": {"message": message, "type": kind, "param": null, "code": code, "hint": hint}});
+    json(status, &body)
+}
+
+/// Any JSON answer.
+pub(super) fn json(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The response to plain HTTP on the TLS port.
+pub(super) fn use_https() -> Vec<u8> {
+    let body = serde_json::json!({"error": {"message": "this port speaks HTTPS", "type": "invalid_request_error", "param": null,
+        "code": "https_required", "hint": "use https:// in the address"}});
+    let body = format!("{body}\n");
+    format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// Idle timeout of a request body.
+pub(super) const BODY_PAUSE: Duration = Duration::from_secs(30);
+
+pub(super) use textnlp_net::error_chain as chain;

@@ -1,0 +1,244 @@
+//! Bodies in transit: requests with a size limit, responses with their connection.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use super::answer::{BODY_PAUSE, Refusal};
+use super::backend::{Backend, Lease};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body up to this size is taken in first, so that the request can be repeated elsewhere. Prompts are smaller.
+const TAKE_IN: u64 = 256 << 10;
+
+/// A request body for a backend.
+#[derive(Debug)]
+pub(super) enum Upload {
+    /// Here as a whole.
+    Whole(Full<Bytes>),
+    /// Streamed as it arrives.
+    Stream(Limited),
+}
+
+/// A stream that may not be longer than it may be, nor pause for too long.
+#[derive(Debug)]
+pub(super) struct Limited {
+    inner: Incoming,
+    left: u64,
+    pause: Option<Pin<Box<Sleep>>>,
+    too_large: Arc<AtomicBool>,
+}
+
+/// A request body before it is sent.
+pub(super) enum Taken {
+    Whole(Bytes),
+    Stream(Limited),
+}
+
+/// Buffers a small body; a larger one stays a stream. `too_large` is set when a stream exceeds `most`.
+pub(super) async fn take(
+    body: Incoming,
+    most: u64,
+    deadline: Instant,
+    too_large: &Arc<AtomicBool>,
+) -> Result<Taken, Refusal> {
+    let known = body.size_hint().exact();
+    if body.is_end_stream() {
+        return Ok(Taken::Whole(Bytes::new()));
+    }
+    let limited = Limited { inner: body, left: most, pause: None, too_large: too_large.clone() };
+    match known {
+        Some(length) if length > most => Err(Refusal::TooLarge),
+        Some(length) if length <= TAKE_IN => {
+            let mut limited = limited;
+            let all = async {
+                let mut all = BytesMut::with_capacity(length as usize);
+                while let Some(frame) = limited.frame().await {
+                    let frame = frame.map_err(|_| Refusal::BadRequest("the body was interrupted"))?;
+                    if let Ok(data) = frame.into_data() {
+                        all.extend_from_slice(&data);
+                    }
+                }
+                Ok(Taken::Whole(all.freeze()))
+            };
+            match tokio::time::timeout_at(deadline.min(Instant::now() + BODY_PAUSE), all).await {
+                Ok(taken) => taken,
+                Err(_) => Err(Refusal::SlowBody),
+            }
+        }
+        _ => Ok(Taken::Stream(limited)),
+    }
+}
+
+impl Body for Limited {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else {
+            let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_PAUSE)));
+            ready!(pause.as_mut().poll(context));
+            return Poll::Ready(Some(Err("the client's body paused for too long".into())));
+        };
+        self.pause = None;
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if data.len() as u64 > self.left => {
+                    self.too_large.store(true, Relaxed);
+                    Some(Err("the client's body is too large".into()))
+                }
+                Ok(data) => {
+                    self.left -= data.len() as u64;
+                    Some(Ok(Frame::data(data)))
+                }
+                // Trailers belong to one hop.
+                Err(_) => None,
+            },
+            Some(Err(error)) => Some(Err(error.into())),
+            None => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut *self {
+            Upload::Whole(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Upload::Stream(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Upload::Whole(body) => body.is_end_stream(),
+            Upload::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Upload::Whole(body) => body.size_hint(),
+            Upload::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A response body for the client.
+pub(super) enum Download {
+    /// The gateway's own.
+    Own(Full<Bytes>),
+    /// A backend's response. Frames are forwarded one by one, so that tokens are not delayed.
+    Backend { inner: Incoming, connection: Option<Connection> },
+}
+
+/// The connection of a response, and its in-flight count. Dropping it early closes the connection, which tells the
+/// backend that the client is gone.
+pub(super) struct Connection {
+    backend: Arc<Backend>,
+    lease: Lease,
+    _in_flight: InFlight,
+}
+
+/// Counts a request as in flight for its lifetime.
+pub(super) struct InFlight(Arc<Backend>);
+
+impl InFlight {
+    pub(super) fn begin(backend: &Arc<Backend>) -> InFlight {
+        backend.in_flight.fetch_add(1, Relaxed);
+        InFlight(backend.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Download {
+    pub(super) fn backend(inner: Incoming, backend: Arc<Backend>, lease: Lease, in_flight: InFlight) -> Download {
+        let mut connection = Some(Connection { backend, lease, _in_flight: in_flight });
+        if inner.is_end_stream() {
+            finish(&mut connection);
+        }
+        Download::Backend { inner, connection }
+    }
+}
+
+fn finish(connection: &mut Option<Connection>) {
+    if let Some(Connection { backend, lease, _in_flight }) = connection.take() {
+        backend.give_back(lease);
+    }
+}
+
+impl Body for Download {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let (inner, connection) = match &mut *self {
+            Download::Own(body) => return Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Download::Backend { inner, connection } => (inner, connection),
+        };
+        Poll::Ready(match ready!(Pin::new(&mut *inner).poll_frame(context)) {
+            Some(Ok(frame)) => {
+                if inner.is_end_stream() {
+                    finish(connection);
+                }
+                match frame.into_data() {
+                    Ok(data) => Some(Ok(Frame::data(data))),
+                    Err(_) => {
+                        finish(connection);
+                        None
+                    }
+                }
+            }
+            Some(Err(error)) => {
+                // The client must see that the answer is not whole, so its connection breaks, too.
+                if let Some(broken) = connection.take() {
+                    let why = super::answer::chain(&error);
+                    tracing::warn!(backend = %broken.backend.name, %why, "an answer was interrupted");
+                    broken.backend.failed_once(why);
+                }
+                Some(Err(error.into()))
+            }
+            None => {
+                finish(connection);
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Download::Own(body) => body.is_end_stream(),
+            Download::Backend { inner, .. } => inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Download::Own(body) => body.size_hint(),
+            Download::Backend { inner, .. } => inner.size_hint(),
+        }
+    }
+}

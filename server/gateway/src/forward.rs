@@ -1,0 +1,368 @@
+//! Forwards one request: choice of backend, headers, retries.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::Gateway;
+use super::answer::Refusal;
+use super::backend::{Backend, Failed, Lease};
+use super::body::{Download, InFlight, Taken, Upload, take};
+
+/// Backends that one request may try. More would turn one sick request into an outage of all.
+const MOST_TRIES: usize = 3;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Hop-by-hop headers (RFC 9110, 7.6.1).
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client {
+    /// Absent on a Unix socket.
+    pub(super) ip: Option<IpAddr>,
+    pub(super) tls: bool,
+}
+
+/// Answers a client's request.
+pub(super) async fn handle(
+    gateway: Arc<Gateway>,
+    client: Client,
+    request: Request<Incoming>,
+) -> Result<Response<Download>, Infallible> {
+    let begun = Instant::now();
+    let id = request_id(request.headers());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = match forward(&gateway, client, &id, begun, request).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            tracing::warn!(request_id = %id.to_str().unwrap_or_default(), %method, path, ?refusal, "answered by the gateway itself");
+            refusal.response().map(Download::Own)
+        }
+    };
+    response.headers_mut().entry(REQUEST_ID).or_insert(id);
+    gateway.metrics.answered(response.status(), begun.elapsed());
+    Ok(response)
+}
+
+async fn forward(
+    gateway: &Arc<Gateway>,
+    client: Client,
+    id: &HeaderValue,
+    begun: Instant,
+    request: Request<Incoming>,
+) -> Result<Response<Download>, Refusal> {
+    let live = gateway.live();
+    let deadline = begun + Duration::from_secs(live.config.timeout_seconds);
+    let (mut head, body) = request.into_parts();
+    let authority = head.uri.authority().map(|authority| authority.to_string());
+    head.uri = origin_form(&head.method, &head.uri)?;
+    head.headers = forwarded_headers(&head.headers, authority.as_deref(), client, id)?;
+    let too_large = Arc::new(AtomicBool::new(false));
+    let body = take(body, live.config.max_request_bytes, deadline, &too_large).await?;
+    let head = Head { method: head.method, uri: head.uri, headers: head.headers };
+
+    let mut road = Forwarding { gateway, deadline, head, too_large, tried: Vec::new(), last: Refusal::NoBackend };
+    let mut body = Some(body);
+    while road.tried.len() < MOST_TRIES {
+        // A reload in between may have brought new ones.
+        let Some(backend) = gateway.live().backends.pick(&road.tried) else { break };
+        if !road.tried.is_empty() {
+            gateway.metrics.retried();
+        }
+        road.tried.push(backend.clone());
+        match road.try_one(&backend, body.take()).await {
+            Attempt::Answer(response) => return Ok(response),
+            Attempt::Again(kept) => body = Some(kept),
+            Attempt::Over(refusal) => return Err(refusal),
+        }
+    }
+    Err(road.last)
+}
+
+struct Head {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+struct Forwarding<'a> {
+    gateway: &'a Arc<Gateway>,
+    deadline: Instant,
+    head: Head,
+    too_large: Arc<AtomicBool>,
+    tried: Vec<Arc<Backend>>,
+    last: Refusal,
+}
+
+enum Attempt {
+    Answer(Response<Download>),
+    /// The backend did nothing; the body is unchanged.
+    Again(Taken),
+    Over(Refusal),
+}
+
+impl Forwarding<'_> {
+    async fn try_one(&mut self, backend: &Arc<Backend>, body: Option<Taken>) -> Attempt {
+        let Some(body) = body else { return Attempt::Over(self.last) };
+        let whole = match &body {
+            Taken::Whole(bytes) => Some(bytes.clone()),
+            Taken::Stream(_) => None,
+        };
+        let upload = match body {
+            Taken::Whole(bytes) => Upload::Whole(Full::new(bytes)),
+            Taken::Stream(stream) => Upload::Stream(stream),
+        };
+        let in_flight = InFlight::begin(backend);
+        backend.requests.fetch_add(1, Relaxed);
+        let sent = match tokio::time::timeout_at(self.deadline, self.send(backend, upload)).await {
+            Ok(sent) => sent,
+            Err(_) => {
+                backend.failed_once("it exceeded its time limit".to_owned());
+                return Attempt::Over(Refusal::TooLong);
+            }
+        };
+        match sent {
+            Ok((response, lease)) => self.answered(backend, response, lease, in_flight, whole),
+            Err(Failed::NotSent { request, why, .. }) => {
+                backend.takes_no_requests(why);
+                self.last = Refusal::NoBackend;
+                Attempt::Again(match (request.into_body(), whole) {
+                    (Upload::Stream(stream), _) => Taken::Stream(stream),
+                    (Upload::Whole(_), whole) => Taken::Whole(whole.unwrap_or_default()),
+                })
+            }
+            Err(Failed::Sent { .. }) if self.too_large.load(Relaxed) => Attempt::Over(Refusal::TooLarge),
+            Err(Failed::Sent { why, .. }) if Instant::now() >= self.deadline => {
+                backend.failed_once(why);
+                Attempt::Over(Refusal::TooLong)
+            }
+            Err(Failed::Sent { why, unread }) => {
+                tracing::warn!(backend = %backend.name, %why, "a request was interrupted before its answer");
+                backend.failed_once(why);
+                self.last = if unread { Refusal::NoBackend } else { Refusal::BackendFailed };
+                match whole {
+                    // The backend may have processed it; safe methods may be repeated. Our server does nothing before
+                    // it has the whole body, so an unread request was not processed: that happens when a replica that
+                    // is being replaced closes an idle connection while we write to it.
+                    Some(bytes) if unread || self.head.method.is_safe() => Attempt::Again(Taken::Whole(bytes)),
+                    _ => Attempt::Over(self.last),
+                }
+            }
+        }
+    }
+
+    /// Sends it, and retries on a new connection if a reused one turns out to be closed before anything was sent.
+    async fn send(&self, backend: &Arc<Backend>, upload: Upload) -> Result<(Response<Incoming>, Lease), Failed> {
+        let stops = &self.gateway.stops;
+        match backend.send(self.request(upload), self.deadline, false, stops).await {
+            Err(Failed::NotSent { request, connect: false, .. }) => {
+                backend.send(*request, self.deadline, true, stops).await
+            }
+            other => other,
+        }
+    }
+
+    fn request(&self, upload: Upload) -> Request<Upload> {
+        let mut request = Request::new(upload);
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.head.uri.clone();
+        *request.version_mut() = Version::HTTP_11;
+        *request.headers_mut() = self.head.headers.clone();
+        request
+    }
+
+    fn answered(
+        &mut self,
+        backend: &Arc<Backend>,
+        response: Response<Incoming>,
+        lease: Lease,
+        in_flight: InFlight,
+        whole: Option<Bytes>,
+    ) -> Attempt {
+        // A server that is shutting down closes the connection with its 503, and has done nothing.
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE && closes(response.headers()) {
+            backend.takes_no_requests("it is draining".to_owned());
+            if let Some(bytes) = whole
+                && self.tried.len() < MOST_TRIES
+                && self.gateway.live().backends.pick(&self.tried).is_some()
+            {
+                self.last = Refusal::NoBackend;
+                return Attempt::Again(Taken::Whole(bytes));
+            }
+        }
+        if goes(&response) {
+            backend.drains();
+        }
+        let (mut head, body) = response.into_parts();
+        remove_hop_by_hop(&mut head.headers);
+        Attempt::Answer(Response::from_parts(head, Download::backend(body, backend.clone(), lease, in_flight)))
+    }
+}
+
+/// A response that closes its connection although the request was valid.
+fn goes(response: &Response<Incoming>) -> bool {
+    let status = response.status();
+    !status.is_client_error()
+        && status != StatusCode::SERVICE_UNAVAILABLE
+        && response.version() == Version::HTTP_11
+        && closes(response.headers())
+}
+
+fn closes(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONNECTION).iter().any(|value| {
+        value.to_str().is_ok_and(|text| text.split(',').any(|word| word.trim().eq_ignore_ascii_case("close")))
+    })
+}
+
+/// Path and query with the requested authority (in HTTP/2 in the URI, in HTTP/1.1 in a header).
+fn origin_form(method: &Method, uri: &Uri) -> Result<Uri, Refusal> {
+    if *method == Method::CONNECT {
+        return Err(Refusal::BadRequest("CONNECT is not supported"));
+    }
+    match uri.path_and_query() {
+        Some(path) if path.as_str().starts_with('/') || path.as_str() == "*" => Ok(Uri::from(path.clone())),
+        _ => Err(Refusal::BadRequest("the request has no path")),
+    }
+}
+
+fn forwarded_headers(
+    received: &HeaderMap,
+    authority: Option<&str>,
+    client: Client,
+    id: &HeaderValue,
+) -> Result<HeaderMap, Refusal> {
+    let mut headers = received.clone();
+    remove_hop_by_hop(&mut headers);
+    // The gateway sends `100 Continue` itself when it reads the body.
+    headers.remove(header::EXPECT);
+    if received.get_all(header::HOST).iter().count() > 1 {
+        return Err(Refusal::BadRequest("the request has two hosts"));
+    }
+    if !headers.contains_key(header::HOST) {
+        let host = authority.and_then(|host| HeaderValue::from_str(host).ok());
+        headers.insert(header::HOST, host.unwrap_or_else(|| HeaderValue::from_static("gateway")));
+    }
+    // HTTP/2 may split cookies; HTTP/1.1 has one header (RFC 9113, 8.2.3).
+    let cookies: Vec<&[u8]> = received.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
+    // No proxy in front is trusted: the client's claims about its address are replaced.
+    headers.remove("forwarded");
+    headers.remove(FORWARDED_FOR);
+    if let Some(ip) = client.ip.and_then(|ip| HeaderValue::from_str(&ip.to_canonical().to_string()).ok()) {
+        headers.insert(FORWARDED_FOR, ip);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if client.tls { "https" } else { "http" }));
+    if let Some(host) = headers.get(header::HOST).cloned() {
+        headers.insert(FORWARDED_HOST, host);
+    }
+    headers.insert(REQUEST_ID, id.clone());
+    Ok(headers)
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// The client's own id if it is safe to log, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let harmless = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        (1..=128).contains(&bytes.len()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(b))
+    };
+    match headers.get(REQUEST_ID).filter(harmless) {
+        Some(id) => id.clone(),
+        None => HeaderValue::from_str(&uuid::Uuid::now_v7().to_string()).unwrap_or(HeaderValue::from_static("none")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(received: &[(&'static str, &'static str)], authority: Option<&str>, name: &str, expect: Option<&str>) {
+        let headers: HeaderMap = received
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect();
+        let client = Client { ip: Some("::ffff:10.0.0.7".parse().unwrap()), tls: true };
+        let found = forwarded_headers(&headers, authority, client, &request_id(&headers)).unwrap();
+        assert_eq!(found.get(name).map(|v| v.to_str().unwrap()), expect, "{name}");
+    }
+
+    #[test]
+    fn neighbours_headers_stay_between_neighbours() {
+        let received = [
+            ("connection", "keep-alive, X-Secret"),
+            ("x-secret", "1"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("accept", "*/*"),
+        ];
+        for name in ["connection", "x-secret", "te", "upgrade"] {
+            check(&received, None, name, None);
+        }
+        check(&received, None, "accept", Some("*/*"));
+    }
+
+    #[test]
+    fn clients_cannot_lie_about_where_they_are() {
+        check(
+            &[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "http")],
+            None,
+            "x-forwarded-for",
+            Some("10.0.0.7"),
+        );
+        check(&[("x-forwarded-proto", "http")], None, "x-forwarded-proto", Some("https"));
+        check(&[("forwarded", "for=1.2.3.4")], None, "forwarded", None);
+        check(&[], Some("a.example"), "host", Some("a.example"));
+        check(&[("host", "b.example")], None, "x-forwarded-host", Some("b.example"));
+    }
+
+    #[test]
+    fn ids_that_are_harmless_are_kept() {
+        check(&[("x-request-id", "abc-1.2:3")], None, "x-request-id", Some("abc-1.2:3"));
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, HeaderValue::from_static("a b\"<script>"));
+        assert_eq!(request_id(&headers).len(), 36);
+    }
+}

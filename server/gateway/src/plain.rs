@@ -1,0 +1,91 @@
+//! A small request on its own connection: health checks, metrics, and messages of site agents and the witness.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::config::SocketAddress;
+use super::trust::Trust;
+
+/// Status, headers and body, all within `most_time` and `most_bytes`. The error is a sentence.
+pub async fn get(
+    address: &SocketAddress,
+    trust: Option<&Trust>,
+    path: &str,
+    most_time: Duration,
+    most_bytes: usize,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+    let road = async {
+        let fail = |error: std::io::Error| format!("connect: {error}");
+        match address {
+            SocketAddress::Tcp(address) => {
+                secured(TcpStream::connect(address).await.map_err(fail)?, trust, path, most_bytes).await
+            }
+            SocketAddress::Unix(socket) => {
+                secured(UnixStream::connect(socket).await.map_err(fail)?, trust, path, most_bytes).await
+            }
+        }
+    };
+    match tokio::time::timeout(most_time, road).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("no answer to {path} within {} ms", most_time.as_millis())),
+    }
+}
+
+async fn secured(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    trust: Option<&Trust>,
+    path: &str,
+    most_bytes: usize,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+    match trust {
+        Some(trust) => {
+            let stream = trust.secure(stream).await.map_err(|error| format!("speak TLS: {error}"))?;
+            exchange(stream, looking(path)?, most_bytes).await
+        }
+        None => exchange(stream, looking(path)?, most_bytes).await,
+    }
+}
+
+fn looking(path: &str) -> Result<Request<Full<Bytes>>, String> {
+    let request = Request::get(path).header(http::header::HOST, "backend").header(http::header::CONNECTION, "close");
+    request.body(Full::default()).map_err(|error| error.to_string())
+}
+
+/// One request and its whole answer on a connection that ends with it. The error is a sentence.
+pub async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+    most_bytes: usize,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+    let told = |error: hyper::Error| super::answer::chain(&error);
+    let path = request.uri().path().to_owned();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
+    let answer = async {
+        let (head, mut body) = sender.send_request(request).await.map_err(told)?.into_parts();
+        let mut all = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(told)?.into_data() else { continue };
+            if all.len() + data.len() > most_bytes {
+                return Err(format!("the answer to {path} is larger than {most_bytes} bytes"));
+            }
+            all.extend_from_slice(&data);
+        }
+        Ok((head.status, head.headers, all.freeze()))
+    };
+    // The connection is driven here and ends with the future.
+    let mut answer = std::pin::pin!(answer);
+    tokio::select! {
+        answer = &mut answer => answer,
+        ended = connection => match ended {
+            Ok(()) => answer.await,
+            Err(error) => Err(told(error)),
+        },
+    }
+}

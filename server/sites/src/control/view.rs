@@ -1,0 +1,262 @@
+//! The site's database as a view of the acknowledged table: replicas read it as they always did.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use textnlp_control::Write;
+use textnlp_net::retry::retry;
+use textnlp_store::{Database, DatabaseAt, PostgresAt, RETRIES, Store, StoreError, verifier};
+use tokio_util::sync::CancellationToken;
+
+use super::actor::Actor;
+use super::config::AgentConfig;
+use super::database::DatabaseStatus;
+use super::rows::{self, KEY, VERIFIER};
+
+/// Interval between two checks whether the shared PostgreSQL is writable here.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Interval between two checks for data that only this site has.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Interval between two checks that published data is still there.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// The databases of a site agent.
+pub(super) struct Stores {
+    /// The one that the replicas use.
+    pub(super) all: Store,
+    /// The one that is filled here.
+    pub(super) own: Store,
+}
+
+/// Opens the site's database; its schema is created elsewhere. A PostgreSQL server may not run yet, or may be a replica
+/// at the moment.
+pub(super) async fn open(watch: &AgentConfig) -> Result<Stores, StoreError> {
+    if let Some(outside) = &watch.outside {
+        let store = Store::open_later(&outside.at().map_err(StoreError::Address)?, 2)?;
+        return Ok(Stores { all: store.clone(), own: store });
+    }
+    let Some(postgres) = &watch.postgres else {
+        let file = watch.database.strip_prefix("sqlite://").unwrap_or(&watch.database);
+        let at = DatabaseAt::File(file.into());
+        let store = Store::open(&Database { at, pool_size: 2, max_overflow: 2 }).await?;
+        store.prepare().await?;
+        return Ok(Stores { all: store.clone(), own: store });
+    };
+    let open = |url: &str| {
+        let at = PostgresAt::new(url).map_err(StoreError::Address)?.with_password(&postgres.password_file);
+        Store::open_later(&at, 2)
+    };
+    Ok(Stores { all: open(&watch.database)?, own: open(&postgres.own)? })
+}
+
+/// The same as [`follow`] for the shared PostgreSQL of all sites. Only the primary writes. After a failover it writes
+/// everything once more, because its replica may have lacked the last part.
+pub(super) async fn lead(
+    actor: Actor,
+    own: Store,
+    config: AgentConfig,
+    beside: DatabaseStatus,
+    stop: CancellationToken,
+) {
+    let mut committed = actor.committed();
+    let mut told = PublishedState::default();
+    let (mut look, mut tell) = (tokio::time::interval(POLL_INTERVAL), tokio::time::interval(PUBLISH_INTERVAL));
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let upto = *committed.borrow_and_update();
+        show_as_leader(&actor, &own, &config, &beside, upto).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = committed.changed() => if changed.is_err() { return },
+            _ = look.tick() => {}
+            // A database that is not there yet would be waited for.
+            _ = tell.tick() => told.look(&actor, beside.is_shown_at_all().then_some(&own), &config).await,
+        }
+    }
+}
+
+async fn show_as_leader(actor: &Actor, own: &Store, config: &AgentConfig, beside: &DatabaseStatus, committed: u64) {
+    let Ok(standing) = actor.standing().await else { return };
+    if standing.primary.as_ref() != Some(&config.site) {
+        beside.set_shown(0);
+        // The replicas read from the primary's database.
+        return actor.is_applied(committed);
+    }
+    if !beside.is_shown(standing.since) {
+        actor.is_applied(0);
+    }
+    // A replica would only fail, after a timeout.
+    if beside.kept().is_none_or(|kept| kept.role != "primary") {
+        return;
+    }
+    match own.schema().await {
+        // A database without tables contains no keys.
+        Ok(0) => beside.set_shown(standing.since),
+        Ok(_) if show(actor, own).await => beside.set_shown(standing.since),
+        Ok(_) => {}
+        Err(error) => tracing::debug!(error = %textnlp_net::error_chain(&error), "the database does not answer yet"),
+    }
+}
+
+/// Writes acknowledged data into the database, and publishes what only this site has, until the site agent stops.
+pub(super) async fn follow(actor: Actor, store: Store, config: AgentConfig, stop: CancellationToken) {
+    let mut committed = actor.committed();
+    let mut told = PublishedState::default();
+    let mut tell = tokio::time::interval(PUBLISH_INTERVAL);
+    tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        show(&actor, &store).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = committed.changed() => if changed.is_err() { return },
+            _ = tell.tick() => told.look(&actor, Some(&store), &config).await,
+        }
+    }
+}
+
+/// Where all sites store in an external database, keys and usage are only there, and the log carries only who leads.
+/// The public half of this site's signing key is published where the others read it.
+pub(super) async fn publish_state(actor: Actor, store: Store, config: AgentConfig, stop: CancellationToken) {
+    let applies = async {
+        let mut committed = actor.committed();
+        loop {
+            actor.is_applied(*committed.borrow_and_update());
+            if committed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Repeated, because the operator of the database may restore an older state.
+    let tells = async {
+        loop {
+            let told = put_verifier(&store, &config).await;
+            tokio::time::sleep(if told { TELL_AGAIN } else { PUBLISH_INTERVAL }).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = applies => {}
+        () = tells => {}
+    }
+}
+
+async fn put_verifier(store: &Store, config: &AgentConfig) -> bool {
+    match own_verifier(config).await {
+        Verifier::None => true,
+        Verifier::NotYet => false,
+        Verifier::Is { kid, jwk } => match store.put_verifier(&config.site.to_string(), &kid, &jwk.to_string()).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(error = %textnlp_net::error_chain(&error), "the database does not accept this site's key yet");
+                false
+            }
+        },
+    }
+}
+
+/// Writes what was acknowledged since the last time; returns whether that succeeded.
+async fn show(actor: &Actor, store: &Store) -> bool {
+    let Ok((upto, writes)) = actor.acknowledged_after(actor.applied()).await else { return false };
+    for Write { key, value } in writes {
+        // Keys are never removed from the table; foreign entries have no row.
+        let Some(value) = value else { continue };
+        let written = retry(RETRIES, StoreError::may_be_repeated, || show_one(store, &key, &value)).await;
+        if let Err(error) = written {
+            // Everything is retried with the next change or the next poll.
+            tracing::warn!(%key, error = %textnlp_net::error_chain(&error), "a row could not be written");
+            return false;
+        }
+    }
+    actor.is_applied(upto);
+    true
+}
+
+async fn show_one(store: &Store, name: &str, value: &Value) -> Result<(), StoreError> {
+    if let Some(public_id) = name.strip_prefix(KEY) {
+        match rows::to_key(public_id, value) {
+            Ok(key) => return store.mirror_key(&key).await,
+            // A newer release may use formats that this one cannot read and ignores.
+            Err(why) => tracing::warn!(%name, %why, "a key in the table cannot be read"),
+        }
+    } else if let Some(site) = name.strip_prefix(VERIFIER)
+        && let Some(kid) = value["kid"].as_str()
+    {
+        return store.put_verifier(site, kid, &value["jwk"].to_string()).await;
+    }
+    Ok(())
+}
+
+/// What only this site has and must publish: the public half of its signing key, and keys older than the log.
+#[derive(Debug, Default)]
+struct PublishedState {
+    verifier: bool,
+    keys: bool,
+}
+
+impl PublishedState {
+    async fn look(&mut self, actor: &Actor, store: Option<&Store>, config: &AgentConfig) {
+        if !self.verifier {
+            self.verifier = publish_verifier(actor, config).await;
+        }
+        // The first primary publishes the keys of its database; later ones have none that the table lacks.
+        if let (false, true, Some(store)) = (self.keys, config.site == config.home, store) {
+            self.keys = publish_keys(actor, store).await;
+        }
+    }
+}
+
+/// The public half of the key that signs this site's tokens.
+enum Verifier {
+    None,
+    NotYet,
+    Is { kid: String, jwk: Value },
+}
+
+async fn own_verifier(config: &AgentConfig) -> Verifier {
+    let Some(file) = &config.jwt_key_file else { return Verifier::None };
+    // Its replicas, and their key, may not exist yet.
+    let Ok(pem) = tokio::fs::read(file).await else { return Verifier::NotYet };
+    match verifier::public_half(&pem) {
+        Ok((kid, jwk)) => Verifier::Is { kid, jwk },
+        Err(_) => {
+            tracing::warn!(%file, "the key that signs tokens cannot be read: other sites will not accept its tokens");
+            Verifier::None
+        }
+    }
+}
+
+async fn publish_verifier(actor: &Actor, config: &AgentConfig) -> bool {
+    let (kid, jwk) = match own_verifier(config).await {
+        Verifier::None => return true,
+        Verifier::NotYet => return false,
+        Verifier::Is { kid, jwk } => (kid, jwk),
+    };
+    let (name, value) = (format!("{VERIFIER}{}", config.site), json!({ "kid": kid, "jwk": jwk }));
+    let Ok((_, there)) = actor.table(&name).await else { return false };
+    if there.get(&name) == Some(&value) {
+        return true;
+    }
+    super::http::put(actor, config, vec![Write { key: name, value: Some(value) }], Duration::from_secs(5)).await.is_ok()
+}
+
+async fn publish_keys(actor: &Actor, store: &Store) -> bool {
+    let Ok((overview, _)) = actor.look().await else { return false };
+    if overview.role != "primary" || !overview.writable {
+        return false;
+    }
+    let (Ok(keys), Ok((_, table))) = (store.keys().await, actor.table(KEY).await) else { return false };
+    let missing: Vec<Write> = keys
+        .iter()
+        .map(rows::of_key)
+        .filter(|(name, _)| !table.contains_key(name))
+        .map(|(key, value)| Write { key, value: Some(value) })
+        .collect();
+    for some in missing.chunks(100) {
+        if actor.write(some.to_vec()).await.is_err() {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,6 @@
+//! `admin`: one-off commands on the data of a server. They print JSON.
+
+pub(crate) mod audit;
+pub(crate) mod keys;
+pub(crate) mod models;
+pub(crate) mod ready;

@@ -1,0 +1,367 @@
+//! The commands of the server programs.
+
+use std::io::{Read as _, Write as _};
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+use serde_json::json;
+use textnlp_gateway as gateway;
+use textnlp_sites::{border, control, postgres};
+use textnlp_store::{Store, StoreError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin::audit::audit;
+use crate::admin::keys::{KeysError, keys};
+use crate::admin::models::{DeliveryError, deliver};
+use crate::admin::ready;
+use crate::config::{Config, ConfigError, Monitoring};
+use crate::error::chain;
+use crate::log;
+use crate::server::{Server, StartError};
+
+/// The server programs.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// Serve the HTTP API
+    Serve(Configuration),
+    /// Terminate TLS and balance requests over servers
+    Gateway(Configuration),
+    /// Replicate a site's control data with the other sites
+    Agent(Configuration),
+    /// Grant the primary role to one site
+    Witness(Configuration),
+    /// Relay all traffic between a site and the others
+    Relay(Configuration),
+    /// Supervise a PostgreSQL server, as primary or standby
+    Postgres(Configuration),
+    /// Run a one-off command on the data of a server
+    #[command(subcommand)]
+    Admin(Admin),
+}
+
+/// One-off commands. Most print one JSON object.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Admin {
+    /// Migrate the database and print {"from", "to", "made"}
+    Migrate {
+        /// Its configuration.
+        #[command(flatten)]
+        configuration: Configuration,
+        /// Target schema version [default: the newest]
+        #[arg(long, value_name = "N")]
+        to: Option<u32>,
+    },
+    /// Check the database and print {"schema", "made", "connections", "problems", "notes"}
+    Check(Configuration),
+    /// Run one JSON command about API keys
+    Keys(JsonCommand),
+    /// Print one page of the audit log, {"events", "next"}
+    Audit(JsonCommand),
+    /// Download and verify a list of models and print {"models"}
+    Models(Configuration),
+    /// Check whether the server accepts requests; for health checks
+    Ready(Configuration),
+    /// Copy the live database to a file and print {"schema", "keys", "usage", "bytes"}
+    Backup {
+        /// Its configuration.
+        #[command(flatten)]
+        configuration: Configuration,
+        /// File to write
+        #[arg(long, value_name = "FILE")]
+        out: Utf8PathBuf,
+    },
+    /// Take a base backup of the supervised PostgreSQL server
+    BaseBackup {
+        /// Its configuration.
+        #[command(flatten)]
+        configuration: Configuration,
+        /// File to write
+        #[arg(long, value_name = "FILE")]
+        out: Utf8PathBuf,
+    },
+    /// Archive a PostgreSQL log segment; run by PostgreSQL
+    #[command(hide = true)]
+    ArchiveWal {
+        /// Its configuration.
+        #[command(flatten)]
+        configuration: Configuration,
+        /// Log segment
+        #[arg(long, value_name = "FILE")]
+        segment: Utf8PathBuf,
+    },
+    /// Restore a PostgreSQL log segment from the archive; run by PostgreSQL
+    #[command(hide = true)]
+    RestoreWal {
+        /// Its configuration.
+        #[command(flatten)]
+        configuration: Configuration,
+        /// Log segment
+        #[arg(long, value_name = "NAME")]
+        segment: Utf8PathBuf,
+        /// File to write
+        #[arg(long, value_name = "FILE")]
+        out: Utf8PathBuf,
+    },
+}
+
+/// The configuration of a program.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Configuration {
+    /// Configuration file of the program, such as server.yaml or gateway.yaml
+    #[arg(long = "config", value_name = "FILE")]
+    file: Utf8PathBuf,
+}
+
+/// A configuration and a JSON command.
+#[derive(Debug, Clone, clap::Args)]
+pub struct JsonCommand {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// JSON command [default: read standard input]
+    #[arg(long = "do", value_name = "JSON")]
+    command: Option<String>,
+}
+
+impl JsonCommand {
+    fn text(self) -> std::io::Result<String> {
+        if let Some(command) = self.command {
+            return Ok(command);
+        }
+        let mut command = String::new();
+        std::io::stdin().take(1 << 20).read_to_string(&mut command)?;
+        Ok(command)
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The log file.
+    #[error("open the log {0}")]
+    Log(String, #[source] std::io::Error),
+    /// The start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The database.
+    #[error("migrate the database")]
+    Migrate(#[from] StoreError),
+    /// A key command; what is wrong with it is on standard output.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The delivery of models.
+    #[error(transparent)]
+    Models(#[from] DeliveryError),
+    /// The watch or the witness.
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    /// The gateway.
+    #[error(transparent)]
+    Gateway(#[from] gateway::Error),
+    /// The border.
+    #[error(transparent)]
+    Border(#[from] border::Error),
+    /// The keeper of a PostgreSQL.
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    /// A server that does not take requests.
+    #[error("the server is not ready")]
+    NotReady(#[source] std::io::Error),
+    /// A segment of PostgreSQL's log, and whether it was restored.
+    #[error("the log of PostgreSQL")]
+    Step(#[source] postgres::StepError, bool),
+    /// The copy of the database.
+    #[error("copy the database")]
+    Copy(#[source] StoreError),
+    /// Standard input, output, or signals.
+    #[error("talk to the system")]
+    System(#[from] std::io::Error),
+}
+
+/// Runs a command on its own runtime: HTTP needs few threads, the engine has its own.
+pub fn run(command: Command) -> ExitCode {
+    let workers = match &command {
+        // The file is read again inside, where its problems are reported.
+        Command::Serve(of) => Config::read(&of.file).map_or(1, |config| config.api.workers),
+        Command::Gateway(_) => std::thread::available_parallelism().map_or(2, usize::from).min(8),
+        Command::Agent(_) | Command::Witness(_) | Command::Relay(_) => 2,
+        Command::Postgres(_) | Command::Admin(_) => 1,
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).thread_name("http").enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(execute(command));
+            // What still hangs in blocking calls after a drain is not waited for.
+            runtime.shutdown_background();
+            result
+        }
+        Err(error) => Err(CommandError::System(error)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(match &error {
+                CommandError::Config(_) => 2,
+                CommandError::Step(step, restores) => step.status(*restores),
+                _ => 1,
+            })
+        }
+    }
+}
+
+/// Runs until the command is done, or until SIGTERM or SIGINT.
+async fn execute(command: Command) -> Result<(), CommandError> {
+    match command {
+        Command::Serve(of) => server(Config::read(&of.file)?).await,
+        Command::Gateway(of) => {
+            raise_file_limit();
+            Ok(gateway::run(&of.file).await?)
+        }
+        Command::Agent(of) => {
+            log_plainly()?;
+            Ok(control::watch(&of.file).await?)
+        }
+        Command::Witness(of) => {
+            log_plainly()?;
+            Ok(control::witness(&of.file).await?)
+        }
+        Command::Relay(of) => {
+            log_plainly()?;
+            raise_file_limit();
+            Ok(border::run(&of.file).await?)
+        }
+        Command::Postgres(of) => {
+            log_plainly()?;
+            Ok(postgres::run(&of.file).await?)
+        }
+        Command::Admin(command) => administer(command).await,
+    }
+}
+
+async fn administer(command: Admin) -> Result<(), CommandError> {
+    match command {
+        Admin::Migrate { configuration, to } => {
+            let config = Config::read(&configuration.file)?;
+            let store = Store::open(&config.database).await?;
+            let done = store.migrate(to).await?;
+            let made = store.made().await?;
+            store.close().await;
+            print(&json!({ "from": done.from, "to": done.to, "made": made }))
+        }
+        Admin::Check(of) => {
+            let config = Config::read(&of.file)?;
+            let found = textnlp_store::check_database(&config.database).await;
+            print(&serde_json::to_value(found).map_err(std::io::Error::other)?)
+        }
+        Admin::Keys(of) => {
+            let config = Config::read(&of.configuration.file)?;
+            answer(keys(&config, &of.text()?).await)
+        }
+        Admin::Audit(of) => {
+            let config = Config::read(&of.configuration.file)?;
+            answer(audit(&config, &of.text()?).await)
+        }
+        Admin::Models(of) => {
+            log_plainly()?;
+            print(&deliver(&of.file).await?)
+        }
+        Admin::Ready(of) => {
+            let config = Config::read(&of.file)?;
+            ready::ask(&config.api.listen).await.map_err(CommandError::NotReady)
+        }
+        Admin::Backup { configuration, out } => {
+            let config = Config::read(&configuration.file)?;
+            let copied = textnlp_store::copy(&config.database, &out).await.map_err(CommandError::Copy)?;
+            print(&serde_json::to_value(copied).map_err(std::io::Error::other)?)
+        }
+        Admin::BaseBackup { configuration, out } => {
+            let copied = postgres::base(&configuration.file, &out).await?;
+            print(&serde_json::to_value(copied).map_err(std::io::Error::other)?)
+        }
+        Admin::ArchiveWal { configuration, segment } => {
+            postgres::step::archive(&configuration.file, &segment).map_err(|error| CommandError::Step(error, false))
+        }
+        Admin::RestoreWal { configuration, segment, out } => {
+            postgres::step::fetch(&configuration.file, &segment, &out).map_err(|error| CommandError::Step(error, true))
+        }
+    }
+}
+
+/// Prints the answer of a JSON command, or its error with the hint.
+fn answer(done: Result<serde_json::Value, KeysError>) -> Result<(), CommandError> {
+    let error = match done {
+        Ok(answer) => return print(&answer),
+        Err(error) => error,
+    };
+    let hint = match &error {
+        KeysError::Command { hint, .. } => hint.clone(),
+        KeysError::Watch(why) => why.hint.clone(),
+        _ => None,
+    };
+    print(&json!({ "error": { "message": chain(&error), "hint": hint } }))?;
+    Err(error.into())
+}
+
+async fn server(config: Config) -> Result<(), CommandError> {
+    let log_file =
+        config.monitoring.log_file.as_ref().map_or_else(|| "standard output".to_owned(), ToString::to_string);
+    log::begin(&config.monitoring).map_err(|error| CommandError::Log(log_file, error))?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // A log rotated by renaming is not ours to reopen (rotation copies and truncates); the signal must not kill us.
+    let _hangup = signal(SignalKind::hangup())?;
+    raise_file_limit();
+    let server = Server::start(config).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tokio::select! {
+        _ = server.drain() => {}
+        _ = terminate.recv() => tracing::warn!("second stop signal: exiting immediately"),
+        _ = interrupt.recv() => tracing::warn!("second stop signal: exiting immediately"),
+    }
+    Ok(())
+}
+
+/// To standard output, for programs whose configuration has no log settings.
+fn log_plainly() -> Result<(), CommandError> {
+    log::begin(&Monitoring::standard()).map_err(|error| CommandError::Log("standard output".to_owned(), error))
+}
+
+/// Each connection is a file: the soft limit of 1,024 that shells give is raised to what the system allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files could not be raised");
+    }
+}
+
+fn print(value: &serde_json::Value) -> Result<(), CommandError> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}")?;
+    out.flush()?;
+    Ok(())
+}
+
+fn report(error: &CommandError) {
+    let mut err = std::io::stderr().lock();
+    let mut text = format!("error: {error}\n");
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        text.push_str(&format!("  cause: {next}\n"));
+        cause = next.source();
+    }
+    if let CommandError::Gateway(gateway) = error
+        && let Some(hint) = gateway.hint()
+    {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    // Nobody is left to tell when standard error is gone.
+    let _ = err.write_all(text.as_bytes());
+}

@@ -1,0 +1,221 @@
+//! State shared by replicas: keys, rate limits, budgets and usage, in a SQLite file or a PostgreSQL database.
+//!
+//! Both use the same statements, by sqlx's `any` driver; [`dialect`] has the differences. SQLite has one writer at a
+//! time, so writes use a separate connection: waiting for it in an async queue is cheaper than in the busy handler. In
+//! PostgreSQL writers lock by subject, and wait only for writers of the same subject. A locked, full or missing store
+//! is a [`StoreError`], never a panic.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+mod audit;
+mod budget;
+mod check;
+mod config;
+mod copy;
+mod dialect;
+mod keys;
+mod migrate;
+pub mod programs;
+pub mod rate;
+pub mod retention;
+mod scope;
+mod sites;
+mod tickets;
+mod usage;
+pub mod verifier;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sqlx::{Any, AnyPool, Transaction};
+use textnlp_net::retry::{Backoff, RetryPolicy, retry};
+
+use dialect::{Dialect, Haste, Trust, Turns};
+
+pub use audit::{Action, Actor, AuditEvent, AuditLog, AuditPage, AuditRow, Origin, Outcome, is_plain};
+pub use budget::{BudgetRefusal, Reservation};
+pub use check::{CheckFinding, CheckResult, check_database};
+pub use config::{Database, DatabaseAt, PostgresAt};
+pub use copy::{Copied, check, copy};
+pub use keys::{ApiKey, KeyPut, act};
+pub use migrate::{Migrated, newest_schema};
+pub use rate::Rate;
+pub use scope::TenantStore;
+pub use sites::UsageRow;
+pub use tickets::{StreamTicket, Token, TooManyTickets};
+pub use usage::{DAY_MS, DailyUsage, Usage, UsageLog, UsageSum};
+
+/// Why the store could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process holds a lock; a retry may work.
+    #[error("the database is busy")]
+    Busy(#[source] sqlx::Error),
+    /// It is unreachable or read-only: starting, stopping, or failing over.
+    #[error("the database is not reachable")]
+    Away(#[source] sqlx::Error),
+    /// The connection was lost during a commit: the outcome is unknown.
+    #[error("the connection to the database was lost; the change may or may not be stored")]
+    Unsure(#[source] sqlx::Error),
+    /// No room on its disk.
+    #[error("the database's disk is full")]
+    Full(#[source] sqlx::Error),
+    /// Any other error.
+    #[error("the database failed")]
+    Failed(#[from] sqlx::Error),
+    /// Its schema is not one that this program works with.
+    #[error("{0}")]
+    Schema(String),
+    /// The configured address cannot be used.
+    #[error("{0}")]
+    Address(String),
+}
+
+impl StoreError {
+    /// Whether nothing was changed and a retry may work.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Busy(_) | Self::Away(_))
+    }
+
+    /// The same for idempotent calls.
+    pub fn may_be_repeated(&self) -> bool {
+        self.passes() || matches!(self, Self::Unsure(_))
+    }
+}
+
+/// The shared store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dialect: Dialect,
+    reads: AnyPool,
+    /// The same pool as `reads` in PostgreSQL.
+    writes: AnyPool,
+    trust: Arc<Trust>,
+    turns: Arc<Turns>,
+}
+
+/// Timeout for a connection from the pool.
+const ACQUIRE: Duration = Duration::from_secs(5);
+
+/// Timeout of a statement and its connection: a crashed machine does not close connections.
+const ANSWER: Duration = Duration::from_secs(18);
+
+/// Timeout for closing connections.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How long a read is retried during a failover: every other server may have reconnected already.
+const MOVES: Duration = Duration::from_secs(1);
+
+/// How long a change is retried: longer than a suspended replica can hold a lock.
+const CHANGES: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Opens the database; a missing SQLite file is created. The schema is not changed.
+    pub async fn open(database: &config::Database) -> Result<Self, StoreError> {
+        dialect::open(database).await
+    }
+
+    /// A PostgreSQL that need not be there yet.
+    pub fn open_later(server: &config::PostgresAt, most: u32) -> Result<Self, StoreError> {
+        dialect::open_later(server, most)
+    }
+
+    /// Closes all connections; unresponsive ones are abandoned.
+    pub async fn close(&self) {
+        let close = async { tokio::join!(self.reads.close(), self.writes.close()) };
+        if tokio::time::timeout(GOODBYE, close).await.is_err() {
+            tracing::warn!("connections to the database did not close in time");
+        }
+    }
+
+    /// Whether it can be read now.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        self.ask(sqlx::query("SELECT 1").execute(&self.reads)).await.map(drop)
+    }
+
+    /// A durable change. In PostgreSQL it waits for changes with the same `about`.
+    async fn write(&self, about: &str) -> Result<Transaction<'static, Any>, StoreError> {
+        self.change(about, Haste::Durable).await
+    }
+
+    /// A change of counters: the last ones may be lost with the machine, and it does not wait for long.
+    async fn count(&self, about: &str) -> Result<Transaction<'static, Any>, StoreError> {
+        self.change(about, Haste::Counts).await
+    }
+
+    async fn change(&self, about: &str, haste: Haste) -> Result<Transaction<'static, Any>, StoreError> {
+        let begin = self.dialect.begin(haste);
+        let Some((lock, number)) = self.dialect.lock(about) else { return self.begin(&self.writes, begin).await };
+        let turn = self.turns.take(number, haste).await?;
+        let mut transaction = self.begin(&self.writes, begin).await?;
+        self.ask(sqlx::query(lock).bind(number).execute(&mut *transaction)).await?;
+        drop(turn);
+        Ok(transaction)
+    }
+
+    /// Starts a transaction with a statement that does nothing else. If more failed together with it, the connection
+    /// would be in a transaction unknown to sqlx.
+    async fn begin(&self, pool: &AnyPool, statement: &'static str) -> Result<Transaction<'static, Any>, StoreError> {
+        self.ask(pool.begin_with(statement)).await
+    }
+
+    async fn commit(&self, transaction: Transaction<'static, Any>) -> Result<(), StoreError> {
+        self.ask(transaction.commit()).await.map_err(|error| match error {
+            StoreError::Away(error) => StoreError::Unsure(error),
+            error => error,
+        })
+    }
+
+    /// Removes the statement timeout of a transaction; see [`Self::patiently`].
+    async fn take_time(&self, transaction: &mut Transaction<'static, Any>) -> Result<(), StoreError> {
+        let Some(statement) = self.dialect.take_time() else { return Ok(()) };
+        self.ask(sqlx::query(statement).execute(&mut **transaction)).await.map(drop)
+    }
+
+    /// Waits without a timeout, for work that the caller bounds: migrations, counts of whole tables.
+    async fn patiently<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+        work.await.map_err(|error| self.dialect.sort(error))
+    }
+
+    /// Waits for the database with a timeout. During an outage, connections opened before are no longer used.
+    async fn ask<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+        let answer = match tokio::time::timeout(ANSWER, work).await {
+            Ok(answer) => answer.map_err(|error| self.dialect.sort(error)),
+            Err(_) => Err(StoreError::Away(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
+        };
+        if let Err(StoreError::Away(error)) = &answer
+            && !dialect::is_about_one_session(error)
+        {
+            self.trust.is_lost();
+        }
+        answer
+    }
+}
+
+/// For a database that another process has locked: 0.3 to 0.6 seconds of pauses in all.
+pub const RETRIES: RetryPolicy =
+    RetryPolicy::new(6, Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(640) });
+
+/// For requests: retries a read during a failover.
+pub async fn read<T, F>(work: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    retry(RETRIES.within(MOVES), StoreError::passes, work).await
+}
+
+/// For requests: retries a change that was not made, or that is idempotent (`again`).
+pub async fn change<T, F>(again: fn(&StoreError) -> bool, work: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    retry(RETRIES.within(CHANGES), again, work).await
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests;

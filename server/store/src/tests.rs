@@ -1,0 +1,422 @@
+//! One list of tests for both databases, and what only one of them can do.
+
+use super::*;
+use crate::config::{Database, DatabaseAt, PostgresAt};
+use crate::rate::Taken;
+
+#[path = "../../tests/support/postgres.rs"]
+pub(crate) mod postgres;
+
+/// Runs the named tests on both databases.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test] async fn $name() { super::$name($crate::tests::Bench::sqlite()).await })*
+        }
+        mod postgres {
+            $(#[tokio::test] async fn $name() {
+                if let Some(bench) = $crate::tests::Bench::postgres() {
+                    super::$name(bench).await
+                }
+            })*
+        }
+    };
+}
+pub(crate) use on_both;
+
+/// Where a test's database is.
+pub(crate) struct Bench {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) at: DatabaseAt,
+}
+
+impl Bench {
+    pub(crate) fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = camino::Utf8PathBuf::from_path_buf(folder.path().join("textnlp.db")).unwrap();
+        Self { folder, at: DatabaseAt::File(file) }
+    }
+
+    pub(crate) fn postgres() -> Option<Self> {
+        let cluster = postgres::shared()?;
+        let at = PostgresAt::new(&cluster.url(&cluster.database())).unwrap();
+        Some(Self { folder: tempfile::tempdir().unwrap(), at: DatabaseAt::Server(at) })
+    }
+
+    /// Another one of the same kind.
+    pub(crate) fn another(&self) -> Self {
+        match self.at {
+            DatabaseAt::File(_) => Self::sqlite(),
+            DatabaseAt::Server(_) => Self::postgres().unwrap(),
+        }
+    }
+
+    /// Opened as one replica does.
+    pub(crate) async fn open(&self) -> Store {
+        Store::open(&Database { at: self.at.clone(), pool_size: 2, max_overflow: 2 }).await.unwrap()
+    }
+
+    /// Opened, with the newest schema.
+    pub(crate) async fn store(&self) -> Store {
+        let store = self.open().await;
+        store.prepare().await.unwrap();
+        store
+    }
+}
+
+pub(crate) fn key(public_id: &str) -> ApiKey {
+    ApiKey {
+        public_id: public_id.into(),
+        sha256: "0".repeat(64),
+        tenant: "default".into(),
+        name: "test".into(),
+        scopes: vec!["*".into()],
+        rate_limit: None,
+        token_rate_limit: None,
+        token_limit: None,
+        created_at: 1,
+        expires_at: None,
+        revoked_at: None,
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_another_process_holds_is_busy_and_one_that_is_no_database_fails() {
+    let bench = Bench::sqlite();
+    let (store, other) = (bench.store().await, bench.open().await);
+    let held = other.write("").await.unwrap();
+    assert!(matches!(store.put_key(&key("a"), None).await, Err(StoreError::Busy(_))));
+    assert_eq!(store.key("a").await.unwrap(), None, "readers go on");
+    drop(held);
+    let file = bench.folder.path().join("broken.db");
+    std::fs::write(&file, "this is no database, not even a small one ".repeat(100)).unwrap();
+    let at = DatabaseAt::File(camino::Utf8PathBuf::from_path_buf(file).unwrap());
+    let refused = Store::open(&Database { at, pool_size: 1, max_overflow: 0 }).await;
+    assert!(matches!(refused, Err(StoreError::Failed(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_so() {
+    let store = Bench::sqlite().store().await;
+    // SQLite's own page limit gives the same result code as a disk without room.
+    sqlx::query("PRAGMA max_page_count = 1").execute(&store.writes).await.unwrap();
+    let mut failed = None;
+    for n in 0..2000 {
+        if let Err(error) = store.put_key(&ApiKey { name: "x".repeat(900), ..key(&format!("{n:016}")) }, None).await {
+            failed = Some(error);
+            break;
+        }
+    }
+    assert!(matches!(failed, Some(StoreError::Full(_))), "{failed:?}");
+}
+
+/// A database of PostgreSQL, and how to ask it as its superuser.
+pub(crate) async fn of_postgres() -> Option<(&'static postgres::Cluster, String, Store)> {
+    let cluster = postgres::shared()?;
+    let name = cluster.database();
+    let store = open_at(&cluster.url(&name)).await.unwrap();
+    store.prepare().await.unwrap();
+    Some((cluster, name, store))
+}
+
+async fn open_at(url: &str) -> Result<Store, StoreError> {
+    let at = DatabaseAt::Server(PostgresAt::new(url).unwrap());
+    Store::open(&Database { at, pool_size: 2, max_overflow: 2 }).await
+}
+
+async fn with_one_connection(url: &str) -> Store {
+    let at = DatabaseAt::Server(PostgresAt::new(url).unwrap());
+    Store::open(&Database { at, pool_size: 1, max_overflow: 0 }).await.unwrap()
+}
+
+/// Which session of the server's answers.
+async fn pid(store: &Store) -> i32 {
+    let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&store.reads).await.unwrap();
+    sqlx::Row::get(&row, 0)
+}
+
+#[tokio::test]
+async fn writers_wait_only_for_those_who_write_about_the_same() {
+    let Some((_, _, store)) = of_postgres().await else { return };
+    let held = store.write(&keys::about("a")).await.unwrap();
+    assert_eq!(store.put_key(&key("b"), None).await.unwrap(), KeyPut::Created);
+    let a = key("a");
+    let same = store.put_key(&a, None);
+    tokio::pin!(same);
+    assert!(futures::poll!(same.as_mut()).is_pending());
+    drop(held);
+    assert_eq!(same.await.unwrap(), KeyPut::Created);
+}
+
+#[tokio::test]
+async fn a_replica_that_stands_still_in_the_middle_of_a_change_does_not_hold_up_the_others() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    let still = open_at(&cluster.url(&name)).await.unwrap();
+    let rate = "9/hour".parse().unwrap();
+    assert!(matches!(still.take("a", "requests", rate, 1).await, Ok(Taken::Yes { .. })));
+    let mut held = still.count(&budget::about("a")).await.unwrap();
+    let took = store.take("a", "requests", rate, 1).await;
+    assert!(
+        matches!(took, Err(StoreError::Busy(_))),
+        "a request does not wait for as long as the change may stand: {took:?}"
+    );
+    let take = async || store.take("a", "requests", rate, 1).await;
+    let taken = textnlp_net::retry::retry(super::RETRIES, StoreError::passes, take).await.unwrap();
+    assert!(matches!(taken, Taken::Yes { .. }), "{taken:?}");
+    let gone = still.ask(sqlx::query("SELECT 1").execute(&mut *held)).await;
+    assert!(matches!(gone, Err(StoreError::Away(_))), "its change is not done: {gone:?}");
+    drop(held);
+    assert!(matches!(still.take("a", "requests", rate, 1).await, Ok(Taken::Yes { .. })), "it goes on by itself");
+}
+
+#[tokio::test]
+async fn changes_that_nobody_waits_for_any_more_leave_no_connection_in_the_middle_of_one() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    let sessions = || {
+        let held = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname =";
+        cluster.sql("postgres", &format!("{held} '{name}'"))
+    };
+    // The connections are there.
+    futures::future::join_all((0..4).map(|_| store.check())).await;
+    for polls in 1..8 {
+        let change = async {
+            let _held = store.count("a").await.unwrap();
+            std::future::pending::<()>().await
+        };
+        {
+            tokio::pin!(change);
+            for _ in 0..polls {
+                assert!(futures::poll!(change.as_mut()).is_pending());
+                tokio::task::yield_now().await;
+            }
+        }
+        // Sooner than PostgreSQL loses its patience with a session, after which none would be left either.
+        let began = std::time::Instant::now();
+        while sessions() != "0" && began.elapsed() < Duration::from_secs(2) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(sessions(), "0", "given up after {polls} polls");
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_others_leaves_connections_to_everybody_else() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    let other = open_at(&cluster.url(&name)).await.unwrap();
+    let mut held = other.count(&budget::about("a")).await.unwrap();
+    let stays = "SET LOCAL idle_in_transaction_session_timeout = 0";
+    other.ask(sqlx::query(stays).execute(&mut *held)).await.unwrap();
+    let rate = "9/hour".parse().unwrap();
+    // Each waits for a second, and four connections are all there are: one after the other they would take longer than anybody waits.
+    let waiting: Vec<_> = (0..60)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { store.take("a", "requests", rate, 1).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(store.key("b").await.unwrap(), None);
+    assert!(matches!(store.take("b", "requests", rate, 1).await, Ok(Taken::Yes { .. })));
+    for waiting in waiting {
+        let took = waiting.await.unwrap();
+        assert!(matches!(took, Err(StoreError::Busy(_))), "{took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_unless_it_is_in_the_middle_of_something() {
+    let Some((cluster, name, _)) = of_postgres().await else { return };
+    let store = with_one_connection(&cluster.url(&name)).await;
+    let pid = async || pid(&store).await;
+    let before = pid().await;
+    assert_eq!(store.put_key(&key("a"), None).await.unwrap(), KeyPut::Created);
+    drop(store.write("b").await.unwrap());
+    assert_eq!(pid().await, before, "what was begun and not kept is over");
+    sqlx::raw_sql("BEGIN").execute(&store.reads).await.unwrap();
+    assert_ne!(pid().await, before, "a transaction that nobody knows of");
+}
+
+#[tokio::test]
+async fn rows_are_seen_by_who_says_whose_they_are() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    for tenant in ["acme", "globex"] {
+        store.put_key(&ApiKey { tenant: tenant.into(), ..key(&format!("of-{tenant}")) }, None).await.unwrap();
+    }
+    assert_eq!(store.keys().await.unwrap().len(), 2);
+    let seen = |setting: &str| {
+        let statements =
+            format!("SET ROLE textnlp; {setting}; SELECT string_agg(public_id, ' ' ORDER BY public_id) FROM api_keys");
+        cluster.sql(&name, &statements)
+    };
+    assert_eq!(seen("SELECT"), "", "who says nothing sees nothing");
+    assert_eq!(seen("SET textnlp.tenant = 'acme'"), "of-acme");
+    assert_eq!(seen("SET textnlp.tenant = '*'"), "of-acme of-globex");
+    let mut narrow = store.tenant("acme").count("").await.unwrap();
+    let ended = sqlx::query("UPDATE api_keys SET revoked_at = 1").execute(&mut *narrow).await.unwrap();
+    assert_eq!(ended.rows_affected(), 1, "a forgotten WHERE reaches one tenant");
+    let foreign = sqlx::query("UPDATE api_keys SET tenant_id = 'globex'").execute(&mut *narrow).await;
+    assert!(foreign.unwrap_err().to_string().contains("row-level security"));
+    drop(narrow);
+}
+
+#[tokio::test]
+async fn a_session_sees_no_tenant_until_a_transaction_names_one_and_none_after_it() {
+    let Some((cluster, name, _)) = of_postgres().await else { return };
+    // Also where the role itself is set to see all of them.
+    cluster.sql(&name, &format!("ALTER ROLE textnlp IN DATABASE {name} SET textnlp.tenant = '*'"));
+    let store = with_one_connection(&cluster.url(&name)).await;
+    for tenant in ["acme", "globex"] {
+        store.put_key(&ApiKey { tenant: tenant.into(), ..key(&format!("of-{tenant}")) }, None).await.unwrap();
+    }
+    let seen = async || {
+        let row = sqlx::query("SELECT count(*) FROM api_keys").fetch_one(&store.reads).await.unwrap();
+        sqlx::Row::get::<i64, _>(&row, 0)
+    };
+    assert_eq!(seen().await, 0, "no transaction has named a tenant");
+    for _ in 0..2 {
+        assert_eq!(store.keys().await.unwrap().len(), 2);
+        assert_eq!(seen().await, 0, "the job that saw all of them has ended");
+        drop(store.tenant("acme").read().await.unwrap());
+        assert_eq!(seen().await, 0);
+    }
+    let mut plain = store.write("").await.unwrap();
+    let ended = sqlx::query("UPDATE api_keys SET revoked_at = 1").execute(&mut *plain).await.unwrap();
+    assert_eq!(ended.rows_affected(), 0, "a change that named no tenant changes no tenant's rows");
+    drop(plain);
+}
+
+#[tokio::test]
+async fn every_table_with_rows_of_tenants_holds_its_owner_to_row_level_security() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    let with_tenants = "SELECT string_agg(table_name, ' ' ORDER BY table_name) FROM information_schema.columns WHERE \
+                        table_schema = 'public' AND column_name = 'tenant_id'";
+    let forced =
+        "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relrowsecurity AND relforcerowsecurity";
+    assert_eq!(cluster.sql(&name, with_tenants), cluster.sql(&name, forced));
+    assert_eq!(store.role_above_row_security().await.unwrap(), None);
+    let above = open_at(&cluster.url(&name).replace("textnlp@", "owner@")).await.unwrap();
+    assert_eq!(above.role_above_row_security().await.unwrap().as_deref(), Some("owner"));
+}
+
+#[tokio::test]
+async fn a_server_that_crashed_is_away_and_then_there_again() {
+    if !postgres::is_installed() {
+        return;
+    }
+    let cluster = postgres::Cluster::start("");
+    let store = open_at(&cluster.url(&cluster.database())).await.unwrap();
+    store.prepare().await.unwrap();
+    // Several connections that do not know yet that their server is gone.
+    futures::future::join_all((0..4).map(|n| store.revoke_key(if n == 0 { "a" } else { "b" }, None))).await;
+    let begun = store.write("c").await.unwrap();
+    cluster.crash_and_start();
+    let kept = store.commit(begun).await;
+    assert!(
+        matches!(&kept, Err(error @ StoreError::Unsure(_)) if !error.passes() && error.may_be_repeated()),
+        "{kept:?}"
+    );
+    let put = async || store.put_key(&key("a"), None).await;
+    let first = put().await;
+    assert!(first.as_ref().err().is_none_or(StoreError::passes), "{first:?}");
+    let again = textnlp_net::retry::retry(super::RETRIES, StoreError::passes, put).await;
+    assert!(again.is_ok(), "{again:?}");
+}
+
+#[tokio::test]
+async fn connections_to_a_server_that_takes_no_changes_any_more_are_dropped() {
+    let Some((cluster, name, _)) = of_postgres().await else { return };
+    let store = with_one_connection(&cluster.url(&name)).await;
+    let pid = async || pid(&store).await;
+    let before = pid().await;
+    cluster.sql("postgres", &format!("ALTER DATABASE {name} SET default_transaction_read_only = on"));
+    // This one was made before and goes on; a new session is a reader.
+    assert_eq!(store.put_key(&key("a"), None).await.unwrap(), KeyPut::Created);
+    store.trust.is_lost();
+    let refused = store.put_key(&key("b"), None).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Away(_)) && refused.passes(), "{refused:?}");
+    cluster.sql("postgres", &format!("ALTER DATABASE {name} RESET default_transaction_read_only"));
+    assert_eq!(
+        store.put_key(&key("b"), None).await.unwrap(),
+        KeyPut::Created,
+        "the reader's connection is not used again"
+    );
+    assert_ne!(pid().await, before);
+}
+
+#[tokio::test]
+async fn everything_that_stands_in_the_way_is_said_at_once() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    let ask_as = async |user: &str, database: &str| {
+        let url = cluster.url(database).replace("textnlp@", &format!("{user}@"));
+        let at = DatabaseAt::Server(PostgresAt::new(&url).unwrap());
+        check_database(&Database { at, pool_size: 1, max_overflow: 0 }).await
+    };
+    let found = ask_as("textnlp", &name).await;
+    assert_eq!((found.schema, found.problems, found.notes), (newest_schema(), vec![], vec![]));
+    assert!(found.made.is_some() && found.connections == Some(97), "{:?}", found.connections);
+    let found = ask_as("owner", &name).await;
+    assert!(found.problems.is_empty() && found.notes[0].cause.contains("superuser"), "{found:?}");
+    cluster.sql(&name, "CREATE ROLE guest LOGIN");
+    let found = ask_as("guest", &name).await;
+    let causes: Vec<&str> = found.problems.iter().map(|problem| problem.cause.as_str()).collect();
+    assert!(causes[0].contains("guest may not create tables in schema public"), "{causes:?}");
+    assert!(causes.len() == 5 && causes[1].contains("belongs to textnlp"), "{causes:?}");
+    cluster.sql("postgres", "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 OWNER textnlp");
+    let found = ask_as("textnlp", "latin").await;
+    assert!(found.schema == 0 && found.problems[0].cause.contains("LATIN1"), "{found:?}");
+    let found = ask_as("nobody", &name).await;
+    assert!(found.problems[0].fix.starts_with("create the role"), "{found:?}");
+    drop(store);
+}
+
+#[tokio::test]
+async fn a_server_elsewhere_is_trusted_by_the_authority_that_is_named() {
+    if !postgres::is_installed() {
+        return;
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let cluster = postgres::Cluster::start(&format!("listen_addresses = '127.0.0.1'\nport = {port}"));
+    let name = cluster.database();
+    let folder = tempfile::tempdir().unwrap();
+    let authority = |name: &str| {
+        let mut of = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        of.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let file = folder.path().join(name);
+        std::fs::write(&file, of.self_signed(&key).unwrap().pem()).unwrap();
+        (rcgen::Issuer::new(of, key), file.to_str().unwrap().to_owned())
+    };
+    let ((ours, ours_file), (_, others_file)) = (authority("ours.pem"), authority("others.pem"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &ours).unwrap();
+    cluster.begin_tls(&certificate.pem(), &key.serialize_pem());
+    let told = async |host: &str, ca: &str| {
+        let url = format!("postgresql://textnlp@{host}:{port}/{name}?sslmode=verify-full&sslrootcert={ca}");
+        match open_at(&url).await {
+            Ok(store) => store.prepare().await.map(|()| "trusted".to_owned()).unwrap(),
+            Err(error) => textnlp_net::error_chain(&error),
+        }
+    };
+    assert_eq!(told("localhost", &ours_file).await, "trusted");
+    assert_eq!(
+        cluster.sql("postgres", "SELECT count(*) > 0 FROM pg_stat_ssl WHERE ssl AND pid <> pg_backend_pid()"),
+        "t"
+    );
+    let untrusted = told("localhost", &others_file).await;
+    assert!(untrusted.contains("invalid peer certificate"), "{untrusted}");
+    let misnamed = told("127.0.0.1", &ours_file).await;
+    assert!(misnamed.contains("not valid for name"), "{misnamed}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_connected_to_is_said_without_its_password() {
+    let Some(cluster) = postgres::shared() else { return };
+    let socket = cluster.folder().to_str().unwrap().replace('/', "%2F");
+    let told = async |url: String| textnlp_net::error_chain(&open_at(&url).await.err().unwrap());
+    let nobody = told(format!("postgresql://nobody:hunter2@{socket}/postgres")).await;
+    assert!(nobody.contains("role \"nobody\" does not exist") && !nobody.contains("hunter2"), "{nobody}");
+    let nothing = told(format!("postgresql://textnlp:hunter2@{socket}/nothing")).await;
+    assert!(nothing.contains("database \"nothing\" does not exist"), "{nothing}");
+    let away = told("postgresql://textnlp:hunter2@%2Fnowhere/x".to_owned()).await;
+    assert!(away.starts_with("the database is not reachable") && !away.contains("hunter2"), "{away}");
+}

@@ -1,0 +1,558 @@
+#!/usr/bin/env python3
+"""Builds and runs the tests of the workspace on all cores, and says where the time went.
+
+`cargo test` runs one test program after the other. Many of ours wait for leases, drills and time-outs, so one of two cores stays
+idle. This runner starts test programs side by side as the table `plan` allows, while what only needs a processor (the rest of the
+build, lint, pure tests) takes what they leave, at idle priority.
+
+A test program fails when it ends with another status than 0, or prints no summary, or one with a failed test. A failed test fails
+the run. With `--retry`, at most three failed tests of programs marked `retry` are run again, alone; those that
+pass are listed as UNSTABLE. No other failure is ever excused (`test_runner.py` proves it).
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tiers
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = Path(__file__).with_name("plan")
+# The package whose tests start the real program.
+STORIES = "textnlp-tests"
+# The group of programs that need nothing but a processor: they run at idle priority.
+PURE = "pure"
+# Sum of the weights of what runs at normal priority, per core.
+LOAD_PER_CORE = 1.35
+# Programs at idle priority that run side by side.
+IDLE_SLOTS = max(2, os.cpu_count() or 2)
+POLL_INTERVAL = 0.1
+PROGRESS_INTERVAL = 60
+MAX_RETRIES = 3
+# Status of a command that says: this cannot be had on this machine.
+UNAVAILABLE = 3
+
+# Why something is left out, by what it needs.
+REASONS = {
+    "clouds": "the program is built without clouds: `bash tests/run --features textnlp-deploy/clouds` builds it with them",
+    "control-plane": "there is no Kubernetes control plane (`bash tests/cluster/build` says why)",
+}
+
+OK, FAILED, TIMED_OUT, LEFT_OUT = "ok", "FAILED", "TIMED OUT", "left out"
+
+
+class UsageError(Exception):
+    """The plan or an argument is wrong."""
+
+
+@dataclass
+class Row:
+    """One line of the plan: a test program, or the part of it that its filters select."""
+
+    package: str
+    target: str
+    group: str
+    weight: float
+    threads: int
+    seconds: float
+    retry: bool = False
+    tier: str = ""
+    every: str = ""
+    needs: tuple = ()
+    beside: float | None = None
+    limit: float = 1500
+    only: tuple = ()
+    skip: tuple = ()
+
+    @property
+    def name(self):
+        part = f" [{' '.join(self.only)}]" if self.only else ""
+        return f"{self.package}::{self.target}{part}"
+
+
+@dataclass
+class Job:
+    """Something that runs once: a test program or another command."""
+
+    name: str
+    argv: list
+    cwd: Path = ROOT
+    env: dict = field(default_factory=dict)
+    row: Row | None = None
+    weight: float = 0.0
+    beside: float | None = None
+    group: str = ""
+    idle: bool = False
+    seconds: float = 0.0
+    limit: float = 3600
+    needs: tuple = ()
+    provides: str = ""
+    optional: bool = False
+    quiet: bool = False
+    # Where standard output goes if it is not for a person.
+    messages: Path | None = None
+    # Set while it runs and afterwards.
+    state: str = ""
+    pid: int = 0
+    began: float = 0.0
+    wall: float = 0.0
+    cpu: float = 0.0
+    status: int = 0
+    output: Path | None = None
+    tests: dict = field(default_factory=dict)
+
+
+# The plan --------------------------------------------------------------------------------------------------------------------------
+
+
+def read_plan(text):
+    """Parses the table; every mistake is reported with its line."""
+    rows, mistakes = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        try:
+            package, target, group, weight, threads, seconds = words[:6]
+            row = Row(package, target, "" if group == "-" else group, float(weight), int(threads), float(seconds))
+            for option in words[6:]:
+                key, _, value = option.partition("=")
+                if key == "retry" and not value:
+                    row.retry = True
+                elif key in ("only", "skip", "needs") and value:
+                    setattr(row, key, tuple(value.split(",")))
+                elif key in ("tier", "every") and value in tiers.TIERS:
+                    setattr(row, key, value)
+                elif key in ("beside", "limit") and value:
+                    setattr(row, key, float(value))
+                else:
+                    raise ValueError(f"unknown option `{option}`")
+            rows.append(row)
+        except ValueError as error:
+            mistakes.append(f"plan:{number}: {error}: {line.strip()}")
+    by_program = {}
+    for row in rows:
+        by_program.setdefault((row.package, row.target), []).append(row)
+    for (package, target), parts in by_program.items():
+        rest = [row for row in parts if not row.only]
+        selected = {name for row in parts for name in row.only}
+        if len(rest) != 1 or set(rest[0].skip) != selected:
+            mistakes.append(
+                f"plan: {package} {target}: its parts do not add up: one line without `only` has to skip {sorted(selected)}"
+            )
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return rows
+
+
+# What a test program printed -------------------------------------------------------------------------------------------------------
+
+RESULT = re.compile(r"^test (\S+)(?: - [^.]+)? \.\.\. (ok|FAILED|ignored)\b", re.M)
+SUMMARY = re.compile(r"^test result: (ok|FAILED)\. (\d+) passed; (\d+) failed; (\d+) ignored;", re.M)
+# A test that prints while it runs can tear the line that names it; the list of failures at the end names each once more.
+FAILURES = re.compile(r"^failures:\n((?:    \S+\n)+)\ntest result", re.M)
+
+
+def read_tests(output):
+    """The tests that the output names with their results, and its summary `(passed, failed, ignored)`, or None without one."""
+    tests = {name: result for name, result in RESULT.findall(output)}
+    for block in FAILURES.findall(output):
+        tests.update({name: FAILED for name in block.split()})
+    found = SUMMARY.findall(output)
+    summary = tuple(sum(int(line[n]) for line in found) for n in (1, 2, 3)) if found else None
+    return tests, summary
+
+
+def passed(status, output):
+    """Whether a test program passed: its status and its own summary must say so."""
+    _, summary = read_tests(output)
+    return status == 0 and summary is not None and summary[1] == 0
+
+
+def explained_failures(status, output):
+    """The names of the failed tests when they explain the status completely, else None: a program that was killed, timed out
+    or died names no test, and nothing of it may be run again."""
+    tests, summary = read_tests(output)
+    failed = sorted(name for name, result in tests.items() if result == FAILED)
+    if status != 101 or summary is None or not failed or summary[1] != len(failed):
+        return None
+    return failed
+
+
+# Running ---------------------------------------------------------------------------------------------------------------------------
+
+
+class Runner:
+    """Starts jobs when what they need is there and the machine has room."""
+
+    def __init__(self, folder, capacity=None, out=sys.stdout):
+        self.folder = Path(folder)
+        self.capacity = capacity or LOAD_PER_CORE * (os.cpu_count() or 2)
+        self.out = out
+        self.waiting, self.running, self.done = [], [], []
+        self.facts = {}
+        self.began = time.monotonic()
+        self.on_end = {}
+        self.said = self.began
+
+    def say(self, text=""):
+        print(text, file=self.out, flush=True)
+
+    def add(self, job, on_end=None):
+        """Takes a job. `on_end(job)` may add further ones."""
+        if on_end:
+            self.on_end[job.name] = on_end
+        self.waiting.append(job)
+
+    def run(self):
+        """Runs everything to its end."""
+        try:
+            while self.waiting or self.running:
+                self.drop_impossible()
+                self.start_possible()
+                if not self.running:
+                    if self.waiting:
+                        names = ", ".join(job.name for job in self.waiting)
+                        raise UsageError(f"nothing can start, and these wait: {names}")
+                    break
+                time.sleep(POLL_INTERVAL)
+                self.collect()
+                self.report_progress()
+        finally:
+            for job in self.running:
+                end_group(job.pid)
+
+    def drop_impossible(self):
+        """Leaves out what needs something that cannot be had, and says so."""
+        for job in list(self.waiting):
+            lost = [need for need in job.needs if self.facts.get(need) is False]
+            if lost:
+                self.waiting.remove(job)
+                job.state = LEFT_OUT
+                self.done.append(job)
+
+    def start_possible(self):
+        # Longest first, so that no long one is left for the end.
+        for job in sorted(self.waiting, key=lambda job: (job.idle, -job.seconds)):
+            if all(self.facts.get(need) for need in job.needs) and self.has_room(job):
+                self.waiting.remove(job)
+                self.start(job)
+
+    def has_room(self, job):
+        if job.group and any(other.group == job.group for other in self.running):
+            return False
+        if job.idle:
+            return sum(other.idle for other in self.running) < IDLE_SLOTS
+        busy = [other for other in self.running if not other.idle]
+        if not busy:
+            return True
+        load = sum(other.weight for other in busy)
+        if load + job.weight > self.capacity or (job.beside is not None and load > job.beside):
+            return False
+        return all(
+            other.beside is None or load - other.weight + job.weight <= other.beside for other in busy
+        )
+
+    def start(self, job):
+        job.output = self.folder / f"{len(self.done) + len(self.running):03}-{re.sub('[^A-Za-z0-9_-]+', '_', job.name)[:80]}"
+        with open(job.output, "wb") as log, open(job.messages or os.devnull, "wb") as messages:
+            process = subprocess.Popen(
+                job.argv,
+                cwd=job.cwd,
+                env={**os.environ, **job.env},
+                stdin=subprocess.DEVNULL,
+                stdout=messages if job.messages else log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lower_priority if job.idle else None,
+            )
+        # Collected by wait4, which also tells the processor time.
+        process.returncode = 0
+        job.pid, job.began, job.state = process.pid, time.monotonic(), "running"
+        self.running.append(job)
+
+    def collect(self):
+        for job in list(self.running):
+            pid, status, usage = os.wait4(job.pid, os.WNOHANG)
+            job.wall = time.monotonic() - job.began
+            if not pid:
+                if job.wall > job.limit and job.state == "running":
+                    job.state = TIMED_OUT
+                    end_group(job.pid)
+                continue
+            self.running.remove(job)
+            job.status = os.waitstatus_to_exitcode(status)
+            job.cpu = usage.ru_utime + usage.ru_stime
+            self.finish(job)
+
+    def finish(self, job):
+        text = job.output.read_text(errors="replace")
+        if job.row:
+            job.tests, _ = read_tests(text)
+        if job.state != TIMED_OUT:
+            good = passed(job.status, text) if job.row else job.status == 0
+            job.state = OK if good else FAILED
+            if not good and job.optional and job.status == UNAVAILABLE:
+                job.state = LEFT_OUT
+        if job.provides:
+            self.facts[job.provides] = job.state == OK
+        self.done.append(job)
+        self.say(f"\n== {job.name}: {job.state} after {job.wall:.1f} s ({job.cpu:.1f} s of processor time)")
+        if not (job.quiet and job.state == OK):
+            self.say(text.rstrip())
+        then = self.on_end.get(job.name)
+        if then and job.state == OK:
+            then(job)
+
+    def report_progress(self):
+        now = time.monotonic()
+        if now - self.said < PROGRESS_INTERVAL:
+            return
+        self.said = now
+        names = ", ".join(f"{job.name} ({now - job.began:.0f} s)" for job in self.running)
+        self.say(f"-- {now - self.began:.0f} s: {len(self.done)} done, {len(self.waiting)} waiting; running: {names}")
+
+
+def lower_priority():
+    """Runs in the child: it only gets the processor time that nothing else wants."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except (OSError, AttributeError):
+        pass
+    os.nice(19)
+
+
+def end_group(pid):
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+# Retrying --------------------------------------------------------------------------------------------------------------------------
+
+
+def retry(jobs, say, run=subprocess.run):
+    """Runs the failed tests again, alone, if they are at most three, all of programs marked `retry`, and explain the failures
+    completely. Returns the names of those that passed then, or None when a failure is not excused."""
+    failed = [job for job in jobs if job.state not in (OK, LEFT_OUT)]
+    wanted = []
+    for job in failed:
+        names = None
+        if job.row and job.row.retry and job.state == FAILED:
+            names = explained_failures(job.status, job.output.read_text(errors="replace"))
+        if names is None:
+            return None
+        wanted += [(job, name) for name in names]
+    if not wanted or len(wanted) > MAX_RETRIES:
+        return None
+    for job, name in wanted:
+        say(f"\n== running {name} of {job.row.name} again, alone")
+        try:
+            again = run(
+                [job.argv[0], "--exact", name],
+                cwd=job.cwd,
+                env={**os.environ, **job.env},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=job.limit,
+            )
+        except subprocess.TimeoutExpired:
+            say(f"it did not end within {job.limit:.0f} s")
+            return None
+        text = again.stdout.decode(errors="replace")
+        say(text.rstrip())
+        tests, summary = read_tests(text)
+        if again.returncode != 0 or tests.get(name) != OK or summary is None or summary[:2] != (1, 0):
+            return None
+    return [f"{name} of {job.row.name}" for job, name in wanted]
+
+
+# Building --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_programs(output):
+    """The test programs in cargo's JSON messages: {(package, target): (executable, folder of the package)}."""
+    found = {}
+    for line in output.splitlines():
+        if not line.startswith("{"):
+            continue
+        message = json.loads(line)
+        if message.get("reason") != "compiler-artifact" or not message["profile"]["test"] or not message.get("executable"):
+            continue
+        folder = Path(message["manifest_path"]).parent
+        kind = message["target"]["kind"][0]
+        target = message["target"]["name"] if kind == "test" else ("bin" if kind == "bin" else "lib")
+        found[(package_name(message["package_id"]), target)] = (message["executable"], folder)
+    return found
+
+
+def package_name(package_id):
+    """`path+file:///a/b#name@0.1.0`, or `path+file:///a/name#0.1.0` where folder and package have one name."""
+    place, _, fragment = package_id.partition("#")
+    return fragment.split("@")[0] if "@" in fragment else place.rstrip("/").rsplit("/", 1)[-1]
+
+
+def main():
+    options = arguments()
+    began = time.monotonic()
+    rows = read_plan(PLAN.read_text())
+    chosen = [row for row in rows if not options.programs or row.target in options.programs]
+    unknown = set(options.programs) - {row.target for row in rows}
+    if unknown:
+        raise UsageError(f"no test program is called {', '.join(sorted(unknown))}; the plan has: "
+                         + ", ".join(sorted({row.target for row in rows if row.target not in ('lib', 'bin')})))
+    skipped = tiers.Skipped(run_all=options.all or bool(options.programs))
+    with tempfile.TemporaryDirectory(prefix="textnlp-tests-") as folder:
+        runner = Runner(folder)
+        schedule(runner, options, rows, chosen, skipped)
+        runner.run()
+        return conclude(runner, options, skipped, began)
+
+
+def schedule(runner, options, rows, chosen, skipped):
+    """Adds what this run consists of. Features do not depend on the part of the selection that is built, so the stories and what
+    they start can be built first without building anything twice (`selection.py` checks it)."""
+    features = ["--features", options.features] if options.features else []
+    selection = ["--release", "--locked", *tiers.SELECTION, *features]
+    everything = not options.programs
+    started = set()
+
+    def build(name, arguments, on_end, **more):
+        messages = runner.folder / f"{name}.json"
+        argv = ["cargo", "build", *arguments, "--message-format=json-render-diagnostics"]
+        runner.add(Job(f"build: {name}", argv, messages=messages, provides=name, quiet=True, **more), on_end=on_end)
+
+    def start_tests(job):
+        programs = test_programs(job.messages.read_text())
+        unplanned = programs.keys() - {(row.package, row.target) for row in rows}
+        if unplanned:
+            raise UsageError(f"these test programs have no line in {PLAN}: {sorted(unplanned)}")
+        for row in chosen:
+            program = programs.get((row.package, row.target))
+            if program and row.name not in started and not skipped.skips(row.tier):
+                started.add(row.name)
+                runner.add(test_job(row, program, options, skipped))
+        return programs
+
+    def start_the_rest(job):
+        programs = start_tests(job)
+        missing = {(row.package, row.target) for row in rows} - programs.keys()
+        if missing:
+            raise UsageError(f"{PLAN} names test programs that do not exist: {sorted(missing)}")
+
+    runner.facts["clouds"] = any(name.endswith("/clouds") for name in options.features.split(","))
+    if options.no_cluster:
+        runner.facts["control-plane"] = False
+    elif any("control-plane" in row.needs for row in chosen):
+        runner.add(Job("control plane", ["bash", "tests/cluster/build"], provides="control-plane", idle=True, optional=True, quiet=True,
+                       seconds=900))
+    if everything:
+        runner.add(Job("environments of tests", ["bash", "tests/environments"], idle=True, quiet=True, seconds=800))
+    # One cargo at a time: each waits for the lock of the target folder anyway.
+    last = None
+    if any(row.package == STORIES for row in chosen):
+        build("stories", ["--release", "--locked", *features, "-p", "textnlp-deploy", "-p", STORIES, "--bins", "--test", "*"],
+              start_tests, weight=runner.capacity, seconds=2000)
+        last = "stories"
+    if any(row.package != STORIES for row in chosen):
+        build("all tests", [*selection, "--bins", "--tests"], start_the_rest, idle=bool(last), seconds=1500, needs=(last,) if last else ())
+        last = "all tests"
+    if not everything:
+        return
+    chain = [("documentation tests", ["cargo", "test", *selection, "--doc", "--quiet"], False)]
+    chain += [(command, ["bash", "-c", command], False) for command in options.also]
+    chain += [(f"tier {tier.name}", ["bash", "-c", tier.command], True) for tier in tiers.TIERS.values()
+              if tier.command and (options.ci or options.all) and not skipped.skips(tier.name)]
+    for name, argv, optional in chain:
+        runner.add(Job(name, argv, idle=True, needs=(last,), provides=name, optional=optional, seconds=500))
+        last = name
+
+
+def test_job(row, program, options, skipped):
+    executable, folder = program
+    argv = [executable, f"--test-threads={row.threads}", *row.only]
+    for name in row.skip:
+        argv += ["--skip", name]
+    env = {"CARGO_MANIFEST_DIR": str(folder), "CARGO_PKG_NAME": row.package}
+    if row.every and not skipped.skips(row.every):
+        env["TEXTNLP_TESTS_EVERY"] = "1"
+    pure = row.group == PURE
+    return Job(row.name, argv + options.arguments, cwd=folder, env=env, row=row, weight=0 if pure else row.weight, beside=row.beside,
+               group="" if pure else row.group, idle=pure, seconds=row.seconds, limit=row.limit, needs=row.needs)
+
+
+def conclude(runner, options, skipped, began):
+    say = runner.say
+    jobs = runner.done
+    say("\n== where the time went\n")
+    say(f"{'':60} {'from':>7} {'wall':>7} {'cpu':>7}")
+    for job in sorted((job for job in jobs if job.state != LEFT_OUT), key=lambda job: job.began):
+        say(f"{job.name[:60]:60} {job.began - runner.began:7.0f} {job.wall:7.1f} {job.cpu:7.1f}"
+            + ("" if job.state == OK else f"  {job.state}"))
+    wall, cpu = time.monotonic() - began, sum(job.cpu for job in jobs)
+    say(f"{'all':60} {'':7} {wall:7.1f} {cpu:7.1f}   {cpu / wall:.2f} cores busy")
+
+    failed = [job for job in jobs if job.state not in (OK, LEFT_OUT)]
+    unstable = retry(jobs, say) if failed and options.retry else None
+    say()
+    for job in jobs:
+        if job.state == LEFT_OUT:
+            lost = [need for need in job.needs if not runner.facts.get(need)]
+            say(f"LEFT OUT: {job.name}: {REASONS.get(lost[0], f'`{lost[0]}` failed') if lost else 'it cannot be had on this machine'}")
+    skipped.report(say)
+    if not (options.ci or options.all or options.programs):
+        names = ", ".join(tier.name for tier in tiers.TIERS.values() if tier.command)
+        say(f"LEFT OUT: the checks of tiers {names}: `bash tests/run --ci` runs them")
+    for name in unstable or []:
+        say(f"UNSTABLE: {name} failed beside the others and passed alone; its first output is above")
+    for job in failed:
+        names = sorted(name for name, result in job.tests.items() if result == FAILED)
+        say(f"{job.state}: {job.name}" + (f": {', '.join(names)}" if names else ""))
+    results = [result for job in jobs for result in job.tests.values()]
+    counts = {kind: results.count(kind) for kind in ("ok", FAILED, "ignored")}
+    if unstable:
+        counts = {**counts, "ok": counts["ok"] + len(unstable), FAILED: 0}
+    good = not failed or bool(unstable)
+    # A part of the programs or of their tests says nothing about a whole tier.
+    if good and not options.programs and not options.arguments:
+        skipped.record(jobs, OK)
+    say(f"\n{counts['ok']} passed, {counts[FAILED]} failed, {counts['ignored']} skipped")
+    return 0 if good else 1
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="tests/run", description="Builds and runs the tests of the workspace.")
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="run only these test programs, by the name of their file or folder")
+    parser.add_argument("--retry", action="store_true", help="run up to three failed stories again, alone, and list those that pass as UNSTABLE")
+    parser.add_argument("--ci", action="store_true", help="run the checks of tiers as well, such as licenses of dependencies")
+    parser.add_argument("--all", action="store_true", help="skip no tier, even if nothing that it covers has changed")
+    parser.add_argument("--features", default="", help="cargo features of the program, such as textnlp-deploy/clouds")
+    parser.add_argument("--no-cluster", action="store_true", help="leave out the tests that need a Kubernetes control plane")
+    parser.add_argument("--also", action="append", default=[], metavar="COMMAND", help="run this command beside the tests; its failure fails the run")
+    given = sys.argv[1:]
+    rest = given[given.index("--") + 1:] if "--" in given else []
+    options = parser.parse_args(given[: given.index("--")] if "--" in given else given)
+    options.arguments = rest
+    return options
+
+
+if __name__ == "__main__":
+    # A runner that is stopped stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
