@@ -174,7 +174,7 @@ fn what_cannot_be_told_is_said_with_its_reason() {
     sandbox.variables.push(("TEXTNLP_SET__monitoring__receivers__gone", "http://127.0.0.1:1/hunter2".to_owned()));
     let failed = run(&sandbox, &["alert", "test", "-o", "json"]).expect(1).json();
     let receivers = failed["receivers"].as_array().unwrap();
-    assert!(receivers[0]["error"].as_str().unwrap().contains("ask 127.0.0.1:1"), "{failed:#}");
+    assert!(receivers[0]["error"].as_str().unwrap().contains("send to 127.0.0.1:1"), "{failed:#}");
     assert!(receivers[1]["error"].as_str().unwrap().contains("secret:env:NOT_THERE"), "{failed:#}");
     assert!(!failed.to_string().contains("hunter2"), "{failed:#}");
     let up = run(&sandbox, &["up", "--yes", "--no-gate"]);

@@ -45,6 +45,8 @@ pub struct Inner {
     pub lossy: bool,
     pub witness_gone: bool,
     pub never_promotes: bool,
+    /// How long a primary has to be silent before another site may take its place.
+    pub grace_ms: u64,
     /// What the servers of `two` say of their database, where they speak of one.
     pub database: Option<&'static str>,
     pub faults: Vec<Fault>,
@@ -77,6 +79,7 @@ impl World {
             lossy: false,
             witness_gone: false,
             never_promotes: false,
+            grace_ms: GRACE_MS,
             database: None,
             faults: Vec::new(),
             keys: BTreeSet::new(),
@@ -193,7 +196,7 @@ impl Inner {
         if self.alive(&self.primary.clone()) {
             self.renewed = Instant::now();
         }
-        let silent = self.renewed.elapsed() >= Duration::from_millis(GRACE_MS);
+        let silent = self.renewed.elapsed() >= Duration::from_millis(self.grace_ms);
         if silent && self.automatic && !self.never_promotes {
             let next = self.members.iter().find(|name| self.alive(name)).cloned();
             if let Some(next) = next {
@@ -259,7 +262,7 @@ impl Inner {
                 200,
                 json!({
                     "epoch": self.epoch, "primary": self.primary, "members": self.members, "renewed_ms": self.renewed.elapsed().as_millis() as u64,
-                    "grace_ms": GRACE_MS, "home": "one", "sites": SITES, "weights": { "one": 100, "two": 50, "three": 0 }, "history": [],
+                    "grace_ms": self.grace_ms, "home": "one", "sites": SITES, "weights": { "one": 100, "two": 50, "three": 0 }, "history": [],
                 }),
             ),
             (site, "GET", "/v1/status") => (200, self.status(site)),
@@ -295,7 +298,7 @@ impl Inner {
                 (200, json!({ "known": known }))
             }
             (site, "POST", "/v1/claim") => {
-                if self.renewed.elapsed() < Duration::from_millis(GRACE_MS) {
+                if self.renewed.elapsed() < Duration::from_millis(self.grace_ms) {
                     return refused(409, "the primary was heard a moment ago");
                 }
                 self.promote(site);
