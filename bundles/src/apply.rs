@@ -24,7 +24,7 @@ impl Site {
     /// Applies a delta to the active content. The result is a content of its own, inactive before [`Site::activate`].
     /// After a kill, the same call resumes. A delta whose result exists already changes nothing.
     pub fn apply(&self, bundle: &mut Bundle, options: &UnpackOptions<'_>) -> Result<Unpacked> {
-        let begun = Instant::now();
+        let started = Instant::now();
         bundle.want(Kind::Delta, "this command installs full bundles")?;
         bundle.sound()?;
         let _lock = self.lock()?;
@@ -44,7 +44,7 @@ impl Site {
             written,
             linked,
             resumed,
-            elapsed: begun.elapsed(),
+            elapsed: started.elapsed(),
         };
         if applied(&base.contents, &manifest, delta) {
             let bytes = base.contents.bytes();

@@ -223,8 +223,8 @@ impl Batch {
         let mut stretches = whole.as_mut().map_or_else(Vec::new, |whole| stretches(pieces, whole));
         // They are longer than the pieces, so they come first and the pieces run beside them.
         let files = stretches.iter_mut().map(|stretch| {
-            let begun = std::mem::take(&mut stretch.hash);
-            (DigestOf::File(&mut stretch.hash), begun, &data[stretch.bytes.clone()])
+            let hasher = std::mem::take(&mut stretch.hash);
+            (DigestOf::File(&mut stretch.hash), hasher, &data[stretch.bytes.clone()])
         });
         let wanted = if with_pieces { pieces.as_mut_slice() } else { &mut [] };
         let chunks = wanted.iter_mut().map(|piece| {

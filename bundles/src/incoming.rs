@@ -114,10 +114,10 @@ impl<'a> Incoming<'a> {
     ) -> Result<Incoming<'a>> {
         let folder = site.root().join(format!(".incoming-{name}"));
         let note = site.root().join(format!(".incoming-{name}.json"));
-        let begun = Note { manifest, base, boot: boot() };
+        let record = Note { manifest, base, boot: boot() };
         let found = std::fs::read(&note).ok().and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
         match found {
-            Some(found) if found == begun => {}
+            Some(found) if found == record => {}
             // After a reboot, unsynced bytes may be missing anywhere in the files.
             Some(found) if (found.manifest, found.base) == (manifest, base) && folder.exists() => {
                 remove(&proof_path(&folder))?;
@@ -130,7 +130,7 @@ impl<'a> Incoming<'a> {
         }
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         set_mode(&folder, 0o755)?;
-        let text = serde_json::to_vec(&begun).map_err(|error| Error::io("write", &note)(error.into()))?;
+        let text = serde_json::to_vec(&record).map_err(|error| Error::io("write", &note)(error.into()))?;
         std::fs::write(&note, text).map_err(Error::io("write", &note))?;
         Ok(Incoming { site, folder, note, open: None })
     }

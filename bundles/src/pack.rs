@@ -76,7 +76,7 @@ pub struct Packed {
 /// Writes a full bundle to `out`, which appears when it is complete. Until then there are `out.partial` and
 /// `out.partial.journal`; a second run with the same inputs resumes from them.
 pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Result<Packed> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let known = check(inputs)?;
     let mut manifest = skeleton(inputs, &known)?;
     let reserve = reserve(&manifest, &known)?;
@@ -117,7 +117,7 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
     let paths = volumes.publish()?;
     journal.remove()?;
     let content = content_digest(&manifest.items, &manifest.files);
-    Ok(Packed { paths, bytes: layout.total, manifest, content, resumed, elapsed: begun.elapsed() })
+    Ok(Packed { paths, bytes: layout.total, manifest, content, resumed, elapsed: started.elapsed() })
 }
 
 fn as_promised(manifest: &Manifest, promised: &BTreeMap<String, Digest>) -> Result<()> {
@@ -197,7 +197,7 @@ fn content(
             file.digest = digest;
         }
     }
-    let begun = match state {
+    let hasher = match state {
         Some(state) => state,
         None if offset > 0 && known[next].recorded.is_none() => hash_again(layout, volumes, next, offset, drive)?,
         None => Sha256::new(),
@@ -217,7 +217,7 @@ fn content(
         flow::run_with_writer(
             drive.threads,
             Ahead::Little,
-            whole(known, begun),
+            whole(known, hasher),
             |batch| source.fill(batch),
             |sheet| writing.put(sheet, behind),
             |batch| {
@@ -246,12 +246,12 @@ fn content(
 }
 
 /// One thread takes the digests of files, unless nearly all are known.
-fn whole(known: &[StampedInput<'_>], begun: Sha256) -> WholeFileHashing {
+fn whole(known: &[StampedInput<'_>], hasher: Sha256) -> WholeFileHashing {
     let bytes = |recorded| {
         known.iter().filter(|known| known.recorded.is_some() == recorded).map(|known| known.size).sum::<u64>()
     };
-    let begun = Box::new(begun);
-    if bytes(true) > 4 * bytes(false) { WholeFileHashing::Few(begun) } else { WholeFileHashing::Yes(begun) }
+    let hasher = Box::new(hasher);
+    if bytes(true) > 4 * bytes(false) { WholeFileHashing::Few(hasher) } else { WholeFileHashing::Yes(hasher) }
 }
 
 /// Holds chunks against those that were recorded; at the end of such a file its digest follows.
@@ -285,10 +285,10 @@ fn hash_again(layout: &Layout, volumes: &Volumes, file: usize, length: u64, driv
 
 /// What stands before this byte of a file on its page.
 pub(crate) fn tail(layout: &Layout, volumes: &Volumes, file: usize, offset: u64) -> Result<Tail> {
-    let begun = offset % PAGE as u64;
-    let mut bytes = vec![0; begun as usize];
-    if begun > 0 {
-        volumes.read_at(&mut bytes, layout.members[file + 3].data_at + offset - begun)?;
+    let within_page = offset % PAGE as u64;
+    let mut bytes = vec![0; within_page as usize];
+    if within_page > 0 {
+        volumes.read_at(&mut bytes, layout.members[file + 3].data_at + offset - within_page)?;
     }
     Ok(Tail::of(bytes))
 }
@@ -309,14 +309,14 @@ impl ArchiveWriter<'_> {
                 (self.file, self.offset) = (*file, 0);
             }
             let data_at = self.layout.members[file + 3].data_at;
-            let begun = (self.offset % PAGE as u64) as usize;
-            let pages = sheet.pages(bytes, begun);
-            let at = data_at + self.offset - begun as u64;
+            let within_page = (self.offset % PAGE as u64) as usize;
+            let pages = sheet.pages(bytes, within_page);
+            let at = data_at + self.offset - within_page as u64;
             // Weights begin on a page, and what follows them on their last page is written after them. Others have neighbours there.
             let end = if data_at.is_multiple_of(PAGE as u64) && at + pages.len() as u64 <= self.layout.total {
                 pages.len()
             } else {
-                begun + bytes.len()
+                within_page + bytes.len()
             };
             let cached = self.volumes.write_at(&pages[..end], at)?;
             behind.wrote(cached, self.volumes.file_at(at));

@@ -1,7 +1,7 @@
 //! The flags of this session that the commands in hints need as well.
 
 use camino::Utf8PathBuf;
-pub use textnlp_service::again::{RerunFlags, quoted};
+pub use textnlp_service::rerun_flags::{RerunFlags, quoted};
 
 use crate::args::Global;
 

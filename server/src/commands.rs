@@ -154,16 +154,16 @@ pub enum CommandError {
     /// The delivery of models.
     #[error(transparent)]
     Models(#[from] DeliveryError),
-    /// The watch or the witness.
+    /// The site agent or the witness.
     #[error(transparent)]
     Control(#[from] control::Error),
     /// The gateway.
     #[error(transparent)]
     Gateway(#[from] gateway::Error),
-    /// The border.
+    /// The inter-site relay.
     #[error(transparent)]
     Border(#[from] border::Error),
-    /// The keeper of a PostgreSQL.
+    /// The supervisor of a PostgreSQL.
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
     /// A server that does not take requests.

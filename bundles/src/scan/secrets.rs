@@ -179,7 +179,7 @@ pub(crate) fn scan_file(
     if size > MOST_BYTES {
         return Ok(FileContent::TooLong);
     }
-    let mut file = InFile { place, care, code: is_code(place), line: 1, begun: None, seen: BTreeSet::new(), findings };
+    let mut file = InFile { place, care, code: is_code(place), line: 1, opened: None, seen: BTreeSet::new(), findings };
     let mut reader = reader.take(MOST_BYTES);
     let mut chunk = vec![0; 64 << 10];
     loop {
@@ -245,14 +245,14 @@ struct InFile<'a> {
     code: bool,
     line: u64,
     /// A private key's first line was here: what comes next decides.
-    begun: Option<u64>,
+    opened: Option<u64>,
     seen: BTreeSet<(&'static str, u64)>,
     findings: &'a mut Vec<Finding>,
 }
 
 impl InFile<'_> {
     fn line(&mut self, line: &[u8]) {
-        if let Some(at) = self.begun.take() {
+        if let Some(at) = self.opened.take() {
             self.key_goes_on(at, line);
         }
         for nth in SET.matches(line) {
@@ -277,7 +277,7 @@ impl InFile<'_> {
         match rest.strip_prefix(b"\\n") {
             Some(body) if is_base64(body) => self.key(self.line),
             Some(_) => {}
-            None if rest.trim_ascii().is_empty() => self.begun = Some(self.line),
+            None if rest.trim_ascii().is_empty() => self.opened = Some(self.line),
             None => {}
         }
     }
@@ -287,7 +287,7 @@ impl InFile<'_> {
         let head = [&b"Proc-Type:"[..], b"DEK-Info:", b"Version:", b"Comment:"].iter().any(|h| text.starts_with(h));
         if text.is_empty() || head {
             // Blank lines and headers come before the body; they do not come without end.
-            self.begun = (self.line - at < 8).then_some(at);
+            self.opened = (self.line - at < 8).then_some(at);
         } else if is_base64(text) {
             self.key(at);
         }

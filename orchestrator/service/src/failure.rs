@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 use textnlp_orchestrator::state::StateError;
 use textnlp_provider::EnvironmentName;
 
-use crate::again::RerunFlags;
 use crate::platform::Scope;
+use crate::rerun_flags::RerunFlags;
 
 /// How a command ended. The value is the process's exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

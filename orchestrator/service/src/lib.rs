@@ -5,12 +5,12 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod again;
 pub mod backup;
 pub mod failure;
 pub mod gate;
 pub mod platform;
 pub mod release;
+pub mod rerun_flags;
 pub mod running;
 pub mod workplace;
 

@@ -13,8 +13,8 @@ use textnlp_orchestrator::state::Store;
 use textnlp_provider::operations::{Endpoint, Scaling, SiteBackups, SiteCopy, SiteOutputs};
 use textnlp_provider::{EnvironmentName, SecretRef, SecretStore, SiteName};
 
-use crate::again::RerunFlags;
 use crate::failure::Failure;
+use crate::rerun_flags::RerunFlags;
 
 /// The environment that a service works on.
 #[derive(Clone)]

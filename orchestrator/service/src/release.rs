@@ -170,9 +170,9 @@ pub async fn rollback(
     let said = images(environment);
     // What the next `up` would apply: an image that the environment changed is not in the lock yet.
     let now = before.clone().map(|mut now| {
-        let anew = said.iter().filter(|(site, said)| now.image(site, Some(said)).is_none());
-        let anew: Vec<_> = anew.map(|(site, said)| (site.clone(), said.clone())).collect();
-        now.images.extend(anew);
+        let added = said.iter().filter(|(site, said)| now.image(site, Some(said)).is_none());
+        let added: Vec<_> = added.map(|(site, said)| (site.clone(), said.clone())).collect();
+        now.images.extend(added);
         now
     });
     let entry = match (to, &now) {

@@ -210,8 +210,8 @@ impl<'a> Run<'a> {
     fn ask(&mut self, step: &'a Step) {
         self.air.next.told.push(EventKind::GateAsked { site: step.site.clone() });
         let Some(gates) = self.air.drive.gates else {
-            let nobody = Answer::Shut(vec!["this run has no gate that can measure it".to_owned()]);
-            return self.answered(step.id, Some(nobody));
+            let no_gate = Answer::Shut(vec!["this run has no gate that can measure it".to_owned()]);
+            return self.answered(step.id, Some(no_gate));
         };
         let (clock, within) = (self.air.drive.clock.clone(), self.air.drive.limits.gate);
         let answer = gate::ask(gates, step.site.clone(), clock, within, self.air.stop.clone());

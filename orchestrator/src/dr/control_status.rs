@@ -57,9 +57,10 @@ pub struct SiteLine {
 
 impl ControlStatus {
     /// Asks the witness and all sites in parallel. Errors become part of the result.
-    pub async fn take(everybody: &ControlClients) -> Self {
-        let sites = join_all(everybody.watches.iter().map(async |watch| (watch.site.clone(), watch.status().await)));
-        let (witness, sites) = join(everybody.witness.status(), sites).await;
+    pub async fn take(control_clients: &ControlClients) -> Self {
+        let sites =
+            join_all(control_clients.watches.iter().map(async |watch| (watch.site.clone(), watch.status().await)));
+        let (witness, sites) = join(control_clients.witness.status(), sites).await;
         Self { witness, sites }
     }
 

@@ -22,7 +22,7 @@ use super::control_status::ControlStatus;
 use super::failover::{self, Refusal};
 use super::fault::{Fault, FaultKind, Faults};
 use super::findings::{PrimaryData, findings};
-use super::journal::{Action, Journal, JournalError, WHOLE, begun};
+use super::journal::{Action, Journal, JournalError, WHOLE, begin_record};
 use super::ledger::{Event, Ledger, Mark, RequestStatus, prefix, request_id};
 use super::outside::{DrillClient, REQUEST_TIMEOUT};
 use super::report::{self, Facts, Measurements, Phase, Report, Targets};
@@ -86,7 +86,7 @@ pub struct DrillInputs<'a> {
     /// The flags that select this environment in a command: ` --env NAME`.
     pub flags: &'a str,
     /// Clients of the site agents and of the witness.
-    pub everybody: &'a ControlClients,
+    pub control_clients: &'a ControlClients,
     /// The address that clients use.
     pub front: Arc<dyn Wire>,
     /// Issues temporary API keys.
@@ -150,7 +150,7 @@ pub async fn run(stage: &DrillInputs<'_>, order: &DrillOptions) -> Result<(Repor
     std::fs::create_dir_all(&folder).map_err(broken("preflight"))?;
     let ledger = Arc::new(Ledger::begin(&folder.join("ledger.jsonl")).map_err(broken("preflight"))?);
     let undo = Some(format!("{} reverts what is left, then starts again", journal.command("dr drill")));
-    let data = json!({ "fault": fault, "home": stage.everybody.home, "epoch": epoch });
+    let data = json!({ "fault": fault, "home": stage.control_clients.home, "epoch": epoch });
     journal.begin(Action::Drill, &id, WHOLE, undo, data)?;
     let mut running =
         RunningDrill { stage, order, id: id.clone(), fault, ledger, epoch, phases: Vec::new(), units, database: None };
@@ -193,7 +193,7 @@ impl RunningDrill<'_> {
             front: self.stage.front.clone(),
             key: Some(api_key),
             body: self.order.body.clone(),
-            watches: self.stage.everybody.watches.clone(),
+            watches: self.stage.control_clients.watches.clone(),
             ledger: self.ledger.clone(),
             requests_per_second: self.order.requests_per_second,
             writes_per_second: self.order.writes_per_second,
@@ -361,7 +361,7 @@ impl RunningDrill<'_> {
         let began = Instant::now();
         let mut patience = Duration::MAX;
         while !self.is_over() && began.elapsed() < patience {
-            if let Ok(witness) = self.stage.everybody.witness.status().await {
+            if let Ok(witness) = self.stage.control_clients.witness.status().await {
                 // A full disk need not cause a failover; every other fault must.
                 if self.fault.kind == FaultKind::DiskFull {
                     patience = Duration::from_millis(witness.grace_ms.saturating_mul(3)) + Duration::from_secs(5);
@@ -402,14 +402,14 @@ impl RunningDrill<'_> {
     }
 
     async fn claim(&self, members: &[String]) {
-        let picture = ControlStatus::take(self.stage.everybody).await;
-        let able = members.iter().filter(|name| **name != self.fault.site).filter_map(|name| picture.site(name));
+        let control_status = ControlStatus::take(self.stage.control_clients).await;
+        let able = members.iter().filter(|name| **name != self.fault.site).filter_map(|name| control_status.site(name));
         // The site with the most entries; among equals the first in the environment's order.
         let best = able.fold(None, |best: Option<&super::control_client::SiteAgentStatus>, site| match best {
             Some(best) if best.last >= site.last => Some(best),
             _ => Some(site),
         });
-        let Some(watch) = best.and_then(|site| self.stage.everybody.watch(&site.site)) else { return };
+        let Some(watch) = best.and_then(|site| self.stage.control_clients.watch(&site.site)) else { return };
         match watch.claim().await {
             Ok(()) => self.tell("promotion", &format!("{} received the command to take over", watch.site)),
             // Retried at the next poll, until the timeout.
@@ -473,10 +473,11 @@ impl RunningDrill<'_> {
     /// Reads what the new primary holds before the lost site comes back. `None` without a reachable primary.
     async fn find_losses(&mut self) -> Result<Option<PrimaryData>, DrillError> {
         let from = self.ledger.now();
-        let primary = self.stage.everybody.witness.status().await.map(|witness| witness.primary).unwrap_or_default();
-        let asked = self.stage.everybody.watch(&primary).filter(|_| primary != self.fault.site);
+        let primary =
+            self.stage.control_clients.witness.status().await.map(|witness| witness.primary).unwrap_or_default();
+        let asked = self.stage.control_clients.watch(&primary).filter(|_| primary != self.fault.site);
         // If the lost site stays primary, another member is asked.
-        let other = self.stage.everybody.watches.iter().find(|watch| watch.site != self.fault.site);
+        let other = self.stage.control_clients.watches.iter().find(|watch| watch.site != self.fault.site);
         let Some(watch) = asked.or(other) else { return Ok(None) };
         let read_at = self.ledger.mark(Mark::Read);
         let events = self.events("reading")?;
@@ -547,7 +548,7 @@ impl RunningDrill<'_> {
     async fn recovery(&mut self) -> Result<(), DrillError> {
         let from = self.ledger.now();
         let began = Instant::now();
-        while !is_back(&ControlStatus::take(self.stage.everybody).await, &self.fault.site) {
+        while !is_back(&ControlStatus::take(self.stage.control_clients).await, &self.fault.site) {
             if began.elapsed() > RECOVERY_TIMEOUT {
                 return Err(self.broken(
                     "recovery",
@@ -570,9 +571,9 @@ impl RunningDrill<'_> {
     /// Waits until the home site is primary again, or fails back. Returns how it happened.
     async fn go_home(&mut self, journal: &mut Journal) -> Result<String, DrillError> {
         let from = self.ledger.now();
-        let home = self.stage.everybody.home.clone();
+        let home = self.stage.control_clients.home.clone();
         let witness =
-            self.stage.everybody.witness.status().await.map_err(|e| self.broken("failback", e.to_string()))?;
+            self.stage.control_clients.witness.status().await.map_err(|e| self.broken("failback", e.to_string()))?;
         if witness.primary == home {
             // Either no site took over, or the home site became primary again during the poll.
             let was_replaced = self.fault.site == home && self.mark(Mark::Granted)?.is_some();
@@ -585,7 +586,7 @@ impl RunningDrill<'_> {
             let patience = Duration::from_millis(witness.grace_ms.saturating_mul(4)) + Duration::from_secs(15);
             let began = Instant::now();
             while began.elapsed() < patience && by == "drill" {
-                if self.stage.everybody.witness.status().await.is_ok_and(|witness| witness.primary == home) {
+                if self.stage.control_clients.witness.status().await.is_ok_and(|witness| witness.primary == home) {
                     by = "automatic";
                 }
                 pause(self.stage, POLL_INTERVAL).await?;
@@ -593,7 +594,7 @@ impl RunningDrill<'_> {
         }
         if by == "drill" {
             let tell = |says: &str| self.tell("failback", says);
-            let shifted = failover::failback(self.stage.everybody, journal, RECOVERY_TIMEOUT, &tell);
+            let shifted = failover::failback(self.stage.control_clients, journal, RECOVERY_TIMEOUT, &tell);
             tokio::select! {
                 shifted = shifted => shifted.map_err(|refusal: Refusal| self.broken("failback", error_chain(&refusal)))?,
                 () = self.stage.stop.cancelled() => return Err(stopped()),
@@ -704,7 +705,7 @@ impl RunningDrill<'_> {
     /// Reverts what can be reverted at once, after an error or Ctrl-C. Returns what is left.
     async fn abort(&mut self, journal: &mut Journal) -> Leftovers {
         let mut left = Leftovers::new();
-        let injected = begun(journal.records(), &self.id, "fault").is_some();
+        let injected = begin_record(journal.records(), &self.id, "fault").is_some();
         if let Err(why) = self.stage.faults.revert(&self.id).await {
             left.push(format!("fault {}: {why}; it expires at {}", self.id, self.fault.until));
         }
@@ -714,9 +715,9 @@ impl RunningDrill<'_> {
         if let Err(why) = revoke(self.stage, journal, &self.id).await {
             left.push(format!("the temporary API key, which expires within the hour: {why}"));
         }
-        let picture = ControlStatus::take(self.stage.everybody).await;
-        let home = picture.primary().is_some_and(|primary| primary == self.stage.everybody.home);
-        if injected && !(home && is_back(&picture, &self.fault.site)) {
+        let control_status = ControlStatus::take(self.stage.control_clients).await;
+        let home = control_status.primary().is_some_and(|primary| primary == self.stage.control_clients.home);
+        if injected && !(home && is_back(&control_status, &self.fault.site)) {
             left.push(format!(
                 "{} rejoins on its own; the next drill waits for it and fails back first",
                 self.fault.site

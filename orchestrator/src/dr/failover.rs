@@ -135,30 +135,34 @@ pub enum Refusal {
 
 /// Makes `to` primary: by a handover if the primary is reachable, otherwise by a claim that the witness grants. Both
 /// ends are recorded in the journal. An attempt that another process left unfinished is finished.
-pub async fn failover(everybody: &ControlClients, journal: &mut Journal, to: &str) -> Result<FailoverOutcome, Refusal> {
-    shift(everybody, journal, Action::Failover, to).await
+pub async fn failover(
+    control_clients: &ControlClients,
+    journal: &mut Journal,
+    to: &str,
+) -> Result<FailoverOutcome, Refusal> {
+    shift(control_clients, journal, Action::Failover, to).await
 }
 
 /// Makes the home site primary again once it is a member and has caught up; waits at most `wait`. `tell` receives the
 /// reason of the wait.
 pub async fn failback(
-    everybody: &ControlClients,
+    control_clients: &ControlClients,
     journal: &mut Journal,
     wait: Duration,
     tell: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<FailoverOutcome, Refusal> {
-    let home = everybody.home.clone();
+    let home = control_clients.home.clone();
     let began = Instant::now();
     let mut told = String::new();
     loop {
-        let picture = ControlStatus::take(everybody).await;
-        let witness = picture.witness.as_ref().map_err(|error| Refusal::Witness(error.clone()))?;
-        let behind = picture.behind(&home);
+        let control_status = ControlStatus::take(control_clients).await;
+        let witness = control_status.witness.as_ref().map_err(|error| Refusal::Witness(error.clone()))?;
+        let behind = control_status.behind(&home);
         let is_member = witness.members.contains(&home) || witness.primary == home;
-        let database = picture.site(&home).and_then(|status| status.database.as_ref());
+        let database = control_status.site(&home).and_then(|status| status.database.as_ref());
         let is_fit = database.is_none_or(|database| database.fit);
         if is_member && is_fit && behind.is_none_or(|entries| entries == 0) {
-            match shift(everybody, journal, Action::Failback, &home).await {
+            match shift(control_clients, journal, Action::Failback, &home).await {
                 // The primary knows best how far the home site has caught up. It has changed nothing, so the request is
                 // retried.
                 Err(Refusal::NotGranted(error)) if began.elapsed() < wait => {
@@ -174,7 +178,7 @@ pub async fn failback(
             }
         }
         if began.elapsed() >= wait {
-            return Err(match (picture.sites.into_iter().find(|(name, _)| *name == home), behind) {
+            return Err(match (control_status.sites.into_iter().find(|(name, _)| *name == home), behind) {
                 (Some((_, Err(why))), _) => Refusal::NotThere { site: home, why },
                 _ if is_member && !is_fit => Refusal::NotFit { site: home, waited_s: wait.as_secs() },
                 (_, Some(by)) if is_member => Refusal::Behind { site: home, by, waited_s: wait.as_secs() },
@@ -197,14 +201,14 @@ pub async fn failback(
 }
 
 async fn shift(
-    everybody: &ControlClients,
+    control_clients: &ControlClients,
     journal: &mut Journal,
     action: Action,
     to: &str,
 ) -> Result<FailoverOutcome, Refusal> {
     let began = Instant::now();
-    let picture = ControlStatus::take(everybody).await;
-    let witness = look(everybody, &picture, to)?;
+    let control_status = ControlStatus::take(control_clients).await;
+    let witness = look(control_clients, &control_status, to)?;
     let open: Vec<(Action, String)> = unfinished(journal.records())
         .into_iter()
         .filter(|record| record.action != Action::Drill)
@@ -223,11 +227,13 @@ async fn shift(
         unsent: false,
     };
     if from != to {
-        let alive = picture.site(&from).is_some_and(|status| status.role == "primary");
+        let alive = control_status.site(&from).is_some_and(|status| status.role == "primary");
         done.way = if alive { FailoverKind::Handover } else { FailoverKind::Claim };
         done.unsent = match alive {
-            true => picture.site(&from).is_some_and(|status| !serves(status)),
-            false => picture.sites.iter().any(|(_, site)| site.as_ref().is_ok_and(|site| site.database.is_some())),
+            true => control_status.site(&from).is_some_and(|status| !serves(status)),
+            false => {
+                control_status.sites.iter().any(|(_, site)| site.as_ref().is_ok_and(|site| site.database.is_some()))
+            }
         };
         let grace = grace(witness);
         if let (FailoverKind::Claim, Some(refusal)) = (done.way, grace) {
@@ -246,7 +252,7 @@ async fn shift(
             Some(undo),
             json!({ "from": from, "to": to, "way": done.way, "epoch": witness.epoch }),
         )?;
-        match take(everybody, done.way, &from, to).await {
+        match take(control_clients, done.way, &from, to).await {
             Ok(epoch) => {
                 done.epoch = epoch;
                 journal.end(action, &id, WHOLE, json!({ "epoch": epoch }))?;
@@ -266,17 +272,25 @@ async fn shift(
 }
 
 /// Checks the preconditions before any request is sent.
-fn look<'p>(everybody: &ControlClients, picture: &'p ControlStatus, to: &str) -> Result<&'p WitnessStatus, Refusal> {
-    let known = everybody.names();
-    let Some((_, status)) = picture.sites.iter().find(|(name, _)| name == to) else {
+fn look<'p>(
+    control_clients: &ControlClients,
+    control_status: &'p ControlStatus,
+    to: &str,
+) -> Result<&'p WitnessStatus, Refusal> {
+    let known = control_clients.names();
+    let Some((_, status)) = control_status.sites.iter().find(|(name, _)| name == to) else {
         return Err(Refusal::Unknown { site: to.to_owned(), known });
     };
-    let witness = picture.witness.as_ref().map_err(|error| Refusal::Witness(error.clone()))?;
+    let witness = control_status.witness.as_ref().map_err(|error| Refusal::Witness(error.clone()))?;
     if let Err(why) = status {
         return Err(Refusal::NotThere { site: to.to_owned(), why: why.clone() });
     }
     if witness.primary != to && !witness.members.iter().any(|name| name == to) {
-        return Err(Refusal::NotMember { site: to.to_owned(), epoch: witness.epoch, behind: picture.behind(to) });
+        return Err(Refusal::NotMember {
+            site: to.to_owned(),
+            epoch: witness.epoch,
+            behind: control_status.behind(to),
+        });
     }
     Ok(witness)
 }
@@ -291,10 +305,10 @@ pub fn grace(witness: &WitnessStatus) -> Option<Refusal> {
     })
 }
 
-async fn take(everybody: &ControlClients, way: FailoverKind, from: &str, to: &str) -> Result<u64, Refusal> {
+async fn take(control_clients: &ControlClients, way: FailoverKind, from: &str, to: &str) -> Result<u64, Refusal> {
     let watch = |site: &str| {
-        let known = everybody.names();
-        everybody.watch(site).ok_or_else(|| Refusal::Unknown { site: site.to_owned(), known })
+        let known = control_clients.names();
+        control_clients.watch(site).ok_or_else(|| Refusal::Unknown { site: site.to_owned(), known })
     };
     let asked = match way {
         FailoverKind::Handover => watch(from)?.hand_over(to).await,
@@ -310,7 +324,7 @@ async fn take(everybody: &ControlClients, way: FailoverKind, from: &str, to: &st
     let mut why = String::from("it was not polled yet");
     loop {
         // A single failed poll says nothing about the grant.
-        let status = everybody.witness.status().await;
+        let status = control_clients.witness.status().await;
         match &status {
             Ok(status) if status.primary == to => match watch(to)?.status().await {
                 Ok(site) if site.writable && site.epoch >= status.epoch && serves(&site) => return Ok(status.epoch),

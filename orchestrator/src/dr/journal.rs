@@ -199,7 +199,7 @@ pub fn unfinished(records: &[Record]) -> Vec<&Record> {
 }
 
 /// The first record of a step, if the step was started.
-pub fn begun<'r>(records: &'r [Record], id: &str, step: &str) -> Option<&'r Record> {
+pub fn begin_record<'r>(records: &'r [Record], id: &str, step: &str) -> Option<&'r Record> {
     records.iter().rfind(|r| r.id == id && r.step == step && r.is == StepStatus::Begun)
 }
 

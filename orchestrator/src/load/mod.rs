@@ -97,15 +97,15 @@ pub async fn run(
     stop: &CancellationToken,
     each_second: &mut (dyn FnMut(&Second) + Send),
 ) -> Measured {
-    let begun = clock.steady();
+    let start = clock.steady();
     let ramp = load.ramp_time();
-    let end = begun + ramp + load.hold;
+    let end = start + ramp + load.hold;
     let mut tally = Tally::new(load, ramp);
     let mut flying: FuturesUnordered<BoxFuture<'_, (User, Option<Sample>)>> = FuturesUnordered::new();
     for number in 0..load.users {
         let arrives = Duration::from_secs_f64(f64::from(number) / f64::from(load.ramp.max(1)));
         let user = User { random: Random::new(load.seed, u64::from(number)) };
-        flying.push(user.turn(wire, key, load, clock, (begun, end), Some(arrives)).boxed());
+        flying.push(user.turn(wire, key, load, clock, (start, end), Some(arrives)).boxed());
     }
     let mut stopped = Box::pin(stop.cancelled());
     loop {
@@ -120,10 +120,10 @@ pub async fn run(
         let Some(sample) = sample else { continue };
         tally.add(sample, each_second);
         if tally.requests() < MOST_REQUESTS {
-            flying.push(user.turn(wire, key, load, clock, (begun, end), None).boxed());
+            flying.push(user.turn(wire, key, load, clock, (start, end), None).boxed());
         }
     }
-    tally.finish(clock.steady().saturating_sub(begun), each_second)
+    tally.finish(clock.steady().saturating_sub(start), each_second)
 }
 
 /// One user.
@@ -151,7 +151,7 @@ impl User {
         key: Option<&Key>,
         load: &Load,
         clock: &dyn Clock,
-        (begun, end): (Duration, Duration),
+        (start, end): (Duration, Duration),
         arrives: Option<Duration>,
     ) -> (Self, Option<Sample>) {
         let now = clock.steady();
@@ -166,7 +166,7 @@ impl User {
         let started = clock.steady();
         let answer = wire.send(ask).await;
         let latency = clock.steady().saturating_sub(started);
-        let sample = Sample::of(started.saturating_sub(begun), latency, generates, &answer);
+        let sample = Sample::of(started.saturating_sub(start), latency, generates, &answer);
         (self, Some(sample))
     }
 

@@ -112,9 +112,9 @@ pub async fn hold(
     stop: &CancellationToken,
     each_second: &mut (dyn FnMut(&SessionProgress) + Send),
 ) -> SessionResult {
-    let begun = clock.steady();
+    let start = clock.steady();
     let tally = Mutex::new(Tally::default());
-    let run = Run { entrance, key, sessions, clock, begun, tally: &tally };
+    let run = Run { entrance, key, sessions, clock, start, tally: &tally };
     let mut there: FuturesUnordered<BoxFuture<'_, ()>> =
         (0..sessions.count).map(|number| run.session(number).boxed()).collect();
     let mut second = 0;
@@ -138,7 +138,7 @@ pub async fn hold(
         }
     }
     drop(there);
-    let ran = clock.steady().saturating_sub(begun);
+    let ran = clock.steady().saturating_sub(start);
     let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     let held = ran.saturating_sub(sessions.ramp_time()).min(sessions.hold).as_secs_f64();
     SessionResult {
@@ -163,7 +163,7 @@ struct Run<'a> {
     key: Option<&'a Key>,
     sessions: &'a Sessions,
     clock: &'a dyn Clock,
-    begun: Duration,
+    start: Duration,
     tally: &'a Mutex<Tally>,
 }
 
@@ -171,7 +171,7 @@ impl Run<'_> {
     /// One client, from its arrival to the end of the test.
     async fn session(self, number: u32) {
         let Self { sessions, clock, .. } = self;
-        let all_here = self.begun + sessions.ramp_time();
+        let all_here = self.start + sessions.ramp_time();
         let end = all_here + sessions.hold;
         let mut random = Random::new(sessions.seed, u64::from(number));
         clock.sleep(Duration::from_secs_f64(f64::from(number) / f64::from(sessions.ramp.max(1)))).await;

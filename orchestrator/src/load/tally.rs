@@ -10,7 +10,7 @@ use super::wire::{Failure, LoadResponse};
 
 /// One finished request.
 pub(super) struct Sample {
-    begun: Duration,
+    start: Duration,
     latency: Duration,
     generates: bool,
     tokens: u64,
@@ -19,7 +19,7 @@ pub(super) struct Sample {
 
 impl Sample {
     pub(super) fn of(
-        begun: Duration,
+        start: Duration,
         latency: Duration,
         generates: bool,
         answer: &Result<LoadResponse, Failure>,
@@ -37,7 +37,7 @@ impl Sample {
                 None => (0, Some("not JSON".to_owned())),
             },
         };
-        Self { begun, latency, generates, tokens, error }
+        Self { start, latency, generates, tokens, error }
     }
 }
 
@@ -156,7 +156,7 @@ impl Tally {
 
     pub(super) fn add(&mut self, sample: Sample, each_second: &mut (dyn FnMut(&Second) + Send)) {
         self.requests += 1;
-        let ended = sample.begun + sample.latency;
+        let ended = sample.start + sample.latency;
         let at = (ended.as_secs() as usize).min(MOST_SECONDS);
         while self.seconds.len() <= at {
             let second = self.seconds.len() as u32;
@@ -178,9 +178,9 @@ impl Tally {
             *self.errors.entry(kind).or_default() += 1;
         } else if sample.generates {
             latencies.push(ms);
-            let all_here = sample.begun >= self.ramp;
+            let all_here = sample.start >= self.ramp;
             if all_here { &mut self.generate } else { &mut self.generate_in_ramp }.push(ms);
-        } else if sample.begun >= self.ramp {
+        } else if sample.start >= self.ramp {
             self.validate.push(ms);
         }
         self.tell(at, each_second);

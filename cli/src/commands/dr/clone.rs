@@ -146,14 +146,14 @@ impl ClonedEnvironment {
         let sites = Sites::of(&self.session)?;
         let began = Instant::now();
         loop {
-            let picture = ControlStatus::take(&sites.everybody).await;
-            let away: Vec<String> = picture
+            let control_status = ControlStatus::take(&sites.control_clients).await;
+            let away: Vec<String> = control_status
                 .lines(sites.max_lag_ms)
                 .into_iter()
                 .filter(|line| !line.in_sync)
                 .map(|line| line.site)
                 .collect();
-            if away.is_empty() && picture.witness.is_ok() {
+            if away.is_empty() && control_status.witness.is_ok() {
                 return Ok(());
             }
             if began.elapsed() > SYNC_TIMEOUT {

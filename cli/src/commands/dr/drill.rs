@@ -78,7 +78,7 @@ async fn rehearsed(
     let stage = DrillInputs {
         state: &sites.chosen.folder,
         flags: &flags,
-        everybody: &sites.everybody,
+        control_clients: &sites.control_clients,
         front,
         keys: &issuer,
         faults: &faults,

@@ -44,7 +44,7 @@ pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Succes
 struct Sites {
     chosen: ChosenEnvironment,
     again: RerunFlags,
-    everybody: ControlClients,
+    control_clients: ControlClients,
     max_lag_ms: u64,
     /// The path of the release lock.
     lock_path: Utf8PathBuf,
@@ -59,10 +59,10 @@ impl Sites {
             let error = anyhow::anyhow!("environment {} has one site: there is nothing to fail over to", chosen.name);
             return Err(Failure::usage("one_site", error).hint("choose one with several: --env multi-region"));
         }
-        let everybody = ControlClients::at(&clouds::places(&chosen.folder, environment)?);
+        let control_clients = ControlClients::at(&clouds::places(&chosen.folder, environment)?);
         let max_lag_ms = environment.replication.database.max_lag.0.as_millis() as u64;
         let lock_path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
-        Ok(Self { again: session.again(), chosen, everybody, max_lag_ms, lock_path })
+        Ok(Self { again: session.again(), chosen, control_clients, max_lag_ms, lock_path })
     }
 
     fn scope(&self) -> Scope {

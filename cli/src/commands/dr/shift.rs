@@ -13,7 +13,8 @@ pub async fn failover(session: &Session, args: &Failover, console: Console) -> R
     let sites = Sites::of(session)?;
     let mut journal = sites.journal(session)?;
     console.say(format!("Making {} primary …", args.to));
-    let shifted = failover::failover(&sites.everybody, &mut journal, &args.to).await.map_err(|r| refused(r, &sites))?;
+    let shifted =
+        failover::failover(&sites.control_clients, &mut journal, &args.to).await.map_err(|r| refused(r, &sites))?;
     Ok(done(&sites, &shifted))
 }
 
@@ -21,10 +22,11 @@ pub async fn failover(session: &Session, args: &Failover, console: Console) -> R
 pub async fn failback(session: &Session, args: &Failback, console: Console) -> Result<Success, Failure> {
     let sites = Sites::of(session)?;
     let mut journal = sites.journal(session)?;
-    console.say(format!("Failing back to {} …", sites.everybody.home));
+    console.say(format!("Failing back to {} …", sites.control_clients.home));
     let tell = |says: &str| console.say(format!("  waiting: {says}"));
-    let shifted =
-        failover::failback(&sites.everybody, &mut journal, args.wait.0, &tell).await.map_err(|r| refused(r, &sites))?;
+    let shifted = failover::failback(&sites.control_clients, &mut journal, args.wait.0, &tell)
+        .await
+        .map_err(|r| refused(r, &sites))?;
     Ok(done(&sites, &shifted))
 }
 

@@ -56,11 +56,12 @@ struct StatusView {
 }
 
 async fn read_status(sites: &Sites, console: Console) -> StatusView {
-    let picture = ControlStatus::take(&sites.everybody).await;
-    let lines = picture.lines(sites.max_lag_ms);
-    let mut warnings = picture.warnings(sites.max_lag_ms);
+    let control_status = ControlStatus::take(&sites.control_clients).await;
+    let lines = control_status.lines(sites.max_lag_ms);
+    let mut warnings = control_status.warnings(sites.max_lag_ms);
     let name = &sites.chosen.name;
-    let everybody_is_gone = picture.witness.is_err() && picture.sites.iter().all(|(_, status)| status.is_err());
+    let everybody_is_gone =
+        control_status.witness.is_err() && control_status.sites.iter().all(|(_, status)| status.is_err());
     if everybody_is_gone {
         warnings.insert(0, format!("no site of {name} answers: check that it runs: {}", sites.command("up")));
     }
@@ -85,8 +86,8 @@ async fn read_status(sites: &Sites, console: Console) -> StatusView {
             sites.command("dr drill")
         ));
     }
-    let (primary, epoch) = (picture.primary(), picture.epoch());
-    let home = &sites.everybody.home;
+    let (primary, epoch) = (control_status.primary(), control_status.epoch());
+    let home = &sites.control_clients.home;
     let shown = primary.as_deref().unwrap_or("none");
     let away = if primary.as_deref().is_some_and(|primary| primary != home) {
         format!(" (home is {home})")
@@ -102,7 +103,7 @@ async fn read_status(sites: &Sites, console: Console) -> StatusView {
     for line in &lines {
         text.push_str(&row(line, console));
     }
-    match &picture.witness {
+    match &control_status.witness {
         Ok(witness) => {
             let _ = writeln!(
                 text,
@@ -126,7 +127,7 @@ async fn read_status(sites: &Sites, console: Console) -> StatusView {
         lines.iter().map(|l| (&l.role, l.in_sync, l.weight)).collect::<Vec<_>>(),
         warnings.len()
     );
-    let witness = match &picture.witness {
+    let witness = match &control_status.witness {
         Ok(witness) => {
             json!({ "reachable": true, "epoch": witness.epoch, "renewed_ms": witness.renewed_ms, "grace_ms": witness.grace_ms, "dns": witness.dns, "history": witness.history })
         }
@@ -134,7 +135,7 @@ async fn read_status(sites: &Sites, console: Console) -> StatusView {
     };
     let well = warnings.is_empty();
     let document = json!({
-        "environment": name, "ready": well, "epoch": epoch, "primary": primary, "home": home, "members": picture.members(),
+        "environment": name, "ready": well, "epoch": epoch, "primary": primary, "home": home, "members": control_status.members(),
         "max_lag_ms": sites.max_lag_ms, "sites": lines, "witness": witness, "warnings": warnings, "unfinished": open, "clones_left": clones,
     });
     StatusView { text, steady, document, well }

@@ -19,9 +19,9 @@ use textnlp_provider::{EnvironmentName, Lineage, Secret, SiteName};
 use super::backup_status::{self, LastRun};
 use super::gather::{BackupContent, gather, nothing_to_back_up};
 use super::{failed, key, settings, shelf, verify_backup};
-use crate::again::RerunFlags;
 use crate::failure::{Exit, Failure, size};
 use crate::platform::{Platform, Progress, Scope};
+use crate::rerun_flags::RerunFlags;
 use crate::running;
 
 /// Grace period of an interactive command for another run's lock.

@@ -12,9 +12,9 @@ use textnlp_provider::{Lineage, SiteName};
 
 use super::gather::STATE;
 use super::{point_in_time, settings, verify_backup};
-use crate::again::RerunFlags;
 use crate::failure::{Failure, state_failed};
 use crate::platform::{Platform, Progress, Scope};
+use crate::rerun_flags::RerunFlags;
 use crate::{running, workplace};
 
 /// What is restored, and where to.

@@ -59,7 +59,7 @@ pub async fn watch(
             return None;
         }
     };
-    let (begun, mut ended, mut failed) = (clock.steady(), None, 0);
+    let (start, mut ended, mut failed) = (clock.steady(), None, 0);
     let mut growth: Option<ScaleUp> = None;
     loop {
         let now = clock.steady();
@@ -69,8 +69,8 @@ pub async fn watch(
         match scaling.scale(lineage).await {
             Ok(scale) => {
                 failed = 0;
-                let growth = growth.get_or_insert_with(|| ScaleUp::begun(scale.wanted, scale.ready));
-                if growth.saw(scale.wanted, scale.ready, now.saturating_sub(begun)) {
+                let growth = growth.get_or_insert_with(|| ScaleUp::new(scale.wanted, scale.ready));
+                if growth.saw(scale.wanted, scale.ready, now.saturating_sub(start)) {
                     progress.event(&json!({ "event": "scaling", "wanted": scale.wanted, "ready": scale.ready }));
                     progress.line(&format!("{} pods desired, {} ready", scale.wanted, scale.ready));
                 }
@@ -84,7 +84,7 @@ pub async fn watch(
             }
         }
         let waits = growth.as_ref().is_some_and(|growth| growth.to > growth.from && growth.seconds.is_none());
-        let patience = |ended: Duration| (ended + ON_THEIR_WAY).max(begun + environment.gates.scaling.0);
+        let patience = |ended: Duration| (ended + ON_THEIR_WAY).max(start + environment.gates.scaling.0);
         if stop.is_cancelled() || ended.is_some_and(|ended| !waits || now > patience(ended)) {
             return growth.filter(|growth| growth.to > growth.from);
         }
@@ -98,7 +98,7 @@ pub async fn watch(
 
 impl ScaleUp {
     /// Pods that return or were pending before are not counted.
-    fn begun(wanted: u32, ready: u32) -> Self {
+    fn new(wanted: u32, ready: u32) -> Self {
         let there = wanted.max(ready);
         Self { from: there, to: there, seconds: None }
     }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn it_took_as_long_as_until_the_most_that_were_wanted_were_ready() {
-        let mut growth = ScaleUp::begun(3, 3);
+        let mut growth = ScaleUp::new(3, 3);
         let looks = [
             (3, 3, false),
             (6, 3, true),
@@ -143,14 +143,14 @@ mod tests {
 
     #[test]
     fn pods_that_come_back_are_no_growth() {
-        let mut growth = ScaleUp::begun(3, 2);
+        let mut growth = ScaleUp::new(3, 2);
         assert!(!growth.saw(3, 3, Duration::from_secs(5)));
         assert_eq!(growth, ScaleUp { from: 3, to: 3, seconds: None });
     }
 
     #[test]
     fn pods_that_are_wanted_and_never_ready_are_no_growth() {
-        let mut growth = ScaleUp::begun(3, 3);
+        let mut growth = ScaleUp::new(3, 3);
         growth.saw(5, 4, Duration::from_secs(1));
         growth.saw(5, 3, Duration::from_secs(100));
         assert_eq!(growth, ScaleUp { from: 3, to: 5, seconds: None });

@@ -16,18 +16,18 @@ const FRESH: SignedDuration = SignedDuration::from_hours(24 * 90);
 pub(super) async fn checks(subject: Subject<'_>) -> Result<Vec<Check>, Failure> {
     let Subject { scope, environment, .. } = subject;
     let folder = &scope.folder;
-    let everybody = ControlClients::at(&scope.platform.places(folder, environment)?);
+    let control_clients = ControlClients::at(&scope.platform.places(folder, environment)?);
     let max_lag_ms = environment.replication.database.max_lag.0.as_millis() as u64;
-    let mut checks = now(&ControlStatus::take(&everybody).await, everybody.watches.len(), max_lag_ms);
+    let mut checks = now(&ControlStatus::take(&control_clients).await, control_clients.watches.len(), max_lag_ms);
     let drill = scope.command("dr drill");
     let dr = &environment.dr;
     let promised = Targets { rto_s: dr.rto.0.as_secs_f64(), rpo_s: dr.rpo.0.as_secs_f64() };
-    checks.extend(rehearsed(&report::history(folder).0, &everybody.home, promised, Timestamp::now(), &drill));
+    checks.extend(rehearsed(&report::history(folder).0, &control_clients.home, promised, Timestamp::now(), &drill));
     Ok(checks)
 }
 
-fn now(picture: &ControlStatus, sites: usize, max_lag_ms: u64) -> Vec<Check> {
-    let lines = picture.lines(max_lag_ms);
+fn now(control_status: &ControlStatus, sites: usize, max_lag_ms: u64) -> Vec<Check> {
+    let lines = control_status.lines(max_lag_ms);
     let in_sync = lines.iter().filter(|line| line.in_sync).count();
     let mut sync = Check::new("sites in sync", in_sync, sites, "sites", in_sync == sites);
     if let Some(line) = lines.iter().find(|line| !line.in_sync) {
@@ -39,7 +39,7 @@ fn now(picture: &ControlStatus, sites: usize, max_lag_ms: u64) -> Vec<Check> {
         Some(ms) => Check::new(LAG, ms, max_lag_ms, "ms", ms <= max_lag_ms).at_most(),
         None => Check::unmeasured(LAG, max_lag_ms, "ms", "no site reports its lag"),
     };
-    let witness = match &picture.witness {
+    let witness = match &control_status.witness {
         Ok(_) => Check::new(WITNESS, "answers", "answers", "", true),
         Err(error) => Check::unmeasured(WITNESS, "answers", "", error),
     };

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::super::control_status::ControlStatus;
 use super::super::failover;
 use super::super::fault::Fault;
-use super::super::journal::{Action, Journal, StepStatus, WHOLE, begun, unfinished};
+use super::super::journal::{Action, Journal, StepStatus, WHOLE, begin_record, unfinished};
 use super::super::ledger::prefix;
 use super::{DrillError, DrillInputs, DrillOptions, POLL_INTERVAL, RECOVERY_TIMEOUT, pause, until};
 
@@ -33,7 +33,7 @@ pub(super) async fn finish_old(stage: &DrillInputs<'_>, journal: &mut Journal) -
         stage.faults.revert(&id).await.map_err(fails)?;
         if let Some(site) = data["fault"]["site"].as_str() {
             let began = Instant::now();
-            while !is_back(&ControlStatus::take(stage.everybody).await, site) {
+            while !is_back(&ControlStatus::take(stage.control_clients).await, site) {
                 if began.elapsed() > RECOVERY_TIMEOUT {
                     return Err(fails(format!(
                         "{site} has not rejoined as a member after {} s",
@@ -44,7 +44,7 @@ pub(super) async fn finish_old(stage: &DrillInputs<'_>, journal: &mut Journal) -
             }
         }
         let tell = |says: &str| (stage.tell)("finish", says);
-        let home = failover::failback(stage.everybody, journal, RECOVERY_TIMEOUT, &tell).await;
+        let home = failover::failback(stage.control_clients, journal, RECOVERY_TIMEOUT, &tell).await;
         home.map_err(|refusal| fails(error_chain(&refusal)))?;
         clear_keys(stage, &id).await.map_err(fails)?;
         revoke(stage, journal, &id).await.map_err(fails)?;
@@ -60,28 +60,28 @@ pub(super) async fn preflight(
     id: &str,
 ) -> Result<InitialState, DrillError> {
     (stage.tell)("preflight", "polling every site");
-    let picture = ControlStatus::take(stage.everybody).await;
+    let control_status = ControlStatus::take(stage.control_clients).await;
     let mut wrong = Vec::new();
-    let primary = match &picture.witness {
+    let primary = match &control_status.witness {
         Ok(witness) => Some(witness.primary.clone()),
         Err(error) => {
             wrong.push(error.to_string());
             None
         }
     };
-    let site = order.site.clone().or(primary.clone()).unwrap_or_else(|| stage.everybody.home.clone());
-    let is_known = stage.everybody.watch(&site).is_some();
+    let site = order.site.clone().or(primary.clone()).unwrap_or_else(|| stage.control_clients.home.clone());
+    let is_known = stage.control_clients.watch(&site).is_some();
     if !is_known {
-        wrong.push(format!("there is no site `{site}`; the sites are {}", stage.everybody.names().join(", ")));
+        wrong.push(format!("there is no site `{site}`; the sites are {}", stage.control_clients.names().join(", ")));
     }
-    if primary.as_ref().is_some_and(|primary| *primary != stage.everybody.home) {
+    if primary.as_ref().is_some_and(|primary| *primary != stage.control_clients.home) {
         wrong.push(format!(
             "the primary is {}, not {}: run `dr failback` first",
             primary.unwrap_or_default(),
-            stage.everybody.home
+            stage.control_clients.home
         ));
     }
-    for line in picture.lines(order.max_lag_ms) {
+    for line in control_status.lines(order.max_lag_ms) {
         if line.role == "unreachable" {
             wrong.push(line.why.unwrap_or_default());
         } else if !line.in_sync {
@@ -112,23 +112,23 @@ pub(super) async fn preflight(
         return Err(DrillError::NotReady(wrong));
     }
     let mut units = BTreeMap::new();
-    for site in stage.everybody.names() {
+    for site in stage.control_clients.names() {
         units.insert(site.clone(), stage.faults.ready_units(&site).await);
     }
-    Ok(InitialState { fault, epoch: picture.epoch(), units })
+    Ok(InitialState { fault, epoch: control_status.epoch(), units })
 }
 
 /// Whether a site answers and is a member of the present configuration.
-pub(super) fn is_back(picture: &ControlStatus, site: &str) -> bool {
-    let Ok(witness) = &picture.witness else { return false };
+pub(super) fn is_back(control_status: &ControlStatus, site: &str) -> bool {
+    let Ok(witness) = &control_status.witness else { return false };
     (witness.members.iter().any(|name| name == site) || witness.primary == site)
-        && picture.site(site).is_some_and(|status| status.epoch == witness.epoch)
+        && control_status.site(site).is_some_and(|status| status.epoch == witness.epoch)
 }
 
 /// Removes the drill's keys from control data through a site that accepts writes, and checks that they are gone.
 pub(super) async fn clear_keys(stage: &DrillInputs<'_>, id: &str) -> Result<(), String> {
     let mut why = "no site answers".to_owned();
-    for watch in &stage.everybody.watches {
+    for watch in &stage.control_clients.watches {
         match watch.clear(&prefix(id)).await {
             // Keys that were written during the removal.
             Ok(_) => match watch.keys(&prefix(id)).await {
@@ -145,7 +145,8 @@ pub(super) async fn clear_keys(stage: &DrillInputs<'_>, id: &str) -> Result<(), 
 /// Revokes the temporary API key, if it was created and not revoked yet.
 pub(super) async fn revoke(stage: &DrillInputs<'_>, journal: &mut Journal, id: &str) -> Result<(), String> {
     let revoked = journal.records().iter().any(|r| r.id == id && r.step == "key" && r.is == StepStatus::Ended);
-    let public_id = begun(journal.records(), id, "key").and_then(|r| r.data["public_id"].as_str().map(str::to_owned));
+    let public_id =
+        begin_record(journal.records(), id, "key").and_then(|r| r.data["public_id"].as_str().map(str::to_owned));
     let Some(public_id) = public_id.filter(|_| !revoked) else { return Ok(()) };
     stage.keys.revoke(&public_id).await?;
     journal.end(Action::Drill, id, "key", Value::Null).map_err(|error| error_chain(&error))

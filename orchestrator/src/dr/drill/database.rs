@@ -17,9 +17,9 @@ impl RunningDrill<'_> {
     pub(super) async fn look_at_database(&mut self) -> Result<(), DrillError> {
         let (from, began) = (self.ledger.now(), Instant::now());
         loop {
-            let picture = ControlStatus::take(self.stage.everybody).await;
-            let primary = picture.primary().filter(|primary| *primary != self.fault.site);
-            let role = primary.as_deref().and_then(|primary| picture.site(primary)?.database_role());
+            let control_status = ControlStatus::take(self.stage.control_clients).await;
+            let primary = control_status.primary().filter(|primary| *primary != self.fault.site);
+            let role = primary.as_deref().and_then(|primary| control_status.site(primary)?.database_role());
             let (Some(site), Some(role)) = (primary, role) else { return Ok(()) };
             if role == PRIMARY || began.elapsed() > ROLE_REPORT_TIMEOUT || self.is_over() {
                 let says = format!("the database that {site} uses is {}", said(role));

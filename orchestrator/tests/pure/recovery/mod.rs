@@ -42,7 +42,7 @@ async fn drill_until(
     stop_at: &str,
 ) -> Result<(Report, camino::Utf8PathBuf), DrillError> {
     let stop = CancellationToken::new();
-    let everybody = world.everybody();
+    let control_clients = world.control_clients();
     let tell = |phase: &str, _: &str| {
         if phase == stop_at {
             stop.cancel();
@@ -51,7 +51,7 @@ async fn drill_until(
     let stage = DrillInputs {
         state: &world.state,
         flags: " --env multi",
-        everybody: &everybody,
+        control_clients: &control_clients,
         front: Arc::new(world.clone()),
         keys: world,
         faults: world,
@@ -165,7 +165,7 @@ async fn whoever_takes_over_works_with_a_database_that_takes_changes() {
         assert!(found.starts_with(wanted) && found.is_empty() == wanted.is_empty(), "{found}");
         let page = std::fs::read_to_string(report.write(&folder, &report::signing_key(&world.state).unwrap()).unwrap());
         assert!(page.unwrap().contains("role of the database of the current primary"));
-        let warnings = ControlStatus::take(&world.everybody()).await.warnings(5000).join("; ");
+        let warnings = ControlStatus::take(&world.control_clients()).await.warnings(5000).join("; ");
         assert_eq!(
             warnings.contains("the servers of two cannot connect to their database"),
             missed.is_some(),
@@ -263,13 +263,13 @@ async fn nothing_is_injected_while_a_site_is_not_as_it_must_be() {
 async fn a_living_primary_hands_over_and_gets_its_place_back() {
     let world = World::new();
     world.set(|inner| inner.automatic_failback = false);
-    let everybody = world.everybody();
+    let control_clients = world.control_clients();
     let mut journal = Journal::open(&world.state, "anna", " --env multi").unwrap();
-    let shifted = failover::failover(&everybody, &mut journal, "two").await.unwrap();
+    let shifted = failover::failover(&control_clients, &mut journal, "two").await.unwrap();
     assert_eq!((shifted.way, shifted.from.as_str(), shifted.epoch), (FailoverKind::Handover, "one", 4));
-    let again = failover::failover(&everybody, &mut journal, "two").await.unwrap();
+    let again = failover::failover(&control_clients, &mut journal, "two").await.unwrap();
     assert_eq!(again.way, FailoverKind::Already);
-    let back = failover::failback(&everybody, &mut journal, Duration::from_secs(5), &|_| {}).await.unwrap();
+    let back = failover::failback(&control_clients, &mut journal, Duration::from_secs(5), &|_| {}).await.unwrap();
     assert_eq!((back.way, back.to.as_str()), (FailoverKind::Handover, "one"));
     let undo: Vec<_> = journal.records().iter().filter_map(|record| record.undo.clone()).collect();
     assert_eq!(
@@ -282,16 +282,16 @@ async fn a_living_primary_hands_over_and_gets_its_place_back() {
 async fn a_dead_primary_is_replaced_by_a_claim_once_its_grace_is_over() {
     let world = World::new();
     world.set(|inner| (inner.automatic, inner.grace_ms) = (false, 60_000));
-    let everybody = world.everybody();
+    let control_clients = world.control_clients();
     let mut journal = Journal::open(&world.state, "anna", " --env multi").unwrap();
     // What another process began and never ended is ended with it.
     journal.begin(Action::Failover, "old", WHOLE, None, json!({ "to": "two" })).unwrap();
     world.lose("one", Some(FaultKind::Kill));
-    let refused = failover::failover(&everybody, &mut journal, "two").await.unwrap_err();
+    let refused = failover::failover(&control_clients, &mut journal, "two").await.unwrap_err();
     assert!(matches!(refused, Refusal::Grace { left_ms, .. } if left_ms <= 60_000), "{refused}");
     assert!(refused.to_string().contains("ms are left"), "{refused}");
     world.set(|inner| inner.grace_ms = 0);
-    let shifted = failover::failover(&everybody, &mut journal, "two").await.unwrap();
+    let shifted = failover::failover(&control_clients, &mut journal, "two").await.unwrap();
     assert_eq!((shifted.way, shifted.finished.as_deref()), (FailoverKind::Claim, Some("old")));
     assert!(journal::unfinished(journal.records()).is_empty());
 }
@@ -300,10 +300,10 @@ async fn a_dead_primary_is_replaced_by_a_claim_once_its_grace_is_over() {
 async fn refusals_say_why() {
     let world = World::new();
     world.set(|inner| (inner.automatic, inner.automatic_failback) = (false, false));
-    let everybody = world.everybody();
+    let control_clients = world.control_clients();
     let mut journal = Journal::open(&world.state, "anna", " --env multi").unwrap();
     let mut check = async |to: &str, says: &str| {
-        let refused = failover::failover(&everybody, &mut journal, to).await.unwrap_err().to_string();
+        let refused = failover::failover(&control_clients, &mut journal, to).await.unwrap_err().to_string();
         assert!(refused.contains(says), "{refused}");
     };
     check("four", "there is no site `four`; the sites are one, two, three").await;
@@ -317,11 +317,15 @@ async fn refusals_say_why() {
     world.lose("two", None);
     world.set(|inner| inner.witness_gone = true);
     check("two", "the witness cannot be reached").await;
-    let picture = ControlStatus::take(&everybody).await;
-    assert_eq!(picture.primary().as_deref(), Some("one"), "the sites tell who is primary when the witness does not");
+    let control_status = ControlStatus::take(&control_clients).await;
+    assert_eq!(
+        control_status.primary().as_deref(),
+        Some("one"),
+        "the sites tell who is primary when the witness does not"
+    );
     assert!(
-        picture.warnings(5000)[0].contains("no site can become primary until it is back"),
+        control_status.warnings(5000)[0].contains("no site can become primary until it is back"),
         "{:?}",
-        picture.warnings(5000)
+        control_status.warnings(5000)
     );
 }

@@ -98,7 +98,7 @@ impl World {
         self.state.join(format!("{name}.sock"))
     }
 
-    pub fn everybody(&self) -> ControlClients {
+    pub fn control_clients(&self) -> ControlClients {
         let sites = SITES.map(|name| (name.to_owned(), self.socket(name))).into();
         ControlClients::at(&SocketPaths { sites, witness: self.socket("witness"), home: "one".to_owned() })
     }
