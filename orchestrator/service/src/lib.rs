@@ -14,6 +14,6 @@ pub mod rerun_flags;
 pub mod running;
 pub mod workplace;
 
-pub use again::RerunFlags;
 pub use failure::{Exit, Failure};
 pub use platform::{Platform, Progress, Scope, Subject};
+pub use rerun_flags::RerunFlags;
