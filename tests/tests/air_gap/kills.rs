@@ -22,10 +22,13 @@ fn kills(usual: u64) -> u64 {
     std::env::var("TEXTNLP_TESTS_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(usual)
 }
 
-/// Kills a command after a while; half the time with everything that it has started in the foreground. Whether it was still running.
-fn killed(mut command: Command, dice: &mut Dice, longest: Duration) -> bool {
+/// Kills a command at a random time within `longest`; half the time with everything that it has started in the foreground.
+/// Returns whether it was still running. If not, `longest` becomes its duration, because a run on a busy machine takes
+/// longer than the next one.
+fn killed(mut command: Command, dice: &mut Dice, longest: &mut Duration) -> bool {
     let most = u64::try_from(longest.as_micros()).expect("a short time").max(1000);
-    let until = Instant::now() + Duration::from_micros(dice.below(most));
+    let started = Instant::now();
+    let until = started + Duration::from_micros(dice.below(most));
     let mut child = command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let alive = loop {
         if child.try_wait().unwrap().is_some() {
@@ -38,6 +41,7 @@ fn killed(mut command: Command, dice: &mut Dice, longest: Duration) -> bool {
     };
     let everything = dice.below(2) == 0;
     if !alive {
+        *longest = started.elapsed();
         return false;
     }
     if everything {
@@ -69,12 +73,12 @@ fn create_ends_with_the_same_bytes() {
         stage.command(&[&["bundle", "create", "--env", NAME, "--no-server-image", "--out", out], more].concat())
     };
     let volumes = ["--volume-size", "20MB"];
-    let longest = undisturbed(create("whole.tar", &[]));
+    let mut longest = undisturbed(create("whole.tar", &[]));
     undisturbed(create("whole-parts.tar", &volumes));
     let (mut dice, mut alive) = (Dice(seed()), 0);
     for n in 0..kills(8) {
         let (out, more) = if n % 2 == 0 { ("again.tar", &[][..]) } else { ("again-parts.tar", &volumes[..]) };
-        alive += u64::from(killed(create(out, more), &mut dice, longest));
+        alive += u64::from(killed(create(out, more), &mut dice, &mut longest));
         // What has its final name is whole, whenever one looks.
         if stage.made().join(out).exists() {
             stage.run(&["bundle", "verify", out]).expect(0);
@@ -147,10 +151,11 @@ fn install_ends_with_the_same_site() {
 
     let (mut dice, mut alive) = (Dice(seed()), 0);
     for life in 0..3 {
+        let mut longest = longest;
         stage.at_root(&format!("root-{life}"));
         let args = stage.install_args(&goods.first, &["--trust", &goods.public]);
         for _ in 0..kills(12).div_ceil(3) {
-            alive += u64::from(killed(command(&stage, &args), &mut dice, longest));
+            alive += u64::from(killed(command(&stage, &args), &mut dice, &mut longest));
             if let Some(found) = stage.digest() {
                 assert_eq!(Some(found), digest, "something else is in use");
             }
@@ -187,8 +192,9 @@ fn update_ends_with_the_same_site_and_serves_all_the_while() {
     let (mut dice, mut alive) = (Dice(seed()), 0);
     for _ in 0..kills(12).div_ceil(4) {
         for (step, digest) in [(&there, &second), (&back, &first)] {
+            let mut longest = longest;
             for _ in 0..2 {
-                alive += u64::from(killed(command(&args(step)), &mut dice, longest));
+                alive += u64::from(killed(command(&args(step)), &mut dice, &mut longest));
                 let found = stage.digest();
                 assert!(found == first || found == second, "{found:?} is neither the one nor the other");
             }
