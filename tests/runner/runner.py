@@ -37,7 +37,7 @@ IDLE_SLOTS = max(2, os.cpu_count() or 2)
 POLL_INTERVAL = 0.1
 PROGRESS_INTERVAL = 60
 MAX_RETRIES = 3
-# Status of a command that says: this cannot be had on this machine.
+# Status of a command that says: this is not available on this machine.
 UNAVAILABLE = 3
 
 # Why something is left out, by what it needs.
@@ -231,7 +231,7 @@ class Runner:
                 end_group(job.pid)
 
     def drop_impossible(self):
-        """Leaves out what needs something that cannot be had, and says so."""
+        """Leaves out what needs something that is not available, and says so."""
         for job in list(self.waiting):
             lost = [need for need in job.needs if self.facts.get(need) is False]
             if lost:
@@ -508,7 +508,7 @@ def conclude(runner, options, skipped, began):
     for job in jobs:
         if job.state == LEFT_OUT:
             lost = [need for need in job.needs if not runner.facts.get(need)]
-            say(f"LEFT OUT: {job.name}: {REASONS.get(lost[0], f'`{lost[0]}` failed') if lost else 'it cannot be had on this machine'}")
+            say(f"LEFT OUT: {job.name}: {REASONS.get(lost[0], f'`{lost[0]}` failed') if lost else 'it is not available on this machine'}")
     skipped.report(say)
     if not (options.ci or options.all or options.programs):
         names = ", ".join(tier.name for tier in tiers.TIERS.values() if tier.command)
