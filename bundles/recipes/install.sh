@@ -1,10 +1,13 @@
 #!/bin/sh
 # Installs this bundle on a machine without a network. It needs a POSIX shell, the bundle, and nothing else:
 #
-#     tar -xf BUNDLE install.sh bin
-#     sh install.sh BUNDLE [--trust KEY.pub] [flags of `textnlp-deploy bundle install`]
+#     tar -xf BUNDLE manifest.json manifest.json.minisig SHA256SUMS install.sh bin &&
+#       minisign -QVm manifest.json -p KEY.pub | sed 's/.*, //' | sha256sum -c &&
+#       grep -E '  (install.sh|bin/.*)$' SHA256SUMS | sha256sum -c &&
+#       sh install.sh BUNDLE --trust KEY.pub [flags of `textnlp-deploy bundle install`]
 #
-# The program verifies every byte of the bundle before it uses any, with KEY.pub if it is given.
+# The lines before the last verify this script and the program. Without them `--trust` proves nothing on a first install: the
+# script and the program that check the key come from the file that is checked. A site that has the program uses its own.
 set -eu
 
 say() { printf '%s\n' "$*"; }
@@ -25,6 +28,18 @@ esac
 bundle=$1
 shift
 
+root=${TEXTNLP_ROOT:-/opt/textnlp}
+before=
+for flag in "$@"; do
+    [ "$before" = --root ] && root=$flag
+    case "$flag" in --root=*) root=${flag#--root=} ;; esac
+    before=$flag
+done
+if [ -x "$root/bin/textnlp-deploy" ]; then
+    say "Installing $bundle with the program of this site: $("$root/bin/textnlp-deploy" --version)"
+    exec "$root/bin/textnlp-deploy" bundle install "$bundle" "$@"
+fi
+
 case "$(uname -s)-$(uname -m)" in
     Linux-x86_64 | Linux-amd64) platform=linux-amd64 ;;
     Linux-aarch64 | Linux-arm64) platform=linux-arm64 ;;
@@ -35,6 +50,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 program=$here/bin/$platform/textnlp-deploy
 if [ ! -f "$program" ]; then
     fail "the program is missing next to this script: bin/$platform/textnlp-deploy" "extract it from the bundle first: tar -xf $bundle install.sh bin"
+fi
+# A file that was added to `bin` is not in the sums.
+if [ -f "$here/SHA256SUMS" ] && ! (cd "$here" && grep -F "  bin/$platform/textnlp-deploy" SHA256SUMS | sha256sum -c) >/dev/null 2>&1; then
+    fail "bin/$platform/textnlp-deploy is not the program of SHA256SUMS" "extract the bundle again, into an empty folder"
 fi
 if [ ! -x "$program" ]; then
     chmod 0755 "$program" || fail "$program cannot be made executable" "copy install.sh and bin/ to a folder that you own"

@@ -49,8 +49,8 @@ pub use open::{Bundle, FileReader};
 pub use pack::{Content, Input, Inputs, PackOptions, Packed, pack};
 pub use rules::{MOST_CHUNK, MOST_MANIFEST, TOPS};
 pub use sign::{
-    Authenticity, Password, PublicKey, SecretKey, Signature, TrustSet, keygen, sign, sign_bytes, signature_of,
-    verify_file,
+    Authenticity, Password, PublicKey, STOCK_VERIFICATION, STOCK_VERIFICATION_FILES, SecretKey, Signature, TrustSet,
+    keygen, sign, sign_bytes, signature_of, verify_file,
 };
 pub use site::{Collected, INSTALLED, Installed, Site, SiteLock, Source, Stamp};
 pub use unpack::{UnpackOptions, Unpacked};

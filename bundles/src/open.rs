@@ -193,13 +193,13 @@ impl Bundle {
         member_header(&mut feed, &layout, &signature, &manifest.files, &mut damages)?;
         let mut block = vec![0; SIGNATURE as usize];
         feed.read_at(&mut block, signature.data_at)?;
-        let status = Signature::read(&block, &text);
+        let expected = layout::sums(&text, &manifest);
+        let status = Signature::read(&block, &text, &expected);
         if let Signature::Invalid { why } = &status {
             damages.push(damage(SIGNATURE_NAME, signature.data_at, SIGNATURE, why));
         }
 
         let digest = Digest::of(&text);
-        let expected = layout::sums(&text, &manifest);
         drop(text);
         member_header(&mut feed, &layout, &sums, &manifest.files, &mut damages)?;
         let mut found = vec![0; sums.size as usize];

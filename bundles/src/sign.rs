@@ -1,6 +1,7 @@
 //! Signatures of bundles: a minisign signature over the manifest, and trusted keys from outside the bundle.
 //!
-//! `tar xf FILE manifest.json manifest.json.minisig && minisign -Vm manifest.json -P KEY` checks the same with stock tools.
+//! The signed comment ends with the line of `SHA256SUMS` for `sha256sum -c`, so that minisign and sha256sum verify a whole
+//! bundle before anything in it runs ([`STOCK_VERIFICATION`]).
 
 mod detached;
 
@@ -10,10 +11,11 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
+use textnlp_models::Digest;
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
-use crate::layout::SIGNATURE;
+use crate::layout::{self, MANIFEST_NAME, SIGNATURE, SIGNATURE_NAME, SUMS_NAME};
 use crate::open::Bundle;
 use crate::volumes::Volumes;
 pub use detached::{sign_bytes, signature_of, verify_file};
@@ -105,7 +107,8 @@ pub fn sign(path: &Utf8Path, key: &SecretKey) -> Result<PublicKey> {
     let mut manifest = vec![0; member.size as usize];
     volumes.read_at(&mut manifest, member.data_at)?;
     let public = key.public()?;
-    volumes.write_at(&key.block(&manifest)?, block.data_at)?;
+    let sums = layout::sums(&manifest, bundle.manifest());
+    volumes.write_at(&key.block(&manifest, &sums)?, block.data_at)?;
     volumes.sync()?;
     match Bundle::open(path)?.signature() {
         Signature::Valid { key } if *key == public => Ok(public),
@@ -215,15 +218,15 @@ impl SecretKey {
             .map_err(|error| Error::Signature { why: error.to_string() })
     }
 
-    /// The whole signature block over these bytes.
-    fn block(&self, manifest: &[u8]) -> Result<Vec<u8>> {
+    /// The whole signature block over a manifest and its `SHA256SUMS`.
+    fn block(&self, manifest: &[u8], sums: &[u8]) -> Result<Vec<u8>> {
         let key = self.public()?;
         let failed = |error: minisign::PError| Error::Signature { why: error.to_string() };
         let signed = minisign::sign(
             Some(&key.0),
             &self.0,
             manifest,
-            Some(&trusted_comment(&key)),
+            Some(&trusted_comment(&key, sums)),
             Some(&untrusted_comment(&key)),
         );
         let mut block = signed.map_err(failed)?.into_string().into_bytes();
@@ -236,7 +239,12 @@ impl SecretKey {
 }
 
 /// The key is in the signed comment, so that a flipped bit is noticed without a key. It does not prove the signer.
-fn trusted_comment(key: &PublicKey) -> String {
+fn trusted_comment(key: &PublicKey, sums: &[u8]) -> String {
+    format!("{}, {}  {SUMS_NAME}", key_comment(key), Digest::of(sums).hex())
+}
+
+/// The signed comment of bundles whose signature does not cover `SHA256SUMS`.
+fn key_comment(key: &PublicKey) -> String {
     format!("{TRUSTED}{}", key.to_base64())
 }
 
@@ -246,14 +254,24 @@ fn untrusted_comment(key: &PublicKey) -> String {
 
 const TRUSTED: &str = "textnlp bundle, key ";
 
+/// The files that [`STOCK_VERIFICATION`] reads.
+pub const STOCK_VERIFICATION_FILES: [&str; 3] = [MANIFEST_NAME, SIGNATURE_NAME, SUMS_NAME];
+
+/// Verifies `install.sh` and the programs of an extracted bundle with tools that the target machine had before. `KEY` is
+/// the public key's file.
+pub const STOCK_VERIFICATION: [&str; 2] = [
+    "minisign -QVm manifest.json -p KEY | sed 's/.*, //' | sha256sum -c",
+    "grep -E '  (install.sh|bin/.*)$' SHA256SUMS | sha256sum -c",
+];
+
 impl Signature {
     /// Reads a block of any bytes.
-    pub(crate) fn read(block: &[u8], manifest: &[u8]) -> Signature {
+    pub(crate) fn read(block: &[u8], manifest: &[u8], sums: &[u8]) -> Signature {
         let end = block.iter().rposition(|byte| *byte != b'\n').map_or(0, |last| last + 1);
         if end == 0 {
             return Signature::None;
         }
-        match valid(&block[..end], manifest) {
+        match valid(&block[..end], manifest, sums) {
             Ok(key) => Signature::Valid { key },
             Err(why) => Signature::Invalid { why },
         }
@@ -272,7 +290,7 @@ impl Signature {
     }
 }
 
-fn valid(block: &[u8], manifest: &[u8]) -> Result<PublicKey, String> {
+fn valid(block: &[u8], manifest: &[u8], sums: &[u8]) -> Result<PublicKey, String> {
     let text = std::str::from_utf8(block).map_err(|_| "it is not text".to_owned())?;
     let lines: Vec<&str> = text.lines().collect();
     let [_, signature, comment, global] = lines[..] else {
@@ -282,15 +300,16 @@ fn valid(block: &[u8], manifest: &[u8]) -> Result<PublicKey, String> {
     if signature.len() != 100 || global.len() != 88 {
         return Err("its lines do not have the length of a signature".into());
     }
-    let key = comment.strip_prefix("trusted comment: ").and_then(|comment| comment.strip_prefix(TRUSTED));
-    let key = key.ok_or("its comment does not name the key")?;
-    let key = PublicKey::parse(key).map_err(|_| "its comment does not name a key".to_owned())?;
+    let comment = comment.strip_prefix("trusted comment: ").ok_or("it has no signed comment")?;
+    let named = comment.strip_prefix(TRUSTED).ok_or("its comment does not name the key")?;
+    let key = PublicKey::parse(named.split_once(", ").map_or(named, |(key, _)| key))
+        .map_err(|_| "its comment does not name a key".to_owned())?;
     let parsed = minisign::SignatureBox::from_string(text).map_err(|error| error.to_string())?;
     // A signature has one canonical text: any other change is found by encoding it again.
     let expected_comment = parsed.untrusted_comment().ok() == Some(untrusted_comment(&key));
     if !expected_comment
         || parsed.to_string().trim_end() != text
-        || comment != format!("trusted comment: {}", trusted_comment(&key))
+        || ![trusted_comment(&key, sums), key_comment(&key)].contains(&comment.to_owned())
     {
         return Err("it is not in canonical form".into());
     }

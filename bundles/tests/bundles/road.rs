@@ -253,6 +253,22 @@ fn stock_minisign(shop: &Workshop, key: &PublicKey) {
         .args(["manifest.json", "manifest.json.minisig"])
         .current_dir(&folder));
     run(Command::new("minisign").args(["-Vm", "manifest.json", "-p", public.as_str()]).current_dir(&folder));
+    // A signature that does not cover SHA256SUMS, as the first bundles have it.
+    let comments = [
+        format!("textnlp bundle, key {}", stock.to_base64()),
+        format!("signature of a textnlp bundle by key {}", stock.id()),
+    ];
+    run(Command::new("minisign")
+        .args(["-S", "-s", secret.as_str(), "-m", "manifest.json", "-t", &comments[0], "-c", &comments[1]])
+        .current_dir(&folder));
+    let mut bytes = std::fs::read(shop.path("a.tar")).unwrap();
+    let name = b"manifest.json.minisig";
+    let block = bytes.windows(name.len()).position(|bytes| bytes == name).unwrap() + 512;
+    let earlier = std::fs::read(folder.join("manifest.json.minisig")).unwrap();
+    bytes[block..block + 1024].fill(b'\n');
+    bytes[block..block + earlier.len()].copy_from_slice(&earlier);
+    std::fs::write(shop.path("a.tar"), bytes).unwrap();
+    assert_eq!(*Bundle::open(&shop.path("a.tar")).unwrap().signature(), Signature::Valid { key: stock });
 }
 
 #[test]

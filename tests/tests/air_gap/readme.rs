@@ -5,15 +5,14 @@ use textnlp_tests::said;
 use crate::stage::{Stage, lacking, names, tool};
 
 /// The block of the README that creates a bundle: the commands on this side of the gap, and those behind it.
-fn commands() -> (String, String) {
+pub(crate) fn commands() -> (String, String) {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
     let blocks: Vec<&str> = readme.split("```").skip(1).step_by(2).collect();
     let block =
         blocks.iter().find(|block| block.contains("textnlp-deploy bundle create ")).expect("it creates a bundle");
-    let lines = block.lines().skip(1);
-    let (behind, before): (Vec<&str>, Vec<&str>) = lines.partition(|line| line.contains("install.sh"));
-    assert!(!behind.is_empty(), "nothing is installed in:\n{block}");
-    (before.join("\n"), behind.join("\n"))
+    let (before, behind) = block.split_once("There, with no network:\n").expect("it is installed on another machine");
+    let before: Vec<&str> = before.lines().skip(1).collect();
+    (before.join("\n"), behind.to_owned())
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 use textnlp_tests::said;
 
-use crate::archive::{changed, member};
-use crate::stage::{Goods, NAME, Stage, names};
+use crate::archive::{changed, member, members};
+use crate::readme::commands;
+use crate::stage::{Goods, NAME, Stage, names, tool};
 
 fn recorded(stage: &Stage) -> Value {
     let record: Value = serde_json::from_slice(&std::fs::read(stage.root().join("installed.json")).unwrap()).unwrap();
@@ -81,6 +82,52 @@ fn where_somebody_is_trusted_nobody_else_is_let_in() {
     // A borrowed signature is refused even where nobody is asked for.
     stage.install("borrowed.tar", &[]).expect(4);
     stage.is_untouched("borrowed.tar");
+}
+
+#[test]
+fn the_commands_of_the_readme_run_no_changed_installer_or_program() {
+    if !tool("minisign") {
+        return;
+    }
+    let goods = Goods::get();
+    let stage = Stage::new("first-install");
+    let bytes = std::fs::read(&goods.first).unwrap();
+    let all = members(&bytes);
+    let installer = member(&bytes, "install.sh");
+    let program = all.iter().find(|m| m.name.starts_with("bin/") && m.size > 0).unwrap();
+    let attack = |copy: &mut Vec<u8>| {
+        let script = format!("#!/bin/sh\ntouch {}/RAN\nexit 0\n", stage.made());
+        copy[installer.data..installer.data + installer.size].fill(b'\n');
+        copy[installer.data..installer.data + script.len()].copy_from_slice(script.as_bytes());
+    };
+    let (_, commands) = commands();
+    let verdict = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let folder = stage.made().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        changed(&bytes, &folder.join("textnlp.tar"), |copy| change(copy));
+        std::fs::copy(&goods.public, folder.join("release.pub")).unwrap();
+        let mut shell = stage.other("sh", &["-c", &commands]);
+        let root = folder.join("root");
+        said(shell.current_dir(&folder).env("TEXTNLP_ROOT", &root).env("TEXTNLP_ENV", "absent").output().unwrap())
+    };
+    let whole = verdict("whole", &|_| {});
+    names(&whole.out, &["SHA256SUMS: OK", "install.sh: OK", "Installing textnlp.tar with textnlp-deploy"]);
+    verdict("installer", &attack).expect(1);
+    verdict("program", &|copy| copy[program.data + program.size / 2] ^= 1).expect(1);
+    // The sums fit the changed installer, and the signature does not fit the sums.
+    verdict("sums", &|copy| {
+        attack(copy);
+        let sums = member(copy, "SHA256SUMS");
+        let text = String::from_utf8(copy[sums.data..sums.data + sums.size].to_vec()).unwrap();
+        std::fs::write(stage.made().join("install.sh"), &copy[installer.data..installer.data + installer.size])
+            .unwrap();
+        let own = stage.other("sha256sum", &["install.sh"]).output().unwrap();
+        let line = text.lines().find(|line| line.ends_with("  install.sh")).unwrap();
+        let text = text.replace(line, String::from_utf8(own.stdout).unwrap().trim_end());
+        copy[sums.data..sums.data + sums.size].copy_from_slice(text.as_bytes());
+    })
+    .expect(1);
+    assert!(!stage.made().join("RAN").exists());
 }
 
 #[test]

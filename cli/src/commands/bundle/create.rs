@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use serde_yaml::Value;
 use textnlp_bundle::recipe::{self, Ingredients, ModelFolder, ProgramFile};
-use textnlp_bundle::{Inputs, Manifest, elf, pack};
+use textnlp_bundle::{Inputs, Manifest, Packed, STOCK_VERIFICATION, STOCK_VERIFICATION_FILES, elf, pack};
 use textnlp_models::{Cut, Digest, FetchOptions, Model, Source, Store};
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Loaded, Origin};
@@ -85,12 +85,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
         let said: Vec<String> = facts.iter().map(advisories::said).collect();
         text.push_str(&format!("\n  advisories {}, from {}", said.join("; "), found.origin));
     }
-    let trust = args.sign_key.as_ref().and_then(|key| Some(format!(" --trust {}.pub", key.file_stem()?)));
-    text.push_str(&format!(
-        "\nOn the target machine: tar -xf {0} install.sh bin && sh install.sh {0}{1}",
-        packed.paths[0].file_name().unwrap_or("BUNDLE"),
-        trust.unwrap_or_default()
-    ));
+    text.push_str(&installer(&packed, args.sign_key.as_deref().and_then(Utf8Path::file_stem)));
     Ok(Success::new(
         text,
         json!({
@@ -100,6 +95,27 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
             "resumed_bytes": packed.resumed, "seconds": packed.elapsed.as_secs_f64(),
         }),
     ))
+}
+
+/// How to install a bundle that `KEY.pub` verifies, and the digests of the files that run before a program verifies the rest.
+fn installer(packed: &Packed, key: Option<&str>) -> String {
+    let bundle = packed.paths[0].file_name().unwrap_or("BUNDLE");
+    let Some(key) = key else {
+        return format!("\nOn the target machine: tar -xf {bundle} install.sh bin && sh install.sh {bundle}");
+    };
+    let mut text = String::new();
+    for file in packed.manifest.files.iter().filter(|file| file.path == "install.sh" || file.path.starts_with("bin/")) {
+        text.push_str(&format!("\n  sha256     {}  {}", file.digest.hex(), file.path));
+    }
+    text.push_str(&format!(
+        "\nOn the target machine:\n  tar -xf {bundle} {} install.sh bin &&\n",
+        STOCK_VERIFICATION_FILES.join(" ")
+    ));
+    for check in STOCK_VERIFICATION {
+        text.push_str(&format!("  {} &&\n", check.replace("KEY", &format!("{key}.pub"))));
+    }
+    text.push_str(&format!("  sh install.sh {bundle} --trust {key}.pub"));
+    text
 }
 
 fn environments(session: &Session, args: &Create, console: Console) -> Result<Vec<Loaded>, Failure> {
