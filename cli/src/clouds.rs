@@ -22,12 +22,12 @@ use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::environment::model::{Environment, SiteSettings, UrlSource};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::operations::{Endpoint, Operations, RolloutStatus, ServerProgram, SiteOutputs};
-use textnlp_provider::{Capabilities, Lineage, Provider, SecretStore, Site, SiteName, error_chain};
+use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
 
 use crate::args;
 use crate::dr_args::TakeBack;
 use crate::report::Failure;
-pub use faults::{end_outage_of, faults, open_outages};
+pub use faults::{end_outage_of, open_outages};
 pub use platform::Linked;
 pub use textnlp_onprem::{alert, supervise};
 
@@ -127,19 +127,6 @@ pub const SECRETS: &str = "secrets";
 /// The secret store of an environment.
 pub fn secrets(folder: &Utf8Path) -> Arc<FileSecretStore> {
     Arc::new(FileSecretStore::new(folder.join(SECRETS)))
-}
-
-/// The provider with this name, for an environment whose state is in `folder`. `take` lists the fields whose ownership
-/// is forced.
-pub fn provider(
-    name: &str,
-    folder: &Utf8Path,
-    secrets: Arc<dyn SecretStore>,
-    environment: &Environment,
-    site: &SiteName,
-    take: &[String],
-) -> anyhow::Result<Arc<dyn Provider>> {
-    (row(name)?.provider)(&Context { folder, secrets, environment, site, take, server: None })
 }
 
 /// Options that both providers on this machine share.
@@ -285,55 +272,6 @@ fn absolute(path: &str) -> anyhow::Result<Utf8PathBuf> {
     Ok(Utf8PathBuf::try_from(std::env::current_dir()?)?.join(path))
 }
 
-pub use textnlp_onprem::supervise::EXPIRES;
-
-/// Puts a backed-up database where a site of another deployment uses it as its own.
-pub fn seed(
-    from: &Utf8Path,
-    to: &Utf8Path,
-    site: &SiteName,
-    lineage: Lineage,
-    database: &Utf8Path,
-) -> anyhow::Result<()> {
-    Ok(textnlp_onprem::seed(from, to, site, lineage, database)?)
-}
-
-/// The process ids of a site's service that run on this machine.
-pub async fn processes(folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
-    match supervise::status(&folder.join("sites").join(site.as_str())).await {
-        Ok(Some(status)) => status.units.iter().filter_map(|unit| unit.pid).chain([status.pid]).collect(),
-        Ok(None) | Err(_) => Vec::new(),
-    }
-}
-
-/// The supervisor of a site on this machine, or `None` if there is none.
-pub async fn keeper(folder: &Utf8Path, site: &SiteName) -> Result<Option<SupervisorInfo>, String> {
-    let status = supervise::status(&folder.join("sites").join(site.as_str())).await.map_err(|e| error_chain(&e))?;
-    Ok(status.map(|status| SupervisorInfo {
-        pid: status.pid,
-        version: status.version,
-        rejected: status.rejected.iter().map(|unit| format!("{unit:?}")).collect(),
-        failing: status
-            .units
-            .iter()
-            .filter(|unit| unit.failures > 0)
-            .map(|unit| format!("{} exited {} times since it was last ready", unit.name, unit.failures))
-            .collect(),
-    }))
-}
-
-/// The supervisor of a site's programs.
-pub struct SupervisorInfo {
-    /// Its process id.
-    pub pid: u32,
-    /// Its version.
-    pub version: String,
-    /// Unit files that it rejected.
-    pub rejected: Vec<String>,
-    /// Programs that fail repeatedly.
-    pub failing: Vec<String>,
-}
-
 /// The addresses of an environment's site agents and its witness.
 pub fn places(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<SocketPaths> {
     let home = environment.primary().map(|site| site.name.to_string()).unwrap_or_default();
@@ -341,11 +279,6 @@ pub fn places(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<So
     let sites = sites.map(|site| (site.name.to_string(), fault::socket(folder, &site.name, "watch"))).collect();
     let witness = fault::socket(folder, &SiteName::new(fault::WITNESS)?, "witness");
     Ok(SocketPaths { sites, witness, home })
-}
-
-/// The account of a site: from the environment, else as its provider detects it.
-pub fn account_of(environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String> {
-    (row(provider)?.account)(environment, site)
 }
 
 fn this_machine() -> String {

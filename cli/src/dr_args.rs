@@ -1,7 +1,9 @@
 //! Arguments of `dr`.
 
 use camino::Utf8PathBuf;
-use clap::{Args, Parser as _, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser as _, Subcommand};
+use textnlp_orchestrator::dr::fault::FaultKind;
 use textnlp_orchestrator::environment::model::Span;
 
 /// See [`crate::args::Command::Dr`].
@@ -79,26 +81,12 @@ pub struct Failback {
     pub wait: Span,
 }
 
-/// Faults of a drill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum FaultWord {
-    /// Kill every process at once
-    Kill,
-    /// Freeze every process
-    Freeze,
-    /// Cut the network between the site and the others
-    Blackhole,
-    /// Fill the site's disk; requires a separate filesystem
-    DiskFull,
-}
-
 /// `dr drill`. Which site: `--site`, else the primary.
 #[derive(Debug, Args)]
 pub struct Drill {
     /// Fault to inject
-    #[arg(long, value_enum, default_value_t = FaultWord::Kill)]
-    pub fault: FaultWord,
+    #[arg(long, value_parser = fault(), default_value = "kill")]
+    pub fault: FaultKind,
     /// Make the site's data unreadable too; only with `--fault kill`
     #[arg(long)]
     pub lose_data: bool,
@@ -152,6 +140,19 @@ impl TakeBack {
             _ => Err("the command that reverts the fault is invalid".to_owned()),
         }
     }
+}
+
+/// Parse a fault of a drill.
+fn fault() -> impl TypedValueParser<Value = FaultKind> {
+    let faults = [
+        (FaultKind::Kill, "Kill every process at once"),
+        (FaultKind::Freeze, "Freeze every process"),
+        (FaultKind::Blackhole, "Cut the network between the site and the others"),
+        (FaultKind::DiskFull, "Fill the site's disk; requires a separate filesystem"),
+    ];
+    PossibleValuesParser::new(faults.map(|(fault, help)| PossibleValue::new(fault.word()).help(help))).try_map(
+        move |word| faults.into_iter().find(|(fault, _)| fault.word() == word).map(|(fault, _)| fault).ok_or("unknown"),
+    )
 }
 
 /// Parse a duration as in environment files.

@@ -1,11 +1,12 @@
 //! The text and JSON output of a plan.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{Branch, Call, Cost, Facts, Node, Note, Plan, Step, permissions};
 use textnlp_provider::{Effect, FieldChange};
+pub use textnlp_service::failure::problems_document as problems;
+use textnlp_service::up::blocked;
 
 /// Limit of a printed value in characters, so that a plan fits a terminal.
 const VALUE: usize = 60;
@@ -63,33 +64,6 @@ pub fn sum(plan: &Plan) -> String {
     format!("Plan: {}.{undone}", parts.join(", "))
 }
 
-/// The blocked resources and the reasons. Many resources of one site with the same reason, such as an unreachable site,
-/// are listed together.
-pub fn blocked(plan: &Plan) -> Vec<(String, &str)> {
-    const TOGETHER: usize = 4;
-    let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
-    for blocked in &plan.blocked {
-        let names = reasons.entry((blocked.resource.site(), blocked.because.as_str())).or_default();
-        names.push(blocked.resource.as_str());
-    }
-    let mut lines = Vec::new();
-    for ((site, because), names) in reasons {
-        match names.len() {
-            count if count >= TOGETHER => lines.push((format!("{count} resources of site {site}"), because)),
-            _ => lines.extend(names.into_iter().map(|name| (name.to_owned(), because))),
-        }
-    }
-    lines
-}
-
-/// The sites that cannot be planned, and those that can.
-pub fn away(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
-    let steps = plan.steps.iter().map(|step| &step.resource);
-    let works: BTreeSet<&str> = plan.unchanged.iter().chain(steps).map(|id| id.site()).collect();
-    let away = plan.blocked.iter().map(|blocked| blocked.resource.site()).filter(|site| !works.contains(site));
-    (away.collect(), works)
-}
-
 /// The counts, for every document with a plan.
 pub fn counts(plan: &Plan) -> Value {
     let s = &plan.summary;
@@ -126,12 +100,6 @@ pub fn document(plan: &Plan, facts: &Facts, cost: &Cost) -> Value {
         "cost": cost,
         "permissions": permissions(plan, facts),
     })
-}
-
-/// Problems as JSON.
-pub fn problems(problems: &[textnlp_provider::Problem]) -> Vec<Value> {
-    let one = |p: &textnlp_provider::Problem| json!({ "place": p.place, "cause": p.cause, "fix": p.fix, "warning": p.warning, "note": p.note });
-    problems.iter().map(one).collect()
 }
 
 /// The action of a step in one word.

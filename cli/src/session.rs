@@ -6,7 +6,8 @@ use textnlp_models::Source;
 use textnlp_orchestrator::environment::{FlagValue, Library, LoadError, Loaded, Overrides, Severity};
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
-use textnlp_service::{Scope, Subject};
+pub use textnlp_service::ChosenEnvironment;
+use textnlp_service::Scope;
 
 use crate::args::Global;
 use crate::client::Target;
@@ -24,23 +25,6 @@ pub struct Session {
     pub library: Library,
     /// Whether variables that change values are ignored, because the file is complete.
     pub is_alone: bool,
-}
-
-/// A loaded environment and its state folder.
-pub struct ChosenEnvironment {
-    /// The environment.
-    pub loaded: Loaded,
-    /// Its name.
-    pub name: EnvironmentName,
-    /// The state folder.
-    pub folder: Utf8PathBuf,
-}
-
-impl ChosenEnvironment {
-    /// The environment with its scope and the path of its release lock, for the services.
-    pub fn subject<'s>(&'s self, scope: &'s Scope, lock_path: &'s Utf8Path) -> Subject<'s> {
-        Subject { scope, environment: &self.loaded.environment, lock_path }
-    }
 }
 
 impl Session {
@@ -65,18 +49,19 @@ impl Session {
         Console::new(self.global.output, self.global.quiet)
     }
 
+    /// The server program of `--server`.
+    pub fn server(&self) -> Option<Utf8PathBuf> {
+        self.global.server.as_ref().map(|file| self.here.join(file))
+    }
+
     /// Builds the commands that hints suggest.
     pub fn again(&self) -> RerunFlags {
         rerun_flags::of(&self.global)
     }
 
-    /// The scope of the services for an environment.
-    pub fn scope(&self, chosen: &ChosenEnvironment) -> Scope {
-        self.scope_of(&chosen.name, &chosen.folder)
-    }
-
-    fn scope_of(&self, name: &EnvironmentName, folder: &Utf8Path) -> Scope {
-        Scope { platform: &clouds::Linked, again: self.again(), name: name.clone(), folder: folder.to_owned() }
+    fn scope(&self, name: EnvironmentName) -> Result<Scope, Failure> {
+        let folder = self.state_folder(&name)?;
+        Ok(Scope { platform: &clouds::Linked, again: self.again(), name, folder })
     }
 
     /// The overrides from variables, `--set` and its short forms.
@@ -101,13 +86,9 @@ impl Session {
 
     /// Loads the environment of `--file` or `--env`.
     pub fn load(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        let loaded = match (&self.global.file, &self.global.env) {
-            (Some(file), _) => self.library.load_file(file, &self.overrides(), &clouds::catalogue()),
-            (None, Some(name)) => self.library.load(name, &self.overrides(), &clouds::catalogue()),
-            (None, None) => {
-                let name = self.only_environment()?;
-                self.library.load(&name, &self.overrides(), &clouds::catalogue())
-            }
+        let loaded = match &self.global.file {
+            Some(file) => self.library.load_file(file, &self.overrides(), &clouds::catalogue()),
+            None => self.library.load(&self.environment_name()?, &self.overrides(), &clouds::catalogue()),
         }
         .map_err(|e| invalid(e, &self.again()))?;
         for problem in &loaded.report.0 {
@@ -123,8 +104,11 @@ impl Session {
                 .hint(format!("set `environment: {asked}` there, or use --env {name}")));
         }
         known_models(&loaded, &self.again())?;
-        let folder = self.state_folder(&name)?;
-        Ok(ChosenEnvironment { loaded, name, folder })
+        let scope = self.scope(name)?;
+        // The release lock is beside the environment's file, else in its state folder.
+        let folder = self.library.folder().filter(|_| self.global.file.is_none()).unwrap_or(&scope.folder);
+        let lock_path = Lock::path(folder, &scope.name);
+        Ok(ChosenEnvironment { scope, loaded, lock_path })
     }
 
     /// Loads the environment. Rejects one that cannot run, because its provider is not available.
@@ -144,10 +128,10 @@ impl Session {
         if refusals.is_empty() {
             return Ok(chosen);
         }
-        let error = anyhow::anyhow!("environment {} cannot run here", chosen.name);
+        let error = anyhow::anyhow!("environment {} cannot run here", chosen.scope.name);
         Err(Failure::usage("not_available", error.context_last(&refusals.join("\n"))).hint(format!(
             "`textnlp-deploy providers` lists what is available; `{}` shows what is missing",
-            self.again().check(chosen.name.as_str())
+            self.again().check(chosen.scope.name.as_str())
         )))
     }
 
@@ -188,21 +172,11 @@ impl Session {
             })
     }
 
-    /// The folder of an environment's release lock: that of its file, else its state folder.
-    pub fn lock_folder(&self, chosen: &ChosenEnvironment) -> Utf8PathBuf {
-        match self.library.folder() {
-            Some(folder) if self.global.file.is_none() => folder.to_owned(),
-            _ => chosen.folder.clone(),
+    /// The environment of `--env`, else the only one with a state here.
+    fn environment_name(&self) -> Result<String, Failure> {
+        if let Some(name) = &self.global.env {
+            return Ok(name.clone());
         }
-    }
-
-    /// The path of an environment's release lock.
-    pub fn lock_path(&self, chosen: &ChosenEnvironment) -> Utf8PathBuf {
-        Lock::path(&self.lock_folder(chosen), &chosen.name)
-    }
-
-    /// The only environment with a state here, for commands about what runs.
-    fn only_environment(&self) -> Result<String, Failure> {
         let root = self.state_root()?;
         let mut found: Vec<String> = match root.read_dir_utf8() {
             Ok(entries) => entries
@@ -245,24 +219,14 @@ impl Session {
             let trust = network::trust(ca, None)?;
             return Ok(Target { address, key, trust, environment: None, again: self.again() });
         }
-        let (name, folder, environment) = match (&self.global.env, &self.global.file) {
-            (Some(name), None) => {
-                let name = EnvironmentName::new(name.clone()).map_err(|e| Failure::usage("invalid_name", e))?;
-                let folder = self.state_folder(&name)?;
-                (name, folder, None)
-            }
-            (_, Some(_)) => {
-                let chosen = self.load(Console::new(self.global.output, true))?;
-                (chosen.name, chosen.folder, Some(chosen.loaded.environment))
-            }
-            (None, None) => {
-                let name = self.only_environment()?;
-                let name = EnvironmentName::new(name).map_err(|e| Failure::usage("invalid_name", e))?;
-                let folder = self.state_folder(&name)?;
-                (name, folder, None)
-            }
+        let (scope, environment) = if self.global.file.is_some() {
+            let chosen = self.load(Console::new(self.global.output, true))?;
+            (chosen.scope, Some(chosen.loaded.environment))
+        } else {
+            let name = EnvironmentName::new(self.environment_name()?);
+            (self.scope(name.map_err(|e| Failure::usage("invalid_name", e))?)?, None)
         };
-        let mut target = crate::commands::reach::target(&self.scope_of(&name, &folder), environment.as_ref()).await?;
+        let mut target = crate::commands::reach::target(&scope, environment.as_ref()).await?;
         target.key = key.or(target.key);
         if ca.is_some() {
             target.trust = network::trust(ca, None)?;

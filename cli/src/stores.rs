@@ -24,7 +24,6 @@ use textnlp_service::backup::put_file;
 
 use crate::args::Output;
 use crate::report::{Console, Exit, Failure};
-use crate::rerun_flags::RerunFlags;
 use crate::session::{ChosenEnvironment, Session};
 
 /// The file that points to a remote state.
@@ -186,26 +185,25 @@ pub fn of_folder(folder: &Utf8Path) -> Result<Arc<dyn Store>, Failure> {
 /// The state of an environment file. Refused if the recorded location is another one.
 pub fn of(session: &Session, chosen: &ChosenEnvironment) -> Result<Arc<dyn Store>, Failure> {
     let wanted = StateLocation::of(&chosen.loaded.environment)?;
-    let there = recorded(&chosen.folder)?;
+    let there = recorded(&chosen.scope.folder)?;
     let is = match &there {
         Some(there) => Some(there.state.store.as_str()),
-        None if chosen.folder.join("lineage.json").exists() => Some(LOCAL),
+        None if chosen.scope.folder.join("lineage.json").exists() => Some(LOCAL),
         None => None,
     };
     if let Some(is) = is.filter(|is| *is != wanted.state.store) {
-        let name = |store: &str| if store == LOCAL { chosen.folder.to_string() } else { store.to_owned() };
+        let name = |store: &str| if store == LOCAL { chosen.scope.folder.to_string() } else { store.to_owned() };
         let error = anyhow::anyhow!(
             "the state of {} is in {}, but the environment file names {}",
-            chosen.name,
+            chosen.scope.name,
             name(is),
             name(&wanted.state.store)
         );
-        let again: RerunFlags = session.again();
-        let move_it = again.same(&format!("state move --to {}", wanted.state.store), &chosen.name);
+        let move_it = chosen.scope.same(&format!("state move --to {}", wanted.state.store));
         return Err(Failure::refused("state_elsewhere", error)
             .hint(format!("move it: {move_it}\nor restore `state.store: {is}`")));
     }
-    wanted.open(&chosen.folder, session.console())
+    wanted.open(&chosen.scope.folder, session.console())
 }
 
 /// Records the location of the state on this machine.

@@ -7,13 +7,18 @@ use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_net::trust::TrustRoots;
 use textnlp_onprem::ScratchInstance;
 use textnlp_orchestrator::dr::control_client::SocketPaths;
+use textnlp_orchestrator::dr::fault::Faults;
 use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::gate::KeyIssuer;
 use textnlp_orchestrator::state::Store;
 use textnlp_provider::operations::{Endpoint, Scaling, SiteBackups, SiteCopy, SiteOutputs};
-use textnlp_provider::{SecretRef, SecretStore, SiteName};
+use textnlp_provider::{Lineage, Provider, SecretRef, SecretStore, Site, SiteName};
 use textnlp_service::Platform;
 use textnlp_service::platform::ScratchPostgres;
+use textnlp_service::running::RunningEnvironment;
 
+use super::faults;
+use crate::commands::gate::Issuer;
 use crate::report::Failure;
 use crate::{clouds, network, stores};
 
@@ -40,6 +45,22 @@ impl Platform for Linked {
 
     fn is_elsewhere(&self, folder: &Utf8Path) -> Result<bool, Failure> {
         Ok(stores::recorded(folder)?.is_some())
+    }
+
+    fn provider(
+        &self,
+        name: &str,
+        folder: &Utf8Path,
+        environment: &Environment,
+        site: &SiteName,
+        take: &[String],
+    ) -> anyhow::Result<Arc<dyn Provider>> {
+        let secrets = clouds::secrets(folder);
+        (clouds::row(name)?.provider)(&clouds::Context { folder, secrets, environment, site, take, server: None })
+    }
+
+    fn account_of(&self, environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String> {
+        (clouds::row(provider)?.account)(environment, site)
     }
 
     fn account(&self, provider: &str) -> String {
@@ -71,7 +92,10 @@ impl Platform for Linked {
     }
 
     async fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
-        clouds::processes(folder, site).await
+        match clouds::supervise::status(&folder.join("sites").join(site.as_str())).await {
+            Ok(Some(status)) => status.units.iter().filter_map(|unit| unit.pid).chain([status.pid]).collect(),
+            Ok(None) | Err(_) => Vec::new(),
+        }
     }
 
     fn archive_socket(&self, postgres: &Utf8Path) -> Utf8PathBuf {
@@ -102,6 +126,34 @@ impl Platform for Linked {
 
     fn places(&self, folder: &Utf8Path, environment: &Environment) -> anyhow::Result<SocketPaths> {
         clouds::places(folder, environment)
+    }
+
+    fn key_issuer(&self, running: &RunningEnvironment, environment: &Environment) -> Box<dyn KeyIssuer> {
+        Box::new(Issuer { running: running.clone(), environment: environment.clone() })
+    }
+
+    fn faults(
+        &self,
+        folder: &Utf8Path,
+        environment: &Environment,
+        lineage: Lineage,
+    ) -> anyhow::Result<Box<dyn Faults>> {
+        Ok(Box::new(faults::faults(folder, environment, lineage)?))
+    }
+
+    fn seed(
+        &self,
+        from: &Utf8Path,
+        to: &Utf8Path,
+        site: &SiteName,
+        lineage: Lineage,
+        database: &Utf8Path,
+    ) -> anyhow::Result<()> {
+        Ok(textnlp_onprem::seed(from, to, site, lineage, database)?)
+    }
+
+    fn expiry_file(&self) -> &'static str {
+        textnlp_onprem::supervise::EXPIRES
     }
 
     fn host_name(&self) -> String {

@@ -46,7 +46,7 @@ type ReceiverDestination = Result<Destination, String>;
 /// `alert test`: to the receivers in the current environment file, with the caller's secrets.
 async fn test(session: &Session, args: &Test, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
-    let name = &chosen.name;
+    let name = &chosen.scope.name;
     let environment = &chosen.loaded.environment;
     let receivers = &environment.monitoring.receivers;
     if receivers.is_empty() {
@@ -126,10 +126,10 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
 /// `alert list`.
 fn list(session: &Session, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
-    let name = &chosen.name;
+    let name = &chosen.scope.name;
     let mut text = String::new();
     let mut sites = Vec::new();
-    let folders = std::fs::read_dir(chosen.folder.join("sites")).into_iter().flatten().flatten();
+    let folders = std::fs::read_dir(chosen.scope.folder.join("sites")).into_iter().flatten().flatten();
     let mut folders: Vec<Utf8PathBuf> =
         folders.filter_map(|entry| Utf8PathBuf::from_path_buf(entry.path()).ok()).collect();
     folders.sort();

@@ -16,7 +16,7 @@ const PAGE: u64 = 2000;
 pub async fn audit(session: &Session, command: &Audit, console: Console) -> Result<Success, Failure> {
     let Audit::Export { since } = command;
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let running = running::running(&session.scope(&chosen)).await?;
+    let running = running::running(&chosen.scope).await?;
     let environment = &chosen.loaded.environment;
     // Sites on hosts have one database each. Sites in clusters share one.
     let places: Vec<Option<&ServerProcess>> = match running.servers.as_slice() {

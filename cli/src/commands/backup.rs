@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, EncryptionMode, Key, StoredBackup};
 use textnlp_orchestrator::environment::model::Backup as Settings;
-use textnlp_orchestrator::state::Operator;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::Platform;
@@ -17,8 +16,8 @@ use textnlp_service::backup::{self, backup_status, create, failed, key, point_in
 
 use crate::args::Up;
 use crate::backup_args::{Archive, Backup, Create, Opening, Passphrase, Restore, Run, Verify};
-use crate::clouds::{self, Linked};
-use crate::deployment::operator;
+use crate::clouds::Linked;
+use crate::deployment::{acting, operator};
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::rerun_flags::quoted;
@@ -81,7 +80,7 @@ fn small_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
 /// The environment with its backup directory and settings.
 fn its_shelf(session: &Session, console: Console) -> Result<(ChosenEnvironment, BackupDirectory, Settings), Failure> {
     let chosen = session.load(console)?;
-    let (shelf, settings) = backup::directory(&session.scope(&chosen), &chosen.loaded.environment)?;
+    let (shelf, settings) = backup::directory(&chosen.scope, &chosen.loaded.environment)?;
     Ok((chosen, shelf, settings))
 }
 
@@ -90,7 +89,7 @@ fn list(session: &Session, console: Console) -> Result<Success, Failure> {
     let (chosen, shelf, _) = its_shelf(session, console)?;
     let backup::Listing { dumps, ranges, logs } = backup::list(&shelf)?;
     let document = json!({
-        "environment": chosen.name, "folder": shelf.folder(),
+        "environment": chosen.scope.name, "folder": shelf.folder(),
         "backups": dumps.iter().map(document).collect::<Vec<_>>(),
         "moments": ranges.iter().map(point_in_time::Range::document).collect::<Vec<_>>(),
         "logs": logs.iter().map(|log| json!({
@@ -100,9 +99,9 @@ fn list(session: &Session, console: Console) -> Result<Success, Failure> {
     if dumps.is_empty() {
         let text = format!(
             "{} has no backup in {}\nTo create one: {}",
-            chosen.name,
+            chosen.scope.name,
             shelf.folder(),
-            session.again().command("backup create", &chosen.name)
+            chosen.scope.command("backup create")
         );
         return Ok(Success::new(text, document));
     }
@@ -162,7 +161,6 @@ fn age(text: &str) -> Result<Duration, Failure> {
 
 /// Starts the site's own database backup now. Secrets and state stay on this machine.
 async fn by_site(
-    session: &Session,
     chosen: &ChosenEnvironment,
     backups: &dyn SiteBackups,
     args: &Create,
@@ -186,11 +184,11 @@ async fn by_site(
         );
     }
     let progress = Progress::new(console);
-    let said = create::by_site(&session.scope(chosen), backups, &progress).await;
+    let said = create::by_site(&chosen.scope, backups, &progress).await;
     progress.finish();
     let said = said?;
     let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
-    let document = json!({ "environment": chosen.name, "says": said, "seconds": seconds });
+    let document = json!({ "environment": chosen.scope.name, "says": said, "seconds": seconds });
     let text = format!("{said}\nThe dump is on {}.", backups.location());
     Ok(Success::new(text, document))
 }
@@ -199,8 +197,8 @@ async fn by_site(
 async fn create(session: &Session, args: &Create, console: Console) -> Result<Success, Failure> {
     let began = Instant::now();
     let chosen = session.load(Console::new(session.global.output, true))?;
-    if let Some(backups) = Linked.site_backups(&chosen.folder, &chosen.loaded.environment)? {
-        return by_site(session, &chosen, &*backups, args, console).await;
+    if let Some(backups) = Linked.site_backups(&chosen.scope.folder, &chosen.loaded.environment)? {
+        return by_site(&chosen, &*backups, args, console).await;
     }
     let (chosen, shelf, settings) = its_shelf(session, console)?;
     let encryption = if args.plain {
@@ -214,7 +212,7 @@ async fn create(session: &Session, args: &Create, console: Console) -> Result<Su
     let progress = Progress::new(console);
     let (with_models, operator) = (args.with_models, operator(session));
     let request = create::Request { shelf: &shelf, encryption, with_models, operator };
-    let made = create::create(&session.scope(&chosen), request, &progress).await;
+    let made = create::create(&chosen.scope, request, &progress).await;
     progress.finish();
     let Created { dump, notes, seal, same_disk, key_is_only_here } = made?;
     notes.iter().for_each(|note| console.warn(note));
@@ -225,17 +223,14 @@ async fn create(session: &Session, args: &Create, console: Console) -> Result<Su
     }
     let mut document = document(&dump);
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
-    document["environment"] = json!(chosen.name);
+    document["environment"] = json!(chosen.scope.name);
     document["same_disk"] = json!(same_disk);
     let mut text = format!("{}  {}, {}", dump.file, size(dump.bytes), sealed_text(&seal));
-    text.push_str(&format!(
-        "\nTo verify that it can be restored: {}",
-        session.again().command("backup verify", &chosen.name)
-    ));
+    text.push_str(&format!("\nTo verify that it can be restored: {}", chosen.scope.command("backup verify")));
     if key_is_only_here {
         text.push_str(&format!(
             "\nThe key that decrypts it is on this machine only. To export the key: {}",
-            session.again().command("backup key show", &chosen.name)
+            chosen.scope.command("backup key show")
         ));
     }
     Ok(Success::new(text, document))
@@ -245,13 +240,7 @@ async fn create(session: &Session, args: &Create, console: Console) -> Result<Su
 async fn run(args: &Run) -> Result<Success, Failure> {
     // The service has priority.
     let _ = rustix::process::nice(10);
-    let operator = Operator {
-        by: "schedule".to_owned(),
-        reason: Some("backup.every".to_owned()),
-        tool: concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION")).to_owned(),
-        host: clouds::host_name(),
-        pid: std::process::id(),
-    };
+    let operator = acting("schedule".to_owned(), Some("backup.every".to_owned()));
     let done = create::run(&Linked, &args.folder, &args.order, &operator).await?;
     Ok(Success::new(done.says, document(&done.dump)))
 }
@@ -273,7 +262,7 @@ async fn prune(session: &Session, keep: Option<&str>, console: Console) -> Resul
         Some(text) => age(text)?,
         None => settings.keep.0,
     };
-    let gone = create::prune(&session.scope(&chosen), &shelf, keep).await?;
+    let gone = create::prune(&chosen.scope, &shelf, keep).await?;
     let mut text = format!("{} backups removed, {} kept in {}", gone.dumps.len(), gone.left, shelf.folder());
     if gone.parts > 0 {
         text.push_str(&format!("\n{} log files removed that no kept backup needs", gone.parts));
@@ -281,7 +270,7 @@ async fn prune(session: &Session, keep: Option<&str>, console: Console) -> Resul
     gone.kept.iter().for_each(|why| text.push_str(&format!("\n{why}")));
     let removed: Vec<_> = gone.dumps.iter().map(|dump| dump.file.clone()).collect();
     let document = json!({
-        "environment": chosen.name, "removed": removed, "kept": gone.left, "parts_removed": gone.parts, "parts_kept": gone.kept,
+        "environment": chosen.scope.name, "removed": removed, "kept": gone.left, "parts_removed": gone.parts, "parts_kept": gone.kept,
     });
     Ok(Success::new(text, document))
 }
@@ -291,19 +280,19 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
     let (chosen, shelf, _) = its_shelf(session, console)?;
     let file = match &args.backup {
         Some(file) => session.here.join(file),
-        None => backup::newest(&session.scope(&chosen), &shelf)?.file,
+        None => backup::newest(&chosen.scope, &shelf)?.file,
     };
-    let opener = Arc::new(opener(&args.opening, session, &chosen.folder).await?);
+    let opener = Arc::new(opener(&args.opening, session, &chosen.scope.folder).await?);
     let progress = Progress::new(console);
     progress.doing("restores it to a temporary folder and queries it");
-    let proven = backup::verify_backup(&Linked, &file, &opener, &chosen.folder, args.light).await;
+    let proven = backup::verify_backup(&Linked, &file, &opener, &chosen.scope.folder, args.light).await;
     progress.finish();
     let proof = proven?;
     let document = json!({ "file": file, "verified": proof.ok, "proof": proof });
     if !proof.ok {
         let error = anyhow::anyhow!("{}", proof.says).context(format!("{file} cannot be restored"));
         return Err(Failure::new(Exit::Failed, "not_proven", error)
-            .hint(format!("create another backup: {}", session.again().command("backup create", &chosen.name)))
+            .hint(format!("create another backup: {}", chosen.scope.command("backup create")))
             .document(document));
     }
     let text = format!("{file} is verified: {}, in {:.1} s", proof.says, proof.milliseconds as f64 / 1000.0);
@@ -313,21 +302,21 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
 /// `backup key show`.
 async fn show_key(session: &Session, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
-    if textnlp_service::running::state(&session.scope(&chosen)).await?.is_new() {
-        return Err(backup::nothing_to_back_up(&session.scope(&chosen)));
+    if textnlp_service::running::state(&chosen.scope).await?.is_new() {
+        return Err(backup::nothing_to_back_up(&chosen.scope));
     }
-    let key = key::ensure(&Linked, &chosen.folder).await?;
+    let key = key::ensure(&Linked, &chosen.scope.folder).await?;
     console.say(format!(
         "This key decrypts every backup of {}. Store it off this machine, where only authorized operators can read it:\n\
          for example in a password manager. If this machine is lost, backups cannot be decrypted without the key.",
-        chosen.name
+        chosen.scope.name
     ));
-    backup_status::key_was_shown(&chosen.folder)?;
+    backup_status::key_was_shown(&chosen.scope.folder)?;
     let secret: Secret = key.secret();
     let text = secret.expose_text().unwrap_or_default();
     let public = key.recipient().to_string();
-    let shown = format!("# backups of {}\n# public key: {public}\n{text}", chosen.name);
-    Ok(Success::new(shown, json!({ "environment": chosen.name, "key": text, "recipient": public })))
+    let shown = format!("# backups of {}\n# public key: {public}\n{text}", chosen.scope.name);
+    Ok(Success::new(shown, json!({ "environment": chosen.scope.name, "key": text, "recipient": public })))
 }
 
 /// `restore FILE`.

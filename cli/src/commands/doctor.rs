@@ -16,7 +16,7 @@ use textnlp_provider::{Observed, ResourceId, error_chain};
 use textnlp_service::backup::backup_status;
 
 use crate::clouds;
-use crate::deployment::Deployment;
+use crate::deployment::{self, Deployment};
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::{ChosenEnvironment, Session};
 
@@ -87,7 +87,7 @@ pub async fn doctor(session: &Session, console: Console) -> Result<Success, Fail
             }
         }
         Ok(chosen) => {
-            name = Some(chosen.name.clone());
+            name = Some(chosen.scope.name.clone());
             doctor.environment(chosen).await?;
         }
     }
@@ -118,16 +118,15 @@ pub async fn doctor(session: &Session, console: Console) -> Result<Success, Fail
 
 impl Doctor<'_> {
     async fn environment(&mut self, chosen: ChosenEnvironment) -> Result<(), Failure> {
-        let (name, folder) = (chosen.name.clone(), chosen.folder.clone());
-        let again = self.session.again();
+        let scope = chosen.scope.clone();
         let refusals: Vec<String> = chosen.loaded.report.refusals().map(ToString::to_string).collect();
         match refusals.is_empty() {
-            true => self.well("environment", format!("{name} is valid")),
-            false => self.problem("environment", refusals.join("\n"), again.check(name.as_str())),
+            true => self.well("environment", format!("{} is valid", scope.name)),
+            false => self.problem("environment", refusals.join("\n"), scope.again.check(scope.name.as_str())),
         }
-        self.disk(&folder);
-        self.secrets(&folder);
-        let deployment = match Deployment::recorded(self.session, chosen) {
+        self.disk(&scope.folder);
+        self.secrets(&scope.folder);
+        let deployment = match deployment::recorded(self.session, chosen) {
             Ok(deployment) => deployment,
             Err(failure) => {
                 self.problem("state", format!("{:#}", failure.error), failure.hint.unwrap_or_default());
@@ -141,21 +140,20 @@ impl Doctor<'_> {
             }
             Ok(state) => state,
             Err(failure) => {
-                self.problem("state", format!("{:#}", failure.error), again.command("state repair", &name));
+                self.problem("state", format!("{:#}", failure.error), scope.command("state repair"));
                 return Ok(());
             }
         };
         self.state(&deployment, &state).await;
         let ask = RunOptions::UP;
-        match run::read(&deployment.road(&DiscardEvents), &state, ask).await {
-            Err(error) => self.problem("providers", error.to_string(), again.command("status", &name)),
+        match run::read(&deployment.run(&DiscardEvents), &state, ask).await {
+            Err(error) => self.problem("providers", error.to_string(), scope.command("status")),
             Ok(facts) => self.facts(&deployment, &state, &facts).await,
         }
-        let environment = &deployment.chosen.loaded.environment;
-        let saved = backup_status::warning(&deployment.scope(), state.lineage(), environment).await;
+        let saved = backup_status::warning(&scope, state.lineage(), &deployment.chosen.loaded.environment).await;
         match saved.lines.is_empty() {
             true => self.well("backup", "up to date"),
-            false => self.warning("backup", saved.lines.join("\n"), again.command("backup create", &name)),
+            false => self.warning("backup", saved.lines.join("\n"), scope.command("backup create")),
         }
         Ok(())
     }
@@ -231,13 +229,13 @@ impl Doctor<'_> {
         }
     }
 
-    async fn state(&mut self, deployment: &Deployment<'_>, state: &State) {
-        let (name, again) = (&deployment.chosen.name, self.session.again());
-        match check(&*deployment.store, name).await {
+    async fn state(&mut self, deployment: &Deployment, state: &State) {
+        let scope = &deployment.chosen.scope;
+        match check(&*deployment.store, &scope.name).await {
             Ok(found) if found.is_empty() => self.well("state", format!("intact, in {}", state.place())),
             Ok(found) => {
                 let says: Vec<String> = found.iter().map(|one| format!("{}: {}", one.what, one.because)).collect();
-                self.problem("state", says.join("\n"), again.command("state repair", name));
+                self.problem("state", says.join("\n"), scope.command("state repair"));
             }
             Err(error) => self.problem("state", error_chain(&error), error.hint().unwrap_or_default()),
         }
@@ -253,7 +251,7 @@ impl Doctor<'_> {
             Ok(None) => {}
             Ok(Some(hold)) => {
                 let says = format!("frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
-                self.warning("hold", says, again.command("hold --release", name));
+                self.warning("hold", says, scope.command("hold --release"));
             }
             Err(error) => self.problem("hold", error_chain(&error), error.hint().unwrap_or_default()),
         }
@@ -268,10 +266,9 @@ impl Doctor<'_> {
         }
     }
 
-    async fn facts(&mut self, deployment: &Deployment<'_>, state: &State, facts: &Facts) {
-        let (name, again) = (&deployment.chosen.name, self.session.again());
-        let (up, explain) =
-            (again.command("up", name), |id: &ResourceId| again.command(&format!("explain {id}"), name));
+    async fn facts(&mut self, deployment: &Deployment, state: &State, facts: &Facts) {
+        let scope = &deployment.chosen.scope;
+        let (up, explain) = (scope.command("up"), |id: &ResourceId| scope.command(&format!("explain {id}")));
         let now = status::status(facts, state.places());
         let bad: Vec<_> = now.resources.iter().filter(|one| one.standing != ResourceHealth::Ready).collect();
         match bad.first() {
@@ -288,12 +285,17 @@ impl Doctor<'_> {
             self.warning("operations", says.join("\n"), format!("the next run finishes them: {up}"));
         }
         for site in deployment.sites.keys().filter(|site| !state.is_empty(site)) {
-            match clouds::keeper(&deployment.chosen.folder, site).await {
+            match clouds::supervise::status(&scope.folder.join("sites").join(site.as_str())).await {
                 Ok(Some(keeper)) => {
                     let says = format!("`{site}`: process {}, version {}", keeper.pid, keeper.version);
-                    let trouble: Vec<String> = keeper.rejected.into_iter().chain(keeper.failing).collect();
+                    let failing =
+                        keeper.units.iter().filter(|unit| unit.failures > 0).map(|unit| {
+                            format!("{} exited {} times since it was last ready", unit.name, unit.failures)
+                        });
+                    let rejected = keeper.rejected.iter().map(|unit| format!("{unit:?}"));
+                    let trouble: Vec<String> = rejected.chain(failing).collect();
                     if !trouble.is_empty() {
-                        self.problem("supervisor", trouble.join("\n"), again.command("logs", name));
+                        self.problem("supervisor", trouble.join("\n"), scope.command("logs"));
                     } else if keeper.version.split('/').next() != Some(env!("CARGO_PKG_VERSION")) {
                         self.warning("supervisor", says, format!("the next `up` replaces it: {up}"));
                     } else {
@@ -305,7 +307,9 @@ impl Doctor<'_> {
                     format!("`{site}`: not running; a process that exits is not restarted"),
                     up.clone(),
                 ),
-                Err(why) => self.problem("supervisor", format!("`{site}`: {why}"), again.command("logs", name)),
+                Err(error) => {
+                    self.problem("supervisor", format!("`{site}`: {}", error_chain(&error)), scope.command("logs"));
+                }
             }
         }
         self.certificates(facts, &up);
@@ -333,17 +337,15 @@ impl Doctor<'_> {
     }
 
     /// The preflight of `up`: ports, memory and programs.
-    async fn would_go_up(&mut self, deployment: Deployment<'_>) -> Result<(), Failure> {
-        let wanted =
-            match Deployment::wanted(self.session, deployment.chosen, Console::new(self.session.global.output, true))
-                .await
-            {
-                Ok(wanted) => wanted,
-                Err(failure) => {
-                    self.problem("preflight", format!("{:#}", failure.error), failure.hint.unwrap_or_default());
-                    return Ok(());
-                }
-            };
+    async fn would_go_up(&mut self, deployment: Deployment) -> Result<(), Failure> {
+        let quiet = Console::new(self.session.global.output, true);
+        let wanted = match deployment::wanted(self.session, deployment.chosen, quiet).await {
+            Ok(wanted) => wanted,
+            Err(failure) => {
+                self.problem("preflight", format!("{:#}", failure.error), failure.hint.unwrap_or_default());
+                return Ok(());
+            }
+        };
         let mut found = Vec::new();
         for site in wanted.sites.values() {
             found.extend(site.provider.preflight(&site.wanted).await?);

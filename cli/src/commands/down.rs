@@ -9,10 +9,11 @@ use textnlp_orchestrator::plan::{Plan, Purpose};
 use textnlp_orchestrator::release::History;
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::EnvironmentName;
+use textnlp_service::up::incomplete;
 
-use super::up::{document, go, incomplete};
+use super::up::{document, go};
 use crate::args::Down;
-use crate::deployment::Deployment;
+use crate::deployment;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
@@ -35,29 +36,27 @@ pub async fn run(
 ) -> Result<Success, Failure> {
     let began = Instant::now();
     let chosen = session.load_to_remove(console)?;
-    let name = chosen.name.clone();
+    let name = chosen.scope.name.clone();
     let delete_data = delete_data(typed, &name)?;
-    let lost = crate::clouds::open_outages(&chosen.folder).context("look for leftovers of drills")?;
+    let lost = crate::clouds::open_outages(&chosen.scope.folder).context("look for leftovers of drills")?;
     if !lost.is_empty() {
         let error =
             anyhow::anyhow!("{}: it still needs the witness, which `down` removes, to be reverted", lost.join("; "));
         let hint = "wait until it expires, or run `dr drill`, which reverts it; if its cluster no longer exists, remove its file in `sites/witness/faults` of the state folder";
         return Err(Failure::refused("fault_open", error).hint(hint));
     }
-    let deployment = Deployment::recorded(session, chosen)?;
-    let arrival =
-        go(&deployment, RunOptions { purpose: Purpose::Down, delete_data, ..RunOptions::UP }, None, saved, console)
-            .await?;
+    let deployment = deployment::recorded(session, chosen)?;
+    let scope = &deployment.chosen.scope;
+    let ask = RunOptions { purpose: Purpose::Down, delete_data, ..RunOptions::UP };
+    let arrival = go(session, &deployment, ask, None, saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     if !arrival.is_complete() {
-        return Err(incomplete(&arrival, "down", session, &name).document(document));
+        return Err(incomplete(&arrival, "down", scope).document(document));
     }
     // A rollback would need the deleted data. With `--site`, the other sites keep theirs.
     if delete_data && session.global.site.is_none() {
-        History::at(&deployment.chosen.folder)
-            .remove()
-            .map_err(|error| Failure::new(Exit::Failed, "history", error))?;
+        History::at(&scope.folder).remove().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
     }
     let plan = arrival.plan.as_ref();
     let removed = plan.map_or(0, |p| p.summary.delete);
@@ -66,8 +65,7 @@ pub async fn run(
         let _ = write!(text, "\n  kept {}: {}", kept.resource, kept.because);
     }
     if plan.is_some_and(|p| !p.retained.is_empty()) {
-        let _ =
-            write!(text, "\nTo remove the data too: {} --delete-data {name}", session.again().command("down", &name));
+        let _ = write!(text, "\nTo remove the data too: {} --delete-data {name}", scope.command("down"));
     }
     Ok(Success::new(text, document))
 }

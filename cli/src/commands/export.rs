@@ -11,7 +11,7 @@ use textnlp_service::backup::put_file;
 
 use super::state;
 use crate::clouds;
-use crate::deployment::Deployment;
+use crate::deployment;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::state_args::Export;
@@ -103,11 +103,12 @@ impl ExportScope {
 
 async fn exported(session: &Session, tool: ExportFormat, console: Console) -> Result<(Exported, ExportScope), Failure> {
     let chosen = session.load_to_run(console)?;
-    let deployment = Deployment::described(session, chosen, console).await?;
+    let deployment = deployment::described(session, chosen, console).await?;
     let environment = &deployment.chosen.loaded.environment;
     let mut found = Vec::new();
     for (name, site) in &deployment.sites {
-        let Some(operations) = clouds::operations_of(&deployment.chosen.folder, environment, name.as_str(), None)?
+        let Some(operations) =
+            clouds::operations_of(&deployment.chosen.scope.folder, environment, name.as_str(), None)?
         else {
             continue;
         };
@@ -117,10 +118,10 @@ async fn exported(session: &Session, tool: ExportFormat, console: Console) -> Re
     }
     match (found.pop(), found.is_empty()) {
         (Some((exported, site)), true) => {
-            Ok((exported, ExportScope { environment: deployment.chosen.name.to_string(), site: site.clone() }))
+            Ok((exported, ExportScope { environment: deployment.chosen.scope.name.to_string(), site: site.clone() }))
         }
         _ => {
-            let error = anyhow!("environment {} must have exactly one site in a cluster", deployment.chosen.name);
+            let error = anyhow!("environment {} must have exactly one site in a cluster", deployment.chosen.scope.name);
             Err(Failure::usage("no_such_site", error)
                 .hint("set `runtime: kubernetes` for a site, or choose one of several with --site"))
         }

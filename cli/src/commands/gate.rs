@@ -11,13 +11,13 @@ use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::{Check, IssuedKey, KeyIssuer, KeyRequest};
 use textnlp_orchestrator::load::Key;
 use textnlp_provider::{Secret, SiteName};
-use textnlp_service::gate::{self, Measuring, StoredEvidence};
+use textnlp_service::gate::{self, StoredEvidence};
 use textnlp_service::running::{self, RunningEnvironment};
 use tokio_util::sync::CancellationToken;
 
 use super::{audit, bundle, key};
 use crate::args::Gate;
-use crate::deployment::Deployment;
+use crate::deployment::{self, Deployment};
 use crate::progress::Progress;
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
@@ -29,12 +29,13 @@ const KEY_MINUTES: i64 = 60;
 /// `gate [--again]`.
 pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Success, Failure> {
     let chosen = session.load_to_run(console)?;
-    let deployment = Deployment::recorded(session, chosen)?;
-    let running = running::running(&deployment.scope()).await?;
-    gate::runs_the_lock(deployment.subject(&deployment.scope())).await?;
-    let kept = measure(&deployment, &running, args.again, console).await?;
-    let document = json!({ "environment": deployment.chosen.name, "gate": document(&kept), "report": kept.report });
-    match kept.verdict(&session.again().command("gate --again", &deployment.chosen.name)) {
+    let deployment = deployment::recorded(session, chosen)?;
+    let running = running::running(&deployment.chosen.scope).await?;
+    gate::runs_the_lock(&deployment.chosen).await?;
+    let kept = measure(session, &deployment, &running, args.again, console).await?;
+    let document =
+        json!({ "environment": deployment.chosen.scope.name, "gate": document(&kept), "report": kept.report });
+    match kept.verdict(&deployment.chosen.scope.command("gate --again")) {
         Ok(()) => Ok(Success::new(text(&kept), document)),
         Err(failure) => {
             console.stream(&format!("{}\n", text(&kept)));
@@ -77,37 +78,36 @@ pub fn text(kept: &StoredEvidence) -> String {
 
 /// Measures the gate of a deployment, with its progress.
 pub async fn measure(
-    deployment: &Deployment<'_>,
+    session: &Session,
+    deployment: &Deployment,
     running: &RunningEnvironment,
     again: bool,
     console: Console,
 ) -> Result<StoredEvidence, Failure> {
     let environment = &deployment.chosen.loaded.environment;
-    let header = environment.server.security.api_key_header.clone();
-    let issuer = Issuer { running: running.clone(), environment: environment.clone(), header };
     let recorded = async {
         match environment.phase {
             // The content of an installed site includes the program.
-            Phase::AirGapped => bundle::gate::checks(deployment).await,
+            Phase::AirGapped => bundle::gate::checks(session, deployment).await,
             _ => vec![audit::check(&environment.gates, jiff::Timestamp::now())],
         }
     };
-    let (scope, progress, stop) = (deployment.scope(), Progress::new(console), signals::stop(console));
-    let measuring = Measuring { keys: &issuer, recorded, progress: &progress, stop: &stop };
-    gate::measure(deployment.subject(&scope), running, again, measuring).await
+    let (progress, stop) = (Progress::new(console), signals::stop(console));
+    gate::measure(&deployment.chosen, running, again, recorded, &progress, &stop).await
 }
 
 /// The gate within a run, measured while the old release still runs.
 pub struct WithinRun<'a> {
-    deployment: &'a Deployment<'a>,
+    session: &'a Session,
+    deployment: &'a Deployment,
     console: Console,
     measured: Mutex<Option<StoredEvidence>>,
 }
 
 impl<'a> WithinRun<'a> {
     /// Creates the gate of a deployment in progress.
-    pub fn new(deployment: &'a Deployment<'a>, console: Console) -> Self {
-        Self { deployment, console, measured: Mutex::default() }
+    pub fn new(session: &'a Session, deployment: &'a Deployment, console: Console) -> Self {
+        Self { session, deployment, console, measured: Mutex::default() }
     }
 
     /// The last measurement.
@@ -116,9 +116,9 @@ impl<'a> WithinRun<'a> {
     }
 
     async fn measure(&self) -> Result<StoredEvidence, Failure> {
-        let running = running::running(&self.deployment.scope()).await?;
+        let running = running::running(&self.deployment.chosen.scope).await?;
         // Earlier evidence does not cover the current change.
-        measure(self.deployment, &running, true, self.console).await
+        measure(self.session, self.deployment, &running, true, self.console).await
     }
 }
 
@@ -142,8 +142,6 @@ pub struct Issuer {
     pub running: RunningEnvironment,
     /// The environment that it was provisioned from.
     pub environment: Environment,
-    /// The header for API keys.
-    pub header: String,
 }
 
 #[async_trait]
@@ -157,7 +155,8 @@ impl KeyIssuer for Issuer {
         let text = |field: &str| {
             made[field].as_str().map(str::to_owned).ok_or_else(|| format!("the server reported no {field}"))
         };
-        let key = Key { header: self.header.clone(), value: Secret::new(text("key")?) };
+        let key =
+            Key { header: self.environment.server.security.api_key_header.clone(), value: Secret::new(text("key")?) };
         Ok(IssuedKey { public_id: text("public_id")?, key })
     }
 

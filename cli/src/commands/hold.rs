@@ -4,45 +4,46 @@ use serde_json::json;
 use textnlp_orchestrator::state::Hold;
 
 use crate::args::Global;
-use crate::deployment::{Deployment, state_failed};
+use crate::deployment;
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
 use crate::state_args;
 
 /// `hold [--reason TEXT] [--release]`.
 pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) -> Result<Success, Failure> {
-    let deployment = Deployment::recorded(session, session.load(console)?)?;
-    let name = &deployment.chosen.name;
-    let failed = |error| state_failed(error, &session.again(), name);
+    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let scope = &deployment.chosen.scope;
+    let name = &scope.name;
+    let release = || scope.command("hold --release");
+    let failed = |error| deployment.failed(error);
     let state = deployment.state().await?;
     if state.is_new() {
         let error = anyhow::anyhow!("environment {name} is not deployed: there is nothing to hold");
-        return Err(Failure::usage("not_up", error).hint(session.again().command("up", name)));
+        return Err(Failure::usage("not_up", error).hint(scope.command("up")));
     }
     let held = state.held().await.map_err(failed)?;
     let Global { reason, .. } = &session.global;
     match (args.release, held, reason) {
         (false, Some(hold), _) => {
-            let text = format!("{}\nTo allow changes: {}", said(name.as_str(), &hold), release(session, name));
+            let text = format!("{}\nTo allow changes: {}", said(name.as_str(), &hold), release());
             Ok(Success::new(text, json!({ "environment": name, "hold": hold })))
         }
         (false, None, None) => {
-            let text =
-                format!("{name} is not frozen\nTo freeze it: {} --reason 'why'", session.again().command("hold", name));
+            let text = format!("{name} is not frozen\nTo freeze it: {} --reason 'why'", scope.command("hold"));
             Ok(Success::new(text, json!({ "environment": name, "hold": null })))
         }
         (false, None, Some(_)) => {
-            let locked = deployment.locked(&Default::default()).await?;
+            let locked = deployment.locked().await?;
             let hold = locked.hold().await.map_err(failed)?;
             locked.close().await.map_err(failed)?;
-            let text = format!("{}\nTo allow changes: {}", said(name.as_str(), &hold), release(session, name));
+            let text = format!("{}\nTo allow changes: {}", said(name.as_str(), &hold), release());
             Ok(Success::new(text, json!({ "environment": name, "hold": hold })))
         }
         (true, None, _) => {
             Ok(Success::new(format!("{name} is not frozen"), json!({ "environment": name, "hold": null })))
         }
         (true, Some(hold), _) => {
-            let locked = deployment.locked(&Default::default()).await?;
+            let locked = deployment.locked().await?;
             locked.release().await.map_err(failed)?;
             locked.close().await.map_err(failed)?;
             let text = format!("{name} may be changed again (it was frozen by {}: {})", hold.by, hold.why);
@@ -54,8 +55,4 @@ pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) 
 fn said(environment: &str, hold: &Hold) -> String {
     let Hold { by, host, since, why, .. } = hold;
     format!("{environment} is frozen by {by} on {host} since {since:.0}: {why}")
-}
-
-fn release(session: &Session, environment: &textnlp_provider::EnvironmentName) -> String {
-    session.again().command("hold --release", environment)
 }

@@ -18,15 +18,15 @@ use crate::{clouds, deployment};
 /// `key …`.
 pub async fn key(session: &Session, command: &Key, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let running = running::running(&session.scope(&chosen)).await?;
+    let running = running::running(&chosen.scope).await?;
     // After a `restore` or an `up` on another machine, the journal may name a program that this machine lacks.
     let program = running.serving().await.map(|serving| &serving.server.program);
     if let Some(gone) = program.filter(|program| !program.is_file()) {
         let error = anyhow::anyhow!("{gone} does not exist").context(format!(
             "environment {} is recorded but does not run on this machine: run the command where its server runs",
-            chosen.name
+            chosen.scope.name
         ));
-        return Err(Failure::usage("not_up", error).hint(session.again().same("up", &chosen.name)));
+        return Err(Failure::usage("not_up", error).hint(chosen.scope.same("up")));
     }
     let environment = &chosen.loaded.environment;
     match command {
@@ -90,7 +90,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             // A mistyped id must not look like an expired key.
             if done["found"] == json!(false) {
                 return Err(Failure::usage("no_such_key", anyhow::anyhow!("there is no key `{id}`"))
-                    .hint(session.again().command("key list", &chosen.name)));
+                    .hint(chosen.scope.command("key list")));
             }
             let text = if done["revoked"] == json!(true) {
                 format!("{id} is revoked")

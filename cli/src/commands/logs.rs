@@ -23,20 +23,20 @@ const POLL_INTERVAL: Duration = Duration::from_millis(300);
 /// `logs [NAME] [-f]`.
 pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let files = files(&chosen.folder)?;
+    let files = files(&chosen.scope.folder)?;
     let files: BTreeMap<_, _> =
         files.into_iter().filter(|(name, _)| args.name.as_ref().is_none_or(|n| is_meant(name, n))).collect();
     if files.is_empty() {
-        let is_up = running::running(&session.scope(&chosen)).await.is_ok();
+        let is_up = running::running(&chosen.scope).await.is_ok();
         let environment = &chosen.loaded.environment;
-        let elsewhere = clouds::find(&chosen.folder, environment, None, |site| site.log_command())?;
+        let elsewhere = clouds::find(&chosen.scope.folder, environment, None, |site| site.log_command())?;
         if let Some(command) = elsewhere.filter(|_| is_up) {
-            let error = anyhow::anyhow!("{}: its servers run in a cluster, which keeps their logs", chosen.name);
+            let error = anyhow::anyhow!("{}: its servers run in a cluster, which keeps their logs", chosen.scope.name);
             return Err(Failure::usage("no_logs", error).hint(command));
         }
         let what = args.name.as_ref().map_or("no logs".to_owned(), |n| format!("no log of `{n}`"));
-        return Err(Failure::usage("no_logs", anyhow::anyhow!("{}: there are {what}", chosen.name))
-            .hint(session.again().command("status", &chosen.name)));
+        return Err(Failure::usage("no_logs", anyhow::anyhow!("{}: there are {what}", chosen.scope.name))
+            .hint(chosen.scope.command("status")));
     }
     let level = args.level.as_deref().map(rank).transpose()?;
     let mut shown = Vec::new();
@@ -69,7 +69,7 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
         }
     }
     let lines: Vec<_> = shown.iter().map(|(name, line)| json!({ "process": name, "line": line })).collect();
-    Ok(Success::new("", json!({ "environment": chosen.name, "lines": lines })))
+    Ok(Success::new("", json!({ "environment": chosen.scope.name, "lines": lines })))
 }
 
 fn print(console: Console, several: bool, name: &str, line: &str) {

@@ -12,7 +12,7 @@ mod down;
 mod dr;
 mod env;
 mod export;
-mod gate;
+pub mod gate;
 mod hold;
 mod inference;
 mod key;

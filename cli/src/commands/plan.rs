@@ -15,7 +15,7 @@ use textnlp_service::gate;
 
 use super::down::delete_data;
 use crate::args::{Global, Plan};
-use crate::deployment::{Deployment, operator, preflight_failure, run_failed};
+use crate::deployment::{self, operator, preflight_failure, run_failed};
 use crate::plan_view;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
@@ -25,22 +25,22 @@ use crate::session::Session;
 /// `plan`.
 pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Success, Failure> {
     let chosen = if args.down { session.load_to_remove(console)? } else { session.load_to_run(console)? };
-    let name = chosen.name.clone();
+    let name = chosen.scope.name.clone();
     let delete_data = delete_data(args.delete_data.as_deref(), &name)?;
     let (deployment, purpose) = if args.down {
-        (Deployment::recorded(session, chosen)?, Purpose::Down)
+        (deployment::recorded(session, chosen)?, Purpose::Down)
     } else {
-        (Deployment::wanted(session, chosen, console).await?, Purpose::Up)
+        (deployment::wanted(session, chosen, console).await?, Purpose::Up)
     };
     let environment = &deployment.chosen.loaded.environment;
     let is_measured = environment.phase.has_gate();
     if args.gated {
-        gate::is_measured(&deployment.scope(), environment.phase, false, true)?;
+        gate::is_measured(&deployment.chosen.scope, environment.phase, false, true)?;
     }
     let progress = Progress::new(console);
-    let looked = look(&deployment.road(&progress), RunOptions { purpose, delete_data, gated: args.gated }).await;
+    let looked = look(&deployment.run(&progress), RunOptions { purpose, delete_data, gated: args.gated }).await;
     progress.finish();
-    let (audited, facts) = looked.map_err(|e| run_failed(e, purpose, session, &name))?;
+    let (audited, facts) = looked.map_err(|e| run_failed(e, purpose, &deployment.chosen.scope))?;
     let plan = audited.plan();
     unreadable_models(plan, &facts).await?;
     let reaches = impact(plan, &facts);
@@ -66,7 +66,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         };
         let does = match &args.out {
             Some(file) => session.again().bare(&format!("apply {}", quoted(file.as_str()))),
-            None => session.again().same(verb, &name) + &typed + if args.gated { " --gated" } else { "" },
+            None => deployment.chosen.scope.same(verb) + &typed + if args.gated { " --gated" } else { "" },
         };
         let _ = write!(text, "\nTo apply: {does}");
     }
@@ -83,7 +83,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     }
     document["gate"] = json!({ "phase": environment.phase, "measured": is_measured });
     document["file"] = json!(args.out);
-    document["state"] = json!(deployment.chosen.folder);
+    document["state"] = json!(deployment.chosen.scope.folder);
     document["reaches"] = json!(reaches);
     document["estimate"] = json!(estimate);
     document["swept"] = json!(swept);

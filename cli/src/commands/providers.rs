@@ -6,7 +6,7 @@ use serde_json::json;
 use textnlp_provider::Capability;
 
 use crate::clouds;
-use crate::deployment::{Deployment, preflight_failure};
+use crate::deployment::{self, preflight_failure};
 use crate::plan_view;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
@@ -47,8 +47,8 @@ pub fn providers() -> Success {
 /// `preflight`: reports all problems at once, and exits with 1 if any must be fixed.
 pub async fn preflight(session: &Session, console: Console) -> Result<Success, Failure> {
     let chosen = session.load_to_run(console)?;
-    let name = chosen.name.clone();
-    let deployment = Deployment::wanted(session, chosen, console).await?;
+    let name = chosen.scope.name.clone();
+    let deployment = deployment::wanted(session, chosen, console).await?;
     let mut found = Vec::new();
     for site in deployment.sites.values() {
         found.extend(site.provider.preflight(&site.wanted).await?);

@@ -25,11 +25,12 @@ pub async fn rollout(session: &Session, command: &Rollout, console: Console) -> 
         Rollout::Retry => Some(RolloutCommand::Retry),
     };
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let running = running::running(&session.scope(&chosen)).await?;
+    let running = running::running(&chosen.scope).await?;
     let environment = &chosen.loaded.environment;
     let site = session.global.site.as_deref();
     let Some(rollouts) = clouds::find(&running.folder, environment, site, |site| site.rollouts())? else {
-        let error = anyhow::anyhow!("environment {} replaces its servers one by one, without a rollout", chosen.name);
+        let error =
+            anyhow::anyhow!("environment {} replaces its servers one by one, without a rollout", chosen.scope.name);
         return Err(Failure::usage("no_rollout", error));
     };
     let Some(command) = command else {

@@ -3,27 +3,24 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
-use textnlp_orchestrator::event::DiscardEvents;
-use textnlp_orchestrator::plan::{Facts, Purpose};
-use textnlp_orchestrator::run::{self, RunOptions};
-use textnlp_orchestrator::state::State;
 use textnlp_orchestrator::status::{self, Drift, ResourceHealth};
 use textnlp_provider::{ResourceId, SiteName};
 use textnlp_service::backup::backup_status;
 
 use crate::args::Explain;
-use crate::deployment::{Deployment, run_failed, state_failed};
+use crate::deployment;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
 /// `status`: exits with 1 if something that runs is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
-    let deployment = Deployment::recorded(session, session.load(console)?)?;
-    let (state, facts) = look(&deployment).await?;
+    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let state = deployment.state().await?;
+    let facts = deployment.facts(&state).await?;
     let status = status::status(&facts, state.places());
-    let name = &deployment.chosen.name;
+    let name = &deployment.chosen.scope.name;
     if status.resources.is_empty() && status.open.is_empty() {
-        let text = format!("{name} is not deployed. To deploy it: {}", session.again().command("up", name));
+        let text = format!("{name} is not deployed. To deploy it: {}", deployment.chosen.scope.command("up"));
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }
     let mut text = format!("{name}: {}\n", if status.ready { "ready" } else { "not ready" });
@@ -55,15 +52,15 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         let _ = writeln!(text, "  ↻ {:<34} {} is open: {says}", open.resource.as_str(), open.verb);
     }
     let _ = write!(text, "{}", drift_text(&status.drift));
-    let held = state.held().await.map_err(|e| state_failed(e, &session.again(), name))?;
+    let held = state.held().await.map_err(|e| deployment.failed(e))?;
     if let Some(hold) = &held {
         let _ = writeln!(text, "  frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
     }
     if !status.ready || !status.drift.is_empty() {
-        let _ = write!(text, "\nTo fix it: {}", session.again().command("up", name));
+        let _ = write!(text, "\nTo fix it: {}", deployment.chosen.scope.command("up"));
     }
     let saved =
-        backup_status::warning(&deployment.scope(), state.lineage(), &deployment.chosen.loaded.environment).await;
+        backup_status::warning(&deployment.chosen.scope, state.lineage(), &deployment.chosen.loaded.environment).await;
     for line in &saved.lines {
         let _ = write!(text, "\n  {} {line}", console.paint("33", "!"));
     }
@@ -81,32 +78,31 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
 
 /// `drift`.
 pub async fn drift(session: &Session, console: Console) -> Result<Success, Failure> {
-    let deployment = Deployment::recorded(session, session.load(console)?)?;
-    let (_, facts) = look(&deployment).await?;
+    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let facts = deployment.facts(&deployment.state().await?).await?;
     let drift = status::drift(&facts);
-    let name = &deployment.chosen.name;
+    let name = &deployment.chosen.scope.name;
     let text = if drift.is_empty() {
         format!("{name}: no drift: everything is as recorded")
     } else {
-        format!("{}\nTo fix it: {}", drift_text(&drift).trim_end(), session.again().command("up", name))
+        format!("{}\nTo fix it: {}", drift_text(&drift).trim_end(), deployment.chosen.scope.command("up"))
     };
     Ok(Success::new(text, json!({ "environment": name, "drift": drift })))
 }
 
 /// `explain RESOURCE`.
 pub async fn explain(session: &Session, args: &Explain, console: Console) -> Result<Success, Failure> {
-    let deployment = Deployment::recorded(session, session.load(console)?)?;
+    let deployment = deployment::recorded(session, session.load(console)?)?;
     let resource = ResourceId::new(args.resource.clone()).map_err(|e| {
         Failure::usage("invalid_name", e)
-            .hint(format!("to list the names: {}", session.again().command("status", &deployment.chosen.name)))
+            .hint(format!("to list the names: {}", deployment.chosen.scope.command("status")))
     })?;
-    let (state, facts) = look(&deployment).await?;
+    let state = deployment.state().await?;
+    let facts = deployment.facts(&state).await?;
     let told = status::explain(&state, &facts, &resource).await?;
     if told.holding.is_none() && told.history.is_empty() {
-        let error = anyhow::anyhow!("environment {} has no resource `{resource}`", deployment.chosen.name);
-        return Err(
-            Failure::usage("no_such_resource", error).hint(session.again().command("status", &deployment.chosen.name))
-        );
+        let error = anyhow::anyhow!("environment {} has no resource `{resource}`", deployment.chosen.scope.name);
+        return Err(Failure::usage("no_such_resource", error).hint(deployment.chosen.scope.command("status")));
     }
     let mut text = format!("{resource}\n");
     if let Some(recorded) = told.holding.as_ref().and_then(|h| h.current.as_ref()) {
@@ -136,15 +132,6 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
         let _ = writeln!(text, "    {}  {:<10} {}{reason}", line.at.strftime("%Y-%m-%d %H:%M:%S"), line.by, line.text);
     }
     Ok(Success::new(text, serde_json::to_value(&told)?))
-}
-
-async fn look(deployment: &Deployment<'_>) -> Result<(State, Facts), Failure> {
-    let state = deployment.state().await?;
-    let ask = RunOptions::UP;
-    let facts = run::read(&deployment.road(&DiscardEvents), &state, ask)
-        .await
-        .map_err(|e| run_failed(e, Purpose::Up, deployment.session, &deployment.chosen.name))?;
-    Ok((state, facts))
 }
 
 fn drift_text(drift: &[Drift]) -> String {

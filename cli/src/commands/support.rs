@@ -26,7 +26,7 @@ const SHORTEST: usize = 8;
 /// `support-bundle [--out FILE]`.
 pub async fn support_bundle(session: &Session, args: &SupportBundle, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
-    let name = chosen.name.clone();
+    let name = chosen.scope.name.clone();
     let now = Timestamp::now();
     let file =
         args.out.clone().unwrap_or_else(|| format!("support-{name}-{}.tar", now.strftime("%Y%m%dT%H%M%SZ")).into());
@@ -46,7 +46,7 @@ pub async fn support_bundle(session: &Session, args: &SupportBundle, console: Co
     for (name, document) in documents {
         pieces.push((name.to_owned(), format!("{document:#}")));
     }
-    for (process, log) in logs::newest(&chosen.folder, args.lines)? {
+    for (process, log) in logs::newest(&chosen.scope.folder, args.lines)? {
         pieces.push((format!("logs/{process}.log"), log));
     }
     let machine = json!({
@@ -90,7 +90,7 @@ struct Secrets(Vec<Vec<u8>>);
 impl Secrets {
     fn of(chosen: &ChosenEnvironment) -> Result<Self, Failure> {
         let mut values = Vec::new();
-        let mut todo = vec![chosen.folder.join(clouds::SECRETS)];
+        let mut todo = vec![chosen.scope.folder.join(clouds::SECRETS)];
         while let Some(path) = todo.pop() {
             if path.is_dir() {
                 let entries = path.read_dir_utf8().with_context(|| format!("list {path}"))?;

@@ -1,10 +1,9 @@
 //! Why an operation failed: its exit status, a stable code, the causes and a hint.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use textnlp_orchestrator::state::StateError;
-use textnlp_provider::EnvironmentName;
+use textnlp_provider::{EnvironmentName, Problem};
 
-use crate::platform::Scope;
 use crate::rerun_flags::RerunFlags;
 
 /// How a command ended. The value is the process's exit status.
@@ -161,8 +160,24 @@ pub fn state_failed(error: StateError, again: &RerunFlags, environment: &Environ
     Failure::new(exit, code, error).hint(hint)
 }
 
-/// The failure for an unreadable release lock.
-pub fn broken_lock(error: impl Into<anyhow::Error>, scope: &Scope) -> Failure {
-    let set = scope.command("release set");
-    Failure::usage("broken_lock", error).hint(format!("fix it, or remove it and lock the local release: {set}"))
+/// One failure with all problems, their locations and causes. The fixes are the hint.
+pub fn preflight_failure(action: &str, code: &'static str, exit: Exit, problems: &[Problem]) -> Failure {
+    let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.place, p.cause)).collect();
+    let mut fixes: Vec<&str> = Vec::new();
+    for problem in problems {
+        if !fixes.contains(&problem.fix.as_str()) {
+            fixes.push(&problem.fix);
+        }
+    }
+    let many = if problems.len() == 1 { "1 problem".to_owned() } else { format!("{} problems", problems.len()) };
+    Failure::new(exit, code, anyhow::anyhow!("{}", lines.join("\n")).context(format!("{action} failed: {many}")))
+        .hint(fixes.join("\n"))
+        .document(json!({ "problems": problems_document(problems) }))
+}
+
+/// Problems as JSON.
+pub fn problems_document(problems: &[Problem]) -> Vec<Value> {
+    let one =
+        |p: &Problem| json!({ "place": p.place, "cause": p.cause, "fix": p.fix, "warning": p.warning, "note": p.note });
+    problems.iter().map(one).collect()
 }

@@ -5,15 +5,19 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod artifacts;
 pub mod backup;
+pub mod deployment;
+pub mod dr;
 pub mod failure;
 pub mod gate;
 pub mod platform;
 pub mod release;
 pub mod rerun_flags;
 pub mod running;
+pub mod up;
 pub mod workplace;
 
 pub use failure::{Exit, Failure};
-pub use platform::{Platform, Progress, Scope, Subject};
+pub use platform::{ChosenEnvironment, Platform, Progress, Scope};
 pub use rerun_flags::RerunFlags;

@@ -8,13 +8,17 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::dr::control_client::SocketPaths;
-use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::dr::fault::Faults;
+use textnlp_orchestrator::environment::{Environment, Loaded};
+use textnlp_orchestrator::gate::KeyIssuer;
+use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::state::Store;
 use textnlp_provider::operations::{Endpoint, Scaling, SiteBackups, SiteCopy, SiteOutputs};
-use textnlp_provider::{EnvironmentName, SecretRef, SecretStore, SiteName};
+use textnlp_provider::{EnvironmentName, Lineage, Provider, SecretRef, SecretStore, Site, SiteName};
 
 use crate::failure::Failure;
 use crate::rerun_flags::RerunFlags;
+use crate::running::RunningEnvironment;
 
 /// The environment that a service works on.
 #[derive(Clone)]
@@ -34,17 +38,37 @@ impl Scope {
     pub fn command(&self, verb: &str) -> String {
         self.again.command(verb, &self.name)
     }
+
+    /// The same with the values that this session changed.
+    pub fn same(&self, verb: &str) -> String {
+        self.again.same(verb, &self.name)
+    }
+
+    /// The folder with the states of all environments.
+    pub fn states(&self) -> &Utf8Path {
+        self.folder.parent().unwrap_or(&self.folder)
+    }
 }
 
-/// An environment and the release lock that its runs use.
-#[derive(Clone, Copy)]
-pub struct Subject<'a> {
+/// A loaded environment and the release lock that its runs use.
+#[derive(Clone)]
+pub struct ChosenEnvironment {
     /// Its scope.
-    pub scope: &'a Scope,
+    pub scope: Scope,
     /// The environment.
-    pub environment: &'a Environment,
+    pub loaded: Loaded,
     /// The path of its release lock.
-    pub lock_path: &'a Utf8Path,
+    pub lock_path: Utf8PathBuf,
+}
+
+impl ChosenEnvironment {
+    /// The release lock, if it exists.
+    pub fn lock(&self) -> Result<Option<Lock>, Failure> {
+        Lock::read(&self.lock_path).map_err(|error| {
+            let set = self.scope.command("release set");
+            Failure::usage("broken_lock", error).hint(format!("fix it, or remove it and lock the local release: {set}"))
+        })
+    }
 }
 
 /// The providers that a program links, and the machine that it runs on.
@@ -64,6 +88,19 @@ pub trait Platform: Send + Sync {
 
     /// Whether the folder only points to a state elsewhere.
     fn is_elsewhere(&self, folder: &Utf8Path) -> Result<bool, Failure>;
+
+    /// The provider with this name. `take` lists the fields whose ownership is forced.
+    fn provider(
+        &self,
+        name: &str,
+        folder: &Utf8Path,
+        environment: &Environment,
+        site: &SiteName,
+        take: &[String],
+    ) -> anyhow::Result<Arc<dyn Provider>>;
+
+    /// The account of a site: from the environment, else as its provider detects it.
+    fn account_of(&self, environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String>;
 
     /// The account of a site whose environment names none.
     fn account(&self, provider: &str) -> String;
@@ -102,6 +139,26 @@ pub trait Platform: Send + Sync {
 
     /// The addresses of an environment's site agents and its witness.
     fn places(&self, folder: &Utf8Path, environment: &Environment) -> anyhow::Result<SocketPaths>;
+
+    /// Issues API keys of a running environment.
+    fn key_issuer(&self, running: &RunningEnvironment, environment: &Environment) -> Box<dyn KeyIssuer>;
+
+    /// The faults of a drill in an environment's sites.
+    fn faults(&self, folder: &Utf8Path, environment: &Environment, lineage: Lineage)
+    -> anyhow::Result<Box<dyn Faults>>;
+
+    /// Puts a backed-up database where a site of another deployment uses it as its own.
+    fn seed(
+        &self,
+        from: &Utf8Path,
+        to: &Utf8Path,
+        site: &SiteName,
+        lineage: Lineage,
+        database: &Utf8Path,
+    ) -> anyhow::Result<()>;
+
+    /// The name of the file in a state folder that limits the lifetime of its programs.
+    fn expiry_file(&self) -> &'static str;
 
     /// The host name of this machine.
     fn host_name(&self) -> String;

@@ -13,8 +13,9 @@ use textnlp_orchestrator::release::{
 use textnlp_orchestrator::state::Operator;
 use textnlp_provider::component::Program;
 
-use crate::failure::{Exit, Failure, broken_lock};
-use crate::platform::{Scope, Subject};
+use crate::artifacts::LocalArtifacts;
+use crate::failure::{Exit, Failure};
+use crate::platform::{ChosenEnvironment, Scope};
 use crate::{gate, running};
 
 /// The release history of an environment, with the entries that cannot be read.
@@ -33,10 +34,6 @@ pub fn no_entry(scope: &Scope, number: u64) -> Failure {
     Failure::usage("no_such_release", error).hint(scope.command("release history"))
 }
 
-fn locked(subject: Subject<'_>) -> Result<Option<Lock>, Failure> {
-    Lock::read(subject.lock_path).map_err(|e| broken_lock(e, subject.scope))
-}
-
 /// A promoted release.
 pub struct Promoted {
     /// The new lock.
@@ -47,13 +44,16 @@ pub struct Promoted {
 
 /// Writes the release of `source` to the lock of `target`. Refused with all reasons unless its gate is open. `history`
 /// is that of `source`.
-pub fn promote(source: Subject<'_>, target: Subject<'_>, history: &Recorded) -> Result<Promoted, Failure> {
-    let proven = locked(source)?;
-    let proof = Proof { subject: source, history };
-    let (mut blockers, mut hint) = proof.blockers(proven.as_ref());
+pub fn promote(
+    source: &ChosenEnvironment,
+    target: &ChosenEnvironment,
+    history: &Recorded,
+) -> Result<Promoted, Failure> {
+    let proven = source.lock()?;
+    let (mut blockers, mut hint) = unverified(source, history, proven.as_ref());
     let promoted = match &proven {
         None => None,
-        Some(proven) => match release::promote(proven, target.environment) {
+        Some(proven) => match release::promote(proven, &target.loaded.environment) {
             Ok(lock) => Some(lock),
             Err(models) => {
                 blockers.extend(models);
@@ -74,9 +74,9 @@ pub fn promote(source: Subject<'_>, target: Subject<'_>, history: &Recorded) -> 
             None => failure,
         });
     };
-    let before = locked(target)?;
+    let before = target.lock()?;
     let changed = before.map(|before| before.differences(&lock));
-    lock.write(target.lock_path)?;
+    lock.write(&target.lock_path)?;
     Ok(Promoted { lock, changed })
 }
 
@@ -87,58 +87,38 @@ pub async fn program_of(scope: &Scope, lock: &Lock) -> Result<Option<Program>, F
     Ok(there.filter(|program| program.digest == lock.server).or_else(kept))
 }
 
-/// The evidence for a release in the environment where it runs.
-struct Proof<'a> {
-    subject: Subject<'a>,
-    history: &'a Recorded,
-}
-
-impl Proof<'_> {
-    /// All reasons against promoting this lock, and the command to run next.
-    fn blockers(&self, lock: Option<&Lock>) -> (Vec<String>, Option<String>) {
-        let Subject { scope, environment, .. } = self.subject;
-        let name = &scope.name;
-        let up = Some(scope.again.same("up", name));
-        let measure = Some(scope.again.same("gate --again", name));
-        if !environment.phase.has_gate() {
-            let why =
-                format!("{}, and only a release that passed its gate is promoted", gate::unmeasured(environment.phase));
-            return (vec![why], Some("promote from an environment whose gate is measured, such as staging".to_owned()));
-        }
-        let Some(lock) = lock else {
-            return (vec![format!("{name} has no release lock: nothing was deployed there")], up);
-        };
-        let newest = self.history.entries.last().map(|entry| &entry.applied);
-        let Some(applied) = newest.filter(|applied| applied.lock.runs_the_same(lock)) else {
-            return (
-                vec![format!("the lock of {name} names a release that is not the last one that `up` applied")],
-                up,
-            );
-        };
-        let Some(kept) = gate::kept(&scope.folder) else {
-            return (vec![format!("the gate of {name} was not measured")], measure);
-        };
-        let at = kept.at.strftime("%Y-%m-%d %H:%M");
-        if !kept.is_of(lock, environment) {
-            let what = "of another release, configuration or gate than today's";
-            return (vec![format!("the evidence of the gate of {name}, measured {at}, is {what}")], measure);
-        }
-        if kept.at < applied.at {
-            return (vec![format!("the gate of {name} was measured {at}, before this release was applied")], measure);
-        }
-        let blockers = kept.blockers();
-        let hint = (!blockers.is_empty()).then_some(measure).flatten();
-        (blockers, hint)
+/// All reasons against promoting this lock from the environment where it runs, and the command to run next.
+fn unverified(chosen: &ChosenEnvironment, history: &Recorded, lock: Option<&Lock>) -> (Vec<String>, Option<String>) {
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    let name = &scope.name;
+    let up = Some(scope.same("up"));
+    let measure = Some(scope.same("gate --again"));
+    if !environment.phase.has_gate() {
+        let why =
+            format!("{}, and only a release that passed its gate is promoted", gate::unmeasured(environment.phase));
+        return (vec![why], Some("promote from an environment whose gate is measured, such as staging".to_owned()));
     }
-}
-
-/// The local artifacts, resolved when a rollback needs them.
-pub trait Local {
-    /// The local server program.
-    fn program(&self) -> Result<Program, Failure>;
-
-    /// Whether `up` can deliver a model from this source with this digest.
-    fn has_model(&self, source: &str, digest: &str) -> Result<bool, Failure>;
+    let Some(lock) = lock else {
+        return (vec![format!("{name} has no release lock: nothing was deployed there")], up);
+    };
+    let newest = history.entries.last().map(|entry| &entry.applied);
+    let Some(applied) = newest.filter(|applied| applied.lock.runs_the_same(lock)) else {
+        return (vec![format!("the lock of {name} names a release that is not the last one that `up` applied")], up);
+    };
+    let Some(kept) = gate::kept(&scope.folder) else {
+        return (vec![format!("the gate of {name} was not measured")], measure);
+    };
+    let at = kept.at.strftime("%Y-%m-%d %H:%M");
+    if !kept.is_of(lock, environment) {
+        let what = "of another release, configuration or gate than today's";
+        return (vec![format!("the evidence of the gate of {name}, measured {at}, is {what}")], measure);
+    }
+    if kept.at < applied.at {
+        return (vec![format!("the gate of {name} was measured {at}, before this release was applied")], measure);
+    }
+    let blockers = kept.blockers();
+    let hint = (!blockers.is_empty()).then_some(measure).flatten();
+    (blockers, hint)
 }
 
 /// A release that is locked again.
@@ -160,13 +140,13 @@ pub struct RolledBack {
 /// Writes an earlier release to the lock: that with the number `to`, else the one before. Refused with all reasons if
 /// it cannot run here.
 pub async fn rollback(
-    subject: Subject<'_>,
+    chosen: &ChosenEnvironment,
     history: &Recorded,
     to: Option<u64>,
-    local: &dyn Local,
+    local: &LocalArtifacts<'_>,
 ) -> Result<RolledBack, Failure> {
-    let Subject { scope, environment, lock_path } = subject;
-    let before = locked(subject)?;
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    let before = chosen.lock()?;
     let said = images(environment);
     // What the next `up` would apply: an image that the environment changed is not in the lock yet.
     let now = before.clone().map(|mut now| {
@@ -187,7 +167,7 @@ pub async fn rollback(
             return Err(Failure::usage("no_lock", error).hint(format!("choose a release with --to N: {hint}")));
         }
     };
-    let blockers = blockers(subject, history, entry, local).await?;
+    let blockers = blockers(chosen, history, entry, local).await?;
     if !blockers.is_empty() {
         let lines: Vec<_> = blockers.iter().map(|blocker| blocker.because.as_str()).collect();
         let fixes: Vec<_> = blockers.iter().map(|blocker| blocker.fix.as_str()).collect();
@@ -202,7 +182,7 @@ pub async fn rollback(
     lock.images.retain(|site, _| said.contains_key(site));
     lock.image_sources = said;
     let changed = now.as_ref().map(|now| now.differences(&lock)).unwrap_or_default();
-    lock.write(lock_path)?;
+    lock.write(&chosen.lock_path)?;
     let other_configuration = lock.configuration != configuration_digest(&with_images(environment, &lock));
     Ok(RolledBack { number: entry.number, at: entry.applied.at, before, lock, changed, other_configuration })
 }
@@ -214,14 +194,14 @@ struct Blocker {
 
 /// Everything that would change the release or prevent it from running.
 async fn blockers(
-    subject: Subject<'_>,
+    chosen: &ChosenEnvironment,
     history: &Recorded,
     entry: &Entry,
-    local: &dyn Local,
+    local: &LocalArtifacts<'_>,
 ) -> Result<Vec<Blocker>, Failure> {
     let mut found = Vec::new();
-    let (lock, Subject { scope, environment, .. }) = (&entry.applied.lock, subject);
-    let here = local.program()?;
+    let (lock, scope, environment) = (&entry.applied.lock, &chosen.scope, &chosen.loaded.environment);
+    let here = local.read()?.program;
     let there = running::program(scope).await?;
     let is_here = !environment.runs_here()
         || here.digest == lock.server
@@ -292,13 +272,13 @@ pub async fn keep_replaced(scope: &Scope, wanted: Option<&Release>) -> Result<Op
 /// Records a release that was applied everywhere, unless the newest entry is the same. `sites` is the count of sites
 /// that it was applied to.
 pub async fn keep_applied(
-    subject: Subject<'_>,
+    chosen: &ChosenEnvironment,
     release: &Release,
     lock: &Lock,
     sites: usize,
     operator: Operator,
 ) -> Result<(), Failure> {
-    let Subject { scope, environment, .. } = subject;
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     if sites < environment::places(environment).len() {
         // With `--site`, other sites still run the earlier release.
         return Ok(());

@@ -161,14 +161,11 @@ async fn answers(listen: &str) -> bool {
 pub async fn program(scope: &Scope) -> Result<Option<Program>, Failure> {
     let state = state(scope).await?;
     for site in state.sites() {
-        let id = format!("{site}/{}/program", names::SERVER);
-        let holdings = state.holdings(site)?;
-        let found = holdings.iter().find(|(known, _)| known.as_str() == id).and_then(|(_, holding)| {
-            let outputs = &holding.current.as_ref()?.outputs;
-            let text = |field: &str| outputs.get(field)?.as_str().map(str::to_owned);
-            let digest = text("sha256")?;
+        let known = Recorded::of(site, state.holdings(site)?);
+        let found = known.outputs(&format!("{}/program", names::SERVER)).and_then(|outputs| {
+            let digest = text(outputs, "sha256")?;
             let digest = if digest.starts_with("sha256:") { digest } else { format!("sha256:{digest}") };
-            Some(Program { path: text("path")?, digest })
+            Some(Program { path: text(outputs, "path")?, digest })
         });
         if let Some(program) = found.filter(|p| Utf8Path::new(&p.path).is_file()) {
             return Ok(Some(program));

@@ -12,28 +12,28 @@ use textnlp_orchestrator::environment::model::Gates;
 use textnlp_orchestrator::gate::Check;
 
 use super::inspect::signed;
-use crate::clouds;
 use crate::commands::audit;
 use crate::deployment::Deployment;
+use crate::session::{ChosenEnvironment, Session};
 
 /// The checks of an installed site.
-pub async fn checks(deployment: &Deployment<'_>) -> Vec<Check> {
-    let folder = &deployment.chosen.folder;
-    let gates = &deployment.chosen.loaded.environment.gates;
-    let root = root(deployment);
+pub async fn checks(session: &Session, deployment: &Deployment) -> Vec<Check> {
+    let ChosenEnvironment { scope, loaded, .. } = &deployment.chosen;
+    let gates = &loaded.environment.gates;
+    let root = root(session, deployment);
     let mut checks: Vec<Check> = tokio::task::block_in_place(|| [content(&root), vulnerable(&root, gates)]).into();
     let mut pids = Vec::new();
     for site in deployment.sites.keys() {
-        pids.extend(clouds::processes(folder, site).await);
+        pids.extend(scope.platform.processes(&scope.folder, site).await);
     }
     checks.push(elsewhere(&pids));
     checks
 }
 
 /// The root of the installed site: the parent of its environments, else of its state folder.
-fn root(deployment: &Deployment<'_>) -> Utf8PathBuf {
-    let state = deployment.chosen.folder.parent().and_then(Utf8Path::parent);
-    let environments = deployment.session.library.folder().and_then(Utf8Path::parent);
+fn root(session: &Session, deployment: &Deployment) -> Utf8PathBuf {
+    let state = deployment.chosen.scope.folder.parent().and_then(Utf8Path::parent);
+    let environments = session.library.folder().and_then(Utf8Path::parent);
     let roots: Vec<&Utf8Path> = environments.into_iter().chain(state).collect();
     let installed = roots.iter().find(|root| matches!(Site::new(root).installed(), Ok(Some(_))));
     installed.or(roots.first()).map_or_else(Utf8PathBuf::new, |root| (*root).to_owned())

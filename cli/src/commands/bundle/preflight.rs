@@ -9,7 +9,7 @@ use textnlp_orchestrator::environment::Library;
 use textnlp_provider::Problem;
 
 use super::site;
-use crate::deployment::{Deployment, preflight_failure};
+use crate::deployment::{self, preflight_failure};
 use crate::report::{Console, Exit, Failure, size};
 use crate::session::Session;
 
@@ -128,7 +128,7 @@ async fn of_environment(
     };
     // `up` prints the notes.
     let chosen = looked.load_to_run(Console::new(session.global.output, true))?;
-    let deployment = Deployment::wanted(&looked, chosen, console).await?;
+    let deployment = deployment::wanted(&looked, chosen, console).await?;
     let mut problems = Vec::new();
     for road in deployment.sites.values() {
         let wanted: Vec<_> = road.wanted.iter().filter(|w| !w.kind.as_str().ends_with(".model")).cloned().collect();

@@ -7,18 +7,18 @@ use serde_json::{Value, json};
 use textnlp_bundle::PublicKey;
 use textnlp_orchestrator::dr::report::{self, Report, ReportError};
 
-use super::Sites;
+use super::sites;
 use crate::dr_args::{Report as Wanted, VerifyReport};
 use crate::report::{Exit, Failure, Success};
 use crate::session::Session;
 
 /// `dr history`.
 pub fn history(session: &Session) -> Result<Success, Failure> {
-    let sites = Sites::of(session)?;
-    let (reports, unread) = report::history(&sites.chosen.folder);
-    let name = &sites.chosen.name;
+    let sites = sites(session)?;
+    let (reports, unread) = report::history(&sites.chosen.scope.folder);
+    let name = &sites.chosen.scope.name;
     let mut text = match reports.len() {
-        0 => format!("{name} has had no drill. To run one: {}", sites.command("dr drill")),
+        0 => format!("{name} has had no drill. To run one: {}", sites.chosen.scope.command("dr drill")),
         _ => format!(
             "{:<24} {:<10} {:<12} {:<6} {:>8} {:>8} {:>6} {:>11} {}\n",
             "DRILL", "FAULT", "SITE", "ON", "RTO", "RPO", "LOST", "UNACCOUNTED", "TARGETS"
@@ -63,19 +63,21 @@ pub fn history(session: &Session) -> Result<Success, Failure> {
 
 /// `dr report [ID]`.
 pub fn report(session: &Session, args: &Wanted) -> Result<Success, Failure> {
-    let sites = Sites::of(session)?;
-    let state = &sites.chosen.folder;
+    let sites = sites(session)?;
+    let state = &sites.chosen.scope.folder;
     let none = || {
-        let error = anyhow::anyhow!("{} has had no drill", sites.chosen.name);
-        Failure::usage("no_such_report", error).hint(sites.command("dr drill"))
+        let error = anyhow::anyhow!("{} has had no drill", sites.chosen.scope.name);
+        Failure::usage("no_such_report", error).hint(sites.chosen.scope.command("dr drill"))
     };
     let id = match &args.id {
         Some(id) => id.clone(),
         None => report::history(state).0.pop().ok_or_else(none)?.id,
     };
     let failed = |error: ReportError| match error {
-        ReportError::NoSuch(_) => Failure::usage("no_such_report", error).hint(sites.command("dr history")),
-        error => Failure::new(Exit::Failed, "report", error).hint(sites.command("dr history")),
+        ReportError::NoSuch(_) => {
+            Failure::usage("no_such_report", error).hint(sites.chosen.scope.command("dr history"))
+        }
+        error => Failure::new(Exit::Failed, "report", error).hint(sites.chosen.scope.command("dr history")),
     };
     let page = report::folder(state, &id).map_err(failed)?.join("report.html");
     let read = Report::read(state, &id).map_err(failed)?;
@@ -114,7 +116,7 @@ pub fn verify(session: &Session, args: &VerifyReport) -> Result<Success, Failure
             PublicKey::read(Utf8Path::new(text)).map_err(|e| wrong_key(e.into()))?
         }
         Some(text) => PublicKey::parse(text).map_err(|e| wrong_key(e.into()))?,
-        None => report::public_key(&Sites::of(session)?.chosen.folder).map_err(|e| wrong_key(e.into()))?,
+        None => report::public_key(&sites(session)?.chosen.scope.folder).map_err(|e| wrong_key(e.into()))?,
     };
     let file = session.here.join(&args.report);
     let what = report::verify(&file, &key).map_err(|error| {

@@ -4,88 +4,59 @@ use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use serde_json::{Value, json};
-use textnlp_orchestrator::dr::control_status::{ControlStatus, SiteLine};
-use textnlp_orchestrator::dr::failover;
+use textnlp_orchestrator::dr::control_status::SiteLine;
+use textnlp_service::dr::Sites;
+use textnlp_service::dr::status::{self, SitesStatus};
 
-use super::{Sites, clone};
+use super::sites;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::signals;
 
 /// `dr status`: exits with 1 if something is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
-    let sites = Sites::of(session)?;
-    let look = read_status(&sites, console).await;
-    let success = Success::new(look.text, look.document);
-    Ok(if look.well { success } else { success.exit(Exit::Failed) })
+    let sites = sites(session)?;
+    let now = status::status(&sites).await;
+    let (text, document) = view(&sites, &now, console);
+    let success = Success::new(text, document);
+    Ok(if now.warnings.is_empty() { success } else { success.exit(Exit::Failed) })
 }
 
 /// `dr watch`.
 pub async fn watch(session: &Session, console: Console) -> Result<Success, Failure> {
-    let sites = Sites::of(session)?;
+    let sites = sites(session)?;
     let stop = signals::stop(console);
     let on_terminal = console.is_text() && std::io::stdout().is_terminal();
     let mut shown = String::new();
     let mut last;
     loop {
-        let now = read_status(&sites, console).await;
-        console.event(&json!({ "event": "dr", "status": now.document }));
+        let now = status::status(&sites).await;
+        let (text, document) = view(&sites, &now, console);
+        console.event(&json!({ "event": "dr", "status": document }));
+        // The part of the status without values that change permanently.
+        let lines: Vec<_> = now.lines.iter().map(|l| (&l.role, l.in_sync, l.weight)).collect();
+        let (primary, epoch) = (now.control_status.primary(), now.control_status.epoch());
+        let steady = format!("{epoch} {primary:?} {lines:?} {}", now.warnings.len());
         if on_terminal {
             // Starts at the top of a cleared screen.
-            console.stream(&format!("\u{1b}[H\u{1b}[2J{}\n", now.text));
-        } else if now.steady != shown {
+            console.stream(&format!("\u{1b}[H\u{1b}[2J{text}\n"));
+        } else if steady != shown {
             // A log gets a line only after a change.
-            console.stream(&format!("{}\n", now.text));
-            shown.clone_from(&now.steady);
+            console.stream(&format!("{text}\n"));
+            shown = steady;
         }
-        last = now.document;
+        last = document;
         tokio::select! {
-            () = tokio::time::sleep(sites.environment().dr.watch_every.0) => {}
+            () = tokio::time::sleep(sites.chosen.loaded.environment.dr.watch_every.0) => {}
             () = stop.cancelled() => break,
         }
     }
     Ok(Success::new("", last))
 }
 
-struct StatusView {
-    text: String,
-    /// The part of the status without values that change permanently.
-    steady: String,
-    document: Value,
-    well: bool,
-}
-
-async fn read_status(sites: &Sites, console: Console) -> StatusView {
-    let control_status = ControlStatus::take(&sites.control_clients).await;
-    let lines = control_status.lines(sites.max_lag_ms);
-    let mut warnings = control_status.warnings(sites.max_lag_ms);
-    let name = &sites.chosen.name;
-    let everybody_is_gone =
-        control_status.witness.is_err() && control_status.sites.iter().all(|(_, status)| status.is_err());
-    if everybody_is_gone {
-        warnings.insert(0, format!("no site of {name} answers: check that it runs: {}", sites.command("up")));
-    }
-    let open = failover::left_open(&sites.chosen.folder).unwrap_or_default();
-    for left in &open {
-        let word = |field: &str| left[field].as_str().unwrap_or_default().to_owned();
-        let next = if word("action") == "drill" { "dr drill" } else { "dr failover" };
-        warnings.push(format!(
-            "{} {} of {} was not finished; the next `{next}` finishes it",
-            word("action"),
-            word("id"),
-            word("at")
-        ));
-    }
-    let states = sites.chosen.folder.parent();
-    let clones: Vec<_> = states.map(clone::left).unwrap_or_default();
-    // Other environments may have states beside this one. Only the clones of this environment are reported.
-    let clones: Vec<_> = clones.into_iter().filter(|root| root.join(name.as_str()).exists()).collect();
-    for root in &clones {
-        warnings.push(format!(
-            "a killed drill left its clone in {root}; its processes exit on their own, and the next {} removes the clone",
-            sites.command("dr drill")
-        ));
-    }
+fn view(sites: &Sites, now: &SitesStatus, console: Console) -> (String, Value) {
+    let SitesStatus { control_status, lines, warnings, unfinished, clones_left } = now;
+    let name = &sites.chosen.scope.name;
     let (primary, epoch) = (control_status.primary(), control_status.epoch());
     let home = &sites.control_clients.home;
     let shown = primary.as_deref().unwrap_or("none");
@@ -100,7 +71,7 @@ async fn read_status(sites: &Sites, console: Console) -> StatusView {
         "  {:<14} {:<12} {:>6} {:<8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>7}",
         "SITE", "ROLE", "EPOCH", "IN SYNC", "BEHIND", "LAG", "RPO", "MODELS", "CONFIG", "WEIGHT"
     );
-    for line in &lines {
+    for line in lines {
         text.push_str(&row(line, console));
     }
     match &control_status.witness {
@@ -119,26 +90,20 @@ async fn read_status(sites: &Sites, console: Console) -> StatusView {
             let _ = writeln!(text, "  witness: {error}");
         }
     }
-    for warning in &warnings {
+    for warning in warnings {
         let _ = writeln!(text, "  {} {warning}", console.paint("33", "!"));
     }
-    let steady = format!(
-        "{epoch} {shown} {:?} {}",
-        lines.iter().map(|l| (&l.role, l.in_sync, l.weight)).collect::<Vec<_>>(),
-        warnings.len()
-    );
     let witness = match &control_status.witness {
         Ok(witness) => {
             json!({ "reachable": true, "epoch": witness.epoch, "renewed_ms": witness.renewed_ms, "grace_ms": witness.grace_ms, "dns": witness.dns, "history": witness.history })
         }
         Err(error) => json!({ "reachable": false, "why": error.to_string() }),
     };
-    let well = warnings.is_empty();
     let document = json!({
-        "environment": name, "ready": well, "epoch": epoch, "primary": primary, "home": home, "members": control_status.members(),
-        "max_lag_ms": sites.max_lag_ms, "sites": lines, "witness": witness, "warnings": warnings, "unfinished": open, "clones_left": clones,
+        "environment": name, "ready": warnings.is_empty(), "epoch": epoch, "primary": primary, "home": home, "members": control_status.members(),
+        "max_lag_ms": sites.max_lag_ms, "sites": lines, "witness": witness, "warnings": warnings, "unfinished": unfinished, "clones_left": clones_left,
     });
-    StatusView { text, steady, document, well }
+    (text, document)
 }
 
 fn row(line: &SiteLine, console: Console) -> String {

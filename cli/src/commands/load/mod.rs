@@ -16,7 +16,7 @@ use textnlp_orchestrator::gate::{KeyIssuer, KeyRequest};
 use textnlp_orchestrator::load::{
     self, FindLimit, HttpWire, Key, Limit, Load as Wanted, Measured, Second, SessionResult,
 };
-use textnlp_orchestrator::release::{History, Lock, configuration_digest};
+use textnlp_orchestrator::release::{History, configuration_digest};
 use textnlp_orchestrator::report::Report;
 use textnlp_provider::{Lineage, Secret};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,6 @@ use tokio_util::sync::CancellationToken;
 use super::gate::{Issuer, clock_and_stop};
 use crate::args::Load;
 use crate::clouds::Linked;
-use crate::deployment::broken_lock;
 use crate::network;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
@@ -324,15 +323,15 @@ async fn goal(session: &Session, args: &Load) -> Result<LoadTarget, Failure> {
         });
     }
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let health = session.again().command("health", &chosen.name);
-    let running = running::running(&session.scope(&chosen)).await?;
-    let (address, reports) = (running.address.clone(), chosen.folder.join("reports"));
+    let health = chosen.scope.command("health");
+    let running = running::running(&chosen.scope).await?;
+    let (address, reports) = (running.address.clone(), chosen.scope.folder.join("reports"));
     let environment = &chosen.loaded.environment;
     let ca_file = args.ca_file.as_deref().or(running.ca_file.as_deref());
     let trust = network::trust(ca_file, Some(environment))?;
-    let lock = Lock::read(&Lock::path(&session.lock_folder(&chosen), &chosen.name));
-    let lock = lock.map_err(|error| broken_lock(error, &session.scope(&chosen)))?;
-    let applied = History::at(&chosen.folder).read().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
+    let lock = chosen.lock()?;
+    let applied =
+        History::at(&chosen.scope.folder).read().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
     let applied = applied.entries.last().filter(|newest| {
         let ran = &newest.applied.lock;
         ran.configuration == configuration_digest(environment)
@@ -340,15 +339,14 @@ async fn goal(session: &Session, args: &Load) -> Result<LoadTarget, Failure> {
     });
     let own = Some(OwnEnvironment {
         environment: environment.clone(),
-        folder: chosen.folder.clone(),
+        folder: chosen.scope.folder.clone(),
         lineage: running.lineage,
         release: applied.map(|newest| (newest.number, release_digest(lock.as_ref(), environment))),
     });
     if given.is_some() {
         return Ok(LoadTarget { address, trust, key: given, temporary: None, reports, health, own });
     }
-    let header = chosen.loaded.environment.server.security.api_key_header.clone();
-    let issuer = Issuer { running, environment: chosen.loaded.environment.clone(), header };
+    let issuer = Issuer { running, environment: chosen.loaded.environment };
     let issued = issuer
         .create(KeyRequest { name: "load (temporary)".to_owned(), requests_per_hour: None })
         .await

@@ -6,16 +6,16 @@ use serde_json::json;
 use textnlp_orchestrator::release::{Applied, Entry, Lock};
 use textnlp_service::release::no_entry;
 
-use super::{here, locked, recorded};
+use super::{here, recorded};
 use crate::args::Side;
 use crate::deployment::short;
 use crate::report::{Console, Failure, Success};
 use crate::session::{ChosenEnvironment, Session};
 
 /// `release history`.
-pub fn history(session: &Session, chosen: &ChosenEnvironment, console: Console) -> Result<Success, Failure> {
-    let recorded = recorded(&session.scope(chosen), console)?;
-    let (_, locked) = locked(session, chosen)?;
+pub fn history(chosen: &ChosenEnvironment, console: Console) -> Result<Success, Failure> {
+    let recorded = recorded(&chosen.scope, console)?;
+    let locked = chosen.lock()?;
     let mut lines = Vec::new();
     let mut documents = Vec::new();
     let same = |entry: &&Entry| locked.as_ref().is_some_and(|locked| locked.runs_the_same(&entry.applied.lock));
@@ -49,10 +49,10 @@ pub fn history(session: &Session, chosen: &ChosenEnvironment, console: Console) 
         documents.push(document);
     }
     if lines.is_empty() {
-        lines.push(format!("no release was applied yet: {}", session.again().command("up", &chosen.name)));
+        lines.push(format!("no release was applied yet: {}", chosen.scope.command("up")));
     }
     let document = json!({
-        "environment": chosen.name, "releases": documents, "skipped": recorded.skipped,
+        "environment": chosen.scope.name, "releases": documents, "skipped": recorded.skipped,
     });
     Ok(Success::new(lines.join("\n"), document))
 }
@@ -81,22 +81,21 @@ pub fn diff(
     }
     let side = |side: Side, release: &Lock| json!({ "is": side.to_string(), "release": release });
     let document = json!({
-        "environment": chosen.name, "left": side(left, &one), "right": side(right, &other), "differences": differences,
+        "environment": chosen.scope.name, "left": side(left, &one), "right": side(right, &other), "differences": differences,
     });
     Ok(Success::new(text, document))
 }
 
 fn side_of(session: &Session, chosen: &ChosenEnvironment, side: Side, console: Console) -> Result<Lock, Failure> {
-    let again = session.again();
     match side {
-        Side::Here => here(session, chosen, locked(session, chosen)?.1.as_ref(), console),
-        Side::Lock => locked(session, chosen)?.1.ok_or_else(|| {
-            Failure::usage("no_lock", anyhow::anyhow!("environment {} has no release lock yet", chosen.name))
-                .hint(again.command("release set", &chosen.name))
+        Side::Here => here(session, chosen, chosen.lock()?.as_ref(), console),
+        Side::Lock => chosen.lock()?.ok_or_else(|| {
+            Failure::usage("no_lock", anyhow::anyhow!("environment {} has no release lock yet", chosen.scope.name))
+                .hint(chosen.scope.command("release set"))
         }),
-        Side::Entry(number) => match recorded(&session.scope(chosen), console)?.get(number) {
+        Side::Entry(number) => match recorded(&chosen.scope, console)?.get(number) {
             Some(entry) => Ok(entry.applied.lock.clone()),
-            None => Err(no_entry(&session.scope(chosen), number)),
+            None => Err(no_entry(&chosen.scope, number)),
         },
     }
 }

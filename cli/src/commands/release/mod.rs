@@ -6,17 +6,18 @@ mod rollback;
 
 use std::fmt::Write as _;
 
-use camino::Utf8PathBuf;
 use serde_json::json;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::release::{Lock, Recorded, Release as Resolved};
+use textnlp_service::artifacts::LocalArtifacts;
 use textnlp_service::{Scope, release};
 
 pub use promote::promote;
 pub use rollback::rollback;
 
 use crate::args::Release;
-use crate::deployment::{artifacts, broken_lock, short};
+use crate::deployment::short;
+use crate::progress::Progress;
 use crate::report::{Console, Failure, Success};
 use crate::session::{ChosenEnvironment, Session};
 
@@ -26,13 +27,13 @@ pub fn release(session: &Session, command: &Release, console: Console) -> Result
     match command {
         Release::Show => show(session, &chosen, console),
         Release::Set => set(session, &chosen, console),
-        Release::History => history::history(session, &chosen, console),
+        Release::History => history::history(&chosen, console),
         Release::Diff { left, right } => history::diff(session, &chosen, *left, *right, console),
     }
 }
 
 fn show(session: &Session, chosen: &ChosenEnvironment, console: Console) -> Result<Success, Failure> {
-    let (path, locked) = locked(session, chosen)?;
+    let (path, locked) = (&chosen.lock_path, chosen.lock()?);
     let here = here(session, chosen, locked.as_ref(), console)?;
     let environment = &chosen.loaded.environment;
     let Some(locked) = locked else {
@@ -48,7 +49,7 @@ fn show(session: &Session, chosen: &ChosenEnvironment, console: Console) -> Resu
         for difference in &differences {
             let _ = writeln!(text, "  differs: {difference}");
         }
-        let _ = write!(text, "To lock the local release: {}", session.again().command("release set", &chosen.name));
+        let _ = write!(text, "To lock the local release: {}", chosen.scope.command("release set"));
     }
     Ok(Success::new(text, json!({ "lock": path, "release": locked, "here": here, "differences": differences })))
 }
@@ -66,23 +67,16 @@ fn listed(environment: &Environment, lock: &Lock) -> String {
 }
 
 fn set(session: &Session, chosen: &ChosenEnvironment, console: Console) -> Result<Success, Failure> {
-    let (path, locked) = locked(session, chosen)?;
+    let (path, locked) = (&chosen.lock_path, chosen.lock()?);
     let here = here(session, chosen, locked.as_ref(), console)?;
     let differences = locked.map(|l| l.differences(&here)).unwrap_or_default();
-    here.write(&path)?;
+    here.write(path)?;
     let mut text = format!("wrote {path}");
     for difference in &differences {
         let _ = write!(text, "\n  {difference}");
     }
-    let _ = write!(text, "\nTo deploy it: {}", session.again().command("up", &chosen.name));
+    let _ = write!(text, "\nTo deploy it: {}", chosen.scope.command("up"));
     Ok(Success::new(text, json!({ "lock": path, "release": here, "changed": differences })))
-}
-
-/// The release lock of an environment, and its path.
-fn locked(session: &Session, chosen: &ChosenEnvironment) -> Result<(Utf8PathBuf, Option<Lock>), Failure> {
-    let path = session.lock_path(chosen);
-    let lock = Lock::read(&path).map_err(|e| broken_lock(e, &session.scope(chosen)))?;
-    Ok((path, lock))
 }
 
 /// The lock that `release set` would write.
@@ -93,7 +87,8 @@ fn here(
     console: Console,
 ) -> Result<Lock, Failure> {
     let environment = &chosen.loaded.environment;
-    let mut here = Resolved::resolve(environment, &artifacts(session, environment, console)?).lock;
+    let local = LocalArtifacts { chosen, server: session.server(), progress: &Progress::new(console) }.read()?;
+    let mut here = Resolved::resolve(environment, &local).lock;
     if let Some(locked) = locked {
         // Pods run the program in their image, so the local one does not matter.
         if !environment.runs_here() {

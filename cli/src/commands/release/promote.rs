@@ -3,11 +3,13 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
+use textnlp_service::artifacts::LocalArtifacts;
 use textnlp_service::release;
 
 use super::recorded;
 use crate::args::{Global, Promote};
-use crate::deployment::{artifacts, short};
+use crate::deployment::short;
+use crate::progress::Progress;
 use crate::report::{Console, Failure, Success};
 use crate::rerun_flags::{self, quoted};
 use crate::session::Session;
@@ -23,23 +25,21 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     };
     let (from, to) = (named(&args.from)?, named(&args.to)?);
     let (source, target) = (from.load(console)?, to.load(console)?);
-    let history = recorded(&from.scope(&source), console)?;
-    let (from_lock, path) = (from.lock_path(&source), to.lock_path(&target));
-    let (source_scope, target_scope) = (from.scope(&source), to.scope(&target));
-    let promoted =
-        release::promote(source.subject(&source_scope, &from_lock), target.subject(&target_scope, &path), &history)?;
-    let release::Promoted { lock, changed } = promoted;
-    let here = artifacts(&to, &target.loaded.environment, console)?.program;
+    let history = recorded(&source.scope, console)?;
+    let release::Promoted { lock, changed } = release::promote(&source, &target, &history)?;
+    let path = &target.lock_path;
+    let (server, progress) = (to.server(), Progress::new(console));
+    let here = LocalArtifacts { chosen: &target, server, progress: &progress }.read()?.program;
     let serves_here = target.loaded.environment.runs_here();
     let next = if here.digest == lock.server || !serves_here {
-        to.again().same("up", &target.name)
+        target.scope.same("up")
     } else {
         let file =
-            release::program_of(&source_scope, &lock).await?.map_or_else(|| "FILE".to_owned(), |p| quoted(&p.path));
+            release::program_of(&source.scope, &lock).await?.map_or_else(|| "FILE".to_owned(), |p| quoted(&p.path));
         let again = rerun_flags::of(&Global { server: None, ..to.global.clone() });
-        format!("{} --server {file}", again.same("up", &target.name))
+        format!("{} --server {file}", again.same("up", &target.scope.name))
     };
-    let mut text = format!("wrote {path}: the verified release of {}", source.name);
+    let mut text = format!("wrote {path}: the verified release of {}", source.scope.name);
     if serves_here {
         let _ = write!(text, "\n  server {}", short(&lock.server));
     }
@@ -51,7 +51,7 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     }
     let _ = write!(text, "\nTo deploy it: {next}");
     let document = json!({
-        "from": source.name, "to": target.name, "lock": path, "release": lock, "changed": changed, "next": next,
+        "from": source.scope.name, "to": target.scope.name, "lock": path, "release": lock, "changed": changed, "next": next,
     });
     Ok(Success::new(text, document))
 }

@@ -5,16 +5,13 @@ use std::fmt::Write as _;
 use anyhow::Context;
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::import::forget;
-use textnlp_orchestrator::plan::Purpose;
-use textnlp_orchestrator::run::{self, RunOptions};
 use textnlp_orchestrator::state::{Holder, Remedy, State, apply_remedies, check, moved_away, transfer};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::{Observed, SiteName};
 
 use super::{agreed, no_such, resource_id};
-use crate::deployment::{Deployment, operator, run_failed, state_failed};
+use crate::deployment::{self, operator, state_failed};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::state_args::{Move, Repair};
@@ -28,7 +25,7 @@ fn holder(session: &Session) -> Holder {
 /// `state repair`.
 pub async fn repair(session: &Session, args: &Repair, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
-    let name = chosen.name.clone();
+    let name = chosen.scope.name.clone();
     let store = stores::of(session, &chosen)?;
     let failed = |error| state_failed(error, &session.again(), &name);
     let found = check(&*store, &name).await.map_err(failed)?;
@@ -73,23 +70,19 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
         let error = anyhow::anyhow!("records are missing, and a backup may have them");
         let hint = format!(
             "restore a backup; or continue without them: {} --accept-loss {name}",
-            session.again().command("state repair", &name)
+            chosen.scope.command("state repair")
         );
         return Err(Failure::refused("records_lost", error).hint(hint).document(document));
     }
     let accepted = if gives_up { format!(" --accept-loss {name}") } else { String::new() };
-    agreed(session, console, &(session.again().command("state repair", &name) + &accepted))
+    agreed(session, console, &(chosen.scope.command("state repair") + &accepted))
         .map_err(|failure| failure.document(document.clone()))?;
     apply_remedies(&*store, &name, &found, &holder(session)).await.map_err(failed)?;
     let left = check(&*store, &name).await.map_err(failed)?;
     let mut document = document;
     document["mended"] = json!(found.len() - left.len());
     document["findings"] = json!(left);
-    let text = format!(
-        "{} repaired. To check the result: {}",
-        found.len() - left.len(),
-        session.again().command("plan", &name)
-    );
+    let text = format!("{} repaired. To check the result: {}", found.len() - left.len(), chosen.scope.command("plan"));
     Ok(Success::new(text, document))
 }
 
@@ -106,12 +99,12 @@ pub async fn move_state(session: &Session, args: &Move, console: Console) -> Res
 
 async fn into(session: &Session, to: &str, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
-    let name = chosen.name.clone();
+    let name = chosen.scope.name.clone();
     let failed = |error| state_failed(error, &session.again(), &name);
     let written = StateLocation::of(&chosen.loaded.environment)?;
     // The environment may name either the new or the old location.
-    let is = stores::recorded(&chosen.folder)?;
-    let is_local = chosen.folder.join("lineage.json").exists();
+    let is = stores::recorded(&chosen.scope.folder)?;
+    let is_local = chosen.scope.folder.join("lineage.json").exists();
     let from = match is {
         Some(is) => is,
         None if is_local => written.moved_to(LOCAL),
@@ -120,14 +113,14 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
     let target = if written.state.store == to { written.clone() } else { written.moved_to(to) };
     if from.state.store == target.state.store {
         let error = anyhow::anyhow!("the state of {name} is already in {to}");
-        return Err(Failure::usage("already_there", error).hint(session.again().command("state list", &name)));
+        return Err(Failure::usage("already_there", error).hint(chosen.scope.command("state list")));
     }
-    let (old, new) = (from.open(&chosen.folder, console)?, target.open(&chosen.folder, console)?);
+    let (old, new) = (from.open(&chosen.scope.folder, console)?, target.open(&chosen.scope.folder, console)?);
     let state =
         State::load(old.clone(), &name, textnlp_provider::Lineage(uuid::Uuid::new_v4())).await.map_err(failed)?;
     if state.is_new() {
         let error = anyhow::anyhow!("there is no state of {name} in {}", old.place());
-        return Err(Failure::usage("not_up", error).hint(session.again().command("up", &name)));
+        return Err(Failure::usage("not_up", error).hint(chosen.scope.command("up")));
     }
     let document = json!({ "environment": name, "lineage": state.lineage(), "from": old.place(), "to": new.place() });
     console.say(format!(
@@ -135,7 +128,7 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
         old.place(),
         new.place()
     ));
-    agreed(session, console, &session.again().same(&format!("state move --to {to}"), &name))
+    agreed(session, console, &chosen.scope.same(&format!("state move --to {to}")))
         .map_err(|failure| failure.document(document.clone()))?;
     let who = holder(session);
     let lock = old.lock(&who).await.map_err(failed)?;
@@ -149,11 +142,11 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
         return Err(Failure::refused("stale", error).hint("empty the destination, then run this again"));
     }
     if from.state.store == LOCAL {
-        set_aside(&chosen.folder)?;
+        set_aside(&chosen.scope.folder)?;
     } else {
         moved_away(&*old, &name, &target.state.store, &who).await.map_err(failed)?;
     }
-    stores::remember(&target, &chosen.folder)?;
+    stores::remember(&target, &chosen.scope.folder)?;
     let mut text = format!("The state of {name} is in {} now; the old copy is kept and marked as moved.", new.place());
     if written.state.store != to {
         let _ = write!(text, "\nSet `state.store: {to}` in the environment file before the next `up`.");
@@ -176,14 +169,14 @@ fn set_aside(folder: &camino::Utf8Path) -> Result<(), Failure> {
 }
 
 async fn rebind(session: &Session, site: &str, console: Console) -> Result<Success, Failure> {
-    let deployment = Deployment::recorded(session, session.load(console)?)?;
-    let name = &deployment.chosen.name;
-    let failed = |error| state_failed(error, &session.again(), name);
+    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let name = &deployment.chosen.scope.name;
+    let failed = |error| deployment.failed(error);
     let site = SiteName::new(site).map_err(|error| Failure::usage("invalid_name", error))?;
     let state = deployment.state().await?;
     let (Some(is), Some(wanted)) = (state.places().get(&site), deployment.places().remove(&site)) else {
         let error = anyhow::anyhow!("environment {name} has no recorded site `{site}`");
-        return Err(Failure::usage("no_such_site", error).hint(session.again().command("state list", name)));
+        return Err(Failure::usage("no_such_site", error).hint(deployment.chosen.scope.command("state list")));
     };
     if *is == wanted {
         let text = format!("site `{site}` is already bound to {is}, as in the environment file");
@@ -191,9 +184,7 @@ async fn rebind(session: &Session, site: &str, console: Console) -> Result<Succe
     }
     // If the new account has objects with the recorded ids, they are the same objects, and only the account's name
     // changed.
-    let facts = run::read(&deployment.road(&DiscardEvents), &state, RunOptions::UP)
-        .await
-        .map_err(|e| run_failed(e, Purpose::Up, session, name))?;
+    let facts = deployment.facts(&state).await?;
     let here = facts.sites.get(&site);
     let missing: Vec<String> = here
         .into_iter()
@@ -218,9 +209,9 @@ async fn rebind(session: &Session, site: &str, console: Console) -> Result<Succe
     console.say(format!(
         "Site `{site}` is bound to {is}.\nIt will be bound to {wanted}, where all of its objects were found."
     ));
-    agreed(session, console, &session.again().command(&format!("state move --rebind {site}"), name))
+    agreed(session, console, &deployment.chosen.scope.command(&format!("state move --rebind {site}")))
         .map_err(|failure| failure.document(document.clone()))?;
-    let mut locked = deployment.locked(&Default::default()).await?;
+    let mut locked = deployment.locked().await?;
     locked.rebind(&site, &wanted).await.map_err(failed)?;
     locked.close().await.map_err(failed)?;
     Ok(Success::new(format!("site `{site}` is bound to {wanted}"), document))
@@ -228,14 +219,12 @@ async fn rebind(session: &Session, site: &str, console: Console) -> Result<Succe
 
 /// `state remove RESOURCE…`.
 pub async fn remove(session: &Session, resources: &[String], console: Console) -> Result<Success, Failure> {
-    let deployment = Deployment::recorded(session, session.load(console)?)?;
-    let name = &deployment.chosen.name;
-    let failed = |error| state_failed(error, &session.again(), name);
+    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let name = &deployment.chosen.scope.name;
+    let failed = |error| deployment.failed(error);
     let resources: Vec<_> = resources.iter().map(|text| resource_id(session, text)).collect::<Result<_, _>>()?;
     let state = deployment.state().await?;
-    let facts = run::read(&deployment.road(&DiscardEvents), &state, RunOptions::UP)
-        .await
-        .map_err(|e| run_failed(e, Purpose::Up, session, name))?;
+    let facts = deployment.facts(&state).await?;
     let standing = status::status(&facts, state.places()).resources;
     let mut text = String::new();
     let mut removed = Vec::new();
@@ -247,7 +236,7 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
         if open.into_iter().any(|open| open.intent.operation.resource == *resource) {
             let error = anyhow::anyhow!("an operation on `{resource}` is open");
             return Err(Failure::refused("operation_open", error)
-                .hint(format!("finish it first: {}", session.again().command("up", name))));
+                .hint(format!("finish it first: {}", deployment.chosen.scope.command("up"))));
         }
         let stays = match &known.standing {
             ResourceHealth::Gone => "its object no longer exists".to_owned(),
@@ -263,7 +252,7 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
     let listed: Vec<String> = resources.iter().map(ToString::to_string).collect();
     let document = json!({ "environment": name, "removed": listed });
     agreed(session, console, &session.again().command(&format!("state remove {}", listed.join(" ")), name))?;
-    let mut locked = deployment.locked(&Default::default()).await?;
+    let mut locked = deployment.locked().await?;
     if locked.heads() != state.heads() {
         locked.close().await.map_err(failed)?;
         let error = anyhow::anyhow!("another run wrote to the state at the same time");

@@ -15,7 +15,7 @@ use textnlp_orchestrator::run::{self, RunOptions};
 use textnlp_provider::{CloudId, Lineage, Problems};
 
 use super::{agreed, resource_id};
-use crate::deployment::{Deployment, preflight_failure, run_failed, state_failed};
+use crate::deployment::{self, preflight_failure, run_failed};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::rerun_flags::quoted;
 use crate::session::Session;
@@ -26,10 +26,10 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
     // Checked before any request to a provider.
     let file = args.from_tfstate.as_deref().map(terraform_state).transpose()?;
     let chosen = session.load_to_run(console)?;
-    let name = chosen.name.clone();
-    let deployment = Deployment::wanted(session, chosen, console).await?;
-    let failed = |error| state_failed(error, &session.again(), &name);
-    let mut road = deployment.road(&DiscardEvents);
+    let name = chosen.scope.name.clone();
+    let deployment = deployment::wanted(session, chosen, console).await?;
+    let failed = |error| deployment.failed(error);
+    let mut road = deployment.run(&DiscardEvents);
     if let Some(lineage) = args.lineage {
         road.fresh = Lineage(lineage);
     }
@@ -44,7 +44,7 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
         }
         None if state.is_new() => {
             let error = anyhow::anyhow!("environment {name} has no state here");
-            let again = session.again().command("state import", &name);
+            let again = deployment.chosen.scope.command("state import");
             let lineage = file.as_ref().and_then(lineage_of);
             return Err(Failure::usage("not_up", error).hint(match lineage.zip(args.from_tfstate.as_ref()) {
                 Some((lineage, file)) => {
@@ -58,7 +58,8 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
         _ => {}
     }
     let ask = RunOptions::UP;
-    let facts = run::read(&road, &state, ask).await.map_err(|e| run_failed(e, Purpose::Up, session, &name))?;
+    let facts =
+        run::read(&road, &state, ask).await.map_err(|e| run_failed(e, Purpose::Up, &deployment.chosen.scope))?;
     let Matched { proposals, left } = match &file {
         Some(file) => matched(&facts, file).await,
         None if args.objects.is_empty() => Matched { proposals: propose(&facts), left: Vec::new() },
@@ -81,7 +82,7 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
         };
         return Ok(Success::new(text, document));
     }
-    let again = session.again().same(&verb(args), &name);
+    let again = deployment.chosen.scope.same(&verb(args));
     let mut text = format!("These objects of deployment {} exist and are not recorded:\n", facts.lineage);
     for Proposal { resource, recorded, wanted, .. } in &proposals {
         let mark =
@@ -106,7 +107,7 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
     let text = format!(
         "{} recorded. To show differences from the environment: {}",
         proposals.len(),
-        session.again().command("plan", &name)
+        deployment.chosen.scope.command("plan")
     );
     Ok(Success::new(text, document))
 }

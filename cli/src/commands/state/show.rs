@@ -14,7 +14,7 @@ use textnlp_provider::{ResourceId, SiteName};
 use textnlp_service::backup::put_file;
 
 use super::{no_such, resource_id};
-use crate::deployment::{Deployment, state_failed};
+use crate::deployment::{self, Deployment};
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
 use crate::state_args::History;
@@ -22,27 +22,25 @@ use crate::state_args::History;
 /// The format version of `state export`.
 const EXPORT: u32 = 1;
 
-struct LoadedState<'a> {
-    deployment: Deployment<'a>,
+struct LoadedState {
+    deployment: Deployment,
+    /// The only site that is shown. `None`: all.
+    only: Option<String>,
     state: State,
 }
 
-impl LoadedState<'_> {
+impl LoadedState {
     fn sites(&self) -> impl Iterator<Item = &SiteName> {
         // `--site` filters. A site that exists only in the journal is shown too.
-        let only = self.deployment.session.global.site.as_deref();
+        let only = self.only.as_deref();
         self.state.sites().filter(move |site| only.is_none_or(|only| only == site.as_str()))
-    }
-
-    fn failed(&self, error: textnlp_orchestrator::state::StateError) -> Failure {
-        state_failed(error, &self.deployment.session.again(), &self.deployment.chosen.name)
     }
 
     async fn at(&self, moment: PointInTime) -> Result<BTreeMap<ResourceId, RecordedObjects>, Failure> {
         self.is_recorded(moment)?;
         let mut all = BTreeMap::new();
         for site in self.sites() {
-            all.extend(self.state.holdings_at(site, moment).await.map_err(|error| self.failed(error))?);
+            all.extend(self.state.holdings_at(site, moment).await.map_err(|error| self.deployment.failed(error))?);
         }
         Ok(all)
     }
@@ -55,31 +53,30 @@ impl LoadedState<'_> {
         if n <= last {
             return Ok(());
         }
-        let name = &self.deployment.chosen.name;
+        let name = &self.deployment.chosen.scope.name;
         let error = anyhow::anyhow!("there is no record {n}: {name} has records 1 to {last}");
-        Err(Failure::usage("no_such_record", error)
-            .hint(self.deployment.session.again().command("state history", name)))
+        Err(Failure::usage("no_such_record", error).hint(self.deployment.chosen.scope.command("state history")))
     }
 
     async fn lines(&self) -> Result<Vec<Line>, Failure> {
         let mut lines = Vec::new();
         for site in self.sites() {
-            lines.extend(status::history(&self.state, site).await.map_err(|error| self.failed(error))?);
+            lines.extend(status::history(&self.state, site).await.map_err(|error| self.deployment.failed(error))?);
         }
         lines.sort_by_key(|line| line.at);
         Ok(lines)
     }
 }
 
-async fn load(session: &Session, console: Console) -> Result<LoadedState<'_>, Failure> {
-    let deployment = Deployment::recorded(session, session.load(console)?)?;
+async fn load(session: &Session, console: Console) -> Result<LoadedState, Failure> {
+    let deployment = deployment::recorded(session, session.load(console)?)?;
     let state = deployment.state().await?;
     if state.is_new() {
-        let name = &deployment.chosen.name;
+        let name = &deployment.chosen.scope.name;
         let error = anyhow::anyhow!("environment {name} has no state in {}", state.place());
-        return Err(Failure::usage("not_up", error).hint(session.again().command("up", name)));
+        return Err(Failure::usage("not_up", error).hint(deployment.chosen.scope.command("up")));
     }
-    Ok(LoadedState { deployment, state })
+    Ok(LoadedState { deployment, only: session.global.site.clone(), state })
 }
 
 /// `state list`.
@@ -108,7 +105,7 @@ pub async fn list(session: &Session, console: Console) -> Result<Success, Failur
         }));
     }
     for site in looked.sites() {
-        for (operation, one) in looked.state.open(site).map_err(|error| looked.failed(error))? {
+        for (operation, one) in looked.state.open(site).map_err(|error| looked.deployment.failed(error))? {
             let op = &one.intent.operation;
             let says = one.says.as_deref().unwrap_or("begun");
             let _ = writeln!(text, "{:<36} {} is open since {:.0}: {says}", op.resource.as_str(), op.verb, one.begun);
@@ -117,13 +114,13 @@ pub async fn list(session: &Session, console: Console) -> Result<Success, Failur
             }));
         }
     }
-    let held = looked.state.held().await.map_err(|error| looked.failed(error))?;
+    let held = looked.state.held().await.map_err(|error| looked.deployment.failed(error))?;
     if let Some(hold) = &held {
         let _ = writeln!(text, "frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
     }
     let _ = write!(text, "{} resources in {} (lineage {})", rows.len(), looked.state.place(), looked.state.lineage());
     let document = json!({
-        "environment": looked.deployment.chosen.name, "lineage": looked.state.lineage(), "store": looked.state.place(),
+        "environment": looked.deployment.chosen.scope.name, "lineage": looked.state.lineage(), "store": looked.state.place(),
         "places": looked.state.places(), "resources": rows, "open": open, "hold": held,
     });
     Ok(Success::new(text, document))
@@ -133,7 +130,7 @@ pub async fn list(session: &Session, console: Console) -> Result<Success, Failur
 pub async fn show(session: &Session, resource: &str, console: Console) -> Result<Success, Failure> {
     let resource = resource_id(session, resource)?;
     let looked = load(session, console).await?;
-    let name = looked.deployment.chosen.name.clone();
+    let name = looked.deployment.chosen.scope.name.clone();
     let holding = looked.at(PointInTime::Now).await?.remove(&resource);
     let holding = holding.ok_or_else(|| no_such(session, &name, &resource))?;
     let text = serde_json::to_string_pretty(&holding).context("write the record")?;
@@ -144,7 +141,7 @@ pub async fn show(session: &Session, resource: &str, console: Console) -> Result
 pub async fn history(session: &Session, args: &History, console: Console) -> Result<Success, Failure> {
     let resource = args.resource.as_deref().map(|text| resource_id(session, text)).transpose()?;
     let looked = load(session, console).await?;
-    let name = looked.deployment.chosen.name.clone();
+    let name = looked.deployment.chosen.scope.name.clone();
     let mut lines = looked.lines().await?;
     if let Some(resource) = &resource {
         lines.retain(|line| line.resource.as_ref() == Some(resource));
@@ -169,7 +166,7 @@ pub async fn at(session: &Session, moment: &str, resource: Option<&str>, console
     let moment = moment_of(moment)?;
     let resource = resource.map(|text| resource_id(session, text)).transpose()?;
     let looked = load(session, console).await?;
-    let name = looked.deployment.chosen.name.clone();
+    let name = looked.deployment.chosen.scope.name.clone();
     let holdings = looked.at(moment).await?;
     if let Some(resource) = resource {
         let holding = holdings.get(&resource).ok_or_else(|| no_such(session, &name, &resource))?;
@@ -213,19 +210,21 @@ pub async fn diff(session: &Session, from: &str, to: Option<&str>, console: Cons
         1 => write!(text, "1 resource differs"),
         n => write!(text, "{n} resources differ"),
     };
-    Ok(Success::new(text, json!({ "environment": looked.deployment.chosen.name, "changed": changed })))
+    Ok(Success::new(text, json!({ "environment": looked.deployment.chosen.scope.name, "changed": changed })))
 }
 
 /// `state export [--out FILE]`.
 pub async fn export(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
     let looked = load(session, console).await?;
-    let name = looked.deployment.chosen.name.clone();
+    let name = looked.deployment.chosen.scope.name.clone();
     let mut open = Vec::new();
     for site in looked.sites() {
-        open.extend(looked.state.open(site).map_err(|error| looked.failed(error))?.into_iter().map(|(op, one)| {
-            // The handle is left out, because it may permit its holder to continue the operation.
-            json!({ "operation": op, "begun": one.begun, "says": one.says, "intent": one.intent })
-        }));
+        open.extend(looked.state.open(site).map_err(|error| looked.deployment.failed(error))?.into_iter().map(
+            |(op, one)| {
+                // The handle is left out, because it may permit its holder to continue the operation.
+                json!({ "operation": op, "begun": one.begun, "says": one.says, "intent": one.intent })
+            },
+        ));
     }
     let document = json!({
         "export": EXPORT,
@@ -236,7 +235,7 @@ pub async fn export(session: &Session, out: Option<&Utf8Path>, console: Console)
         "heads": looked.state.heads(),
         "resources": looked.at(PointInTime::Now).await?,
         "open": open,
-        "hold": looked.state.held().await.map_err(|error| looked.failed(error))?,
+        "hold": looked.state.held().await.map_err(|error| looked.deployment.failed(error))?,
         "history": looked.lines().await?,
     });
     print_or_write(session, &looked, document, out)
@@ -245,7 +244,7 @@ pub async fn export(session: &Session, out: Option<&Utf8Path>, console: Console)
 /// `export terraform [--out FILE]`.
 pub async fn terraform(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
     let looked = load(session, console).await?;
-    let name = &looked.deployment.chosen.name;
+    let name = &looked.deployment.chosen.scope.name;
     let document = export::terraform(name, looked.state.lineage(), &looked.at(PointInTime::Now).await?);
     print_or_write(session, &looked, document, out)
 }
@@ -253,7 +252,7 @@ pub async fn terraform(session: &Session, out: Option<&Utf8Path>, console: Conso
 /// Prints a document, or writes it to a file.
 fn print_or_write(
     session: &Session,
-    looked: &LoadedState<'_>,
+    looked: &LoadedState,
     document: Value,
     out: Option<&Utf8Path>,
 ) -> Result<Success, Failure> {
@@ -261,7 +260,7 @@ fn print_or_write(
     let Some(out) = out else { return Ok(Success::new(text, document)) };
     let path = session.here.join(out);
     put_file(&path, (text + "\n").as_bytes()).with_context(|| format!("write {path}"))?;
-    let document = json!({ "environment": looked.deployment.chosen.name, "file": path });
+    let document = json!({ "environment": looked.deployment.chosen.scope.name, "file": path });
     Ok(Success::new(format!("wrote {path}"), document))
 }
 

@@ -34,7 +34,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 pub(super) const DATABASE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The content of a backup. The work folder is removed on drop.
-pub struct BackupContent {
+pub(crate) struct BackupContent {
     /// The manifest, without its members.
     pub manifest: Manifest,
     /// The members.
@@ -50,7 +50,7 @@ pub fn nothing_to_back_up(scope: &Scope) -> Failure {
 }
 
 /// Collects everything. `patience` bounds the wait for another run.
-pub async fn gather(
+pub(crate) async fn gather(
     scope: &Scope,
     with_models: bool,
     operator: &Operator,

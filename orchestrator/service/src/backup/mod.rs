@@ -23,8 +23,9 @@ use textnlp_provider::component::Backup as Order;
 use crate::failure::{Exit, Failure};
 use crate::platform::{Platform, Scope};
 
-pub use gather::{BackupContent, gather, nothing_to_back_up};
-pub use restore::into_cache;
+pub use gather::nothing_to_back_up;
+pub(crate) use gather::{BackupContent, gather};
+pub(crate) use restore::into_cache;
 pub use settings::put as put_file;
 pub use verify_backup::{newest, verify_backup};
 

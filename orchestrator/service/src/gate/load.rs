@@ -14,7 +14,7 @@ use textnlp_provider::Lineage;
 use super::growth::ScaleUp;
 use super::{release_of, write_whole};
 use crate::failure::Failure;
-use crate::platform::Subject;
+use crate::platform::ChosenEnvironment;
 use crate::running::RunningEnvironment;
 
 /// The newest evidence of each kind.
@@ -83,10 +83,10 @@ const METRICS: &str = "metrics";
 
 /// Additional checks of the scale-up gate: this release held the required sessions, pods were added under load, and the
 /// autoscaler sees its metrics.
-pub(super) async fn checks(subject: Subject<'_>, running: &RunningEnvironment) -> Result<Vec<Check>, Failure> {
-    let Subject { scope, environment, .. } = subject;
+pub(super) async fn checks(chosen: &ChosenEnvironment, running: &RunningEnvironment) -> Result<Vec<Check>, Failure> {
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let folder = &scope.folder;
-    let release = release_of(subject)?;
+    let release = release_of(chosen)?;
     let shown = Shown::read(folder);
     let gates = &environment.gates;
     let load = |more: &str| scope.command(&format!("load {more}"));

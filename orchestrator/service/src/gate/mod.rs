@@ -12,15 +12,15 @@ use textnlp_files::Replace;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
-use textnlp_orchestrator::gate::{self, Check, GateInputs, KeyIssuer};
+use textnlp_orchestrator::gate::{self, Check, GateInputs};
 use textnlp_orchestrator::load::{HttpWire, Wire};
 use textnlp_orchestrator::release::{History, Lock, digest};
 use textnlp_orchestrator::report::Report;
 use textnlp_provider::Lineage;
 use tokio_util::sync::CancellationToken;
 
-use crate::failure::{Exit, Failure, broken_lock};
-use crate::platform::{Progress, Scope, Subject};
+use crate::failure::{Exit, Failure};
+use crate::platform::{ChosenEnvironment, Progress, Scope};
 use crate::running::{self, RunningEnvironment};
 
 /// The error for a phase whose gate cannot be measured.
@@ -35,15 +35,15 @@ pub fn is_measured(scope: &Scope, phase: Phase, no_gate: bool, gated: bool) -> R
         return Ok(());
     }
     let error = anyhow::anyhow!("{}, so the gate cannot open; nothing was changed", unmeasured(phase));
-    let hint = format!("deploy without the gate: {}", scope.again.same("up --no-gate", &scope.name));
+    let hint = format!("deploy without the gate: {}", scope.same("up --no-gate"));
     Err(Failure::new(Exit::GateShut, "gate_not_measured", error).hint(hint))
 }
 
 /// Evidence is stored under the digests of the lock, so the lock must be what runs.
-pub async fn runs_the_lock(subject: Subject<'_>) -> Result<(), Failure> {
-    let Subject { scope, lock_path, .. } = subject;
+pub async fn runs_the_lock(chosen: &ChosenEnvironment) -> Result<(), Failure> {
+    let ChosenEnvironment { scope, .. } = chosen;
     let (name, folder) = (&scope.name, &scope.folder);
-    let Some(lock) = Lock::read(lock_path).map_err(|e| broken_lock(e, scope))? else {
+    let Some(lock) = chosen.lock()? else {
         return Ok(());
     };
     let recorded = History::at(folder).read().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
@@ -59,7 +59,7 @@ pub async fn runs_the_lock(subject: Subject<'_>) -> Result<(), Failure> {
         .context("the gate of the locked release cannot be measured, because another release is running");
     Err(Failure::new(Exit::GateShut, "release_not_applied", error).hint(format!(
         "deploy it: {}\nor show the differences: {}",
-        scope.again.same("up", name),
+        scope.same("up"),
         scope.command("release diff")
     )))
 }
@@ -122,29 +122,19 @@ impl StoredEvidence {
     }
 }
 
-/// What a measurement uses.
-pub struct Measuring<'a, Recorded> {
-    /// Issues temporary API keys.
-    pub keys: &'a dyn KeyIssuer,
-    /// The checks of this program or of an installed site's content. Awaited only if the gate is measured.
-    pub recorded: Recorded,
-    /// The progress.
-    pub progress: &'a dyn Progress,
-    /// Stops the measurement.
-    pub stop: &'a CancellationToken,
-}
-
-/// Measures the gate. Reuses evidence of the same release if the gate was open.
+/// Measures the gate. Reuses evidence of the same release if the gate was open. `recorded`: the checks of this program
+/// or of an installed site's content, awaited only if the gate is measured.
 pub async fn measure(
-    subject: Subject<'_>,
+    chosen: &ChosenEnvironment,
     running: &RunningEnvironment,
     again: bool,
-    measuring: Measuring<'_, impl Future<Output = Vec<Check>>>,
+    recorded: impl Future<Output = Vec<Check>>,
+    progress: &dyn Progress,
+    stop: &CancellationToken,
 ) -> Result<StoredEvidence, Failure> {
-    let Subject { scope, environment, .. } = subject;
-    let Measuring { keys, recorded, progress, stop } = measuring;
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let folder = &scope.folder;
-    let release = release_of(subject)?;
+    let release = release_of(chosen)?;
     let file = evidence(folder);
     // An air-gapped site's content and the replication lag change without a new release. Measuring them takes only
     // seconds.
@@ -156,14 +146,15 @@ pub async fn measure(
     let trust = scope.platform.trust(running.ca_file.as_deref(), Some(environment))?;
     let service = HttpWire::new(&running.address, &trust)?;
     let metrics = running.metrics_address.as_deref().map(|address| HttpWire::new(address, &trust)).transpose()?;
+    let keys = scope.platform.key_issuer(running, environment);
     let clock = SystemClock;
     progress.line(&format!("Measuring the {} gate from outside …", environment.phase));
     let mut recorded = recorded.await;
     if environment.phase == Phase::MultiRegion {
-        recorded.extend(sites::checks(subject).await?);
+        recorded.extend(sites::checks(chosen).await?);
     }
     if environment.phase == Phase::ScaleUp {
-        recorded.extend(load::checks(subject, running).await?);
+        recorded.extend(load::checks(chosen, running).await?);
     }
     let evidence = gate::evaluate(
         environment,
@@ -171,7 +162,7 @@ pub async fn measure(
             address: &running.address,
             service: &service,
             metrics: metrics.as_ref().map(|m| m as &dyn Wire),
-            keys,
+            keys: &*keys,
             recorded,
             clock: &clock,
             stop,
@@ -195,7 +186,7 @@ pub async fn measure(
         title: format!("The {} gate of {}", evidence.phase, scope.name),
         at: evidence.at,
         address: running.address.clone(),
-        facts: facts(subject, running),
+        facts: facts(chosen, running),
         load: evidence.load.clone(),
         limit: None,
         held: None,
@@ -226,8 +217,8 @@ pub async fn measure(
 }
 
 /// The facts about the measured deployment in the report.
-fn facts(subject: Subject<'_>, running: &RunningEnvironment) -> Vec<(String, String)> {
-    let Subject { scope, environment, .. } = subject;
+fn facts(chosen: &ChosenEnvironment, running: &RunningEnvironment) -> Vec<(String, String)> {
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let models: Vec<_> = environment.models.iter().map(|m| m.name.clone()).collect();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     vec![
@@ -258,9 +249,8 @@ pub fn release_digest(lock: Option<&Lock>, environment: &Environment) -> String 
 }
 
 /// See [`release_digest`].
-fn release_of(subject: Subject<'_>) -> Result<String, Failure> {
-    let lock = Lock::read(subject.lock_path).map_err(|error| broken_lock(error, subject.scope))?;
-    Ok(release_digest(lock.as_ref(), subject.environment))
+fn release_of(chosen: &ChosenEnvironment) -> Result<String, Failure> {
+    Ok(release_digest(chosen.lock()?.as_ref(), &chosen.loaded.environment))
 }
 
 fn read(file: &Utf8PathBuf) -> Option<StoredEvidence> {

@@ -7,14 +7,14 @@ use textnlp_orchestrator::dr::report::{self, Report, Targets};
 use textnlp_orchestrator::gate::Check;
 
 use crate::failure::Failure;
-use crate::platform::Subject;
+use crate::platform::ChosenEnvironment;
 
 /// Maximum age of a drill, because people, data and programs change.
 const FRESH: SignedDuration = SignedDuration::from_hours(24 * 90);
 
 /// The checks of an environment of several sites.
-pub(super) async fn checks(subject: Subject<'_>) -> Result<Vec<Check>, Failure> {
-    let Subject { scope, environment, .. } = subject;
+pub(super) async fn checks(chosen: &ChosenEnvironment) -> Result<Vec<Check>, Failure> {
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let folder = &scope.folder;
     let control_clients = ControlClients::at(&scope.platform.places(folder, environment)?);
     let max_lag_ms = environment.replication.database.max_lag.0.as_millis() as u64;

@@ -1,0 +1,237 @@
+//! A selected environment with everything that a run needs: its release, its sites with their wanted resources, and its
+//! state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use camino::Utf8PathBuf;
+use textnlp_orchestrator::apply::Limits;
+use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::environment::{self, Environment, SiteOrWitness};
+use textnlp_orchestrator::event::{DiscardEvents, Events};
+use textnlp_orchestrator::plan::{Facts, Purpose};
+use textnlp_orchestrator::release::{Artifacts, Release, short, with_images};
+use textnlp_orchestrator::run::{self, Run, RunOptions, RunSite};
+use textnlp_orchestrator::state::{Locked, Operator, SiteLocation, State, StateError, Store};
+use textnlp_provider::component::Program;
+use textnlp_provider::{Lineage, Problem, Problems, Site, SiteName};
+use uuid::Uuid;
+
+use crate::artifacts::{LocalArtifacts, tell_pinned};
+use crate::failure::{Exit, Failure, preflight_failure, state_failed};
+use crate::platform::{ChosenEnvironment, Progress, Scope};
+use crate::release::program_of;
+use crate::up::run_failed;
+
+/// A selected environment, and how its runs are made.
+pub struct Selection {
+    /// The environment.
+    pub chosen: ChosenEnvironment,
+    /// The store of its state.
+    pub store: Arc<dyn Store>,
+    /// The operator, for the journal.
+    pub operator: Operator,
+    /// The only site of its runs. `None`: all.
+    pub site: Option<String>,
+    /// Fields whose ownership is forced on a server-side apply conflict.
+    pub take_ownership: Vec<String>,
+    /// The server program, if it is not the local one.
+    pub server: Option<Utf8PathBuf>,
+}
+
+/// An environment that is prepared for a run.
+pub struct Deployment {
+    /// The environment.
+    pub chosen: ChosenEnvironment,
+    /// The store of its state.
+    pub store: Arc<dyn Store>,
+    /// The operator, for the journal.
+    pub operator: Operator,
+    /// Its sites. They have no wanted resources if only the state matters.
+    pub sites: BTreeMap<SiteName, RunSite>,
+    /// The sites that the selection excludes.
+    apart: BTreeSet<SiteName>,
+    /// The resolved release, or `None` if only the state matters.
+    pub release: Option<Release>,
+}
+
+impl Deployment {
+    /// With all wanted resources, planned by the providers. Without `bound`, no account or cluster is accessed, which
+    /// thus need not be reachable.
+    pub async fn wanted(selection: Selection, bound: bool, progress: &dyn Progress) -> Result<Self, Failure> {
+        let release = selection.resolve(progress).await?;
+        let environment = &selection.chosen.loaded.environment;
+        let (mut sites, mut problems) = (BTreeMap::new(), Vec::new());
+        let components = environment::components(environment, &release);
+        let released = with_images(environment, &release.lock);
+        for (SiteOrWitness { provider, .. }, (mut site, components)) in
+            environment::places(environment).into_iter().zip(components)
+        {
+            if bound {
+                site.account = selection.account(&site, &provider)?;
+            }
+            let mut here = selection.run_site(&released, &site, provider)?;
+            for component in &components {
+                match here.provider.lower(component, &site) {
+                    Ok(wanted) => here.wanted.extend(wanted),
+                    Err(Problems(found)) => problems.extend(found),
+                }
+            }
+            sites.insert(site.name.clone(), here);
+        }
+        problems.extend(doubled(environment, &sites));
+        if !problems.is_empty() {
+            return Err(preflight_failure("environment check", "not_available", Exit::Usage, &problems));
+        }
+        selection.with(sites, Some(release))
+    }
+
+    /// Without wanted resources: for showing the state and for `down`.
+    pub fn recorded(selection: Selection) -> Result<Self, Failure> {
+        let environment = &selection.chosen.loaded.environment;
+        let mut sites = BTreeMap::new();
+        for SiteOrWitness { provider, mut site } in environment::places(environment) {
+            site.account = selection.account(&site, &provider)?;
+            sites.insert(site.name.clone(), selection.run_site(environment, &site, provider)?);
+        }
+        selection.with(sites, None)
+    }
+
+    /// The role of each site in disaster recovery.
+    pub fn roles(&self) -> BTreeMap<SiteName, String> {
+        let places = environment::places(&self.chosen.loaded.environment).into_iter();
+        places.map(|place| (place.site.name, place.site.role)).collect()
+    }
+
+    /// The run of this deployment.
+    pub fn run<'r>(&'r self, events: &'r dyn Events) -> Run<'r> {
+        Run {
+            environment: &self.chosen.scope.name,
+            store: self.store.clone(),
+            sites: &self.sites,
+            apart: &self.apart,
+            fresh: Lineage(Uuid::new_v4()),
+            operator: self.operator.clone(),
+            clock: Arc::new(SystemClock),
+            events,
+            gates: None,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Reads what exists at the providers.
+    pub async fn facts(&self, state: &State) -> Result<Facts, Failure> {
+        let facts = run::read(&self.run(&DiscardEvents), state, RunOptions::UP).await;
+        facts.map_err(|error| run_failed(error, Purpose::Up, &self.chosen.scope))
+    }
+
+    /// The location that each of its sites is bound to.
+    pub fn places(&self) -> BTreeMap<SiteName, SiteLocation> {
+        self.sites.iter().map(|(name, site)| (name.clone(), site.place.clone())).collect()
+    }
+
+    /// Loads the state and locks it.
+    pub async fn locked(&self) -> Result<Locked, Failure> {
+        let locked = self.state().await?.lock(&self.operator, &BTreeMap::new(), Arc::new(SystemClock)).await;
+        locked.map_err(|error| self.failed(error))
+    }
+
+    /// Loads the state without a lock.
+    pub async fn state(&self) -> Result<State, Failure> {
+        let state = State::load(self.store.clone(), &self.chosen.scope.name, Lineage(Uuid::new_v4())).await;
+        state.map_err(|error| self.failed(error))
+    }
+
+    /// Converts an error of the state.
+    pub fn failed(&self, error: StateError) -> Failure {
+        state_failed(error, &self.chosen.scope.again, &self.chosen.scope.name)
+    }
+}
+
+/// Rejects two sites in one cluster, which would share a namespace. The API server identifies a cluster.
+fn doubled(environment: &Environment, sites: &BTreeMap<SiteName, RunSite>) -> Vec<Problem> {
+    let mut known: BTreeMap<&str, &SiteName> = BTreeMap::new();
+    let clusters = environment.sites.iter().filter(|site| site.is_in_cluster());
+    let bound = clusters.filter_map(|site| sites.get(&site.name).map(|here| (&site.name, here.place.account.as_str())));
+    let bound = bound.filter(|(_, account)| !account.is_empty());
+    let same = |(name, server)| {
+        let other = known.insert(server, name)?;
+        let cause = format!("its kubeconfig points to {server}, which is the cluster of site {other}");
+        Some(Problem::new(format!("{name}: cluster"), cause, "set another `context` or another `kubeconfig`"))
+    };
+    bound.filter_map(same).collect()
+}
+
+impl Selection {
+    fn with(self, mut sites: BTreeMap<SiteName, RunSite>, release: Option<Release>) -> Result<Deployment, Failure> {
+        let Self { chosen, store, operator, site, .. } = self;
+        let mut apart = BTreeSet::new();
+        if let Some(only) = &site {
+            let known: Vec<_> = sites.keys().map(ToString::to_string).collect();
+            apart = sites.keys().filter(|name| name.as_str() != only).cloned().collect();
+            sites.retain(|name, _| name.as_str() == only);
+            if sites.is_empty() {
+                let error = anyhow::anyhow!("environment {} has no site `{only}`", chosen.scope.name);
+                return Err(Failure::usage("no_such_site", error).hint(format!("its sites: {}", known.join(", "))));
+            }
+        }
+        Ok(Deployment { chosen, store, operator, sites, apart, release })
+    }
+
+    fn account(&self, site: &Site, provider: &str) -> Result<String, Failure> {
+        self.chosen.scope.platform.account_of(&self.chosen.loaded.environment, site, provider).map_err(|error| {
+            // A missing file is reported before any request.
+            let hint = error.downcast_ref::<textnlp_provider::Error>().and_then(|error| error.hint.clone());
+            let failure = Failure::usage("no_way_in", error.context(format!("site {} cannot be reached", site.name)));
+            Failure { hint, ..failure }
+        })
+    }
+
+    fn run_site(&self, environment: &Environment, site: &Site, provider: String) -> Result<RunSite, Failure> {
+        let Scope { platform, folder, .. } = &self.chosen.scope;
+        let linked = platform.provider(&provider, folder, environment, &site.name, &self.take_ownership);
+        let place = SiteLocation {
+            provider,
+            account: site.account.clone(),
+            region: site.region.clone(),
+            runtime: site.runtime.clone(),
+        };
+        let provider = linked.map_err(|e| Failure::usage("not_available", e))?;
+        Ok(RunSite { place, provider, protect_data: site.protect_data, wanted: Vec::new() })
+    }
+
+    /// Resolves the release: from the lock, or before the first lock from the local artifacts.
+    async fn resolve(&self, progress: &dyn Progress) -> Result<Release, Failure> {
+        let Self { chosen, server, .. } = self;
+        let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+        let here = LocalArtifacts { chosen, server: server.clone(), progress }.read()?;
+        let Some(lock) = chosen.lock()? else {
+            return Ok(Release::resolve(environment, &here));
+        };
+        // Pods run the program in their image.
+        let program = match environment.runs_here() {
+            true => here.program,
+            false => Program { digest: lock.server.clone(), ..here.program },
+        };
+        let here = Artifacts { program, ..here };
+        let set = scope.command("release set");
+        tell_pinned(environment, &lock, &here, &set, progress);
+        match Release::locked(environment, &lock, &here) {
+            Ok(release) => Ok(release),
+            Err(difference) => {
+                // The locked program may still be where the last `up` put it, or among the replaced ones.
+                let Some(program) = program_of(scope, &lock).await? else {
+                    let error = anyhow::Error::new(*difference)
+                        .context("the release lock names a server program that is not available here");
+                    return Err(Failure::refused("locked_program_missing", error)
+                        .hint(format!("give it with --server FILE, or lock the local release: {set}")));
+                };
+                progress.line(&format!(
+                    "The release lock pins server {}; the local server differs. To use the local one: {set}",
+                    short(&lock.server)
+                ));
+                Ok(Release::locked(environment, &lock, &Artifacts { program, ..here })?)
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The status of every site and the witness. Unreachable ones are no failure.
+
+use camino::Utf8PathBuf;
+use serde_json::Value;
+use textnlp_orchestrator::dr::control_status::{ControlStatus, SiteLine};
+use textnlp_orchestrator::dr::failover;
+
+use super::{Sites, clone};
+
+/// The status of an environment's sites.
+pub struct SitesStatus {
+    /// The answers of the site agents and of the witness.
+    pub control_status: ControlStatus,
+    /// One line for each site.
+    pub lines: Vec<SiteLine>,
+    /// What is unhealthy, empty if nothing is.
+    pub warnings: Vec<String>,
+    /// Failovers and drills that were not finished.
+    pub unfinished: Vec<Value>,
+    /// The clones of killed drills.
+    pub clones_left: Vec<Utf8PathBuf>,
+}
+
+/// Reads the status of every site and the witness.
+pub async fn status(sites: &Sites) -> SitesStatus {
+    let scope = sites.scope();
+    let control_status = ControlStatus::take(&sites.control_clients).await;
+    let lines = control_status.lines(sites.max_lag_ms);
+    let mut warnings = control_status.warnings(sites.max_lag_ms);
+    if control_status.witness.is_err() && control_status.sites.iter().all(|(_, status)| status.is_err()) {
+        warnings.insert(0, format!("no site of {} answers: check that it runs: {}", scope.name, scope.command("up")));
+    }
+    let unfinished = failover::left_open(&scope.folder).unwrap_or_default();
+    for left in &unfinished {
+        let word = |field: &str| left[field].as_str().unwrap_or_default();
+        let next = if word("action") == "drill" { "dr drill" } else { "dr failover" };
+        warnings.push(format!(
+            "{} {} of {} was not finished; the next `{next}` finishes it",
+            word("action"),
+            word("id"),
+            word("at")
+        ));
+    }
+    // Other environments may have states beside this one. Only the clones of this environment are reported.
+    let clones_left: Vec<_> =
+        clone::left(scope.states()).into_iter().filter(|root| root.join(scope.name.as_str()).exists()).collect();
+    for root in &clones_left {
+        warnings.push(format!(
+            "a killed drill left its clone in {root}; its processes exit on their own, and the next {} removes the clone",
+            scope.command("dr drill")
+        ));
+    }
+    SitesStatus { control_status, lines, warnings, unfinished, clones_left }
+}

@@ -1,0 +1,184 @@
+//! Runs of `up` and `down`: their budget, what they record, and why one failed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+use textnlp_orchestrator::apply::Outcome;
+use textnlp_orchestrator::environment::names;
+use textnlp_orchestrator::plan::{Cost, Plan, PlanRefusal, Purpose};
+use textnlp_orchestrator::run::{RunError, RunOutcome};
+use textnlp_provider::Problems;
+
+use crate::deployment::Deployment;
+use crate::failure::{Exit, Failure, preflight_failure, state_failed};
+use crate::platform::{ChosenEnvironment, Scope};
+use crate::{backup, gate, release};
+
+/// Refuses an `up` whose gate cannot be measured or that costs more than the budget, before anything is created. Keeps
+/// the replaced server program. Returns warnings. `gated`: there is a gate within the run.
+pub async fn prepare(deployment: &Deployment, no_gate: bool, gated: bool) -> Result<Vec<String>, Failure> {
+    let Deployment { chosen, sites, release, .. } = deployment;
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    gate::is_measured(scope, environment.phase, no_gate, gated)?;
+    let budget = &environment.budget;
+    let cost = Cost::wanted(sites.values(), &budget.currency).against(budget);
+    if let Some(problem) = cost.clone().filter(|problem| !problem.warning) {
+        return Err(preflight_failure("up", "over_budget", Exit::Refused, &[problem]));
+    }
+    let kept = release::keep_replaced(scope, release.as_ref()).await?;
+    Ok(cost.map(|problem| problem.to_string()).into_iter().chain(kept).collect())
+}
+
+/// Records a completed `up`: what was applied, and the environment for later commands.
+pub async fn record(deployment: &Deployment, ended: &RunOutcome) -> Result<(), Failure> {
+    keep_release(deployment, ended).await?;
+    let ChosenEnvironment { scope, loaded, lock_path } = &deployment.chosen;
+    backup::settings::remember(&scope.folder, loaded, lock_path)
+}
+
+/// Records the applied release, and writes the release lock after the first `up`. Later runs use the lock. It has the
+/// digests of the delivered models while their sources stay the same.
+async fn keep_release(deployment: &Deployment, ended: &RunOutcome) -> Result<(), Failure> {
+    let (Some(release), Some(_)) = (&deployment.release, &ended.plan) else { return Ok(()) };
+    let there = deployment.chosen.lock()?;
+    let mut lock = there.clone().unwrap_or_else(|| release.lock.clone());
+    let models = &deployment.chosen.loaded.environment.models;
+    let fresh: Vec<_> =
+        models.iter().filter(|m| !lock.models.contains_key(&m.name) || !lock.holds(&m.name, m.source())).collect();
+    let said = release.lock.image_sources.iter();
+    let said = said.filter(|(site, _)| deployment.sites.keys().any(|applied| applied.as_str() == site.as_str()));
+    let other: Vec<_> = said.filter(|(site, said)| lock.image(site, Some(said)).is_none()).collect();
+    let is_new = there.is_none() || !fresh.is_empty() || !other.is_empty();
+    for (site, said) in other {
+        lock.images.extend(release.lock.images.get_key_value(site).map(|(site, image)| (site.clone(), image.clone())));
+        lock.image_sources.insert(site.clone(), said.clone());
+    }
+    if is_new {
+        let state = deployment.state().await?;
+        for site in deployment.sites.keys() {
+            for (id, holding) in state.holdings(site)? {
+                let digest =
+                    holding.current.as_ref().and_then(|r| r.outputs.get("digest")?.as_str().map(str::to_owned));
+                let model = id.as_str().rsplit('/').next().and_then(|name| fresh.iter().find(|m| m.name == name));
+                if let (names::MODELS, Some(digest), Some(model)) = (id.component(), digest, model) {
+                    lock.models.insert(model.name.clone(), digest);
+                    lock.sources.insert(model.name.clone(), model.source().to_owned());
+                }
+            }
+        }
+    }
+    // Recorded first, so that the history contains every applied lock.
+    let (sites, operator) = (deployment.sites.len(), deployment.operator.clone());
+    release::keep_applied(&deployment.chosen, release, &lock, sites, operator).await?;
+    if is_new {
+        lock.write(&deployment.chosen.lock_path)?;
+    }
+    Ok(())
+}
+
+/// The failure of a shut gate within a run: what remains, and how to continue.
+pub fn shut(outcome: &Outcome, scope: &Scope) -> Failure {
+    let name = &scope.name;
+    let stays: Vec<_> = outcome.skipped.iter().map(|skipped| skipped.resource.to_string()).collect();
+    let reasons =
+        outcome.shut.iter().flat_map(|shut| shut.because.iter().map(move |why| format!("{}: {why}", shut.site)));
+    let reasons: Vec<_> = reasons.collect();
+    let error = anyhow::anyhow!("{}", reasons.join("\n")).context(format!(
+        "up {name}: the gate is not open, so the previous version was not removed: {}",
+        stays.join(", ")
+    ));
+    let (again, back) = (scope.same("up"), scope.command("rollback"));
+    Failure::new(Exit::GateShut, "gate_not_open", error).hint(format!(
+        "measure again, and continue if it passes: {again} --gated\nroll back to the previous release: {back}\nremove the previous version without the gate: {again}"
+    ))
+}
+
+/// The failure of an incomplete run, and how to continue.
+pub fn incomplete(ended: &RunOutcome, verb: &str, scope: &Scope) -> Failure {
+    let Outcome { failed, open, stopped, .. } = &ended.outcome;
+    let (name, again) = (&scope.name, scope.same(verb));
+    if *stopped && failed.is_empty() {
+        let error = anyhow::anyhow!("stopped; the next run resumes where this one stopped");
+        return Failure::new(Exit::Stopped, "stopped", error).hint(again);
+    }
+    let Some(first) = failed.first() else {
+        let waiting: Vec<_> = open.iter().map(|o| format!("{}: {}", o.resource, o.because)).collect();
+        let blocked = ended.plan.iter().flat_map(blocked);
+        let blocked = blocked.map(|(names, because)| format!("{names}: {because}"));
+        let lines: Vec<_> = waiting.into_iter().chain(blocked).collect();
+        let error =
+            anyhow::anyhow!("{}", lines.join("\n")).context(format!("{verb} {name}: some changes could not be made"));
+        let (away, works) = ended.plan.as_ref().map(away).unwrap_or_default();
+        let hint = match works.first() {
+            Some(site) if !away.is_empty() => {
+                let away = away.into_iter().collect::<Vec<_>>().join(", ");
+                format!("once {away} can be reached: {again}\nuntil then, one site at a time: {again} --site {site}")
+            }
+            _ => again,
+        };
+        return Failure::new(Exit::Failed, "incomplete", error).hint(hint);
+    };
+    let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::Failure::line).collect();
+    let many = if failed.len() == 1 { "a step".to_owned() } else { format!("{} steps", failed.len()) };
+    let error = anyhow::anyhow!("{}", lines.join("\n")).context(format!("{verb} {name}: {many} failed"));
+    let hint = first.hint.clone().map_or_else(
+        || format!("fix the cause and run again: {again}"),
+        |hint| format!("{hint}\nthen run again: {again}"),
+    );
+    Failure::new(Exit::Failed, "apply_failed", error).hint(hint).resource(first.resource.to_string())
+}
+
+/// The blocked resources and the reasons. Many resources of one site with the same reason, such as an unreachable site,
+/// are listed together.
+pub fn blocked(plan: &Plan) -> Vec<(String, &str)> {
+    const TOGETHER: usize = 4;
+    let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for blocked in &plan.blocked {
+        let names = reasons.entry((blocked.resource.site(), blocked.because.as_str())).or_default();
+        names.push(blocked.resource.as_str());
+    }
+    let mut lines = Vec::new();
+    for ((site, because), names) in reasons {
+        match names.len() {
+            count if count >= TOGETHER => lines.push((format!("{count} resources of site {site}"), because)),
+            _ => lines.extend(names.into_iter().map(|name| (name.to_owned(), because))),
+        }
+    }
+    lines
+}
+
+/// The sites that cannot be planned, and those that can.
+fn away(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let steps = plan.steps.iter().map(|step| &step.resource);
+    let works: BTreeSet<&str> = plan.unchanged.iter().chain(steps).map(|id| id.site()).collect();
+    let away = plan.blocked.iter().map(|blocked| blocked.resource.site()).filter(|site| !works.contains(site));
+    (away.collect(), works)
+}
+
+/// Converts an error of a run.
+pub fn run_failed(error: RunError, purpose: Purpose, scope: &Scope) -> Failure {
+    let plan = || scope.same(if purpose == Purpose::Down { "plan --down" } else { "plan" });
+    match error {
+        RunError::Preflight(Problems(problems)) => preflight_failure("preflight", "preflight", Exit::Failed, &problems),
+        RunError::Wanted(Problems(problems)) => preflight_failure("plan", "plan", Exit::Failed, &problems),
+        RunError::Refused(refused) => match refused {
+            PlanRefusal::Undecided(Problems(problems)) => {
+                preflight_failure("approval", "refused", Exit::Refused, &problems)
+            }
+            no @ PlanRefusal::NoConsent => {
+                Failure::refused("not_approved", no).hint(format!("review it with `{}`, approve it with --yes", plan()))
+            }
+        },
+        RunError::Frozen(hold) => {
+            let release = scope.command("hold --release");
+            let document = json!({ "hold": hold });
+            Failure::refused("frozen", RunError::Frozen(hold))
+                .hint(format!("contact that operator; to allow changes again: {release}"))
+                .document(document)
+        }
+        RunError::State(error) => state_failed(error, &scope.again, &scope.name),
+        stale @ (RunError::Stale { .. } | RunError::OtherPlanner) => Failure::refused("stale_plan", stale)
+            .hint(format!("nothing was changed; plan again: {} --out FILE", plan())),
+        other => Failure::new(Exit::Failed, "road", other),
+    }
+}
