@@ -2,9 +2,11 @@
 //! unknown hosts.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use object::elf::{self, FileHeader64};
+use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
+use object::{LittleEndian, ReadCache, ReadRef as _};
 
 use crate::oci::Platform;
 
@@ -64,140 +66,71 @@ const MOST_HEADERS: u16 = 256;
 /// The dynamic section of a real program has some dozens of entries.
 const MOST_DYNAMIC: u64 = 4096;
 
-const PT_LOAD: u32 = 1;
-const PT_DYNAMIC: u32 = 2;
-const PT_INTERP: u32 = 3;
-const DT_NULL: u64 = 0;
-const DT_NEEDED: u64 = 1;
-const DT_STRTAB: u64 = 5;
-
 /// The platform of a static program. A program that asks for an interpreter or for a library is refused by their names; one
 /// that relocates itself (static-pie) is static, although it has a dynamic section.
 pub fn is_static(path: &Utf8Path) -> Result<Platform, NotStatic> {
     let io = |source| NotStatic::Io { path: path.to_owned(), source };
+    let no = |why: &str| NotStatic::NoProgram { path: path.to_owned(), why: why.to_owned() };
+    let needs = |needs: String| NotStatic::Needs { path: path.to_owned(), needs };
     let file = File::open(path).map_err(io)?;
-    let length = file.metadata().map_err(io)?;
-    if !length.is_file() {
-        return Err(NotStatic::NoProgram { path: path.to_owned(), why: "it is not a plain file".to_owned() });
+    if !file.metadata().map_err(io)?.is_file() {
+        return Err(no("it is not a plain file"));
     }
-    let elf = Elf { path, file, length: length.len() };
-    let head = elf.bytes(0, 64)?;
-    if head[..4] != *b"\x7fELF" {
-        return Err(elf.no("it does not begin as ELF files do"));
+    let file = &ReadCache::new(file);
+    let short = |()| no("it ends before its headers say");
+    let head: &FileHeader64<LittleEndian> = file.read_at(0).map_err(short)?;
+    if head.e_ident.magic != elf::ELFMAG {
+        return Err(no("it does not begin as ELF files do"));
     }
-    if head[4] != 2 || head[5] != 1 {
-        return Err(elf.no("it is not a 64-bit little-endian ELF file"));
+    if (head.e_ident.class, head.e_ident.data) != (elf::ELFCLASS64, elf::ELFDATA2LSB) {
+        return Err(no("it is not a 64-bit little-endian ELF file"));
     }
-    let (kind, machine) = (u16_at(&head, 16), u16_at(&head, 18));
-    let architecture = match machine {
-        62 => "amd64",
-        183 => "arm64",
-        243 => "riscv64",
-        _ => return Err(NotStatic::Machine { path: path.to_owned(), machine }),
+    let architecture = match head.e_machine(LittleEndian) {
+        elf::EM_X86_64 => "amd64",
+        elf::EM_AARCH64 => "arm64",
+        elf::EM_RISCV => "riscv64",
+        machine => return Err(NotStatic::Machine { path: path.to_owned(), machine }),
     };
-    // 2: fixed addresses; 3: position-independent, which libraries are, too, but they begin nowhere.
-    if !matches!(kind, 2 | 3) || u64_at(&head, 24) == 0 {
-        return Err(elf.no("it is a library or an object file"));
+    // Libraries are position-independent, too, but they begin nowhere.
+    if !matches!(head.e_type(LittleEndian), elf::ET_EXEC | elf::ET_DYN) || head.e_entry(LittleEndian) == 0 {
+        return Err(no("it is a library or an object file"));
     }
-    let (at, each, count) = (u64_at(&head, 32), u16_at(&head, 54), u16_at(&head, 56));
-    if each != 56 || count == 0 || count > MOST_HEADERS {
-        return Err(elf.no("its program headers are invalid"));
+    if !(1..=MOST_HEADERS).contains(&head.e_phnum(LittleEndian)) {
+        return Err(no("its program headers are invalid"));
     }
-    let table = elf.bytes(at, u64::from(each) * u64::from(count))?;
-    let headers: Vec<Header> = table.chunks_exact(56).map(Header::of).collect();
-    if !headers.iter().any(|h| h.kind == PT_LOAD) {
-        return Err(elf.no("nothing in it is loaded"));
+    let headers = head.program_headers(LittleEndian, file).map_err(|_| no("its program headers are invalid"))?;
+    let with = |kind| headers.iter().filter(move |header| header.p_type(LittleEndian) == kind);
+    if with(elf::PT_LOAD).next().is_none() {
+        return Err(no("nothing in it is loaded"));
     }
-    if let Some(interpreter) = headers.iter().find(|h| h.kind == PT_INTERP) {
-        return Err(elf.needs(elf.text(interpreter.offset)?));
+    let text = |at: u64| {
+        let bytes = file.read_bytes_at_until(at..at.checked_add(256)?.min(file.len().ok()?), 0).ok()?;
+        Some(String::from_utf8_lossy(bytes).chars().filter(|c| !c.is_control()).collect::<String>())
+    };
+    if let Some(interpreter) = with(elf::PT_INTERP).next() {
+        return Err(needs(text(interpreter.p_offset(LittleEndian)).ok_or_else(|| short(()))?));
     }
-    if let Some(dynamic) = headers.iter().find(|h| h.kind == PT_DYNAMIC) {
-        elf.without_libraries(dynamic, &headers)?;
+    let Some(dynamic) = with(elf::PT_DYNAMIC).next() else { return Ok(Platform::linux(architecture)) };
+    if dynamic.p_filesz(LittleEndian) / 16 > MOST_DYNAMIC {
+        return Err(no("its dynamic section is too large"));
     }
-    Ok(Platform::linux(architecture))
-}
-
-struct Elf<'a> {
-    path: &'a Utf8Path,
-    file: File,
-    length: u64,
-}
-
-struct Header {
-    kind: u32,
-    offset: u64,
-    address: u64,
-    size: u64,
-}
-
-impl Header {
-    fn of(bytes: &[u8]) -> Header {
-        Header {
-            kind: u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-            offset: u64_at(bytes, 8),
-            address: u64_at(bytes, 16),
-            size: u64_at(bytes, 32),
-        }
+    let entries = dynamic.dynamic(LittleEndian, file).ok().flatten().ok_or_else(|| short(()))?;
+    let entries =
+        || entries.iter().map(|e| (e.tag(LittleEndian), e.val(LittleEndian))).take_while(|e| e.0 != elf::DT_NULL);
+    let needed: Vec<u64> = entries().filter(|e| e.0 == elf::DT_NEEDED).map(|e| e.1).collect();
+    if needed.is_empty() {
+        return Ok(Platform::linux(architecture));
     }
-}
-
-impl Elf<'_> {
-    fn without_libraries(&self, dynamic: &Header, headers: &[Header]) -> Result<(), NotStatic> {
-        if dynamic.size / 16 > MOST_DYNAMIC {
-            return Err(self.no("its dynamic section is too large"));
-        }
-        let table = self.bytes(dynamic.offset, dynamic.size / 16 * 16)?;
-        let entries = || table.chunks_exact(16).map(|e| (u64_at(e, 0), u64_at(e, 8))).take_while(|e| e.0 != DT_NULL);
-        let needed: Vec<u64> = entries().filter(|e| e.0 == DT_NEEDED).map(|e| e.1).collect();
-        if needed.is_empty() {
-            return Ok(());
-        }
-        // The strings are named by their address in memory; the segment that is loaded there says where in the file.
-        let strings = entries().find(|e| e.0 == DT_STRTAB).and_then(|(_, address)| {
-            let home =
-                headers.iter().find(|h| h.kind == PT_LOAD && h.address <= address && address - h.address < h.size)?;
-            home.offset.checked_add(address - home.address)
-        });
-        let name = |offset: &u64| -> Option<String> { self.text(strings?.checked_add(*offset)?).ok() };
-        let names: Vec<String> = needed.iter().take(8).filter_map(name).collect();
-        Err(self.needs(if names.is_empty() { format!("{} shared libraries", needed.len()) } else { names.join(", ") }))
-    }
-
-    fn bytes(&self, offset: u64, size: u64) -> Result<Vec<u8>, NotStatic> {
-        if offset.checked_add(size).is_none_or(|end| end > self.length) {
-            return Err(self.no("it ends before its headers say"));
-        }
-        let mut bytes = vec![0; size as usize];
-        self.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(|source| NotStatic::Io { path: self.path.to_owned(), source })?;
-        Ok(bytes)
-    }
-
-    fn text(&self, offset: u64) -> Result<String, NotStatic> {
-        let size = self.length.saturating_sub(offset).min(256);
-        let bytes = self.bytes(offset, size)?;
-        let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-        Ok(String::from_utf8_lossy(&bytes[..end]).chars().filter(|c| !c.is_control()).collect())
-    }
-
-    fn no(&self, why: &str) -> NotStatic {
-        NotStatic::NoProgram { path: self.path.to_owned(), why: why.to_owned() }
-    }
-
-    fn needs(&self, needs: String) -> NotStatic {
-        NotStatic::Needs { path: self.path.to_owned(), needs }
-    }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut eight = [0; 8];
-    eight.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(eight)
+    // The strings are named by their address in memory; the segment that is loaded there says where in the file.
+    let strings = entries().find(|e| e.0 == elf::DT_STRTAB).and_then(|(_, address)| {
+        with(elf::PT_LOAD).find_map(|segment| {
+            let inside = address.checked_sub(segment.p_vaddr(LittleEndian))?;
+            let (offset, size) = segment.file_range(LittleEndian);
+            offset.checked_add(inside).filter(|_| inside < size)
+        })
+    });
+    let names: Vec<String> = needed.iter().take(8).filter_map(|at| text(strings?.checked_add(*at)?)).collect();
+    Err(needs(if names.is_empty() { format!("{} shared libraries", needed.len()) } else { names.join(", ") }))
 }
 
 #[cfg(test)]
@@ -214,7 +147,7 @@ pub(crate) mod tests {
         elf[32..40].copy_from_slice(&64u64.to_le_bytes());
         elf[54..56].copy_from_slice(&56u16.to_le_bytes());
         elf[56..58].copy_from_slice(&1u16.to_le_bytes());
-        elf[64..68].copy_from_slice(&PT_LOAD.to_le_bytes());
+        elf[64..68].copy_from_slice(&elf::PT_LOAD.to_le_bytes());
         elf[80..88].copy_from_slice(&0x400000u64.to_le_bytes());
         elf.extend_from_slice(tail);
         let size = (elf.len() as u64).to_le_bytes();
@@ -247,11 +180,11 @@ pub(crate) mod tests {
         let mut elf = smallest(62, b"");
         elf[56..58].copy_from_slice(&2u16.to_le_bytes());
         let mut dynamic = [0u8; 56];
-        dynamic[..4].copy_from_slice(&PT_DYNAMIC.to_le_bytes());
+        dynamic[..4].copy_from_slice(&elf::PT_DYNAMIC.to_le_bytes());
         dynamic[8..16].copy_from_slice(&176u64.to_le_bytes());
         dynamic[32..40].copy_from_slice(&48u64.to_le_bytes());
         elf.extend_from_slice(&dynamic);
-        for (tag, value) in [(DT_NEEDED, 1u64), (DT_STRTAB, 0x4000e0), (DT_NULL, 0)] {
+        for (tag, value) in [(elf::DT_NEEDED, 1u64), (elf::DT_STRTAB, 0x4000e0), (elf::DT_NULL, 0)] {
             elf.extend_from_slice(&tag.to_le_bytes());
             elf.extend_from_slice(&value.to_le_bytes());
         }

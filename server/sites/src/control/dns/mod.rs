@@ -1,9 +1,7 @@
 //! Traffic by DNS: the witness keeps the addresses of one name equal to the sites that may have traffic. It sends
 //! dynamic updates (RFC 2136), signed with a shared key (RFC 8945).
 //!
-//! The messages are encoded here: there are only three, HMAC is a dependency already, and existing DNS crates do not
-//! check the server's clock or bring a second crypto provider. Nothing here resolves names: the server is configured by
-//! address, so that moving traffic does not depend on DNS.
+//! Nothing here resolves names: the server is configured by address, so that moving traffic does not depend on DNS.
 
 mod failed;
 mod message;

@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hickory_proto::op::Message;
+use hickory_proto::rr::DNSClass;
+use hickory_proto::rr::RecordType::CNAME;
 use serde_json::{Value, json};
 use textnlp_control::{Millis, Site};
 use textnlp_store::now_ms;
@@ -13,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::clock;
 use super::super::witness::Running;
 use super::failed::{Failed, NXDOMAIN};
-use super::message::{self, Answer, Data, Kind, Wanted};
+use super::message::{self, ADDRESSES, Wanted};
 use super::query::query;
 use super::records::{Done, Job, State};
 use super::settings::DnsConfig;
@@ -92,9 +95,8 @@ impl Records {
 
     async fn update(&self, key: &Key, wanted: &Wanted, now: u64) -> Result<(), Failed> {
         let DnsConfig { zone, name, ttl_seconds, .. } = &self.config;
-        let labels = name.before(zone).unwrap_or_default();
-        let message = message::update(number(), zone, labels, *ttl_seconds, wanted);
-        match self.exchange(key, message, now).await?.rcode {
+        let message = message::update(number(), &zone.0, &name.0, *ttl_seconds, wanted);
+        match self.exchange(key, message, now).await?.response_code.low() {
             0 => Ok(()),
             rcode => Err(Failed::Refused { what: "update", rcode }),
         }
@@ -103,32 +105,33 @@ impl Records {
     /// Whether the authoritative server, not a cache, has the wanted records.
     async fn look(&self, key: &Key, wanted: &Wanted, now: u64) -> Result<(), Failed> {
         let (mut there, mut lives_right) = (BTreeSet::<IpAddr>::new(), true);
-        for kind in [Kind::A, Kind::Aaaa] {
-            let answer = self.exchange(key, message::query(number(), &self.config.name, kind), now).await?;
-            if !matches!(answer.rcode, 0 | NXDOMAIN) {
-                return Err(Failed::Refused { what: "query", rcode: answer.rcode });
+        let name = &self.config.name.0;
+        for kind in ADDRESSES {
+            let answer = self.exchange(key, message::query(number(), name, kind), now).await?;
+            let rcode = answer.response_code.low();
+            if !matches!(rcode, 0 | NXDOMAIN) {
+                return Err(Failed::Refused { what: "query", rcode });
             }
             if !answer.authoritative {
                 return Err(Failed::NotAuthoritative);
             }
-            if answer.truncated {
+            if answer.truncation {
                 return Err(Failed::Malformed("the answer did not fit into a datagram, and TCP is blocked"));
             }
-            for record in answer.records.iter().filter(|record| record.name == self.config.name) {
-                match record.data {
-                    Data::Address(address) => {
-                        there.insert(address);
-                        lives_right &= record.ttl == self.config.ttl_seconds;
-                    }
-                    Data::Alias => return Err(Failed::Alias),
-                    Data::Other => {}
+            for record in answer.answers.iter().filter(|r| r.name == *name && r.dns_class == DNSClass::IN) {
+                if record.record_type() == CNAME {
+                    return Err(Failed::Alias);
+                }
+                if let Some(address) = record.data.ip_addr() {
+                    there.insert(address);
+                    lives_right &= record.ttl == self.config.ttl_seconds;
                 }
             }
         }
         if there == *wanted.addresses() && lives_right { Ok(()) } else { Err(Failed::Different { there }) }
     }
 
-    async fn exchange(&self, key: &Key, message: Vec<u8>, now: u64) -> Result<Answer, Failed> {
+    async fn exchange(&self, key: &Key, message: Message, now: u64) -> Result<Message, Failed> {
         let request = key.sign(message, now);
         key.open(&query(self.config.server, &request.bytes).await?, &request, now)
     }

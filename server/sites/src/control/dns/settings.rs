@@ -63,7 +63,7 @@ impl DnsConfig {
     pub(in super::super) fn problems(&self, sites: &[Site], home: &Site, weights: &BTreeMap<Site, u32>) -> Vec<String> {
         let mut problems = Vec::new();
         let mut wrong = |is: bool, what: String| problems.extend(is.then_some(what));
-        wrong(self.name.before(&self.zone).is_none(), format!("`dns.name` {} is not in {}", self.name, self.zone));
+        wrong(!self.zone.0.zone_of(&self.name.0), format!("`dns.name` {} is not in {}", self.name, self.zone));
         let ttl = self.ttl_seconds;
         wrong(!(1..=LONGEST_TTL).contains(&ttl), format!("`dns.ttl_seconds` is {ttl}, not from 1 to {LONGEST_TTL}"));
         wrong(!self.key.secret_file.is_absolute(), "`dns.key.secret_file` is not an absolute path".to_owned());
@@ -115,6 +115,6 @@ impl DnsConfig {
         if secret.len() < SHORTEST_SECRET {
             return Err(refused(&format!("it has {} bytes, fewer than {SHORTEST_SECRET}", secret.len())));
         }
-        Ok(Key::new(name.clone(), *algorithm, &secret))
+        Ok(Key::new(name.0.clone(), *algorithm, secret))
     }
 }

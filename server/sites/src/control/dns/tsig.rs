@@ -1,18 +1,17 @@
 //! Requests are signed with a shared key, and answers are believed when the same key signed them (RFC 8945).
 
-use aws_lc_rs::hmac;
+use std::fmt;
+
+use hickory_proto::op::{Message, MessageType};
+use hickory_proto::rr::rdata::tsig::{TsigAlgorithm, TsigError, signed_bitmessage_to_buf};
+use hickory_proto::rr::{DNSClass, Name, TSigner};
+use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
 use serde::Deserialize;
 
 use super::failed::Failed;
-use super::message::{ANY, Answer, HEADER, Signature};
-use super::name::{Name, Reader};
 
 /// How far apart two clocks may be, in seconds: the RFC's proposal.
 pub(super) const FUDGE: u16 = 300;
-
-const BADSIG: u16 = 16;
-const BADKEY: u16 = 17;
-const BADTIME: u16 = 18;
 
 /// The signature algorithm of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -33,124 +32,78 @@ impl Algorithm {
             Self::HmacSha512 => "hmac-sha512",
         }
     }
-
-    fn name(self) -> Name {
-        self.as_str().parse().expect("a domain name")
-    }
 }
 
-#[derive(Debug)]
-pub(super) struct Key {
-    name: Name,
-    algorithm: Name,
-    /// `Debug` shows only the algorithm.
-    secret: hmac::Key,
+/// A key that does not show its secret.
+pub(super) struct Key(TSigner);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({} {})", self.0.signer_name(), self.0.algorithm())
+    }
 }
 
 /// A request with its signature; the answer's signature covers it.
 #[derive(Debug)]
 pub(super) struct Signed {
     pub(super) bytes: Vec<u8>,
+    message: Message,
     mac: Vec<u8>,
 }
 
 impl Key {
-    pub(super) fn new(name: Name, algorithm: Algorithm, secret: &[u8]) -> Self {
-        let hash = match algorithm {
-            Algorithm::HmacSha256 => hmac::HMAC_SHA256,
-            Algorithm::HmacSha512 => hmac::HMAC_SHA512,
+    pub(super) fn new(name: Name, algorithm: Algorithm, secret: Vec<u8>) -> Self {
+        let algorithm = match algorithm {
+            Algorithm::HmacSha256 => TsigAlgorithm::HmacSha256,
+            Algorithm::HmacSha512 => TsigAlgorithm::HmacSha512,
         };
-        Self { name, algorithm: algorithm.name(), secret: hmac::Key::new(hash, secret) }
+        Self(TSigner::new(secret, algorithm, name, FUDGE).expect("a supported algorithm"))
     }
 
     /// Signs a message that has no signature. `now` is in seconds since 1970.
-    pub(super) fn sign(&self, message: Vec<u8>, now: u64) -> Signed {
-        let mut signature = Signature {
-            begins: message.len(),
-            key: self.name.clone(),
-            algorithm: self.algorithm.clone(),
-            time: now,
-            fudge: FUDGE,
-            mac: Vec::new(),
-            original_id: u16::from_be_bytes([message[0], message[1]]),
-            error: 0,
-            other: Vec::new(),
-        };
-        let mac = hmac::sign(&self.secret, &[message.clone(), signature.variables()].concat()).as_ref().to_vec();
-        signature.mac.clone_from(&mac);
-        let mut bytes = message;
-        // Signatures are the only thing in our additional sections.
-        bytes[11] = 1;
-        bytes.extend(signature.record());
-        Signed { bytes, mac }
+    pub(super) fn sign(&self, mut message: Message, now: u64) -> Signed {
+        let (signature, _) = self.0.sign_message(&message, now).expect("a message of a few names");
+        let mac = signature.data.mac.clone();
+        message.set_signature(signature);
+        Signed { bytes: message.to_vec().expect("a message of a few names"), message, mac }
     }
 
     /// Verifies the signature of an answer. The response code of the request is left to the caller.
-    pub(super) fn open(&self, answer: &[u8], request: &Signed, now: u64) -> Result<Answer, Failed> {
-        let read = Answer::read(answer).ok_or(Failed::Malformed("it is not a DNS message"))?;
-        if read.id.to_be_bytes() != request.bytes[..2] || read.opcode != Some(request.bytes[2] >> 3) {
+    pub(super) fn open(&self, answer: &[u8], request: &Signed, now: u64) -> Result<Message, Failed> {
+        let mut decoder = BinDecoder::new(answer);
+        let read = Message::read(&mut decoder).ok().filter(|_| decoder.is_empty());
+        let read = read.ok_or(Failed::Malformed("it is not a DNS message"))?;
+        let ours = (request.message.id, MessageType::Response, request.message.op_code);
+        if (read.id, read.message_type, read.op_code) != ours {
             return Err(Failed::Malformed("it is the answer to another request"));
         }
-        let Some(signature) = &read.signature else { return Err(Failed::Unsigned { rcode: read.rcode }) };
+        let unsigned = Failed::Unsigned { rcode: read.response_code.low() };
+        let Some(record) = read.signature() else { return Err(unsigned) };
+        let signature = &record.data;
         match (signature.mac.is_empty(), signature.error) {
             // These two cannot be signed (RFC 8945, 5.3.2). A forged one only causes a retry.
-            (true, BADKEY) => return Err(Failed::BadKey),
-            (true, BADSIG) => return Err(Failed::BadSignature),
-            (true, _) => return Err(Failed::Unsigned { rcode: read.rcode }),
+            (true, Some(TsigError::BadKey)) => return Err(Failed::BadKey),
+            (true, Some(TsigError::BadSig)) => return Err(Failed::BadSignature),
+            (true, _) => return Err(unsigned),
             (false, _) => {}
         }
-        let digested = signature.digested(answer, &request.mac);
-        let ours = signature.key == self.name && signature.algorithm == self.algorithm;
-        if !ours || hmac::verify(&self.secret, &digested, &signature.mac).is_err() {
+        // The signature covers neither its own class and TTL nor the reserved flag.
+        let constant = record.dns_class == DNSClass::ANY && record.ttl == 0 && answer[3] & 0x40 == 0;
+        let ours = record.name == *self.0.signer_name() && signature.algorithm == *self.0.algorithm();
+        // `TSigner::verify_message_byte` subtracts the fudge from the time unchecked.
+        let signed = signed_bitmessage_to_buf(answer, Some(&request.mac), true);
+        if !constant || !ours || !signed.is_ok_and(|(signed, _)| self.0.verify(&signed, &signature.mac).is_ok()) {
             return Err(Failed::Forged);
         }
         match signature.error {
-            0 if now.abs_diff(signature.time) <= u64::from(FUDGE) => Ok(read),
-            0 => Err(Failed::Clock { server: signature.time, here: now }),
-            BADTIME => {
-                let server = Reader::new(&signature.other).u48();
-                Err(Failed::Clock { server: server.unwrap_or(signature.time), here: now })
+            None if now.abs_diff(signature.time) <= u64::from(FUDGE) => Ok(read),
+            None => Err(Failed::Clock { server: signature.time, here: now }),
+            Some(TsigError::BadTime) => {
+                let server = <[u8; 6]>::try_from(signature.other.as_slice());
+                let seconds = |clock: [u8; 6]| clock.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+                Err(Failed::Clock { server: server.map_or(signature.time, seconds), here: now })
             }
-            error => Err(Failed::Signature { error }),
+            Some(error) => Err(Failed::Signature { error: error.into() }),
         }
     }
-}
-
-impl Signature {
-    /// The TSIG variables, signed in addition to the message (4.3.3).
-    fn variables(&self) -> Vec<u8> {
-        let mut out = self.key.wire().to_vec();
-        out.extend(ANY.to_be_bytes());
-        out.extend([0; 4]);
-        out.extend(self.algorithm.wire());
-        out.extend(self.clock());
-        out.extend(self.error.to_be_bytes());
-        out.extend(sized(&self.other));
-        out
-    }
-
-    fn clock(&self) -> Vec<u8> {
-        [&self.time.to_be_bytes()[2..], &self.fudge.to_be_bytes()].concat()
-    }
-
-    fn record(&self) -> Vec<u8> {
-        let rest = [self.original_id.to_be_bytes(), self.error.to_be_bytes()].concat();
-        let data = [self.algorithm.wire(), &self.clock(), &sized(&self.mac), &rest, &sized(&self.other)].concat();
-        // Type, class and TTL.
-        let head = [0, 250, 0, 255, 0, 0, 0, 0];
-        [self.key.wire(), &head, &sized(&data)].concat()
-    }
-
-    /// The signed data: the request's MAC, the answer before it was signed, and the TSIG variables.
-    fn digested(&self, answer: &[u8], request_mac: &[u8]) -> Vec<u8> {
-        let mut message = answer[..self.begins].to_vec();
-        message[..2].copy_from_slice(&self.original_id.to_be_bytes());
-        let additional = u16::from_be_bytes([message[10], message[11]]) - 1;
-        message[10..HEADER].copy_from_slice(&additional.to_be_bytes());
-        [sized(request_mac), message, self.variables()].concat()
-    }
-}
-
-fn sized(bytes: &[u8]) -> Vec<u8> {
-    [&(bytes.len() as u16).to_be_bytes(), bytes].concat()
 }
