@@ -84,6 +84,15 @@ pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<O
     }
 }
 
+/// Counts tokens that were neither read by a model nor generated: only the key's token rate limits them.
+pub(crate) async fn take_tokens(app: &App, caller: &Caller, tokens: u64, param: &str) -> Result<(), ApiError> {
+    let counted = Caller { token: None, ..caller.clone() };
+    reserve(app, &counted, tokens).await.map(drop).map_err(|error| match error.param {
+        Some(_) => error.param(param).hint("send less in one request"),
+        None => error,
+    })
+}
+
 /// Settles what a generation used, also after its client disconnected. If the write fails, the reservation stays until
 /// the token expires, so usage is never undercounted.
 pub(crate) async fn settle(app: &App, reservation: Option<Reservation>, used: u64) {

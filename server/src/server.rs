@@ -8,12 +8,13 @@ use axum::routing::get;
 use textnlp_inference::engine::{Engine, EngineOptions};
 use textnlp_process::{Listener, Serving};
 use textnlp_store::{Action, AuditLog, Store, StoreError, UsageLog, now_ms};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
-use crate::app::{App, TOKENIZING};
+use crate::app::{App, WORKERS};
 use crate::auth::jwt::{Signer, SignerError};
 use crate::config::{Address, Config};
 use crate::endpoints;
@@ -21,6 +22,7 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
+use crate::workers::Workers;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +122,9 @@ impl Server {
             local_rates: LocalRates::default(),
             began: Instant::now(),
             tasks,
-            tokenizing: Arc::new(tokio::sync::Semaphore::new(TOKENIZING)),
+            texts: Workers::new(WORKERS),
+            parsers: Workers::new(WORKERS),
+            bodies: Arc::new(Semaphore::new(http::kib_of_bodies(config.api.max_request_size) as usize)),
             leaving: Arc::default(),
             config,
         });

@@ -248,6 +248,24 @@ async fn a_rate_of_tokens_counts_what_was_used_and_not_what_was_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokenize_counts_against_the_token_rate() {
+    let site = start(Setup::default()).await.ready().await;
+    let key = make_key(&site.config, json!({ "do": "create", "token_rate_limit": "60/day" })).await;
+    let tokenize = async |body: Value| site.post_as(&key, "/v1/tokenize", body).await;
+    let never = tokenize(json!({ "text": "x".repeat(61) })).await;
+    assert_eq!(
+        (never.status, never.error().0.as_str(), never.error().1.as_deref()),
+        (403, "token_rate_exceeded", Some("text"))
+    );
+    assert_eq!(tokenize(json!({ "text": "x".repeat(30) })).await.status, 200, "30 of 60");
+    assert_eq!(tokenize(json!({ "tokens": vec![97; 30] })).await.status, 200, "60 of 60");
+    let later = tokenize(json!({ "text": "x" })).await;
+    assert_eq!((later.status, later.error().0.as_str()), (429, "rate_limit_exceeded"));
+    assert!(later.header("retry-after").is_some());
+    assert_eq!(site.post_as(&key, "/v1/generate", short()).await.status, 429, "it is the same rate");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credential_header_and_host_must_agree_about_the_tenant() {
     let site = start(Setup::default()).await.ready().await;
     let acme = make_key(&site.config, json!({ "do": "create", "tenant": "acme" })).await;
