@@ -466,7 +466,7 @@ pub enum Key {
         /// Token limit: `100000/hour`
         #[arg(long, value_name = "RATE")]
         token_rate_limit: Option<String>,
-        /// Token budget of each bearer token from `/auth/token` [default: `server.security.jwt_token_limit`]
+        /// Tokens that the key may ever use, with all its bearer tokens [default: unlimited]
         #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 50))]
         token_limit: Option<u64>,
         /// Days until the key expires

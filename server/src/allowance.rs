@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use textnlp_net::retry::retry;
 use textnlp_store::rate::{Left, Taken, take};
-use textnlp_store::{BudgetRefusal, RETRIES, Reservation, StoreError, now_ms};
+use textnlp_store::{BudgetOwner, BudgetRefusal, RETRIES, Reservation, StoreError, now_ms};
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -40,34 +40,35 @@ pub(crate) async fn take_request(app: &App, caller: &Caller) -> Result<Option<Le
     }
 }
 
-/// Reserves tokens for one generation: from the token budget, and from the key's token rate. `None` when the caller has
-/// no limit.
+/// Reserves tokens for one generation: from the budgets of the bearer token and the key, and from the key's token rate.
+/// `None` when the caller has no limit.
 pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<Option<Reservation>, ApiError> {
-    if caller.token.is_none() && caller.token_rate.is_none() {
+    if caller.token.is_none() && caller.token_limit.is_none() && caller.token_rate.is_none() {
         return Ok(None);
     }
     let reservation = Reservation {
         subject: caller.user.clone(),
-        jti: caller.token.as_ref().map(|token| token.jti.clone()),
+        key_limit: caller.token_limit,
+        token: caller.token.clone(),
         rate: caller.token_rate,
         tokens,
     };
-    let (limit, expires) = caller.token.as_ref().map_or((0, now_ms()), |token| (token.limit, token.expires_at_ms));
-    let reserved =
-        textnlp_store::change(StoreError::passes, || app.store.reserve(&reservation, limit, expires)).await?;
+    let reserved = textnlp_store::change(StoreError::passes, || app.store.reserve(&reservation)).await?;
     match (reserved, caller.token_rate) {
         (Ok(_), _) => Ok(Some(reservation)),
-        (Err(BudgetRefusal::Spent { limit, left }), _) => Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "token_limit_exceeded",
-            format!("this request needs up to {tokens} tokens, but this token has {left} left of {limit}"),
-        )
-        .param("max_tokens")
-        .hint(if left > 0 {
-            "request fewer tokens, or get a new token from /auth/token"
-        } else {
-            "get a new token from /auth/token"
-        })),
+        (Err(BudgetRefusal::Spent { owner, limit, left }), _) => {
+            let (owner, other) = match owner {
+                BudgetOwner::Token => ("token", "get a new token from /auth/token"),
+                BudgetOwner::Key => ("key", "ask the operator for another key"),
+            };
+            Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "token_limit_exceeded",
+                format!("this request needs up to {tokens} tokens, but this {owner} has {left} left of {limit}"),
+            )
+            .param("max_tokens")
+            .hint(if left > 0 { format!("request fewer tokens, or {other}") } else { other.to_owned() }))
+        }
         (Err(BudgetRefusal::Rate(Taken::NotYet { retry_ms, .. })), Some(rate)) => {
             Err(refusal(rate, "tokens", retry_ms))
         }
@@ -82,6 +83,15 @@ pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<O
         .param("max_tokens")
         .hint("request fewer tokens")),
     }
+}
+
+/// Counts tokens that were neither read by a model nor generated: only the key's token rate limits them.
+pub(crate) async fn take_tokens(app: &App, caller: &Caller, tokens: u64, param: &str) -> Result<(), ApiError> {
+    let counted = Caller { token: None, token_limit: None, ..caller.clone() };
+    reserve(app, &counted, tokens).await.map(drop).map_err(|error| match error.param {
+        Some(_) => error.param(param).hint("send less in one request"),
+        None => error,
+    })
 }
 
 /// Settles what a generation used, also after its client disconnected. If the write fails, the reservation stays until

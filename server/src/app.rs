@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
+use crate::workers::Workers;
 
 /// State shared by all requests.
 pub(crate) struct App {
@@ -32,13 +33,17 @@ pub(crate) struct App {
     pub(crate) began: Instant,
     /// Tasks that outlive their request: generations until they are settled.
     pub(crate) tasks: TaskTracker,
-    /// Long texts being turned into tokens, each on a thread of its own.
-    pub(crate) tokenizing: Arc<Semaphore>,
+    /// Long texts being tokenized or scored.
+    pub(crate) texts: Workers,
+    /// Large bodies being parsed.
+    pub(crate) parsers: Workers,
+    /// KiB of large bodies that may be held at once.
+    pub(crate) bodies: Arc<Semaphore>,
     pub(crate) leaving: Arc<Leaving>,
 }
 
-/// Long texts being tokenized at once.
-pub(crate) const TOKENIZING: usize = 2;
+/// Long texts tokenized or scored at once, and large bodies parsed at once.
+pub(crate) const WORKERS: usize = 2;
 
 impl App {
     /// An act of this replica.

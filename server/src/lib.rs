@@ -25,6 +25,7 @@ mod models;
 mod ready;
 mod record;
 mod work;
+mod workers;
 
 pub mod breaker;
 mod log;

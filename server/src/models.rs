@@ -38,6 +38,19 @@ pub(crate) struct Ready {
     pub load_ms: u64,
 }
 
+impl Ready {
+    /// The longest text that is tokenized, in bytes: 16 for each token of the context, at least 64 KiB. Tokenizing takes
+    /// some 200 bytes of memory for each byte.
+    pub(crate) fn max_text(&self) -> usize {
+        self.info.context.max(4096).saturating_mul(16)
+    }
+
+    /// The most token ids that are decoded.
+    pub(crate) fn max_ids(&self) -> usize {
+        self.info.context.max(65_536)
+    }
+}
+
 /// The state of a model.
 #[derive(Clone)]
 pub(crate) enum ModelState {

@@ -8,12 +8,13 @@ use axum::routing::get;
 use textnlp_inference::engine::{Engine, EngineOptions};
 use textnlp_process::{Listener, Serving};
 use textnlp_store::{Action, AuditLog, Store, StoreError, UsageLog, now_ms};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
-use crate::app::{App, TOKENIZING};
+use crate::app::{App, WORKERS};
 use crate::auth::jwt::{Signer, SignerError};
 use crate::config::{Address, Config};
 use crate::endpoints;
@@ -21,6 +22,7 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
+use crate::workers::Workers;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,9 @@ pub struct Server {
 /// Readers of metrics at once.
 const MOST_METRICS: usize = 64;
 
+/// How long after a large request its freed memory is returned to the system: it holds some until it is answered.
+const RELEASE_DELAY: Duration = Duration::from_secs(1);
+
 /// Part of the drain timeout that is reserved for the database and the usage log.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -108,6 +113,7 @@ impl Server {
         let tasks = TaskTracker::new();
         let (usage, usage_writer) = UsageLog::start(store.clone());
         let (audit, audit_writer) = AuditLog::start(store.clone());
+        let worked = Arc::new(Notify::new());
         let app = Arc::new(App {
             models: Models::new(&config.models, engine.handle(), metrics.clone(), tasks.clone()),
             engine: engine.handle(),
@@ -120,7 +126,9 @@ impl Server {
             local_rates: LocalRates::default(),
             began: Instant::now(),
             tasks,
-            tokenizing: Arc::new(tokio::sync::Semaphore::new(TOKENIZING)),
+            texts: Workers::new(WORKERS, &worked),
+            parsers: Workers::new(WORKERS, &worked),
+            bodies: Arc::new(Semaphore::new(http::kib_of_bodies(config.api.max_request_size) as usize)),
             leaving: Arc::default(),
             config,
         });
@@ -156,6 +164,17 @@ impl Server {
             let days = swept.config.usage.retention_days;
             let deleted = |rows| swept.metrics.usage_deleted(rows);
             textnlp_store::retention::run(&swept.store, days, now_ms, deleted, &stop_sweeping).await;
+        });
+        let stop_releasing = stop.clone();
+        app.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop_releasing.cancelled() => return,
+                    () = worked.notified() => {}
+                }
+                tokio::time::sleep(RELEASE_DELAY).await;
+                let _ = tokio::task::spawn_blocking(textnlp_process::release_memory).await;
+            }
         });
         app.audit.push(app.event(Action::ServerStart));
         tracing::info!(

@@ -151,6 +151,7 @@ async fn tokens(app: &App, model: &Arc<Ready>, prompt: Prompt) -> Result<Vec<u32
         let prompt = text.len() / model.longest_token;
         return Err(Failure::TooLong { prompt, context: model.info.context }.into());
     }
+    check_length(model, "prompt", text.len())?;
     let mut tokens = encode(app, model, text, special).await?;
     if tokens.is_empty() {
         let first = model.info.tokenizer.bos().or_else(|| model.info.tokenizer.eos());
@@ -161,29 +162,35 @@ async fn tokens(app: &App, model: &Arc<Ready>, prompt: Prompt) -> Result<Vec<u32
     Ok(tokens)
 }
 
-/// Texts up to this many bytes are tokenized on the current thread: a thread switch takes longer.
+/// Refuses a text that is too long to be tokenized.
+pub(crate) fn check_length(model: &Ready, param: &str, bytes: usize) -> Result<(), ApiError> {
+    let (name, most) = (&model.info.name, model.max_text());
+    if bytes <= most {
+        return Ok(());
+    }
+    let message = format!("`{param}` has {bytes} bytes; model `{name}` takes texts of up to {most} bytes");
+    Err(ApiError::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
+        .param(param)
+        .hint("the limit is 16 bytes for each token of the model's context, at least 65536"))
+}
+
+/// Texts up to this many bytes are processed on the current thread: a thread switch takes longer.
 const SHORT_TEXT_BYTES: usize = 4096;
+
+/// Processes a text of this length, or as many tokens.
+pub(crate) async fn process<T: Send + 'static>(
+    app: &App,
+    length: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if length <= SHORT_TEXT_BYTES { Ok(work()) } else { app.texts.run(work).await }
+}
 
 /// Cuts a text into tokens.
 pub(crate) async fn encode(app: &App, model: &Arc<Ready>, text: String, special: bool) -> Result<Vec<u32>, ApiError> {
-    let failed = |error: &dyn std::error::Error| {
-        ApiError::invalid(format!("the text cannot be tokenized: {}", crate::error::chain(error)))
-    };
-    if text.len() <= SHORT_TEXT_BYTES {
-        return model.info.tokenizer.encode(&text, special).map_err(|error| failed(&error));
-    }
-    let busy = || ApiError::from(Failure::Draining);
-    // The thread continues after its client disconnected.
-    let permit = app.tokenizing.clone().acquire_owned().await.map_err(|_| busy())?;
     let tokenizer = model.info.tokenizer.clone();
-    let work = move || {
-        let _permit = permit;
-        tokenizer.encode(&text, special)
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ApiError::invalid("the text cannot be tokenized"))?
-        .map_err(|error| failed(&error))
+    let tokens = process(app, text.len(), move || tokenizer.encode(&text, special)).await?;
+    tokens.map_err(|error| ApiError::invalid(format!("the text cannot be tokenized: {}", crate::error::chain(&error))))
 }
 
 pub(crate) struct Outlet(pub(crate) mpsc::Sender<Event>);

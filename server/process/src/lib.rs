@@ -6,11 +6,13 @@ mod exposition;
 mod guard;
 mod leaving;
 mod listen;
+mod memory;
 
 pub use address::Address;
 pub use exposition::{OPENMETRICS, encoded};
 pub use leaving::{Connected, Leaving};
 pub use listen::{Listener, Serving};
+pub use memory::release_memory;
 
 use camino::Utf8Path;
 

@@ -25,6 +25,8 @@ pub struct Caller {
     pub rate: Option<Rate>,
     /// The rate of tokens.
     pub token_rate: Option<Rate>,
+    /// The most tokens that the key may ever spend.
+    pub token_limit: Option<u64>,
     /// The token that pays.
     pub token: Option<Token>,
 }
@@ -124,6 +126,7 @@ fn anonymous(tenant: &str) -> Caller {
         scopes: vec!["*".into()],
         rate: None,
         token_rate: None,
+        token_limit: None,
         token: None,
     }
 }
@@ -228,6 +231,7 @@ pub(crate) fn caller(app: &App, key: &ApiKey, token: Option<Token>) -> Caller {
         scopes: key.scopes.clone(),
         rate: key.rate_limit.or(app.config.security.rate_limit),
         token_rate: key.token_rate_limit.or(app.config.security.token_rate_limit),
+        token_limit: key.token_limit,
         token,
     }
 }

@@ -32,8 +32,12 @@ pub(super) async fn chat(mut call: Call) -> Result<Response, ApiError> {
     let ignore_end = fields.flag("ignore_eos").unwrap_or(false);
     unsupported(&fields);
     fields.finish()?;
+    drop(fields);
     let model = call.model(model.as_deref()).await?;
+    // Templates copy texts: they are bounded before.
+    work::check_length(&model, "messages", messages.iter().map(|message| message.content.len()).sum())?;
     let prompt = Prompt::Rendered(render(&model, &messages)?);
+    drop(messages);
     let ask = GenerationParameters { prompt, max_tokens, sampling, stop, logprobs, ignore_end };
     let mut running = work::start(&call.app, &call.record, &caller, model, ask).await.map_err(|error| {
         // The prompt of a chat is its messages.

@@ -39,6 +39,7 @@ pub(super) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     fields.only("echo", &[json!(false)], "the answer does not repeat the prompt");
     fields.only("suffix", &[json!("")], "these models do not support insertion");
     fields.finish()?;
+    drop(fields);
     let model = call.model(model.as_deref()).await?;
     let several = prompts.len();
     let mut running = Vec::with_capacity(several);

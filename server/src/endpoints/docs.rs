@@ -4,8 +4,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::config::ByteSize;
 use crate::error::ApiError;
-use crate::http::Call;
+use crate::http::{self, Call};
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
@@ -21,6 +22,12 @@ pub(super) async fn openapi(call: Call) -> Result<Response, ApiError> {
     })?;
     document["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
     document["info"]["x-environment"] = json!(app.config.environment);
+    for (route, methods) in document["paths"].as_object_mut().into_iter().flatten() {
+        if let Some(body) = methods.pointer_mut("/post/requestBody") {
+            let limit = ByteSize(http::body_limit(app.config.api.max_request_size, route) as u64);
+            body["description"] = json!(format!("At most {limit}."));
+        }
+    }
     document["components"]["securitySchemes"]["apiKey"]["name"] = json!(app.config.security.api_key_header);
     Ok(axum::Json(document).into_response())
 }

@@ -1,7 +1,6 @@
 //! `/v1/validate`: the similarity of a text to a reference.
 
 use axum::Json;
-use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
@@ -57,6 +56,7 @@ pub(super) async fn validate(mut call: Call) -> Result<Json<Value>, ApiError> {
         effective_order: fields.flag("effective_order").unwrap_or(true),
     };
     fields.finish()?;
+    drop(fields);
     let cost: usize = references
         .iter()
         .map(|reference| reference.len().saturating_mul(candidate.len()))
@@ -66,15 +66,9 @@ pub(super) async fn validate(mut call: Call) -> Result<Json<Value>, ApiError> {
             .param("candidate")
             .hint("shorten them, or remove `rougeL` from `metrics`"));
     }
-    // On a separate thread, limited in number: long texts must not delay other answers.
-    let gone = || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the server is shutting down");
-    let permit = call.app.tokenizing.clone().acquire_owned().await.map_err(|_| gone())?;
-    let work = move || {
-        // The thread continues after its client disconnected.
-        let _permit = permit;
-        score(&candidate, &references, &metrics, options)
-    };
-    Ok(Json(tokio::task::spawn_blocking(work).await.map_err(|_| gone())?))
+    // Long texts must not delay other answers.
+    let scores = call.app.texts.run(move || score(&candidate, &references, &metrics, options)).await?;
+    Ok(Json(scores))
 }
 
 fn score(candidate: &str, references: &[String], metrics: &[String], options: BleuOptions) -> Value {

@@ -1,4 +1,4 @@
-//! Reading a request's body: bounded in size, in time and in depth.
+//! Reading a request's body: bounded in size, time, depth, and in the memory of its values.
 
 use std::time::Duration;
 
@@ -6,12 +6,27 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use serde_json::Value;
+use textnlp_inference::engine::Failure;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::fields::Fields;
 use super::strict::{self, Refused};
 use crate::app::App;
 use crate::config::ByteSize;
 use crate::error::ApiError;
+
+/// The largest bodies of routes that need less than `max_request_size`.
+const LIMITS: &[(&str, usize)] = &[("/auth/token", 4_000), ("/v1/stream/tickets", 128_000), ("/v1/validate", 256_000)];
+
+/// Bodies up to this size are parsed on the current thread: a thread switch takes longer.
+const SMALL: usize = 64 << 10;
+
+/// Bytes of larger bodies held at once, by all requests.
+const MAX_HELD: usize = 64 << 20;
+
+/// How long a large body waits for others to be processed.
+const HELD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much of a body that is too large is read and thrown away, so that a client which writes before it reads gets to see the
 /// refusal instead of a broken pipe.
@@ -20,8 +35,23 @@ const DISCARD: usize = 256 << 20;
 /// How long that may take.
 const DISCARD_FOR: Duration = Duration::from_secs(10);
 
+/// The largest body of a route in bytes.
+pub(crate) fn body_limit(max_request_size: usize, route: &str) -> usize {
+    let own = LIMITS.iter().find(|(limited, _)| *limited == route).map(|(_, most)| *most);
+    own.unwrap_or(max_request_size).min(max_request_size)
+}
+
+/// KiB of large bodies that may be held at once: at least one of the largest.
+pub(crate) fn kib_of_bodies(max_request_size: usize) -> u32 {
+    kib(max_request_size.max(MAX_HELD))
+}
+
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
+}
+
 /// Reads a JSON object.
-pub(crate) async fn read_fields(app: &App, headers: &HeaderMap, body: Body) -> Result<Fields, ApiError> {
+pub(crate) async fn read_fields(app: &App, route: &str, headers: &HeaderMap, body: Body) -> Result<Fields, ApiError> {
     let plain = match headers.get(header::CONTENT_TYPE) {
         None => true,
         Some(value) => value.to_str().is_ok_and(|value| {
@@ -44,62 +74,91 @@ pub(crate) async fn read_fields(app: &App, headers: &HeaderMap, body: Body) -> R
             "the body must not be compressed",
         ));
     }
-    let bytes = read(app, headers, body).await?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| {
+    let (bytes, held) = read(app, body_limit(app.config.api.max_request_size, route), headers, body).await?;
+    let value = match held {
+        None => parse(&bytes)?,
+        Some(_) => app.parsers.run(move || parse(&bytes)).await??,
+    };
+    Fields::of_body(value, held)
+}
+
+fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
         ApiError::invalid(format!("the body is not UTF-8: byte {} is invalid", error.valid_up_to()))
             .hint("send JSON in UTF-8")
     })?;
     if text.trim().is_empty() {
         return Err(ApiError::invalid("the body is empty").hint("send a JSON object"));
     }
-    Fields::new(strict::parse(text).map_err(|refused| {
-        match refused {
-            Refused::Broken(error) => broken(text, &error),
-            Refused::Twice { path, line, column } => {
-                ApiError::invalid(format!("`{path}` is duplicated at line {line} column {column}"))
-                    .param(path)
-                    .hint("each key of an object may appear once")
-            }
+    strict::parse(text).map_err(|refused| match refused {
+        Refused::Broken(error) => broken(text, &error),
+        Refused::Twice { path, line, column } => {
+            ApiError::invalid(format!("`{path}` is duplicated at line {line} column {column}"))
+                .param(path)
+                .hint("each key of an object may appear once")
         }
-    })?)
+        Refused::TooMany => {
+            let limit = ByteSize(strict::MAX_MEMORY as u64);
+            too_large(format!("the body has too many JSON values: in memory they take more than {limit}"))
+        }
+    })
 }
 
-async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    let most = app.config.api.max_request_size;
+fn too_large(message: String) -> ApiError {
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message).hint("send less, in several requests")
+}
+
+/// The body, and the permit of one that is larger than [`SMALL`].
+async fn read(
+    app: &App,
+    most: usize,
+    headers: &HeaderMap,
+    mut body: Body,
+) -> Result<(BytesMut, Option<OwnedSemaphorePermit>), ApiError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     let collect = async {
-        let mut body = body;
-        let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(most).min(1 << 20));
         if announced.is_some_and(|announced| announced > most) {
-            return Err(Some(body));
+            return Ok(None);
         }
+        let (mut bytes, mut held) = (BytesMut::new(), None);
         while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame else { return Err(None) };
-            if let Ok(data) = frame.into_data() {
-                if bytes.len() + data.len() > most {
-                    return Err(Some(body));
-                }
-                bytes.extend_from_slice(&data);
+            let frame = frame.map_err(|_| ApiError::invalid("the body was incomplete"))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let size = bytes.len() + data.len();
+            if size > most {
+                return Ok(None);
             }
+            if size > SMALL && held.is_none() {
+                // One of unknown size counts as the largest.
+                let whole = announced.unwrap_or(most).max(size);
+                held = Some(hold(app, whole).await?);
+                bytes.reserve(announced.map_or(0, |announced| announced.saturating_sub(bytes.len())));
+            }
+            bytes.extend_from_slice(&data);
         }
-        Ok(bytes.freeze())
+        Ok(Some((bytes, held)))
     };
     match tokio::time::timeout(app.config.api.body_timeout, collect).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(Some(rest))) => {
-            discard(rest).await;
-            Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "request_too_large",
-                format!("the body is larger than {}", ByteSize(most as u64)),
-            )
-            .hint("send less, in several requests"))
+        Ok(Ok(Some(read))) => Ok(read),
+        Ok(Ok(None)) => {
+            // Who waits for `100 Continue` sends nothing after a refusal.
+            if !headers.contains_key(header::EXPECT) {
+                discard(body).await;
+            }
+            Err(too_large(format!("the body is larger than {}, the limit of this endpoint", ByteSize(most as u64))))
         }
-        Ok(Err(None)) => Err(ApiError::invalid("the body was incomplete")),
+        Ok(Err(error)) => Err(error),
         Err(_) => {
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body took too long to arrive"))
         }
     }
+}
+
+/// Waits until there is room for a large body beside those of other requests.
+async fn hold(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    let permit = app.bodies.clone().acquire_many_owned(kib(bytes));
+    let waited = tokio::time::timeout(HELD_TIMEOUT, permit).await;
+    waited.map_err(|_| Failure::Busy { retry_after_ms: 1000 })?.map_err(|_| Failure::Draining.into())
 }
 
 async fn discard(mut body: Body) {
@@ -153,7 +212,6 @@ fn field_before(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
 
     fn check(text: &str, param: Option<&str>, hint: Option<&str>) {
         let error = broken(text, &serde_json::from_str::<Value>(text).unwrap_err());

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use axum::extract::Query;
 use axum::http::Uri;
 use serde_json::{Map, Value};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::config::nearest;
 use crate::error::ApiError;
@@ -16,12 +17,21 @@ pub(crate) struct Fields {
     map: Map<String, Value>,
     known: RefCell<Vec<&'static str>>,
     wrong: RefCell<Vec<(String, String, Option<String>)>>,
+    /// The memory of a large body, until its fields are dropped.
+    _held: Option<OwnedSemaphorePermit>,
 }
+
+/// Mistakes named besides the first.
+const MORE_MISTAKES: usize = 8;
 
 impl Fields {
     pub(crate) fn new(value: Value) -> Result<Self, ApiError> {
+        Self::of_body(value, None)
+    }
+
+    pub(crate) fn of_body(value: Value, held: Option<OwnedSemaphorePermit>) -> Result<Self, ApiError> {
         match value {
-            Value::Object(map) => Ok(Self { map, known: RefCell::default(), wrong: RefCell::default() }),
+            Value::Object(map) => Ok(Self { map, known: RefCell::default(), wrong: RefCell::default(), _held: held }),
             other => Err(ApiError::invalid(format!("the body must be a JSON object, not {}", kind(&other)))),
         }
     }
@@ -185,18 +195,18 @@ impl Fields {
     /// Rejects the request if anything was wrong, including unknown names.
     pub(crate) fn finish(&self) -> Result<(), ApiError> {
         let known = self.known.borrow();
-        for name in self.map.keys() {
-            if !known.contains(&name.as_str()) {
-                let shown: String = name.chars().take(64).collect();
-                let hint = nearest(name, &known).map(|word| format!("did you mean `{word}`?"));
-                self.wrong(&shown, "is not a known field", hint.as_deref());
-            }
+        // A body may have any number of them.
+        let unknown = self.map.keys().filter(|name| !known.contains(&name.as_str()));
+        for name in unknown.take(MORE_MISTAKES + 1) {
+            let shown: String = name.chars().take(64).collect();
+            let hint = nearest(&shown, &known).map(|word| format!("did you mean `{word}`?"));
+            self.wrong(&shown, "is not a known field", hint.as_deref());
         }
         let wrong = self.wrong.take();
         let Some((name, message, hint)) = wrong.first() else { return Ok(()) };
         let mut error = ApiError::invalid(format!("`{name}` {message}")).param(name.clone());
         let also: Vec<String> =
-            wrong.iter().skip(1).take(8).map(|(name, message, _)| format!("`{name}` {message}")).collect();
+            wrong.iter().skip(1).take(MORE_MISTAKES).map(|(name, message, _)| format!("`{name}` {message}")).collect();
         let mut hints: Vec<String> = hint.iter().cloned().collect();
         if !also.is_empty() {
             hints.push(format!("also: {}", also.join("; ")));

@@ -20,6 +20,7 @@ use hyper::body::{Frame, SizeHint};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
+pub(crate) use body::{body_limit, kib_of_bodies};
 pub(crate) use fields::Fields;
 
 use textnlp_store::rate::Left;
@@ -133,7 +134,7 @@ impl Call {
     /// Reads the body's fields.
     pub(crate) async fn fields(&mut self) -> Result<Fields, ApiError> {
         let body = std::mem::take(self.body.get_mut().unwrap_or_else(PoisonError::into_inner));
-        body::read_fields(&self.app, &self.headers, body).await
+        body::read_fields(&self.app, &self.record.route, &self.headers, body).await
     }
 }
 

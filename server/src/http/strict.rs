@@ -1,7 +1,7 @@
-//! JSON without duplicate keys. Two parsers may interpret a duplicate differently (a proxy that checks the first, a
-//! server that uses the last). It is detected during parsing: nothing is read twice.
+//! JSON without duplicate keys, in bounded memory. Two parsers may interpret a duplicate differently (a proxy that
+//! checks the first, a server that uses the last). It is detected during parsing: nothing is read twice.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -15,14 +15,29 @@ pub(crate) enum Refused {
     Broken(serde_json::Error),
     /// A duplicate key, as the path to it.
     Twice { path: String, line: usize, column: usize },
+    /// Its values take more than [`MAX_MEMORY`].
+    TooMany,
 }
+
+/// The memory that the values of one text may take, without the bytes of its strings: 230,000 numbers of a list.
+pub(crate) const MAX_MEMORY: usize = 16 << 20;
+
+/// What a value takes in a list, and in addition: the allocation of a string, the first allocation of a list and of an
+/// object, and a field, with serde_json's `preserve_order`.
+const VALUE: usize = size_of::<Value>();
+const STRING: usize = 32;
+const LIST: usize = 4 * VALUE;
+const OBJECT: usize = 6 * VALUE;
+const FIELD: usize = VALUE;
 
 /// Reads a text.
 pub(crate) fn parse(text: &str) -> Result<Value, Refused> {
-    let twice = RefCell::new(None);
+    let (twice, left) = (RefCell::new(None), Cell::new(Some(MAX_MEMORY)));
     let mut reader = serde_json::Deserializer::from_str(text);
-    let read = Once { twice: &twice }.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
+    let once = Once { twice: &twice, left: &left };
+    let read = once.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
     read.map_err(|error| match twice.take() {
+        _ if left.get().is_none() => Refused::TooMany,
         Some(path) => Refused::Twice { path, line: error.line(), column: error.column() },
         None => Refused::Broken(error),
     })
@@ -32,6 +47,8 @@ pub(crate) fn parse(text: &str) -> Result<Value, Refused> {
 #[derive(Clone, Copy)]
 struct Once<'a> {
     twice: &'a RefCell<Option<String>>,
+    /// Memory that is left; `None` after it was exceeded.
+    left: &'a Cell<Option<usize>>,
 }
 
 /// Maximum length of a key in messages, and roughly of its path.
@@ -39,6 +56,11 @@ const SHOWN: usize = 64;
 const MOST_PATH: usize = 256;
 
 impl Once<'_> {
+    fn take<E: Error>(self, bytes: usize) -> Result<(), E> {
+        self.left.set(self.left.get().and_then(|left| left.checked_sub(bytes)));
+        self.left.get().map(drop).ok_or_else(|| E::custom("too many values"))
+    }
+
     fn within(self, outer: impl FnOnce() -> String) {
         if let Some(path) = self.twice.borrow_mut().as_mut().filter(|path| path.len() < MOST_PATH) {
             let dot = if path.starts_with('[') { "" } else { "." };
@@ -66,37 +88,43 @@ impl<'de> Visitor<'de> for Once<'_> {
         f.write_str("JSON")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        self.take::<E>(VALUE)?;
         Ok(Value::Null)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        self.take::<E>(VALUE)?;
         Ok(Value::Bool(value))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        self.take::<E>(VALUE)?;
         Ok(Value::from(value))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        self.take::<E>(VALUE)?;
         Ok(Value::from(value))
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        self.take::<E>(VALUE)?;
         Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        self.take::<E>(VALUE + STRING)?;
         Ok(Value::String(value.to_owned()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
-    }
-
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        self.take::<A::Error>(VALUE)?;
         let mut list = Vec::new();
         loop {
+            if list.len() == 1 {
+                self.take::<A::Error>(LIST)?;
+            }
             match access.next_element_seed(self) {
                 Ok(Some(value)) => list.push(value),
                 Ok(None) => return Ok(Value::Array(list)),
@@ -109,8 +137,10 @@ impl<'de> Visitor<'de> for Once<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        self.take::<A::Error>(VALUE)?;
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
+            self.take::<A::Error>(if map.is_empty() { OBJECT } else { FIELD + STRING })?;
             let entry = match map.entry(key) {
                 Entry::Vacant(entry) => entry,
                 Entry::Occupied(entry) => {
@@ -171,5 +201,17 @@ mod tests {
         for text in ["", "{", "{} x", "{\"a\":1e999}", &"[".repeat(50_000), &"{\"a\":".repeat(50_000)] {
             assert!(matches!(parse(text), Err(Refused::Broken(_))), "{text:.20}");
         }
+    }
+
+    #[test]
+    fn values_are_bounded_by_their_memory_and_strings_by_the_body() {
+        let list = |item: &str, count: usize| format!("[{}]", vec![item; count].join(","));
+        assert!(parse(&list("7", 230_000)).is_ok(), "a prompt of token ids");
+        assert!(parse(&format!("\"{}\"", "a".repeat(20 << 20))).is_ok());
+        for item in ["7", "[]", "[0]", "{}", "{\"\":0}", "\"a\"", "null", "[[[[]]]]"] {
+            assert!(matches!(parse(&list(item, 300_000)), Err(Refused::TooMany)), "{item}");
+        }
+        let fields: Vec<String> = (0..300_000).map(|n| format!("\"{n}\":0")).collect();
+        assert!(matches!(parse(&format!("{{{}}}", fields.join(","))), Err(Refused::TooMany)));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::is_space;
+use super::{is_space, ngrams};
 
 /// Smoothing of n-gram orders without a match.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -96,19 +96,24 @@ const ORDERS: usize = 4;
 
 /// Scores a candidate against one or more references.
 pub fn bleu(candidate: &str, references: &[&str], options: BleuOptions) -> Bleu {
-    let candidate = words(candidate, options.lowercase);
-    let references: Vec<Vec<String>> = references.iter().map(|text| words(text, options.lowercase)).collect();
-    let mut wanted: HashMap<&[String], usize> = HashMap::new();
-    for reference in &references {
-        for (ngram, count) in ngrams(reference) {
-            let most = wanted.entry(ngram).or_default();
-            *most = count.max(*most);
-        }
-    }
+    let candidate = tokenized(candidate, options.lowercase);
+    let candidate = words(&candidate);
+    let references: Vec<String> = references.iter().map(|text| tokenized(text, options.lowercase)).collect();
+    let references: Vec<Vec<&str>> = references.iter().map(|line| words(line)).collect();
     let (mut correct, mut total) = ([0.0; ORDERS], [0.0; ORDERS]);
-    for (ngram, count) in ngrams(&candidate) {
-        total[ngram.len() - 1] += count as f64;
-        correct[ngram.len() - 1] += count.min(wanted.get(ngram).copied().unwrap_or(0)) as f64;
+    // One order after the other: the n-grams of all of them would take four times the memory.
+    for n in 1..=ORDERS {
+        let mut wanted: HashMap<&[&str], usize> = HashMap::new();
+        for reference in &references {
+            for (ngram, count) in ngrams(reference, n) {
+                let most = wanted.entry(ngram).or_default();
+                *most = count.max(*most);
+            }
+        }
+        for (ngram, count) in ngrams(&candidate, n) {
+            total[n - 1] += count as f64;
+            correct[n - 1] += count.min(wanted.get(ngram).copied().unwrap_or(0)) as f64;
+        }
     }
     let long = candidate.len();
     let nearest = references.iter().map(Vec::len).min_by_key(|len| (len.abs_diff(long), *len)).unwrap_or(0);
@@ -151,16 +156,6 @@ pub fn bleu(candidate: &str, references: &[&str], options: BleuOptions) -> Bleu 
     Bleu { score, precisions, brevity_penalty, candidate_length: long, reference_length: nearest }
 }
 
-fn ngrams(words: &[String]) -> HashMap<&[String], usize> {
-    let mut counts = HashMap::new();
-    for n in 1..=ORDERS {
-        for ngram in words.windows(n) {
-            *counts.entry(ngram).or_default() += 1;
-        }
-    }
-    counts
-}
-
 /// The four substitutions of mteval-v13a, in their order.
 #[allow(clippy::expect_used)]
 static RULES: LazyLock<[(Regex, &str); 4]> = LazyLock::new(|| {
@@ -173,7 +168,8 @@ static RULES: LazyLock<[(Regex, &str); 4]> = LazyLock::new(|| {
     ]
 });
 
-fn words(text: &str, lowercase: bool) -> Vec<String> {
+/// A text with spaces between its words.
+fn tokenized(text: &str, lowercase: bool) -> String {
     let lowered = if lowercase { text.to_lowercase() } else { text.to_owned() };
     let mut line = lowered.trim_end_matches(is_space).replace("<skipped>", "").replace("-\n", "").replace('\n', " ");
     if line.contains('&') {
@@ -183,5 +179,9 @@ fn words(text: &str, lowercase: bool) -> Vec<String> {
     for (pattern, replacement) in RULES.iter() {
         line = pattern.replace_all(&line, *replacement).into_owned();
     }
-    line.split(is_space).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    line
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split(is_space).filter(|word| !word.is_empty()).collect()
 }

@@ -8,6 +8,17 @@ mod rouge;
 pub use bleu::{Bleu, BleuOptions, Smoothing, bleu};
 pub use rouge::{Rouge, rouge_l, rouge_n};
 
+use std::collections::HashMap;
+
+/// How often each sequence of `n` words occurs.
+fn ngrams<'w>(words: &'w [&'w str], n: usize) -> HashMap<&'w [&'w str], usize> {
+    let mut counts = HashMap::new();
+    for ngram in words.windows(n) {
+        *counts.entry(ngram).or_default() += 1;
+    }
+    counts
+}
+
 /// White space as Python's `str.split` knows it: Unicode's, and the four separators of ASCII.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)

@@ -1,6 +1,6 @@
 //! ROUGE (Lin 2004): overlap of n-grams, and of the longest common subsequence. Without a stemmer, as rouge-score's default.
 
-use std::collections::HashMap;
+use super::ngrams;
 
 /// A ROUGE score.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -15,9 +15,11 @@ pub struct Rouge {
 
 /// ROUGE-N against the reference that fits best.
 pub fn rouge_n(candidate: &str, references: &[&str], n: usize) -> Rouge {
-    let candidate = words(candidate);
+    let candidate = candidate.to_lowercase();
+    let candidate = words(&candidate);
     best(references, |reference| {
-        let reference = words(reference);
+        let reference = reference.to_lowercase();
+        let reference = words(&reference);
         let (wanted, found) = (ngrams(&reference, n), ngrams(&candidate, n));
         let both: usize = wanted.iter().map(|(ngram, count)| found.get(ngram).map_or(0, |f| *f.min(count))).sum();
         score(both, found.values().sum(), wanted.values().sum())
@@ -26,9 +28,11 @@ pub fn rouge_n(candidate: &str, references: &[&str], n: usize) -> Rouge {
 
 /// ROUGE-L against the reference that fits best. Costs the product of both lengths: the caller bounds them.
 pub fn rouge_l(candidate: &str, references: &[&str]) -> Rouge {
-    let candidate = words(candidate);
+    let candidate = candidate.to_lowercase();
+    let candidate = words(&candidate);
     best(references, |reference| {
-        let reference = words(reference);
+        let reference = reference.to_lowercase();
+        let reference = words(&reference);
         score(longest_common(&reference, &candidate), candidate.len(), reference.len())
     })
 }
@@ -52,21 +56,13 @@ fn score(both: usize, found: usize, wanted: usize) -> Rouge {
     Rouge { precision, recall, fmeasure }
 }
 
-fn words(text: &str) -> Vec<String> {
+fn words(lowercase: &str) -> Vec<&str> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    text.to_lowercase().split(|c| !plain(c)).filter(|word| !word.is_empty()).map(str::to_owned).collect()
-}
-
-fn ngrams(words: &[String], n: usize) -> HashMap<&[String], usize> {
-    let mut counts = HashMap::new();
-    for ngram in words.windows(n) {
-        *counts.entry(ngram).or_default() += 1;
-    }
-    counts
+    lowercase.split(|c| !plain(c)).filter(|word| !word.is_empty()).collect()
 }
 
 /// Length of the longest common subsequence, in two rows.
-fn longest_common(a: &[String], b: &[String]) -> usize {
+fn longest_common(a: &[&str], b: &[&str]) -> usize {
     let (mut above, mut row) = (vec![0usize; b.len() + 1], vec![0usize; b.len() + 1]);
     for x in a {
         for (j, y) in b.iter().enumerate() {

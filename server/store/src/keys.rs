@@ -31,7 +31,7 @@ pub struct ApiKey {
     /// Its own rate of tokens.
     #[serde(serialize_with = "as_text")]
     pub token_rate_limit: Option<Rate>,
-    /// The most tokens that one token of `/auth/token` may spend.
+    /// The most tokens that it may ever spend, with all its tokens of `/auth/token`.
     pub token_limit: Option<u64>,
     /// Milliseconds since 1970.
     pub created_at: i64,

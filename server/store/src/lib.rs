@@ -33,7 +33,7 @@ use textnlp_net::retry::{Backoff, RetryPolicy, retry};
 use dialect::{Dialect, Haste, Trust, Turns};
 
 pub use audit::{Action, Actor, AuditEvent, AuditLog, AuditPage, AuditRow, Origin, Outcome, is_plain};
-pub use budget::{BudgetRefusal, Reservation};
+pub use budget::{BudgetOwner, BudgetRefusal, Reservation};
 pub use check::{CheckFinding, CheckResult, check_database};
 pub use config::{Database, DatabaseAt, PostgresAt};
 pub use copy::{Copied, check, copy};

@@ -197,6 +197,31 @@ async fn a_token_spends_prompt_and_answer_up_to_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn key_token_limit_covers_the_key_and_all_its_bearer_tokens() {
+    let site = start(Setup::default()).await.ready().await;
+    let key = make_key(&site.config, json!({ "do": "create", "token_limit": 50 })).await;
+    let ask = |n: u64| json!({ "prompt": "Once", "max_tokens": n, "ignore_end": true });
+    let token = async || {
+        let reply = site.client.send("POST", "/auth/token", &[("x-api-key", &key)], b"").await.json();
+        assert_eq!(reply["token_limit"], 50);
+        reply["token"].as_str().unwrap().to_owned()
+    };
+    let refused = async |credential: &str, n: u64, says: &str| {
+        let reply = site.post_as(credential, "/v1/generate", ask(n)).await;
+        assert_eq!((reply.status, reply.error().0.as_str()), (403, "token_limit_exceeded"), "{}", reply.text());
+        assert!(reply.text().contains(says), "{}", reply.text());
+    };
+    refused(&key, 47, "this key has 50 left of 50").await;
+    assert_eq!(site.post_as(&key, "/v1/generate", ask(16)).await.status, 200, "20 of 50");
+    assert_eq!(site.post_as(&token().await, "/v1/generate", ask(16)).await.status, 200, "40 of 50");
+    refused(&token().await, 7, "this key has 10 left of 50").await;
+    assert_eq!(site.post_as(&token().await, "/v1/stream", ask(6)).await.status, 200, "50 of 50");
+    refused(&token().await, 1, "this key has 0 left of 50").await;
+    refused(&key, 1, "this key has 0 left of 50").await;
+    assert_eq!(site.post("/v1/generate", ask(8)).await.status, 200, "other keys go on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_at_once_cannot_spend_a_token_twice() {
     let site = start(Setup::default()).await.ready().await;
     let issue = json!({ "api_key": site.key, "token_limit": 100 });
@@ -245,6 +270,24 @@ async fn a_rate_of_tokens_counts_what_was_used_and_not_what_was_asked() {
     assert!(later.header("retry-after").is_some());
     // A stop string ends it early: the rest is given back.
     assert_eq!(site.post_as(&key, "/v1/generate", ask(10)).await.status, 200, "58 of 60");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokenize_counts_against_the_token_rate() {
+    let site = start(Setup::default()).await.ready().await;
+    let key = make_key(&site.config, json!({ "do": "create", "token_rate_limit": "60/day" })).await;
+    let tokenize = async |body: Value| site.post_as(&key, "/v1/tokenize", body).await;
+    let never = tokenize(json!({ "text": "x".repeat(61) })).await;
+    assert_eq!(
+        (never.status, never.error().0.as_str(), never.error().1.as_deref()),
+        (403, "token_rate_exceeded", Some("text"))
+    );
+    assert_eq!(tokenize(json!({ "text": "x".repeat(30) })).await.status, 200, "30 of 60");
+    assert_eq!(tokenize(json!({ "tokens": vec![97; 30] })).await.status, 200, "60 of 60");
+    let later = tokenize(json!({ "text": "x" })).await;
+    assert_eq!((later.status, later.error().0.as_str()), (429, "rate_limit_exceeded"));
+    assert!(later.header("retry-after").is_some());
+    assert_eq!(site.post_as(&key, "/v1/generate", short()).await.status, 429, "it is the same rate");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

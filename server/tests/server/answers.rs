@@ -298,6 +298,20 @@ async fn texts_become_tokens_and_tokens_texts() {
         let reply = site.post("/v1/tokenize", ask.clone()).await;
         assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some(field)), "{ask}");
     }
+    // 16 bytes for each token of the context, at least 64 KiB.
+    for (model, most) in [("tiny", 65_536), ("slow", 131_072)] {
+        let text = |name: &str, bytes: usize| json!({ "model": model, name: "a".repeat(bytes) });
+        assert_eq!(site.post("/v1/tokenize", text("text", most)).await.json()["count"], most);
+        for name in ["text", "prompt"] {
+            let reply = site.post("/v1/tokenize", text(name, most + 1)).await;
+            assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some(name)));
+            assert!(reply.text().contains(&format!("up to {most} bytes")), "{}", reply.text());
+        }
+    }
+    assert_eq!(site.post("/v1/tokenize", json!({ "tokens": vec![97; 65_536] })).await.json()["count"], 65_536);
+    let reply = site.post("/v1/tokenize", json!({ "tokens": vec![97; 65_537] })).await;
+    assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some("tokens")));
+    assert!(reply.text().contains("up to 65536"), "{}", reply.text());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

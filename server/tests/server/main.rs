@@ -12,6 +12,7 @@ mod configuration;
 mod documents;
 mod isolation;
 mod lifecycle;
+mod memory;
 mod openai;
 mod postgres;
 mod quality;

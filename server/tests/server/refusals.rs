@@ -147,7 +147,7 @@ async fn what_is_no_json_is_refused_with_the_place() {
 async fn a_body_that_is_too_large_is_refused_announced_chunked_and_at_a_hundred_megabytes() {
     let site = start(Setup { api: "max_request_size: 1MB", ..Setup::default() }).await.ready().await;
     let fits = json!({ "text": "a".repeat(900_000) });
-    assert_eq!(site.post("/v1/tokenize", fits).await.status, 200);
+    assert_eq!(site.post("/v1/tokenize", fits).await.error().0, "context_length_exceeded");
     let large = json!({ "text": "a".repeat(1_000_001) });
     let reply = site.post("/v1/tokenize", large).await;
     assert_eq!((reply.status, reply.error().0.as_str()), (413, "request_too_large"));
@@ -180,6 +180,52 @@ async fn a_body_that_is_too_large_is_refused_announced_chunked_and_at_a_hundred_
     }
     let after = site.metric("process_resident_memory_bytes").await;
     assert!(after - before < 60e6, "a body that is thrown away is not kept: {before} to {after}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_endpoint_bounds_its_body_and_its_json_values() {
+    let site = start(Setup::default()).await.ready().await;
+    let document = site.client.send("GET", "/openapi.json", &[], b"").await.json();
+    let limits = [
+        ("/auth/token", 4_000, "4 kB"),
+        ("/v1/stream/tickets", 128_000, "128 kB"),
+        ("/v1/validate", 256_000, "256 kB"),
+    ];
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let described = &methods["post"]["requestBody"]["description"];
+        if methods["post"].is_null() {
+            continue;
+        }
+        let own = limits.iter().find(|(limited, ..)| limited == path);
+        let (most, named) = own.map_or((10_000_000, "10 MB"), |(_, most, named)| (*most, *named));
+        assert_eq!(described, &json!(format!("At most {named}.")), "{path}");
+        // Nothing of the body is sent: what is announced is enough.
+        let headers = [("x-api-key", site.key.as_str()), ("expect", "100-continue")];
+        let mut stream = site.client.connect().await;
+        stream.write_all(Client::head("POST", path, &headers, most + 1).as_bytes()).await.unwrap();
+        let reply = read_reply(&mut *stream).await;
+        assert_eq!((reply.status, reply.error().0.as_str()), (413, "request_too_large"), "{path}");
+        assert!(reply.text().contains(named), "{path}: {}", reply.text());
+        let values = json!({ "metadata": vec![json!({}); (most / 4).min(300_000)] });
+        let reply = site.post(path, values).await;
+        let code = if most > 1_000_000 { (413, "request_too_large") } else { (400, "invalid_request") };
+        assert_eq!((reply.status, reply.error().0.as_str()), code, "{path}: {}", reply.text());
+    }
+    let unknown: serde_json::Map<String, Value> = (0..50_000).map(|n| (format!("field{n}"), json!(0))).collect();
+    let reply = site.post("/v1/generate", Value::Object(unknown)).await;
+    assert!(reply.status == 400 && reply.error().2.unwrap().matches("is not a known field").count() == 8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_large_bodies_share_memory_and_are_all_answered() {
+    let site = start(Setup::default()).await.ready().await;
+    let large = json!({ "prompt": "a", "max_tokens": 1, "user": "u".repeat(9_000_000) });
+    let replies = futures::future::join_all((0..12).map(|_| site.post("/v1/generate", large.clone()))).await;
+    assert!(
+        replies.iter().all(|reply| reply.status == 200),
+        "{:?}",
+        replies.iter().map(|r| r.status).collect::<Vec<_>>()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

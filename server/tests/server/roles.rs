@@ -10,13 +10,13 @@ use super::support::{Client, Shape, path, until, write_model};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_textnlp-server");
 
-struct Files {
-    folder: tempfile::TempDir,
+pub(crate) struct Files {
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Files {
     /// A folder with a space in its name, as folders have.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("text nlp ").tempdir().unwrap();
         write_model(&path(&folder, "tiny"), Shape::default());
         let text = format!(
@@ -29,7 +29,7 @@ impl Files {
         Self { folder }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(arguments).arg("--config").arg(path(&self.folder, "server.yaml")).env_remove("HOME");
         command
@@ -47,7 +47,7 @@ impl Files {
         child.wait_with_output().unwrap()
     }
 
-    fn keys(&self, command: Value) -> (Option<i32>, Value) {
+    pub(crate) fn keys(&self, command: Value) -> (Option<i32>, Value) {
         let output = self.run(&["admin", "keys"], &command.to_string());
         (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
     }
