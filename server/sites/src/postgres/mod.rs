@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_process::InvalidConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -30,13 +31,8 @@ pub use step::StepError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration file cannot be used.
-    #[error("configuration {file}: {why}")]
-    Config {
-        /// Which file.
-        file: Utf8PathBuf,
-        /// Why not.
-        why: String,
-    },
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
     /// Its folder cannot be used.
     #[error("use {path}")]
     Folder {

@@ -13,19 +13,14 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
-use textnlp_process::read_yaml;
+use textnlp_process::{InvalidConfig, read_config};
 
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
     /// Its file cannot be used.
-    #[error("configuration {file}: {why}")]
-    Config {
-        /// Which file.
-        file: Utf8PathBuf,
-        /// Why not.
-        why: String,
-    },
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
     /// No process is listening, or the exchange was interrupted.
     #[error("{action} {part}")]
     Io {
@@ -80,14 +75,13 @@ const PART_MAX: u64 = 1 << 30;
 const WAITING_MAX: u64 = 4 << 30;
 
 impl Step {
-    fn read(file: &Utf8Path) -> Result<Self, StepError> {
+    fn read(file: &Utf8Path) -> Result<Self, InvalidConfig> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Document {
             archive: Step,
         }
-        let document = read_yaml::<Document>(file, 64 << 10);
-        Ok(document.map_err(|why| StepError::Config { file: file.to_owned(), why })?.archive)
+        read_config("configuration", file, 64 << 10, |document: Document| document.archive, |_| None)
     }
 
     fn connect(&self) -> std::io::Result<UnixStream> {
