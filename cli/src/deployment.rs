@@ -12,7 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::{Catalogue, Event, Store as ModelStore, local_digest};
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
-use textnlp_orchestrator::environment::model::UrlSource;
+use textnlp_orchestrator::environment::model::{Role, UrlSource, WITNESS};
 use textnlp_orchestrator::environment::{self, Environment, SettingFiles, SiteOrWitness};
 use textnlp_orchestrator::event::Events;
 use textnlp_orchestrator::plan::Purpose;
@@ -144,9 +144,9 @@ impl<'a> Deployment<'a> {
     }
 
     /// The role of each site in disaster recovery.
-    pub fn roles(&self) -> BTreeMap<SiteName, String> {
+    pub fn roles(&self) -> BTreeMap<SiteName, &'static str> {
         let places = environment::places(&self.chosen.loaded.environment).into_iter();
-        places.map(|place| (place.site.name, place.site.role)).collect()
+        places.map(|place| (place.site.name, place.site.role.map_or(WITNESS, Role::as_str))).collect()
     }
 
     /// The run of this deployment.
@@ -222,7 +222,7 @@ fn run_site(
         provider: provider.to_owned(),
         account: site.account.clone(),
         region: site.region.clone(),
-        runtime: site.runtime.clone(),
+        runtime: site.runtime,
     };
     let secrets = clouds::secrets(folder);
     let provider = clouds::provider(provider, folder, secrets, environment, &site.name, &session.global.take_ownership)

@@ -25,7 +25,9 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
             let summary = look(session, source).await?;
             Ok(Success::new(summary_text(source, &summary), json!({ "source": source, "model": summary })))
         }
-        Model::Fit { source, quantize, context } => fits(session, source, quantize.as_deref(), *context).await,
+        Model::Fit { source, quantize, context } => {
+            fits(session, source, quantize.unwrap_or(Quantize::AsIs), *context).await
+        }
     }
 }
 
@@ -124,16 +126,7 @@ async fn carried() -> Result<Summary, Failure> {
     inspect(&model.dir).map_err(failed)
 }
 
-async fn fits(
-    session: &Session,
-    source: &str,
-    quantize: Option<&str>,
-    context: Option<u32>,
-) -> Result<Success, Failure> {
-    let quantize = match quantize {
-        Some(word) => word.parse::<Quantize>().map_err(|e| Failure::usage("usage", e))?,
-        None => Quantize::AsIs,
-    };
+async fn fits(session: &Session, source: &str, quantize: Quantize, context: Option<u32>) -> Result<Success, Failure> {
     let summary = look(session, source).await?;
     let want = Want { quantize, context: context.map(u64::from), sequences: DEFAULT_SEQUENCES };
     let memory = Memory::here();

@@ -2,12 +2,13 @@
 //! on every wait.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 use textnlp_net::client::{BodyError, ClientOptions, build, read_body};
 use textnlp_net::trust::TrustRoots;
@@ -85,8 +86,8 @@ pub enum ClientError {
 pub struct SiteAgentStatus {
     /// The site.
     pub site: String,
-    /// `primary`, `member` or `outsider`.
-    pub role: String,
+    /// Its role.
+    pub role: MemberRole,
     /// The epoch of the configuration it knows.
     pub epoch: u64,
     /// The primary, as far as it knows.
@@ -117,22 +118,70 @@ pub struct SiteAgentStatus {
     pub copies: BTreeMap<String, Copies>,
     /// Its server of the PostgreSQL that all sites share, if they share one.
     pub database: Option<DatabaseAt>,
-    /// The database role that its servers report if they run apart from the agent: `primary`, or `unavailable` if they
-    /// cannot connect or it is a replica.
-    pub servers_database: Option<String>,
+    /// The database role that its servers report if they run apart from the agent.
+    pub servers_database: Option<DatabaseRole>,
 }
 
-/// The role of a database that accepts writes.
-pub const PRIMARY: &str = "primary";
-
 impl SiteAgentStatus {
-    /// The role of the database that its servers use, if it has roles. Every role but `primary` accepts no writes.
-    pub fn database_role(&self) -> Option<&str> {
-        let own = self.database.as_ref().map(|database| match database.role.as_str() {
-            "" => "not running",
-            role => role,
-        });
-        own.or(self.servers_database.as_deref())
+    /// The role of the database that its servers use, if it has roles.
+    pub fn database_role(&self) -> Option<DatabaseRole> {
+        self.database.as_ref().map(|database| database.role).or(self.servers_database)
+    }
+}
+
+/// The role of a site in the configuration that it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    /// It accepts writes of control data.
+    Primary,
+    /// It stores every write before it is acknowledged.
+    Member,
+    /// It has to catch up first.
+    Outsider,
+    /// Its agent does not answer.
+    Unreachable,
+    /// One of a newer agent.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// The role of a database. Only a primary accepts writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatabaseRole {
+    /// It accepts writes.
+    Primary,
+    /// It follows a primary.
+    Copy,
+    /// The servers cannot connect to it, or it is a replica.
+    Unavailable,
+    /// It does not run.
+    #[default]
+    #[serde(rename = "not running", alias = "")]
+    NotRunning,
+    /// One of a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+
+impl DatabaseRole {
+    /// Writes it as agents do.
+    fn as_reported<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if *self == Self::NotRunning { to.serialize_str("") } else { self.serialize(to) }
+    }
+}
+
+impl fmt::Display for MemberRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+impl fmt::Display for DatabaseRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 
@@ -140,8 +189,9 @@ impl SiteAgentStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DatabaseAt {
-    /// `primary`, `copy`, or empty while it does not run.
-    pub role: String,
+    /// Its role.
+    #[serde(serialize_with = "DatabaseRole::as_reported")]
+    pub role: DatabaseRole,
     /// Whether it is ready.
     pub ready: bool,
     /// Why it is not.

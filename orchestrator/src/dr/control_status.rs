@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use futures::future::{join, join_all};
 use serde::Serialize;
 
-use super::control_client::{ClientError, ControlClients, Copies, DatabaseAt, PRIMARY, SiteAgentStatus, WitnessStatus};
+use super::control_client::{
+    ClientError, ControlClients, Copies, DatabaseAt, DatabaseRole, MemberRole, SiteAgentStatus, WitnessStatus,
+};
 
 /// Entries that may be in flight at any time while writes continue.
 const IN_FLIGHT: u64 = 32;
@@ -24,8 +26,8 @@ pub struct ControlStatus {
 pub struct SiteLine {
     /// Its name.
     pub site: String,
-    /// `primary`, `member`, `outsider`, or `unreachable`.
-    pub role: String,
+    /// Its role.
+    pub role: MemberRole,
     /// The epoch of the configuration it knows.
     pub epoch: Option<u64>,
     /// Whether it can become primary without data loss.
@@ -46,9 +48,9 @@ pub struct SiteLine {
     /// Bytes of the database that its replica has not replayed, as the primary reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database_behind_bytes: Option<u64>,
-    /// The database role that its servers report if they run apart from the agent: `primary` or `unavailable`.
+    /// The database role that its servers report if they run apart from the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub servers_database: Option<String>,
+    pub servers_database: Option<DatabaseRole>,
     /// Whether it accepts writes of control data.
     pub writable: bool,
     /// Why it is unreachable or does not accept writes.
@@ -130,7 +132,7 @@ impl ControlStatus {
                     && status.database.as_ref().is_none_or(|database| database.fit);
                 SiteLine {
                     site: site.to_owned(),
-                    role: status.role.clone(),
+                    role: status.role,
                     epoch: Some(status.epoch),
                     in_sync,
                     behind_entries,
@@ -140,14 +142,14 @@ impl ControlStatus {
                     copies: status.copies.clone(),
                     database: status.database.clone(),
                     database_behind_bytes,
-                    servers_database: status.servers_database.clone(),
+                    servers_database: status.servers_database,
                     writable: status.writable,
                     why: status.why_not.clone(),
                 }
             }
             Err(error) => SiteLine {
                 site: site.to_owned(),
-                role: "unreachable".to_owned(),
+                role: MemberRole::Unreachable,
                 epoch: None,
                 in_sync: false,
                 behind_entries,
@@ -195,10 +197,12 @@ impl ControlStatus {
                     .or_default()
                     .push(self.sites.iter().find(|(name, _)| *name == line.site).map_or("", |(name, _)| name));
             }
-            if line.role == "unreachable" {
-                found.push(line.why.clone().unwrap_or_default());
-            } else if line.role == "outsider" {
-                found.push(format!("{} is not a member: it cannot take over until it has caught up", line.site));
+            match line.role {
+                MemberRole::Unreachable => found.push(line.why.clone().unwrap_or_default()),
+                MemberRole::Outsider => {
+                    found.push(format!("{} is not a member: it cannot take over until it has caught up", line.site));
+                }
+                MemberRole::Primary | MemberRole::Member | MemberRole::Unknown => {}
             }
             if let Some(lag) = line.lag_ms.filter(|lag| *lag > max_lag_ms) {
                 found.push(format!(
@@ -217,7 +221,7 @@ impl ControlStatus {
                 )),
                 _ => {}
             }
-            if line.servers_database.as_deref().is_some_and(|role| role != PRIMARY) {
+            if line.servers_database.is_some_and(|role| role != DatabaseRole::Primary) {
                 found.push(format!(
                     "the servers of {} cannot connect to their database, or it accepts no writes",
                     line.site
@@ -227,7 +231,7 @@ impl ControlStatus {
                 let why = copy.error.as_deref().unwrap_or("they are being copied");
                 found.push(format!("{} lacks {} bytes of the primary's {data}: {why}", line.site, copy.missing_bytes));
             }
-            if let (true, Some(why)) = (line.role == "primary" && !line.writable, &line.why) {
+            if let (true, Some(why)) = (line.role == MemberRole::Primary && !line.writable, &line.why) {
                 found.push(format!("control data is read-only: {why}"));
             }
         }

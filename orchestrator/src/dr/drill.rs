@@ -17,7 +17,7 @@ use textnlp_provider::error_chain;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::control_client::ControlClients;
+use super::control_client::{ControlClients, DatabaseRole};
 use super::control_status::ControlStatus;
 use super::failover::{self, Refusal};
 use super::fault::{Fault, FaultKind, Faults};
@@ -135,7 +135,7 @@ struct RunningDrill<'a> {
     phases: Vec<Phase>,
     units: BTreeMap<String, Vec<String>>,
     /// The database role at the leading site.
-    database: Option<String>,
+    database: Option<DatabaseRole>,
 }
 
 /// Runs a drill. Reverts and finishes an unfinished earlier drill first. Does not write the report.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::control_client::{ClientError, ControlClients, SiteAgentStatus, WitnessStatus};
+use super::control_client::{ClientError, ControlClients, DatabaseRole, MemberRole, SiteAgentStatus, WitnessStatus};
 use super::control_status::ControlStatus;
 use super::journal::{Action, Journal, JournalError, WHOLE, unfinished};
 
@@ -227,7 +227,7 @@ async fn shift(
         unsent: false,
     };
     if from != to {
-        let alive = control_status.site(&from).is_some_and(|status| status.role == "primary");
+        let alive = control_status.site(&from).is_some_and(|status| status.role == MemberRole::Primary);
         done.way = if alive { FailoverKind::Handover } else { FailoverKind::Claim };
         done.unsent = match alive {
             true => control_status.site(&from).is_some_and(|status| !serves(status)),
@@ -352,7 +352,7 @@ async fn take(control_clients: &ControlClients, way: FailoverKind, from: &str, t
 
 /// Whether the primary's server of the shared database has the primary role too.
 fn serves(site: &SiteAgentStatus) -> bool {
-    site.database.as_ref().is_none_or(|database| database.role == "primary" && database.ready)
+    site.database.as_ref().is_none_or(|database| database.role == DatabaseRole::Primary && database.ready)
 }
 
 /// The unfinished actions, for status output.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use textnlp_bundle::{PublicKey, SecretKey, keygen, sign_bytes, signature_of, verify_file};
 use textnlp_files::Replace;
 
-use super::control_client::PRIMARY;
+use super::control_client::DatabaseRole;
 use super::drill::Leftovers;
 use super::fault::FaultKind;
 use super::findings::Findings;
@@ -89,10 +89,10 @@ pub struct Measurements {
     /// site, then delays nothing.
     #[serde(default)]
     pub stored_outside: bool,
-    /// The database role at the leading site while the lost site is down: `primary`, or one that accepts no writes.
-    /// `None` if the lost site stays primary, or if sites store in files.
+    /// The database role at the leading site while the lost site is down. `None` if the lost site stays primary, or if
+    /// sites store in files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub database: Option<String>,
+    pub database: Option<DatabaseRole>,
 }
 
 /// The report of a drill.
@@ -167,7 +167,7 @@ pub fn missed(targets: &Targets, figures: &Measurements) -> Vec<String> {
         }
         _ => {}
     }
-    if let Some(role) = figures.database.as_deref().filter(|role| *role != PRIMARY) {
+    if let Some(role) = figures.database.filter(|role| *role != DatabaseRole::Primary) {
         missed.push(format!("the database of the current primary is {role}; expected one that accepts writes"));
     }
     if found.lost > 0 {
@@ -246,9 +246,9 @@ impl Report {
             ),
             row("acknowledged writes lost", found.lost.to_string(), "0".to_owned(), found.lost == 0),
         ];
-        let role = self.figures.database.as_ref();
-        let database = role.map(|role| {
-            row("role of the database of the current primary", role.clone(), PRIMARY.to_owned(), role == PRIMARY)
+        let database = self.figures.database.map(|role| {
+            let wanted = DatabaseRole::Primary;
+            row("role of the database of the current primary", role.to_string(), wanted.to_string(), role == wanted)
         });
         let targets: Vec<Value> = targets.into_iter().chain(database).collect();
         let failed = found.failed;

@@ -24,6 +24,7 @@ use textnlp_provider::{
     CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Lineage, Need, Object, Observed,
     Operation, Outputs, Ownership, Problem, Problems, Progress, Provider, ReadFailure, Recorded, Ref, ResourceId,
     Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion, Site, SiteName, Spec, Through, Wanted,
+    settings,
 };
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -418,8 +419,8 @@ impl World {
 
     fn sites(&self, wanted: &[Wanted], provider: Arc<dyn Provider>) -> BTreeMap<SiteName, RunSite> {
         let text = |text: &str| text.to_owned();
-        let place =
-            SiteLocation { provider: text("memory"), account: text("1"), region: text("r"), runtime: text("cluster") };
+        let runtime = settings::Runtime::Kubernetes;
+        let place = SiteLocation { provider: text("memory"), account: text("1"), region: text("r"), runtime };
         BTreeMap::from([(here(), RunSite { place, provider, protect_data: false, wanted: wanted.to_vec() })])
     }
 

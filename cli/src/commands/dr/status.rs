@@ -124,7 +124,7 @@ async fn read_status(sites: &Sites, console: Console) -> StatusView {
     }
     let steady = format!(
         "{epoch} {shown} {:?} {}",
-        lines.iter().map(|l| (&l.role, l.in_sync, l.weight)).collect::<Vec<_>>(),
+        lines.iter().map(|l| (l.role, l.in_sync, l.weight)).collect::<Vec<_>>(),
         warnings.len()
     );
     let witness = match &control_status.witness {

@@ -15,7 +15,7 @@ use textnlp_orchestrator::environment::{
 use textnlp_orchestrator::release::{Artifacts, Release};
 use textnlp_provider::capabilities::{Capabilities, Capability, Store};
 use textnlp_provider::component::{ComponentSpec, Program};
-use textnlp_provider::settings::{DatabaseKind, Runtime, Strategy, TlsMode, TrafficMode};
+use textnlp_provider::settings::{DatabaseKind, Role, Runtime, Strategy, TlsMode, TrafficMode};
 
 fn artifacts() -> Artifacts {
     let digest = textnlp_orchestrator::release::digest(b"server");
@@ -407,10 +407,12 @@ fn what_a_provider_does_not_support_is_refused_by_name() {
     );
     let with =
         |site: &str| said(load(&GOOD.replace("name: here, provider: onprem", site), &Overrides::default(), &catalogue));
-    expect!["mine.yaml:4:33: not yet: `sites[0].provider`: provider `cumulus` is not part of this program; build with `--features all`"].assert_eq(&with("name: here, provider: cumulus, runtime: pods"));
+    expect!["mine.yaml:4:33: not yet: `sites[0].provider`: provider `cumulus` is not part of this program; build with `--features all`"].assert_eq(&with("name: here, provider: cumulus, runtime: kubernetes"));
     expect!["mine.yaml:4:33: error: `sites[0].provider`: there is no provider `onprm`; did you mean `onprem`?"]
         .assert_eq(&with("name: here, provider: onprm"));
-    expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: provider `onprem` does not support the runtime `proces`; did you mean `process`?"]
+    expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: provider `onprem` does not support the runtime `kubernetes`; use `process`"]
+        .assert_eq(&with("name: here, provider: onprem, runtime: kubernetes"));
+    expect!["mine.yaml:4:50: error: `sites[0].runtime`: `proces` is not one of `process`, `kubernetes`; did you mean `process`?"]
         .assert_eq(&with("name: here, provider: onprem, runtime: proces"));
     expect!["mine.yaml:4:33: error: `sites[0].provider`: provider detection did not run; write one, such as `provider: onprem`"].assert_eq(&with("name: here, provider: auto"));
 }

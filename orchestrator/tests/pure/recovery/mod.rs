@@ -154,7 +154,7 @@ async fn whoever_takes_over_works_with_a_database_that_takes_changes() {
         let world = World::new();
         world.set(|inner| inner.database = Some(says));
         let (report, folder) = drill(&world, &order(FaultKind::Kill)).await;
-        assert_eq!(report.figures.database.as_deref(), Some(says));
+        assert_eq!(report.figures.database.map(|role| role.to_string()).as_deref(), Some(says));
         assert!(
             report
                 .phases

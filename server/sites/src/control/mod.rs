@@ -35,6 +35,7 @@ pub(crate) use clock::now as boottime_ms;
 pub use config::{AgentConfig, ServiceConfig, WitnessConfig};
 pub use copies::CopiesConfig;
 pub use database::PostgresConfig;
+pub(crate) use database::{CopyAt, ServerRole, ServerStatus};
 pub use dns::{DnsConfig, DnsKey};
 
 use textnlp_process::{InvalidConfig, Leaving, Listener, Serving};
