@@ -6,8 +6,8 @@ use anyhow::Context;
 use camino::Utf8Path;
 use serde_json::json;
 use textnlp_models::{
-    Catalogue, DEFAULT_SEQUENCES, Error, Event, FetchOptions, Fit, Memory, Quantize, Source, Store, Summary, Verdict,
-    Want, fit, inspect,
+    Catalogue, DEFAULT_SEQUENCES, Error, Event, FetchOptions, Fit, Memory, Source, Store, Summary, Verdict, Want,
+    WeightFormat, fit, inspect,
 };
 
 use crate::args::Model;
@@ -26,7 +26,7 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
             Ok(Success::new(summary_text(source, &summary), json!({ "source": source, "model": summary })))
         }
         Model::Fit { source, quantize, context } => {
-            fits(session, source, quantize.unwrap_or(Quantize::AsIs), *context).await
+            fits(session, source, quantize.unwrap_or(WeightFormat::AsIs), *context).await
         }
     }
 }
@@ -126,7 +126,12 @@ async fn carried() -> Result<Summary, Failure> {
     inspect(&model.dir).map_err(failed)
 }
 
-async fn fits(session: &Session, source: &str, quantize: Quantize, context: Option<u32>) -> Result<Success, Failure> {
+async fn fits(
+    session: &Session,
+    source: &str,
+    quantize: WeightFormat,
+    context: Option<u32>,
+) -> Result<Success, Failure> {
     let summary = look(session, source).await?;
     let want = Want { quantize, context: context.map(u64::from), sequences: DEFAULT_SEQUENCES };
     let memory = Memory::here();

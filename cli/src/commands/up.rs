@@ -208,7 +208,7 @@ pub fn incomplete(arrival: &RunOutcome, verb: &str, session: &Session, environme
         };
         return Failure::new(Exit::Failed, "incomplete", error).hint(hint);
     };
-    let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::Failure::line).collect();
+    let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::StepFailure::line).collect();
     let many = if failed.len() == 1 { "a step".to_owned() } else { format!("{} steps", failed.len()) };
     let error = anyhow::anyhow!("{}", lines.join("\n")).context(format!("{verb} {environment}: {many} failed"));
     let hint = first.hint.clone().map_or_else(

@@ -10,7 +10,7 @@ use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::state::Store;
-use textnlp_provider::operations::{Endpoint, Scaling, SiteBackups, SiteCopy, SiteOutputs};
+use textnlp_provider::operations::{Scaling, ServiceEndpoint, SiteBackups, SiteCopy, SiteOutputs};
 use textnlp_provider::{EnvironmentName, SecretRef, SecretStore, SiteName};
 
 use crate::failure::Failure;
@@ -72,7 +72,7 @@ pub trait Platform: Send + Sync {
     fn is_machine(&self, provider: &str, account: &str) -> bool;
 
     /// The client endpoint in a site's outputs, if the site runs.
-    fn endpoint(&self, outputs: &SiteOutputs) -> Option<Endpoint>;
+    fn endpoint(&self, outputs: &SiteOutputs) -> Option<ServiceEndpoint>;
 
     /// The backups that the home site takes itself. `None` if this program takes them or backups are off.
     fn site_backups(

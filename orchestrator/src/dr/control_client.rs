@@ -39,7 +39,7 @@ pub struct SocketPaths {
 
 /// Why there was no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ClientError {
+pub enum ControlClientError {
     /// No process listens on the socket.
     #[error("{who} cannot be reached ({why})")]
     Absent {
@@ -115,9 +115,9 @@ pub struct SiteAgentStatus {
     /// Whether it may claim without a command.
     pub automatic: bool,
     /// Its progress in copying the primary's `models` and `configuration`.
-    pub copies: BTreeMap<String, Copies>,
+    pub copies: BTreeMap<String, CopyProgress>,
     /// Its server of the PostgreSQL that all sites share, if they share one.
-    pub database: Option<DatabaseAt>,
+    pub database: Option<DatabaseStatus>,
     /// The database role that its servers report if they run apart from the agent.
     pub servers_database: Option<DatabaseRole>,
 }
@@ -188,7 +188,7 @@ impl fmt::Display for DatabaseRole {
 /// A site's server of a PostgreSQL that all sites share.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct DatabaseAt {
+pub struct DatabaseStatus {
     /// Its role.
     #[serde(serialize_with = "DatabaseRole::as_reported")]
     pub role: DatabaseRole,
@@ -199,7 +199,7 @@ pub struct DatabaseAt {
     /// Whether it has everything that the primary's server had, so that its site may become primary.
     pub fit: bool,
     /// The replicas at other sites, as a primary sees them.
-    pub copies: BTreeMap<String, DatabaseCopy>,
+    pub copies: BTreeMap<String, DatabaseReplica>,
     /// How often it was rewound to the primary's history, since its supervisor started.
     pub rewound: u64,
     /// How often it was copied from the primary as a whole.
@@ -209,7 +209,7 @@ pub struct DatabaseAt {
 /// A replica of the database at another site, as the primary sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct DatabaseCopy {
+pub struct DatabaseReplica {
     /// Whether it is connected.
     pub connected: bool,
     /// Bytes that it has not replayed.
@@ -221,7 +221,7 @@ pub struct DatabaseCopy {
 /// A site's progress in copying one kind of data from the primary.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Copies {
+pub struct CopyProgress {
     /// Whether it is the source of the copies.
     pub source: bool,
     /// The count of items at the primary.
@@ -401,12 +401,16 @@ impl ControlClients {
 
 impl SiteAgentClient {
     /// The site's status.
-    pub async fn status(&self) -> Result<SiteAgentStatus, ClientError> {
+    pub async fn status(&self) -> Result<SiteAgentStatus, ControlClientError> {
         self.socket.ask("GET", "/v1/status", None, STATUS_TIMEOUT).await
     }
 
     /// Writes control data; acknowledged once two sites stored it.
-    pub async fn write(&self, writes: &[(String, Value)], within: Duration) -> Result<Acknowledged, ClientError> {
+    pub async fn write(
+        &self,
+        writes: &[(String, Value)],
+        within: Duration,
+    ) -> Result<Acknowledged, ControlClientError> {
         let writes: Vec<Value> = writes.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
         let body = json!({ "writes": writes, "timeout_ms": within.as_millis() as u64 });
         // Slightly longer than the server's own timeout, so that its answer arrives.
@@ -414,7 +418,7 @@ impl SiteAgentClient {
     }
 
     /// The keys with a prefix that this site has.
-    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, ClientError> {
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, ControlClientError> {
         #[derive(Deserialize)]
         struct Table {
             entries: BTreeMap<String, Value>,
@@ -434,7 +438,7 @@ impl SiteAgentClient {
     }
 
     /// Removes every key with a prefix and returns the count of removed keys.
-    pub async fn clear(&self, prefix: &str) -> Result<usize, ClientError> {
+    pub async fn clear(&self, prefix: &str) -> Result<usize, ControlClientError> {
         let keys = self.keys(prefix).await?;
         for some in keys.chunks(MOST_WRITES) {
             let writes: Vec<_> = some.iter().map(|key| (key.clone(), Value::Null)).collect();
@@ -444,7 +448,7 @@ impl SiteAgentClient {
     }
 
     /// The ids among these whose usage this site has.
-    pub async fn known(&self, ids: &[String]) -> Result<Vec<String>, ClientError> {
+    pub async fn known(&self, ids: &[String]) -> Result<Vec<String>, ControlClientError> {
         #[derive(Deserialize)]
         struct KnownIds {
             known: Vec<String>,
@@ -458,19 +462,19 @@ impl SiteAgentClient {
     }
 
     /// Claims the primary role.
-    pub async fn claim(&self) -> Result<(), ClientError> {
+    pub async fn claim(&self) -> Result<(), ControlClientError> {
         self.socket.ask::<Value>("POST", "/v1/claim", Some(json!({})), SHIFT_TIMEOUT).await.map(drop)
     }
 
     /// Asks the primary to hand over to `to`.
-    pub async fn hand_over(&self, to: &str) -> Result<(), ClientError> {
+    pub async fn hand_over(&self, to: &str) -> Result<(), ControlClientError> {
         self.socket.ask::<Value>("POST", "/v1/handover", Some(json!({ "to": to })), SHIFT_TIMEOUT).await.map(drop)
     }
 }
 
 impl WitnessClient {
     /// The status of the witness.
-    pub async fn status(&self) -> Result<WitnessStatus, ClientError> {
+    pub async fn status(&self) -> Result<WitnessStatus, ControlClientError> {
         self.0.ask("GET", "/v1/status", None, STATUS_TIMEOUT).await
     }
 }
@@ -493,7 +497,7 @@ impl SocketClient {
         path: &str,
         body: Option<Value>,
         within: Duration,
-    ) -> Result<T, ClientError> {
+    ) -> Result<T, ControlClientError> {
         let exchange = async {
             let url = format!("http://localhost{path}");
             let mut request = if method == "POST" { self.http.post(url) } else { self.http.get(url) };
@@ -508,7 +512,7 @@ impl SocketClient {
             })?;
             Ok((status, bytes))
         };
-        let silent = || ClientError::Silent { who: self.who.to_string(), within_ms: within.as_millis() };
+        let silent = || ControlClientError::Silent { who: self.who.to_string(), within_ms: within.as_millis() };
         let (status, bytes) = tokio::time::timeout(within, exchange).await.map_err(|_| silent())??;
         if (200..300).contains(&status) {
             return serde_json::from_slice(&bytes).map_err(|error| self.strange(error.to_string()));
@@ -516,7 +520,7 @@ impl SocketClient {
         let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let error = &answer["error"];
         let text = |field: &str| error[field].as_str().map(str::to_owned);
-        Err(ClientError::Refused {
+        Err(ControlClientError::Refused {
             who: self.who.to_string(),
             status,
             code: text("code").unwrap_or_default(),
@@ -528,15 +532,15 @@ impl SocketClient {
         })
     }
 
-    fn lost(&self, error: &reqwest::Error) -> ClientError {
+    fn lost(&self, error: &reqwest::Error) -> ControlClientError {
         let mut deepest: &dyn std::error::Error = error;
         while let Some(source) = deepest.source() {
             deepest = source;
         }
-        ClientError::Absent { who: self.who.to_string(), why: deepest.to_string() }
+        ControlClientError::Absent { who: self.who.to_string(), why: deepest.to_string() }
     }
 
-    fn strange(&self, why: String) -> ClientError {
-        ClientError::Strange { who: self.who.to_string(), why }
+    fn strange(&self, why: String) -> ControlClientError {
+        ControlClientError::Strange { who: self.who.to_string(), why }
     }
 }

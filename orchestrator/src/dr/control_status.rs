@@ -6,7 +6,8 @@ use futures::future::{join, join_all};
 use serde::Serialize;
 
 use super::control_client::{
-    ClientError, ControlClients, Copies, DatabaseAt, DatabaseRole, MemberRole, SiteAgentStatus, WitnessStatus,
+    ControlClientError, ControlClients, CopyProgress, DatabaseRole, DatabaseStatus, MemberRole, SiteAgentStatus,
+    WitnessStatus,
 };
 
 /// Entries that may be in flight at any time while writes continue.
@@ -16,9 +17,9 @@ const IN_FLIGHT: u64 = 32;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ControlStatus {
     /// The answer of the witness.
-    pub witness: Result<WitnessStatus, ClientError>,
+    pub witness: Result<WitnessStatus, ControlClientError>,
     /// The answer of each site's agent, in the environment's order.
-    pub sites: Vec<(String, Result<SiteAgentStatus, ClientError>)>,
+    pub sites: Vec<(String, Result<SiteAgentStatus, ControlClientError>)>,
 }
 
 /// The status of one site, for display.
@@ -41,10 +42,10 @@ pub struct SiteLine {
     /// Its traffic weight.
     pub weight: Option<u32>,
     /// Its progress in copying models and configuration.
-    pub copies: BTreeMap<String, Copies>,
+    pub copies: BTreeMap<String, CopyProgress>,
     /// Its server of the PostgreSQL that all sites share.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub database: Option<DatabaseAt>,
+    pub database: Option<DatabaseStatus>,
     /// Bytes of the database that its replica has not replayed, as the primary reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database_behind_bytes: Option<u64>,
@@ -111,7 +112,7 @@ impl ControlStatus {
         self.sites.iter().map(|(site, status)| self.line(site, status, max_lag_ms)).collect()
     }
 
-    fn line(&self, site: &str, status: &Result<SiteAgentStatus, ClientError>, max_lag_ms: u64) -> SiteLine {
+    fn line(&self, site: &str, status: &Result<SiteAgentStatus, ControlClientError>, max_lag_ms: u64) -> SiteLine {
         let weight = self.witness.as_ref().ok().map(|witness| witness.weights.get(site).copied().unwrap_or(0));
         let primary = self.primary();
         let by_primary = primary.as_deref().and_then(|name| self.site(name)).filter(|p| p.site != site);
@@ -211,11 +212,11 @@ impl ControlStatus {
                 ));
             }
             match &line.database {
-                Some(DatabaseAt { ready: false, why, .. }) => {
+                Some(DatabaseStatus { ready: false, why, .. }) => {
                     let why = why.as_deref().unwrap_or("it gives no reason");
                     found.push(format!("the database of {} is unhealthy: {why}", line.site));
                 }
-                Some(DatabaseAt { fit: false, .. }) => found.push(format!(
+                Some(DatabaseStatus { fit: false, .. }) => found.push(format!(
                     "the database of {} lags behind the primary's, so the site cannot take over; the data is being copied",
                     line.site
                 )),

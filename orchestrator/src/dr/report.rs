@@ -25,7 +25,7 @@ const MOST_BYTES: u64 = 64 << 20;
 
 /// The environment, operator and programs of a drill.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct DrillFacts {
     /// The environment.
     pub environment: String,
     /// The lineage of the deployment.
@@ -60,7 +60,7 @@ pub struct Targets {
 
 /// A phase of a drill. Times are in seconds since the ledger began; phases may overlap.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Phase {
+pub struct DrillPhase {
     /// Its name.
     pub name: String,
     /// When it began.
@@ -102,7 +102,7 @@ pub struct Report {
     pub id: String,
     /// The environment, operator and programs.
     #[serde(flatten)]
-    pub facts: Facts,
+    pub facts: DrillFacts,
     /// The lost site.
     pub site: String,
     /// The fault.
@@ -120,7 +120,7 @@ pub struct Report {
     /// The targets that were missed.
     pub missed: Vec<String>,
     /// The phases.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<DrillPhase>,
     /// The measurements.
     pub figures: Measurements,
     /// Leftovers: what differs from before the drill.

@@ -18,7 +18,7 @@ use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan::{Audited, Facts, Plan, Purpose};
 use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, look, run_phases};
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State};
-use textnlp_provider::connect::{Bearer, CA, Connect, ENDPOINT, Endpoint, TokenSource};
+use textnlp_provider::connect::{Bearer, CA, Connect, ENDPOINT, HostEndpoint, TokenSource};
 use textnlp_provider::memory::{Fuse, MemoryCloud};
 use textnlp_provider::{
     CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Lineage, Need, Object, Observed,
@@ -253,10 +253,10 @@ struct Ways(Vec<(String, Arc<Tokens>)>);
 
 #[async_trait]
 impl Connect for Ways {
-    async fn connect(&self, host: &Outputs) -> Result<Endpoint> {
+    async fn connect(&self, host: &Outputs) -> Result<HostEndpoint> {
         let ca = host.get(CA).and_then(Value::as_str).unwrap_or_default();
         let tokens = self.0.iter().find(|(of, _)| of == ca).or(self.0.first()).map(|(_, tokens)| tokens.clone());
-        Endpoint::of(host, tokens.unwrap())
+        HostEndpoint::of(host, tokens.unwrap())
     }
 }
 

@@ -1,7 +1,7 @@
 //! `dr failover`, `dr failback`: journaled commands to the sites. A refusal includes the reason.
 
 use serde_json::json;
-use textnlp_orchestrator::dr::failover::{self, FailoverKind, FailoverOutcome, Refusal};
+use textnlp_orchestrator::dr::failover::{self, FailoverKind, FailoverOutcome, FailoverRefusal};
 
 use super::Sites;
 use crate::dr_args::{Failback, Failover};
@@ -67,36 +67,36 @@ fn done(sites: &Sites, shifted: &FailoverOutcome) -> Success {
     Success::new(text, json!({ "environment": sites.chosen.name, "shifted": shifted, "undo": undo }))
 }
 
-fn refused(refusal: Refusal, sites: &Sites) -> Failure {
+fn refused(refusal: FailoverRefusal, sites: &Sites) -> Failure {
     let look = sites.command("dr status");
     let (exit, code, hint) = match &refusal {
-        Refusal::Unknown { .. } => (Exit::Usage, "no_such_site", look),
-        Refusal::NotThere { .. } => (
+        FailoverRefusal::Unknown { .. } => (Exit::Usage, "no_such_site", look),
+        FailoverRefusal::NotThere { .. } => (
             Exit::Refused,
             "site_not_there",
             format!("start it ({}), or choose another site: {look}", sites.command("up")),
         ),
-        Refusal::NotMember { .. } | Refusal::NotFit { .. } | Refusal::Behind { .. } => (
+        FailoverRefusal::NotMember { .. } | FailoverRefusal::NotFit { .. } | FailoverRefusal::Behind { .. } => (
             Exit::Refused,
             "not_caught_up",
             format!("choose a site that is in sync, or wait until this one is: {look}"),
         ),
-        Refusal::Witness(_) => {
+        FailoverRefusal::Witness(_) => {
             (Exit::Refused, "no_witness", format!("start the witness first: {}", sites.command("up --site witness")))
         }
-        Refusal::Grace { left_ms, .. } => {
+        FailoverRefusal::Grace { left_ms, .. } => {
             (Exit::Refused, "grace", format!("retry in {:.1} s", *left_ms as f64 / 1000.0 + 0.1))
         }
-        Refusal::NotGranted(_) => (Exit::Refused, "not_granted", look),
-        Refusal::NotSettled { .. } => {
+        FailoverRefusal::NotGranted(_) => (Exit::Refused, "not_granted", look),
+        FailoverRefusal::NotSettled { .. } => {
             (Exit::Failed, "not_settled", format!("watch the progress: {}", sites.command("dr watch")))
         }
-        Refusal::Journal(_) => {
+        FailoverRefusal::Journal(_) => {
             (Exit::Failed, "journal", "nothing was changed: the state folder must be writable".to_owned())
         }
     };
     match refusal {
-        Refusal::Journal(error) => sites.journal_failed(error),
+        FailoverRefusal::Journal(error) => sites.journal_failed(error),
         refusal => Failure::new(exit, code, refusal).hint(hint),
     }
 }

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use expect_test::{Expect, expect};
 use serde_json::json;
 use textnlp_orchestrator::environment::{
-    self, Catalogue, DetectionInputs, Environment, Evidence, FlagValue, Library, LoadError, Loaded, Offer, Overrides,
-    Severity, Source, components, diff,
+    self, Catalogue, DetectionInputs, Environment, FlagValue, Library, LoadError, Loaded, Offer, Overrides,
+    ProviderEvidence, Severity, Source, components, diff,
 };
 use textnlp_orchestrator::release::{Artifacts, Release};
 use textnlp_provider::capabilities::{Capabilities, Capability, Store};
@@ -434,7 +434,7 @@ fn a_provider_is_detected_by_evidence_and_never_guessed() {
     let detected = |site: &str, seen: &[&str]| {
         let evidence = seen.iter().map(|one| {
             let (provider, seen) = one.split_once(": ").unwrap();
-            Evidence { provider: provider.to_owned(), seen: seen.to_owned() }
+            ProviderEvidence { provider: provider.to_owned(), seen: seen.to_owned() }
         });
         let surroundings = DetectionInputs { evidence: evidence.collect(), fallback: "onprem".to_owned() };
         let catalogue = Catalogue { providers: BTreeMap::from(providers.clone()), surroundings: Some(surroundings) };

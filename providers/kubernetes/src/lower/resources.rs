@@ -1,7 +1,7 @@
 //! What the server in each pod needs by the size of its models.
 
 use serde_json::{Value, json};
-use textnlp_models::{Catalogue, DEFAULT_SEQUENCES, Entry, Memory, Quantize, Want, fit};
+use textnlp_models::{Catalogue, DEFAULT_SEQUENCES, Entry, Memory, Want, WeightFormat, fit};
 use textnlp_provider::component::Model;
 use textnlp_provider::{cluster, settings};
 
@@ -105,10 +105,10 @@ fn memory_needed(models: &[Model]) -> Option<u64> {
     let nothing = Memory { total: 0, available: 0, bound_by: String::new() };
     let needed = models.iter().map(|model| {
         let quantize = match model.quantize {
-            None => Quantize::AsIs,
-            Some(settings::Quantize::F32) => Quantize::F32,
-            Some(settings::Quantize::F16) => Quantize::F16,
-            Some(settings::Quantize::Q8) => Quantize::Q8_0,
+            None => WeightFormat::AsIs,
+            Some(settings::Quantize::F32) => WeightFormat::F32,
+            Some(settings::Quantize::F16) => WeightFormat::F16,
+            Some(settings::Quantize::Q8) => WeightFormat::Q8_0,
         };
         let want = Want { quantize, context: model.context.map(u64::from), sequences: DEFAULT_SEQUENCES };
         Some(fit(&known(&model.source)?.summary(), &want, &nothing).needed)

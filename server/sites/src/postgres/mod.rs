@@ -25,7 +25,7 @@ pub use archive::{Archive, Recover};
 pub use base::{Base, base};
 pub use config::{Config, Primary, Sites};
 use process::Process;
-pub use step::StepError;
+pub use step::ArchiveStepError;
 
 /// Why it does not run, or ended.
 #[derive(Debug, thiserror::Error)]
