@@ -25,7 +25,7 @@ use super::findings::{PrimaryData, findings};
 use super::journal::{Action, Journal, JournalError, WHOLE, begin_record};
 use super::ledger::{Ledger, LedgerEvent, Mark, RequestStatus, prefix, request_id};
 use super::outside::{DrillClient, REQUEST_TIMEOUT};
-use super::report::{self, DrillFacts, DrillPhase, Measurements, Report, Targets};
+use super::report::{self, DrillFacts, DrillPhase, FailbackTrigger, Measurements, Report, Targets};
 use crate::gate::{KeyIssuer, KeyRequest};
 use crate::load::{Key, LoadRequest, Wire};
 use around::{InitialState, clear_keys, finish_old, is_back, preflight, revoke};
@@ -215,7 +215,10 @@ impl RunningDrill<'_> {
 
     /// Every phase between the client's first request and its last. Returns whether the service recovered, what the new
     /// primary held, and how the failback happened.
-    async fn rehearse(&mut self, journal: &mut Journal) -> Result<(bool, Option<PrimaryData>, String), DrillError> {
+    async fn rehearse(
+        &mut self,
+        journal: &mut Journal,
+    ) -> Result<(bool, Option<PrimaryData>, FailbackTrigger), DrillError> {
         self.baseline().await?;
         self.lose(journal).await?;
         let served = self.shift().await?;
@@ -571,7 +574,7 @@ impl RunningDrill<'_> {
     }
 
     /// Waits until the home site is primary again, or fails back. Returns how it happened.
-    async fn go_home(&mut self, journal: &mut Journal) -> Result<String, DrillError> {
+    async fn go_home(&mut self, journal: &mut Journal) -> Result<FailbackTrigger, DrillError> {
         let from = self.ledger.now();
         let home = self.stage.control_clients.home.clone();
         let witness =
@@ -579,22 +582,21 @@ impl RunningDrill<'_> {
         if witness.primary == home {
             // Either no site took over, or the home site became primary again during the poll.
             let was_replaced = self.fault.site == home && self.mark(Mark::Granted)?.is_some();
-            let by = if was_replaced { "automatic" } else { "not needed" };
             self.ledger.mark(Mark::Home);
-            return Ok(by.to_owned());
+            return Ok(if was_replaced { FailbackTrigger::Automatic } else { FailbackTrigger::NotNeeded });
         }
-        let mut by = "drill";
+        let mut by = FailbackTrigger::Drill;
         if self.order.automatic_failback {
             let patience = Duration::from_millis(witness.grace_ms.saturating_mul(4)) + Duration::from_secs(15);
             let began = Instant::now();
-            while began.elapsed() < patience && by == "drill" {
+            while began.elapsed() < patience && by == FailbackTrigger::Drill {
                 if self.stage.control_clients.witness.status().await.is_ok_and(|witness| witness.primary == home) {
-                    by = "automatic";
+                    by = FailbackTrigger::Automatic;
                 }
                 pause(self.stage, POLL_INTERVAL).await?;
             }
         }
-        if by == "drill" {
+        if by == FailbackTrigger::Drill {
             let tell = |says: &str| self.tell("failback", says);
             let shifted = failover::failback(self.stage.control_clients, journal, RECOVERY_TIMEOUT, &tell);
             tokio::select! {
@@ -607,7 +609,7 @@ impl RunningDrill<'_> {
         self.phase("failback", from, Some(at), format!("until {home} was primary again ({by})"));
         // The cost of the failback shows in the requests after it.
         pause(self.stage, Duration::from_secs(1).min(self.order.hold)).await?;
-        Ok(by.to_owned())
+        Ok(by)
     }
 
     /// Removes what the drill created and returns what is left.
@@ -665,7 +667,7 @@ impl RunningDrill<'_> {
         &mut self,
         served: bool,
         truth: PrimaryData,
-        failback: String,
+        failback: FailbackTrigger,
         leftovers: Leftovers,
     ) -> Result<Report, DrillError> {
         self.ledger.sync().map_err(|error| self.broken("ledger", error.to_string()))?;

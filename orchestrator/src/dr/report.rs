@@ -72,7 +72,7 @@ pub struct DrillPhase {
 }
 
 /// The measurements.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measurements {
     /// The results from the ledger.
     #[serde(flatten)]
@@ -81,8 +81,8 @@ pub struct Measurements {
     pub marks: Vec<(Mark, f64)>,
     /// Whether the service recovered while the fault lasted.
     pub served: bool,
-    /// How the failback happened: `automatic`, `drill` or `not needed`.
-    pub failback: String,
+    /// How the failback happened.
+    pub failback: FailbackTrigger,
     /// The epoch of the configuration before the fault.
     pub epoch_before: u64,
     /// Whether no site took over, and control data is in an external database. The sites' log, which may need the lost
@@ -93,6 +93,18 @@ pub struct Measurements {
     /// sites store in files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<DatabaseRole>,
+}
+
+textnlp_provider::words! {
+    /// What made the home site primary again.
+    pub enum FailbackTrigger {
+        /// The site agents, by themselves.
+        Automatic = "automatic",
+        /// The drill.
+        Drill = "drill",
+        /// No other site was primary.
+        NotNeeded = "not needed",
+    }
 }
 
 /// The report of a drill.
