@@ -216,12 +216,7 @@ impl std::fmt::Display for Mismatch {
     }
 }
 
-impl From<textnlp_files::Error> for Error {
-    fn from(error: textnlp_files::Error) -> Error {
-        let path = Utf8PathBuf::from(error.path.to_string_lossy().into_owned());
-        Error::Io { action: error.action, path, source: error.source }
-    }
-}
+textnlp_files::io_errors!(Error);
 
 impl Error {
     /// What a person can do about it.
@@ -253,11 +248,6 @@ impl Error {
             Error::Stream { .. } => "save the stream to a file first".into(),
             _ => return None,
         })
-    }
-
-    pub(crate) fn io(action: &'static str, path: impl AsRef<Utf8Path>) -> impl FnOnce(io::Error) -> Error {
-        let path = path.as_ref().to_owned();
-        move |source| Error::Io { action, path, source }
     }
 
     pub(crate) fn os(action: &'static str, path: impl AsRef<Utf8Path>) -> impl FnOnce(rustix::io::Errno) -> Error {

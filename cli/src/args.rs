@@ -2,6 +2,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use textnlp_models::WeightFormat;
 
 /// Deploy your own text-generation service anywhere.
 #[derive(Debug, Parser)]
@@ -638,7 +639,7 @@ pub enum Model {
         source: String,
         /// Weight format: `f32`, `f16` or `q8_0`
         #[arg(long)]
-        quantize: Option<String>,
+        quantize: Option<WeightFormat>,
         /// Context length in tokens
         #[arg(long)]
         context: Option<u32>,

@@ -21,7 +21,7 @@ use textnlp_onprem::{LocalOperations, OnPrem, Options, fault};
 use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::environment::model::{Environment, SiteSettings, UrlSource};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
-use textnlp_provider::operations::{Endpoint, Operations, RolloutStatus, ServerProgram, SiteOutputs};
+use textnlp_provider::operations::{Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteOutputs};
 use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
 
 use crate::args;
@@ -59,7 +59,7 @@ pub struct Row {
     account: fn(&Environment, &Site) -> anyhow::Result<String>,
     provider: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Provider>>,
     operations: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Operations>>,
-    endpoint: fn(&SiteOutputs) -> Option<Endpoint>,
+    endpoint: fn(&SiteOutputs) -> Option<ServiceEndpoint>,
 }
 
 const ONPREM: Row = Row {

@@ -350,10 +350,9 @@ async fn preflight(road: &Run<'_>, plan: &Plan) -> Result<(), RunError> {
 async fn write_approval(locked: &mut Locked, plan: &Plan) -> Result<(), RunError> {
     let sites: BTreeSet<&SiteName> = plan.steps.iter().map(|step| &step.site).collect();
     for site in sites {
-        let purpose = plan.purpose.to_string();
         let write = |pen: &mut crate::state::JournalWriter<'_>| {
-            let plan = pen.body(plan);
-            pen.entry(Entry::Approved { purpose, plan });
+            let body = pen.body(plan);
+            pen.entry(Entry::Approved { purpose: plan.purpose, plan: body });
         };
         locked.commit(site, write).await.map_err(RunError::State)?;
     }

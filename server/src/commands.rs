@@ -171,7 +171,7 @@ pub enum CommandError {
     NotReady(#[source] std::io::Error),
     /// A segment of PostgreSQL's log, and whether it was restored.
     #[error("the log of PostgreSQL")]
-    Step(#[source] postgres::StepError, bool),
+    Step(#[source] postgres::ArchiveStepError, bool),
     /// The copy of the database.
     #[error("copy the database")]
     Copy(#[source] StoreError),

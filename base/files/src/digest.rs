@@ -9,14 +9,14 @@ const BUFFER: usize = 256 << 10;
 
 /// The SHA-256 of some bytes, and their number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Digest {
+pub struct FileDigest {
     /// The SHA-256.
     pub sha256: [u8; 32],
     /// How many bytes were hashed.
     pub bytes: u64,
 }
 
-impl Digest {
+impl FileDigest {
     /// The SHA-256 in hexadecimal, as `sha256sum` prints it.
     pub fn hex(&self) -> String {
         hex::encode(self.sha256)
@@ -24,14 +24,14 @@ impl Digest {
 }
 
 /// Takes the digest of a file.
-pub fn sha256(path: impl AsRef<Path>) -> Result<Digest> {
+pub fn sha256(path: impl AsRef<Path>) -> Result<FileDigest> {
     let path = path.as_ref();
     let mut file = std::fs::File::open(path).map_err(Error::at("open", path))?;
     copy_sha256(&mut file, &mut io::sink()).map_err(Error::at("read", path))
 }
 
 /// Copies everything and takes the digest of it. Memory is one buffer, whatever the length.
-pub fn copy_sha256(from: &mut impl Read, to: &mut (impl Write + ?Sized)) -> io::Result<Digest> {
+pub fn copy_sha256(from: &mut impl Read, to: &mut (impl Write + ?Sized)) -> io::Result<FileDigest> {
     let mut hashing = Hashing::new(to);
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -59,8 +59,8 @@ impl<T> Hashing<T> {
     }
 
     /// The reader or writer, and the digest of what passed.
-    pub fn finish(self) -> (T, Digest) {
-        (self.inner, Digest { sha256: self.hash.finalize().into(), bytes: self.bytes })
+    pub fn finish(self) -> (T, FileDigest) {
+        (self.inner, FileDigest { sha256: self.hash.finalize().into(), bytes: self.bytes })
     }
 
     fn passed(&mut self, bytes: &[u8]) -> usize {

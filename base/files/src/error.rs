@@ -40,3 +40,23 @@ impl From<Error> for io::Error {
         error.source
     }
 }
+
+/// Converts [`Error`] into the variant `Io { action, path, source }` of a crate's own error, and makes that of other calls.
+#[macro_export]
+macro_rules! io_errors {
+    ($error:ty) => {
+        impl From<$crate::Error> for $error {
+            fn from(error: $crate::Error) -> Self {
+                let path = error.path.to_string_lossy().into_owned().into();
+                Self::Io { action: error.action, path, source: error.source }
+            }
+        }
+
+        impl $error {
+            pub(crate) fn io(action: &'static str, path: impl AsRef<str>) -> impl FnOnce(std::io::Error) -> Self {
+                let path = path.as_ref().into();
+                move |source| Self::Io { action, path, source }
+            }
+        }
+    };
+}

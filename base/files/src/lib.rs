@@ -8,7 +8,7 @@ mod lock;
 mod replace;
 
 pub use append::append;
-pub use digest::{Digest, Hashing, copy_sha256, sha256};
+pub use digest::{FileDigest, Hashing, copy_sha256, sha256};
 pub use error::{Error, Result};
 pub use filesystem::{Filesystem, filesystem};
 pub use lock::Lock;

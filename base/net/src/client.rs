@@ -105,6 +105,44 @@ impl fmt::Display for ClientError {
 
 impl std::error::Error for ClientError {}
 
+/// Converts what keeps a transfer from its start or its end into the variants `Setting { what, why }`,
+/// `Throttled { what, seconds }` and `Network { what, attempts, why }` of a crate's own error.
+#[macro_export]
+macro_rules! transfer_errors {
+    ($error:ty) => {
+        impl From<$crate::trust::TrustError> for $error {
+            fn from(error: $crate::trust::TrustError) -> Self {
+                Self::Setting { what: format!("the CA file {}", error.source_name), why: error.problem.to_string() }
+            }
+        }
+
+        impl From<$crate::client::ClientError> for $error {
+            fn from(error: $crate::client::ClientError) -> Self {
+                let (what, why) = match error {
+                    $crate::client::ClientError::Proxy { variable } => (variable, "not the URL of a proxy".to_owned()),
+                    $crate::client::ClientError::Build(why) => ("network settings", why),
+                };
+                Self::Setting { what: what.to_owned(), why }
+            }
+        }
+
+        impl $error {
+            /// The error of a transfer that is not retried any more.
+            pub(crate) fn gave_up(url: &reqwest::Url, gave_up: $crate::retry::GaveUp) -> Self {
+                let what = $crate::client::shown(url);
+                match gave_up {
+                    $crate::retry::GaveUp::Throttled { retry_after } => {
+                        Self::Throttled { what, seconds: retry_after.map(|after| after.as_secs()) }
+                    }
+                    $crate::retry::GaveUp::Exhausted { attempts, reason } => {
+                        Self::Network { what, attempts, why: reason }
+                    }
+                }
+            }
+        }
+    };
+}
+
 impl ClientOptions {
     /// A client. It follows no redirect: [`follow`] does, by its rules.
     pub fn client(&self) -> Result<Client, ClientError> {

@@ -115,7 +115,7 @@ pub enum GaveUp {
 }
 
 /// Time, as retries see it.
-pub trait Clock: Send + Sync {
+pub trait RetryClock: Send + Sync {
     /// The time since some fixed point.
     fn now(&self) -> Duration;
     /// Waits.
@@ -128,16 +128,16 @@ pub trait Clock: Send + Sync {
 
 /// The clock of this machine.
 #[derive(Debug, Clone, Copy)]
-pub struct SystemClock(Instant);
+pub struct MonotonicClock(Instant);
 
-impl SystemClock {
+impl MonotonicClock {
     /// Starts at zero.
     pub fn start() -> Self {
         Self(Instant::now())
     }
 }
 
-impl Clock for SystemClock {
+impl RetryClock for MonotonicClock {
     fn now(&self) -> Duration {
         self.0.elapsed()
     }
@@ -155,7 +155,7 @@ pub fn jitter() -> f64 {
 }
 
 /// Counts the failures of one piece of work.
-pub struct Retry<C = SystemClock> {
+pub struct Retry<C = MonotonicClock> {
     policy: RetryPolicy,
     clock: C,
     in_a_row: u32,
@@ -166,11 +166,11 @@ pub struct Retry<C = SystemClock> {
 impl Retry {
     /// Starts now.
     pub fn new(policy: RetryPolicy) -> Self {
-        Self::with_clock(policy, SystemClock::start())
+        Self::with_clock(policy, MonotonicClock::start())
     }
 }
 
-impl<C: Clock> Retry<C> {
+impl<C: RetryClock> Retry<C> {
     /// The same with another clock.
     pub fn with_clock(policy: RetryPolicy, clock: C) -> Self {
         let progressed_at = clock.now();
@@ -218,13 +218,13 @@ pub async fn retry<T, E, F>(
 where
     F: Future<Output = Result<T, E>>,
 {
-    retry_with_clock(policy, SystemClock::start(), is_retryable, work).await
+    retry_with_clock(policy, MonotonicClock::start(), is_retryable, work).await
 }
 
 /// The same with another clock.
 pub async fn retry_with_clock<T, E, F>(
     policy: RetryPolicy,
-    clock: impl Clock,
+    clock: impl RetryClock,
     is_retryable: impl Fn(&E) -> bool,
     mut work: impl FnMut() -> F,
 ) -> Result<T, E>
@@ -257,7 +257,7 @@ mod tests {
     #[derive(Default)]
     struct FakeClock(Mutex<Duration>);
 
-    impl Clock for &FakeClock {
+    impl RetryClock for &FakeClock {
         fn now(&self) -> Duration {
             *self.0.lock().unwrap()
         }

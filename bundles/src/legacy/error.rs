@@ -2,7 +2,7 @@
 
 use std::io;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 
 use crate::oci;
 
@@ -51,19 +51,9 @@ pub enum Error {
     },
 }
 
-impl From<textnlp_files::Error> for Error {
-    fn from(error: textnlp_files::Error) -> Error {
-        let path = Utf8PathBuf::from(error.path.to_string_lossy().into_owned());
-        Error::Io { action: error.action, path, source: error.source }
-    }
-}
+textnlp_files::io_errors!(Error);
 
 impl Error {
-    pub(crate) fn io(action: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> Error {
-        let path = path.to_owned();
-        move |source| Error::Io { action, path, source }
-    }
-
     pub(crate) fn malformed(what: impl Into<String>, why: impl Into<String>) -> Error {
         Error::Malformed { what: what.into(), why: why.into() }
     }

@@ -53,7 +53,7 @@ impl Catalogue {
         if shelf.find(&path).is_none() {
             return Ok(Catalogue::default());
         }
-        let text = shelf.read(&path, MOST_DOCUMENT).map_err(Error::io("read", path.as_str().into()))?;
+        let text = shelf.read(&path, MOST_DOCUMENT).map_err(Error::io("read", &path))?;
         let Document::Index(index) = Document::parse(&path, media::INDEX, &text)? else {
             return Err(Error::malformed(path, "it is not an index"));
         };
@@ -81,7 +81,7 @@ impl Catalogue {
 
 fn document(shelf: &dyn FileSource, descriptor: &Descriptor) -> Result<Document> {
     let path = path_of(descriptor.digest);
-    let text = shelf.read(&path, MOST_DOCUMENT).map_err(Error::io("read", path.as_str().into()))?;
+    let text = shelf.read(&path, MOST_DOCUMENT).map_err(Error::io("read", &path))?;
     agree(&path, descriptor, (Digest::of(&text), text.len() as u64))?;
     Document::parse(&path, &descriptor.media_type, &text)
 }

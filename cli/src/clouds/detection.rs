@@ -6,7 +6,7 @@ use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
-use textnlp_orchestrator::environment::{DetectionInputs, Evidence};
+use textnlp_orchestrator::environment::{DetectionInputs, ProviderEvidence};
 
 /// Limit of a kubeconfig in bytes. Larger files are ignored.
 const MOST_BYTES: u64 = 1 << 20;
@@ -78,11 +78,14 @@ impl SystemView {
 
     /// All providers detected: the kubeconfig's first, then the clouds.
     pub fn surroundings(&self) -> DetectionInputs {
-        let mut evidence: Vec<Evidence> =
-            self.kubeconfig().map(|seen| Evidence { provider: "kubernetes".to_owned(), seen }).into_iter().collect();
+        let mut evidence: Vec<ProviderEvidence> = self
+            .kubeconfig()
+            .map(|seen| ProviderEvidence { provider: "kubernetes".to_owned(), seen })
+            .into_iter()
+            .collect();
         for (provider, signs) in SIGNS {
             let seen = signs.iter().filter_map(|sign| self.seen(sign));
-            evidence.extend(seen.map(|seen| Evidence { provider: (*provider).to_owned(), seen }));
+            evidence.extend(seen.map(|seen| ProviderEvidence { provider: (*provider).to_owned(), seen }));
         }
         DetectionInputs { evidence, fallback: "onprem".to_owned() }
     }

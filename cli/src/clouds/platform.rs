@@ -11,7 +11,7 @@ use textnlp_orchestrator::dr::fault::Faults;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::gate::KeyIssuer;
 use textnlp_orchestrator::state::Store;
-use textnlp_provider::operations::{Endpoint, Scaling, SiteBackups, SiteCopy, SiteOutputs};
+use textnlp_provider::operations::{Scaling, ServiceEndpoint, SiteBackups, SiteCopy, SiteOutputs};
 use textnlp_provider::{Lineage, Provider, SecretRef, SecretStore, Site, SiteName};
 use textnlp_service::Platform;
 use textnlp_service::platform::ScratchPostgres;
@@ -72,7 +72,7 @@ impl Platform for Linked {
             && (account.starts_with("machine-") || account.starts_with("host-"))
     }
 
-    fn endpoint(&self, outputs: &SiteOutputs) -> Option<Endpoint> {
+    fn endpoint(&self, outputs: &SiteOutputs) -> Option<ServiceEndpoint> {
         clouds::PROVIDERS.iter().find_map(|row| (row.endpoint)(outputs))
     }
 

@@ -241,7 +241,6 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use textnlp_provider::component::{AlertLimits, ServiceLimits};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -275,17 +274,7 @@ mod tests {
         let to = |address: &str| Receiver::Address { address: address.to_owned() };
         let receivers =
             BTreeMap::from([("down".to_owned(), to("http://127.0.0.1:1/")), ("up".to_owned(), to(&address))]);
-        let (environment, place) = ("staging".to_owned(), "here".to_owned());
-        let limits = AlertLimits::default();
-        let order = AlertOrder {
-            environment,
-            site: place,
-            receivers,
-            limits,
-            service: ServiceLimits::default(),
-            home: true,
-            ca_file: None,
-        };
+        let order = AlertOrder { receivers, ..AlertOrder::default() };
         std::fs::create_dir(site.join("config")).unwrap();
         std::fs::write(site.join("config/alerts.yaml"), serde_yaml::to_string(&order).unwrap()).unwrap();
         let outbox = Outbox::of(site);

@@ -144,7 +144,7 @@ fn document(dump: &StoredBackup) -> serde_json::Value {
     json!({
         "file": dump.file, "bytes": dump.bytes,
         "at": facts.map(|f| f.at), "digest": facts.map(|f| format!("sha256:{}", f.sha256)),
-        "lineage": facts.map(|f| f.lineage), "sealed": facts.map(|f| f.sealed.clone()),
+        "lineage": facts.map(|f| f.lineage), "sealed": facts.map(|f| f.sealed),
         "recipients": facts.map(|f| f.recipients.clone()), "models": facts.map(|f| f.models),
         "verified": dump.is_proven(), "proof": dump.proof,
     })

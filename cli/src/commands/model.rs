@@ -6,8 +6,8 @@ use anyhow::Context;
 use camino::Utf8Path;
 use serde_json::json;
 use textnlp_models::{
-    Catalogue, DEFAULT_SEQUENCES, Error, Event, FetchOptions, Fit, Memory, Quantize, Source, Store, Summary, Verdict,
-    Want, fit, inspect,
+    Catalogue, DEFAULT_SEQUENCES, Error, Event, FetchOptions, Fit, Memory, Source, Store, Summary, Verdict, Want,
+    WeightFormat, fit, inspect,
 };
 
 use crate::args::Model;
@@ -25,7 +25,9 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
             let summary = look(session, source).await?;
             Ok(Success::new(summary_text(source, &summary), json!({ "source": source, "model": summary })))
         }
-        Model::Fit { source, quantize, context } => fits(session, source, quantize.as_deref(), *context).await,
+        Model::Fit { source, quantize, context } => {
+            fits(session, source, quantize.unwrap_or(WeightFormat::AsIs), *context).await
+        }
     }
 }
 
@@ -127,13 +129,9 @@ async fn carried() -> Result<Summary, Failure> {
 async fn fits(
     session: &Session,
     source: &str,
-    quantize: Option<&str>,
+    quantize: WeightFormat,
     context: Option<u32>,
 ) -> Result<Success, Failure> {
-    let quantize = match quantize {
-        Some(word) => word.parse::<Quantize>().map_err(|e| Failure::usage("usage", e))?,
-        None => Quantize::AsIs,
-    };
     let summary = look(session, source).await?;
     let want = Want { quantize, context: context.map(u64::from), sequences: DEFAULT_SEQUENCES };
     let memory = Memory::here();

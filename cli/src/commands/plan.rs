@@ -7,7 +7,8 @@ use camino::Utf8Path;
 use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::plan::{
-    Call, Cost, Deletion, Estimate, Facts, Impact, Node, Plan as Steps, Purpose, Saved, estimate, impact, swept,
+    Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Purpose, Saved, estimate, impact,
+    swept,
 };
 use textnlp_orchestrator::run::{RunOptions, look};
 use textnlp_service::backup::put_file;
@@ -128,7 +129,8 @@ fn feels(reaches: &[Impact], estimate: &Estimate) -> String {
     const SHOWN: usize = 4;
     let mut text = String::new();
     // A resource that is deleted itself is not listed as affected.
-    let goes: BTreeSet<_> = reaches.iter().filter(|one| one.does == "delete").map(|one| &one.resource).collect();
+    let goes: BTreeSet<_> =
+        reaches.iter().filter(|one| one.does == ImpactKind::Delete).map(|one| &one.resource).collect();
     for one in reaches {
         let stay: Vec<_> = one.reaches.iter().filter(|id| !goes.contains(id)).collect();
         let mut names: Vec<_> = stay.iter().take(SHOWN).map(ToString::to_string).collect();

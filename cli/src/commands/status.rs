@@ -25,7 +25,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     }
     let mut text = format!("{name}: {}\n", if status.ready { "ready" } else { "not ready" });
     let roles = deployment.roles();
-    let role = |site: &SiteName| roles.get(site).map_or("no longer in the environment file", String::as_str);
+    let role = |site: &SiteName| roles.get(site).copied().unwrap_or("no longer in the environment file");
     for site in status.sites.iter().filter(|_| status.sites.len() > 1) {
         let _ = writeln!(
             text,

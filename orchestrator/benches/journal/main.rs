@@ -17,7 +17,9 @@ use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore};
 use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::state::{Entry, Folder, Holder, Locked, Objects, Operator, SiteLocation, State, Store};
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 use uuid::Uuid;
 
@@ -131,9 +133,9 @@ fn taking_over(open: &Open) -> Duration {
 }
 
 async fn locked(store: Arc<dyn Store>) -> Locked {
-    let place = ["memory", "1", "local", "process"].map(str::to_owned);
-    let [provider, account, region, runtime] = place;
-    let places = BTreeMap::from([(here(), SiteLocation { provider, account, region, runtime })]);
+    let [provider, account, region] = ["memory", "1", "local"].map(str::to_owned);
+    let place = SiteLocation { provider, account, region, runtime: Runtime::Process };
+    let places = BTreeMap::from([(here(), place)]);
     let operator = Operator {
         by: "ada".to_owned(),
         reason: None,
@@ -149,7 +151,7 @@ async fn commit(locked: &mut Locked, number: usize) {
     let body = format!("the body of commit {number}: {}", "x".repeat(500));
     let write = |pen: &mut textnlp_orchestrator::state::JournalWriter<'_>| {
         let plan = pen.body(&body);
-        pen.entry(Entry::Approved { purpose: "up".to_owned(), plan });
+        pen.entry(Entry::Approved { purpose: Purpose::Up, plan });
     };
     locked.commit(&here(), write).await.unwrap();
 }

@@ -98,9 +98,9 @@ impl Deployment {
     }
 
     /// The role of each site in disaster recovery.
-    pub fn roles(&self) -> BTreeMap<SiteName, String> {
+    pub fn roles(&self) -> BTreeMap<SiteName, &'static str> {
         let places = environment::places(&self.chosen.loaded.environment).into_iter();
-        places.map(|place| (place.site.name, place.site.role)).collect()
+        places.map(|place| (place.site.name, place.site.role.map_or(WITNESS, Role::as_str))).collect()
     }
 
     /// The run of this deployment.
@@ -194,7 +194,7 @@ impl Selection {
             provider,
             account: site.account.clone(),
             region: site.region.clone(),
-            runtime: site.runtime.clone(),
+            runtime: site.runtime,
         };
         let provider = linked.map_err(|e| Failure::usage("not_available", e))?;
         Ok(RunSite { place, provider, protect_data: site.protect_data, wanted: Vec::new() })

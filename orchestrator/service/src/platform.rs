@@ -13,7 +13,7 @@ use textnlp_orchestrator::environment::{Environment, Loaded};
 use textnlp_orchestrator::gate::KeyIssuer;
 use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::state::Store;
-use textnlp_provider::operations::{Endpoint, Scaling, SiteBackups, SiteCopy, SiteOutputs};
+use textnlp_provider::operations::{Scaling, ServiceEndpoint, SiteBackups, SiteCopy, SiteOutputs};
 use textnlp_provider::{EnvironmentName, Lineage, Provider, SecretRef, SecretStore, Site, SiteName};
 
 use crate::failure::Failure;
@@ -109,7 +109,7 @@ pub trait Platform: Send + Sync {
     fn is_machine(&self, provider: &str, account: &str) -> bool;
 
     /// The client endpoint in a site's outputs, if the site runs.
-    fn endpoint(&self, outputs: &SiteOutputs) -> Option<Endpoint>;
+    fn endpoint(&self, outputs: &SiteOutputs) -> Option<ServiceEndpoint>;
 
     /// The backups that the home site takes itself. `None` if this program takes them or backups are off.
     fn site_backups(

@@ -7,7 +7,7 @@ use serde_json::json;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment;
 use textnlp_orchestrator::release::{
-    self, Applied, Difference, Entry, History, HistoryError, Lock, Recorded, Release, configuration_digest, images,
+    self, Applied, Entry, History, HistoryError, Lock, LockDifference, Recorded, Release, configuration_digest, images,
     runs_on, with_images,
 };
 use textnlp_orchestrator::state::Operator;
@@ -39,7 +39,7 @@ pub struct Promoted {
     /// The new lock.
     pub lock: Lock,
     /// What differs from the previous lock, if there was one.
-    pub changed: Option<Vec<Difference>>,
+    pub changed: Option<Vec<LockDifference>>,
 }
 
 /// Writes the release of `source` to the lock of `target`. Refused with all reasons unless its gate is open. `history`
@@ -132,7 +132,7 @@ pub struct RolledBack {
     /// The new lock.
     pub lock: Lock,
     /// What differs from the release that the next `up` would have applied.
-    pub changed: Vec<Difference>,
+    pub changed: Vec<LockDifference>,
     /// Whether the environment has changed since that release.
     pub other_configuration: bool,
 }

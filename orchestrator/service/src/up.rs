@@ -118,7 +118,7 @@ pub fn incomplete(ended: &RunOutcome, verb: &str, scope: &Scope) -> Failure {
         };
         return Failure::new(Exit::Failed, "incomplete", error).hint(hint);
     };
-    let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::Failure::line).collect();
+    let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::StepFailure::line).collect();
     let many = if failed.len() == 1 { "a step".to_owned() } else { format!("{} steps", failed.len()) };
     let error = anyhow::anyhow!("{}", lines.join("\n")).context(format!("{verb} {name}: {many} failed"));
     let hint = first.hint.clone().map_or_else(

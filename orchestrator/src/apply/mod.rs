@@ -77,7 +77,7 @@ pub struct Outcome {
     /// Operations that are done.
     pub done: Vec<CompletedOperation>,
     /// Steps that failed.
-    pub failed: Vec<Failure>,
+    pub failed: Vec<StepFailure>,
     /// Steps that were not started because of an earlier failure or a stop.
     pub skipped: Vec<Skipped>,
     /// Operations that stay open: the next run recovers them.
@@ -121,7 +121,7 @@ pub struct CompletedOperation {
 
 /// A failed step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Failure {
+pub struct StepFailure {
     /// The resource.
     pub resource: ResourceId,
     /// The action that failed, and its object.
@@ -205,7 +205,7 @@ pub async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Result<Outco
     run::recover(drive, stop).await
 }
 
-impl Failure {
+impl StepFailure {
     pub(crate) fn of(resource: &ResourceId, error: &Error) -> Self {
         let mut causes = Vec::new();
         let mut source = std::error::Error::source(error);

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::flight::{CallAnswer, Flight, Verdict};
 use super::gate::{self, Answer};
 use super::step::{self, RunFacts, Write};
-use super::{ApplyError, ClosedGate, CompletedOperation, Drive, Failure, Outcome, Skipped, UnfinishedOperation};
+use super::{ApplyError, ClosedGate, CompletedOperation, Drive, Outcome, Skipped, StepFailure, UnfinishedOperation};
 use crate::event::{Event, EventKind};
 use crate::plan::{Branch, Call, ChoiceBasis, Gate, Node, Plan, Step};
 use crate::state::Intent;
@@ -446,7 +446,7 @@ impl<'a> InFlight<'a> {
                     calls.push((id, flight, after));
                 }
                 Verdict::Failed { left, error } => {
-                    let failure = Failure::of(&op.resource, &error);
+                    let failure = StepFailure::of(&op.resource, &error);
                     let left = left
                         .filter(|_| op.verb == Verb::Create)
                         .map(|left| Box::new(flight.intent.recorded(&left, true)));
@@ -457,7 +457,7 @@ impl<'a> InFlight<'a> {
                 }
                 Verdict::LeaveOpen { error, because } => {
                     if let Some(error) = error {
-                        let failure = Failure::of(&op.resource, &error);
+                        let failure = StepFailure::of(&op.resource, &error);
                         told.push(failed(&failure, op.verb));
                         self.outcome.failed.push(failure);
                     }
@@ -470,7 +470,7 @@ impl<'a> InFlight<'a> {
         landed
     }
 
-    fn fail(&mut self, step: &Step, failure: Failure) {
+    fn fail(&mut self, step: &Step, failure: StepFailure) {
         let verb = match &step.node {
             Node::Call(call) => call.verb(),
             _ => Verb::Update,
@@ -485,6 +485,6 @@ impl<'a> InFlight<'a> {
     }
 }
 
-fn failed(failure: &Failure, verb: Verb) -> EventKind {
+fn failed(failure: &StepFailure, verb: Verb) -> EventKind {
     EventKind::Failed { resource: failure.resource.clone(), verb, because: failure.line(), hint: failure.hint.clone() }
 }

@@ -8,7 +8,7 @@ use textnlp_provider::{
     FieldChange, Operation, OperationId, Ownership, Provider, Recorded, ResourceId, SiteName, Spec, Token, Verb, Wanted,
 };
 
-use super::Failure;
+use super::StepFailure;
 use crate::plan::{
     Branch, Call, Choice, ChoiceBasis, Node, Note, ObjectRole, Step, branch_of, refreshed, sorted_needs,
 };
@@ -119,7 +119,7 @@ pub(super) struct StepStart {
 }
 
 /// Decides how a step starts, by the plan and by what is known now.
-pub(super) fn begin(step: &Step, provider: &Arc<dyn Provider>, known: &mut RunFacts) -> Result<StepStart, Failure> {
+pub(super) fn begin(step: &Step, provider: &Arc<dyn Provider>, known: &mut RunFacts) -> Result<StepStart, StepFailure> {
     let resource = &step.resource;
     let mut beginning = StepStart { writes: Vec::new(), calls: VecDeque::new(), branch: None, note: None };
     match &step.node {
@@ -156,7 +156,7 @@ fn choose(
     provider: &Arc<dyn Provider>,
     known: &mut RunFacts,
     beginning: &mut StepStart,
-) -> Result<(), Failure> {
+) -> Result<(), StepFailure> {
     let resource = &step.resource;
     let (branch, because) = match &one.decides {
         ChoiceBasis::As(other) => {
@@ -187,25 +187,29 @@ fn choose(
     }
     let Some(alternative) = one.alternatives.iter().find(|alternative| alternative.branch == branch) else {
         let message = format!("it would take a {branch}, which the approved plan does not allow");
-        return Err(Failure::plain(resource, message, "plan again and review the new plan"));
+        return Err(StepFailure::plain(resource, message, "plan again and review the new plan"));
     };
     beginning.calls.extend(alternative.calls.iter().cloned());
     Ok(())
 }
 
-fn refuse(resource: &ResourceId, changes: &[FieldChange]) -> Result<(), Failure> {
+fn refuse(resource: &ResourceId, changes: &[FieldChange]) -> Result<(), StepFailure> {
     for change in changes {
         if let textnlp_provider::Effect::Refuse(reason) = &change.effect {
             let message = format!("`{}` would have to change: {reason}", change.field);
-            return Err(Failure::plain(resource, message, "restore the old value"));
+            return Err(StepFailure::plain(resource, message, "restore the old value"));
         }
     }
     Ok(())
 }
 
-fn resolved(wanted: &Wanted, known: &RunFacts) -> Result<Spec, Failure> {
+fn resolved(wanted: &Wanted, known: &RunFacts) -> Result<Spec, StepFailure> {
     wanted.spec.resolve(|id| known.outputs.get(id)).map_err(|error| {
-        Failure::plain(&wanted.id, error.to_string(), "this is a bug in the provider that has this output; report it")
+        StepFailure::plain(
+            &wanted.id,
+            error.to_string(),
+            "this is a bug in the provider that has this output; report it",
+        )
     })
 }
 
@@ -216,7 +220,7 @@ pub(super) fn intent(
     provider: &Arc<dyn Provider>,
     known: &mut RunFacts,
     state: &Locked,
-) -> Result<Intent, Failure> {
+) -> Result<Intent, StepFailure> {
     let schema = |kind: &str| provider.kinds().iter().find(|known| known.name == kind).map_or(1, |kind| kind.schema);
     let nothing = || Spec::of(&json!({}));
     let (verb, via, spec, recorded, changes, target, subject) = match call {
@@ -230,7 +234,7 @@ pub(super) fn intent(
             refuse(&step.resource, &changes)?;
             if branch_of(&changes) == Branch::Replace {
                 let message = "it would take a replace, which the approved plan does not allow";
-                return Err(Failure::plain(&step.resource, message, "plan again and review the new plan"));
+                return Err(StepFailure::plain(&step.resource, message, "plan again and review the new plan"));
             }
             let target = if *stray { Target::Stray } else { Target::Current };
             (Verb::Update, wanted.via.clone(), spec, Some((**recorded).clone()), changes, target, Some(wanted))

@@ -18,7 +18,7 @@ use textnlp_files::{Hashing, Lock, Replace, sync_folder};
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 use super::manifest::Base;
-use super::{Error, Log};
+use super::{EncryptionKind, Error, Log};
 
 /// The most backups of one day: more than one a minute.
 const PER_DAY_MAX: u32 = 2000;
@@ -40,8 +40,8 @@ pub struct BackupFacts {
     pub bytes: u64,
     /// Its SHA-256, in hexadecimal.
     pub sha256: String,
-    /// `keys`, `passphrase` or `plain`.
-    pub sealed: String,
+    /// How it is encrypted.
+    pub sealed: EncryptionKind,
     /// The public keys it is encrypted to.
     pub recipients: Vec<String>,
     /// Whether it includes the models' content.

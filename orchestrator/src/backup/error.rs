@@ -95,20 +95,9 @@ pub enum Error {
     },
 }
 
-impl From<textnlp_files::Error> for Error {
-    fn from(error: textnlp_files::Error) -> Self {
-        let path = Utf8PathBuf::from(error.path.to_string_lossy().into_owned());
-        Self::Io { action: error.action, path, source: error.source }
-    }
-}
+textnlp_files::io_errors!(Error);
 
 impl Error {
-    /// Builds an [`Error::Io`], for `map_err`.
-    pub(crate) fn io(action: &'static str, path: impl Into<Utf8PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { action, path, source }
-    }
-
     /// A stable error code.
     pub fn code(&self) -> &'static str {
         match self {

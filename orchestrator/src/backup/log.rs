@@ -551,7 +551,7 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
-    use crate::backup::{BackupFacts, Key};
+    use crate::backup::{BackupFacts, EncryptionKind, Key};
 
     const PART: usize = 1 << 20;
 
@@ -743,7 +743,7 @@ mod tests {
                 at: at("12:00:00"),
                 bytes: 1,
                 sha256: "x".into(),
-                sealed: "keys".into(),
+                sealed: EncryptionKind::Keys,
                 recipients: Vec::new(),
                 models: false,
                 scheduled: true,

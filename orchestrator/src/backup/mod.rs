@@ -17,4 +17,4 @@ pub use directory::{BackupDirectory, BackupFacts, StoredBackup, VerificationResu
 pub use error::Error;
 pub use log::{Header, Log, LogReach, PART_MAX, Segment, SegmentFacts, SegmentName, StoreOutcome, unneeded};
 pub use manifest::{Base, Database, FORMAT, Manifest, Member, Model, is_inside};
-pub use seal::{Decryptor, EncryptionMode, Key, Recipient, opened};
+pub use seal::{Decryptor, EncryptionKind, EncryptionMode, Key, Recipient, opened};

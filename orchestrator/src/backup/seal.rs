@@ -91,13 +91,25 @@ impl fmt::Debug for Key {
     }
 }
 
+textnlp_provider::words! {
+    /// How a backup is encrypted.
+    pub enum EncryptionKind {
+        /// To public keys.
+        Keys = "keys",
+        /// With a passphrase.
+        Passphrase = "passphrase",
+        /// Not at all.
+        Plain = "plain",
+    }
+}
+
 impl EncryptionMode {
-    /// One word, for lists.
-    pub fn word(&self) -> &'static str {
+    /// Its kind, without keys.
+    pub fn kind(&self) -> EncryptionKind {
         match self {
-            Self::Keys(_) => "keys",
-            Self::Passphrase(_) => "passphrase",
-            Self::Plain => "plain",
+            Self::Keys(_) => EncryptionKind::Keys,
+            Self::Passphrase(_) => EncryptionKind::Passphrase,
+            Self::Plain => EncryptionKind::Plain,
         }
     }
 

@@ -2,12 +2,13 @@
 //! on every wait.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 use textnlp_net::client::{BodyError, ClientOptions, build, read_body};
 use textnlp_net::trust::TrustRoots;
@@ -38,7 +39,7 @@ pub struct SocketPaths {
 
 /// Why there was no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ClientError {
+pub enum ControlClientError {
     /// No process listens on the socket.
     #[error("{who} cannot be reached ({why})")]
     Absent {
@@ -85,8 +86,8 @@ pub enum ClientError {
 pub struct SiteAgentStatus {
     /// The site.
     pub site: String,
-    /// `primary`, `member` or `outsider`.
-    pub role: String,
+    /// Its role.
+    pub role: MemberRole,
     /// The epoch of the configuration it knows.
     pub epoch: u64,
     /// The primary, as far as it knows.
@@ -114,34 +115,83 @@ pub struct SiteAgentStatus {
     /// Whether it may claim without a command.
     pub automatic: bool,
     /// Its progress in copying the primary's `models` and `configuration`.
-    pub copies: BTreeMap<String, Copies>,
+    pub copies: BTreeMap<String, CopyProgress>,
     /// Its server of the PostgreSQL that all sites share, if they share one.
-    pub database: Option<DatabaseAt>,
-    /// The database role that its servers report if they run apart from the agent: `primary`, or `unavailable` if they
-    /// cannot connect or it is a replica.
-    pub servers_database: Option<String>,
+    pub database: Option<DatabaseStatus>,
+    /// The database role that its servers report if they run apart from the agent.
+    pub servers_database: Option<DatabaseRole>,
 }
 
-/// The role of a database that accepts writes.
-pub const PRIMARY: &str = "primary";
-
 impl SiteAgentStatus {
-    /// The role of the database that its servers use, if it has roles. Every role but `primary` accepts no writes.
-    pub fn database_role(&self) -> Option<&str> {
-        let own = self.database.as_ref().map(|database| match database.role.as_str() {
-            "" => "not running",
-            role => role,
-        });
-        own.or(self.servers_database.as_deref())
+    /// The role of the database that its servers use, if it has roles.
+    pub fn database_role(&self) -> Option<DatabaseRole> {
+        self.database.as_ref().map(|database| database.role).or(self.servers_database)
+    }
+}
+
+/// The role of a site in the configuration that it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    /// It accepts writes of control data.
+    Primary,
+    /// It stores every write before it is acknowledged.
+    Member,
+    /// It has to catch up first.
+    Outsider,
+    /// Its agent does not answer.
+    Unreachable,
+    /// One of a newer agent.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// The role of a database. Only a primary accepts writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatabaseRole {
+    /// It accepts writes.
+    Primary,
+    /// It follows a primary.
+    Copy,
+    /// The servers cannot connect to it, or it is a replica.
+    Unavailable,
+    /// It does not run.
+    #[default]
+    #[serde(rename = "not running", alias = "")]
+    NotRunning,
+    /// One of a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+
+impl DatabaseRole {
+    /// Writes it as agents do.
+    fn as_reported<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if *self == Self::NotRunning { to.serialize_str("") } else { self.serialize(to) }
+    }
+}
+
+impl fmt::Display for MemberRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+impl fmt::Display for DatabaseRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 
 /// A site's server of a PostgreSQL that all sites share.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct DatabaseAt {
-    /// `primary`, `copy`, or empty while it does not run.
-    pub role: String,
+pub struct DatabaseStatus {
+    /// Its role.
+    #[serde(serialize_with = "DatabaseRole::as_reported")]
+    pub role: DatabaseRole,
     /// Whether it is ready.
     pub ready: bool,
     /// Why it is not.
@@ -149,7 +199,7 @@ pub struct DatabaseAt {
     /// Whether it has everything that the primary's server had, so that its site may become primary.
     pub fit: bool,
     /// The replicas at other sites, as a primary sees them.
-    pub copies: BTreeMap<String, DatabaseCopy>,
+    pub copies: BTreeMap<String, DatabaseReplica>,
     /// How often it was rewound to the primary's history, since its supervisor started.
     pub rewound: u64,
     /// How often it was copied from the primary as a whole.
@@ -159,7 +209,7 @@ pub struct DatabaseAt {
 /// A replica of the database at another site, as the primary sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct DatabaseCopy {
+pub struct DatabaseReplica {
     /// Whether it is connected.
     pub connected: bool,
     /// Bytes that it has not replayed.
@@ -171,7 +221,7 @@ pub struct DatabaseCopy {
 /// A site's progress in copying one kind of data from the primary.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Copies {
+pub struct CopyProgress {
     /// Whether it is the source of the copies.
     pub source: bool,
     /// The count of items at the primary.
@@ -351,12 +401,16 @@ impl ControlClients {
 
 impl SiteAgentClient {
     /// The site's status.
-    pub async fn status(&self) -> Result<SiteAgentStatus, ClientError> {
+    pub async fn status(&self) -> Result<SiteAgentStatus, ControlClientError> {
         self.socket.ask("GET", "/v1/status", None, STATUS_TIMEOUT).await
     }
 
     /// Writes control data; acknowledged once two sites stored it.
-    pub async fn write(&self, writes: &[(String, Value)], within: Duration) -> Result<Acknowledged, ClientError> {
+    pub async fn write(
+        &self,
+        writes: &[(String, Value)],
+        within: Duration,
+    ) -> Result<Acknowledged, ControlClientError> {
         let writes: Vec<Value> = writes.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
         let body = json!({ "writes": writes, "timeout_ms": within.as_millis() as u64 });
         // Slightly longer than the server's own timeout, so that its answer arrives.
@@ -364,7 +418,7 @@ impl SiteAgentClient {
     }
 
     /// The keys with a prefix that this site has.
-    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, ClientError> {
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, ControlClientError> {
         #[derive(Deserialize)]
         struct Table {
             entries: BTreeMap<String, Value>,
@@ -384,7 +438,7 @@ impl SiteAgentClient {
     }
 
     /// Removes every key with a prefix and returns the count of removed keys.
-    pub async fn clear(&self, prefix: &str) -> Result<usize, ClientError> {
+    pub async fn clear(&self, prefix: &str) -> Result<usize, ControlClientError> {
         let keys = self.keys(prefix).await?;
         for some in keys.chunks(MOST_WRITES) {
             let writes: Vec<_> = some.iter().map(|key| (key.clone(), Value::Null)).collect();
@@ -394,7 +448,7 @@ impl SiteAgentClient {
     }
 
     /// The ids among these whose usage this site has.
-    pub async fn known(&self, ids: &[String]) -> Result<Vec<String>, ClientError> {
+    pub async fn known(&self, ids: &[String]) -> Result<Vec<String>, ControlClientError> {
         #[derive(Deserialize)]
         struct KnownIds {
             known: Vec<String>,
@@ -408,19 +462,19 @@ impl SiteAgentClient {
     }
 
     /// Claims the primary role.
-    pub async fn claim(&self) -> Result<(), ClientError> {
+    pub async fn claim(&self) -> Result<(), ControlClientError> {
         self.socket.ask::<Value>("POST", "/v1/claim", Some(json!({})), SHIFT_TIMEOUT).await.map(drop)
     }
 
     /// Asks the primary to hand over to `to`.
-    pub async fn hand_over(&self, to: &str) -> Result<(), ClientError> {
+    pub async fn hand_over(&self, to: &str) -> Result<(), ControlClientError> {
         self.socket.ask::<Value>("POST", "/v1/handover", Some(json!({ "to": to })), SHIFT_TIMEOUT).await.map(drop)
     }
 }
 
 impl WitnessClient {
     /// The status of the witness.
-    pub async fn status(&self) -> Result<WitnessStatus, ClientError> {
+    pub async fn status(&self) -> Result<WitnessStatus, ControlClientError> {
         self.0.ask("GET", "/v1/status", None, STATUS_TIMEOUT).await
     }
 }
@@ -443,7 +497,7 @@ impl SocketClient {
         path: &str,
         body: Option<Value>,
         within: Duration,
-    ) -> Result<T, ClientError> {
+    ) -> Result<T, ControlClientError> {
         let exchange = async {
             let url = format!("http://localhost{path}");
             let mut request = if method == "POST" { self.http.post(url) } else { self.http.get(url) };
@@ -458,7 +512,7 @@ impl SocketClient {
             })?;
             Ok((status, bytes))
         };
-        let silent = || ClientError::Silent { who: self.who.to_string(), within_ms: within.as_millis() };
+        let silent = || ControlClientError::Silent { who: self.who.to_string(), within_ms: within.as_millis() };
         let (status, bytes) = tokio::time::timeout(within, exchange).await.map_err(|_| silent())??;
         if (200..300).contains(&status) {
             return serde_json::from_slice(&bytes).map_err(|error| self.strange(error.to_string()));
@@ -466,7 +520,7 @@ impl SocketClient {
         let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let error = &answer["error"];
         let text = |field: &str| error[field].as_str().map(str::to_owned);
-        Err(ClientError::Refused {
+        Err(ControlClientError::Refused {
             who: self.who.to_string(),
             status,
             code: text("code").unwrap_or_default(),
@@ -478,15 +532,15 @@ impl SocketClient {
         })
     }
 
-    fn lost(&self, error: &reqwest::Error) -> ClientError {
+    fn lost(&self, error: &reqwest::Error) -> ControlClientError {
         let mut deepest: &dyn std::error::Error = error;
         while let Some(source) = deepest.source() {
             deepest = source;
         }
-        ClientError::Absent { who: self.who.to_string(), why: deepest.to_string() }
+        ControlClientError::Absent { who: self.who.to_string(), why: deepest.to_string() }
     }
 
-    fn strange(&self, why: String) -> ClientError {
-        ClientError::Strange { who: self.who.to_string(), why }
+    fn strange(&self, why: String) -> ControlClientError {
+        ControlClientError::Strange { who: self.who.to_string(), why }
     }
 }

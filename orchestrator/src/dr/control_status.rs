@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use futures::future::{join, join_all};
 use serde::Serialize;
 
-use super::control_client::{ClientError, ControlClients, Copies, DatabaseAt, PRIMARY, SiteAgentStatus, WitnessStatus};
+use super::control_client::{
+    ControlClientError, ControlClients, CopyProgress, DatabaseRole, DatabaseStatus, MemberRole, SiteAgentStatus,
+    WitnessStatus,
+};
 
 /// Entries that may be in flight at any time while writes continue.
 const IN_FLIGHT: u64 = 32;
@@ -14,9 +17,9 @@ const IN_FLIGHT: u64 = 32;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ControlStatus {
     /// The answer of the witness.
-    pub witness: Result<WitnessStatus, ClientError>,
+    pub witness: Result<WitnessStatus, ControlClientError>,
     /// The answer of each site's agent, in the environment's order.
-    pub sites: Vec<(String, Result<SiteAgentStatus, ClientError>)>,
+    pub sites: Vec<(String, Result<SiteAgentStatus, ControlClientError>)>,
 }
 
 /// The status of one site, for display.
@@ -24,8 +27,8 @@ pub struct ControlStatus {
 pub struct SiteLine {
     /// Its name.
     pub site: String,
-    /// `primary`, `member`, `outsider`, or `unreachable`.
-    pub role: String,
+    /// Its role.
+    pub role: MemberRole,
     /// The epoch of the configuration it knows.
     pub epoch: Option<u64>,
     /// Whether it can become primary without data loss.
@@ -39,16 +42,16 @@ pub struct SiteLine {
     /// Its traffic weight.
     pub weight: Option<u32>,
     /// Its progress in copying models and configuration.
-    pub copies: BTreeMap<String, Copies>,
+    pub copies: BTreeMap<String, CopyProgress>,
     /// Its server of the PostgreSQL that all sites share.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub database: Option<DatabaseAt>,
+    pub database: Option<DatabaseStatus>,
     /// Bytes of the database that its replica has not replayed, as the primary reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database_behind_bytes: Option<u64>,
-    /// The database role that its servers report if they run apart from the agent: `primary` or `unavailable`.
+    /// The database role that its servers report if they run apart from the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub servers_database: Option<String>,
+    pub servers_database: Option<DatabaseRole>,
     /// Whether it accepts writes of control data.
     pub writable: bool,
     /// Why it is unreachable or does not accept writes.
@@ -109,7 +112,7 @@ impl ControlStatus {
         self.sites.iter().map(|(site, status)| self.line(site, status, max_lag_ms)).collect()
     }
 
-    fn line(&self, site: &str, status: &Result<SiteAgentStatus, ClientError>, max_lag_ms: u64) -> SiteLine {
+    fn line(&self, site: &str, status: &Result<SiteAgentStatus, ControlClientError>, max_lag_ms: u64) -> SiteLine {
         let weight = self.witness.as_ref().ok().map(|witness| witness.weights.get(site).copied().unwrap_or(0));
         let primary = self.primary();
         let by_primary = primary.as_deref().and_then(|name| self.site(name)).filter(|p| p.site != site);
@@ -130,7 +133,7 @@ impl ControlStatus {
                     && status.database.as_ref().is_none_or(|database| database.fit);
                 SiteLine {
                     site: site.to_owned(),
-                    role: status.role.clone(),
+                    role: status.role,
                     epoch: Some(status.epoch),
                     in_sync,
                     behind_entries,
@@ -140,14 +143,14 @@ impl ControlStatus {
                     copies: status.copies.clone(),
                     database: status.database.clone(),
                     database_behind_bytes,
-                    servers_database: status.servers_database.clone(),
+                    servers_database: status.servers_database,
                     writable: status.writable,
                     why: status.why_not.clone(),
                 }
             }
             Err(error) => SiteLine {
                 site: site.to_owned(),
-                role: "unreachable".to_owned(),
+                role: MemberRole::Unreachable,
                 epoch: None,
                 in_sync: false,
                 behind_entries,
@@ -195,10 +198,12 @@ impl ControlStatus {
                     .or_default()
                     .push(self.sites.iter().find(|(name, _)| *name == line.site).map_or("", |(name, _)| name));
             }
-            if line.role == "unreachable" {
-                found.push(line.why.clone().unwrap_or_default());
-            } else if line.role == "outsider" {
-                found.push(format!("{} is not a member: it cannot take over until it has caught up", line.site));
+            match line.role {
+                MemberRole::Unreachable => found.push(line.why.clone().unwrap_or_default()),
+                MemberRole::Outsider => {
+                    found.push(format!("{} is not a member: it cannot take over until it has caught up", line.site));
+                }
+                MemberRole::Primary | MemberRole::Member | MemberRole::Unknown => {}
             }
             if let Some(lag) = line.lag_ms.filter(|lag| *lag > max_lag_ms) {
                 found.push(format!(
@@ -207,17 +212,17 @@ impl ControlStatus {
                 ));
             }
             match &line.database {
-                Some(DatabaseAt { ready: false, why, .. }) => {
+                Some(DatabaseStatus { ready: false, why, .. }) => {
                     let why = why.as_deref().unwrap_or("it gives no reason");
                     found.push(format!("the database of {} is unhealthy: {why}", line.site));
                 }
-                Some(DatabaseAt { fit: false, .. }) => found.push(format!(
+                Some(DatabaseStatus { fit: false, .. }) => found.push(format!(
                     "the database of {} lags behind the primary's, so the site cannot take over; the data is being copied",
                     line.site
                 )),
                 _ => {}
             }
-            if line.servers_database.as_deref().is_some_and(|role| role != PRIMARY) {
+            if line.servers_database.is_some_and(|role| role != DatabaseRole::Primary) {
                 found.push(format!(
                     "the servers of {} cannot connect to their database, or it accepts no writes",
                     line.site
@@ -227,7 +232,7 @@ impl ControlStatus {
                 let why = copy.error.as_deref().unwrap_or("they are being copied");
                 found.push(format!("{} lacks {} bytes of the primary's {data}: {why}", line.site, copy.missing_bytes));
             }
-            if let (true, Some(why)) = (line.role == "primary" && !line.writable, &line.why) {
+            if let (true, Some(why)) = (line.role == MemberRole::Primary && !line.writable, &line.why) {
                 found.push(format!("control data is read-only: {why}"));
             }
         }

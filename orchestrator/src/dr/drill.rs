@@ -17,15 +17,15 @@ use textnlp_provider::error_chain;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::control_client::ControlClients;
+use super::control_client::{ControlClients, DatabaseRole};
 use super::control_status::ControlStatus;
-use super::failover::{self, Refusal};
+use super::failover::{self, FailoverRefusal};
 use super::fault::{Fault, FaultKind, Faults};
 use super::findings::{PrimaryData, findings};
 use super::journal::{Action, Journal, JournalError, WHOLE, begin_record};
-use super::ledger::{Event, Ledger, Mark, RequestStatus, prefix, request_id};
+use super::ledger::{Ledger, LedgerEvent, Mark, RequestStatus, prefix, request_id};
 use super::outside::{DrillClient, REQUEST_TIMEOUT};
-use super::report::{self, Facts, Measurements, Phase, Report, Targets};
+use super::report::{self, DrillFacts, DrillPhase, FailbackTrigger, Measurements, Report, Targets};
 use crate::gate::{KeyIssuer, KeyRequest};
 use crate::load::{Key, LoadRequest, Wire};
 use around::{InitialState, clear_keys, finish_old, is_back, preflight, revoke};
@@ -76,7 +76,7 @@ pub struct DrillOptions {
     /// The request: a body of `/v1/generate`.
     pub body: Value,
     /// The environment, operator and programs, for the report.
-    pub facts: Facts,
+    pub facts: DrillFacts,
 }
 
 /// The inputs of a drill.
@@ -132,10 +132,10 @@ struct RunningDrill<'a> {
     fault: Fault,
     ledger: Arc<Ledger>,
     epoch: u64,
-    phases: Vec<Phase>,
+    phases: Vec<DrillPhase>,
     units: BTreeMap<String, Vec<String>>,
     /// The database role at the leading site.
-    database: Option<String>,
+    database: Option<DatabaseRole>,
 }
 
 /// Runs a drill. Reverts and finishes an unfinished earlier drill first. Does not write the report.
@@ -215,7 +215,10 @@ impl RunningDrill<'_> {
 
     /// Every phase between the client's first request and its last. Returns whether the service recovered, what the new
     /// primary held, and how the failback happened.
-    async fn rehearse(&mut self, journal: &mut Journal) -> Result<(bool, Option<PrimaryData>, String), DrillError> {
+    async fn rehearse(
+        &mut self,
+        journal: &mut Journal,
+    ) -> Result<(bool, Option<PrimaryData>, FailbackTrigger), DrillError> {
         self.baseline().await?;
         self.lose(journal).await?;
         let served = self.shift().await?;
@@ -273,20 +276,20 @@ impl RunningDrill<'_> {
         );
         pause(self.stage, self.order.baseline).await?;
         let events = self.events("baseline")?;
-        let count = |wanted: fn(&Event) -> bool| events.iter().filter(|event| wanted(event)).count();
+        let count = |wanted: fn(&LedgerEvent) -> bool| events.iter().filter(|event| wanted(event)).count();
         let bad = count(|e| {
             matches!(
                 e,
-                Event::Request { is: RequestStatus::Failed | RequestStatus::Timeout, .. }
-                    | Event::Write { is: RequestStatus::Failed | RequestStatus::Timeout, .. }
+                LedgerEvent::Request { is: RequestStatus::Failed | RequestStatus::Timeout, .. }
+                    | LedgerEvent::Write { is: RequestStatus::Failed | RequestStatus::Timeout, .. }
             )
         });
-        let asked = count(|e| matches!(e, Event::Request { is: RequestStatus::Ok, .. }));
-        let wrote = count(|e| matches!(e, Event::Write { is: RequestStatus::Ok, .. }));
+        let asked = count(|e| matches!(e, LedgerEvent::Request { is: RequestStatus::Ok, .. }));
+        let wrote = count(|e| matches!(e, LedgerEvent::Write { is: RequestStatus::Ok, .. }));
         if bad > 0 || asked == 0 || wrote == 0 {
             let why = events.iter().find_map(|event| match event {
-                Event::Request { is: RequestStatus::Failed | RequestStatus::Timeout, why, .. }
-                | Event::Write { is: RequestStatus::Failed | RequestStatus::Timeout, why, .. } => why.clone(),
+                LedgerEvent::Request { is: RequestStatus::Failed | RequestStatus::Timeout, why, .. }
+                | LedgerEvent::Write { is: RequestStatus::Failed | RequestStatus::Timeout, why, .. } => why.clone(),
                 _ => None,
             });
             let why = format!(
@@ -427,7 +430,9 @@ impl RunningDrill<'_> {
             let events = self.events("shift")?;
             let requests_ok = in_a_row(&events, granted.or(fault_at).unwrap_or_default()) >= IN_A_ROW;
             let wrote = events.iter().find_map(|event| match event {
-                Event::Write { t, is: RequestStatus::Ok, epoch: Some(epoch), .. } if *epoch > self.epoch => Some(*t),
+                LedgerEvent::Write { t, is: RequestStatus::Ok, epoch: Some(epoch), .. } if *epoch > self.epoch => {
+                    Some(*t)
+                }
                 _ => None,
             });
             // Without a new configuration, a write cannot be acknowledged under one.
@@ -485,7 +490,7 @@ impl RunningDrill<'_> {
         let answered: Vec<(u64, f64)> = events
             .iter()
             .filter_map(|event| match event {
-                Event::Request { t, n, is: RequestStatus::Ok, .. } if *t < read_at => Some((*n, *t)),
+                LedgerEvent::Request { t, n, is: RequestStatus::Ok, .. } if *t < read_at => Some((*n, *t)),
                 _ => None,
             })
             .collect();
@@ -569,7 +574,7 @@ impl RunningDrill<'_> {
     }
 
     /// Waits until the home site is primary again, or fails back. Returns how it happened.
-    async fn go_home(&mut self, journal: &mut Journal) -> Result<String, DrillError> {
+    async fn go_home(&mut self, journal: &mut Journal) -> Result<FailbackTrigger, DrillError> {
         let from = self.ledger.now();
         let home = self.stage.control_clients.home.clone();
         let witness =
@@ -577,26 +582,25 @@ impl RunningDrill<'_> {
         if witness.primary == home {
             // Either no site took over, or the home site became primary again during the poll.
             let was_replaced = self.fault.site == home && self.mark(Mark::Granted)?.is_some();
-            let by = if was_replaced { "automatic" } else { "not needed" };
             self.ledger.mark(Mark::Home);
-            return Ok(by.to_owned());
+            return Ok(if was_replaced { FailbackTrigger::Automatic } else { FailbackTrigger::NotNeeded });
         }
-        let mut by = "drill";
+        let mut by = FailbackTrigger::Drill;
         if self.order.automatic_failback {
             let patience = Duration::from_millis(witness.grace_ms.saturating_mul(4)) + Duration::from_secs(15);
             let began = Instant::now();
-            while began.elapsed() < patience && by == "drill" {
+            while began.elapsed() < patience && by == FailbackTrigger::Drill {
                 if self.stage.control_clients.witness.status().await.is_ok_and(|witness| witness.primary == home) {
-                    by = "automatic";
+                    by = FailbackTrigger::Automatic;
                 }
                 pause(self.stage, POLL_INTERVAL).await?;
             }
         }
-        if by == "drill" {
+        if by == FailbackTrigger::Drill {
             let tell = |says: &str| self.tell("failback", says);
             let shifted = failover::failback(self.stage.control_clients, journal, RECOVERY_TIMEOUT, &tell);
             tokio::select! {
-                shifted = shifted => shifted.map_err(|refusal: Refusal| self.broken("failback", error_chain(&refusal)))?,
+                shifted = shifted => shifted.map_err(|refusal: FailoverRefusal| self.broken("failback", error_chain(&refusal)))?,
                 () = self.stage.stop.cancelled() => return Err(stopped()),
             };
         }
@@ -605,7 +609,7 @@ impl RunningDrill<'_> {
         self.phase("failback", from, Some(at), format!("until {home} was primary again ({by})"));
         // The cost of the failback shows in the requests after it.
         pause(self.stage, Duration::from_secs(1).min(self.order.hold)).await?;
-        Ok(by.to_owned())
+        Ok(by)
     }
 
     /// Removes what the drill created and returns what is left.
@@ -663,14 +667,14 @@ impl RunningDrill<'_> {
         &mut self,
         served: bool,
         truth: PrimaryData,
-        failback: String,
+        failback: FailbackTrigger,
         leftovers: Leftovers,
     ) -> Result<Report, DrillError> {
         self.ledger.sync().map_err(|error| self.broken("ledger", error.to_string()))?;
         let events = self.events("ledger")?;
         let found = findings(&self.id, &events, self.epoch, &truth);
         let marks = events.iter().filter_map(|event| match event {
-            Event::Mark { t, name } => Some((*name, *t)),
+            LedgerEvent::Mark { t, name } => Some((*name, *t)),
             _ => None,
         });
         let marks: Vec<(Mark, f64)> = marks.collect();
@@ -729,14 +733,14 @@ impl RunningDrill<'_> {
         left
     }
 
-    fn events(&self, phase: &'static str) -> Result<Vec<Event>, DrillError> {
+    fn events(&self, phase: &'static str) -> Result<Vec<LedgerEvent>, DrillError> {
         self.ledger.read().map_err(|error| self.broken(phase, error.to_string()))
     }
 
     fn mark(&self, wanted: Mark) -> Result<Option<f64>, DrillError> {
         let events = self.events("ledger")?;
         Ok(events.iter().find_map(|event| match event {
-            Event::Mark { t, name } if *name == wanted => Some(*t),
+            LedgerEvent::Mark { t, name } if *name == wanted => Some(*t),
             _ => None,
         }))
     }
@@ -745,7 +749,12 @@ impl RunningDrill<'_> {
         let to = to.unwrap_or_else(|| self.ledger.now());
         // Rounded to whole milliseconds, so that the report reads back unchanged.
         let seconds = |ms: f64| ms.round() / 1000.0;
-        self.phases.push(Phase { name: name.to_owned(), from_s: seconds(from), to_s: seconds(to.max(from)), says });
+        self.phases.push(DrillPhase {
+            name: name.to_owned(),
+            from_s: seconds(from),
+            to_s: seconds(to.max(from)),
+            says,
+        });
     }
 
     /// The rest of the fault's time, minus the time to read the results.
@@ -768,13 +777,13 @@ impl RunningDrill<'_> {
 }
 
 /// The consecutive successful requests among the newest finished ones that were sent since then.
-fn in_a_row(events: &[Event], since: f64) -> usize {
+fn in_a_row(events: &[LedgerEvent], since: f64) -> usize {
     let mut sent = BTreeMap::new();
     let mut over = Vec::new();
     for event in events {
         match event {
-            Event::Request { t, n, is: RequestStatus::Sent, .. } if *t >= since => drop(sent.insert(*n, *t)),
-            Event::Request { n, is, .. } if *is != RequestStatus::Sent && sent.contains_key(n) => {
+            LedgerEvent::Request { t, n, is: RequestStatus::Sent, .. } if *t >= since => drop(sent.insert(*n, *t)),
+            LedgerEvent::Request { n, is, .. } if *is != RequestStatus::Sent && sent.contains_key(n) => {
                 over.push(*is == RequestStatus::Ok)
             }
             _ => {}

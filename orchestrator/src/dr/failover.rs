@@ -7,7 +7,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::control_client::{ClientError, ControlClients, SiteAgentStatus, WitnessStatus};
+use super::control_client::{
+    ControlClientError, ControlClients, DatabaseRole, MemberRole, SiteAgentStatus, WitnessStatus,
+};
 use super::control_status::ControlStatus;
 use super::journal::{Action, Journal, JournalError, WHOLE, unfinished};
 
@@ -51,9 +53,9 @@ pub struct FailoverOutcome {
     pub unsent: bool,
 }
 
-/// Why it was refused. Nothing was changed, except for [`Refusal::NotSettled`].
+/// Why it was refused. Nothing was changed, except for [`FailoverRefusal::NotSettled`].
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum FailoverRefusal {
     /// The environment has no such site.
     #[error("there is no site `{site}`; the sites are {}", known.join(", "))]
     Unknown {
@@ -68,7 +70,7 @@ pub enum Refusal {
         /// The site.
         site: String,
         /// The error of its agent.
-        why: ClientError,
+        why: ControlClientError,
     },
     /// The site lacks acknowledged writes, or may lack some.
     #[error("{site} is not a member of epoch {epoch}{}: as primary it would lose writes that the members acknowledged", behind.map(|n| format!(" and {n} entries behind")).unwrap_or_default())]
@@ -100,7 +102,7 @@ pub enum Refusal {
     },
     /// The witness does not answer; only it can grant a claim.
     #[error("the witness cannot be reached: {0}; without it no site can take over")]
-    Witness(ClientError),
+    Witness(ControlClientError),
     /// The primary may still be alive.
     #[error(
         "{primary} sent its last heartbeat {renewed_ms} ms ago; another site can take over {grace_ms} ms after it: {left_ms} ms are left"
@@ -117,7 +119,7 @@ pub enum Refusal {
     },
     /// The request was not granted.
     #[error("{0}")]
-    NotGranted(ClientError),
+    NotGranted(ControlClientError),
     /// The request was granted, but the new primary does not work yet.
     #[error("{to} was granted epoch {epoch} and does not accept writes yet: {why}")]
     NotSettled {
@@ -139,7 +141,7 @@ pub async fn failover(
     control_clients: &ControlClients,
     journal: &mut Journal,
     to: &str,
-) -> Result<FailoverOutcome, Refusal> {
+) -> Result<FailoverOutcome, FailoverRefusal> {
     shift(control_clients, journal, Action::Failover, to).await
 }
 
@@ -150,13 +152,13 @@ pub async fn failback(
     journal: &mut Journal,
     wait: Duration,
     tell: &(dyn Fn(&str) + Send + Sync),
-) -> Result<FailoverOutcome, Refusal> {
+) -> Result<FailoverOutcome, FailoverRefusal> {
     let home = control_clients.home.clone();
     let began = Instant::now();
     let mut told = String::new();
     loop {
         let control_status = ControlStatus::take(control_clients).await;
-        let witness = control_status.witness.as_ref().map_err(|error| Refusal::Witness(error.clone()))?;
+        let witness = control_status.witness.as_ref().map_err(|error| FailoverRefusal::Witness(error.clone()))?;
         let behind = control_status.behind(&home);
         let is_member = witness.members.contains(&home) || witness.primary == home;
         let database = control_status.site(&home).and_then(|status| status.database.as_ref());
@@ -165,7 +167,7 @@ pub async fn failback(
             match shift(control_clients, journal, Action::Failback, &home).await {
                 // The primary knows best how far the home site has caught up. It has changed nothing, so the request is
                 // retried.
-                Err(Refusal::NotGranted(error)) if began.elapsed() < wait => {
+                Err(FailoverRefusal::NotGranted(error)) if began.elapsed() < wait => {
                     let says = error.to_string();
                     if told != says {
                         tell(&says);
@@ -179,10 +181,10 @@ pub async fn failback(
         }
         if began.elapsed() >= wait {
             return Err(match (control_status.sites.into_iter().find(|(name, _)| *name == home), behind) {
-                (Some((_, Err(why))), _) => Refusal::NotThere { site: home, why },
-                _ if is_member && !is_fit => Refusal::NotFit { site: home, waited_s: wait.as_secs() },
-                (_, Some(by)) if is_member => Refusal::Behind { site: home, by, waited_s: wait.as_secs() },
-                _ => Refusal::NotMember { site: home, epoch: witness.epoch, behind },
+                (Some((_, Err(why))), _) => FailoverRefusal::NotThere { site: home, why },
+                _ if is_member && !is_fit => FailoverRefusal::NotFit { site: home, waited_s: wait.as_secs() },
+                (_, Some(by)) if is_member => FailoverRefusal::Behind { site: home, by, waited_s: wait.as_secs() },
+                _ => FailoverRefusal::NotMember { site: home, epoch: witness.epoch, behind },
             });
         }
         let says = match (is_member, behind) {
@@ -205,7 +207,7 @@ async fn shift(
     journal: &mut Journal,
     action: Action,
     to: &str,
-) -> Result<FailoverOutcome, Refusal> {
+) -> Result<FailoverOutcome, FailoverRefusal> {
     let began = Instant::now();
     let control_status = ControlStatus::take(control_clients).await;
     let witness = look(control_clients, &control_status, to)?;
@@ -227,7 +229,7 @@ async fn shift(
         unsent: false,
     };
     if from != to {
-        let alive = control_status.site(&from).is_some_and(|status| status.role == "primary");
+        let alive = control_status.site(&from).is_some_and(|status| status.role == MemberRole::Primary);
         done.way = if alive { FailoverKind::Handover } else { FailoverKind::Claim };
         done.unsent = match alive {
             true => control_status.site(&from).is_some_and(|status| !serves(status)),
@@ -276,17 +278,17 @@ fn look<'p>(
     control_clients: &ControlClients,
     control_status: &'p ControlStatus,
     to: &str,
-) -> Result<&'p WitnessStatus, Refusal> {
+) -> Result<&'p WitnessStatus, FailoverRefusal> {
     let known = control_clients.names();
     let Some((_, status)) = control_status.sites.iter().find(|(name, _)| name == to) else {
-        return Err(Refusal::Unknown { site: to.to_owned(), known });
+        return Err(FailoverRefusal::Unknown { site: to.to_owned(), known });
     };
-    let witness = control_status.witness.as_ref().map_err(|error| Refusal::Witness(error.clone()))?;
+    let witness = control_status.witness.as_ref().map_err(|error| FailoverRefusal::Witness(error.clone()))?;
     if let Err(why) = status {
-        return Err(Refusal::NotThere { site: to.to_owned(), why: why.clone() });
+        return Err(FailoverRefusal::NotThere { site: to.to_owned(), why: why.clone() });
     }
     if witness.primary != to && !witness.members.iter().any(|name| name == to) {
-        return Err(Refusal::NotMember {
+        return Err(FailoverRefusal::NotMember {
             site: to.to_owned(),
             epoch: witness.epoch,
             behind: control_status.behind(to),
@@ -296,8 +298,8 @@ fn look<'p>(
 }
 
 /// Why the primary's grace period has not ended yet; `None` once it has.
-pub fn grace(witness: &WitnessStatus) -> Option<Refusal> {
-    (witness.renewed_ms < witness.grace_ms).then(|| Refusal::Grace {
+pub fn grace(witness: &WitnessStatus) -> Option<FailoverRefusal> {
+    (witness.renewed_ms < witness.grace_ms).then(|| FailoverRefusal::Grace {
         primary: witness.primary.clone(),
         renewed_ms: witness.renewed_ms,
         grace_ms: witness.grace_ms,
@@ -305,10 +307,15 @@ pub fn grace(witness: &WitnessStatus) -> Option<Refusal> {
     })
 }
 
-async fn take(control_clients: &ControlClients, way: FailoverKind, from: &str, to: &str) -> Result<u64, Refusal> {
+async fn take(
+    control_clients: &ControlClients,
+    way: FailoverKind,
+    from: &str,
+    to: &str,
+) -> Result<u64, FailoverRefusal> {
     let watch = |site: &str| {
         let known = control_clients.names();
-        control_clients.watch(site).ok_or_else(|| Refusal::Unknown { site: site.to_owned(), known })
+        control_clients.watch(site).ok_or_else(|| FailoverRefusal::Unknown { site: site.to_owned(), known })
     };
     let asked = match way {
         FailoverKind::Handover => watch(from)?.hand_over(to).await,
@@ -317,7 +324,7 @@ async fn take(control_clients: &ControlClients, way: FailoverKind, from: &str, t
     // A request without an answer may have been granted: ask the witness.
     let lost = match asked {
         Ok(()) => None,
-        Err(error @ ClientError::Refused { .. }) => return Err(Refusal::NotGranted(error)),
+        Err(error @ ControlClientError::Refused { .. }) => return Err(FailoverRefusal::NotGranted(error)),
         Err(error) => Some(error),
     };
     let began = Instant::now();
@@ -340,10 +347,10 @@ async fn take(control_clients: &ControlClients, way: FailoverKind, from: &str, t
             Err(error) => why = error.to_string(),
         }
         if began.elapsed() > SETTLE_TIMEOUT {
-            let status = status.map_err(Refusal::Witness)?;
+            let status = status.map_err(FailoverRefusal::Witness)?;
             return Err(match lost {
-                Some(error) if status.primary != to => Refusal::NotGranted(error),
-                _ => Refusal::NotSettled { to: to.to_owned(), epoch: status.epoch, why },
+                Some(error) if status.primary != to => FailoverRefusal::NotGranted(error),
+                _ => FailoverRefusal::NotSettled { to: to.to_owned(), epoch: status.epoch, why },
             });
         }
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -352,7 +359,7 @@ async fn take(control_clients: &ControlClients, way: FailoverKind, from: &str, t
 
 /// Whether the primary's server of the shared database has the primary role too.
 fn serves(site: &SiteAgentStatus) -> bool {
-    site.database.as_ref().is_none_or(|database| database.role == "primary" && database.ready)
+    site.database.as_ref().is_none_or(|database| database.role == DatabaseRole::Primary && database.ready)
 }
 
 /// The unfinished actions, for status output.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{Event, Mark, RequestStatus, key, request_id};
+use super::ledger::{LedgerEvent, Mark, RequestStatus, key, request_id};
 
 /// Failures that are closer together than this, or have no answered request between them, are one outage.
 const ONE_OUTAGE_MS: f64 = 1000.0;
@@ -136,11 +136,11 @@ impl Span {
 }
 
 /// Computes the results from a ledger. `epoch_before` is the epoch of the configuration before the fault.
-pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &PrimaryData) -> Findings {
+pub fn findings(drill: &str, events: &[LedgerEvent], epoch_before: u64, truth: &PrimaryData) -> Findings {
     let (requests, writes) = spans(events);
     let mark = |wanted: Mark| {
         events.iter().find_map(|event| match event {
-            Event::Mark { t, name } if *name == wanted => Some(*t),
+            LedgerEvent::Mark { t, name } if *name == wanted => Some(*t),
             _ => None,
         })
     };
@@ -235,12 +235,12 @@ fn outages(requests: &[Span]) -> Vec<Outage> {
     found
 }
 
-fn reasons(events: &[Event]) -> Vec<Reason> {
+fn reasons(events: &[LedgerEvent]) -> Vec<Reason> {
     let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
     for event in events {
         let why = match event {
-            Event::Request { is: RequestStatus::Failed, why, .. } => why.as_deref().unwrap_or("failed"),
-            Event::Request { is: RequestStatus::Timeout, .. } => "timeout",
+            LedgerEvent::Request { is: RequestStatus::Failed, why, .. } => why.as_deref().unwrap_or("failed"),
+            LedgerEvent::Request { is: RequestStatus::Timeout, .. } => "timeout",
             _ => continue,
         };
         *counted.entry(why).or_default() += 1;
@@ -276,13 +276,13 @@ fn seconds(requests: &[Span], writes: &[Span]) -> Vec<Second> {
 }
 
 /// Requests and writes with their start and end, in the order of sending.
-fn spans(events: &[Event]) -> (Vec<Span>, Vec<Span>) {
+fn spans(events: &[LedgerEvent]) -> (Vec<Span>, Vec<Span>) {
     let (mut requests, mut writes) = (BTreeMap::new(), BTreeMap::new());
     for event in events {
         let (spans, t, n, is, epoch) = match event {
-            Event::Request { t, n, is, .. } => (&mut requests, *t, *n, *is, None),
-            Event::Write { t, n, is, epoch, .. } => (&mut writes, *t, *n, *is, *epoch),
-            Event::Mark { .. } => continue,
+            LedgerEvent::Request { t, n, is, .. } => (&mut requests, *t, *n, *is, None),
+            LedgerEvent::Write { t, n, is, epoch, .. } => (&mut writes, *t, *n, *is, *epoch),
+            LedgerEvent::Mark { .. } => continue,
         };
         let span = spans.entry(n).or_insert(Span { n, sent: t, end: None, epoch: None });
         if is != RequestStatus::Sent {
@@ -304,29 +304,28 @@ mod tests {
 
     /// A ledger from text: `r SENT END ok|failed|timeout [WHY]`, `w SENT END ok EPOCH`, `mark T NAME`; numbers are
     /// assigned in order.
-    fn ledger(lines: &str) -> Vec<Event> {
+    fn ledger(lines: &str) -> Vec<LedgerEvent> {
         let (mut events, mut requests, mut writes) = (Vec::new(), 0, 0);
         for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let words: Vec<&str> = line.split_whitespace().collect();
             let time = |at: usize| words[at].parse::<f64>().unwrap();
             let word = |at: usize| serde_json::from_value::<RequestStatus>(words[at].into()).unwrap();
             match words[0] {
-                "mark" => {
-                    events.push(Event::Mark { t: time(1), name: serde_json::from_value(words[2].into()).unwrap() })
-                }
+                "mark" => events
+                    .push(LedgerEvent::Mark { t: time(1), name: serde_json::from_value(words[2].into()).unwrap() }),
                 "r" => {
                     let n = requests;
                     requests += 1;
-                    events.push(Event::Request { t: time(1), n, is: RequestStatus::Sent, why: None });
+                    events.push(LedgerEvent::Request { t: time(1), n, is: RequestStatus::Sent, why: None });
                     if words.len() > 2 {
                         let why = words.get(4).map(|why| (*why).to_owned());
-                        events.push(Event::Request { t: time(2), n, is: word(3), why });
+                        events.push(LedgerEvent::Request { t: time(2), n, is: word(3), why });
                     }
                 }
                 _ => {
                     let n = writes;
                     writes += 1;
-                    let write = |t, is, epoch| Event::Write { t, n, is, epoch, site: None, why: None };
+                    let write = |t, is, epoch| LedgerEvent::Write { t, n, is, epoch, site: None, why: None };
                     events.push(write(time(1), RequestStatus::Sent, None));
                     events.push(write(time(2), word(3), words.get(4).map(|e| e.parse().unwrap())));
                 }

@@ -30,7 +30,7 @@ pub enum RequestStatus {
 /// One line of the ledger. Times are in milliseconds since it began.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
-pub enum Event {
+pub enum LedgerEvent {
     /// A generation request through the global endpoint.
     Request {
         /// The time.
@@ -118,7 +118,7 @@ pub struct Ledger {
 #[derive(Debug)]
 struct Inner {
     file: File,
-    events: Vec<Event>,
+    events: Vec<LedgerEvent>,
     broken: Option<String>,
 }
 
@@ -143,7 +143,7 @@ impl Ledger {
     }
 
     /// Writes an event before it returns. A failed write is reported by [`Ledger::read`].
-    pub fn put(&self, event: Event) {
+    pub fn put(&self, event: LedgerEvent) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.broken.is_some() {
             return;
@@ -165,12 +165,12 @@ impl Ledger {
     /// Records a milestone and returns its time in ms.
     pub fn mark(&self, name: Mark) -> f64 {
         let t = self.now();
-        self.put(Event::Mark { t, name });
+        self.put(LedgerEvent::Mark { t, name });
         t
     }
 
     /// Every event so far, or the first error of a write.
-    pub fn read(&self) -> io::Result<Vec<Event>> {
+    pub fn read(&self) -> io::Result<Vec<LedgerEvent>> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         match &inner.broken {
             Some(why) => Err(io::Error::other(format!("write {}: {why}", self.path))),
@@ -185,7 +185,7 @@ impl Ledger {
 }
 
 /// Reads a ledger from its file. The last line may be partial.
-pub fn read(path: &Utf8Path) -> io::Result<Vec<Event>> {
+pub fn read(path: &Utf8Path) -> io::Result<Vec<LedgerEvent>> {
     let mut events = Vec::new();
     for line in BufReader::new(File::open(path)?).lines().skip(1) {
         match serde_json::from_str(&line?) {

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::control_client::{ClientError, SiteAgentClient};
-use super::ledger::{Event, Ledger, RequestStatus, key, request_id};
-use crate::load::{Failure, Key, LoadRequest, LoadResponse, Wire};
+use super::control_client::{ControlClientError, SiteAgentClient};
+use super::ledger::{Ledger, LedgerEvent, RequestStatus, key, request_id};
+use crate::load::{Key, LoadRequest, LoadResponse, RequestFailure, Wire};
 
 /// The timeout of a request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -81,12 +81,12 @@ impl DrillClient {
             request_id: Some(request_id(&self.drill, n)),
             ..LoadRequest::post("/v1/generate", self.body.clone())
         };
-        let put = |is, why| self.ledger.put(Event::Request { t: self.ledger.now(), n, is, why });
+        let put = |is, why| self.ledger.put(LedgerEvent::Request { t: self.ledger.now(), n, is, why });
         put(RequestStatus::Sent, None);
         match self.front.send(ask).await {
             Ok(answer) if answer.status == 200 => put(RequestStatus::Ok, None),
             Ok(answer) => put(RequestStatus::Failed, Some(refused(&answer))),
-            Err(Failure::Timeout) => put(RequestStatus::Timeout, None),
+            Err(RequestFailure::Timeout) => put(RequestStatus::Timeout, None),
             Err(failure) => put(RequestStatus::Failed, Some(failure.to_string())),
         }
     }
@@ -95,8 +95,9 @@ impl DrillClient {
     /// are idempotent. Returns the index of the site.
     async fn write(&self, n: u64, first: usize) -> Option<usize> {
         let writes = [(key(&self.drill, n), json!({ "n": n }))];
-        let put =
-            |is, epoch, site, why| self.ledger.put(Event::Write { t: self.ledger.now(), n, is, epoch, site, why });
+        let put = |is, epoch, site, why| {
+            self.ledger.put(LedgerEvent::Write { t: self.ledger.now(), n, is, epoch, site, why })
+        };
         put(RequestStatus::Sent, None, None, None);
         let (mut silent, mut says) = (false, String::new());
         for turn in 0..self.watches.len() {
@@ -108,7 +109,7 @@ impl DrillClient {
                     return Some(at);
                 }
                 Err(error) => {
-                    silent |= matches!(error, ClientError::Silent { .. });
+                    silent |= matches!(error, ControlClientError::Silent { .. });
                     says = error.to_string();
                 }
             }

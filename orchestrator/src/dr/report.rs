@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use textnlp_bundle::{PublicKey, SecretKey, keygen, sign_bytes, signature_of, verify_file};
 use textnlp_files::Replace;
 
-use super::control_client::PRIMARY;
+use super::control_client::DatabaseRole;
 use super::drill::Leftovers;
 use super::fault::FaultKind;
 use super::findings::Findings;
@@ -25,7 +25,7 @@ const MOST_BYTES: u64 = 64 << 20;
 
 /// The environment, operator and programs of a drill.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct DrillFacts {
     /// The environment.
     pub environment: String,
     /// The lineage of the deployment.
@@ -60,7 +60,7 @@ pub struct Targets {
 
 /// A phase of a drill. Times are in seconds since the ledger began; phases may overlap.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Phase {
+pub struct DrillPhase {
     /// Its name.
     pub name: String,
     /// When it began.
@@ -72,7 +72,7 @@ pub struct Phase {
 }
 
 /// The measurements.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measurements {
     /// The results from the ledger.
     #[serde(flatten)]
@@ -81,18 +81,30 @@ pub struct Measurements {
     pub marks: Vec<(Mark, f64)>,
     /// Whether the service recovered while the fault lasted.
     pub served: bool,
-    /// How the failback happened: `automatic`, `drill` or `not needed`.
-    pub failback: String,
+    /// How the failback happened.
+    pub failback: FailbackTrigger,
     /// The epoch of the configuration before the fault.
     pub epoch_before: u64,
     /// Whether no site took over, and control data is in an external database. The sites' log, which may need the lost
     /// site, then delays nothing.
     #[serde(default)]
     pub stored_outside: bool,
-    /// The database role at the leading site while the lost site is down: `primary`, or one that accepts no writes.
-    /// `None` if the lost site stays primary, or if sites store in files.
+    /// The database role at the leading site while the lost site is down. `None` if the lost site stays primary, or if
+    /// sites store in files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub database: Option<String>,
+    pub database: Option<DatabaseRole>,
+}
+
+textnlp_provider::words! {
+    /// What made the home site primary again.
+    pub enum FailbackTrigger {
+        /// The site agents, by themselves.
+        Automatic = "automatic",
+        /// The drill.
+        Drill = "drill",
+        /// No other site was primary.
+        NotNeeded = "not needed",
+    }
 }
 
 /// The report of a drill.
@@ -102,7 +114,7 @@ pub struct Report {
     pub id: String,
     /// The environment, operator and programs.
     #[serde(flatten)]
-    pub facts: Facts,
+    pub facts: DrillFacts,
     /// The lost site.
     pub site: String,
     /// The fault.
@@ -120,7 +132,7 @@ pub struct Report {
     /// The targets that were missed.
     pub missed: Vec<String>,
     /// The phases.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<DrillPhase>,
     /// The measurements.
     pub figures: Measurements,
     /// Leftovers: what differs from before the drill.
@@ -167,7 +179,7 @@ pub fn missed(targets: &Targets, figures: &Measurements) -> Vec<String> {
         }
         _ => {}
     }
-    if let Some(role) = figures.database.as_deref().filter(|role| *role != PRIMARY) {
+    if let Some(role) = figures.database.filter(|role| *role != DatabaseRole::Primary) {
         missed.push(format!("the database of the current primary is {role}; expected one that accepts writes"));
     }
     if found.lost > 0 {
@@ -246,9 +258,9 @@ impl Report {
             ),
             row("acknowledged writes lost", found.lost.to_string(), "0".to_owned(), found.lost == 0),
         ];
-        let role = self.figures.database.as_ref();
-        let database = role.map(|role| {
-            row("role of the database of the current primary", role.clone(), PRIMARY.to_owned(), role == PRIMARY)
+        let database = self.figures.database.map(|role| {
+            let wanted = DatabaseRole::Primary;
+            row("role of the database of the current primary", role.to_string(), wanted.to_string(), role == wanted)
         });
         let targets: Vec<Value> = targets.into_iter().chain(database).collect();
         let failed = found.failed;

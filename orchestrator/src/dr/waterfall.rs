@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::findings::Findings;
 use super::ledger::Mark;
-use super::report::Phase;
+use super::report::DrillPhase;
 
 const WIDTH: f64 = 1000.0;
 const LEFT: f64 = 110.0;
@@ -14,13 +14,13 @@ const RIGHT: f64 = 70.0;
 const ROW: f64 = 26.0;
 
 /// The phases as rows of a table.
-pub(super) fn rows(phases: &[Phase]) -> Value {
-    let row = |phase: &Phase| json!({ "name": phase.name, "from": format!("{:.2} s", phase.from_s), "took": took(phase), "says": phase.says, "class": class(&phase.name) });
+pub(super) fn rows(phases: &[DrillPhase]) -> Value {
+    let row = |phase: &DrillPhase| json!({ "name": phase.name, "from": format!("{:.2} s", phase.from_s), "took": took(phase), "says": phase.says, "class": class(&phase.name) });
     phases.iter().map(row).collect()
 }
 
 /// A bar for each phase, from its start to its end.
-pub(super) fn bars(phases: &[Phase], seconds: f64) -> String {
+pub(super) fn bars(phases: &[DrillPhase], seconds: f64) -> String {
     let most = phases.iter().map(|phase| phase.to_s).fold(seconds.max(1.0), f64::max);
     let x_of = |s: f64| LEFT + s / most * (WIDTH - LEFT - RIGHT);
     let bottom = ROW * phases.len() as f64 + 8.0;
@@ -121,7 +121,7 @@ fn put(svg: &mut String, part: std::fmt::Arguments<'_>) {
     svg.write_fmt(part).expect("writing to a text succeeds");
 }
 
-fn took(phase: &Phase) -> String {
+fn took(phase: &DrillPhase) -> String {
     let s = phase.to_s - phase.from_s;
     if s < 0.995 { format!("{:.0} ms", s * 1000.0) } else { format!("{s:.2} s") }
 }

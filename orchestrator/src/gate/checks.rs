@@ -5,7 +5,7 @@ use textnlp_provider::Secret;
 use tokio_util::sync::CancellationToken;
 
 use super::Check;
-use crate::load::{Failure, Key, LoadRequest, LoadResponse, Wire};
+use crate::load::{Key, LoadRequest, LoadResponse, RequestFailure, Wire};
 
 pub(super) struct Prober<'a> {
     pub(super) wire: &'a dyn Wire,
@@ -16,9 +16,9 @@ pub(super) struct Prober<'a> {
 const PROMPT: &str = "Once upon a time, a small fox lived near the river.";
 
 impl Prober<'_> {
-    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
+    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
         if self.stop.is_cancelled() {
-            return Err(Failure::Broken("stopped".to_owned()));
+            return Err(RequestFailure::Broken("stopped".to_owned()));
         }
         self.wire.send(ask).await
     }

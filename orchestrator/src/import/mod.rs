@@ -31,7 +31,7 @@ pub struct Proposal {
 
 /// Why an object cannot be imported.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum ImportRefusal {
     /// The environment has no such resource.
     #[error("the environment has no `{resource}`")]
     NotWanted {
@@ -114,31 +114,31 @@ pub async fn named(
     resource: &ResourceId,
     cloud_id: &CloudId,
     beside: &[Proposal],
-) -> Result<Proposal, Refusal> {
+) -> Result<Proposal, ImportRefusal> {
     let found = facts.sites.iter().find_map(|(name, site)| {
         let wanted = site.wanted.iter().find(|wanted| wanted.id == *resource)?;
         Some((name, site, wanted))
     });
-    let Some((name, site, wanted)) = found else { return Err(Refusal::NotWanted { resource: resource.clone() }) };
+    let Some((name, site, wanted)) = found else { return Err(ImportRefusal::NotWanted { resource: resource.clone() }) };
     if let Some(current) = site.holdings.get(resource).and_then(|holding| holding.current.as_ref()) {
-        return Err(Refusal::Recorded { resource: resource.clone(), cloud_id: current.cloud_id.clone() });
+        return Err(ImportRefusal::Recorded { resource: resource.clone(), cloud_id: current.cloud_id.clone() });
     }
     if let Some(other) = beside.iter().find(|other| other.resource == *resource) {
-        return Err(Refusal::Recorded { resource: resource.clone(), cloud_id: other.recorded.cloud_id.clone() });
+        return Err(ImportRefusal::Recorded { resource: resource.clone(), cloud_id: other.recorded.cloud_id.clone() });
     }
     let is_it = |other: &&Proposal| other.recorded.cloud_id == *cloud_id && other.recorded.kind == wanted.kind;
     let beside = beside.iter().find(is_it).map(|other| &other.resource);
     if let Some(resource) = held(facts, &wanted.kind, cloud_id).or(beside) {
-        return Err(Refusal::Taken { cloud_id: cloud_id.clone(), resource: resource.clone() });
+        return Err(ImportRefusal::Taken { cloud_id: cloud_id.clone(), resource: resource.clone() });
     }
-    let absent = |why: Option<String>| Refusal::Absent { cloud_id: cloud_id.clone(), why };
-    let object = match site.provider.read(&wanted.kind, cloud_id).await.map_err(Refusal::Provider)? {
+    let absent = |why: Option<String>| ImportRefusal::Absent { cloud_id: cloud_id.clone(), why };
+    let object = match site.provider.read(&wanted.kind, cloud_id).await.map_err(ImportRefusal::Provider)? {
         Observed::Present(object) => object,
         Observed::Absent => return Err(absent(None)),
         Observed::Unknown(why) => return Err(absent(Some(why.0))),
     };
     if object.lineage != Some(facts.lineage) {
-        return Err(Refusal::Foreign { cloud_id: cloud_id.clone(), lineage: object.lineage });
+        return Err(ImportRefusal::Foreign { cloud_id: cloud_id.clone(), lineage: object.lineage });
     }
     let recorded = recorded(resource, name, site, &object, Some(wanted));
     Ok(Proposal { resource: resource.clone(), site: name.clone(), recorded, wanted: true })

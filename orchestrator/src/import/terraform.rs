@@ -11,7 +11,7 @@ use serde_json::Value;
 use textnlp_provider::{CloudId, Lineage, ResourceId, error_chain};
 
 use super::tfstate::{TerraformObject, TerraformState, TerraformStatus};
-use super::{Proposal, Refusal, named};
+use super::{ImportRefusal, Proposal, named};
 use crate::plan::Facts;
 
 /// The Terraform type that `export terraform` writes.
@@ -172,12 +172,14 @@ fn is_free(holding: Option<&crate::state::RecordedObjects>) -> bool {
     holding.is_none_or(|holding| holding.current.is_none())
 }
 
-fn advice(refusal: &Refusal) -> Option<String> {
+fn advice(refusal: &ImportRefusal) -> Option<String> {
     match refusal {
-        Refusal::Foreign { cloud_id, .. } => Some(format!(
+        ImportRefusal::Foreign { cloud_id, .. } => Some(format!(
             "add `existing: {cloud_id}` to the environment: the object is read and checked, never changed; Terraform keeps managing it"
         )),
-        Refusal::Absent { .. } | Refusal::Provider(_) => Some("check that this is its account and region".to_owned()),
-        Refusal::NotWanted { .. } | Refusal::Recorded { .. } | Refusal::Taken { .. } => None,
+        ImportRefusal::Absent { .. } | ImportRefusal::Provider(_) => {
+            Some("check that this is its account and region".to_owned())
+        }
+        ImportRefusal::NotWanted { .. } | ImportRefusal::Recorded { .. } | ImportRefusal::Taken { .. } => None,
     }
 }

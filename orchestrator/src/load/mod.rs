@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 pub use limit::{FindLimit, Limit, Probe, find_limit};
 pub use sessions::{SessionProgress, SessionResult, Sessions, hold};
 pub use tally::{Latencies, Measured, Second};
-pub use wire::{Failure, HttpWire, Key, LoadRequest, LoadResponse, Session, SessionOpener, Wire, WireError};
+pub use wire::{HttpWire, Key, LoadRequest, LoadResponse, RequestFailure, Session, SessionOpener, Wire, WireError};
 
 use crate::clock::Clock;
 use crate::environment::model::Gates;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::tally::latencies;
 use super::wire::{Session, SessionOpener};
-use super::{Failure, Key, Latencies, LoadRequest, PROMPTS, Random};
+use super::{Key, Latencies, LoadRequest, PROMPTS, Random, RequestFailure};
 use crate::clock::Clock;
 
 /// The parameters of a session test.
@@ -261,7 +261,7 @@ impl Tally {
         self.dropped += 1;
     }
 
-    fn answered(&mut self, answer: &Result<super::LoadResponse, Failure>, took: Duration, all_here: bool) {
+    fn answered(&mut self, answer: &Result<super::LoadResponse, RequestFailure>, took: Duration, all_here: bool) {
         self.requests += 1;
         let failed = match answer {
             Err(failure) => Some(failure.kind().to_owned()),

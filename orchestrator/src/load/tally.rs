@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Load;
-use super::wire::{Failure, LoadResponse};
+use super::wire::{LoadResponse, RequestFailure};
 
 /// One finished request.
 pub(super) struct Sample {
@@ -22,7 +22,7 @@ impl Sample {
         start: Duration,
         latency: Duration,
         generates: bool,
-        answer: &Result<LoadResponse, Failure>,
+        answer: &Result<LoadResponse, RequestFailure>,
     ) -> Self {
         let (tokens, error) = match answer {
             Err(failure) => (0, Some(failure.kind().to_owned())),

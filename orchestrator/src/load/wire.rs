@@ -88,7 +88,7 @@ impl LoadResponse {
 
 /// Why there is no whole response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
+pub enum RequestFailure {
     /// The connection failed.
     Connect(String),
     /// The certificate is not trusted for this name.
@@ -101,24 +101,26 @@ pub enum Failure {
     TooLarge,
 }
 
-impl Failure {
+impl RequestFailure {
     /// A short name, for counts.
     pub fn kind(&self) -> &'static str {
         match self {
-            Failure::Connect(_) => "not reachable",
-            Failure::Tls(_) => "not trusted",
-            Failure::Timeout => "timeout",
-            Failure::Broken(_) => "broken off",
-            Failure::TooLarge => "too large",
+            RequestFailure::Connect(_) => "not reachable",
+            RequestFailure::Tls(_) => "not trusted",
+            RequestFailure::Timeout => "timeout",
+            RequestFailure::Broken(_) => "broken off",
+            RequestFailure::TooLarge => "too large",
         }
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Connect(why) | Failure::Tls(why) | Failure::Broken(why) => write!(f, "{}: {why}", self.kind()),
-            Failure::Timeout | Failure::TooLarge => f.write_str(self.kind()),
+            RequestFailure::Connect(why) | RequestFailure::Tls(why) | RequestFailure::Broken(why) => {
+                write!(f, "{}: {why}", self.kind())
+            }
+            RequestFailure::Timeout | RequestFailure::TooLarge => f.write_str(self.kind()),
         }
     }
 }
@@ -127,7 +129,7 @@ impl fmt::Display for Failure {
 #[async_trait]
 pub trait Wire: Send + Sync {
     /// Sends one request and reads the whole response.
-    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, Failure>;
+    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure>;
     /// Whether responses arrive over verified TLS.
     fn verified(&self) -> bool;
 }
@@ -136,14 +138,14 @@ pub trait Wire: Send + Sync {
 #[async_trait]
 pub trait SessionOpener: Send + Sync {
     /// Opens a connection, with its handshake.
-    async fn open(&self) -> Result<Box<dyn Session>, Failure>;
+    async fn open(&self) -> Result<Box<dyn Session>, RequestFailure>;
 }
 
 /// The connection of one session.
 #[async_trait]
 pub trait Session: Send {
     /// Sends one request and reads the whole response. After a failure, the connection cannot be used any more.
-    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, Failure>;
+    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure>;
     /// Whether the server closed it.
     fn is_closed(&self) -> bool;
 }
@@ -189,7 +191,7 @@ impl HttpWire {
 
 #[async_trait]
 impl Wire for HttpWire {
-    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
+    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
         let url = format!("{}{}", self.base, ask.path);
         let mut request = if ask.method == "POST" { self.client.post(url) } else { self.client.get(url) };
         request = request.timeout(ask.timeout);
@@ -205,7 +207,7 @@ impl Wire for HttpWire {
         let response = request.send().await.map_err(|e| failure(&e))?;
         let status = response.status().as_u16();
         let body = read_body(response, MOST_BYTES).await.map_err(|error| match error {
-            BodyError::TooLong(_) => Failure::TooLarge,
+            BodyError::TooLong(_) => RequestFailure::TooLarge,
             BodyError::Cut(error) => failure(&error),
         })?;
         Ok(LoadResponse { status, body })
@@ -218,9 +220,9 @@ impl Wire for HttpWire {
 
 #[async_trait]
 impl SessionOpener for HttpWire {
-    async fn open(&self) -> Result<Box<dyn Session>, Failure> {
-        let base = reqwest::Url::parse(&self.base).map_err(|error| Failure::Connect(error.to_string()))?;
-        tokio::time::timeout(CONNECT, connected(&base, &self.tls)).await.unwrap_or(Err(Failure::Timeout))
+    async fn open(&self) -> Result<Box<dyn Session>, RequestFailure> {
+        let base = reqwest::Url::parse(&self.base).map_err(|error| RequestFailure::Connect(error.to_string()))?;
+        tokio::time::timeout(CONNECT, connected(&base, &self.tls)).await.unwrap_or(Err(RequestFailure::Timeout))
     }
 }
 
@@ -230,17 +232,17 @@ struct HttpConnection {
     host: String,
 }
 
-async fn connected(base: &reqwest::Url, tls: &Arc<rustls::ClientConfig>) -> Result<Box<dyn Session>, Failure> {
-    let connect = |error: std::io::Error| Failure::Connect(error.to_string());
+async fn connected(base: &reqwest::Url, tls: &Arc<rustls::ClientConfig>) -> Result<Box<dyn Session>, RequestFailure> {
+    let connect = |error: std::io::Error| RequestFailure::Connect(error.to_string());
     let (host, port) = (base.host_str().unwrap_or_default(), base.port_or_known_default().unwrap_or(443));
     // IPv6 addresses have brackets only in URLs.
     let name = host.trim_start_matches('[').trim_end_matches(']');
     let stream = TcpStream::connect((name, port)).await.map_err(connect)?;
     stream.set_nodelay(true).map_err(connect)?;
     let sender = if base.scheme() == "https" {
-        let name = ServerName::try_from(name.to_owned()).map_err(|error| Failure::Tls(error.to_string()))?;
+        let name = ServerName::try_from(name.to_owned()).map_err(|error| RequestFailure::Tls(error.to_string()))?;
         let stream = TlsConnector::from(tls.clone()).connect(name, stream).await;
-        shaken(stream.map_err(|error| Failure::Tls(error.to_string()))?).await?
+        shaken(stream.map_err(|error| RequestFailure::Tls(error.to_string()))?).await?
     } else {
         shaken(stream).await?
     };
@@ -250,9 +252,9 @@ async fn connected(base: &reqwest::Url, tls: &Arc<rustls::ClientConfig>) -> Resu
 
 async fn shaken(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> Result<http1::SendRequest<Full<Bytes>>, Failure> {
+) -> Result<http1::SendRequest<Full<Bytes>>, RequestFailure> {
     let (sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| Failure::Connect(error.to_string()))?;
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| RequestFailure::Connect(error.to_string()))?;
     // The task ends with the connection or with its sender.
     tokio::spawn(connection);
     Ok(sender)
@@ -260,8 +262,8 @@ async fn shaken(
 
 #[async_trait]
 impl Session for HttpConnection {
-    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
-        let broken = |error: hyper::Error| Failure::Broken(error.to_string());
+    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
+        let broken = |error: hyper::Error| RequestFailure::Broken(error.to_string());
         let mut request = hyper::Request::builder().method(ask.method).uri(&ask.path).header("host", &self.host);
         if let Some(key) = &ask.key {
             request = request.header(&key.header, key.value.expose());
@@ -273,19 +275,20 @@ impl Session for HttpConnection {
         if !body.is_empty() {
             request = request.header("content-type", "application/json");
         }
-        let request = request.body(Full::new(Bytes::from(body))).map_err(|error| Failure::Broken(error.to_string()))?;
+        let request =
+            request.body(Full::new(Bytes::from(body))).map_err(|error| RequestFailure::Broken(error.to_string()))?;
         let answered = async {
             let answer = self.sender.send_request(request).await.map_err(broken)?;
             let status = answer.status().as_u16();
             let body = Limited::new(answer.into_body(), MOST_BYTES).collect().await.map_err(|error| {
                 match error.is::<http_body_util::LengthLimitError>() {
-                    true => Failure::TooLarge,
-                    false => Failure::Broken(error.to_string()),
+                    true => RequestFailure::TooLarge,
+                    false => RequestFailure::Broken(error.to_string()),
                 }
             })?;
             Ok(LoadResponse { status, body: body.to_bytes().into() })
         };
-        tokio::time::timeout(ask.timeout, answered).await.unwrap_or(Err(Failure::Timeout))
+        tokio::time::timeout(ask.timeout, answered).await.unwrap_or(Err(RequestFailure::Timeout))
     }
 
     fn is_closed(&self) -> bool {
@@ -293,19 +296,19 @@ impl Session for HttpConnection {
     }
 }
 
-fn failure(error: &reqwest::Error) -> Failure {
+fn failure(error: &reqwest::Error) -> RequestFailure {
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
         deepest = source;
     }
     let why = deepest.to_string();
     if error.is_timeout() {
-        Failure::Timeout
+        RequestFailure::Timeout
     } else if tls_error(error).is_some() {
-        Failure::Tls(why)
+        RequestFailure::Tls(why)
     } else if error.is_connect() {
-        Failure::Connect(why)
+        RequestFailure::Connect(why)
     } else {
-        Failure::Broken(why)
+        RequestFailure::Broken(why)
     }
 }

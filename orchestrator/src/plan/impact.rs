@@ -14,10 +14,22 @@ use super::{Branch, Call, ChoiceBasis, Facts, Node, Plan, Purpose, Step};
 pub struct Impact {
     /// The resource.
     pub resource: ResourceId,
-    /// The strongest change that may happen: `update`, `replace` or `delete`.
-    pub does: &'static str,
+    /// The strongest change that may happen.
+    pub does: ImpactKind,
     /// Its dependents, direct or not, in order.
     pub reaches: Vec<ResourceId>,
+}
+
+textnlp_provider::words! {
+    /// A change of a resource in use.
+    pub enum ImpactKind {
+        /// It is changed in place.
+        Update = "update",
+        /// It is replaced.
+        Replace = "replace",
+        /// It is deleted.
+        Delete = "delete",
+    }
 }
 
 /// The dependents of each changed resource in use: the blast radius of a plan. A new resource affects no other.
@@ -32,14 +44,14 @@ pub fn impact(plan: &Plan, facts: &Facts) -> Vec<Impact> {
             users.entry(need).or_default().insert(user);
         }
     }
-    let mut most: BTreeMap<&ResourceId, &'static str> = BTreeMap::new();
+    let mut most: BTreeMap<&ResourceId, ImpactKind> = BTreeMap::new();
     for step in &plan.steps {
         let in_use = |id| facts.sites[&step.site].holdings.get(id).is_some_and(|holding| holding.current.is_some());
         let Some(does) = does(&step.node).filter(|_| in_use(&step.resource)) else { continue };
         let said = most.entry(&step.resource).or_insert(does);
         // A deletion and a creation are a replacement.
         if *said != does {
-            *said = "replace";
+            *said = ImpactKind::Replace;
         }
     }
     let all = |resource: &ResourceId| {
@@ -95,16 +107,16 @@ fn removed(node: &Node) -> Vec<&Recorded> {
     records
 }
 
-fn does(node: &Node) -> Option<&'static str> {
+fn does(node: &Node) -> Option<ImpactKind> {
     match node {
-        Node::Call(Call::Create { .. }) => Some("replace"),
-        Node::Call(Call::Update { .. }) => Some("update"),
-        Node::Call(Call::Delete { .. }) => Some("delete"),
+        Node::Call(Call::Create { .. }) => Some(ImpactKind::Replace),
+        Node::Call(Call::Update { .. }) => Some(ImpactKind::Update),
+        Node::Call(Call::Delete { .. }) => Some(ImpactKind::Delete),
         Node::OneOf(one) if matches!(one.decides, ChoiceBasis::As(_)) => None,
         Node::OneOf(one) => match one.alternatives.iter().map(|alternative| alternative.branch).max()? {
             Branch::Nothing => None,
-            Branch::Update => Some("update"),
-            Branch::Replace => Some("replace"),
+            Branch::Update => Some(ImpactKind::Update),
+            Branch::Replace => Some(ImpactKind::Replace),
         },
         Node::Note(_) | Node::Gate(_) => None,
     }

@@ -32,7 +32,7 @@ pub use audit::{Audited, Violation, audit};
 pub use cost::Cost;
 pub(crate) use decide::{branch_of, refreshed, sorted_needs};
 pub use facts::{Facts, SiteFacts};
-pub use impact::{Deletion, Estimate, Impact, estimate, impact, swept};
+pub use impact::{Deletion, Estimate, Impact, ImpactKind, estimate, impact, swept};
 pub use permissions::{Permission, permissions};
 pub use saved::{MOST_BYTES, Saved, SavedPlanError};
 

@@ -41,7 +41,7 @@ pub struct Lock {
 
 /// A difference between two releases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Difference {
+pub struct LockDifference {
     /// The part: `server`, `templates`, `configuration`, `schema`, `models.NAME`, or `images.SITE`.
     pub what: String,
     /// The locked value.
@@ -50,14 +50,14 @@ pub struct Difference {
     pub here: Option<String>,
 }
 
-impl fmt::Display for Difference {
+impl fmt::Display for LockDifference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let say = |found: &Option<String>| found.as_deref().map_or_else(|| "none".to_owned(), short);
         write!(f, "{}: locked {}, here {}", self.what, say(&self.locked), say(&self.here))
     }
 }
 
-impl std::error::Error for Difference {}
+impl std::error::Error for LockDifference {}
 
 /// The first digits of a digest, for display; other texts are unchanged.
 pub fn short(digest: &str) -> String {
@@ -164,11 +164,11 @@ impl Lock {
     }
 
     /// The differences of `here` from this lock.
-    pub fn differences(&self, here: &Lock) -> Vec<Difference> {
+    pub fn differences(&self, here: &Lock) -> Vec<LockDifference> {
         let mut found = Vec::new();
         let mut compare = |what: &str, locked: Option<String>, here: Option<String>| {
             if locked != here {
-                found.push(Difference { what: what.to_owned(), locked, here });
+                found.push(LockDifference { what: what.to_owned(), locked, here });
             }
         };
         compare("server", Some(self.server.clone()), Some(here.server.clone()));

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use textnlp_provider::component::Program;
 
 pub use history::{Applied, Entry, History, HistoryError, MAX_RELEASES, PROGRAMS, Recorded, runs_on};
-pub use lock::{Difference, Lock, LockError, short};
+pub use lock::{Lock, LockDifference, LockError, short};
 pub use promote::promote;
 
 use crate::environment::{Environment, SettingFiles};
@@ -77,10 +77,10 @@ impl Release {
 
     /// The release of a lock with these artifacts: locked values are retained, the configuration is the present one.
     /// Returns the difference if the server artifact is not the locked one.
-    pub fn locked(environment: &Environment, lock: &Lock, artifacts: &Artifacts) -> Result<Self, Box<Difference>> {
+    pub fn locked(environment: &Environment, lock: &Lock, artifacts: &Artifacts) -> Result<Self, Box<LockDifference>> {
         if lock.server != artifacts.program.digest {
             let (locked, here) = (Some(lock.server.clone()), Some(artifacts.program.digest.clone()));
-            return Err(Box::new(Difference { what: "server".to_owned(), locked, here }));
+            return Err(Box::new(LockDifference { what: "server".to_owned(), locked, here }));
         }
         let mut release = Self::resolve(environment, artifacts);
         for model in environment.models.iter().filter(|m| m.digest.is_none() && lock.holds(&m.name, m.source())) {

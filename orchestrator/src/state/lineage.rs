@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 /// The location that a site is bound to while it has objects.
@@ -15,8 +16,8 @@ pub struct SiteLocation {
     pub account: String,
     /// The provider's region.
     pub region: String,
-    /// The runtime: how programs run there.
-    pub runtime: String,
+    /// How programs run there.
+    pub runtime: Runtime,
 }
 
 impl fmt::Display for SiteLocation {

@@ -40,7 +40,7 @@ pub use hold::Hold;
 pub use lineage::{LineageFile, SiteLocation};
 pub use memory::MemoryStore;
 pub use objects::{Objects, Timing};
-pub use past::{Changed, Difference, PointInTime, differences};
+pub use past::{Changed, PointInTime, RecordDifference, differences};
 pub use record::{BodyRef, Damage, End, Entry, FORMAT, Head, LINE_LIMIT, Record, Target, Torn};
 pub use store::{Batch, Holder, Lease, Lock, Store};
 pub use transfer::{moved_away, transfer};

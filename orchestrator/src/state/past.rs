@@ -29,12 +29,12 @@ pub struct Changed {
     /// `added`, `removed` or `changed`.
     pub what: &'static str,
     /// The members of a changed record that differ, as dotted paths with both values.
-    pub fields: Vec<Difference>,
+    pub fields: Vec<RecordDifference>,
 }
 
 /// One member of a record that differs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Difference {
+pub struct RecordDifference {
     /// Its path: `spec.size`, `outputs.address`.
     pub field: String,
     /// The earlier value.
@@ -96,18 +96,18 @@ pub fn differences(
     changed.collect()
 }
 
-fn fields(before: &Recorded, after: &Recorded) -> Vec<Difference> {
+fn fields(before: &Recorded, after: &Recorded) -> Vec<RecordDifference> {
     let value = |recorded: &Recorded| serde_json::to_value(recorded).expect("records are plain data");
     let mut found = Vec::new();
     below("", &value(before), &value(after), &mut found);
     found
 }
 
-fn below(at: &str, before: &Value, after: &Value, found: &mut Vec<Difference>) {
+fn below(at: &str, before: &Value, after: &Value, found: &mut Vec<RecordDifference>) {
     let (Value::Object(left), Value::Object(right)) = (before, after) else {
         if before != after {
             let some = |value: &Value| (!value.is_null()).then(|| value.clone());
-            found.push(Difference { field: at.to_owned(), before: some(before), after: some(after) });
+            found.push(RecordDifference { field: at.to_owned(), before: some(before), after: some(after) });
         }
         return;
     };

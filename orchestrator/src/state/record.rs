@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use textnlp_provider::{KindName, Lineage, OperationId, ResourceId, SiteName, Verb};
 
 use super::lineage::SiteLocation;
+use crate::plan::Purpose;
 
 /// The version of the journal's format. A journal with a higher version is rejected.
 pub const FORMAT: u32 = 1;
@@ -74,8 +75,8 @@ pub enum Entry {
     },
     /// A plan was approved; its text is the body.
     Approved {
-        /// `up` or `down`.
-        purpose: String,
+        /// Its purpose.
+        purpose: Purpose,
         /// The plan.
         plan: BodyRef,
     },
@@ -454,6 +455,8 @@ pub(crate) fn cut(text: &str, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::settings::Runtime;
+
     use super::*;
 
     fn body() -> BodyRef {
@@ -468,11 +471,12 @@ mod tests {
         let kind = KindName::new(format!("{}.{label}", "p".repeat(20))).unwrap();
         let (op, text) = (OperationId(u64::MAX), cut(&"\"\u{1}".repeat(1000), 400));
         let long = "a".repeat(64);
-        let place = SiteLocation { provider: long.clone(), account: long.clone(), region: long.clone(), runtime: long };
+        let runtime = Runtime::Kubernetes;
+        let place = SiteLocation { provider: long.clone(), account: long.clone(), region: long, runtime };
         let lineage = Lineage(uuid::Uuid::max());
         vec![
             Entry::Opened { format: FORMAT, lineage, site, place },
-            Entry::Approved { purpose: "down".to_owned(), plan: body() },
+            Entry::Approved { purpose: Purpose::Down, plan: body() },
             Entry::Begun {
                 op,
                 verb: Verb::Delete,

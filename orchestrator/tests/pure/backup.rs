@@ -8,8 +8,8 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use textnlp_orchestrator::backup::{
-    BackupDirectory, BackupFacts, Content, Decryptor, EncryptionMode, Error, Item, Key, Manifest, Recipient,
-    StoredBackup, VerificationResult, opened, removable, unpack, write,
+    BackupDirectory, BackupFacts, Content, Decryptor, EncryptionKind, EncryptionMode, Error, Item, Key, Manifest,
+    Recipient, StoredBackup, VerificationResult, opened, removable, unpack, write,
 };
 use textnlp_provider::{EnvironmentName, Lineage, Secret};
 use uuid::Uuid;
@@ -223,7 +223,7 @@ fn facts(at: Timestamp, bytes: u64, sha256: String) -> BackupFacts {
         at,
         bytes,
         sha256,
-        sealed: "plain".into(),
+        sealed: EncryptionKind::Plain,
         recipients: Vec::new(),
         models: false,
         scheduled: false,

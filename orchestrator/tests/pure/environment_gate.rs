@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::clock::{Clock, VirtualClock};
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
 use textnlp_orchestrator::gate::{self, Check, Evidence, Gate, GateInputs, IssuedKey, KeyIssuer, KeyRequest, Progress};
-use textnlp_orchestrator::load::{self, Failure, FindLimit, Key, Load, LoadRequest, LoadResponse, Wire};
+use textnlp_orchestrator::load::{self, FindLimit, Key, Load, LoadRequest, LoadResponse, RequestFailure, Wire};
 use textnlp_orchestrator::report::Report;
 use textnlp_provider::Secret;
 use tokio_util::sync::CancellationToken;
@@ -102,9 +102,9 @@ impl Service {
 
 #[async_trait]
 impl Wire for Service {
-    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
+    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
         if self.has(Fault::Down) {
-            return Err(Failure::Connect("connection refused".to_owned()));
+            return Err(RequestFailure::Connect("connection refused".to_owned()));
         }
         let asked = self.asked.fetch_add(1, Ordering::SeqCst);
         let answer = |status: u16, body: Value| Ok(LoadResponse { status, body: body.to_string().into_bytes() });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use textnlp_net::trust::TrustRoots;
-use textnlp_orchestrator::load::{Failure, HttpWire, Key, LoadRequest, SessionOpener, Wire, WireError};
+use textnlp_orchestrator::load::{HttpWire, Key, LoadRequest, RequestFailure, SessionOpener, Wire, WireError};
 use textnlp_provider::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -101,9 +101,9 @@ async fn a_company_authority_is_trusted_beside_the_public_ones() {
 async fn a_certificate_of_another_authority_is_not_trusted() {
     let port = listen(authority().server).await;
     let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority().pem)).unwrap();
-    assert!(matches!(wire.send(LoadRequest::get("/health")).await, Err(Failure::Tls(_))));
+    assert!(matches!(wire.send(LoadRequest::get("/health")).await, Err(RequestFailure::Tls(_))));
     let public = HttpWire::new(&format!("https://localhost:{port}"), &TrustRoots::public()).unwrap();
-    assert!(matches!(public.send(LoadRequest::get("/health")).await, Err(Failure::Tls(_))));
+    assert!(matches!(public.send(LoadRequest::get("/health")).await, Err(RequestFailure::Tls(_))));
 }
 
 #[tokio::test]
@@ -112,12 +112,12 @@ async fn every_way_to_fail_has_its_name() {
     let port = listen(authority.server.clone()).await;
     let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority.pem)).unwrap();
     let never = LoadRequest { timeout: Duration::from_millis(200), ..LoadRequest::get("/never") };
-    assert_eq!(wire.send(never).await, Err(Failure::Timeout));
-    assert!(matches!(wire.send(LoadRequest::get("/cut")).await, Err(Failure::Broken(_))));
-    assert_eq!(wire.send(LoadRequest::get("/endless")).await, Err(Failure::TooLarge));
+    assert_eq!(wire.send(never).await, Err(RequestFailure::Timeout));
+    assert!(matches!(wire.send(LoadRequest::get("/cut")).await, Err(RequestFailure::Broken(_))));
+    assert_eq!(wire.send(LoadRequest::get("/endless")).await, Err(RequestFailure::TooLarge));
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let nobody = HttpWire::new(&format!("http://127.0.0.1:{free}"), &TrustRoots::public()).unwrap();
-    assert!(matches!(nobody.send(LoadRequest::get("/")).await, Err(Failure::Connect(_))));
+    assert!(matches!(nobody.send(LoadRequest::get("/")).await, Err(RequestFailure::Connect(_))));
 }
 
 /// Answers two requests of each connection, and closes it.
@@ -159,7 +159,7 @@ async fn a_session_has_a_connection_of_its_own_and_knows_when_it_is_closed() {
         while !session.is_closed() {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(session.send(LoadRequest::get("/").with(&key)).await, Err(Failure::Broken(_))));
+        assert!(matches!(session.send(LoadRequest::get("/").with(&key)).await, Err(RequestFailure::Broken(_))));
     }
 }
 
@@ -170,14 +170,14 @@ async fn a_session_fails_by_the_names_that_requests_fail_by() {
     let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority.pem)).unwrap();
     let once = async |ask: LoadRequest| wire.open().await.unwrap().send(ask).await;
     let never = LoadRequest { timeout: Duration::from_millis(200), ..LoadRequest::get("/never") };
-    assert_eq!(once(never).await, Err(Failure::Timeout));
-    assert!(matches!(once(LoadRequest::get("/cut")).await, Err(Failure::Broken(_))));
-    assert_eq!(once(LoadRequest::get("/endless")).await, Err(Failure::TooLarge));
+    assert_eq!(once(never).await, Err(RequestFailure::Timeout));
+    assert!(matches!(once(LoadRequest::get("/cut")).await, Err(RequestFailure::Broken(_))));
+    assert_eq!(once(LoadRequest::get("/endless")).await, Err(RequestFailure::TooLarge));
     let stranger = HttpWire::new(&format!("https://localhost:{port}"), &only(&self::authority().pem)).unwrap();
-    assert!(matches!(stranger.open().await.err(), Some(Failure::Tls(_))));
+    assert!(matches!(stranger.open().await.err(), Some(RequestFailure::Tls(_))));
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let nobody = HttpWire::new(&format!("http://127.0.0.1:{free}"), &TrustRoots::public()).unwrap();
-    assert!(matches!(nobody.open().await.err(), Some(Failure::Connect(_))));
+    assert!(matches!(nobody.open().await.err(), Some(RequestFailure::Connect(_))));
 }
 
 #[test]

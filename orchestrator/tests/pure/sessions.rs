@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde_json::json;
 use textnlp_orchestrator::clock::{Clock, VirtualClock};
 use textnlp_orchestrator::load::{
-    Failure, LoadRequest, LoadResponse, Session, SessionOpener, SessionResult, Sessions, hold,
+    LoadRequest, LoadResponse, RequestFailure, Session, SessionOpener, SessionResult, Sessions, hold,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -62,11 +62,11 @@ impl Door {
 
 #[async_trait]
 impl SessionOpener for Door {
-    async fn open(&self) -> Result<Box<dyn Session>, Failure> {
+    async fn open(&self) -> Result<Box<dyn Session>, RequestFailure> {
         self.clock.sleep(Duration::from_millis(5)).await;
         if self.open.fetch_add(1, SeqCst) >= self.places {
             self.open.fetch_sub(1, SeqCst);
-            return Err(Failure::Timeout);
+            return Err(RequestFailure::Timeout);
         }
         Ok(Box::new(Line { door: self.clone(), last: self.clock.steady() }))
     }
@@ -74,12 +74,12 @@ impl SessionOpener for Door {
 
 #[async_trait]
 impl Session for Line {
-    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
+    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
         let asked = self.door.asked.fetch_add(1, SeqCst) + 1;
         self.door.clock.sleep(Duration::from_millis(40)).await;
         self.last = self.door.clock.steady();
         if asked.is_multiple_of(self.door.breaks) {
-            return Err(Failure::Broken("reset".to_owned()));
+            return Err(RequestFailure::Broken("reset".to_owned()));
         }
         let status = if asked.is_multiple_of(self.door.fails) { 503 } else { 200 };
         let body = json!({ "usage": { "completion_tokens": ask.body.unwrap()["max_tokens"] } });

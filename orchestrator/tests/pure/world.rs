@@ -14,6 +14,7 @@ use textnlp_orchestrator::plan::{Audited, Facts, Node, Plan, Purpose, Step};
 use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, look, run_phases};
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State, Store};
 use textnlp_provider::memory::{Fuse, MemoryCloud, StoredObject};
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{
     CloudId, EnvironmentName, KindName, Lineage, Need, Ownership, Ref, ResourceId, SiteName, Spec, Wanted,
 };
@@ -171,7 +172,7 @@ impl World {
             provider: "memory".to_owned(),
             account: "1".to_owned(),
             region: self.region.clone(),
-            runtime: "process".to_owned(),
+            runtime: Runtime::Process,
         };
         let provider = Arc::new(self.cloud.with_fuse(fuse.clone()));
         let (wanted, protect_data) = (wanted.to_vec(), self.protect_data);

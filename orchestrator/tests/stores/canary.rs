@@ -13,6 +13,7 @@ use textnlp_orchestrator::run::{RunOptions, RunSite, look, run_phases};
 use textnlp_orchestrator::state::{Folder, SiteLocation, State, Store};
 use textnlp_orchestrator::status;
 use textnlp_provider::component::Program;
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{Lineage, Provider, SiteName};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -180,7 +181,7 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
             provider: "memory".to_owned(),
             account: "1".to_owned(),
             region: "local".to_owned(),
-            runtime: "process".to_owned(),
+            runtime: Runtime::Process,
         };
         let mut sites: BTreeMap<SiteName, RunSite> = BTreeMap::new();
         for (site, components) in &parts {

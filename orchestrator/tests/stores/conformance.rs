@@ -7,10 +7,12 @@ use camino::Utf8PathBuf;
 use jiff::Timestamp;
 use object_store::path::Path;
 use textnlp_orchestrator::clock::VirtualClock;
+use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::state::{
     Batch, BodyRef, Entry, Folder, Holder, Lock, MemoryStore, Objects, Operator, SiteLocation, State, StateError, Store,
 };
 use textnlp_provider::Lineage;
+use textnlp_provider::settings::Runtime;
 use uuid::Uuid;
 
 use crate::bucket::Bucket;
@@ -179,7 +181,7 @@ async fn a_state_is_kept(open: Open) {
         provider: "memory".to_owned(),
         account: text.to_owned(),
         region: text.to_owned(),
-        runtime: text.to_owned(),
+        runtime: Runtime::Process,
     };
     let places = [(here(), place("a"))].into();
     let mut locked = load().await.lock(&operator, &places, clock.clone()).await.unwrap();
@@ -187,7 +189,7 @@ async fn a_state_is_kept(open: Open) {
     locked
         .commit(&here(), |pen| {
             let plan = pen.body(&plan);
-            pen.entry(Entry::Approved { purpose: "up".to_owned(), plan });
+            pen.entry(Entry::Approved { purpose: Purpose::Up, plan });
         })
         .await
         .unwrap();

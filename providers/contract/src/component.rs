@@ -13,10 +13,12 @@ use sha2::{Digest, Sha256};
 use crate::Secret;
 use crate::cluster::ClusterSite;
 use crate::name::{CloudId, ComponentName, EnvironmentName, SiteName};
-use crate::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Spot, TlsMode};
+use crate::settings::{
+    CacheKind, DatabaseKind, DnsAlgorithm, GpuSize, Hosting, ModelRole, Quantize, Role, Runtime, Spot, TlsMode,
+};
 
 /// One location, as a provider sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
     /// The environment it belongs to.
     pub environment: EnvironmentName,
@@ -26,16 +28,15 @@ pub struct Site {
     pub account: String,
     /// The provider's region, `local` for your own machine.
     pub region: String,
-    /// How programs run there: `process`, `kubernetes`, …
-    pub runtime: String,
-    /// Its role in disaster recovery: `primary`, `secondary`, `standby`.
-    pub role: String,
+    /// How programs run there.
+    pub runtime: Runtime,
+    /// Its role in disaster recovery; the location of the witness has none.
+    pub role: Option<Role>,
     /// Additional tags of every object.
     pub tags: BTreeMap<String, String>,
     /// Whether data kinds are protected here.
     pub protect_data: bool,
     /// Its cluster, if its programs run as pods.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<Box<ClusterSite>>,
 }
 
@@ -183,10 +184,10 @@ pub struct Model {
     pub source: String,
     /// The digest of the release lock, `sha256:…`; `None` before the first lock.
     pub digest: Option<String>,
-    /// `default`, or empty.
-    pub role: Option<String>,
-    /// `f32`, `f16`, `q8_0`; `None` keeps the file's own.
-    pub quantize: Option<String>,
+    /// Its role.
+    pub role: Option<ModelRole>,
+    /// The number format of weights in memory; `None` keeps the file's own.
+    pub quantize: Option<Quantize>,
     /// The longest prompt plus answer in tokens; `None` is the model's own.
     pub context: Option<u32>,
     /// Whether it is loaded before the server is ready.
@@ -670,7 +671,7 @@ pub struct Dns {
     /// The name of the TSIG key.
     pub key: String,
     /// The algorithm of the TSIG key.
-    pub algorithm: String,
+    pub algorithm: DnsAlgorithm,
     /// The key's secret.
     pub secret: ExternalSecret,
     /// The client addresses of each site.

@@ -22,7 +22,7 @@ pub const CA: &str = "ca_pem";
 #[async_trait]
 pub trait Connect: Send + Sync {
     /// An endpoint from the outputs of the resource named by `via`.
-    async fn connect(&self, host: &Outputs) -> Result<Endpoint>;
+    async fn connect(&self, host: &Outputs) -> Result<HostEndpoint>;
 }
 
 /// Short-lived credentials for an endpoint.
@@ -44,7 +44,7 @@ pub struct Bearer {
 
 /// The endpoint of a host. Never recorded.
 #[derive(Clone)]
-pub struct Endpoint {
+pub struct HostEndpoint {
     /// The base URL.
     pub url: String,
     /// The certificate authority to trust, PEM.
@@ -53,7 +53,7 @@ pub struct Endpoint {
     pub token: Option<Arc<dyn TokenSource>>,
 }
 
-impl Endpoint {
+impl HostEndpoint {
     /// The endpoint of a host from its outputs [`ENDPOINT`] and [`CA`], with tokens from `token`.
     pub fn of(host: &Outputs, token: Arc<dyn TokenSource>) -> Result<Self> {
         let text = |name: &str| host.get(name).and_then(|value| value.as_str()).map(str::to_owned);

@@ -22,7 +22,7 @@ pub type SiteOutputs = BTreeMap<String, Outputs>;
 
 /// The client endpoint of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct ServiceEndpoint {
     /// The address.
     pub url: String,
     /// The file of the certificate authority that clients must trust; `None` where the certificate has another issuer.

@@ -163,6 +163,38 @@ words! {
     }
 }
 
+words! {
+    /// The role of a model.
+    pub enum ModelRole {
+        /// It serves requests without a model name.
+        Default = "default",
+        /// It creates embeddings.
+        Embeddings = "embeddings",
+    }
+}
+
+words! {
+    /// The number format of weights in memory.
+    pub enum Quantize {
+        /// 32-bit floats.
+        F32 = "f32",
+        /// 16-bit floats.
+        F16 = "f16",
+        /// 8-bit integers in groups of 32.
+        Q8 = "q8_0",
+    }
+}
+
+words! {
+    /// The algorithm that signs DNS updates.
+    pub enum DnsAlgorithm {
+        /// HMAC with SHA-256.
+        Sha256 = "hmac-sha256",
+        /// HMAC with SHA-512.
+        Sha512 = "hmac-sha512",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

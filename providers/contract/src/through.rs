@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::component::{Component, Site};
-use crate::connect::{Connect, Endpoint};
+use crate::connect::{Connect, HostEndpoint};
 use crate::error::{Error, ErrorKind, Result, error_chain};
 use crate::kind::{Kind, Price, joined};
 use crate::name::{CloudId, ComponentName, KindName, ResourceId};
@@ -23,7 +23,7 @@ use crate::resource::{FieldChange, Object, Observed, Outputs, Ownership, ReadFai
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Creates the inner provider for one endpoint.
-pub type Reach = Box<dyn Fn(Endpoint) -> Arc<dyn Provider> + Send + Sync>;
+pub type Reach = Box<dyn Fn(HostEndpoint) -> Arc<dyn Provider> + Send + Sync>;
 
 /// Two providers as one: the outer creates hosts, the inner works through them.
 pub struct Through {

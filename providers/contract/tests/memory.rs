@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use textnlp_provider::component::*;
 use textnlp_provider::conformance::{TestBed, lowers_purely, well_formed};
 use textnlp_provider::memory::{Fault, FaultEffect, MemoryCloud, Stage};
-use textnlp_provider::settings::{CacheKind, DatabaseKind, TlsMode};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, Role, Runtime, TlsMode};
 use textnlp_provider::*;
 use uuid::Uuid;
 
@@ -85,8 +85,8 @@ fn every_component_is_lowered() {
         name: name("here"),
         account: "1".to_owned(),
         region: "local".to_owned(),
-        runtime: "process".to_owned(),
-        role: "primary".to_owned(),
+        runtime: Runtime::Process,
+        role: Some(Role::Primary),
         tags: BTreeMap::new(),
         protect_data: true,
         cluster: None,

@@ -14,7 +14,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Why something about a certificate could not be done.
 #[derive(Debug, thiserror::Error)]
-pub enum TrustError {
+pub enum CertificateError {
     /// A key is invalid or was not generated.
     #[error("the key cannot be used: {0}")]
     Key(rcgen::Error),
@@ -61,23 +61,24 @@ impl CertificateInfo {
 }
 
 /// A new ECDSA P-256 key, PKCS#8 PEM.
-pub fn new_key() -> Result<Secret, TrustError> {
-    Ok(Secret::new(KeyPair::generate().map_err(TrustError::Key)?.serialize_pem()))
+pub fn new_key() -> Result<Secret, CertificateError> {
+    Ok(Secret::new(KeyPair::generate().map_err(CertificateError::Key)?.serialize_pem()))
 }
 
 /// A new RSA key for signing tokens, PKCS#8 PEM.
-pub fn new_rsa_key() -> Result<Secret, TrustError> {
-    let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).map_err(TrustError::Key)?;
+pub fn new_rsa_key() -> Result<Secret, CertificateError> {
+    let key =
+        KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).map_err(CertificateError::Key)?;
     Ok(Secret::new(key.serialize_pem()))
 }
 
 /// The public half of a private key, PEM.
-pub fn public_pem(key: &Secret) -> Result<String, TrustError> {
+pub fn public_pem(key: &Secret) -> Result<String, CertificateError> {
     Ok(key_pair(key)?.public_key_pem())
 }
 
 /// A certificate of an authority, signed by its own key, PEM.
-pub fn authority(key: &Secret, subject: &str, days: u32, now: Timestamp) -> Result<String, TrustError> {
+pub fn authority(key: &Secret, subject: &str, days: u32, now: Timestamp) -> Result<String, CertificateError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, subject);
@@ -86,7 +87,7 @@ pub fn authority(key: &Secret, subject: &str, days: u32, now: Timestamp) -> Resu
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     valid_for(&mut params, days, now)?;
-    Ok(params.self_signed(&key_pair(key)?).map_err(TrustError::Issue)?.pem())
+    Ok(params.self_signed(&key_pair(key)?).map_err(CertificateError::Issue)?.pem())
 }
 
 /// A server's certificate signed by an authority, PEM.
@@ -97,20 +98,24 @@ pub fn issue(
     names: &[String],
     days: u32,
     now: Timestamp,
-) -> Result<String, TrustError> {
-    let issuer = Issuer::from_ca_cert_pem(authority_pem, key_pair(authority_key)?).map_err(TrustError::Issue)?;
-    let mut params = CertificateParams::new(names.to_vec()).map_err(TrustError::Issue)?;
+) -> Result<String, CertificateError> {
+    let issuer = Issuer::from_ca_cert_pem(authority_pem, key_pair(authority_key)?).map_err(CertificateError::Issue)?;
+    let mut params = CertificateParams::new(names.to_vec()).map_err(CertificateError::Issue)?;
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, names.first().map_or("textnlp", String::as_str));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     valid_for(&mut params, days, now)?;
-    Ok(params.signed_by(&key_pair(key)?, &issuer).map_err(TrustError::Issue)?.pem())
+    Ok(params.signed_by(&key_pair(key)?, &issuer).map_err(CertificateError::Issue)?.pem())
 }
 
 /// Reads the first certificate of a PEM text and checks it against an authority and a key.
-pub fn inspect(pem: &[u8], authority: Option<&[u8]>, key: Option<&Secret>) -> Result<CertificateInfo, TrustError> {
+pub fn inspect(
+    pem: &[u8],
+    authority: Option<&[u8]>,
+    key: Option<&Secret>,
+) -> Result<CertificateInfo, CertificateError> {
     let der = first_certificate(pem)?;
     let certificate = parse(&der)?;
     let signed = match authority {
@@ -125,8 +130,9 @@ pub fn inspect(pem: &[u8], authority: Option<&[u8]>, key: Option<&Secret>) -> Re
     let key_matches = key.map(|key| {
         key_pair(key).is_ok_and(|pair| *pair.public_key_raw() == *certificate.public_key().subject_public_key.data)
     });
-    let time =
-        |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).map_err(|_| TrustError::Time);
+    let time = |time: x509_parser::time::ASN1Time| {
+        Timestamp::from_second(time.timestamp()).map_err(|_| CertificateError::Time)
+    };
     Ok(CertificateInfo {
         sha256: hex::encode(Sha256::digest(&der)),
         not_before: time(certificate.validity().not_before)?,
@@ -164,36 +170,36 @@ fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
     sorted_names(&names.collect::<Vec<_>>())
 }
 
-fn first_certificate(pem: &[u8]) -> Result<Vec<u8>, TrustError> {
+fn first_certificate(pem: &[u8]) -> Result<Vec<u8>, CertificateError> {
     for block in x509_parser::pem::Pem::iter_from_buffer(pem) {
-        let block = block.map_err(|error| TrustError::Parse(error.to_string()))?;
+        let block = block.map_err(|error| CertificateError::Parse(error.to_string()))?;
         if block.label == "CERTIFICATE" {
             return Ok(block.contents);
         }
     }
-    Err(TrustError::Parse("there is no CERTIFICATE block".to_owned()))
+    Err(CertificateError::Parse("there is no CERTIFICATE block".to_owned()))
 }
 
-fn parse(der: &[u8]) -> Result<X509Certificate<'_>, TrustError> {
-    X509Certificate::from_der(der).map(|(_, parsed)| parsed).map_err(|error| TrustError::Parse(error.to_string()))
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
+    X509Certificate::from_der(der).map(|(_, parsed)| parsed).map_err(|error| CertificateError::Parse(error.to_string()))
 }
 
-fn key_pair(key: &Secret) -> Result<KeyPair, TrustError> {
-    let text = key.expose_text().ok_or(TrustError::Key(rcgen::Error::CouldNotParseKeyPair))?;
-    KeyPair::from_pem(text).map_err(TrustError::Key)
+fn key_pair(key: &Secret) -> Result<KeyPair, CertificateError> {
+    let text = key.expose_text().ok_or(CertificateError::Key(rcgen::Error::CouldNotParseKeyPair))?;
+    KeyPair::from_pem(text).map_err(CertificateError::Key)
 }
 
 /// rcgen counts in a date type of its own; whole seconds since 1970 lead there.
-fn valid_for(params: &mut CertificateParams, days: u32, now: Timestamp) -> Result<(), TrustError> {
-    let begin = u64::try_from(now.as_second()).map_err(|_| TrustError::Time)?.saturating_sub(BACKDATE.as_secs());
-    let end = now.checked_add(SignedDuration::from_hours(24 * i64::from(days))).map_err(|_| TrustError::Time)?;
-    let end = u64::try_from(end.as_second()).map_err(|_| TrustError::Time)?;
+fn valid_for(params: &mut CertificateParams, days: u32, now: Timestamp) -> Result<(), CertificateError> {
+    let begin = u64::try_from(now.as_second()).map_err(|_| CertificateError::Time)?.saturating_sub(BACKDATE.as_secs());
+    let end = now.checked_add(SignedDuration::from_hours(24 * i64::from(days))).map_err(|_| CertificateError::Time)?;
+    let end = u64::try_from(end.as_second()).map_err(|_| CertificateError::Time)?;
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + Duration::from_secs(begin);
     params.not_after = epoch + Duration::from_secs(end);
     // Random, because the serial that rcgen derives from the key would repeat when a key gets a second certificate.
     let mut serial = [0u8; 16];
-    aws_lc_rs::rand::fill(&mut serial).map_err(|_| TrustError::Random)?;
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_| CertificateError::Random)?;
     serial[0] &= 0x7f;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     Ok(())

@@ -14,7 +14,7 @@ pub(crate) struct Finding {
     /// The field for messages; list elements appear by their names.
     pub(crate) field: String,
     /// The path within the wanted manifest.
-    pub(crate) path: Vec<Segment>,
+    pub(crate) path: Vec<PathSegment>,
     pub(crate) before: Option<Value>,
     pub(crate) after: Option<Value>,
     pub(crate) is: FieldOwner,
@@ -33,7 +33,7 @@ pub(crate) enum FieldOwner {
 
 /// A step of a path within a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Segment {
+pub(crate) enum PathSegment {
     Key(String),
     Index(usize),
 }
@@ -58,7 +58,7 @@ impl Owner<'_> {
 #[derive(Clone)]
 struct Position<'a> {
     field: String,
-    path: Vec<Segment>,
+    path: Vec<PathSegment>,
     recorded: Option<&'a Value>,
     live: Option<&'a Value>,
     ours: Option<&'a Value>,
@@ -93,15 +93,15 @@ pub(crate) fn compare(
 }
 
 /// A manifest without the fields at these paths.
-pub(crate) fn without(manifest: &Value, paths: &[&[Segment]]) -> Value {
+pub(crate) fn without(manifest: &Value, paths: &[&[PathSegment]]) -> Value {
     let mut manifest = manifest.clone();
     for path in paths {
-        let Some((Segment::Key(last), before)) = path.split_last() else { continue };
+        let Some((PathSegment::Key(last), before)) = path.split_last() else { continue };
         let mut place = Some(&mut manifest);
         for segment in before {
             place = match segment {
-                Segment::Key(key) => place.and_then(|value| value.get_mut(key)),
-                Segment::Index(index) => place.and_then(|value| value.get_mut(index)),
+                PathSegment::Key(key) => place.and_then(|value| value.get_mut(key)),
+                PathSegment::Index(index) => place.and_then(|value| value.get_mut(index)),
             };
         }
         if let Some(parent) = place.and_then(Value::as_object_mut) {
@@ -237,7 +237,7 @@ impl<'a> Position<'a> {
     fn key(&self, name: &str) -> Self {
         let key = format!("f:{name}");
         let mut path = self.path.clone();
-        path.push(Segment::Key(name.to_owned()));
+        path.push(PathSegment::Key(name.to_owned()));
         Position {
             field: self.below(name),
             path,
@@ -250,7 +250,7 @@ impl<'a> Position<'a> {
 
     fn index(&self, index: usize, name: &str) -> Self {
         let mut path = self.path.clone();
-        path.push(Segment::Index(index));
+        path.push(PathSegment::Index(index));
         Position { field: self.below(name), path, recorded: None, live: None, ours: None, others: Vec::new() }
     }
 
@@ -420,10 +420,12 @@ mod tests {
     #[test]
     fn fields_are_left_out_by_their_paths() {
         let manifest = json!({ "spec": { "replicas": 1, "containers": [{ "name": "a", "image": "x" }] } });
-        let key = |key: &str| Segment::Key(key.to_owned());
-        let paths =
-            [vec![key("spec"), key("replicas")], vec![key("spec"), key("containers"), Segment::Index(0), key("image")]];
-        let paths: Vec<&[Segment]> = paths.iter().map(Vec::as_slice).collect();
+        let key = |key: &str| PathSegment::Key(key.to_owned());
+        let paths = [
+            vec![key("spec"), key("replicas")],
+            vec![key("spec"), key("containers"), PathSegment::Index(0), key("image")],
+        ];
+        let paths: Vec<&[PathSegment]> = paths.iter().map(Vec::as_slice).collect();
         assert_eq!(without(&manifest, &paths), json!({ "spec": { "containers": [{ "name": "a" }] } }));
     }
 }

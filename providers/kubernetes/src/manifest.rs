@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{Error, ErrorKind, Health, Object, Operation, Outputs, Result, SecretRef, SecretStore, Spec};
 
-use crate::fields::{self, Owner, Segment};
+use crate::fields::{self, Owner, PathSegment};
 use crate::identity::{self, ObjectLocation};
 use crate::ready::Ready;
 use crate::table::{API_SERVICE, Row};
@@ -29,7 +29,7 @@ pub(crate) async fn applied(
     op: &Operation,
     secrets: &dyn SecretStore,
     uid: Option<&str>,
-    left_to_others: &[&[Segment]],
+    left_to_others: &[&[PathSegment]],
 ) -> Result<Value> {
     let invalid = |why: String| Error::new(ErrorKind::Invalid, "apply", op.resource.to_string()).because(why);
     let mut manifest = fields::without(op.spec.as_value(), left_to_others);

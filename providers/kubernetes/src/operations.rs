@@ -9,8 +9,8 @@ use camino::Utf8PathBuf;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_provider::operations::{
-    Endpoint, Export, ExportFormat, JobOutput, Jobs, Operations, Outages, RolloutCommand, RolloutStatus, Rollouts,
-    Scale, Scaling, SiteAccess, SiteBackups, SiteOutputs,
+    Export, ExportFormat, JobOutput, Jobs, Operations, Outages, RolloutCommand, RolloutStatus, Rollouts, Scale,
+    Scaling, ServiceEndpoint, SiteAccess, SiteBackups, SiteOutputs,
 };
 use textnlp_provider::{Error, ErrorKind, Lineage, Result, SecretStore, Wanted, error_chain};
 
@@ -56,13 +56,13 @@ impl ClusterOperations {
 }
 
 /// The endpoint of a site with these outputs; `None` if it does not run in a cluster.
-pub fn endpoint(outputs: &SiteOutputs) -> Option<Endpoint> {
+pub fn endpoint(outputs: &SiteOutputs) -> Option<ServiceEndpoint> {
     let text = |part: &str, field: &str| outputs.get(part)?.get(field)?.as_str().map(str::to_owned);
     // An ingress or a route has a certificate of its own.
     let is_behind = ["gateway/ingress", "gateway/http-route"].iter().any(|part| outputs.contains_key(*part));
     let leaf = outputs.contains_key("certificate/leaf") && !is_behind;
     let certificate = if leaf { "certificate/leaf" } else { "gateway/service" };
-    Some(Endpoint {
+    Some(ServiceEndpoint {
         url: text("gateway/service", "url")?,
         ca_file: text(certificate, "ca_file"),
         metrics: None,

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use textnlp_provider::cluster::ClusterSite;
-use textnlp_provider::connect::Endpoint;
+use textnlp_provider::connect::HostEndpoint;
 use textnlp_provider::{
     CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem,
     Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Wanted,
@@ -42,7 +42,7 @@ pub enum Access {
 enum AccessMode {
     By(Access),
     /// A cluster that is a resource of the deployment. No `Debug`, because it leads to a credential.
-    Through(Endpoint),
+    Through(HostEndpoint),
     /// No cluster yet.
     None,
 }
@@ -81,7 +81,7 @@ impl Kubernetes {
 
     /// The same provider for the cluster at an endpoint, without any state of another cluster.
     #[must_use]
-    pub fn through(&self, endpoint: Endpoint) -> Self {
+    pub fn through(&self, endpoint: HostEndpoint) -> Self {
         let (taking, site) = (self.taking.clone(), self.site.clone());
         Self { taking, site, ..Self::by(AccessMode::Through(endpoint), self.secrets.clone()) }
     }
@@ -230,7 +230,7 @@ async fn connect(way: &AccessMode) -> Result<Connected> {
 const WAY_THROUGH: &str = "check the outputs of the resource that provides the cluster";
 
 /// The client configuration of a cluster's outputs. Each call adds the token.
-async fn pointed_at(endpoint: &Endpoint) -> Result<kube::Config> {
+async fn pointed_at(endpoint: &HostEndpoint) -> Result<kube::Config> {
     let refused = |why: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(ErrorKind::Invalid, "use", endpoint.url.clone()).because(why).hint(WAY_THROUGH)
     };

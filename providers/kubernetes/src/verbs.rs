@@ -11,7 +11,7 @@ use crate::api::Api;
 use crate::canary::{self, Canary, RolloutOrders, RolloutState};
 use crate::diff::findings;
 use crate::error::Call;
-use crate::fields::{FieldOwner, Finding, Segment};
+use crate::fields::{FieldOwner, Finding, PathSegment};
 use crate::identity::{self, ObjectLocation};
 use crate::provider::Kubernetes;
 use crate::ready::{self, Ready};
@@ -218,7 +218,7 @@ impl<'a> Work<'a> {
             .into_iter()
             .filter(|finding| !matches!(finding.is, FieldOwner::Ours))
             .partition(|finding| self.kubernetes.taken().contains(&finding.field));
-        let left: Vec<&[Segment]> = found
+        let left: Vec<&[PathSegment]> = found
             .iter()
             .filter(|finding| matches!(finding.is, FieldOwner::Taken(_)))
             .map(|finding| &finding.path[..])
@@ -260,14 +260,14 @@ impl<'a> Work<'a> {
         &self,
         object: &Value,
         canary: Canary,
-        (left, seen): (&[&[Segment]], &Object),
+        (left, seen): (&[&[PathSegment]], &Object),
     ) -> Result<Progress> {
         let uid = identity::uid(object);
         let promote = manifest::applied(self.row, self.op, self.kubernetes.secrets(), Some(uid), left).await?;
         // `Canary::of` has checked that a record exists.
         let before = self.op.recorded.as_ref().map_or(&self.op.spec, |recorded| &recorded.spec);
         let theirs = findings(before, Some(before), &seen.spec);
-        let theirs: Vec<&[Segment]> =
+        let theirs: Vec<&[PathSegment]> =
             theirs.iter().filter(|one| matches!(one.is, FieldOwner::Taken(_))).map(|one| &one.path[..]).collect();
         let before = Operation { spec: before.clone(), ..self.op.clone() };
         let revert = manifest::applied(self.row, &before, self.kubernetes.secrets(), Some(uid), &theirs).await?;
@@ -338,7 +338,7 @@ impl<'a> Work<'a> {
 
     /// Applies with force; conflicts are limited to the agreed fields. An object that changed since it was read is not
     /// touched, because other fields may conflict now.
-    async fn take(&self, object: &Value, left: &[&[Segment]]) -> Result<Value> {
+    async fn take(&self, object: &Value, left: &[&[PathSegment]]) -> Result<Value> {
         let uid = Some(identity::uid(object));
         let mut manifest = manifest::applied(self.row, self.op, self.kubernetes.secrets(), uid, left).await?;
         manifest["metadata"]["resourceVersion"] = object["metadata"]["resourceVersion"].clone();
@@ -346,7 +346,7 @@ impl<'a> Work<'a> {
         Ok(self.api.force(&call, &self.manager, &manifest).await?.object)
     }
 
-    async fn apply(&self, uid: Option<&str>, taken: &[&[Segment]]) -> Result<Value> {
+    async fn apply(&self, uid: Option<&str>, taken: &[&[PathSegment]]) -> Result<Value> {
         let manifest = manifest::applied(self.row, self.op, self.kubernetes.secrets(), uid, taken).await?;
         let call = self.call("apply", "patch");
         match self.api.apply(&call, &self.manager, &manifest, false).await {

@@ -24,7 +24,7 @@ const WAITING_MOST: usize = 200;
 const RETENTION: SignedDuration = SignedDuration::from_hours(24);
 
 /// The receivers and limits of alerts: the file that `up` writes for the supervisor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlertOrder {
     /// The environment.
@@ -269,16 +269,7 @@ mod tests {
             ("team".to_owned(), Receiver::Address { address: "https://hooks.example.com/".to_owned() }),
         ]);
         let (environment, place) = ("staging".to_owned(), "here".to_owned());
-        let limits = AlertLimits::default();
-        let order = AlertOrder {
-            environment,
-            site: place,
-            receivers,
-            limits,
-            service: ServiceLimits::default(),
-            home: true,
-            ca_file: None,
-        };
+        let order = AlertOrder { environment, site: place, receivers, home: true, ..AlertOrder::default() };
         std::fs::write(site.join(ALERTS_FILE), serde_yaml::to_string(&order).unwrap()).unwrap();
         assert_eq!(Outbox::of(site).order().unwrap(), Some(order));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use textnlp_provider::operations::{Endpoint, JobOutput, Jobs, Operations, ServerProgram, SiteOutputs};
+use textnlp_provider::operations::{JobOutput, Jobs, Operations, ServerProgram, ServiceEndpoint, SiteOutputs};
 use textnlp_provider::{Error, Lineage, Result};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -25,10 +25,10 @@ impl LocalOperations {
 }
 
 /// The client endpoint of a site with these outputs; `None` when it does not run as processes.
-pub fn endpoint(outputs: &SiteOutputs) -> Option<Endpoint> {
+pub fn endpoint(outputs: &SiteOutputs) -> Option<ServiceEndpoint> {
     let text = |part: &str, field: &str| outputs.get(part)?.get(field)?.as_str().map(str::to_owned);
     ["front/process", "gateway/process"].into_iter().find_map(|part| {
-        Some(Endpoint {
+        Some(ServiceEndpoint {
             url: text(part, "address")?,
             ca_file: text(part, "ca_file"),
             metrics: text("gateway/process", "metrics_listen"),

@@ -17,7 +17,7 @@ mod witness;
 
 pub use configuration::{Configuration, Incarnation, Site, weights};
 pub use log::{Entry, Log, Position, Snapshot, Table, Write};
-pub use member::{Member, Overview, PeerOverview, Refused, Settings, State};
+pub use member::{Member, MemberRole, Overview, PeerOverview, Refused, Settings, State};
 pub use message::{Effect, Message, Outcome, Peer, Refusal};
 pub use witness::{Memory, Record, Witness, WitnessSettings};
 

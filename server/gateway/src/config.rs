@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
+use textnlp_process::{InvalidConfig, read_config};
 
 /// The configuration of the gateway.
 #[derive(Debug, Clone, Deserialize)]
@@ -150,16 +151,6 @@ pub enum SocketAddress {
     Unix(Utf8PathBuf),
 }
 
-/// A configuration that cannot be used, with everything that is wrong with it.
-#[derive(Debug, thiserror::Error)]
-#[error("gateway configuration {file}: {}", .problems.join("; "))]
-pub struct InvalidConfig {
-    /// The file.
-    pub file: Utf8PathBuf,
-    /// The problems, one sentence each.
-    pub problems: Vec<String>,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -176,12 +167,8 @@ const MOST_OTHERS: usize = 16;
 impl Config {
     /// Reads and checks the file.
     pub fn read(file: &Utf8Path) -> Result<Config, InvalidConfig> {
-        let fail = |problem: String| InvalidConfig { file: file.to_owned(), problems: vec![problem] };
-        let document: Document = textnlp_process::read_yaml(file, MOST_FILE).map_err(fail)?;
-        match document.gateway.problems() {
-            problems if problems.is_empty() => Ok(document.gateway),
-            problems => Err(InvalidConfig { file: file.to_owned(), problems }),
-        }
+        let section = |document: Document| document.gateway;
+        read_config("gateway configuration", file, MOST_FILE, section, Config::problems)
     }
 
     fn problems(&self) -> Vec<String> {

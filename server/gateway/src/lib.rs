@@ -36,11 +36,12 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
+use textnlp_process::InvalidConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{BackendTls, Config, InvalidConfig, SocketAddress};
+pub use config::{BackendTls, Config, SocketAddress};
 pub use plain::{exchange, get};
 pub use trust::Trust;
 

@@ -3,9 +3,6 @@
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_net::client::{ClientError, shown};
-use textnlp_net::retry::GaveUp;
-use textnlp_net::trust::TrustError;
 
 use crate::digest::Digest;
 use crate::source::SourceError;
@@ -100,12 +97,12 @@ pub enum Error {
         why: String,
     },
     /// The other side asks us to wait longer than we do.
-    #[error("{what}: the server limits requests{}", .after.map(|s| format!("; retry after {s} s")).unwrap_or_default())]
+    #[error("{what}: the server limits requests{}", .seconds.map(|s| format!("; retry after {s} s")).unwrap_or_default())]
     Throttled {
         /// The address.
         what: String,
         /// Seconds to wait, if it said.
-        after: Option<u64>,
+        seconds: Option<u64>,
     },
     /// The model is there but cannot be used by this program.
     #[error("{what} cannot be used: {why}")]
@@ -143,47 +140,10 @@ pub enum Error {
     },
 }
 
-impl From<TrustError> for Error {
-    fn from(error: TrustError) -> Error {
-        Error::Setting { what: format!("the CA file {}", error.source_name), why: error.problem.to_string() }
-    }
-}
-
-impl From<ClientError> for Error {
-    fn from(error: ClientError) -> Error {
-        match error {
-            ClientError::Proxy { variable } => {
-                Error::Setting { what: variable.to_owned(), why: "not the URL of a proxy".to_owned() }
-            }
-            ClientError::Build(why) => Error::Setting { what: "network settings".to_owned(), why },
-        }
-    }
-}
-
-impl From<textnlp_files::Error> for Error {
-    fn from(error: textnlp_files::Error) -> Error {
-        let path = Utf8PathBuf::from(error.path.to_string_lossy().into_owned());
-        Error::Io { action: error.action, path, source: error.source }
-    }
-}
+textnlp_files::io_errors!(Error);
+textnlp_net::transfer_errors!(Error);
 
 impl Error {
-    /// The error of a transfer that is not retried any more.
-    pub(crate) fn gave_up(url: &reqwest::Url, gave_up: GaveUp) -> Error {
-        let what = shown(url);
-        match gave_up {
-            GaveUp::Throttled { retry_after } => {
-                Error::Throttled { what, after: retry_after.map(|after| after.as_secs()) }
-            }
-            GaveUp::Exhausted { attempts, reason } => Error::Network { what, attempts, why: reason },
-        }
-    }
-
-    pub(crate) fn io(action: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> Error {
-        let path = path.to_owned();
-        move |source| Error::Io { action, path, source }
-    }
-
     pub(crate) fn corrupt(path: &Utf8Path, why: impl Into<String>) -> Error {
         Error::Corrupt { path: path.to_owned(), why: why.into() }
     }

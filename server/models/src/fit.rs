@@ -11,7 +11,7 @@ use crate::inspect::Summary;
 /// How weights are held in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Quantize {
+pub enum WeightFormat {
     /// Four bytes a weight.
     F32,
     /// Two bytes a weight.
@@ -27,13 +27,13 @@ pub enum Quantize {
 /// A text that names no way to hold weights.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is none of `f32`, `f16`, `q8_0`, `none`")]
-pub struct UnknownQuantize(String);
+pub struct UnknownWeightFormat(String);
 
 /// How the model is going to be used.
 #[derive(Debug, Clone, Copy)]
 pub struct Want {
     /// The number format of weights in memory.
-    pub quantize: Quantize,
+    pub quantize: WeightFormat,
     /// Tokens of one sequence; the model's own context if `None`.
     pub context: Option<u64>,
     /// Sequences at once.
@@ -99,16 +99,17 @@ pub fn fit(summary: &Summary, want: &Want, there: &Memory) -> Fit {
 
 fn needs(summary: &Summary, want: &Want, there: u64) -> Fit {
     let held = match want.quantize {
-        Quantize::AsIs => native(&summary.dtype),
+        WeightFormat::AsIs => native(&summary.dtype),
         other => other,
     };
     let weights = match held {
-        Quantize::F32 => summary.parameters.saturating_mul(4),
-        Quantize::F16 => summary.parameters.saturating_mul(2),
-        Quantize::Q8_0 | Quantize::AsIs => summary.parameters.div_ceil(32).saturating_mul(34),
+        WeightFormat::F32 => summary.parameters.saturating_mul(4),
+        WeightFormat::F16 => summary.parameters.saturating_mul(2),
+        WeightFormat::Q8_0 | WeightFormat::AsIs => summary.parameters.div_ceil(32).saturating_mul(34),
     };
     let context = want.context.unwrap_or(summary.context).min(summary.context);
-    let per_token = [2, summary.layers, summary.kv_heads, summary.head_dim, if held == Quantize::F32 { 4 } else { 2 }];
+    let per_token =
+        [2, summary.layers, summary.kv_heads, summary.head_dim, if held == WeightFormat::F32 { 4 } else { 2 }];
     let kv = per_token.into_iter().chain([context, want.sequences]).fold(1u64, u64::saturating_mul);
     // Rows of logits and activations for each sequence, the tokenizer's tables, and two per cent of slack for packing.
     let rows = (summary.vocab.saturating_mul(4)).saturating_add(summary.width.saturating_mul(64));
@@ -127,11 +128,11 @@ fn needs(summary: &Summary, want: &Want, there: u64) -> Fit {
 }
 
 /// What the engine makes of a stored type: bf16 is held as f16, every other quantization as q8_0.
-fn native(dtype: &str) -> Quantize {
+fn native(dtype: &str) -> WeightFormat {
     match dtype {
-        "f32" | "f64" => Quantize::F32,
-        "f16" | "bf16" => Quantize::F16,
-        _ => Quantize::Q8_0,
+        "f32" | "f64" => WeightFormat::F32,
+        "f16" | "bf16" => WeightFormat::F16,
+        _ => WeightFormat::Q8_0,
     }
 }
 
@@ -142,7 +143,7 @@ fn remedy(summary: &Summary, want: &Want, there: &Memory, verdict: Verdict) -> O
         matches!((other.verdict, verdict), (Verdict::Fits, _) | (Verdict::Tight, Verdict::DoesNotFit))
             .then_some(other.needed)
     };
-    for quantize in [Quantize::F16, Quantize::Q8_0] {
+    for quantize in [WeightFormat::F16, WeightFormat::Q8_0] {
         let change = Want { quantize, ..*want };
         if needs(summary, &change, 0).weights < needs(summary, want, 0).weights
             && let Some(needed) = better(&change)
@@ -153,7 +154,7 @@ fn remedy(summary: &Summary, want: &Want, there: &Memory, verdict: Verdict) -> O
     let mut context = want.context.unwrap_or(summary.context).min(summary.context);
     while context > 512 {
         context /= 2;
-        for quantize in [want.quantize, Quantize::Q8_0] {
+        for quantize in [want.quantize, WeightFormat::Q8_0] {
             let change = Want { quantize, context: Some(context), ..*want };
             if let Some(needed) = better(&change) {
                 return Some(format!("`quantize: {quantize}` with `context: {context}` needs {}", human(needed)));
@@ -232,27 +233,27 @@ impl Memory {
     }
 }
 
-impl FromStr for Quantize {
-    type Err = UnknownQuantize;
+impl FromStr for WeightFormat {
+    type Err = UnknownWeightFormat;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
-            "f32" => Ok(Quantize::F32),
-            "f16" => Ok(Quantize::F16),
-            "q8_0" => Ok(Quantize::Q8_0),
-            "none" => Ok(Quantize::AsIs),
-            other => Err(UnknownQuantize(other.chars().take(50).collect())),
+            "f32" => Ok(WeightFormat::F32),
+            "f16" => Ok(WeightFormat::F16),
+            "q8_0" => Ok(WeightFormat::Q8_0),
+            "none" => Ok(WeightFormat::AsIs),
+            other => Err(UnknownWeightFormat(other.chars().take(50).collect())),
         }
     }
 }
 
-impl fmt::Display for Quantize {
+impl fmt::Display for WeightFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Quantize::F32 => "f32",
-            Quantize::F16 => "f16",
-            Quantize::Q8_0 => "q8_0",
-            Quantize::AsIs => "none",
+            WeightFormat::F32 => "f32",
+            WeightFormat::F16 => "f16",
+            WeightFormat::Q8_0 => "q8_0",
+            WeightFormat::AsIs => "none",
         })
     }
 }
@@ -268,7 +269,7 @@ mod tests {
         Memory { total: available, available, bound_by: "machine".to_owned() }
     }
 
-    fn check(model: &str, quantize: Quantize, available: u64) -> Fit {
+    fn check(model: &str, quantize: WeightFormat, available: u64) -> Fit {
         let summary = Catalogue::embedded().get(model).unwrap().summary();
         fit(&summary, &Want { quantize, context: None, sequences: 1 }, &memory(available))
     }
@@ -277,29 +278,29 @@ mod tests {
     fn every_size_fits_into_the_memory_that_is_promised_for_it() {
         for entry in Catalogue::embedded().entries() {
             let promised = (entry.minimum_memory_gb * 1e9) as u64;
-            let found = check(&entry.name, Quantize::F16, promised);
+            let found = check(&entry.name, WeightFormat::F16, promised);
             assert_ne!(found.verdict, Verdict::DoesNotFit, "{} needs {} of {promised}", entry.name, found.needed);
         }
     }
 
     #[test]
     fn what_does_not_fit_is_told_what_would() {
-        let found = check("gpt2-xl", Quantize::F32, 4 * GIB);
+        let found = check("gpt2-xl", WeightFormat::F32, 4 * GIB);
         assert_eq!(found.verdict, Verdict::DoesNotFit);
         assert!(found.hint.as_deref().is_some_and(|hint| hint.starts_with("`quantize: f16`")), "{found:?}");
-        let found = check("smollm2-1.7b-instruct", Quantize::Q8_0, 3 * GIB);
+        let found = check("smollm2-1.7b-instruct", WeightFormat::Q8_0, 3 * GIB);
         assert!(found.hint.as_deref().is_some_and(|hint| hint.contains("`context: ")), "{found:?}");
-        let found = check("gpt2-xl", Quantize::F32, GIB);
+        let found = check("gpt2-xl", WeightFormat::F32, GIB);
         assert!(found.hint.as_deref().is_some_and(|hint| hint.starts_with("use a smaller model")), "{found:?}");
-        assert_eq!(check("gpt2", Quantize::Q8_0, 2 * GIB).hint, None);
+        assert_eq!(check("gpt2", WeightFormat::Q8_0, 2 * GIB).hint, None);
     }
 
     #[test]
     fn q8_0_takes_34_bytes_for_32_weights_and_the_cache_two_bytes_an_element() {
-        let found = check("gpt2", Quantize::Q8_0, GIB);
+        let found = check("gpt2", WeightFormat::Q8_0, GIB);
         assert_eq!(found.weights, 124_439_808 / 32 * 34);
         assert_eq!(found.kv, 2 * 12 * 768 * 1024 * 2);
-        assert_eq!(check("gpt2", Quantize::F32, GIB).kv, 2 * 12 * 768 * 1024 * 4);
+        assert_eq!(check("gpt2", WeightFormat::F32, GIB).kv, 2 * 12 * 768 * 1024 * 4);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub use chunks::{Cut, MOST_CHUNK, cuts};
 pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, Result};
 pub use fetch::{Event, Progress, local_digest};
-pub use fit::{DEFAULT_SEQUENCES, Fit, Memory, Quantize, UnknownQuantize, Verdict, Want, fit};
+pub use fit::{DEFAULT_SEQUENCES, Fit, Memory, UnknownWeightFormat, Verdict, Want, WeightFormat, fit};
 pub use inspect::{Format, Summary, inspect};
 pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, read_manifest, verify};
 pub use options::{FetchOptions, Limits, ProxySettings, Token};

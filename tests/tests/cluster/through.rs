@@ -18,12 +18,13 @@ use textnlp_orchestrator::event::DiscardEvents;
 use textnlp_orchestrator::plan::{Audited, Facts, Plan, Purpose};
 use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, look, run_phases};
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State};
-use textnlp_provider::connect::{Bearer, CA, Connect, ENDPOINT, Endpoint, TokenSource};
+use textnlp_provider::connect::{Bearer, CA, Connect, ENDPOINT, HostEndpoint, TokenSource};
 use textnlp_provider::memory::{Fuse, MemoryCloud};
 use textnlp_provider::{
     CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Lineage, Need, Object, Observed,
     Operation, Outputs, Ownership, Problem, Problems, Progress, Provider, ReadFailure, Recorded, Ref, ResourceId,
     Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion, Site, SiteName, Spec, Through, Wanted,
+    settings,
 };
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -252,10 +253,10 @@ struct Ways(Vec<(String, Arc<Tokens>)>);
 
 #[async_trait]
 impl Connect for Ways {
-    async fn connect(&self, host: &Outputs) -> Result<Endpoint> {
+    async fn connect(&self, host: &Outputs) -> Result<HostEndpoint> {
         let ca = host.get(CA).and_then(Value::as_str).unwrap_or_default();
         let tokens = self.0.iter().find(|(of, _)| of == ca).or(self.0.first()).map(|(_, tokens)| tokens.clone());
-        Endpoint::of(host, tokens.unwrap())
+        HostEndpoint::of(host, tokens.unwrap())
     }
 }
 
@@ -418,8 +419,8 @@ impl World {
 
     fn sites(&self, wanted: &[Wanted], provider: Arc<dyn Provider>) -> BTreeMap<SiteName, RunSite> {
         let text = |text: &str| text.to_owned();
-        let place =
-            SiteLocation { provider: text("memory"), account: text("1"), region: text("r"), runtime: text("cluster") };
+        let runtime = settings::Runtime::Kubernetes;
+        let place = SiteLocation { provider: text("memory"), account: text("1"), region: text("r"), runtime };
         BTreeMap::from([(here(), RunSite { place, provider, protect_data: false, wanted: wanted.to_vec() })])
     }
 

@@ -34,7 +34,7 @@ pub async fn watch(session: &Session, console: Console) -> Result<Success, Failu
         let (text, document) = view(&sites, &now, console);
         console.event(&json!({ "event": "dr", "status": document }));
         // The part of the status without values that change permanently.
-        let lines: Vec<_> = now.lines.iter().map(|l| (&l.role, l.in_sync, l.weight)).collect();
+        let lines: Vec<_> = now.lines.iter().map(|l| (l.role, l.in_sync, l.weight)).collect();
         let (primary, epoch) = (now.control_status.primary(), now.control_status.epoch());
         let steady = format!("{epoch} {primary:?} {lines:?} {}", now.warnings.len());
         if on_terminal {

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_orchestrator::backup::StoredBackup;
+use textnlp_orchestrator::backup::{EncryptionKind, StoredBackup};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Lineage};
@@ -223,7 +223,7 @@ fn lines(
         }
     }
     let sealed_for_us = |dump: &&&StoredBackup| {
-        dump.facts.as_ref().is_some_and(|known| known.sealed == "keys" && known.recipients.len() < 2)
+        dump.facts.as_ref().is_some_and(|known| known.sealed == EncryptionKind::Keys && known.recipients.len() < 2)
     };
     let only_here = !facts.own_recipients && ours.iter().any(|dump| sealed_for_us(&dump));
     if standing.key_shown.is_none() && only_here && (facts.enabled || facts.protected) {
@@ -250,7 +250,7 @@ mod tests {
             at,
             bytes: 1,
             sha256: "x".into(),
-            sealed: "keys".into(),
+            sealed: EncryptionKind::Keys,
             recipients: vec!["age1".into()],
             models: false,
             scheduled: true,

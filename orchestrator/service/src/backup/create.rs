@@ -156,7 +156,7 @@ impl BackupRun<'_> {
             at,
             bytes,
             sha256,
-            sealed: self.seal.word().to_owned(),
+            sealed: self.seal.kind(),
             recipients,
             models: with_models,
             scheduled: self.scheduled,

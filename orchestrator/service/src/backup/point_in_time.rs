@@ -364,7 +364,7 @@ async fn dump(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use textnlp_orchestrator::backup::SegmentFacts;
+    use textnlp_orchestrator::backup::{EncryptionKind, SegmentFacts};
     use uuid::Uuid;
 
     fn lineage(number: u128) -> Lineage {
@@ -395,7 +395,7 @@ mod tests {
             at: at(from),
             bytes: 4,
             sha256: "x".into(),
-            sealed: "keys".into(),
+            sealed: EncryptionKind::Keys,
             recipients: Vec::new(),
             models: false,
             scheduled: true,

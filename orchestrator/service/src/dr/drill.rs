@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use textnlp_orchestrator::dr::drill::{self, DrillError, DrillInputs, DrillOptions};
 use textnlp_orchestrator::dr::fault::FaultKind;
-use textnlp_orchestrator::dr::report::{self, Facts, Report, Targets};
+use textnlp_orchestrator::dr::report::{self, DrillFacts, Report, Targets};
 use textnlp_orchestrator::environment::model::{DataProtection, DrillTarget, Failover, Span};
 use textnlp_orchestrator::load::HttpWire;
 use textnlp_orchestrator::release::digest;
@@ -210,7 +210,7 @@ fn options(
         writes_per_second: 4,
         // Short texts, because only availability is measured.
         body: json!({ "prompt": "The bridge is closed, so", "max_tokens": 4, "temperature": 0.0 }),
-        facts: Facts {
+        facts: DrillFacts {
             environment: sites.scope().name.to_string(),
             lineage: service.lineage.to_string(),
             release: lock.map(|lock| digest(&lock.to_bytes())).unwrap_or_default(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use textnlp_orchestrator::dr::failover::{self, FailoverOutcome, Refusal};
+use textnlp_orchestrator::dr::failover::{self, FailoverOutcome, FailoverRefusal};
 
 use super::Sites;
 use crate::failure::{Exit, Failure};
@@ -28,28 +28,28 @@ pub async fn failback(
     failover::failback(&sites.control_clients, &mut journal, wait, &tell).await.map_err(|r| refused(r, sites))
 }
 
-fn refused(refusal: Refusal, sites: &Sites) -> Failure {
+fn refused(refusal: FailoverRefusal, sites: &Sites) -> Failure {
     let command = |verb: &str| sites.scope().command(verb);
     let status = command("dr status");
     let (exit, code, hint) = match refusal {
-        Refusal::Journal(error) => return sites.journal_failed(error),
-        Refusal::Unknown { .. } => (Exit::Usage, "no_such_site", status),
-        Refusal::NotThere { .. } => {
+        FailoverRefusal::Journal(error) => return sites.journal_failed(error),
+        FailoverRefusal::Unknown { .. } => (Exit::Usage, "no_such_site", status),
+        FailoverRefusal::NotThere { .. } => {
             (Exit::Refused, "site_not_there", format!("start it ({}), or choose another site: {status}", command("up")))
         }
-        Refusal::NotMember { .. } | Refusal::NotFit { .. } | Refusal::Behind { .. } => (
+        FailoverRefusal::NotMember { .. } | FailoverRefusal::NotFit { .. } | FailoverRefusal::Behind { .. } => (
             Exit::Refused,
             "not_caught_up",
             format!("choose a site that is in sync, or wait until this one is: {status}"),
         ),
-        Refusal::Witness(_) => {
+        FailoverRefusal::Witness(_) => {
             (Exit::Refused, "no_witness", format!("start the witness first: {}", command("up --site witness")))
         }
-        Refusal::Grace { left_ms, .. } => {
+        FailoverRefusal::Grace { left_ms, .. } => {
             (Exit::Refused, "grace", format!("retry in {:.1} s", left_ms as f64 / 1000.0 + 0.1))
         }
-        Refusal::NotGranted(_) => (Exit::Refused, "not_granted", status),
-        Refusal::NotSettled { .. } => {
+        FailoverRefusal::NotGranted(_) => (Exit::Refused, "not_granted", status),
+        FailoverRefusal::NotSettled { .. } => {
             (Exit::Failed, "not_settled", format!("watch the progress: {}", command("dr watch")))
         }
     };

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use textnlp_provider::error_chain;
 use tokio::time::Instant;
 
+use super::super::control_client::MemberRole;
 use super::super::control_status::ControlStatus;
 use super::super::failover;
 use super::super::fault::Fault;
@@ -82,7 +83,7 @@ pub(super) async fn preflight(
         ));
     }
     for line in control_status.lines(order.max_lag_ms) {
-        if line.role == "unreachable" {
+        if line.role == MemberRole::Unreachable {
             wrong.push(line.why.unwrap_or_default());
         } else if !line.in_sync {
             let behind = line.behind_entries.unwrap_or_default();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{DrillError, POLL_INTERVAL, RunningDrill, pause};
-use crate::dr::control_client::PRIMARY;
+use crate::dr::control_client::DatabaseRole;
 use crate::dr::control_status::ControlStatus;
 
 /// A server that was just promoted reports its role within this time.
@@ -21,10 +21,10 @@ impl RunningDrill<'_> {
             let primary = control_status.primary().filter(|primary| *primary != self.fault.site);
             let role = primary.as_deref().and_then(|primary| control_status.site(primary)?.database_role());
             let (Some(site), Some(role)) = (primary, role) else { return Ok(()) };
-            if role == PRIMARY || began.elapsed() > ROLE_REPORT_TIMEOUT || self.is_over() {
+            if role == DatabaseRole::Primary || began.elapsed() > ROLE_REPORT_TIMEOUT || self.is_over() {
                 let says = format!("the database that {site} uses is {}", said(role));
                 self.tell("database", &says);
-                self.database = Some(role.to_owned());
+                self.database = Some(role);
                 self.phase("database", from, None, says);
                 return Ok(());
             }
@@ -33,9 +33,9 @@ impl RunningDrill<'_> {
     }
 }
 
-fn said(role: &str) -> String {
+fn said(role: DatabaseRole) -> String {
     match role {
-        PRIMARY => "a primary, which accepts writes".to_owned(),
+        DatabaseRole::Primary => "a primary, which accepts writes".to_owned(),
         other => format!("{other}, and accepts no writes"),
     }
 }

@@ -19,9 +19,9 @@ pub use textnlp_provider::cluster::{
     Analytics, ClusterAccess, ClusterIngress, ClusterModels, IngressKind, ModelVolume, PodResources, ResourceAmounts,
     TaintEffect, Toleration, TolerationOperator,
 };
-use textnlp_provider::settings::Runtime;
 pub use textnlp_provider::settings::{
-    CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Role, Spot, Strategy, TlsMode, TrafficMode,
+    CacheKind, DatabaseCopy, DatabaseKind, DnsAlgorithm, Failover, GpuSize, Hosting, ModelRole, Quantize, Role,
+    Runtime, Spot, Strategy, TlsMode, TrafficMode,
 };
 pub use textnlp_provider::units::{Bytes, Cores, Rate, SecretSource, Span, UrlSource};
 pub(crate) use textnlp_provider::words;
@@ -195,7 +195,7 @@ impl Environment {
         });
         let account = home.account.as_deref().filter(|_| beside(provider, region));
         // Another's place is a machine.
-        let runtime = if provider == home.provider { home.runtime.as_str() } else { PROCESS };
+        let runtime = if provider == home.provider { home.runtime } else { Runtime::Process };
         Some(WitnessPlace { provider, region, runtime, account })
     }
 
@@ -274,7 +274,7 @@ pub struct WitnessPlace<'a> {
     /// The region.
     pub region: &'a str,
     /// How programs run there.
-    pub runtime: &'a str,
+    pub runtime: Runtime,
     /// The account, if it is that of the home site.
     pub account: Option<&'a str>,
 }
@@ -294,8 +294,7 @@ pub struct SiteSettings {
     pub provider: String,
     /// How programs run there.
     #[serde(default = "default_runtime")]
-    #[schemars(schema_with = "label")]
-    pub runtime: String,
+    pub runtime: Runtime,
     /// The provider's region, or `local` for your own machine.
     #[serde(default = "default_region")]
     pub region: String,
@@ -334,13 +333,8 @@ fn default_role() -> Role {
     Role::Primary
 }
 
-/// Programs run as local processes.
-pub(crate) const PROCESS: &str = Runtime::Process.as_str();
-/// Programs run as pods.
-const KUBERNETES: &str = Runtime::Kubernetes.as_str();
-
-fn default_runtime() -> String {
-    PROCESS.to_owned()
+fn default_runtime() -> Runtime {
+    Runtime::Process
 }
 
 fn default_region() -> String {
@@ -359,7 +353,7 @@ impl SiteSettings {
 
     /// Whether its programs run as pods.
     pub fn is_in_cluster(&self) -> bool {
-        self.runtime == KUBERNETES
+        self.runtime == Runtime::Kubernetes
     }
 
     /// Whether the API runs here.
@@ -405,28 +399,6 @@ impl Existing {
     }
 }
 
-words! {
-    /// The role of a model.
-    pub enum ModelRole {
-        /// It serves requests without a model name.
-        Default = "default",
-        /// It creates embeddings.
-        Embeddings = "embeddings",
-    }
-}
-
-words! {
-    /// The number format of weights in memory.
-    pub enum Quantize {
-        /// 32-bit floats.
-        F32 = "f32",
-        /// 16-bit floats.
-        F16 = "f16",
-        /// 8-bit integers in groups of 32.
-        Q8 = "q8_0",
-    }
-}
-
 /// One model to serve.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -466,7 +438,7 @@ fn environment_name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "format": "textnlp-environment-name"})
 }
 
-/// The format of site, provider and runtime names.
+/// The format of site and provider names.
 pub(crate) fn label(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "format": "textnlp-label"})
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Bytes, DatabaseCopy, Enforcement, Failover, SecretSource, Span, Strategy, TrafficMode, section, words};
+use super::{
+    Bytes, DatabaseCopy, DnsAlgorithm, Enforcement, Failover, SecretSource, Span, Strategy, TrafficMode, section, words,
+};
 
 section! {
     /// Backups.
@@ -49,16 +51,6 @@ section! {
         pub health_path: String = "/health".to_owned(),
         /// The TTL of DNS records.
         pub ttl: Span = Span::seconds(60),
-    }
-}
-
-words! {
-    /// The algorithm that signs DNS updates.
-    pub enum DnsAlgorithm {
-        /// HMAC with SHA-256.
-        Sha256 = "hmac-sha256",
-        /// HMAC with SHA-512.
-        Sha512 = "hmac-sha512",
     }
 }
 

@@ -17,7 +17,7 @@ impl Checker<'_> {
             // Defaults are not serialized, so this is exactly what was configured, also for fields added later.
             let asked = serde_json::to_value(access).unwrap_or_default();
             for field in asked.as_object().into_iter().flat_map(|asked| asked.keys()) {
-                let cause = format!("the site has `runtime: {}` and is not in a cluster", cut(&site.runtime));
+                let cause = format!("the site has `runtime: {}` and is not in a cluster", site.runtime);
                 self.error(&format!("{at}.{field}"), cause, "remove it, or write `runtime: kubernetes`");
             }
             return;

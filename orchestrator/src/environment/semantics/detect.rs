@@ -20,14 +20,14 @@ use super::{Catalogue, Offer};
 #[derive(Debug, Clone, Default)]
 pub struct DetectionInputs {
     /// Evidence of providers, in the order it is reported.
-    pub evidence: Vec<Evidence>,
+    pub evidence: Vec<ProviderEvidence>,
     /// The provider that needs no evidence: the local machine.
     pub fallback: String,
 }
 
 /// Evidence of a provider.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Evidence {
+pub struct ProviderEvidence {
     /// The provider.
     pub provider: String,
     /// The observation; names of variables and files, never their values.
@@ -63,7 +63,7 @@ impl Catalogue {
         let fits = |offer: &Offer| offer.missing.is_none() && runtime.is_none_or(|runtime| runs(offer, runtime));
         let mut candidates: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         let mut aside = Vec::new();
-        for Evidence { provider, seen } in &surroundings.evidence {
+        for ProviderEvidence { provider, seen } in &surroundings.evidence {
             match self.providers.get(provider) {
                 Some(offer) if fits(offer) => candidates.entry(provider).or_default().push(seen),
                 Some(offer) if offer.missing.is_none() => {

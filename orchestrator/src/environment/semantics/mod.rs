@@ -22,7 +22,7 @@ use super::tree::Node;
 use super::units::cut;
 
 pub(crate) use detect::detect_providers;
-pub use detect::{Detected, DetectionError, DetectionInputs, Evidence};
+pub use detect::{Detected, DetectionError, DetectionInputs, ProviderEvidence};
 
 /// The providers of this program and their offers; the caller passes it.
 #[derive(Debug, Clone, Default)]

@@ -23,7 +23,7 @@ impl Checker<'_> {
         let names: Vec<&str> = catalogue.providers.keys().map(String::as_str).collect();
         let mut unsupported: BTreeMap<&str, (String, String)> = BTreeMap::new();
         let witness = e.dr.witness.iter().map(|w| ("dr.witness".to_owned(), &w.provider, None));
-        let sites = e.sites.iter().enumerate().map(|(i, s)| (format!("sites[{i}]"), &s.provider, Some(&s.runtime)));
+        let sites = e.sites.iter().enumerate().map(|(i, s)| (format!("sites[{i}]"), &s.provider, Some(s.runtime)));
         for (path, provider, runtime) in sites.chain(witness).collect::<Vec<_>>() {
             if provider == "auto" {
                 continue; // of a site it was reported where the detection failed
@@ -43,11 +43,10 @@ impl Checker<'_> {
                 continue;
             }
             let Some(runtime) = runtime else { continue };
-            let runtimes: Vec<&str> = offer.capabilities.runtimes.iter().map(|runtime| runtime.as_str()).collect();
-            if !runtimes.contains(&runtime.as_str()) {
-                let fix = nearest(runtime, runtimes.iter().copied())
-                    .map_or_else(|| format!("use `{}`", runtimes.join("` or `")), |n| format!("did you mean `{n}`?"));
-                let cause = format!("provider `{provider}` does not support the runtime `{}`", cut(runtime));
+            if !offer.capabilities.runtimes.contains(&runtime) {
+                let runtimes: Vec<&str> = offer.capabilities.runtimes.iter().map(|runtime| runtime.as_str()).collect();
+                let fix = format!("use `{}`", runtimes.join("` or `"));
+                let cause = format!("provider `{provider}` does not support the runtime `{runtime}`");
                 self.say(Severity::Refusal, &format!("{path}.runtime"), cause, fix);
                 continue;
             }

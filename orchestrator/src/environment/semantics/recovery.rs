@@ -285,7 +285,7 @@ impl Checker<'_> {
             let fix = format!("write `traffic: {{ mode: dns }}`, or `region: {}`", machine.1);
             self.say(Severity::Refusal, &format!("sites[{i}].region"), cause, fix);
         }
-        if place.runtime != PROCESS {
+        if place.runtime != Runtime::Process {
             let cause = "the witness and the global endpoint are processes on a machine outside every cluster";
             let fix = "write `witness: { provider: …, region: local }` with a provider of machines";
             self.say(Severity::Refusal, "dr.witness", cause, fix);

@@ -300,7 +300,7 @@ const NO_BUCKET: &str = "create the bucket or container first, or correct its na
 /// The engine's clock, for retries.
 struct StoreClock<'a>(&'a dyn Clock);
 
-impl textnlp_net::retry::Clock for StoreClock<'_> {
+impl textnlp_net::retry::RetryClock for StoreClock<'_> {
     fn now(&self) -> Duration {
         self.0.steady()
     }

@@ -9,6 +9,7 @@ use textnlp_orchestrator::plan::Plan;
 use textnlp_orchestrator::run::{Run, RunOutcome, RunSite, look, run_phases};
 use textnlp_orchestrator::state::SiteLocation;
 use textnlp_provider::memory::{Fault, FaultEffect, MemoryCloud, Stage};
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{Need, ResourceId, SiteName, Spec, Wanted};
 use tokio_util::sync::CancellationToken;
 
@@ -39,8 +40,8 @@ impl Sites {
     /// The same service at each site, all of it or what `only` names.
     fn road<T>(&self, size: u64, only: Option<&str>, take: impl AsyncFnOnce(&Run<'_>) -> T) -> T {
         let of_site = |(name, cloud): (&SiteName, &MemoryCloud)| {
-            let (account, runtime) = ("1".to_owned(), "process".to_owned());
-            let place = SiteLocation { provider: "memory".to_owned(), account, region: name.to_string(), runtime };
+            let (provider, account) = ("memory".to_owned(), "1".to_owned());
+            let place = SiteLocation { provider, account, region: name.to_string(), runtime: Runtime::Process };
             let wanted =
                 with(service(), "cluster", "size", json!(size)).into_iter().map(|one| moved(one, name)).collect();
             (name.clone(), RunSite { place, provider: Arc::new(cloud.clone()), protect_data: false, wanted })

@@ -12,6 +12,7 @@ use textnlp_orchestrator::run::{RunOptions, RunOutcome, RunSite, run_phases};
 use textnlp_orchestrator::state::SiteLocation;
 use textnlp_provider::component::Program;
 use textnlp_provider::memory::{Fuse, MemoryCloud};
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{Provider, ResourceId, SiteName, Wanted};
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +45,7 @@ fn go(world: &World, sites: &Sites, ask: RunOptions, fuse: &Fuse) -> Option<RunO
         provider: "memory".to_owned(),
         account: "1".to_owned(),
         region: name.to_string(),
-        runtime: "process".to_owned(),
+        runtime: Runtime::Process,
     };
     let provider: Arc<dyn Provider> = Arc::new(world.cloud.with_fuse(fuse.clone()));
     let of_site = |(name, wanted): (&SiteName, &Vec<Wanted>)| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
+use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::run::RunError;
 use textnlp_orchestrator::state::{End, Entry, JournalWriter, LINE_LIMIT, Operator, State, StateError, Store};
 use textnlp_provider::{EnvironmentName, Lineage, OperationId};
@@ -189,7 +190,7 @@ fn what_contradicts_the_journal_is_not_written() {
             let mut refused = Vec::new();
             let fine = |pen: &mut JournalWriter<'_>| {
                 let plan = pen.body(&"a plan");
-                pen.entry(Entry::Approved { purpose: "up".to_owned(), plan });
+                pen.entry(Entry::Approved { purpose: Purpose::Up, plan });
             };
             let ended = locked
                 .commit(&here(), |pen| {

@@ -128,7 +128,7 @@ fn multi_region_sites_have_a_border_and_a_watch_and_the_witness_a_place_of_its_o
         .iter()
         .map(|(site, parts)| {
             let names: Vec<_> = parts.iter().map(|c| c.name.as_str()).collect();
-            (site.name.as_str(), site.role.as_str(), names.join(" "))
+            (site.name.as_str(), site.role.map_or("witness", Role::as_str), names.join(" "))
         })
         .collect();
     assert_eq!(

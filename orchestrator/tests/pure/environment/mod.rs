@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use expect_test::{Expect, expect};
 use serde_json::json;
 use textnlp_orchestrator::environment::{
-    self, Catalogue, DetectionInputs, Environment, Evidence, FlagValue, Library, LoadError, Loaded, Offer, Overrides,
-    Severity, Source, components, diff,
+    self, Catalogue, DetectionInputs, Environment, FlagValue, Library, LoadError, Loaded, Offer, Overrides,
+    ProviderEvidence, Severity, Source, components, diff,
 };
 use textnlp_orchestrator::release::{Artifacts, Release};
 use textnlp_provider::capabilities::{Capabilities, Capability, Store};
 use textnlp_provider::component::{ComponentSpec, Program};
-use textnlp_provider::settings::{DatabaseKind, Runtime, Strategy, TlsMode, TrafficMode};
+use textnlp_provider::settings::{DatabaseKind, Role, Runtime, Strategy, TlsMode, TrafficMode};
 
 fn artifacts() -> Artifacts {
     let digest = textnlp_orchestrator::release::digest(b"server");
@@ -407,10 +407,12 @@ fn what_a_provider_does_not_support_is_refused_by_name() {
     );
     let with =
         |site: &str| said(load(&GOOD.replace("name: here, provider: onprem", site), &Overrides::default(), &catalogue));
-    expect!["mine.yaml:4:33: not yet: `sites[0].provider`: provider `cumulus` is not part of this program; build with `--features all`"].assert_eq(&with("name: here, provider: cumulus, runtime: pods"));
+    expect!["mine.yaml:4:33: not yet: `sites[0].provider`: provider `cumulus` is not part of this program; build with `--features all`"].assert_eq(&with("name: here, provider: cumulus, runtime: kubernetes"));
     expect!["mine.yaml:4:33: error: `sites[0].provider`: there is no provider `onprm`; did you mean `onprem`?"]
         .assert_eq(&with("name: here, provider: onprm"));
-    expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: provider `onprem` does not support the runtime `proces`; did you mean `process`?"]
+    expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: provider `onprem` does not support the runtime `kubernetes`; use `process`"]
+        .assert_eq(&with("name: here, provider: onprem, runtime: kubernetes"));
+    expect!["mine.yaml:4:50: error: `sites[0].runtime`: `proces` is not one of `process`, `kubernetes`; did you mean `process`?"]
         .assert_eq(&with("name: here, provider: onprem, runtime: proces"));
     expect!["mine.yaml:4:33: error: `sites[0].provider`: provider detection did not run; write one, such as `provider: onprem`"].assert_eq(&with("name: here, provider: auto"));
 }
@@ -432,7 +434,7 @@ fn a_provider_is_detected_by_evidence_and_never_guessed() {
     let detected = |site: &str, seen: &[&str]| {
         let evidence = seen.iter().map(|one| {
             let (provider, seen) = one.split_once(": ").unwrap();
-            Evidence { provider: provider.to_owned(), seen: seen.to_owned() }
+            ProviderEvidence { provider: provider.to_owned(), seen: seen.to_owned() }
         });
         let surroundings = DetectionInputs { evidence: evidence.collect(), fallback: "onprem".to_owned() };
         let catalogue = Catalogue { providers: BTreeMap::from(providers.clone()), surroundings: Some(surroundings) };

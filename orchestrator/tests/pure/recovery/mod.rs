@@ -8,11 +8,11 @@ use std::time::Duration;
 use serde_json::json;
 use textnlp_orchestrator::dr::control_status::ControlStatus;
 use textnlp_orchestrator::dr::drill::{self, DrillError, DrillInputs, DrillOptions};
-use textnlp_orchestrator::dr::failover::{self, FailoverKind, Refusal};
+use textnlp_orchestrator::dr::failover::{self, FailoverKind, FailoverRefusal};
 use textnlp_orchestrator::dr::fault::FaultKind;
 use textnlp_orchestrator::dr::journal::{self, Action, Journal, WHOLE};
 use textnlp_orchestrator::dr::ledger;
-use textnlp_orchestrator::dr::report::{self, Facts, Report, Targets};
+use textnlp_orchestrator::dr::report::{self, DrillFacts, Report, Targets};
 use tokio_util::sync::CancellationToken;
 use world::{GRACE_MS, World, lines};
 
@@ -32,7 +32,7 @@ fn order(kind: FaultKind) -> DrillOptions {
         requests_per_second: 50,
         writes_per_second: 20,
         body: json!({ "prompt": "x", "max_tokens": 4 }),
-        facts: Facts { environment: "multi".into(), by: "anna".into(), live: true, ..Facts::default() },
+        facts: DrillFacts { environment: "multi".into(), by: "anna".into(), live: true, ..DrillFacts::default() },
     }
 }
 
@@ -154,7 +154,7 @@ async fn whoever_takes_over_works_with_a_database_that_takes_changes() {
         let world = World::new();
         world.set(|inner| inner.database = Some(says));
         let (report, folder) = drill(&world, &order(FaultKind::Kill)).await;
-        assert_eq!(report.figures.database.as_deref(), Some(says));
+        assert_eq!(report.figures.database.map(|role| role.to_string()).as_deref(), Some(says));
         assert!(
             report
                 .phases
@@ -288,7 +288,7 @@ async fn a_dead_primary_is_replaced_by_a_claim_once_its_grace_is_over() {
     journal.begin(Action::Failover, "old", WHOLE, None, json!({ "to": "two" })).unwrap();
     world.lose("one", Some(FaultKind::Kill));
     let refused = failover::failover(&control_clients, &mut journal, "two").await.unwrap_err();
-    assert!(matches!(refused, Refusal::Grace { left_ms, .. } if left_ms <= 60_000), "{refused}");
+    assert!(matches!(refused, FailoverRefusal::Grace { left_ms, .. } if left_ms <= 60_000), "{refused}");
     assert!(refused.to_string().contains("ms are left"), "{refused}");
     world.set(|inner| inner.grace_ms = 0);
     let shifted = failover::failover(&control_clients, &mut journal, "two").await.unwrap();

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::dr::control_client::{ControlClients, SocketPaths};
 use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
 use textnlp_orchestrator::gate::{IssuedKey, KeyIssuer, KeyRequest};
-use textnlp_orchestrator::load::{Failure, Key, LoadRequest, LoadResponse, Wire};
+use textnlp_orchestrator::load::{Key, LoadRequest, LoadResponse, RequestFailure, Wire};
 use textnlp_provider::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -315,7 +315,7 @@ impl Inner {
 
 #[async_trait]
 impl Wire for World {
-    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, Failure> {
+    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
         let id = ask.request_id.clone().unwrap_or_default();
         let to = self.set(|inner| {
             inner.turn += 1;
@@ -340,10 +340,10 @@ impl Wire for World {
         });
         match to {
             Ok(()) => Ok(LoadResponse { status: 200, body: b"{}".to_vec() }),
-            Err(FaultKind::Kill) => Err(Failure::Connect("refused".to_owned())),
+            Err(FaultKind::Kill) => Err(RequestFailure::Connect("refused".to_owned())),
             Err(_) => {
                 tokio::time::sleep(Duration::from_millis(200)).await;
-                Err(Failure::Timeout)
+                Err(RequestFailure::Timeout)
             }
         }
     }

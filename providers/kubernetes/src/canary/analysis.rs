@@ -26,7 +26,7 @@ const WORSE: f64 = 1.5;
 
 /// One observation.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Observation {
+pub(super) struct CanaryObservation {
     /// Seconds since the start of the rollout.
     pub(super) at: u64,
     /// Pods of the new release: those that exist, those that the rollout intends, and those that are ready.
@@ -62,7 +62,7 @@ pub(super) enum AnalysisResult {
 #[derive(Debug)]
 pub(super) struct Analysis {
     canary: Canary,
-    looks: VecDeque<Observation>,
+    looks: VecDeque<CanaryObservation>,
     /// The time since which all new pods are ready.
     well_since: Option<u64>,
 }
@@ -73,7 +73,7 @@ impl Analysis {
     }
 
     /// Whether clients may be routed to a second set of pods that has none yet.
-    pub(super) fn prepare(&self, look: Observation, wish: Option<OperatorCommand>) -> AnalysisResult {
+    pub(super) fn prepare(&self, look: CanaryObservation, wish: Option<OperatorCommand>) -> AnalysisResult {
         if wish == Some(OperatorCommand::Abort) {
             return AnalysisResult::Revert(ABORTED.to_owned());
         }
@@ -101,7 +101,7 @@ impl Analysis {
     }
 
     /// The verdict after one more observation and an operator's command.
-    pub(super) fn judge(&mut self, look: Observation, wish: Option<OperatorCommand>) -> AnalysisResult {
+    pub(super) fn judge(&mut self, look: CanaryObservation, wish: Option<OperatorCommand>) -> AnalysisResult {
         let complete = look.pods > 0 && look.ready == look.pods;
         self.well_since = complete.then(|| self.well_since.unwrap_or(look.at));
         // One observation as old as the window is kept as the baseline.
@@ -212,7 +212,7 @@ fn chance(bad: u64, all: u64, share: f64) -> f64 {
     sum
 }
 
-fn answered(look: Observation) -> String {
+fn answered(look: CanaryObservation) -> String {
     format!(
         "{} of {} new pods ready; {} answers, {} failed, {} slow (old: {}, {}, {})",
         look.ready,
@@ -249,8 +249,8 @@ mod tests {
         Totals { answers, failures, slow }
     }
 
-    fn at(at: u64, new: Totals, old: Totals) -> Observation {
-        Observation { at, pods: 1, ready: 1, measured: 1, new, old, ..Observation::default() }
+    fn at(at: u64, new: Totals, old: Totals) -> CanaryObservation {
+        CanaryObservation { at, pods: 1, ready: 1, measured: 1, new, old, ..CanaryObservation::default() }
     }
 
     fn reverts(judgement: &AnalysisResult, with: &str) -> bool {
@@ -331,11 +331,11 @@ mod tests {
     fn a_pod_that_is_not_ready_begins_the_time_anew_and_one_that_ends_again_and_again_is_not_waited_for() {
         let mut judge = judge();
         judge.judge(at(0, totals(50, 0, 0), Totals::default()), None);
-        let absent = Observation { ready: 0, ..at(290, totals(50, 0, 0), Totals::default()) };
+        let absent = CanaryObservation { ready: 0, ..at(290, totals(50, 0, 0), Totals::default()) };
         assert_eq!(judge.judge(absent, None), AnalysisResult::Wait("0 of 1 new pods are ready".to_owned()));
         let back = judge.judge(at(310, totals(50, 0, 0), Totals::default()), None);
         assert!(matches!(back, AnalysisResult::Wait(why) if why.starts_with("healthy for 0 of 300 s")));
-        let ends = Observation { ready: 0, restarts: 3, ..at(320, totals(0, 0, 0), Totals::default()) };
+        let ends = CanaryObservation { ready: 0, restarts: 3, ..at(320, totals(0, 0, 0), Totals::default()) };
         assert!(reverts(&judge.judge(ends, None), "ended 3 times"));
     }
 
@@ -344,7 +344,7 @@ mod tests {
         let well = at(10, totals(0, 0, 0), Totals::default());
         assert!(matches!(judge().judge(well, Some(OperatorCommand::Promote)), AnalysisResult::Promote(_)));
         assert!(reverts(&judge().judge(well, Some(OperatorCommand::Abort)), "rollout abort"));
-        let none = Observation { ready: 0, ..well };
+        let none = CanaryObservation { ready: 0, ..well };
         assert!(
             matches!(judge().judge(none, Some(OperatorCommand::Promote)), AnalysisResult::Wait(_)),
             "what does not run yet"
@@ -362,13 +362,18 @@ mod tests {
     #[test]
     fn clients_are_led_to_a_second_set_when_all_of_it_is_ready_and_measured() {
         let judge = Analysis::new(blue_green());
-        let look =
-            |at: u64, ready: u64, measured: u64| Observation { at, pods: 3, ready, measured, ..Observation::default() };
-        let waits = |look: Observation, wish: Option<OperatorCommand>, with: &str| {
+        let look = |at: u64, ready: u64, measured: u64| CanaryObservation {
+            at,
+            pods: 3,
+            ready,
+            measured,
+            ..CanaryObservation::default()
+        };
+        let waits = |look: CanaryObservation, wish: Option<OperatorCommand>, with: &str| {
             let judged = judge.prepare(look, wish);
             assert!(matches!(&judged, AnalysisResult::Wait(why) if why.contains(with)), "{with}: {judged:?}");
         };
-        waits(Observation::default(), None, "0 of 0 new pods are ready, and no traffic is routed to them");
+        waits(CanaryObservation::default(), None, "0 of 0 new pods are ready, and no traffic is routed to them");
         waits(look(10, 2, 2), None, "2 of 3");
         waits(look(10, 2, 2), Some(OperatorCommand::Promote), "2 of 3");
         waits(look(10, 3, 2), None, "2 of them report metrics");
@@ -378,7 +383,7 @@ mod tests {
         }
         assert!(reverts(&judge.prepare(look(10, 3, 3), Some(OperatorCommand::Abort)), "rollout abort"));
         assert!(reverts(&judge.prepare(look(1000, 3, 3), None), "deadline of 1000 s has passed: 3 of 3"));
-        assert!(reverts(&judge.prepare(Observation { restarts: 3, ..look(10, 2, 2) }, None), "ended 3 times"));
+        assert!(reverts(&judge.prepare(CanaryObservation { restarts: 3, ..look(10, 2, 2) }, None), "ended 3 times"));
     }
 
     #[test]
@@ -399,12 +404,12 @@ mod tests {
     #[test]
     fn a_share_of_the_clients_is_not_led_to_nobody() {
         let shares = || Analysis::new(Canary { weighted: true, share: Some(10), ..blue_green() });
-        let look = |pods: u64, ready: u64, old_ready: u64| Observation {
+        let look = |pods: u64, ready: u64, old_ready: u64| CanaryObservation {
             at: 10,
             pods,
             ready,
             old_ready,
-            ..Observation::default()
+            ..CanaryObservation::default()
         };
         for gone in [look(1, 0, 3), look(0, 0, 3), look(1, 0, 0)] {
             for wish in [None, Some(OperatorCommand::Promote), Some(OperatorCommand::Pause)] {
@@ -413,7 +418,7 @@ mod tests {
         }
         assert!(matches!(shares().judge(look(2, 1, 3), None), AnalysisResult::Wait(_)), "one still answers them");
         assert!(
-            matches!(shares().judge(Observation::default(), None), AnalysisResult::Wait(_)),
+            matches!(shares().judge(CanaryObservation::default(), None), AnalysisResult::Wait(_)),
             "nobody has looked yet"
         );
         // The old pods answer in its place where the pods' share is the clients' share.
@@ -422,7 +427,7 @@ mod tests {
 
     #[test]
     fn clients_go_back_to_old_pods_that_are_there_when_new_ones_are_not() {
-        let look = |ready: u64, old_ready: u64| Observation {
+        let look = |ready: u64, old_ready: u64| CanaryObservation {
             pods: 3,
             ready,
             old_ready,

@@ -8,7 +8,7 @@ use serde_json::Value;
 use textnlp_provider::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 
-use super::analysis::{Analysis, AnalysisResult, Observation};
+use super::analysis::{Analysis, AnalysisResult, CanaryObservation};
 use super::counters::{self, Group, Totals};
 use super::queries::{About, QueryApi, QueryConfig, QueryError, QueryRunner};
 use super::start::{OTHERS_STAY, is_one_set};
@@ -317,7 +317,7 @@ impl RolloutMonitor<'_> {
         figures: &dyn Scrape,
         (stage, sets): (&mut Stage, &mut Option<PodSets>),
         at: u64,
-    ) -> Result<Observation> {
+    ) -> Result<CanaryObservation> {
         let mut look = self.look(api, orders, deployment, figures, at).await?;
         if !orders.has_two_sets() {
             *stage = Stage::Baking;
@@ -350,8 +350,8 @@ impl RolloutMonitor<'_> {
         // Kubernetes rounds a surge up, too.
         let meant = orders.canary.share.map_or(all, |share| (all * u64::from(share)).div_ceil(100).max(1));
         Ok(match self.hash {
-            Some(_) => Observation { pods: look.pods.max(meant), ..look },
-            None => Observation { at, pods: meant, ..Observation::default() },
+            Some(_) => CanaryObservation { pods: look.pods.max(meant), ..look },
+            None => CanaryObservation { at, pods: meant, ..CanaryObservation::default() },
         })
     }
 
@@ -415,11 +415,11 @@ impl RolloutMonitor<'_> {
         deployment: &Value,
         figures: &dyn Scrape,
         at: u64,
-    ) -> Result<Observation> {
+    ) -> Result<CanaryObservation> {
         // Until the controller has observed the new template, the new pods are not known.
         let new = &orders.promote["spec"]["template"];
         self.hash = set_of(api, orders, deployment, new).await?.or(self.hash.take());
-        let Some(hash) = self.hash.clone() else { return Ok(Observation { at, ..Observation::default() }) };
+        let Some(hash) = self.hash.clone() else { return Ok(CanaryObservation { at, ..CanaryObservation::default() }) };
         let list = Call { action: "list", verb: "list", row: &POD, namespace: Some(&orders.namespace), name: None };
         let pods = api.list(&list, &diagnosis::selector(deployment)).await?;
         let of = |pod: &Value| pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
@@ -458,7 +458,7 @@ impl RolloutMonitor<'_> {
         let restarts = restarts.filter_map(|one| one["restartCount"].as_u64()).max().unwrap_or_default();
         // The intended number, of which some pods may not exist yet.
         let meant = deployment["status"]["updatedReplicas"].as_u64().unwrap_or_default();
-        Ok(Observation {
+        Ok(CanaryObservation {
             at,
             pods: meant.max(new.len() as u64),
             ready: new.into_iter().filter(ready).count() as u64,

@@ -17,7 +17,7 @@ const REPLICATION_PASSWORD: &str = "replication-password";
 pub fn local_part(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let cluster = site.cluster.as_deref()?;
     let component = here(component, cluster)?;
-    Some((component, Site { runtime: Runtime::Process.to_string(), ..site.clone() }))
+    Some((component, Site { runtime: Runtime::Process, ..site.clone() }))
 }
 
 fn here(component: &Component, cluster: &ClusterSite) -> Option<Component> {

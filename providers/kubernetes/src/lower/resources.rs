@@ -1,9 +1,9 @@
 //! What the server in each pod needs by the size of its models.
 
 use serde_json::{Value, json};
-use textnlp_models::{Catalogue, DEFAULT_SEQUENCES, Entry, Memory, Quantize, Want, fit};
-use textnlp_provider::cluster;
+use textnlp_models::{Catalogue, DEFAULT_SEQUENCES, Entry, Memory, Want, WeightFormat, fit};
 use textnlp_provider::component::Model;
+use textnlp_provider::{cluster, settings};
 
 /// Requests and limits of the server in each pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,12 @@ pub(super) fn model_bytes(models: &[Model]) -> Option<u64> {
 fn memory_needed(models: &[Model]) -> Option<u64> {
     let nothing = Memory { total: 0, available: 0, bound_by: String::new() };
     let needed = models.iter().map(|model| {
-        let quantize = model.quantize.as_deref().map_or(Ok(Quantize::AsIs), str::parse).ok()?;
+        let quantize = match model.quantize {
+            None => WeightFormat::AsIs,
+            Some(settings::Quantize::F32) => WeightFormat::F32,
+            Some(settings::Quantize::F16) => WeightFormat::F16,
+            Some(settings::Quantize::Q8) => WeightFormat::Q8_0,
+        };
         let want = Want { quantize, context: model.context.map(u64::from), sequences: DEFAULT_SEQUENCES };
         Some(fit(&known(&model.source)?.summary(), &want, &nothing).needed)
     });

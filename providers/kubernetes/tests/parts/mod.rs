@@ -10,7 +10,7 @@ use textnlp_provider::cluster::{
     PodResources, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
 };
 use textnlp_provider::component::*;
-use textnlp_provider::settings::{DatabaseKind, Hosting, Spot, Strategy};
+use textnlp_provider::settings::{DatabaseKind, Hosting, ModelRole, Quantize, Role, Runtime, Spot, Strategy};
 use textnlp_provider::units::{Bytes, Cores, Span};
 use textnlp_provider::{Component, Problems, Provider, Site, Wanted};
 
@@ -140,8 +140,8 @@ pub fn site() -> Site {
         name: "main".parse().unwrap(),
         account: "https://127.0.0.1:6443".to_owned(),
         region: "local".to_owned(),
-        runtime: "kubernetes".to_owned(),
-        role: "primary".to_owned(),
+        runtime: Runtime::Kubernetes,
+        role: Some(Role::Primary),
         tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
         protect_data: true,
         cluster: None,
@@ -385,8 +385,8 @@ pub fn models() -> ModelStore {
         name: "textnlp-tiny".to_owned(),
         source: "bundled".to_owned(),
         digest: Some(format!("sha256:{}", "cd".repeat(32))),
-        role: Some("default".to_owned()),
-        quantize: Some("q8_0".to_owned()),
+        role: Some(ModelRole::Default),
+        quantize: Some(Quantize::Q8),
         context: Some(1024),
         preload: true,
     };

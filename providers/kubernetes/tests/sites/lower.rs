@@ -8,7 +8,7 @@ use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::*;
-use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Spot, Strategy, TlsMode};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
 
 use crate::parts::*;
@@ -461,7 +461,7 @@ fn the_machine_of_the_operator_makes_secrets_and_certificates_and_what_connects_
     let of = |component: &Component, fixture: &Fixture, replicates: bool| {
         let cluster = Some(Box::new(ClusterSite { replicates, ..fixture.cluster() }));
         let (component, site) = local_part(component, &Site { cluster, ..site() })?;
-        assert_eq!(site.runtime, "process");
+        assert_eq!(site.runtime, Runtime::Process);
         Some(component)
     };
     let one = |component: &Component| of(component, &fixture(), false).map(|component| component.part);

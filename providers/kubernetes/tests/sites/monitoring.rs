@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::component::{AlertLimits, ComponentSpec, Monitoring, ServiceLimits};
+use textnlp_provider::settings::{Role, Runtime};
 use textnlp_provider::{Component, Provider, Site};
 
 use crate::parts::{Fixture, fixture};
@@ -19,8 +20,8 @@ fn rules(monitoring: Monitoring) -> Value {
         name: "main".parse().unwrap(),
         account: String::new(),
         region: "local".to_owned(),
-        runtime: "kubernetes".to_owned(),
-        role: "primary".to_owned(),
+        runtime: Runtime::Kubernetes,
+        role: Some(Role::Primary),
         tags: BTreeMap::new(),
         protect_data: true,
         cluster: Some(Box::new(fixture.cluster())),

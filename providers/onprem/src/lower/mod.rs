@@ -17,7 +17,7 @@ use textnlp_keys::{Expansion, Keys, SiteFolder};
 use textnlp_provider::component::{
     Backup, Cluster, ComponentSpec, Database, ExternalSecret, ModelStore, Monitoring, Network, ReceiverAddress,
 };
-use textnlp_provider::settings::DatabaseKind;
+use textnlp_provider::settings::{DatabaseKind, Runtime};
 use textnlp_provider::{Component, ComponentName, OutputRef, Problems, ResourceId, Site, Wanted};
 
 use crate::alert::{AlertOrder, Receiver};
@@ -72,7 +72,7 @@ pub(crate) fn lower(
 
 impl Lowering<'_> {
     fn lower(&mut self) {
-        if self.site.runtime != "process" {
+        if self.site.runtime != Runtime::Process {
             let cause =
                 format!("the on-prem provider runs programs as local processes, not with `{}`", self.site.runtime);
             return self.problem("runtime", cause, "set `runtime: process` for this site");

@@ -386,13 +386,20 @@ fn of_evidence(kept: &[u8]) -> Option<Fact> {
 
 /// Facts of a site agent's answer.
 fn of_watch(body: &str) -> Vec<Fact> {
+    #[derive(PartialEq, serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Role {
+        Primary,
+        #[serde(other)]
+        Other,
+    }
     #[derive(serde::Deserialize)]
     struct AgentAnswer {
         #[serde(default)]
         lagging: Vec<String>,
         writable: bool,
         why_not: Option<String>,
-        role: String,
+        role: Role,
         witness_heard_ms: Option<u64>,
     }
     let Ok(told) = serde_json::from_str::<AgentAnswer>(body) else { return Vec::new() };
@@ -406,7 +413,7 @@ fn of_watch(body: &str) -> Vec<Fact> {
         let says = "it has not answered this site for a minute: until it answers no site can take over";
         facts.push(Fact::new("replication", "witness", says));
     }
-    if told.role == "primary" && !told.writable {
+    if told.role == Role::Primary && !told.writable {
         let why = told.why_not.unwrap_or_default();
         facts.push(Fact::new(
             "replication",

@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_onprem::{OnPrem, Options};
 use textnlp_provider::component::*;
-use textnlp_provider::settings::{DatabaseKind, TlsMode};
+use textnlp_provider::settings::{DatabaseKind, Role, Runtime, TlsMode};
 use textnlp_provider::*;
 
 #[path = "../../../../tests/src/ports.rs"]
@@ -79,8 +79,8 @@ impl Machine {
             name: SiteName::new("here").unwrap(),
             account: "host".to_owned(),
             region: "local".to_owned(),
-            runtime: "process".to_owned(),
-            role: "primary".to_owned(),
+            runtime: Runtime::Process,
+            role: Some(Role::Primary),
             tags: BTreeMap::new(),
             protect_data: false,
             cluster: None,

@@ -8,7 +8,7 @@ use expect_test::{Expect, expect};
 use textnlp_onprem::{OnPrem, Options};
 use textnlp_provider::component::*;
 use textnlp_provider::conformance::lowers_purely;
-use textnlp_provider::settings::{DatabaseKind, Hosting};
+use textnlp_provider::settings::{DatabaseKind, Hosting, Role, Runtime};
 use textnlp_provider::*;
 
 fn given(version: &str) -> ExternalSecret {
@@ -29,8 +29,8 @@ fn lower(database: &Database, state: &str) -> Result<Vec<Wanted>, Problems> {
         name: name("here"),
         account: "host".to_owned(),
         region: "local".to_owned(),
-        runtime: "process".to_owned(),
-        role: "primary".to_owned(),
+        runtime: Runtime::Process,
+        role: Some(Role::Primary),
         tags: BTreeMap::new(),
         protect_data: true,
         cluster: None,

@@ -9,7 +9,7 @@ use serde_json::Value;
 use textnlp_onprem::{OnPrem, Options};
 use textnlp_provider::component::*;
 use textnlp_provider::conformance::lowers_purely;
-use textnlp_provider::settings::{DatabaseKind, Hosting, TlsMode};
+use textnlp_provider::settings::{DatabaseKind, Hosting, Role, Runtime, TlsMode};
 use textnlp_provider::*;
 
 const SITES: [&str; 2] = ["primary", "secondary"];
@@ -20,8 +20,8 @@ fn site(called: &str) -> Site {
         name: name(called),
         account: "host".to_owned(),
         region: "local".to_owned(),
-        runtime: "process".to_owned(),
-        role: called.to_owned(),
+        runtime: Runtime::Process,
+        role: Some(Role::Primary),
         tags: BTreeMap::new(),
         protect_data: true,
         cluster: None,

@@ -13,7 +13,7 @@ use crate::log::{Log, Position, Table, Write, apply};
 use crate::message::{Effect, Message, Outcome, Peer, Refusal};
 use crate::{DRIFT, Millis};
 
-pub use overview::{Overview, PeerOverview};
+pub use overview::{MemberRole, Overview, PeerOverview};
 
 /// The settings of a site.
 #[derive(Debug, Clone)]

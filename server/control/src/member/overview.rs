@@ -2,20 +2,32 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{Member, Refused};
 use crate::Millis;
 use crate::configuration::Site;
 use crate::message::Refusal;
 
+/// The role of a site in the known configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    /// It leads.
+    Primary,
+    /// It has everything acknowledged.
+    Member,
+    /// It does not, or no longer, have everything acknowledged.
+    Outsider,
+}
+
 /// The status as the site itself sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Overview {
     /// The site.
     pub site: Site,
-    /// `primary`, `member`, or `outsider`: a site that does not, or no longer, have everything acknowledged.
-    pub role: String,
+    /// Its role.
+    pub role: MemberRole,
     /// The epoch of the known configuration; 0 before the first.
     pub epoch: u64,
     /// Its primary.
@@ -43,7 +55,7 @@ pub struct Overview {
 }
 
 /// Another site, as the primary sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PeerOverview {
     /// It has everything up to here on disk.
     pub stored: u64,
@@ -60,9 +72,9 @@ impl Member {
     pub fn overview(&self, now: Millis) -> Overview {
         let configuration = self.configuration.as_ref();
         let role = match (self.is_primary(), self.is_member()) {
-            (true, _) => "primary",
-            (false, true) => "member",
-            (false, false) => "outsider",
+            (true, _) => MemberRole::Primary,
+            (false, true) => MemberRole::Member,
+            (false, false) => MemberRole::Outsider,
         };
         let writable = self.writable(now);
         let peers = self.leading.iter().flat_map(|leading| &leading.peers);
@@ -78,7 +90,7 @@ impl Member {
         });
         Overview {
             site: self.settings.site.clone(),
-            role: role.to_owned(),
+            role,
             epoch: configuration.map_or(0, |c| c.epoch),
             primary: configuration.map(|c| c.primary.clone()),
             members: configuration.map(|c| c.members.keys().cloned().collect()).unwrap_or_default(),

@@ -9,7 +9,7 @@ use super::outlet::{Flow, Outlet};
 use super::plan::Candidate;
 use super::request::{Done, Event, Failure, Finish, Request, Sink, Token};
 use crate::executor::{LogitRows, SeqId};
-use crate::sample::{self, Choice, NotFinite, Sampler, Scratch};
+use crate::sample::{self, NotFinite, SampledToken, Sampler, Scratch};
 use crate::text::{Stream, Tokenizer};
 
 /// The callback of a score request.
@@ -72,7 +72,7 @@ pub(super) enum End {
 pub(super) enum LogitResult {
     /// No logits were wanted.
     Nothing,
-    Choice(Choice),
+    Choice(SampledToken),
     Logprobs(Vec<f32>),
 }
 

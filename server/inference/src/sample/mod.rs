@@ -23,7 +23,7 @@ pub struct NotFinite;
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Choice {
+pub struct SampledToken {
     /// Its id.
     pub token: u32,
     /// The natural logarithm of its probability before penalties and temperature, when asked for.
@@ -80,7 +80,7 @@ impl Sampler {
         position: u64,
         alternatives: Option<u8>,
         scratch: &mut Scratch,
-    ) -> Result<Choice, NotFinite> {
+    ) -> Result<SampledToken, NotFinite> {
         let row = Row::new(logits).ok_or(NotFinite)?;
         let Scratch { logits: copy, weights } = scratch;
         let token = if self.penalises {
@@ -91,10 +91,12 @@ impl Sampler {
         } else {
             self.draw(&row, logits, position, weights)
         };
-        let Some(alternatives) = alternatives else { return Ok(Choice { token, logprob: None, top: Vec::new() }) };
+        let Some(alternatives) = alternatives else {
+            return Ok(SampledToken { token, logprob: None, top: Vec::new() });
+        };
         let normaliser = Normaliser::of(&row, logits);
         let top = row.top(usize::from(alternatives)).into_iter().map(|(id, l)| (id, normaliser.logprob(l))).collect();
-        Ok(Choice { token, logprob: Some(normaliser.logprob(logits[token as usize])), top })
+        Ok(SampledToken { token, logprob: Some(normaliser.logprob(logits[token as usize])), top })
     }
 
     fn penalise(&self, logits: &mut [f32]) {

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use serde::Deserialize;
 use textnlp_gateway::SocketAddress;
+use textnlp_process::{InvalidConfig, read_config};
 
 use super::tls::Tls;
 
@@ -81,16 +82,6 @@ impl fmt::Display for Target {
     }
 }
 
-/// A configuration that cannot be used, with everything that is wrong with it.
-#[derive(Debug, thiserror::Error)]
-#[error("relay configuration {file}: {}", .problems.join("; "))]
-pub struct InvalidConfig {
-    /// The file.
-    pub file: Utf8PathBuf,
-    /// The problems, one sentence each.
-    pub problems: Vec<String>,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -113,12 +104,7 @@ fn is_elsewhere(address: &SocketAddress) -> bool {
 impl Config {
     /// Reads and checks the file.
     pub fn read(file: &Utf8Path) -> Result<Config, InvalidConfig> {
-        let fail = |problem: String| InvalidConfig { file: file.to_owned(), problems: vec![problem] };
-        let document: Document = textnlp_process::read_yaml(file, MOST_FILE).map_err(fail)?;
-        match document.border.problems() {
-            problems if problems.is_empty() => Ok(document.border),
-            problems => Err(InvalidConfig { file: file.to_owned(), problems }),
-        }
+        read_config("relay configuration", file, MOST_FILE, |document: Document| document.border, Config::problems)
     }
 
     fn problems(&self) -> Vec<String> {

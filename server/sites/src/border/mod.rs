@@ -18,12 +18,13 @@ use std::time::Duration;
 
 use camino::Utf8Path;
 use textnlp_net::listen::{BoxStream as Stream, Listener};
+use textnlp_process::InvalidConfig;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{Config, InvalidConfig, Link, Target};
+pub use config::{Config, Link, Target};
 pub use tls::{Tls, identity};
 
 use fault::Faults;

@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use textnlp_control::Site;
 use textnlp_gateway as gateway;
-use textnlp_process::Address;
+use textnlp_process::{Address, InvalidConfig, read_config};
 use textnlp_store::PostgresAt;
 
-use super::Error;
 use super::copies::CopiesConfig;
 use super::database::PostgresConfig;
 use super::dns::DnsConfig;
@@ -147,41 +145,41 @@ impl OutsideConfig {
 
 impl AgentConfig {
     /// Reads and checks a file.
-    pub fn read(file: &Utf8Path) -> Result<Self, Error> {
+    pub fn read(file: &Utf8Path) -> Result<Self, InvalidConfig> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Document {
             watch: AgentConfig,
         }
-        let config = read::<Document>(file)?.watch;
-        let sites = config.sites();
+        read_config("configuration", file, MAX_FILE_BYTES, |document: Document| document.watch, Self::problems)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let sites = self.sites();
         let problems = [
-            config.peers.contains_key(&config.site).then(|| format!("`peers` contains this site, {}", config.site)),
-            (!sites.contains(&config.home))
-                .then(|| format!("`home` is {}, which is not a site of this environment", config.home)),
-            pace(config.every_ms, config.lost_after),
-            (!config.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
-            config.outside.as_ref().and_then(OutsideConfig::problem),
-            match &config.postgres {
-                _ if config.outside.is_some() => (config.postgres.is_some() || !config.database.is_empty())
+            self.peers.contains_key(&self.site).then(|| format!("`peers` contains this site, {}", self.site)),
+            (!sites.contains(&self.home))
+                .then(|| format!("`home` is {}, which is not a site of this environment", self.home)),
+            pace(self.every_ms, self.lost_after),
+            (!self.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
+            self.outside.as_ref().and_then(OutsideConfig::problem),
+            match &self.postgres {
+                _ if self.outside.is_some() => (self.postgres.is_some() || !self.database.is_empty())
                     .then(|| "`outside` cannot be combined with `database` or `postgres`".to_owned()),
-                None => {
-                    (!config.database.starts_with("sqlite://")).then(|| "`database` is not `sqlite://…`".to_owned())
-                }
-                Some(_) => (!config.database.starts_with("postgresql://"))
+                None => (!self.database.starts_with("sqlite://")).then(|| "`database` is not `sqlite://…`".to_owned()),
+                Some(_) => (!self.database.starts_with("postgresql://"))
                     .then(|| "`database` must be `postgresql://…` because `postgres` is set".to_owned()),
             },
-            config
-                .service
+            self.service
                 .as_ref()
                 .filter(|service| !service.path.starts_with('/'))
                 .map(|service| format!("`service.path` is `{}`, but a path must begin with a slash", service.path)),
             // A log of control data would stay behind with the primary whose service alone is lost.
-            (config.service.is_some() && config.outside.is_none())
+            (self.service.is_some() && self.outside.is_none())
                 .then(|| "`service` is only for sites that share a database `outside`".to_owned()),
-            config.copies.as_ref().and_then(CopiesConfig::problem),
+            self.copies.as_ref().and_then(CopiesConfig::problem),
         ];
-        checked(file, problems).map(|()| config)
+        problems.into_iter().flatten().collect()
     }
 
     /// All sites, in the order in which they ask for leadership.
@@ -200,24 +198,27 @@ impl AgentConfig {
 
 impl WitnessConfig {
     /// Reads and checks a file.
-    pub fn read(file: &Utf8Path) -> Result<Self, Error> {
+    pub fn read(file: &Utf8Path) -> Result<Self, InvalidConfig> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Document {
             witness: WitnessConfig,
         }
-        let config = read::<Document>(file)?.witness;
-        let stranger = config.weights.keys().find(|site| !config.sites.contains(site));
+        read_config("configuration", file, MAX_FILE_BYTES, |document: Document| document.witness, Self::problems)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let stranger = self.weights.keys().find(|site| !self.sites.contains(site));
         let problems = [
-            (config.sites.len() < 2).then(|| "`sites` names fewer than two".to_owned()),
-            (!config.sites.contains(&config.home))
-                .then(|| format!("`home` is {}, which is not a site of this environment", config.home)),
+            (self.sites.len() < 2).then(|| "`sites` names fewer than two".to_owned()),
+            (!self.sites.contains(&self.home))
+                .then(|| format!("`home` is {}, which is not a site of this environment", self.home)),
             stranger.map(|site| format!("`weights` names {site}, which is not a site of this environment")),
-            pace(config.every_ms, config.lost_after),
-            (!config.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
+            pace(self.every_ms, self.lost_after),
+            (!self.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
         ];
-        let dns = config.dns.as_ref().map(|dns| dns.problems(&config.sites, &config.home, &config.weights));
-        checked(file, problems.into_iter().chain(dns.into_iter().flatten().map(Some))).map(|()| config)
+        let dns = self.dns.as_ref().map(|dns| dns.problems(&self.sites, &self.home, &self.weights));
+        problems.into_iter().flatten().chain(dns.into_iter().flatten()).collect()
     }
 
     /// A shorter silence triggers nothing, in milliseconds.
@@ -234,17 +235,8 @@ fn pace(every_ms: u64, lost_after: u32) -> Option<String> {
     (!(2..=100).contains(&lost_after)).then(|| format!("`lost_after` is {lost_after}, not from 2 to 100"))
 }
 
-fn checked(file: &Utf8Path, problems: impl IntoIterator<Item = Option<String>>) -> Result<(), Error> {
-    let problems: Vec<String> = problems.into_iter().flatten().collect();
-    if problems.is_empty() { Ok(()) } else { Err(Error::Config { file: file.to_owned(), why: problems.join("; ") }) }
-}
-
 /// Maximum size of a configuration file, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-
-fn read<T: DeserializeOwned>(file: &Utf8Path) -> Result<T, Error> {
-    textnlp_process::read_yaml(file, MAX_FILE_BYTES).map_err(|why| Error::Config { file: file.to_owned(), why })
-}
 
 fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Address, D::Error> {
     String::deserialize(from)?.parse().map_err(serde::de::Error::custom)

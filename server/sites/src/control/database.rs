@@ -13,7 +13,7 @@ use camino::Utf8PathBuf;
 use http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
-use textnlp_control::{Overview, Refused, Site};
+use textnlp_control::{MemberRole, Overview, Refused, Site};
 use textnlp_process::Address;
 use tokio_util::sync::CancellationToken;
 
@@ -53,32 +53,43 @@ const DEAD_AFTER: Duration = Duration::from_secs(15);
 /// Timeout for another site agent, which answers from memory.
 const PEER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The role of a PostgreSQL server. Only a primary accepts writes, so a role that a newer supervisor reports counts as
+/// none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ServerRole {
+    Primary,
+    Copy,
+    #[default]
+    #[serde(rename = "", other)]
+    NotRunning,
+}
+
 /// The status of the server, as its supervisor reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct ServerStatus {
-    /// `primary`, `copy`, or empty while it does not run.
-    pub(super) role: String,
+pub(crate) struct ServerStatus {
+    pub(crate) role: ServerRole,
     /// Whether it does its work.
-    pub(super) ready: bool,
+    pub(crate) ready: bool,
     /// Why not.
-    pub(super) why: Option<String>,
+    pub(crate) why: Option<String>,
     /// Whether it has everything that the primary's server had, as far as observed.
-    pub(super) fit: bool,
+    pub(crate) fit: bool,
     /// The replicas at other sites, as the primary's server sees them.
-    pub(super) copies: BTreeMap<Site, CopyAt>,
+    pub(crate) copies: BTreeMap<Site, CopyAt>,
     /// How often the local data was replaced by another site's history: by rewind, and by a full copy.
-    pub(super) rewound: u64,
-    pub(super) copied: u64,
+    pub(crate) rewound: u64,
+    pub(crate) copied: u64,
 }
 
 /// The replication progress of a site.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct CopyAt {
-    pub(super) connected: bool,
-    pub(super) behind_bytes: u64,
-    pub(super) behind_ms: u64,
+pub(crate) struct CopyAt {
+    pub(crate) connected: bool,
+    pub(crate) behind_bytes: u64,
+    pub(crate) behind_ms: u64,
 }
 
 /// The known status of the database, and how much of the log it contains.
@@ -100,10 +111,10 @@ impl DatabaseStatus {
 
     /// For how long this site has led while its server was unresponsive.
     fn idle(&self, overview: &Overview) -> Option<Duration> {
-        let serves = self.kept().is_some_and(|kept| kept.role == "primary" && kept.ready);
+        let serves = self.kept().is_some_and(|kept| kept.role == ServerRole::Primary && kept.ready);
         let mut since = self.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
         // The protocol itself handles a site that cannot acknowledge.
-        if overview.role != "primary" || !overview.writable || serves {
+        if overview.role != MemberRole::Primary || !overview.writable || serves {
             *since = None;
         } else {
             since.get_or_insert_with(Instant::now);
@@ -179,7 +190,7 @@ pub(super) async fn hand_over(
 ) -> Result<(), HandoverError> {
     let (overview, _) = actor.look().await.map_err(HandoverError::Unanswered)?;
     let refused = |why| Err(HandoverError::Unanswered(Unanswered::Refused(why)));
-    if overview.role != "primary" {
+    if overview.role != MemberRole::Primary {
         return refused(Refused::NotPrimary { primary: overview.primary });
     }
     if *to == config.site {
@@ -256,7 +267,7 @@ async fn transfer_leadership(config: &AgentConfig, actor: &Actor, to: &Site) -> 
     let until = Instant::now() + Duration::from_millis(config.grace_ms() + 2000);
     while Instant::now() < until {
         match actor.look().await {
-            Ok((overview, _)) if overview.role != "primary" => return Ok(()),
+            Ok((overview, _)) if overview.role != MemberRole::Primary => return Ok(()),
             _ => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
@@ -280,7 +291,7 @@ pub(super) async fn fail_back_home(
         }
         let Ok((overview, _)) = actor.look().await else { continue };
         let copy = beside.kept().and_then(|kept| kept.copies.get(&config.home).cloned());
-        let is_well = overview.role == "primary"
+        let is_well = overview.role == MemberRole::Primary
             && config.site != config.home
             && overview.members.contains(&config.home)
             && copy.is_some_and(|copy| copy.connected && copy.behind_ms <= config.max_lag_ms);

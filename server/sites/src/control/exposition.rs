@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use textnlp_control::Site;
+use textnlp_control::{MemberRole, Site};
 use textnlp_process::encoded;
 
 use super::dns::Records;
@@ -47,9 +47,9 @@ pub(super) fn of_watch(site: &Site, status: &Status) -> String {
         registry.register(name, help, family);
     };
     one(&mut registry, "textnlp_control_epoch", "Epoch of the configuration that this site knows", told.epoch as f64);
-    let is_primary = told.role == "primary";
+    let is_primary = told.role == MemberRole::Primary;
     one(&mut registry, "textnlp_control_primary", "1 where this site is the primary", f64::from(u8::from(is_primary)));
-    let is_member = told.role != "outsider";
+    let is_member = told.role != MemberRole::Outsider;
     one(&mut registry, "textnlp_control_member", "1 where this site is in sync", f64::from(u8::from(is_member)));
     let writable = f64::from(u8::from(told.writable));
     one(&mut registry, "textnlp_control_writable", "1 where control data can be written at this site", writable);

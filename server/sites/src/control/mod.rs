@@ -35,23 +35,18 @@ pub(crate) use clock::now as boottime_ms;
 pub use config::{AgentConfig, ServiceConfig, WitnessConfig};
 pub use copies::CopiesConfig;
 pub use database::PostgresConfig;
+pub(crate) use database::{CopyAt, ServerRole, ServerStatus};
 pub use dns::{DnsConfig, DnsKey};
 
-use textnlp_process::Leaving;
-use textnlp_process::{Listener, Serving};
+use textnlp_process::{InvalidConfig, Leaving, Listener, Serving};
 use textnlp_store::StoreError;
 
 /// Why a site agent or a witness does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Its configuration.
-    #[error("configuration {file}: {why}")]
-    Config {
-        /// Which file.
-        file: Utf8PathBuf,
-        /// The problem.
-        why: String,
-    },
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
     /// Its folder.
     #[error("use the folder {folder}: {why}")]
     Folder {

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
 use textnlp_gateway::Trust;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,16 @@ const FAILED: u32 = 2;
 /// Maximum size of its answer, in bytes.
 const MOST_BYTES: usize = 64 << 10;
 
+/// What the servers of a site report of their database.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum DatabaseAccess {
+    /// It accepts writes.
+    Primary,
+    /// They cannot connect to it, or it is a replica.
+    Unavailable,
+}
+
 /// Whether a site's service answers, and its last answer.
 #[derive(Debug, Clone)]
 pub(super) struct Service(Arc<Mutex<ServiceAnswer>>);
@@ -28,8 +39,7 @@ pub(super) struct Service(Arc<Mutex<ServiceAnswer>>);
 struct ServiceAnswer {
     /// Why it does not answer.
     silent: Option<String>,
-    /// The role of its database.
-    database: Option<&'static str>,
+    database: Option<DatabaseAccess>,
 }
 
 impl Service {
@@ -49,8 +59,8 @@ impl Service {
         self.heard().silent.clone()
     }
 
-    /// `primary` where its servers reach a writable database, else `unavailable`; `None` before the first poll.
-    pub(super) fn database(&self) -> Option<&'static str> {
+    /// `None` before the first poll.
+    pub(super) fn database(&self) -> Option<DatabaseAccess> {
         self.heard().database
     }
 
@@ -95,7 +105,7 @@ pub(super) async fn follow(config: AgentConfig, service: Service, stop: Cancella
 }
 
 /// The database state in the answer of `/ready`. A server does not accept a database in recovery.
-fn database(body: &[u8]) -> &'static str {
+fn database(body: &[u8]) -> DatabaseAccess {
     let said: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    if said["database"] == "ok" { "primary" } else { "unavailable" }
+    if said["database"] == "ok" { DatabaseAccess::Primary } else { DatabaseAccess::Unavailable }
 }

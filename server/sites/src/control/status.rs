@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use textnlp_control::{Millis, Overview, PeerOverview, Site};
+use textnlp_control::{MemberRole, Millis, Overview, PeerOverview, Site};
 
 use super::copies::CopyProgress;
 use super::database::{CopyAt, ServerStatus};
 use super::http::AgentState;
+use super::service::DatabaseAccess;
 use super::usage::Behind;
 
 /// A site as its agent sees it.
@@ -28,14 +29,14 @@ pub(super) struct Status {
     pub(super) database: Option<ServerStatus>,
     /// The database state that servers elsewhere report.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) servers_database: Option<&'static str>,
+    pub(super) servers_database: Option<DatabaseAccess>,
 }
 
 /// The overview without its peers.
 #[derive(Debug, Serialize)]
 pub(super) struct SiteOverview {
     site: Site,
-    pub(super) role: String,
+    pub(super) role: MemberRole,
     pub(super) epoch: u64,
     primary: Option<Site>,
     pub(super) members: Vec<Site>,
@@ -74,7 +75,7 @@ pub(super) struct Rpo {
 
 impl Status {
     pub(super) fn of(watch: &AgentState, overview: Overview, withdrawn: usize) -> Self {
-        let leads = overview.role == "primary";
+        let leads = overview.role == MemberRole::Primary;
         let nobody =
             || ServerStatus { why: Some("its supervisor does not answer".to_owned()), ..ServerStatus::default() };
         let database = watch.config.postgres.as_ref().map(|_| watch.beside.kept().unwrap_or_else(nobody));

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use textnlp_control::Write;
+use textnlp_control::{MemberRole, Write};
 use textnlp_net::retry::retry;
 use textnlp_store::{Database, DatabaseAt, PostgresAt, RETRIES, Store, StoreError, verifier};
 use tokio_util::sync::CancellationToken;
 
 use super::actor::Actor;
 use super::config::AgentConfig;
-use super::database::DatabaseStatus;
+use super::database::{DatabaseStatus, ServerRole};
 use super::rows::{self, KEY, VERIFIER};
 
 /// Interval between two checks whether the shared PostgreSQL is writable here.
@@ -88,7 +88,7 @@ async fn show_as_leader(actor: &Actor, own: &Store, config: &AgentConfig, beside
         actor.is_applied(0);
     }
     // A replica would only fail, after a timeout.
-    if beside.kept().is_none_or(|kept| kept.role != "primary") {
+    if beside.kept().is_none_or(|kept| kept.role != ServerRole::Primary) {
         return;
     }
     match own.schema().await {
@@ -243,7 +243,7 @@ async fn publish_verifier(actor: &Actor, config: &AgentConfig) -> bool {
 
 async fn publish_keys(actor: &Actor, store: &Store) -> bool {
     let Ok((overview, _)) = actor.look().await else { return false };
-    if overview.role != "primary" || !overview.writable {
+    if overview.role != MemberRole::Primary || !overview.writable {
         return false;
     }
     let (Ok(keys), Ok((_, table))) = (store.keys().await, actor.table(KEY).await) else { return false };

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::setup::ServerObservation;
 use super::{Config, Error};
+use crate::control::ServerRole;
 
 /// Poll interval for a running server.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -67,10 +68,12 @@ impl State {
             _ => return Err(trouble()),
         };
         match (seen.role, &self.config.primary) {
-            ("primary", None) => Ok(seen.clone()),
-            ("copy", Some(_)) if seen.follows => Ok(seen.clone()),
-            ("copy", Some(_)) => Err("the copy is not connected to its primary".to_owned()),
-            (role, _) => Err(format!("its role is {role}, which is not the configured one")),
+            (ServerRole::Primary, None) => Ok(seen.clone()),
+            (ServerRole::Copy, Some(_)) if seen.follows => Ok(seen.clone()),
+            (ServerRole::Copy, Some(_)) => Err("the copy is not connected to its primary".to_owned()),
+            (ServerRole::Primary, Some(_)) => Err("its role is primary, which is not the configured one".to_owned()),
+            (ServerRole::Copy, None) => Err("its role is copy, which is not the configured one".to_owned()),
+            (ServerRole::NotRunning, _) => Err(trouble()),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use textnlp_files::Replace;
-use textnlp_process::{Address, read_yaml};
+use textnlp_process::{Address, InvalidConfig, read_config};
 
 use super::{Archive, Error, Recover};
 
@@ -122,45 +122,43 @@ fn addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeM
 
 impl Config {
     /// Reads and checks a file.
-    pub fn read(file: &Utf8Path) -> Result<Self, Error> {
+    pub fn read(file: &Utf8Path) -> Result<Self, InvalidConfig> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Document {
             postgres: Config,
         }
-        let wrong = |why| Error::Config { file: file.to_owned(), why };
-        let config = read_yaml::<Document>(file, 64 << 10).map_err(wrong)?.postgres;
-        let names = config.copies.iter().chain(config.primary.iter().map(|primary| &primary.name));
+        read_config("configuration", file, 64 << 10, |document: Document| document.postgres, Self::problem)
+    }
+
+    fn problem(&self) -> Option<String> {
+        let names = self.copies.iter().chain(self.primary.iter().map(|primary| &primary.name));
         // Names of replication slots.
         let is_name = |name: &String| {
             (1..=40).contains(&name.len())
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
         if let Some(name) = names.into_iter().find(|name| !is_name(name)) {
-            return Err(wrong(format!("`{name}` is not a valid name of a copy: a-z, 0-9 and _")));
+            return Some(format!("`{name}` is not a valid name of a copy: a-z, 0-9 and _"));
         }
-        if !(config.folder.is_absolute() && config.programs.is_absolute()) {
-            return Err(wrong("`folder` and `programs` must be absolute paths".to_owned()));
+        if !(self.folder.is_absolute() && self.programs.is_absolute()) {
+            return Some("`folder` and `programs` must be absolute paths".to_owned());
         }
-        if let Some(sites) = &config.sites {
-            let problem = if config.primary.is_some() || !config.copies.is_empty() {
-                Some("`sites` cannot be combined with `primary` and `copies`")
-            } else if sites.peers.is_empty() || sites.peers.contains_key(&sites.site) {
-                Some("`sites.peers` must have at least one other site")
-            } else if config.replication_password_file.is_none() {
-                Some("`sites` need a `replication_password_file`")
-            } else if !sites.door.is_absolute() {
-                Some("`sites.door` must be an absolute path")
-            } else if config.port == u16::MAX {
-                Some("`port` leaves no free number for `sites.door`")
-            } else {
-                None
-            };
-            if let Some(problem) = problem {
-                return Err(wrong(problem.to_owned()));
-            }
-        }
-        Ok(config)
+        let sites = self.sites.as_ref()?;
+        let problem = if self.primary.is_some() || !self.copies.is_empty() {
+            Some("`sites` cannot be combined with `primary` and `copies`")
+        } else if sites.peers.is_empty() || sites.peers.contains_key(&sites.site) {
+            Some("`sites.peers` must have at least one other site")
+        } else if self.replication_password_file.is_none() {
+            Some("`sites` need a `replication_password_file`")
+        } else if !sites.door.is_absolute() {
+            Some("`sites.door` must be an absolute path")
+        } else if self.port == u16::MAX {
+            Some("`port` leaves no free number for `sites.door`")
+        } else {
+            None
+        };
+        problem.map(str::to_owned)
     }
 
     /// The primary that this server follows, if any; between sites, through the local proxy socket.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_process::InvalidConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -24,19 +25,14 @@ pub use archive::{Archive, Recover};
 pub use base::{Base, base};
 pub use config::{Config, Primary, Sites};
 use process::Process;
-pub use step::StepError;
+pub use step::ArchiveStepError;
 
 /// Why it does not run, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration file cannot be used.
-    #[error("configuration {file}: {why}")]
-    Config {
-        /// Which file.
-        file: Utf8PathBuf,
-        /// Why not.
-        why: String,
-    },
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
     /// Its folder cannot be used.
     #[error("use {path}")]
     Folder {

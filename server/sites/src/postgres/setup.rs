@@ -10,12 +10,12 @@ use textnlp_store::programs;
 
 use super::config::{OWNER, REPLICATION, SERVICE};
 use super::{Config, Error, Primary, archive};
+use crate::control::ServerRole;
 
 /// An observation of a server.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct ServerObservation {
-    /// `primary`, or `copy`.
-    pub(super) role: &'static str,
+    pub(super) role: ServerRole,
     /// Whether a replica is connected to its primary; always true for a primary.
     pub(super) follows: bool,
     /// The WAL position: written by a primary, replayed by a replica.
@@ -59,14 +59,14 @@ pub(super) async fn observe(config: &Config, is_primary: bool) -> Result<ServerO
             // A removed replica releases its slot only when it ends, which is after our start.
             (true, _) => Some(config.slots()),
             // Slots of a former primary would retain WAL for no one.
-            (false, "copy") if config.sites.is_some() => Some(Vec::new()),
+            (false, ServerRole::Copy) if config.sites.is_some() => Some(Vec::new()),
             // A primary that has just started retains WAL for its replicas before it accepts them.
             _ => None,
         };
         if let Some(wanted) = wanted {
             slots(&mut server, &wanted).await?;
         }
-        if config.archive.is_some() && seen.role == "primary" {
+        if config.archive.is_some() && seen.role == ServerRole::Primary {
             seen.archive = Some(archive::observe(&mut server).await?);
         }
         server.close().await?;
@@ -268,7 +268,7 @@ async fn seen(server: &mut PgConnection, database: &str) -> Result<ServerObserva
         })
     };
     Ok(ServerObservation {
-        role: if is_copy { "copy" } else { "primary" },
+        role: if is_copy { ServerRole::Copy } else { ServerRole::Primary },
         follows: !is_copy || row.try_get(1)?,
         at: row.try_get::<Option<String>, _>(2)?.unwrap_or_default(),
         behind_ms: row.try_get(3)?,

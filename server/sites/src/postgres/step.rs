@@ -13,19 +13,14 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
-use textnlp_process::read_yaml;
+use textnlp_process::{InvalidConfig, read_config};
 
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]
-pub enum StepError {
+pub enum ArchiveStepError {
     /// Its file cannot be used.
-    #[error("configuration {file}: {why}")]
-    Config {
-        /// Which file.
-        file: Utf8PathBuf,
-        /// Why not.
-        why: String,
-    },
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
     /// No process is listening, or the exchange was interrupted.
     #[error("{action} {part}")]
     Io {
@@ -49,7 +44,7 @@ pub enum StepError {
     Absent(String),
 }
 
-impl StepError {
+impl ArchiveStepError {
     /// The exit status. For a fetch, PostgreSQL treats 1 as the end of the WAL, and aborts on one above 125.
     pub fn status(&self, fetches: bool) -> u8 {
         match self {
@@ -80,14 +75,13 @@ const PART_MAX: u64 = 1 << 30;
 const WAITING_MAX: u64 = 4 << 30;
 
 impl Step {
-    fn read(file: &Utf8Path) -> Result<Self, StepError> {
+    fn read(file: &Utf8Path) -> Result<Self, InvalidConfig> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Document {
             archive: Step,
         }
-        let document = read_yaml::<Document>(file, 64 << 10);
-        Ok(document.map_err(|why| StepError::Config { file: file.to_owned(), why })?.archive)
+        read_config("configuration", file, 64 << 10, |document: Document| document.archive, |_| None)
     }
 
     fn connect(&self) -> std::io::Result<UnixStream> {
@@ -105,7 +99,7 @@ impl Step {
 }
 
 /// Archives a segment by its path, which is relative to the data directory, the current directory.
-pub fn archive(file: &Utf8Path, segment: &Utf8Path) -> Result<(), StepError> {
+pub fn archive(file: &Utf8Path, segment: &Utf8Path) -> Result<(), ArchiveStepError> {
     let step = Step::read(file)?;
     let Err(error) = hand_over(&step, segment) else { return Ok(()) };
     let (waiting, free) = (waiting(), free());
@@ -122,11 +116,11 @@ pub fn archive(file: &Utf8Path, segment: &Utf8Path) -> Result<(), StepError> {
     Ok(())
 }
 
-fn hand_over(step: &Step, segment: &Utf8Path) -> Result<(), StepError> {
+fn hand_over(step: &Step, segment: &Utf8Path) -> Result<(), ArchiveStepError> {
     let part = segment.file_name().unwrap_or_default().to_owned();
     let fails = |action| {
         let part = part.clone();
-        move |source| StepError::Io { action, part, source }
+        move |source| ArchiveStepError::Io { action, part, source }
     };
     let mut from = std::fs::File::open(segment).map_err(fails("read"))?;
     let bytes = from.metadata().map_err(fails("read"))?.len();
@@ -145,19 +139,19 @@ fn hand_over(step: &Step, segment: &Utf8Path) -> Result<(), StepError> {
 }
 
 /// Fetches a segment and writes it to the path that PostgreSQL wants.
-pub fn fetch(file: &Utf8Path, name: &Utf8Path, to: &Utf8Path) -> Result<(), StepError> {
+pub fn fetch(file: &Utf8Path, name: &Utf8Path, to: &Utf8Path) -> Result<(), ArchiveStepError> {
     let step = Step::read(file)?;
     let part = name.to_string();
     let fails = |action| {
         let part = part.clone();
-        move |source| StepError::Io { action, part, source }
+        move |source| ArchiveStepError::Io { action, part, source }
     };
     let mut stream = step.connect().map_err(fails("reach the archive for"))?;
     writeln!(stream, "get {} {part}", step.system).map_err(fails("ask for"))?;
     let mut from = BufReader::new(&stream);
     let line = answer(&mut from).map_err(fails("ask for"))?;
     if line == "absent" {
-        return Err(StepError::Absent(part));
+        return Err(ArchiveStepError::Absent(part));
     }
     let bytes = line.strip_prefix("ok ").and_then(|bytes| bytes.parse().ok()).filter(|bytes| *bytes <= PART_MAX);
     let Some(bytes) = bytes else { return Err(refused(part, &line)) };
@@ -180,8 +174,8 @@ fn answer(from: &mut impl BufRead) -> std::io::Result<String> {
     }
 }
 
-fn refused(part: String, line: &str) -> StepError {
-    StepError::Refused {
+fn refused(part: String, line: &str) -> ArchiveStepError {
+    ArchiveStepError::Refused {
         part,
         why: line.strip_prefix("no ").unwrap_or("the archiver sent an invalid answer").to_owned(),
     }
@@ -219,9 +213,9 @@ mod tests {
 
     #[test]
     fn only_an_absent_part_is_the_end_of_a_log() {
-        let refused = StepError::Refused { part: "a".into(), why: "damaged".into() };
+        let refused = ArchiveStepError::Refused { part: "a".into(), why: "damaged".into() };
         assert_eq!(
-            (StepError::Absent("a".into()).status(true), refused.status(true), refused.status(false)),
+            (ArchiveStepError::Absent("a".into()).status(true), refused.status(true), refused.status(false)),
             (1, 130, 1)
         );
     }

@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::super::config::Sites;
 use super::super::setup::ServerObservation;
 use super::super::{Config, Error, api};
-use super::facts::{Now, ServerFacts};
+use super::facts::ServerFacts;
 use super::gate::Gate;
 use super::{Refused, Release};
+use crate::control::{ServerRole, ServerStatus};
 
 /// The order is looked at several times a second, and a server that stops has this long.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -61,22 +62,22 @@ impl State {
         let lead = self.gate.lead();
         match (now, lead.primary) {
             (_, None) => waits("no primary is known"),
-            (Now::Primary, Some(primary)) if primary == self.site => match self.gate.serves() {
+            (ServerRole::Primary, Some(primary)) if primary == self.site => match self.gate.serves() {
                 true => Ok(seen),
                 false => waits("this site has no lease, or acknowledged data is not in the database yet"),
             },
             // One whose primary is away does all that it can.
-            (Now::Copy, Some(primary)) if primary != self.site => Ok(seen),
+            (ServerRole::Copy, Some(primary)) if primary != self.site => Ok(seen),
             (now, Some(primary)) => waits(&format!("{primary} is primary, but the local server is {}", word(now))),
         }
     }
 }
 
-fn word(now: Now) -> &'static str {
+fn word(now: ServerRole) -> &'static str {
     match now {
-        Now::Nothing => "not running",
-        Now::Copy => "a copy",
-        Now::Primary => "a primary",
+        ServerRole::NotRunning => "not running",
+        ServerRole::Copy => "a copy",
+        ServerRole::Primary => "a primary",
     }
 }
 
@@ -100,22 +101,9 @@ async fn status(Shared(state): Shared<Arc<State>>) -> Response {
 /// The status for the site agent.
 async fn standing(Shared(state): Shared<Arc<State>>) -> Response {
     let ready = state.ready();
-    let ((now, fit), (rewound, copied)) = (state.known.standing(), state.known.taken_back());
-    let role = match now {
-        Now::Nothing => "",
-        Now::Copy => "copy",
-        Now::Primary => "primary",
-    };
-    Json(json!({
-        "role": role,
-        "ready": ready.is_ok(),
-        "why": ready.err(),
-        "fit": fit,
-        "copies": state.known.copies(),
-        "rewound": rewound,
-        "copied": copied,
-    }))
-    .into_response()
+    let ((role, fit), (rewound, copied)) = (state.known.standing(), state.known.taken_back());
+    let copies = state.known.copies();
+    Json(ServerStatus { role, ready: ready.is_ok(), why: ready.err(), fit, copies, rewound, copied }).into_response()
 }
 
 #[derive(Debug, Deserialize)]

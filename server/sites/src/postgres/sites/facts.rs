@@ -5,40 +5,24 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use textnlp_control::Site;
 
 use super::super::Error;
 use super::super::config::Sites;
 use super::super::setup::{Follower, ServerObservation};
+use crate::control::{CopyAt, ServerRole};
 
 /// An older observation is ignored.
 const MAX_OBSERVATION_AGE: Duration = Duration::from_secs(3);
 
-/// The current role of the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Now {
-    #[default]
-    Nothing,
-    Copy,
-    Primary,
-}
-
-/// The progress of a replica at another site.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub(super) struct CopyAt {
-    pub(super) connected: bool,
-    pub(super) behind_bytes: u64,
-    pub(super) behind_ms: u64,
-}
-
 pub(super) struct ServerFacts {
     /// The replication slot of each other site.
-    slots: BTreeMap<String, String>,
+    slots: BTreeMap<String, Site>,
     facts: Mutex<Facts>,
 }
 
 struct Facts {
-    now: Now,
+    now: ServerRole,
     fit: bool,
     trouble: Option<String>,
     /// Waiting does not help: the dump is unreadable, or the data may not lead.
@@ -71,9 +55,9 @@ impl Progress {
 
 impl ServerFacts {
     pub(super) fn new(sites: &Sites) -> Self {
-        let slots = sites.peers.keys().map(|site| (Sites::slot(site), site.clone())).collect();
+        let slots = sites.peers.keys().map(|site| (Sites::slot(site), Site::new(site))).collect();
         let facts = Facts {
-            now: Now::Nothing,
+            now: ServerRole::NotRunning,
             fit: false,
             trouble: None,
             hopeless: false,
@@ -86,7 +70,7 @@ impl ServerFacts {
         Self { slots, facts: Mutex::new(facts) }
     }
 
-    pub(super) fn is(&self, now: Now, fit: bool, trouble: Option<&Error>) {
+    pub(super) fn is(&self, now: ServerRole, fit: bool, trouble: Option<&Error>) {
         let mut facts = self.facts();
         if facts.now != now {
             // Observations of another server do not apply to this one.
@@ -99,7 +83,7 @@ impl ServerFacts {
     }
 
     pub(super) fn runs(&self) -> bool {
-        self.facts().now != Now::Nothing
+        self.facts().now != ServerRole::NotRunning
     }
 
     pub(super) fn saw(&self, seen: Result<ServerObservation, Error>, following: Option<Arc<AtomicUsize>>) {
@@ -132,7 +116,7 @@ impl ServerFacts {
     /// Whether the local replica is connected to the current primary.
     pub(super) fn is_connected(&self, primary: &Arc<AtomicUsize>) -> bool {
         let is_same = self.facts().following.as_ref().is_some_and(|of| Arc::ptr_eq(of, primary));
-        is_same && self.seen().is_some_and(|seen| seen.role == "copy" && seen.follows)
+        is_same && self.seen().is_some_and(|seen| seen.role == ServerRole::Copy && seen.follows)
     }
 
     /// The same, and it lacks less than `within` bytes.
@@ -141,7 +125,7 @@ impl ServerFacts {
     }
 
     /// The replicas at other sites, where the local server is the primary.
-    pub(super) fn copies(&self) -> BTreeMap<String, CopyAt> {
+    pub(super) fn copies(&self) -> BTreeMap<Site, CopyAt> {
         let Some(seen) = self.seen() else { return BTreeMap::new() };
         let facts = self.facts();
         let copy = |copy: &Follower| {
@@ -173,7 +157,7 @@ impl ServerFacts {
         (facts.rewound, facts.copied)
     }
 
-    pub(super) fn standing(&self) -> (Now, bool) {
+    pub(super) fn standing(&self) -> (ServerRole, bool) {
         let facts = self.facts();
         (facts.now, facts.fit)
     }

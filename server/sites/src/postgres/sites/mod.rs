@@ -18,15 +18,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use textnlp_control::Site;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::config::Sites;
 use super::process::{self, Process};
 use super::{Config, Error, setup};
-use crate::control::{boottime_ms, client};
+use crate::control::{ServerRole, boottime_ms, client};
 use data_directory::DataDirectoryState;
-use facts::{Now, ServerFacts};
+use facts::ServerFacts;
 use gate::{Gate, Lead};
 use listeners::{Direction, Listeners};
 
@@ -222,9 +223,9 @@ impl SitesKeeper {
     fn tell(&self, done: &Result<(), Error>) {
         let lead = self.gate.lead();
         let now = match &self.state {
-            State::Nothing => Now::Nothing,
-            State::Copy(_) => Now::Copy,
-            State::Primary { .. } => Now::Primary,
+            State::Nothing => ServerRole::NotRunning,
+            State::Copy(_) => ServerRole::Copy,
+            State::Primary { .. } => ServerRole::Primary,
         };
         let fit = self.standing.as_ref().is_some_and(|standing| standing.is_fit(&self.sites.site, &lead));
         self.known.is(now, fit && !matches!(self.state, State::Nothing), done.as_ref().err());
@@ -385,7 +386,7 @@ impl SitesKeeper {
         if !matches!(self.state, State::Primary { made: true, .. }) {
             return Err(refused(format!("the database of {} is not a primary at the moment", self.sites.site)));
         }
-        let Some(copy) = self.known.copies().remove(to).filter(|copy| copy.connected) else {
+        let Some(copy) = self.known.copies().remove(&Site::new(to)).filter(|copy| copy.connected) else {
             return Err(refused(format!("the copy of the database at {to} does not replicate")));
         };
         if copy.behind_ms > self.sites.max_lag_ms {
@@ -421,7 +422,7 @@ impl SitesKeeper {
     }
 
     async fn stop(&mut self) -> Result<(), Error> {
-        self.known.is(Now::Nothing, false, None);
+        self.known.is(ServerRole::NotRunning, false, None);
         match std::mem::replace(&mut self.state, State::Nothing) {
             State::Nothing => Ok(()),
             State::Copy(process) | State::Primary { process, .. } => Ok(process.stop().await?),
