@@ -10,7 +10,7 @@ mod listen;
 pub use address::Address;
 pub use exposition::{OPENMETRICS, encoded};
 pub use leaving::{Connected, Leaving};
-pub use listen::{Listener, Serving};
+pub use listen::{Listener, Peer, Serving};
 
 use camino::Utf8Path;
 
