@@ -218,6 +218,7 @@ async fn execute(command: Command) -> Result<(), CommandError> {
     match command {
         Command::Serve(of) => server(Config::read(&of.file)?).await,
         Command::Gateway(of) => {
+            log_plainly()?;
             raise_file_limit();
             Ok(gateway::run(&of.file).await?)
         }

@@ -2,9 +2,12 @@
 //! log, the metrics and the usage row. So long streams and requests of disconnected clients are recorded like any
 //! other.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::extract::Request;
+use textnlp_process::Peer;
 use textnlp_store::rate::Left;
 use textnlp_store::{Usage, now_ms};
 
@@ -34,6 +37,7 @@ pub(crate) struct Record {
     pub(crate) id: String,
     pub(crate) method: &'static str,
     pub(crate) route: String,
+    client: Option<IpAddr>,
     pub(crate) began: Instant,
     known: Mutex<RecordFields>,
 }
@@ -42,9 +46,15 @@ pub(crate) struct Record {
 const CLIENT_LEFT: u16 = 499;
 
 impl Record {
-    pub(crate) fn begin(app: Arc<App>, id: String, method: &'static str, route: String) -> Arc<Self> {
+    pub(crate) fn begin(
+        app: Arc<App>,
+        id: String,
+        method: &'static str,
+        route: String,
+        client: Option<IpAddr>,
+    ) -> Arc<Self> {
         app.metrics.request_began();
-        Arc::new(Self { app, id, method, route, began: Instant::now(), known: Mutex::default() })
+        Arc::new(Self { app, id, method, route, client, began: Instant::now(), known: Mutex::default() })
     }
 
     /// Updates the record.
@@ -62,6 +72,17 @@ impl Record {
     /// When the request must be answered.
     pub(crate) fn deadline(&self) -> Instant {
         self.began + self.app.config.api.timeout
+    }
+}
+
+/// The client's address. The gateway names it, over a Unix socket or from inside the pod; for any other peer the header
+/// is a claim, and the peer is the client.
+pub(crate) fn client(request: &Request) -> Option<IpAddr> {
+    let named = || request.headers().get("x-forwarded-for")?.to_str().ok()?.parse().ok();
+    match *request.extensions().get::<Peer>()? {
+        Peer::Unix => named(),
+        Peer::Tcp(peer) if peer.is_loopback() => named().or(Some(peer)),
+        Peer::Tcp(peer) => Some(peer),
     }
 }
 
@@ -86,6 +107,8 @@ impl Drop for Record {
                 tracing::$level!(
                     target: "access",
                     request_id = %self.id,
+                    // `templates/fail2ban/textnlp.conf` reads these fields, in this order.
+                    client = self.client.map(tracing::field::display),
                     method = self.method,
                     route = %self.route,
                     status,

@@ -6,11 +6,13 @@
 //! | [`trust`] | `client` | which certificate authorities a client trusts |
 //! | [`client`] | `client` | proxies, timeouts, redirects, credentials and the size of bodies |
 //! | [`listen`] | `listen` | how many connections a listener serves, and how it stops |
+//! | [`network`] | – | which addresses a network has |
 
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "listen")]
 pub mod listen;
+pub mod network;
 pub mod retry;
 #[cfg(feature = "client")]
 pub mod trust;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use camino::Utf8PathBuf;
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::environment::model::{Role, WITNESS};
 use textnlp_orchestrator::environment::{self, Environment, SiteOrWitness};
 use textnlp_orchestrator::event::{DiscardEvents, Events};
 use textnlp_orchestrator::plan::{Facts, Purpose};

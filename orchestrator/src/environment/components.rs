@@ -276,6 +276,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
             program: release.program.clone(),
             max_request_bytes: e.server.api.max_request_size.0,
             timeout_seconds: small(e.server.api.timeout.as_seconds()),
+            connections: connections(&e.server.api),
         }),
     );
     // Dashboards show only serving programs; alerts about failing programs include the witness's.
@@ -592,8 +593,17 @@ fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::En
         program: program.clone(),
         max_request_bytes: e.server.api.max_request_size.0,
         timeout_seconds: small(e.server.api.timeout.as_seconds()),
+        connections: connections(&e.server.api),
         domain: e.traffic.domain.clone(),
         waf: e.network.waf,
+    }
+}
+
+fn connections(api: &Api) -> part::ConnectionLimits {
+    part::ConnectionLimits {
+        total: api.max_connections,
+        per_address: api.max_connections_per_address,
+        trusted_proxies: api.trusted_proxies.clone(),
     }
 }
 

@@ -458,12 +458,40 @@ pub struct Endpoint {
     pub max_request_bytes: u64,
     /// See `max_request_bytes`.
     pub timeout_seconds: u32,
+    /// Bounds of client connections.
+    #[serde(default, skip_serializing_if = "ConnectionLimits::is_default")]
+    pub connections: ConnectionLimits,
     /// The DNS name of the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// Whether a web application firewall is in front of the service.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waf: bool,
+}
+
+/// Bounds of client connections at a gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConnectionLimits {
+    /// Connections at once.
+    pub total: u32,
+    /// Connections of one client address at once; `None` is the provider's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_address: Option<u32>,
+    /// Addresses and networks of proxies in front, which name the client.
+    pub trusted_proxies: Vec<String>,
+}
+
+impl ConnectionLimits {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self { total: 12_000, per_address: None, trusted_proxies: Vec::new() }
+    }
 }
 
 /// See [`ComponentSpec::Traffic`].
@@ -706,6 +734,9 @@ pub struct GlobalEndpoint {
     pub max_request_bytes: u64,
     /// See `max_request_bytes`.
     pub timeout_seconds: u32,
+    /// Bounds of client connections.
+    #[serde(default, skip_serializing_if = "ConnectionLimits::is_default")]
+    pub connections: ConnectionLimits,
 }
 
 /// See [`ComponentSpec::Backup`].

@@ -160,6 +160,7 @@ fn every_component_is_lowered() {
                 program: program.clone(),
                 max_request_bytes: 1,
                 timeout_seconds: 1,
+                connections: Default::default(),
                 domain: None,
                 waf: false,
             }),
@@ -227,6 +228,7 @@ fn every_component_is_lowered() {
                 program,
                 max_request_bytes: 1,
                 timeout_seconds: 1,
+                connections: Default::default(),
             }),
         ),
         (

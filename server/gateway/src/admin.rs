@@ -33,14 +33,20 @@ pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
                 "the old configuration stays in use; fix it and reload again",
             ),
         },
-        _ => error(
-            StatusCode::NOT_FOUND,
-            "invalid_request_error",
-            "not_found",
-            "this path does not exist",
-            "GET /status, GET /ready, POST /weights, POST /reload",
-        ),
+        _ => not_found("GET /status, GET /ready, POST /weights, POST /reload"),
     }
+}
+
+/// `GET /ready` alone, for callers that are not operators.
+pub(super) async fn answer_checks(gateway: Arc<Gateway>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/ready") => ready(&gateway.live()),
+        _ => not_found("the only endpoint is GET /ready"),
+    }
+}
+
+fn not_found(hint: &str) -> Response<Full<Bytes>> {
+    error(StatusCode::NOT_FOUND, "invalid_request_error", "not_found", "this path does not exist", hint)
 }
 
 fn bad(code: &str, message: &str, hint: &str) -> Response<Full<Bytes>> {

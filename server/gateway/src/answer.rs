@@ -29,6 +29,11 @@ impl Refusal {
         }
     }
 
+    /// The error code in the answer, in metrics and in the log.
+    pub(super) fn code(self) -> &'static str {
+        self.words().0
+    }
+
     fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Refusal::NoBackend => (

@@ -1,11 +1,13 @@
 //! The gateway's file: strict YAML, every mistake at once.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
+use textnlp_net::network::Network;
 use textnlp_process::{InvalidConfig, read_config};
 
 /// The configuration of the gateway.
@@ -20,6 +22,9 @@ pub struct Config {
     /// The administration address: a Unix socket or loopback.
     #[serde(default)]
     pub admin_listen: Option<SocketAddress>,
+    /// The address of `GET /ready` for health checks, in plain HTTP: clients cannot take its connections.
+    #[serde(default)]
+    pub health_listen: Option<SocketAddress>,
     /// Certificate and key; without them it speaks plain HTTP.
     #[serde(default)]
     pub tls: Option<Tls>,
@@ -38,9 +43,21 @@ pub struct Config {
     /// The largest body that a client may send.
     #[serde(default = "ten_megabytes")]
     pub max_request_bytes: u64,
-    /// Maximum client connections; more wait in the system's queue. An idle one takes about 40 KB.
+    /// Maximum client connections. For one more, the connection that has been idle longest is closed; if every
+    /// connection has a request, the new one is refused. An idle one takes about 40 KB.
     #[serde(default = "twelve_thousand")]
     pub max_connections: usize,
+    /// Maximum connections of one client address, or of one /64 of IPv6; more are refused. Clients behind one NAT
+    /// share an address.
+    #[serde(default = "thousand")]
+    pub max_connections_per_address: usize,
+    /// Proxies in front of the gateway. They are not limited as one client, and their `X-Forwarded-For` names the
+    /// client.
+    #[serde(default, deserialize_with = "networks")]
+    pub trusted_proxies: Vec<Network>,
+    /// Timeout for the first request of a connection.
+    #[serde(default = "ten")]
+    pub first_request_timeout_seconds: u64,
     /// Timeout for request headers and for idle connections. A load balancer in front of the gateway needs a shorter
     /// idle timeout (most have 60 s): otherwise it may send a request on a connection that is just being closed.
     #[serde(default = "seventy_five")]
@@ -137,8 +154,18 @@ fn twelve_thousand() -> usize {
     12_000
 }
 
+fn thousand() -> usize {
+    1000
+}
+fn ten() -> u64 {
+    10
+}
 fn seventy_five() -> u64 {
     75
+}
+
+fn networks<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Network>, D::Error> {
+    Vec::<String>::deserialize(from)?.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
 }
 
 /// An address to listen on or to connect to, which needs no DNS query.
@@ -160,6 +187,9 @@ struct Document {
 /// The kernel's bound on a socket's path, with its closing zero.
 const MOST_SOCKET_PATH: usize = 107;
 const MOST_BACKENDS: usize = 256;
+const MOST_PROXIES: usize = 64;
+/// The highest `max_connections`.
+pub(super) const MOST_CONNECTIONS: usize = 1_000_000;
 const MOST_FILE: u64 = 4 << 20;
 /// Whose metrics are gathered besides those of backends.
 const MOST_OTHERS: usize = 16;
@@ -204,6 +234,10 @@ impl Config {
         if self.backends.len() > MOST_BACKENDS {
             problems.push(format!("{} backends exceed the maximum of {MOST_BACKENDS}", self.backends.len()));
         }
+        if self.trusted_proxies.len() > MOST_PROXIES {
+            problems
+                .push(format!("{} trusted_proxies exceed the maximum of {MOST_PROXIES}", self.trusted_proxies.len()));
+        }
         if self.metrics_from.len() > MOST_OTHERS {
             problems
                 .push(format!("metrics_from: {} sources exceed the maximum of {MOST_OTHERS}", self.metrics_from.len()));
@@ -226,7 +260,9 @@ impl Config {
         let within = [
             ("timeout_seconds", self.timeout_seconds, 1, 86_400),
             ("max_request_bytes", self.max_request_bytes, 1, 1 << 40),
-            ("max_connections", self.max_connections as u64, 1, 1_000_000),
+            ("max_connections", self.max_connections as u64, 1, MOST_CONNECTIONS as u64),
+            ("max_connections_per_address", self.max_connections_per_address as u64, 1, MOST_CONNECTIONS as u64),
+            ("first_request_timeout_seconds", self.first_request_timeout_seconds, 1, 3600),
             ("header_timeout_seconds", self.header_timeout_seconds, 1, 3600),
             ("drain_seconds", self.drain_seconds, 0, 3600),
             ("health.interval_ms", self.health.interval_ms, 10, 3_600_000),
@@ -242,6 +278,11 @@ impl Config {
         problems
     }
 
+    /// Whether an address is a trusted proxy.
+    pub(super) fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(address))
+    }
+
     /// Settings that differ from `old` and need new sockets.
     pub(super) fn needs_restart(&self, old: &Config) -> Vec<&'static str> {
         let mut names = Vec::new();
@@ -249,8 +290,8 @@ impl Config {
             ("listen", self.listen == old.listen),
             ("metrics_listen", self.metrics_listen == old.metrics_listen),
             ("admin_listen", self.admin_listen == old.admin_listen),
+            ("health_listen", self.health_listen == old.health_listen),
             ("tls", self.tls.is_some() == old.tls.is_some()),
-            ("max_connections", self.max_connections == old.max_connections),
         ] {
             if !same {
                 names.push(name);

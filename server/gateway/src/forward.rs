@@ -1,7 +1,7 @@
 //! Forwards one request: choice of backend, headers, retries.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -17,6 +17,8 @@ use super::Gateway;
 use super::answer::Refusal;
 use super::backend::{Backend, Failed, Lease};
 use super::body::{Download, InFlight, Taken, Upload, take};
+use super::config::Config;
+use super::events::RequestLine;
 
 /// Backends that one request may try. More would turn one sick request into an outage of all.
 const MOST_TRIES: usize = 3;
@@ -39,12 +41,38 @@ const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
 ];
 
+/// The longest path in a log line.
+const MOST_PATH: usize = 200;
+
 /// The client.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Client {
     /// Absent on a Unix socket.
     pub(super) ip: Option<IpAddr>,
+    /// Whether it is a trusted proxy.
+    pub(super) is_proxy: bool,
     pub(super) tls: bool,
+}
+
+impl Client {
+    /// The client behind a trusted proxy: the last address in `X-Forwarded-For` that is no trusted proxy. What
+    /// stands before it is the client's own claim.
+    fn behind(self, headers: &HeaderMap, config: &Config) -> Client {
+        let mut ip = self.ip;
+        if self.is_proxy {
+            let values = headers.get_all(FORWARDED_FOR).iter().rev().filter_map(|value| value.to_str().ok());
+            for text in values.flat_map(|value| value.rsplit(',')) {
+                let text = text.trim();
+                let parsed = text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()));
+                let Some(named) = parsed else { break };
+                ip = Some(named);
+                if !config.trusts(named) {
+                    break;
+                }
+            }
+        }
+        Client { ip, ..self }
+    }
 }
 
 /// Answers a client's request.
@@ -55,11 +83,14 @@ pub(super) async fn handle(
 ) -> Result<Response<Download>, Infallible> {
     let begun = Instant::now();
     let id = request_id(request.headers());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let client = client.behind(request.headers(), &gateway.live().config);
+    let method = request.method().clone();
+    let path: String = request.uri().path().chars().take(MOST_PATH).collect();
     let mut response = match forward(&gateway, client, &id, begun, request).await {
         Ok(response) => response,
         Err(refusal) => {
-            tracing::warn!(request_id = %id.to_str().unwrap_or_default(), %method, path, ?refusal, "answered by the gateway itself");
+            let line = RequestLine { id: id.to_str().unwrap_or_default(), method: method.as_str(), path: &path };
+            gateway.events.request_refused(&gateway.metrics, client.ip, refusal, line);
             refusal.response().map(Download::Own)
         }
     };
@@ -273,7 +304,7 @@ fn forwarded_headers(
     {
         headers.insert(header::COOKIE, joined);
     }
-    // No proxy in front is trusted: the client's claims about its address are replaced.
+    // The client's claims about its address are replaced.
     headers.remove("forwarded");
     headers.remove(FORWARDED_FOR);
     if let Some(ip) = client.ip.and_then(|ip| HeaderValue::from_str(&ip.to_canonical().to_string()).ok()) {
@@ -324,7 +355,7 @@ mod tests {
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect();
-        let client = Client { ip: Some("::ffff:10.0.0.7".parse().unwrap()), tls: true };
+        let client = Client { ip: Some("::ffff:10.0.0.7".parse().unwrap()), is_proxy: false, tls: true };
         let found = forwarded_headers(&headers, authority, client, &request_id(&headers)).unwrap();
         assert_eq!(found.get(name).map(|v| v.to_str().unwrap()), expect, "{name}");
     }
@@ -356,6 +387,27 @@ mod tests {
         check(&[("forwarded", "for=1.2.3.4")], None, "forwarded", None);
         check(&[], Some("a.example"), "host", Some("a.example"));
         check(&[("host", "b.example")], None, "x-forwarded-host", Some("b.example"));
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_names_the_client() {
+        let config = serde_json::json!({ "listen": "127.0.0.1:1", "trusted_proxies": ["10.0.0.0/8", "::1"] });
+        let config: Config = serde_json::from_value(config).unwrap();
+        let named = |peer: &str, values: &[&'static str]| {
+            let headers: HeaderMap =
+                values.iter().map(|value| (FORWARDED_FOR, HeaderValue::from_static(value))).collect();
+            let ip: IpAddr = peer.parse().unwrap();
+            let client = Client { ip: Some(ip), is_proxy: config.trusts(ip), tls: true };
+            client.behind(&headers, &config).ip.unwrap().to_string()
+        };
+        assert_eq!(named("192.0.2.1", &["198.51.100.1"]), "192.0.2.1");
+        assert_eq!(named("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(named("10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+        assert_eq!(named("::ffff:10.0.0.1", &["203.0.113.9, 198.51.100.1 , 10.0.0.2"]), "198.51.100.1");
+        assert_eq!(named("::1", &["203.0.113.9", "198.51.100.1:4711"]), "198.51.100.1");
+        assert_eq!(named("10.0.0.1", &["10.0.0.3, 10.0.0.2"]), "10.0.0.3");
+        assert_eq!(named("10.0.0.1", &["198.51.100.1, nonsense, 10.0.0.2"]), "10.0.0.2");
+        assert_eq!(named("10.0.0.1", &["nonsense"]), "10.0.0.1");
     }
 
     #[test]

@@ -4,54 +4,90 @@
 //! it is the connection's last, and an idle connection is closed only after a while.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-/// The activity of one connection.
-#[derive(Debug, Default)]
+use super::admission::Place;
+
+/// The activity of one connection, in its place.
+#[derive(Debug)]
 pub(super) struct Activity {
-    begun: AtomicU64,
-    ended: AtomicU64,
+    place: Place,
+    requests: Mutex<Requests>,
+}
+
+#[derive(Debug)]
+struct Requests {
+    open: u64,
+    have_begun: bool,
+    /// When the last one ended.
+    ended: Instant,
 }
 
 /// A request that is being answered.
 pub(super) struct ActiveRequest(Arc<Activity>);
 
 impl Activity {
+    pub(super) fn new(place: Place) -> Arc<Activity> {
+        let requests = Requests { open: 0, have_begun: false, ended: Instant::now() };
+        Arc::new(Activity { place, requests: Mutex::new(requests) })
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn asked(self: &Arc<Self>) -> ActiveRequest {
-        self.begun.fetch_add(1, SeqCst);
+        let mut requests = self.requests();
+        requests.have_begun = true;
+        requests.open += 1;
+        if requests.open == 1 {
+            self.place.set_idle(false);
+        }
         ActiveRequest(self.clone())
     }
 
     /// Whether there was any request.
     pub(super) fn has_begun(&self) -> bool {
-        self.begun.load(SeqCst) > 0
+        self.requests().have_begun
+    }
+
+    /// Waits until another connection takes the place.
+    pub(super) async fn evicted(&self) {
+        self.place.evicted().await;
     }
 
     /// Waits until there was no request or response for `long`, counted from now at the earliest.
     pub(super) async fn is_quiet_for(&self, long: Duration) {
-        let look_every = (long / 5).max(Duration::from_millis(10));
-        let (mut since, mut seen) = (Instant::now(), self.begun.load(SeqCst));
+        let from = Instant::now();
         loop {
-            let begun = self.begun.load(SeqCst);
-            if begun != seen || self.ended.load(SeqCst) != begun {
-                (since, seen) = (Instant::now(), begun);
-            } else if since.elapsed() >= long {
+            let rest = {
+                let requests = self.requests();
+                match requests.open {
+                    0 => (requests.ended.max(from) + long).saturating_duration_since(Instant::now()),
+                    _ => long.max(Duration::from_millis(10)),
+                }
+            };
+            if rest.is_zero() {
                 return;
             }
-            tokio::time::sleep(look_every).await;
+            tokio::time::sleep(rest).await;
         }
     }
 }
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.0.ended.fetch_add(1, SeqCst);
+        let mut requests = self.0.requests();
+        requests.open -= 1;
+        requests.ended = Instant::now();
+        if requests.open == 0 {
+            self.0.place.set_idle(true);
+        }
     }
 }
 
@@ -89,11 +125,17 @@ impl<B: Body + Unpin> Body for Answering<B> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::admission::{Admission, Bounds};
     use super::*;
+
+    fn activity() -> Arc<Activity> {
+        let bounds = Bounds { total: 1, per_address: 1 };
+        Activity::new(Arc::new(Admission::default()).admit(None, bounds).unwrap())
+    }
 
     #[tokio::test]
     async fn a_connection_is_not_quiet_while_something_is_answered() {
-        let activity = Arc::new(Activity::default());
+        let activity = activity();
         let long = Duration::from_millis(10);
         let asked = activity.asked();
         let soon = tokio::time::timeout(Duration::from_millis(100), activity.is_quiet_for(long));
@@ -104,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_question_begins_the_wait_anew() {
-        let activity = Arc::new(Activity::default());
+        let activity = activity();
         let asking = async {
             for _ in 0..40 {
                 drop(activity.asked());

@@ -20,10 +20,13 @@ mod health;
 mod trust;
 
 mod admin;
+mod admission;
 mod answer;
 mod body;
 mod certificate;
+mod events;
 mod exposition;
+mod frames;
 mod idle;
 mod metrics;
 mod plain;
@@ -45,9 +48,11 @@ pub use config::{BackendTls, Config, SocketAddress};
 pub use plain::{exchange, get};
 pub use trust::Trust;
 
+use admission::Admission;
 use backend::Backend;
 use balance::Backends;
 use certificate::Certificate;
+use events::Events;
 use handover::{Inherited, Sockets};
 use listen::Listener;
 use metrics::Metrics;
@@ -100,6 +105,7 @@ pub struct Running {
     gateway: Arc<Gateway>,
     listen: SocketAddress,
     metrics: Option<SocketAddress>,
+    health: Option<SocketAddress>,
 }
 
 /// The changes of a reload.
@@ -125,6 +131,8 @@ struct Gateway {
     live: RwLock<Arc<Live>>,
     certificate: Option<Arc<Certificate>>,
     metrics: Metrics,
+    events: Events,
+    admission: Arc<Admission>,
     sockets: Sockets,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
@@ -232,9 +240,14 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
         None => None,
     };
 
+    let checks = match &config.health_listen {
+        Some(address) => Some(Listener::bind("health checks", address, &mut inherited).await?),
+        None => None,
+    };
+
     inherited.drop_the_rest();
     let mut shared = Vec::new();
-    for listener in [Some(&front), metrics.as_ref()].into_iter().flatten() {
+    for listener in [Some(&front), metrics.as_ref(), checks.as_ref()].into_iter().flatten() {
         match listener.shared() {
             Ok(socket) => shared.extend(socket),
             Err(error) => tracing::warn!(address = %listener.address(), %error, "this socket cannot be handed over"),
@@ -242,11 +255,14 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
     }
     let backends = Backends::new(config.backends.iter().map(|wanted| Arc::new(Backend::new(wanted))).collect());
     let (listen, metrics_address) = (front.address(), metrics.as_ref().map(Listener::address));
+    let health_address = checks.as_ref().map(Listener::address);
     let gateway = Arc::new(Gateway {
         file: file.to_owned(),
         live: RwLock::new(Arc::new(Live { config, backends })),
         certificate,
         metrics: Metrics::new(),
+        events: Events::default(),
+        admission: Arc::default(),
         sockets: Sockets::new(shared, steps_aside),
         reloading: tokio::sync::Mutex::new(()),
         stops: Stops::new(),
@@ -262,11 +278,14 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
     if let Some(listener) = metrics {
         gateway.stops.accepting.spawn(listener.serve_plain(gateway.clone(), metrics::answer));
     }
+    if let Some(listener) = checks {
+        gateway.stops.accepting.spawn(listener.serve_plain(gateway.clone(), admin::answer_checks));
+    }
     if let Some(listener) = admin {
         gateway.stops.accepting.spawn(listener.serve_plain(gateway.clone(), admin::answer));
     }
     tracing::info!(%listen, tls = gateway.certificate.is_some(), "the gateway is listening");
-    Ok(Running { gateway, listen, metrics: metrics_address })
+    Ok(Running { gateway, listen, metrics: metrics_address, health: health_address })
 }
 
 impl Running {
@@ -278,6 +297,11 @@ impl Running {
     /// The address for metrics, with the assigned port.
     pub fn metrics_address(&self) -> Option<&SocketAddress> {
         self.metrics.as_ref()
+    }
+
+    /// The address for health checks, with the assigned port.
+    pub fn health_address(&self) -> Option<&SocketAddress> {
+        self.health.as_ref()
     }
 
     /// Reloads the file and the certificate. On any error nothing changes.

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -23,8 +23,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::config::SocketAddress;
+use super::admission::Bounds;
+use super::config::{MOST_CONNECTIONS, SocketAddress};
+use super::events::Closing;
 use super::forward::{self, Client};
+use super::frames::Framed;
 use super::handover::{Inherited, Peer};
 use super::idle::{Activity, Answering};
 use super::stall::Guarded;
@@ -93,16 +96,35 @@ impl Listener {
 
     /// Serves clients until the gateway drains.
     pub(super) async fn serve_clients(self, gateway: Arc<Gateway>) {
-        let most = gateway.live().config.max_connections;
-        self.accept(gateway, most, |gateway, stream| async move {
-            let ip = match stream {
-                Stream::Tcp(stream, peer) if gateway.certificate.is_some() => {
-                    return secure(gateway, stream, peer.ip()).await;
-                }
+        let open_files = affordable_connections();
+        let max_connections = gateway.live().config.max_connections;
+        if max_connections > open_files {
+            tracing::warn!(max_connections, open_files, "the limit of open files lowers the limit of connections");
+        }
+        // Beyond what [`Admission`](super::admission::Admission) admits: it refuses the others without a wait.
+        self.accept(gateway, 2 * MOST_CONNECTIONS, move |gateway, stream| async move {
+            let live = gateway.live();
+            let config = &live.config;
+            let tls = gateway.certificate.is_some();
+            let ip = match &stream {
                 Stream::Tcp(_, peer) => Some(peer.ip()),
                 Stream::Unix(_) => None,
             };
-            http1(gateway, Client { ip, tls: false }, Box::new(stream)).await;
+            let client = Client { ip, is_proxy: ip.is_some_and(|ip| config.trusts(ip)), tls };
+            let bounds = Bounds {
+                total: config.max_connections.min(open_files),
+                per_address: config.max_connections_per_address,
+            };
+            let place = match gateway.admission.admit(ip.filter(|_| !client.is_proxy), bounds) {
+                Ok(place) => place,
+                Err(refused) => return gateway.events.connection_refused(&gateway.metrics, ip, refused),
+            };
+            drop(live);
+            let session = Session { gateway, client, activity: Activity::new(place) };
+            match stream {
+                Stream::Tcp(stream, peer) if tls => session.secure(stream, peer.ip()).await,
+                stream => Session { client: Client { tls: false, ..client }, ..session }.http1(Box::new(stream)).await,
+            }
         })
         .await;
     }
@@ -164,6 +186,12 @@ impl Listener {
     }
 }
 
+/// Connections that leave enough of the files that this process may open for its connections to backends.
+fn affordable_connections() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    files.map_or(usize::MAX, |files| usize::try_from(files / 4 * 3).unwrap_or(usize::MAX))
+}
+
 fn hint(address: &SocketAddress, error: &io::Error) -> String {
     match (address, error.kind()) {
         (SocketAddress::Tcp(address), io::ErrorKind::AddrInUse) => {
@@ -187,39 +215,178 @@ fn hint(address: &SocketAddress, error: &io::Error) -> String {
     }
 }
 
-async fn secure(gateway: Arc<Gateway>, stream: TcpStream, ip: IpAddr) {
-    let Some(certificate) = gateway.certificate.clone() else { return };
-    let begun = AtomicBool::new(false);
-    let shaken = timeout(HANDSHAKE_TIMEOUT, async {
-        // The first byte of a TLS handshake is 22; a letter is a plain HTTP method.
-        let mut first = [0u8];
-        let came = stream.peek(&mut first).await? == 1;
-        begun.store(true, Relaxed);
-        if came && first[0].is_ascii_uppercase() {
-            return Ok((Err(stream), false));
+/// A client's connection.
+struct Session {
+    gateway: Arc<Gateway>,
+    client: Client,
+    activity: Arc<Activity>,
+}
+
+impl Session {
+    async fn secure(self, stream: TcpStream, ip: IpAddr) {
+        let Some(certificate) = self.gateway.certificate.clone() else { return };
+        let begun = AtomicBool::new(false);
+        let shaken = timeout(HANDSHAKE_TIMEOUT, async {
+            // The first byte of a TLS handshake is 22; a letter is a plain HTTP method.
+            let mut first = [0u8];
+            let came = stream.peek(&mut first).await? == 1;
+            begun.store(came, Relaxed);
+            if came && first[0].is_ascii_uppercase() {
+                return Ok((Err(stream), false));
+            }
+            let shaken = certificate.acceptor().accept(stream).await?;
+            let http2 = shaken.get_ref().1.alpn_protocol() == Some(b"h2");
+            Ok::<_, io::Error>((Ok(shaken), http2))
+        });
+        let stops = &self.gateway.stops;
+        let shaken = tokio::select! {
+            shaken = shaken => shaken,
+            () = stops.leave.cancelled() => return,
+            () = async { stops.drain.cancelled().await; nothing_comes(&self.gateway, || begun.load(Relaxed)).await } => return,
+            () = self.activity.evicted() => return self.closes(Closing::Evicted),
+        };
+        let failed = |error: &str| {
+            self.gateway.events.handshake_failed(&self.gateway.metrics, ip, begun.load(Relaxed), error);
+        };
+        match shaken {
+            Ok(Ok((Ok(stream), true))) => self.http2(Box::new(stream)).await,
+            Ok(Ok((Ok(stream), false))) => self.http1(Box::new(stream)).await,
+            Ok(Ok((Err(stream), _))) => plain_on_tls(stream).await,
+            Ok(Err(error)) => failed(&error.to_string()),
+            Err(_) => failed("timeout"),
         }
-        let shaken = certificate.acceptor().accept(stream).await?;
-        let http2 = shaken.get_ref().1.alpn_protocol() == Some(b"h2");
-        Ok::<_, io::Error>((Ok(shaken), http2))
-    });
-    let shaken = tokio::select! {
-        shaken = shaken => shaken,
-        () = gateway.stops.leave.cancelled() => return,
-        () = async { gateway.stops.drain.cancelled().await; nothing_comes(&gateway, || begun.load(Relaxed)).await } => return,
-    };
-    match shaken {
-        Ok(Ok((Ok(stream), http2))) => {
-            let client = Client { ip: Some(ip), tls: true };
-            let stream = Box::new(stream);
-            if http2 { self::http2(gateway, client, stream).await } else { http1(gateway, client, stream).await }
+    }
+
+    async fn http1(self, stream: BoxStream) {
+        let service = {
+            let (gateway, client, activity) = (self.gateway.clone(), self.client, self.activity.clone());
+            service_fn(move |request| {
+                let (gateway, asked) = (gateway.clone(), activity.asked());
+                async move {
+                    let mut answer = forward::handle(gateway.clone(), client, request).await?;
+                    // The client must close: only it knows that no request is in transit.
+                    if gateway.stops.drain.is_cancelled() {
+                        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, Infallible>(answer.map(|body| Answering::new(body, asked)))
+                }
+            })
+        };
+        // Also ends an idle connection.
+        let within = Duration::from_secs(self.gateway.live().config.header_timeout_seconds);
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(within)
+            .max_buf_size(MOST_HEAD)
+            .serve_connection(TokioIo::new(Guarded::new(stream)), service);
+        let quiet = async {
+            self.gateway.stops.drain.cancelled().await;
+            self.activity.is_quiet_for(self.gateway.stops.lame_duck()).await;
+        };
+        let ended = self.drive(pin!(connection), |connection| connection.graceful_shutdown(), quiet, None).await;
+        if let Err(error) = ended {
+            let why = answer::chain(&error);
+            tracing::debug!(error = why, "a client's connection");
+            if error.is_parse() {
+                self.gateway.events.malformed(&self.gateway.metrics, self.client.ip, &why);
+            }
         }
-        Ok(Ok((Err(stream), _))) => plain_on_tls(stream).await,
-        // Port scanners and TCP health checks connect and close: counted, logged only at debug level.
-        Ok(Err(error)) => {
-            gateway.metrics.handshake_failed();
-            tracing::debug!(%ip, %error, "TLS handshake");
+    }
+
+    async fn http2(self, stream: BoxStream) {
+        let service = {
+            let (gateway, client, activity) = (self.gateway.clone(), self.client, self.activity.clone());
+            service_fn(move |request| {
+                let (gateway, asked) = (gateway.clone(), activity.asked());
+                async move {
+                    let answer = forward::handle(gateway, client, request).await?;
+                    Ok::<_, Infallible>(answer.map(|body| Answering::new(body, asked)))
+                }
+            })
+        };
+        let framed = Framed::new(Guarded::new(stream));
+        let flooded = framed.flooded();
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MOST_STREAMS)
+            .max_header_list_size(MOST_HEAD as u32)
+            // Pings detect clients that disappeared.
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(20))
+            .serve_connection(TokioIo::new(framed), service);
+        let idle = Duration::from_secs(self.gateway.live().config.header_timeout_seconds);
+        // HTTP/2 has GOAWAY: requests in flight are answered, and the client opens another connection.
+        let drained = self.gateway.stops.drain.cancelled();
+        let ended =
+            self.drive(pin!(connection), |connection| connection.graceful_shutdown(), drained, Some(idle)).await;
+        if flooded.load(Relaxed) {
+            self.closes(Closing::FrameFlood);
+        } else if let Err(error) = ended {
+            tracing::debug!(error = %answer::chain(&error), "a client's connection");
         }
-        Err(_) => gateway.metrics.handshake_failed(),
+    }
+
+    /// Drives a connection to its end: the client's, the gateway's shutdown, or a limit of the connection. `idle`: the
+    /// idle timeout, if the connection has none of its own.
+    async fn drive<C>(
+        &self,
+        mut connection: Pin<&mut C>,
+        shut_down: impl FnOnce(Pin<&mut C>),
+        drained: impl Future<Output = ()>,
+        idle: Option<Duration>,
+    ) -> Result<(), hyper::Error>
+    where
+        C: Future<Output = Result<(), hyper::Error>>,
+    {
+        let stops = &self.gateway.stops;
+        let closing = tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = stops.leave.cancelled() => return Ok(()),
+            () = drained => None,
+            closing = self.exceeds(idle) => Some(closing),
+        };
+        shut_down(connection.as_mut());
+        if let Some(closing) = closing {
+            self.closes(closing);
+        }
+        let given_up = async {
+            match closing {
+                None => nothing_comes(&self.gateway, || self.activity.has_begun()).await,
+                Some(closing) => self.activity.is_quiet_for(closing.grace()).await,
+            }
+        };
+        tokio::select! {
+            ended = connection => ended,
+            () = stops.leave.cancelled() => Ok(()),
+            () = given_up => Ok(()),
+        }
+    }
+
+    /// Waits until the connection has to close for others.
+    async fn exceeds(&self, idle: Option<Duration>) -> Closing {
+        let first = Duration::from_secs(self.gateway.live().config.first_request_timeout_seconds);
+        let no_request = async {
+            tokio::time::sleep(first).await;
+            // Proxies open connections in advance.
+            if self.client.is_proxy || self.activity.has_begun() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let quiet = async {
+            match idle {
+                Some(idle) => self.activity.is_quiet_for(idle).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.activity.evicted() => Closing::Evicted,
+            () = no_request => Closing::NoRequest,
+            () = quiet => Closing::Idle,
+        }
+    }
+
+    fn closes(&self, closing: Closing) {
+        self.gateway.events.connection_closed(&self.gateway.metrics, self.client.ip, closing);
     }
 }
 
@@ -237,88 +404,10 @@ async fn plain_on_tls(mut stream: TcpStream) {
     let _ = timeout(Duration::from_secs(2), polite).await;
 }
 
-async fn http1(gateway: Arc<Gateway>, client: Client, stream: BoxStream) {
-    let activity = Arc::new(Activity::default());
-    let service = {
-        let (gateway, activity) = (gateway.clone(), activity.clone());
-        service_fn(move |request| {
-            let (gateway, asked) = (gateway.clone(), activity.asked());
-            async move {
-                let mut answer = forward::handle(gateway.clone(), client, request).await?;
-                // The client must close: only it knows that no request is in transit.
-                if gateway.stops.drain.is_cancelled() {
-                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(answer.map(|body| Answering::new(body, asked)))
-            }
-        })
-    };
-    let within = Duration::from_secs(gateway.live().config.header_timeout_seconds);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(within)
-        .max_buf_size(MOST_HEAD)
-        .serve_connection(TokioIo::new(Guarded::new(stream)), service);
-    let mut connection = pin!(connection);
-    let quiet = async {
-        gateway.stops.drain.cancelled().await;
-        activity.is_quiet_for(gateway.stops.lame_duck()).await;
-    };
-    tokio::select! {
-        ended = &mut connection => return note(ended),
-        () = gateway.stops.leave.cancelled() => return,
-        () = quiet => connection.as_mut().graceful_shutdown(),
-    }
-    tokio::select! {
-        ended = connection => note(ended),
-        () = gateway.stops.leave.cancelled() => {}
-        () = nothing_comes(&gateway, || activity.has_begun()) => {}
-    }
-}
-
-async fn http2(gateway: Arc<Gateway>, client: Client, stream: BoxStream) {
-    let activity = Arc::new(Activity::default());
-    let service = {
-        let (gateway, activity) = (gateway.clone(), activity.clone());
-        service_fn(move |request| {
-            let (gateway, asked) = (gateway.clone(), activity.asked());
-            async move {
-                let answer = forward::handle(gateway, client, request).await?;
-                Ok::<_, Infallible>(answer.map(|body| Answering::new(body, asked)))
-            }
-        })
-    };
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MOST_STREAMS)
-        .max_header_list_size(MOST_HEAD as u32)
-        // Pings detect clients that disappeared.
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(20))
-        .serve_connection(TokioIo::new(Guarded::new(stream)), service);
-    let mut connection = pin!(connection);
-    tokio::select! {
-        ended = &mut connection => return note(ended),
-        // HTTP/2 has GOAWAY: requests in flight are answered, and the client opens another connection.
-        () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    tokio::select! {
-        ended = connection => note(ended),
-        () = gateway.stops.leave.cancelled() => {}
-        () = nothing_comes(&gateway, || activity.has_begun()) => {}
-    }
-}
-
 /// A connection that never sent a request does not get the whole drain time.
 async fn nothing_comes(gateway: &Gateway, has_begun: impl Fn() -> bool) {
     tokio::time::sleep(gateway.stops.lame_duck().max(Duration::from_millis(500))).await;
     if has_begun() {
         std::future::pending::<()>().await;
-    }
-}
-
-fn note(ended: Result<(), hyper::Error>) {
-    if let Err(error) = ended {
-        tracing::debug!(error = %answer::chain(&error), "a client's connection");
     }
 }

@@ -29,6 +29,11 @@ struct ByStatus {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByReplica {
     replica: String,
 }
@@ -40,8 +45,11 @@ pub(super) struct Metrics {
     requests: Family<ByStatus, Counter>,
     seconds: Histogram,
     retries: Counter,
+    requests_refused: Family<ByReason, Counter>,
     handshakes_failed: Counter,
     connections: Gauge,
+    connections_refused: Family<ByReason, Counter>,
+    connections_closed: Family<ByReason, Counter>,
     healthy: Family<ByReplica, Gauge>,
     in_flight: Family<ByReplica, Gauge>,
     sent: Family<ByReplica, Counter<u64, AtomicU64>>,
@@ -69,8 +77,11 @@ impl Metrics {
             requests: Family::default(),
             seconds: Histogram::new(bounds),
             retries: Counter::default(),
+            requests_refused: Family::default(),
             handshakes_failed: Counter::default(),
             connections: Gauge::default(),
+            connections_refused: Family::default(),
+            connections_closed: Family::default(),
             healthy: Family::default(),
             in_flight: Family::default(),
             sent: Family::default(),
@@ -85,7 +96,22 @@ impl Metrics {
         registry.register("answer_seconds", "Time until the head of the answer", metrics.seconds.clone());
         registry.register("retries", "Requests that were sent to another replica", metrics.retries.clone());
         registry.register("tls_handshake_errors", "TLS handshakes that failed", metrics.handshakes_failed.clone());
+        registry.register(
+            "requests_refused",
+            "Requests that the gateway answered with an error, by reason",
+            metrics.requests_refused.clone(),
+        );
         registry.register("connections", "Open connections", metrics.connections.clone());
+        registry.register(
+            "connections_refused",
+            "Connections refused by a limit: address_limit, full",
+            metrics.connections_refused.clone(),
+        );
+        registry.register(
+            "connections_closed",
+            "Connections that the gateway closed: evicted, no_request, idle, frame_flood",
+            metrics.connections_closed.clone(),
+        );
         registry.register("backend_healthy", "1 if the replica gets requests", metrics.healthy.clone());
         registry.register("backend_requests_in_flight", "Requests on the replica", metrics.in_flight.clone());
         registry.register("backend_requests", "Requests sent to the replica", metrics.sent.clone());
@@ -120,6 +146,18 @@ impl Metrics {
 
     pub(super) fn handshake_failed(&self) {
         self.handshakes_failed.inc();
+    }
+
+    pub(super) fn request_refused(&self, reason: &'static str) {
+        self.requests_refused.get_or_create(&ByReason { reason }).inc();
+    }
+
+    pub(super) fn connection_refused(&self, reason: &'static str) {
+        self.connections_refused.get_or_create(&ByReason { reason }).inc();
+    }
+
+    pub(super) fn connection_closed(&self, reason: &'static str) {
+        self.connections_closed.get_or_create(&ByReason { reason }).inc();
     }
 
     pub(super) fn certificate_refused(&self) {

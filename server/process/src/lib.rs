@@ -11,7 +11,7 @@ mod memory;
 pub use address::Address;
 pub use exposition::{OPENMETRICS, encoded};
 pub use leaving::{Connected, Leaving};
-pub use listen::{Listener, Serving};
+pub use listen::{Listener, Peer, Serving};
 pub use memory::release_memory;
 
 use camino::{Utf8Path, Utf8PathBuf};

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +42,15 @@ pub struct Serving {
     pub leave: CancellationToken,
     /// The open connections.
     pub connections: TaskTracker,
+}
+
+/// The other end of a request's connection, in its extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A process of this user, over a Unix socket.
+    Unix,
+    /// A program at this address.
+    Tcp(IpAddr),
 }
 
 /// The longest request head.
@@ -91,9 +101,14 @@ impl Listener {
 
 async fn connection(stream: Stream, at_once: bool, router: Router, serving: &Serving) {
     let busy = Arc::new(AtomicBool::new(false));
+    let peer = match &stream {
+        Stream::Unix(_) => Peer::Unix,
+        Stream::Tcp(_, address) => Peer::Tcp(address.ip().to_canonical()),
+    };
     let io = TokioIo::new(Guarded::new(stream, busy.clone(), serving.header_timeout, at_once));
     let leaving = serving.leaving.clone();
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         busy.store(true, Ordering::Relaxed);
         // Probes do not delay the shutdown of a replica.
         if !matches!(request.uri().path(), "/health" | "/ready") {

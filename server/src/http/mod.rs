@@ -31,7 +31,7 @@ use crate::app::App;
 use crate::auth::{self, Caller};
 use crate::error::{ApiError, ErrorCode};
 use crate::models::Ready;
-use crate::record::Record;
+use crate::record::{self, Record};
 
 /// The header that carries a request's id.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -196,7 +196,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     };
     let by_https = request.headers().get("x-forwarded-proto").is_some_and(|proto| proto == "https");
     let probe = matches!(route.as_str(), "/health" | "/ready");
-    let record = Record::begin(app.clone(), id.clone(), method, route);
+    let record = Record::begin(app.clone(), id.clone(), method, route, record::client(&request));
     request.extensions_mut().insert(record.clone());
     let mut response = if app.config.api.require_https && !by_https && !probe {
         ApiError::new(StatusCode::FORBIDDEN, "https_required", "this server requires HTTPS")

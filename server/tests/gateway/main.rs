@@ -6,6 +6,7 @@ mod site;
 
 mod behind;
 mod handover;
+mod hostile;
 mod operating;
 mod requests;
 mod tls;

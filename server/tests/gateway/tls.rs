@@ -17,7 +17,7 @@ use crate::backend::Backend;
 use crate::site::{SOON, Site, eventually};
 
 /// Writes a certificate and its key, and gives the certificate.
-fn certify(folder: &Utf8Path) -> CertificateDer<'static> {
+pub(crate) fn certify(folder: &Utf8Path) -> CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed(["site.example".to_owned()]).unwrap();
     // By renaming, as a careful renewal does.
     for (name, text) in [("key.pem", made.signing_key.serialize_pem()), ("cert.pem", made.cert.pem())] {
@@ -31,12 +31,20 @@ async fn site(backends: &[&Backend], folder: &Utf8Path) -> Site {
     Site::with(backends, &tls(folder)).await
 }
 
-fn tls(folder: &Utf8Path) -> String {
+pub(crate) fn tls(folder: &Utf8Path) -> String {
     format!("  tls: {{ certificate_file: {folder}/cert.pem, key_file: {folder}/key.pem }}\n")
 }
 
 async fn connect(
     site: &Site,
+    trusted: &CertificateDer<'static>,
+    protocol: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    secure(TcpStream::connect(site.address()).await?, trusted, protocol).await
+}
+
+pub(crate) async fn secure(
+    stream: TcpStream,
     trusted: &CertificateDer<'static>,
     protocol: &[u8],
 ) -> std::io::Result<TlsStream<TcpStream>> {
@@ -49,11 +57,10 @@ async fn connect(
             .with_root_certificates(roots)
             .with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
-    let stream = TcpStream::connect(site.address()).await?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("site.example").unwrap(), stream).await
 }
 
-fn folder() -> (tempfile::TempDir, camino::Utf8PathBuf) {
+pub(crate) fn folder() -> (tempfile::TempDir, camino::Utf8PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = Utf8Path::from_path(folder.path()).unwrap().to_owned();
     (folder, path)

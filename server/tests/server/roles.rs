@@ -8,6 +8,9 @@ use textnlp_server::config::Address;
 
 use super::support::{Client, Shape, path, until, write_model};
 
+#[path = "../support/fail2ban.rs"]
+mod fail2ban;
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_textnlp-server");
 
 pub(crate) struct Files {
@@ -196,6 +199,8 @@ async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero()
     let ticket = client.send("POST", "/v1/stream/tickets", &headers[..1], ask.as_bytes()).await.json();
     let reply = client.send("GET", ticket["url"].as_str().unwrap(), &[("x-request-id", "ticket-1")], b"").await;
     assert_eq!((reply.status, reply.events().last().unwrap().0.as_str()), (200, "done"));
+    let stranger = [("x-api-key", "wrong"), ("x-request-id", "stranger-1"), ("x-forwarded-for", "203.0.113.5")];
+    assert_eq!(client.send("POST", "/v1/generate", &stranger, ask.as_bytes()).await.status, 401);
     let process = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::HUP).unwrap();
     assert_eq!(client.send("GET", "/health", &[], b"").await.status, 200, "a hangup does not end it");
@@ -210,6 +215,11 @@ async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero()
     assert_eq!((&line["generated_tokens"], &line["key"]), (&json!(3), &json!(key.split('_').nth(1).unwrap())));
     let line = lines.iter().find(|line| line["request_id"] == "ticket-1").unwrap_or_else(|| panic!("{log}"));
     assert_eq!((&line["route"], &line["generated_tokens"]), (&json!("/v1/stream"), &json!(3)));
+    let line = lines.iter().find(|line| line["request_id"] == "stranger-1").unwrap_or_else(|| panic!("{log}"));
+    assert_eq!((&line["client"], &line["status"]), (&json!("203.0.113.5"), &json!(401)));
+    if let Some(failures) = fail2ban::failures(&path(&files.folder, "log/server.log")) {
+        assert_eq!(failures, ["203.0.113.5"]);
+    }
     let ticket = ticket["ticket"].as_str().unwrap();
     assert!(!log.contains(&ticket[5..]), "{log}");
     assert!(!log.contains("nobody logs this") && !log.contains(&key[22..]), "{log}");

@@ -33,6 +33,17 @@ section! {
         pub timeout: Span = Span::seconds(300),
         /// The largest request body.
         pub max_request_size: Bytes = Bytes(10_000_000),
+        /// Client connections of a gateway at once. For one more, the connection that has been idle longest is closed.
+        #[schemars(range(min = 1, max = 1_000_000))]
+        pub max_connections: u32 = 12_000,
+        /// Connections of one client address at once, or of one /64 of IPv6; more are refused. If unset, 1000 on a host
+        /// and no limit in a cluster, whose nodes and proxies hide the addresses of clients.
+        #[schemars(range(min = 1, max = 1_000_000))]
+        pub max_connections_per_address: Option<u32> = None,
+        /// Addresses and networks (`10.0.0.0/8`) of HTTP proxies and load balancers in front of the gateway. They are
+        /// not limited as one client, and their `X-Forwarded-For` names the client.
+        #[schemars(length(max = 32))]
+        pub trusted_proxies: Vec<String> = Vec::new(),
         /// Requests in the queue; more are answered with 429.
         #[schemars(range(min = 1, max = 100_000))]
         pub queue: u32 = 256,

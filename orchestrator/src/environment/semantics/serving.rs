@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use textnlp_net::network::Network;
+
 use super::super::model::*;
 use super::super::problem::{Severity, nearest};
 use super::super::units::cut;
@@ -96,6 +98,13 @@ impl Checker<'_> {
             let cause = format!("`{}` is not an origin", cut(origin));
             let fix = "write a scheme and a host, such as `https://app.example.com`, or `*` for all";
             self.error(&format!("server.api.cors_origins[{i}]"), cause, fix);
+        }
+        for (i, text) in server.api.trusted_proxies.iter().enumerate() {
+            if text.parse::<Network>().is_err() {
+                let cause = format!("`{}` is neither an address nor a network", cut(text));
+                let fix = "write an address such as `192.0.2.7`, or a network such as `10.0.0.0/8` without host bits";
+                self.error(&format!("server.api.trusted_proxies[{i}]"), cause, fix);
+            }
         }
         self.host("server.api.host", &server.api.host);
         if server.api.timeout.as_seconds() == 0 {

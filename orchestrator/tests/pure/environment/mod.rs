@@ -799,6 +799,7 @@ fn each_rule_answers_with_its_own_sentence() {
         (plus("server: { api: { cors_origins: [\"not an origin\"] } }"), "`server.api.cors_origins[0]`: `not an origin` is not an origin"),
         (plus("server: { api: { cors_origins: [\"*\", \"javascript:alert(1)\"] } }"), "`server.api.cors_origins[1]`"),
         (plus("server: { api: { cors_origins: [\"https://a.example/\"] } }"), "is not an origin"),
+        (plus("server: { api: { trusted_proxies: [10.0.0.0/8, 10.0.0.1/8] } }"), "`server.api.trusted_proxies[1]`: `10.0.0.1/8` is neither an address nor a network"),
         (GOOD.replace("name: here", "name: witness"), "the name is reserved for the location of the witness"),
         (site("runtime: kubernetes") + "tags: { note: \"{{ 7*7 }} : x\" }\n", "`tags`: `note: {{ 7*7 }} : x` cannot be a label of objects in a cluster"),
         (plus("models: [{ name: x, source: \"file:x\" }]"), "a relative path depends on the working directory"),

@@ -53,6 +53,7 @@ const SECRETS_NAME: &str = "textnlp-secrets";
 /// The container ports; the environment sets the ports of the service.
 const HTTP_PORT: u16 = 8080;
 const HTTPS_PORT: u16 = 8443;
+const HEALTH_PORT: u16 = 8081;
 const METRICS_PORT: u16 = 9090;
 
 /// The Grafana dashboard, for any namespace selected there.

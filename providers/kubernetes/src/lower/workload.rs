@@ -9,8 +9,8 @@ use super::ingress::{Ingress, address};
 use super::resources::{PodResources, model_bytes};
 use super::template::Template;
 use super::{
-    API_KEY, CERTIFICATE, ENDPOINT, HTTP_PORT, HTTPS_PORT, JWT_KEY, Lowering, METRICS_PORT, MODELS, MODELS_FILE,
-    PROGRAM, SECRETS, SECRETS_NAME, label_of,
+    API_KEY, CERTIFICATE, ENDPOINT, HEALTH_PORT, HTTP_PORT, HTTPS_PORT, JWT_KEY, Lowering, METRICS_PORT, MODELS,
+    MODELS_FILE, PROGRAM, SECRETS, SECRETS_NAME, label_of,
 };
 use crate::canary::QueryConfig;
 
@@ -196,6 +196,7 @@ impl Lowering<'_> {
             }),
             "queries": outside.map(|outside| QueryConfig::written(outside, reached.is_some())),
             "https_port": HTTPS_PORT,
+            "health_port": HEALTH_PORT,
             "metrics_port": METRICS_PORT,
             "resources": PodResources::of(&self.settings().resources, &workload.served).to_json(),
             "model_folder": MODELS,
@@ -256,8 +257,11 @@ impl Lowering<'_> {
         let Some(leaf) = self.id(endpoint.certificate.as_str(), "leaf").or_else(|| self.id(CERTIFICATE, "leaf")) else {
             return;
         };
-        let gateway = json!({ "gateway": {
+        let limits = &endpoint.connections;
+        let mut gateway = json!({ "gateway": {
             "listen": format!("0.0.0.0:{HTTPS_PORT}"),
+            // Probes have an address that clients do not reach.
+            "health_listen": format!("0.0.0.0:{HEALTH_PORT}"),
             // Readiness is the cluster's decision. A request that arrives all the same is answered as long as a server
             // runs.
             "health": { "path": "/health", "interval_ms": 500, "timeout_ms": 2000, "unhealthy_after": 4, "healthy_after": 1 },
@@ -265,7 +269,13 @@ impl Lowering<'_> {
             "tls": { "certificate_file": "/etc/textnlp-tls/tls.crt", "key_file": "/etc/textnlp-tls/tls.key" },
             "timeout_seconds": endpoint.timeout_seconds,
             "max_request_bytes": endpoint.max_request_bytes,
+            "max_connections": limits.total,
+            // Nodes and ingress controllers hide the addresses of clients.
+            "max_connections_per_address": limits.per_address.unwrap_or(limits.total),
         } });
+        if !limits.trusted_proxies.is_empty() {
+            gateway["gateway"]["trusted_proxies"] = json!(limits.trusted_proxies);
+        }
         self.config_map(config, "textnlp-gateway", [(GATEWAY_FILE.to_owned(), gateway)]);
         if self.cluster.certificate.is_none() {
             let data = json!({

@@ -375,6 +375,7 @@ pub fn endpoint() -> Endpoint {
         program: program(),
         max_request_bytes: 10_000_000,
         timeout_seconds: 300,
+        connections: Default::default(),
         domain: None,
         waf: false,
     }

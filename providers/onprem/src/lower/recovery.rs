@@ -301,6 +301,7 @@ impl Lowering<'_> {
             program: &front.program,
             max_request_bytes: front.max_request_bytes,
             timeout_seconds: front.timeout_seconds,
+            connections: front.connections.clone(),
             backends: json!(backends),
             // A site failure is detected within a second, most of which is the poll interval; for remote sites within
             // three, because a TLS handshake takes three round trips.

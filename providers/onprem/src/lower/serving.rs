@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use textnlp_keys::SOCKET_PATH_MAX;
-use textnlp_provider::component::{Endpoint, Program, Workload};
+use textnlp_provider::component::{ConnectionLimits, Endpoint, Program, Workload};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::recovery::reached;
@@ -28,6 +28,7 @@ pub(super) struct Gateway<'a> {
     pub(super) program: &'a Program,
     pub(super) max_request_bytes: u64,
     pub(super) timeout_seconds: u32,
+    pub(super) connections: ConnectionLimits,
     pub(super) backends: Value,
     pub(super) health: Value,
     pub(super) metrics_from: Vec<String>,
@@ -180,6 +181,11 @@ impl Lowering<'_> {
         if watch == Some(None) {
             return;
         }
+        let mut connections = endpoint.connections.clone();
+        // The global endpoint connects through the relay of this site.
+        if let (Some(_), Ok(host)) = (&endpoint.watch, endpoint.host.parse()) {
+            connections.trusted_proxies.push(reached(host).to_string());
+        }
         self.gateway_process(Gateway {
             host: &endpoint.host,
             port: endpoint.port,
@@ -189,6 +195,7 @@ impl Lowering<'_> {
             program: &endpoint.program,
             max_request_bytes: endpoint.max_request_bytes,
             timeout_seconds: endpoint.timeout_seconds,
+            connections,
             backends: json!(OutputRef::new(backends, "document")),
             health: json!({ "path": "/ready", "interval_ms": 500, "timeout_ms": 2000, "unhealthy_after": 2, "healthy_after": 1 }),
             metrics_from: watch.flatten().into_iter().collect(),
@@ -227,8 +234,15 @@ impl Lowering<'_> {
             "health": gateway.health,
             "timeout_seconds": gateway.timeout_seconds,
             "max_request_bytes": gateway.max_request_bytes,
+            "max_connections": gateway.connections.total,
             "admin_listen": admin,
         });
+        if let Some(most) = gateway.connections.per_address {
+            tree["max_connections_per_address"] = json!(most);
+        }
+        if !gateway.connections.trusted_proxies.is_empty() {
+            tree["trusted_proxies"] = json!(gateway.connections.trusted_proxies);
+        }
         if !gateway.metrics_from.is_empty() {
             tree["metrics_from"] = json!(gateway.metrics_from);
         }

@@ -167,6 +167,7 @@ impl Machine {
                     program,
                     max_request_bytes: 1000,
                     timeout_seconds: 30,
+                    connections: Default::default(),
                     domain: None,
                     waf: false,
                 }),

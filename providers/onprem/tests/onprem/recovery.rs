@@ -138,6 +138,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 program: program(),
                 max_request_bytes: 1,
                 timeout_seconds: 1,
+                connections: Default::default(),
                 domain: None,
                 waf: false,
             }),
@@ -179,6 +180,7 @@ fn of_witness() -> Vec<Component> {
                 program: program(),
                 max_request_bytes: 1,
                 timeout_seconds: 1,
+                connections: Default::default(),
             }),
         ),
     ]);
@@ -261,6 +263,8 @@ fn a_site_has_a_border_and_a_watch_whose_files_lead_to_one_another() {
     assert!(server.contains("replication:\n    watch: unix:/srv/state/sites/primary/run/watch.sock"), "{server}");
     let gateway = document(&all, "primary/gateway/config");
     assert!(gateway.contains("metrics_from:\n  - unix:/srv/state/sites/primary/run/watch.sock"), "{gateway}");
+    // The global endpoint is one client to a site, and brings all.
+    assert!(gateway.contains("trusted_proxies:\n  - 127.0.0.1"), "{gateway}");
     // What a border leads to is where the other site's border listens.
     let other = document(&lowered("secondary", &of_site("secondary")), "secondary/border/config");
     assert!(other.contains("listen: unix:/srv/state/sites/secondary/run/border-watch.sock"), "{other}");
@@ -310,6 +314,7 @@ fn the_place_of_the_witness_has_a_front_that_trusts_each_site_by_its_authority()
             timeout_ms: 500
             unhealthy_after: 2
           listen: 0.0.0.0:8440
+          max_connections: 12000
           max_request_bytes: 1
           metrics_from:
           - unix:/srv/state/sites/witness/run/witness.sock

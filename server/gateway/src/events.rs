@@ -1,0 +1,176 @@
+//! Events that clients cause at will: each is counted, and its log lines are limited, so that no client fills the disk.
+//! `templates/fail2ban/textnlp.conf` reads these lines: message and `client` come first.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::admission::Refused;
+use super::answer::Refusal;
+use super::metrics::Metrics;
+
+/// Log lines of one kind of event within [`WINDOW`].
+const MOST_LINES: u32 = 100;
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Why the gateway closes a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closing {
+    /// Another connection takes its place.
+    Evicted,
+    /// It made no request in time.
+    NoRequest,
+    /// It had no request for too long.
+    Idle,
+    /// It sent too many frames that cost it nothing.
+    FrameFlood,
+}
+
+impl Closing {
+    fn reason(self) -> &'static str {
+        match self {
+            Closing::Evicted => "evicted",
+            Closing::NoRequest => "no_request",
+            Closing::Idle => "idle",
+            Closing::FrameFlood => "frame_flood",
+        }
+    }
+
+    /// The time for what the client sent before it knows.
+    pub(super) fn grace(self) -> Duration {
+        Duration::from_millis(if self == Closing::Idle { 1000 } else { 250 })
+    }
+}
+
+/// The limits of log lines.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    refused_connections: LineLimit,
+    closed_connections: LineLimit,
+    handshakes: LineLimit,
+    refused_requests: LineLimit,
+    failed_requests: LineLimit,
+}
+
+/// What a log line names of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RequestLine<'a> {
+    pub(super) id: &'a str,
+    pub(super) method: &'a str,
+    pub(super) path: &'a str,
+}
+
+fn shown(client: Option<IpAddr>) -> Option<tracing::field::DisplayValue<IpAddr>> {
+    client.map(|ip| tracing::field::display(ip.to_canonical()))
+}
+
+impl Events {
+    pub(super) fn connection_refused(&self, metrics: &Metrics, client: Option<IpAddr>, refused: Refused) {
+        let reason = match refused {
+            Refused::AddressLimit => "address_limit",
+            Refused::Full => "full",
+        };
+        metrics.connection_refused(reason);
+        if let Some(suppressed) = self.refused_connections.next() {
+            tracing::warn!(client = shown(client), reason, suppressed, "connection refused");
+        }
+    }
+
+    pub(super) fn connection_closed(&self, metrics: &Metrics, client: Option<IpAddr>, closing: Closing) {
+        let reason = closing.reason();
+        metrics.connection_closed(reason);
+        // Every client is idle at times.
+        if closing == Closing::Idle {
+            return tracing::debug!(client = shown(client), reason, "connection closed");
+        }
+        if let Some(suppressed) = self.closed_connections.next() {
+            tracing::warn!(client = shown(client), reason, suppressed, "connection closed");
+        }
+    }
+
+    /// `has_begun`: the client sent something. Port scanners and TCP health checks do not.
+    pub(super) fn handshake_failed(&self, metrics: &Metrics, client: IpAddr, has_begun: bool, error: &str) {
+        metrics.handshake_failed();
+        if !has_begun {
+            return tracing::debug!(client = shown(Some(client)), error, "handshake failed");
+        }
+        if let Some(suppressed) = self.handshakes.next() {
+            tracing::warn!(client = shown(Some(client)), error, suppressed, "handshake failed");
+        }
+    }
+
+    /// A request that is no HTTP.
+    pub(super) fn malformed(&self, metrics: &Metrics, client: Option<IpAddr>, error: &str) {
+        metrics.request_refused("malformed");
+        if let Some(suppressed) = self.refused_requests.next() {
+            tracing::warn!(
+                client = shown(client),
+                status = 400,
+                reason = "malformed",
+                error,
+                suppressed,
+                "request refused"
+            );
+        }
+    }
+
+    /// A request that the gateway answers itself.
+    pub(super) fn request_refused(
+        &self,
+        metrics: &Metrics,
+        client: Option<IpAddr>,
+        refusal: Refusal,
+        request: RequestLine<'_>,
+    ) {
+        let (client, status, reason) = (shown(client), refusal.status().as_u16(), refusal.code());
+        let RequestLine { id: request_id, method, path } = request;
+        metrics.request_refused(reason);
+        if refusal.status().is_client_error() {
+            if let Some(suppressed) = self.refused_requests.next() {
+                tracing::warn!(client, status, reason, request_id, method, path, suppressed, "request refused");
+            }
+        } else if let Some(suppressed) = self.failed_requests.next() {
+            tracing::warn!(client, status, reason, request_id, method, path, suppressed, "request failed");
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct LineLimit(Mutex<Lines>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    since: Option<Instant>,
+    lines: u32,
+    suppressed: u64,
+}
+
+impl LineLimit {
+    /// Whether a line may be written, and how many were not since the last one.
+    fn next(&self) -> Option<u64> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.since.is_none_or(|since| since.elapsed() >= WINDOW) {
+            (lines.since, lines.lines) = (Some(Instant::now()), 0);
+        }
+        if lines.lines == MOST_LINES {
+            lines.suppressed += 1;
+            return None;
+        }
+        lines.lines += 1;
+        Some(std::mem::take(&mut lines.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_limited_and_the_next_one_counts_what_was_left_out() {
+        let limit = LineLimit::default();
+        assert!((0..MOST_LINES).all(|_| limit.next() == Some(0)));
+        assert_eq!([limit.next(), limit.next()], [None, None]);
+        limit.0.lock().unwrap().since = None;
+        assert_eq!([limit.next(), limit.next()], [Some(2), Some(0)]);
+    }
+}

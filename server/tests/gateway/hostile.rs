@@ -1,0 +1,287 @@
+//! Clients that mean harm, and what others notice of them.
+
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use bytes::Bytes;
+use camino::Utf8Path;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use rustls::pki_types::CertificateDer;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+
+use crate::backend::Backend;
+use crate::site::{SOON, Site, eventually, exchange};
+use crate::tls::{certify, folder, secure, tls};
+
+#[path = "../support/fail2ban.rs"]
+mod fail2ban;
+
+const GOAWAY: u8 = 7;
+
+/// Connects from another address of this machine.
+async fn from(source: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// Whether the gateway closes a connection, or has closed it.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    // A reset is an end, too.
+    matches!(timeout(SOON, stream.read(&mut [0])).await, Ok(Ok(0) | Err(_)))
+}
+
+async fn is_served(stream: TcpStream, path: &str) -> bool {
+    let request = Request::get(path).header("host", "x").body(Full::new(Bytes::new())).unwrap();
+    exchange(stream, request).await.status() == 200
+}
+
+async fn counts(site: &Site, line: &str) {
+    eventually(async || site.metrics().await.lines().any(|found| found == format!("textnlp_gateway_{line}"))).await;
+}
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags, 0, 0, 0, stream]);
+    bytes.extend(payload);
+    bytes
+}
+
+/// A connection on which the client has sent its preface.
+async fn http2(site: &Site, trusted: &CertificateDer<'static>) -> TlsStream<TcpStream> {
+    let stream = TcpStream::connect(site.address()).await.unwrap();
+    let mut stream = secure(stream, trusted, b"h2").await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    stream
+}
+
+/// Sends until the gateway closes the connection. The kinds of the frames that it sent.
+async fn until_closed(stream: TlsStream<TcpStream>, every: Duration, bytes: &[u8]) -> Vec<u8> {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let mut kinds = Vec::new();
+    let reading = async {
+        loop {
+            let mut head = [0; 9];
+            if read.read_exact(&mut head).await.is_err() {
+                return;
+            }
+            kinds.push(head[3]);
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            if read.read_exact(&mut payload).await.is_err() {
+                return;
+            }
+        }
+    };
+    let writing = async {
+        while write.write_all(bytes).await.is_ok() && write.flush().await.is_ok() {
+            tokio::time::sleep(every).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = timeout(SOON, reading) => ended.expect("the connection is still open"),
+        () = writing => {}
+    }
+    kinds
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_closed_whatever_it_speaks() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &format!("{}  first_request_timeout_seconds: 1\n", tls(&path))).await;
+    // After the handshake: no preface, no head.
+    for protocol in [&b"h2"[..], b"http/1.1"] {
+        let stream = TcpStream::connect(site.address()).await.unwrap();
+        let mut stream = secure(stream, &trusted, protocol).await.unwrap();
+        let _ = timeout(SOON, stream.read_to_end(&mut Vec::new())).await.expect("the connection is still open");
+    }
+    // The preface, and no request.
+    let kinds = until_closed(http2(&site, &trusted).await, Duration::from_millis(100), &frame(6, 0, 0, &[1; 8])).await;
+    assert!(kinds.contains(&GOAWAY), "{kinds:?}");
+    counts(&site, "connections_closed_total{reason=\"no_request\"} 3").await;
+}
+
+#[tokio::test]
+async fn pings_do_not_keep_an_idle_connection_open() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &format!("{}  header_timeout_seconds: 1\n", tls(&path))).await;
+    let mut stream = http2(&site, &trusted).await;
+    // GET / of site.example, by indices of RFC 7541's static table.
+    let head = [&[0x82, 0x84, 0x87, 0x41, 12][..], b"site.example"].concat();
+    stream.write_all(&frame(1, 5, 1, &head)).await.unwrap();
+    let kinds = until_closed(stream, Duration::from_millis(100), &frame(6, 0, 0, &[1; 8])).await;
+    assert!(kinds.contains(&1) && kinds.contains(&GOAWAY), "{kinds:?}");
+    assert_eq!(a.requests(), 1);
+    counts(&site, "connections_closed_total{reason=\"idle\"} 1").await;
+}
+
+#[tokio::test]
+async fn frames_that_cost_nothing_are_bounded() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &tls(&path)).await;
+    // PRIORITY of a stream that is not open, WINDOW_UPDATE by 1, PING, empty SETTINGS.
+    let floods = [
+        frame(2, 0, 3, &[0, 0, 0, 0, 16]),
+        frame(8, 0, 0, &[0, 0, 0, 1]),
+        frame(6, 0, 0, &[0; 8]),
+        frame(4, 0, 0, &[]),
+    ];
+    for flood in floods {
+        until_closed(http2(&site, &trusted).await, Duration::ZERO, &flood.repeat(100)).await;
+    }
+    counts(&site, "connections_closed_total{reason=\"frame_flood\"} 4").await;
+}
+
+#[tokio::test]
+async fn an_address_has_its_share_and_a_trusted_proxy_is_not_one_client() {
+    let a = Backend::tcp("a").await;
+    let more = "  max_connections_per_address: 2\n  trusted_proxies: [127.0.0.3]\n";
+    let site = Site::with(&[&a], more).await;
+    let to = site.address();
+    let held = [from([127, 0, 0, 9], to).await, from([127, 0, 0, 9], to).await];
+    counts(&site, "connections 3").await;
+    assert!(is_closed(&mut from([127, 0, 0, 9], to).await).await);
+    assert!(is_served(from([127, 0, 0, 2], to).await, "/x").await);
+    counts(&site, "connections_refused_total{reason=\"address_limit\"} 1").await;
+    drop(held);
+    eventually(async || {
+        let mut stream = from([127, 0, 0, 9], to).await;
+        let _ = stream.write_all(b"GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.is_ok() && text.starts_with("HTTP/1.1 200")
+    })
+    .await;
+
+    let _proxied = [from([127, 0, 0, 3], to).await, from([127, 0, 0, 3], to).await, from([127, 0, 0, 3], to).await];
+    for (source, claim, expect) in
+        [([127, 0, 0, 3], "198.51.100.7", "198.51.100.7"), ([127, 0, 0, 2], "198.51.100.7", "127.0.0.2")]
+    {
+        let request = Request::get("/x").header("host", "x").header("x-forwarded-for", claim);
+        let response = exchange(from(source, to).await, request.body(Full::new(Bytes::new())).unwrap()).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(a.state.last.lock().unwrap()["x-forwarded-for"], expect);
+    }
+}
+
+#[tokio::test]
+async fn the_longest_idle_connection_makes_room_and_checks_are_served_in_a_flood() {
+    let a = Backend::tcp("a").await;
+    let more = "  max_connections: 2\n  health_listen: \"127.0.0.1:0\"\n  trusted_proxies: [127.0.0.3]\n";
+    let site = Site::with(&[&a], more).await;
+    let to = site.address();
+    let mut idle = from([127, 0, 0, 4], to).await;
+    // Accepted in this order.
+    counts(&site, "connections 2").await;
+    let hold = async |source: u8| {
+        let mut stream = from([127, 0, 0, source], to).await;
+        stream.write_all(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream
+    };
+    let _first = hold(5).await;
+    eventually(async || a.state.waiting.load(SeqCst) == 1).await;
+    let _second = hold(6).await;
+    assert!(is_closed(&mut idle).await);
+    eventually(async || a.state.waiting.load(SeqCst) == 2).await;
+    counts(&site, "connections_closed_total{reason=\"evicted\"} 1").await;
+
+    // Every connection has a request.
+    assert!(is_closed(&mut from([127, 0, 0, 7], to).await).await);
+    counts(&site, "connections_refused_total{reason=\"full\"} 1").await;
+    assert!(is_served(from([127, 0, 0, 3], to).await, "/x").await, "a load balancer's check");
+    let textnlp_gateway::SocketAddress::Tcp(checks) = site.gateway.health_address().unwrap().clone() else { panic!() };
+    assert!(is_served(TcpStream::connect(checks).await.unwrap(), "/ready").await);
+    assert!(!is_served(TcpStream::connect(checks).await.unwrap(), "/status").await);
+    assert_eq!(site.admin("GET", "/ready", "").await.0, 200);
+    assert_eq!(a.state.left.load(SeqCst), 0);
+}
+
+/// The program, ended with the test.
+struct Program(std::process::Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_program_logs_who_was_refused_and_why_for_fail2ban() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (file, log) = (path.join("gateway.yaml"), path.join("gateway.log"));
+    let text = format!(
+        "gateway:\n  listen: \"127.0.0.1:{port}\"\n{}  max_request_bytes: 10\n  max_connections_per_address: 2\n  \
+         first_request_timeout_seconds: 1\n  backends: [ {{ name: a, listen: \"{}\" }} ]\n",
+        tls(&path),
+        a.listen
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_textnlp-server"));
+    program.args(["gateway", "--config", file.as_str()]).stdout(std::fs::File::create(&log).unwrap());
+    let _program = Program(program.stdin(Stdio::null()).spawn().unwrap());
+    let to = SocketAddr::from(([127, 0, 0, 1], port));
+    eventually(async || TcpStream::connect(to).await.is_ok()).await;
+
+    // A path that would forge a line.
+    let mut stream = secure(from([127, 0, 0, 11], to).await, &trusted, b"http/1.1").await.unwrap();
+    let head = "POST /\",\"client\":\"192.0.2.66 HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let _ = timeout(SOON, stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    let stream = secure(from([127, 0, 0, 12], to).await, &trusted, b"http/1.1").await.unwrap();
+    let request = Request::post("/x").header("host", "x").header("x-request-id", "large-2");
+    let response = exchange(stream, request.body(Full::new(Bytes::from("more than ten"))).unwrap()).await;
+    assert_eq!(response.status(), 413);
+    assert!(!response.into_body().collect().await.unwrap().to_bytes().is_empty());
+    // A handshake that is none.
+    let mut stream = from([127, 0, 0, 13], to).await;
+    stream.write_all(&[22; 100]).await.unwrap();
+    let _ = timeout(SOON, stream.read_to_end(&mut Vec::new())).await.unwrap();
+    // Two silent connections, and one too many.
+    let mut held = [from([127, 0, 0, 14], to).await, from([127, 0, 0, 14], to).await];
+    for stream in &mut held {
+        stream.write_all(&[22]).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(is_closed(&mut from([127, 0, 0, 14], to).await).await);
+    let mut stream = secure(from([127, 0, 0, 15], to).await, &trusted, b"h2").await.unwrap();
+    let _ = timeout(SOON, stream.read_to_end(&mut Vec::new())).await.expect("the connection is still open");
+
+    let lines = || -> Vec<Value> {
+        let text = std::fs::read_to_string(Utf8Path::new(&log)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
+    };
+    let expect = [
+        json!({ "message": "request refused", "client": "127.0.0.12", "status": 413, "reason": "request_too_large", "request_id": "large-2", "method": "POST", "path": "/x" }),
+        json!({ "message": "handshake failed", "client": "127.0.0.13" }),
+        json!({ "message": "connection refused", "client": "127.0.0.14", "reason": "address_limit" }),
+        json!({ "message": "connection closed", "client": "127.0.0.15", "reason": "no_request" }),
+    ];
+    for expect in expect {
+        let has = |line: &Value| expect.as_object().unwrap().iter().all(|(name, value)| line[name] == *value);
+        eventually(async || lines().iter().any(has)).await;
+    }
+    if let Some(mut failures) = fail2ban::failures(&log) {
+        failures.dedup();
+        let expect = ["127.0.0.11", "127.0.0.12", "127.0.0.13", "127.0.0.14", "127.0.0.15"];
+        assert_eq!(failures, expect);
+    }
+}
