@@ -174,7 +174,8 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
         schema: Some(3),
     };
     let parts = components(environment, &Release::resolve(environment, &artifacts));
-    written.add("the components", serde_json::to_vec(&json!(parts)).unwrap());
+    let shown: Vec<_> = parts.iter().map(|(site, components)| (format!("{site:?}"), components)).collect();
+    written.add("the components", serde_json::to_vec(&json!(shown)).unwrap());
     for sealed in [false, true] {
         let (world, bucket) = (World::new(), Bucket::new());
         let place = SiteLocation {

@@ -1,7 +1,7 @@
 //! Saved plans: exactly what was read is applied, or nothing.
 
 use serde_json::json;
-use textnlp_orchestrator::plan::{self, Plan, Saved, SavedPlanError, impact};
+use textnlp_orchestrator::plan::{self, ImpactKind, Plan, Saved, SavedPlanError, impact};
 use textnlp_orchestrator::run::{RunError, RunOutcome, run_saved_plan};
 use textnlp_provider::memory::Fuse;
 use textnlp_provider::{Provider, Wanted};
@@ -136,7 +136,7 @@ fn a_change_reaches_whoever_stands_on_it() {
     assert!(all.contains(&"update here/vault/key 3".to_owned()), "{all:?}");
     let (planned, facts) = world.plan(UP, &without(service(), &["cache"])).unwrap();
     let all = impact(planned.plan(), &facts);
-    assert_eq!((all.len(), all[0].does, all[0].reaches.len()), (1, "delete", 0));
+    assert_eq!((all.len(), all[0].does, all[0].reaches.len()), (1, ImpactKind::Delete, 0));
     let (planned, facts) = World::new().plan(UP, &service()).unwrap();
     assert!(impact(planned.plan(), &facts).is_empty(), "what is only made reaches nobody");
 }

@@ -12,7 +12,7 @@ use textnlp_orchestrator::dr::failover::{self, FailoverKind, FailoverRefusal};
 use textnlp_orchestrator::dr::fault::FaultKind;
 use textnlp_orchestrator::dr::journal::{self, Action, Journal, WHOLE};
 use textnlp_orchestrator::dr::ledger;
-use textnlp_orchestrator::dr::report::{self, DrillFacts, Report, Targets};
+use textnlp_orchestrator::dr::report::{self, DrillFacts, FailbackTrigger, Report, Targets};
 use tokio_util::sync::CancellationToken;
 use world::{GRACE_MS, World, lines};
 
@@ -88,7 +88,7 @@ async fn a_killed_primary_is_replaced_comes_back_and_nothing_is_left() {
         "nobody takes over before the grace: {:?}",
         report.rto_s()
     );
-    assert_eq!(report.figures.failback, "automatic");
+    assert_eq!(report.figures.failback, FailbackTrigger::Automatic);
     let names: Vec<&str> = report.phases.iter().map(|phase| phase.name.as_str()).collect();
     assert_eq!(
         names,
