@@ -12,7 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::{Catalogue, Event, Store as ModelStore, local_digest};
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
-use textnlp_orchestrator::environment::model::UrlSource;
+use textnlp_orchestrator::environment::model::{Proxy, UrlSource};
 use textnlp_orchestrator::environment::{self, Environment, SettingFiles, SiteOrWitness};
 use textnlp_orchestrator::event::Events;
 use textnlp_orchestrator::plan::Purpose;
@@ -264,6 +264,7 @@ async fn resolve(
                     session.again().command("release set", &chosen.name)
                 )));
             };
+            knows_commands(&program, session, environment)?;
             console.say(format!(
                 "The release lock pins server {}; the local server differs. To use the local one: {}",
                 short(&lock.server),
@@ -279,6 +280,10 @@ async fn resolve(
 pub fn artifacts(session: &Session, environment: &Environment, console: Console) -> Result<Artifacts, Failure> {
     let path = server_program(session, console)?;
     let digest = file_digest(&path)?;
+    let program = Program { path: path.to_string(), digest };
+    if session.global.server.is_some() && environment.runs_here() {
+        knows_commands(&program, session, environment)?;
+    }
     let cache = model_cache(session, environment)?;
     let models = environment.models.iter().filter_map(|m| {
         Some((m.name.clone(), m.digest.clone().or_else(|| local_digest_of(&cache, m.source(), console))?))
@@ -288,7 +293,7 @@ pub fn artifacts(session: &Session, environment: &Environment, console: Console)
         .context("the working directory is not UTF-8")?;
     // Templates belong to a release only if something is rendered from them. Local processes need none.
     Ok(Artifacts {
-        program: Program { path: path.to_string(), digest },
+        program,
         models,
         templates: None,
         schema: None,
@@ -301,7 +306,8 @@ pub fn artifacts(session: &Session, environment: &Environment, console: Console)
 /// only read records need none.
 fn given(environment: &Environment) -> BTreeMap<String, String> {
     let database = &environment.database;
-    let addresses = database.url.iter().chain(environment.monitoring.receivers.values());
+    let Proxy { http, https, .. } = &environment.network.proxy;
+    let addresses = database.url.iter().chain(environment.monitoring.receivers.values()).chain(http).chain(https);
     let addresses = addresses.filter_map(|address| match address {
         UrlSource::Secret(secret) => Some(secret),
         UrlSource::Url(_) => None,
@@ -422,7 +428,7 @@ fn server_program(session: &Session, console: Console) -> Result<Utf8PathBuf, Fa
         return Ok(this);
     }
     let wanted = concat!("textnlp-server ", env!("CARGO_PKG_VERSION"));
-    match version_of(&beside) {
+    match first_line(&beside, &["--version"]) {
         Some(version) if version == wanted => Ok(beside),
         version => {
             let version = version.unwrap_or_else(|| "a program of unknown version".to_owned());
@@ -434,12 +440,25 @@ fn server_program(session: &Session, console: Console) -> Result<Utf8PathBuf, Fa
     }
 }
 
-/// The version that a program reports, or `None` without a timely answer.
-fn version_of(program: &Utf8Path) -> Option<String> {
+/// Refuses a server program without the commands that its units are started with: one from before `gateway` and `admin`.
+fn knows_commands(program: &Program, session: &Session, environment: &Environment) -> Result<(), Failure> {
+    if first_line(Utf8Path::new(&program.path), &["gateway", "--help"]).is_some() {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("{} does not run as `gateway`: it is too old or not a server program", program.path)
+        .context(format!("server {} cannot be deployed by this version", short(&program.digest)));
+    Err(Failure::refused("server_not_compatible", error).hint(format!(
+        "lock the local release, without --server FILE: {}",
+        session.again().command("release set", &environment.environment)
+    )))
+}
+
+/// The first line that a program prints, or `None` without a timely answer.
+fn first_line(program: &Utf8Path, arguments: &[&str]) -> Option<String> {
     const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
     const LONGEST: u64 = 200;
     let mut child = Command::new(program)
-        .arg("--version")
+        .args(arguments)
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -547,12 +566,12 @@ mod tests {
             std::fs::write(&beside, format!("#!/bin/sh\n{script}\n")).unwrap();
             std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o755)).unwrap();
             std::fs::rename(&beside, &program).unwrap();
-            version_of(&program)
+            first_line(&program, &["--version"])
         };
         assert_eq!(said("echo textnlp-server 9.9.9; echo more").as_deref(), Some("textnlp-server 9.9.9"));
         assert_eq!(said("echo textnlp-server 9.9.9; exit 1"), None);
         assert_eq!(said("exit 0"), None);
         assert_eq!(said("exec sleep 1000"), None);
-        assert_eq!(version_of(Utf8Path::new("/nowhere/program")), None);
+        assert_eq!(first_line(Utf8Path::new("/nowhere/program"), &[]), None);
     }
 }

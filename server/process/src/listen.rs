@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,7 +69,7 @@ impl Listener {
         }
     }
 
-    /// Serves until it is stopped.
+    /// Serves until it is stopped. A request over TCP has its peer's [`SocketAddr`] as an extension.
     pub async fn serve(self, router: Router, serving: Serving) {
         let at_once = matches!(self.0, listen::Listener::Unix(..));
         let name = self.address().map_or_else(|_| "http".to_owned(), |address| address.to_string());
@@ -90,10 +91,17 @@ impl Listener {
 }
 
 async fn connection(stream: Stream, at_once: bool, router: Router, serving: &Serving) {
+    let peer = match stream {
+        Stream::Tcp(_, peer) => Some(peer),
+        Stream::Unix(_) => None,
+    };
     let busy = Arc::new(AtomicBool::new(false));
     let io = TokioIo::new(Guarded::new(stream, busy.clone(), serving.header_timeout, at_once));
     let leaving = serving.leaving.clone();
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         busy.store(true, Ordering::Relaxed);
         // Probes do not delay the shutdown of a replica.
         if !matches!(request.uri().path(), "/health" | "/ready") {

@@ -4,6 +4,7 @@ mod body;
 mod fields;
 mod strict;
 
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,6 +42,8 @@ pub(crate) struct Call {
     pub(crate) record: Arc<Record>,
     pub(crate) headers: HeaderMap,
     uri: Uri,
+    /// The other side of a TCP connection.
+    peer: Option<IpAddr>,
     /// In a lock only because bodies cannot be shared between threads, and a call is.
     body: Mutex<Body>,
 }
@@ -58,6 +61,7 @@ impl FromRequest<Arc<App>> for Call {
             record: record.ok_or_else(missing)?,
             headers: parts.headers,
             uri: parts.uri,
+            peer: parts.extensions.get::<SocketAddr>().map(SocketAddr::ip),
             body: Mutex::new(body),
         })
     }
@@ -106,7 +110,7 @@ impl Call {
 
     /// The origin of the request, for the audit log.
     pub(crate) fn origin(&self) -> Origin<'_> {
-        Origin { headers: &self.headers, request_id: &self.record.id }
+        Origin { headers: &self.headers, peer: self.peer, request_id: &self.record.id }
     }
 
     /// The requested or the default model; loading it may take until the request's deadline.

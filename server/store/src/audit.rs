@@ -305,15 +305,20 @@ fn read(row: &AnyRow) -> Result<AuditRow, StoreError> {
 pub struct Origin<'r> {
     /// Its headers.
     pub headers: &'r HeaderMap,
+    /// The other side of its TCP connection; `None` on a Unix socket.
+    pub peer: Option<IpAddr>,
     /// Its id.
     pub request_id: &'r str,
 }
 
 impl Origin<'_> {
-    /// The client's address, as set by the gateway, which replaces any header of the client.
+    /// The client's address. Only the gateway's header is believed: the gateway connects from this machine, and replaces
+    /// any such header of its client.
     fn source(&self) -> Option<String> {
-        let text = self.headers.get("x-forwarded-for")?.to_str().ok()?;
-        text.trim().parse::<IpAddr>().ok().map(|address| address.to_string())
+        let forwarded = || self.headers.get("x-forwarded-for")?.to_str().ok()?.trim().parse().ok();
+        let peer = self.peer.map(|peer| peer.to_canonical());
+        let source = peer.filter(|peer| !peer.is_loopback()).or_else(forwarded).or(peer);
+        source.map(|address| address.to_string())
     }
 }
 
@@ -559,16 +564,36 @@ mod tests {
         headers
     }
 
+    #[test]
+    fn a_source_is_what_the_gateway_says_and_otherwise_the_peer() {
+        let (claimed, nothing) = (from("192.0.2.7"), HeaderMap::new());
+        let source = |headers, peer: Option<&str>| {
+            let peer = peer.map(|peer| peer.parse().unwrap());
+            Origin { headers, peer, request_id: "r" }.source()
+        };
+        for (headers, peer, expected) in [
+            (&claimed, None, Some("192.0.2.7")),
+            (&claimed, Some("127.0.0.1"), Some("192.0.2.7")),
+            (&claimed, Some("198.51.100.1"), Some("198.51.100.1")),
+            (&claimed, Some("::ffff:198.51.100.1"), Some("198.51.100.1")),
+            (&nothing, Some("198.51.100.1"), Some("198.51.100.1")),
+            (&nothing, Some("::1"), Some("::1")),
+            (&nothing, None, None),
+        ] {
+            assert_eq!(source(headers, peer).as_deref(), expected, "{peer:?}");
+        }
+    }
+
     async fn a_flood_of_wrong_credentials_is_a_bounded_number_of_rows_that_count_all_of_it(bench: Bench) {
         let store = bench.store().await;
         let (log, task) = AuditLog::start(store.clone());
         for n in 0..10_000 {
             let headers = from(&format!("10.0.{}.{}", n / 250 % 200, n % 250));
-            log.refused(Action::SignIn, "invalid_api_key", Origin { headers: &headers, request_id: "r" });
+            log.refused(Action::SignIn, "invalid_api_key", Origin { headers: &headers, peer: None, request_id: "r" });
         }
         let headers = from("192.0.2.7");
         for _ in 0..3 {
-            log.signed_in("k1", "acme", Origin { headers: &headers, request_id: "r7" });
+            log.signed_in("k1", "acme", Origin { headers: &headers, peer: None, request_id: "r7" });
         }
         log.close();
         task.await.unwrap();
@@ -590,7 +615,7 @@ mod tests {
         for store in &stores {
             let (log, task) = AuditLog::start(store.clone());
             for _ in 0..5 {
-                log.key_used("k1", "acme", Origin { headers: &HeaderMap::new(), request_id: "r" });
+                log.key_used("k1", "acme", Origin { headers: &HeaderMap::new(), peer: None, request_id: "r" });
             }
             log.close();
             task.await.unwrap();
