@@ -19,7 +19,7 @@ use textnlp_keys::FileSecretStore;
 use textnlp_models::FetchOptions;
 use textnlp_onprem::{LocalOperations, OnPrem, Options, fault};
 use textnlp_orchestrator::dr::control_client::SocketPaths;
-use textnlp_orchestrator::environment::model::{Environment, SiteSettings, UrlSource};
+use textnlp_orchestrator::environment::model::{Environment, SiteSettings};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::operations::{Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteOutputs};
 use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
@@ -246,16 +246,7 @@ async fn end_outage(args: &TakeBack) -> anyhow::Result<usize> {
 pub fn fetching(environment: &Environment) -> anyhow::Result<FetchOptions> {
     let mut options = FetchOptions::from_env();
     let network = &environment.network;
-    // Missing secrets were refused before the run. Commands that only read records need no proxy.
-    if let Some(proxy) = network.proxy.https.as_ref().and_then(UrlSource::read) {
-        options.proxy.https = Some(proxy);
-    }
-    if let Some(proxy) = network.proxy.http.as_ref().and_then(UrlSource::read) {
-        options.proxy.http = Some(proxy);
-    }
-    if !network.proxy.no_proxy.is_empty() {
-        options.proxy.no_proxy = Some(network.proxy.no_proxy.join(","));
-    }
+    options.proxy = crate::network::proxies(&network.proxy);
     if let Some(file) = &network.private_ca {
         options.ca_file = Some(absolute(file)?);
     }

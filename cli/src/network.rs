@@ -1,10 +1,11 @@
 //! The certificate authorities and proxies of commands.
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::FetchOptions;
 use textnlp_net::client::ProxySettings;
-use textnlp_net::trust::TrustRoots;
+use textnlp_net::trust::{TrustError, TrustRoots};
 use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::environment::model::{Proxy, UrlSource};
 
 use crate::clouds;
 
@@ -13,17 +14,25 @@ use crate::clouds;
 pub fn trust(own: Option<&Utf8Path>, environment: Option<&Environment>) -> anyhow::Result<TrustRoots> {
     match own {
         Some(file) => Ok(TrustRoots::only_file(file)?),
-        None => Ok(TrustRoots::public_and(settings(environment)?.ca_file.as_deref())?),
+        None => {
+            let settings = environment.map_or_else(|| Ok(FetchOptions::from_env()), clouds::fetching)?;
+            Ok(TrustRoots::public_and(settings.ca_file.as_deref())?)
+        }
     }
 }
 
-/// The proxies of `network.proxy`, or those of this process's variables.
-pub fn proxies(environment: Option<&Environment>) -> anyhow::Result<ProxySettings> {
-    Ok(settings(environment)?.proxy)
+/// The same without an environment: of a recorded `network.private_ca`.
+pub fn trust_with(private_ca: Option<&Utf8PathBuf>) -> Result<TrustRoots, TrustError> {
+    TrustRoots::public_and(private_ca.or(FetchOptions::from_env().ca_file.as_ref()).map(Utf8PathBuf::as_path))
 }
 
-fn settings(environment: Option<&Environment>) -> anyhow::Result<FetchOptions> {
-    environment.map_or_else(|| Ok(FetchOptions::from_env()), clouds::fetching)
+/// The proxies of `network.proxy`, and for each that it leaves out that of this process's variables.
+pub fn proxies(settings: &Proxy) -> ProxySettings {
+    let Proxy { https, http, no_proxy } = settings;
+    // Missing secrets were refused before the run. Commands that only read records need no proxy.
+    let read = |address: &Option<UrlSource>| address.as_ref().and_then(UrlSource::read);
+    let no_proxy = Some(no_proxy.join(",")).filter(|hosts| !hosts.is_empty());
+    ProxySettings { https: read(https), http: read(http), no_proxy }.or(ProxySettings::from_env())
 }
 
 #[cfg(test)]
@@ -55,7 +64,7 @@ yNzmuQTlai2Nk+tuAiBYDoU6hIQ1IWvm9A03U0N6yzvinr8o1p4GFNuL9qFNhw==\n\
         let environment = Library::built_in().load("staging", &overrides, &clouds::catalogue()).unwrap().environment;
         let public = TrustRoots::public().store().len();
         assert_eq!(trust(None, Some(&environment)).unwrap().store().len(), public + 1);
-        assert_eq!(proxies(Some(&environment)).unwrap().https.as_deref(), Some("http://proxy:3128"));
+        assert_eq!(proxies(&environment.network.proxy).https.as_deref(), Some("http://proxy:3128"));
         // A service with an authority of its own is trusted by that one alone.
         assert_eq!(trust(Some(&file), Some(&environment)).unwrap().store().len(), 1);
         let gone = file.with_file_name("gone.pem");

@@ -11,18 +11,22 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
-use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
 use serde::{Deserialize, Serialize};
+use textnlp_net::client::{ProxySettings, build, same_host};
+use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::backup::Key;
 use textnlp_orchestrator::clock::SystemClock;
-use textnlp_orchestrator::environment::model::{Environment, StateSettings};
+use textnlp_orchestrator::environment::model::{Environment, Proxy, StateSettings};
 use textnlp_orchestrator::state::{Folder, Objects, Store};
 use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::backup::put_file;
 
 use crate::args::Output;
+use crate::network;
 use crate::report::{Console, Exit, Failure};
 use crate::session::{ChosenEnvironment, Session};
 
@@ -32,6 +36,8 @@ const POINTER: &str = "store.json";
 pub const LOCAL: &str = "local";
 /// Timeout of connecting.
 const CONNECT: Duration = Duration::from_secs(5);
+/// The metadata services of clouds, which no proxy reaches.
+const METADATA: &str = "169.254.0.0/16,fd00:ec2::/32,metadata.google.internal";
 /// Timeout of one request. The state engine uses shorter ones where it cannot wait.
 const REQUEST: Duration = Duration::from_secs(60);
 
@@ -43,6 +49,43 @@ pub struct StateLocation {
     pub state: StateSettings,
     /// The private CA of the store.
     private_ca: Option<Utf8PathBuf>,
+    /// The environment's proxies.
+    #[serde(default, skip_serializing_if = "is_default")]
+    proxy: Proxy,
+}
+
+fn is_default(proxy: &Proxy) -> bool {
+    *proxy == Proxy::default()
+}
+
+/// Connects to stores with the authorities and proxies of an environment.
+#[derive(Debug)]
+struct Connector {
+    trust: TrustRoots,
+    proxy: ProxySettings,
+}
+
+impl HttpConnector for Connector {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        // The crate shortens this timeout for metadata services, which are local or do not exist.
+        let seconds = options.get_config_value(&ClientConfigKey::ConnectTimeout);
+        let seconds = seconds.and_then(|text| text.strip_suffix('s')?.parse().ok());
+        let mut proxy = self.proxy.clone();
+        proxy.no_proxy = Some(proxy.no_proxy.into_iter().fold(METADATA.to_owned(), |all, more| all + "," + &more));
+        let net = textnlp_net::client::ClientOptions {
+            trust: self.trust.clone(),
+            proxy,
+            connect_timeout: seconds.map_or(CONNECT, Duration::from_secs),
+            idle_timeout: None,
+            timeout: Some(REQUEST),
+        };
+        let is_https_only = options.get_config_value(&ClientConfigKey::AllowHttp).as_deref() != Some("true");
+        let builder = net.builder().map(|builder| builder.redirect(same_host()).http1_only().https_only(is_https_only));
+        let client = builder.and_then(build);
+        client
+            .map(HttpClient::new)
+            .map_err(|error| object_store::Error::Generic { store: "HTTP", source: error.into() })
+    }
 }
 
 impl StateLocation {
@@ -54,6 +97,7 @@ impl StateLocation {
             environment: environment.environment.clone(),
             state: environment.state.clone(),
             private_ca: environment.network.private_ca.as_ref().map(absolute).transpose()?,
+            proxy: environment.network.proxy.clone(),
         })
     }
 
@@ -104,51 +148,41 @@ impl StateLocation {
         let (scheme, rest) = self.state.store.split_once("://").context("it has no scheme")?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let endpoint = self.state.endpoint.as_deref().map(|endpoint| endpoint.trim_end_matches('/'));
-        let options = self.client(endpoint)?;
+        let in_the_clear = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let options = ClientOptions::new().with_connect_timeout(CONNECT).with_allow_http(in_the_clear);
+        let (trust, proxy) = (network::trust_with(self.private_ca.as_ref())?, network::proxies(&self.proxy));
+        let connector = Connector { trust, proxy };
         // The state engine has its own retries, and knows which requests must not be repeated.
         let backoff = BackoffConfig::default();
         let retry = RetryConfig { backoff, max_retries: 0, retry_timeout: REQUEST };
         let store: Arc<dyn ObjectStore> = match scheme {
             "s3" => {
-                let mut s3 = AmazonS3Builder::from_env().with_client_options(options).with_retry(retry);
+                let mut s3 = AmazonS3Builder::from_env().with_http_connector(connector);
                 if let Some(endpoint) = endpoint {
                     s3 = s3.with_endpoint(endpoint);
                 }
                 if let Some(region) = &self.state.region {
                     s3 = s3.with_region(region);
                 }
-                Arc::new(s3.with_bucket_name(bucket).build()?)
+                Arc::new(s3.with_client_options(options).with_retry(retry).with_bucket_name(bucket).build()?)
             }
             "gs" => {
-                let mut gs = GoogleCloudStorageBuilder::from_env().with_client_options(options).with_retry(retry);
+                let mut gs = GoogleCloudStorageBuilder::from_env().with_http_connector(connector);
                 if let Some(endpoint) = endpoint {
                     gs = gs.with_base_url(endpoint);
                 }
-                Arc::new(gs.with_bucket_name(bucket).build()?)
+                Arc::new(gs.with_client_options(options).with_retry(retry).with_bucket_name(bucket).build()?)
             }
             "az" => {
-                let mut az = MicrosoftAzureBuilder::from_env().with_client_options(options).with_retry(retry);
+                let mut az = MicrosoftAzureBuilder::from_env().with_http_connector(connector);
                 if let Some(endpoint) = endpoint {
                     az = az.with_endpoint(endpoint.to_owned());
                 }
-                Arc::new(az.with_container_name(bucket).build()?)
+                Arc::new(az.with_client_options(options).with_retry(retry).with_container_name(bucket).build()?)
             }
             other => anyhow::bail!("`{other}://` is not a supported state store"),
         };
         Ok((store, prefix))
-    }
-
-    fn client(&self, endpoint: Option<&str>) -> anyhow::Result<ClientOptions> {
-        let in_the_clear = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
-        let mut options =
-            ClientOptions::new().with_timeout(REQUEST).with_connect_timeout(CONNECT).with_allow_http(in_the_clear);
-        if let Some(file) = &self.private_ca {
-            let pem = std::fs::read(file).with_context(|| format!("read {file}"))?;
-            for certificate in Certificate::from_pem_bundle(&pem)? {
-                options = options.with_root_certificate(certificate);
-            }
-        }
-        Ok(options)
     }
 }
 
@@ -221,4 +255,42 @@ pub fn remember(located: &StateLocation, folder: &Utf8Path) -> anyhow::Result<()
         return Ok(());
     }
     put_file(&path, &text).with_context(|| format!("write {path}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_is_reached_through_the_proxy_and_a_metadata_service_is_not() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sees = seen.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.is_ok_and(|read| read > 0) {}
+                sees.lock().unwrap().push(String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned());
+                let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                let _ = stream.write_all(answer).await;
+            }
+        });
+        let proxy = ProxySettings { http: Some(proxy), ..ProxySettings::default() };
+        let connector = || Connector { trust: TrustRoots::none(), proxy: proxy.clone() };
+        let azure = MicrosoftAzureBuilder::new().with_http_connector(connector()).with_allow_http(true);
+        let azure = azure.with_endpoint("http://store.invalid".to_owned()).with_account("a").with_access_key("a2V5");
+        let missing = azure.with_container_name("c").build().unwrap().get(&Path::from("x")).await;
+        assert!(matches!(missing, Err(object_store::Error::NotFound { .. })), "{missing:?}");
+        let s3 = AmazonS3Builder::new().with_http_connector(connector()).with_bucket_name("b");
+        let s3 = s3
+            .with_metadata_endpoint("http://metadata.google.internal")
+            .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() });
+        s3.build().unwrap().get(&Path::from("x")).await.unwrap_err();
+        assert_eq!(*seen.lock().unwrap(), ["GET http://store.invalid/c/x HTTP/1.1"]);
+    }
 }

@@ -37,7 +37,7 @@ pub(crate) struct Record {
     pub(crate) id: String,
     pub(crate) method: &'static str,
     pub(crate) route: String,
-    client: Option<IpAddr>,
+    pub(crate) client: Option<IpAddr>,
     pub(crate) began: Instant,
     known: Mutex<RecordFields>,
 }
@@ -143,6 +143,33 @@ impl Drop for Record {
                 status,
                 at_ms: now_ms(),
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_is_named_by_the_gateway_and_is_the_peer_otherwise() {
+        let tcp = |peer: &str| Peer::Tcp(peer.parse::<IpAddr>().unwrap().to_canonical());
+        for (named, peer, expected) in [
+            (Some("192.0.2.7"), Peer::Unix, Some("192.0.2.7")),
+            (Some("192.0.2.7"), tcp("127.0.0.1"), Some("192.0.2.7")),
+            (Some("192.0.2.7"), tcp("198.51.100.1"), Some("198.51.100.1")),
+            (Some("192.0.2.7"), tcp("::ffff:198.51.100.1"), Some("198.51.100.1")),
+            (Some("nonsense"), Peer::Unix, None),
+            (None, tcp("198.51.100.1"), Some("198.51.100.1")),
+            (None, tcp("::1"), Some("::1")),
+            (None, Peer::Unix, None),
+        ] {
+            let mut request = Request::new(axum::body::Body::empty());
+            request.extensions_mut().insert(peer);
+            if let Some(named) = named {
+                request.headers_mut().insert("x-forwarded-for", named.parse().unwrap());
+            }
+            assert_eq!(client(&request).map(|client| client.to_string()).as_deref(), expected, "{named:?} {peer:?}");
         }
     }
 }

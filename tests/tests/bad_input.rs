@@ -177,6 +177,12 @@ fn wrong_words_are_refused_before_anything_happens() {
             &["/nowhere/server"],
         ),
         wrong(
+            &["up", "--env", "staging", "--yes", "--server", "/bin/false"],
+            4,
+            "server_not_compatible",
+            &["/bin/false does not run as `gateway`", "release set --env staging"],
+        ),
+        wrong(
             &["explain", "here/none", "--env", "staging"],
             2,
             "no_such_resource",

@@ -155,6 +155,16 @@ fn services_print_nothing_and_ask_nothing() {
     assert_eq!(found, Vec::<String>::new());
 }
 
+/// Evidence, keys and settings outlive a crash of the machine; what backups are made and verified in does not have to.
+#[test]
+fn services_write_files_durably() {
+    let banned = ["fs::write(", "File::create", "OpenOptions", "without_sync"];
+    let is_scratch =
+        |file: &Path| ["gather.rs", "scratch_postgres.rs", "verify_backup.rs"].iter().any(|name| file.ends_with(name));
+    let found = named_in(&root().join("orchestrator/service/src"), &banned.map(str::to_owned), is_scratch);
+    assert_eq!(found, Vec::<String>::new());
+}
+
 #[test]
 fn only_the_wiring_of_the_command_line_names_providers() {
     let banned: Vec<String> = provider_crates().iter().map(|name| format!("{}::", name.replace('-', "_"))).collect();

@@ -45,6 +45,15 @@ impl ProxySettings {
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var(name).ok())
     }
+
+    /// These settings, and for each that is absent the other's.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            https: self.https.or(other.https),
+            http: self.http.or(other.http),
+            no_proxy: self.no_proxy.or(other.no_proxy),
+        }
+    }
 }
 
 impl fmt::Debug for ProxySettings {

@@ -9,7 +9,6 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use serde_json::json;
 use textnlp_net::client::ProxySettings;
-use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::alert::{DeliveredAlert, Destination, Sender};
 use textnlp_provider::alert::{Alert, AlertState};
 use textnlp_provider::error_chain;
@@ -69,7 +68,7 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
             (name.clone(), text.and_then(|text| Destination::parse(&text).map_err(|why| why.to_string())))
         })
         .collect();
-    let sender = Sender::new(network::trust(None, Some(environment))?, network::proxies(Some(environment))?)?;
+    let sender = Sender::new(network::trust(None, Some(environment))?, network::proxies(&environment.network.proxy))?;
     let message = Alert {
         id: format!("test-{}", Uuid::new_v4()),
         environment: name.to_string(),
@@ -168,7 +167,7 @@ async fn send(folder: &Utf8Path) -> Result<Success, Failure> {
     let order = outbox.order().context("read the alert receivers")?;
     let Some(order) = order else { return Ok(Success::default()) };
     let Some(_sole) = outbox.sole_sender().context("check for another sender")? else { return Ok(Success::default()) };
-    let sender = Sender::new(TrustRoots::public_and(order.ca_file.as_deref())?, ProxySettings::from_env())?;
+    let sender = Sender::new(network::trust_with(order.ca_file.as_ref())?, proxies(&order)?)?;
     let known = receivers(&order);
     let (mut sent, mut problems, mut refused) = (0, BTreeMap::new(), BTreeMap::<String, Vec<String>>::new());
     let mut tried: BTreeMap<&String, usize> = BTreeMap::new();
@@ -215,8 +214,8 @@ async fn send(folder: &Utf8Path) -> Result<Success, Failure> {
     Err(Failure::new(Exit::Failed, "alert_not_sent", anyhow::anyhow!("{text}")).document(document))
 }
 
-fn receivers(order: &AlertOrder) -> BTreeMap<String, ReceiverDestination> {
-    let address = |receiver: &Receiver| match receiver {
+fn address(receiver: &Receiver) -> Result<String, String> {
+    match receiver {
         Receiver::Address { address } => Ok(address.clone()),
         Receiver::File { file: path } => {
             let read = || {
@@ -229,7 +228,17 @@ fn receivers(order: &AlertOrder) -> BTreeMap<String, ReceiverDestination> {
             };
             read().map_err(|error| format!("read its address in {path}: {error}"))
         }
-    };
+    }
+}
+
+/// The environment's proxies, and for each that it leaves out that of this process's variables.
+fn proxies(order: &AlertOrder) -> anyhow::Result<ProxySettings> {
+    let read = |(name, proxy)| Ok((name, address(proxy).map_err(|why| anyhow::anyhow!("{name}: {why}"))?));
+    let known: BTreeMap<&String, String> = order.proxy.iter().map(read).collect::<anyhow::Result<_>>()?;
+    Ok(ProxySettings::from_variables(|name| known.get(&name.to_owned()).cloned()).or(ProxySettings::from_env()))
+}
+
+fn receivers(order: &AlertOrder) -> BTreeMap<String, ReceiverDestination> {
     let known = |receiver: &Receiver| {
         address(receiver).and_then(|text| Destination::parse(&text).map_err(|why| why.to_string()))
     };
@@ -265,22 +274,19 @@ mod tests {
         (address, took)
     }
 
-    #[tokio::test]
-    async fn what_waits_for_a_receiver_that_is_down_keeps_nobody_else_waiting() {
+    /// A site with these receivers and proxies, and `waiting` alerts.
+    fn site(receivers: &[(&str, &str)], proxy: &[(&str, &str)], waiting: usize) -> (tempfile::TempDir, Outbox) {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let site = Utf8Path::from_path(dir.path()).unwrap();
-        let (address, took) = hook().await;
         let to = |address: &str| Receiver::Address { address: address.to_owned() };
-        let receivers =
-            BTreeMap::from([("down".to_owned(), to("http://127.0.0.1:1/")), ("up".to_owned(), to(&address))]);
-        let order = AlertOrder { receivers, ..AlertOrder::default() };
+        let named = |all: &[(&str, &str)]| all.iter().map(|(name, at)| ((*name).to_owned(), to(at))).collect();
+        let order = AlertOrder { receivers: named(receivers), proxy: named(proxy), ..AlertOrder::default() };
         std::fs::create_dir(site.join("config")).unwrap();
         std::fs::write(site.join("config/alerts.yaml"), serde_yaml::to_string(&order).unwrap()).unwrap();
         let outbox = Outbox::of(site);
         let now = Timestamp::now();
-        let total = AT_ONCE + 5;
-        for number in 0..total {
+        for number in 0..waiting {
             let alert = Alert {
                 id: format!("id-{number}"),
                 environment: "staging".to_owned(),
@@ -293,12 +299,28 @@ mod tests {
             };
             outbox.put(alert).unwrap();
         }
+        (dir, outbox)
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_receiver_that_is_down_keeps_nobody_else_waiting() {
+        let (address, took) = hook().await;
+        let total = AT_ONCE + 5;
+        let (dir, outbox) = site(&[("down", "http://127.0.0.1:1/"), ("up", &address)], &[], total);
         // Each run ends at the receiver that is down, and its alerts all remain in the outbox.
         for expected in [AT_ONCE, total, total] {
-            let failed = send(site).await.map(drop).unwrap_err();
+            let failed = send(Utf8Path::from_path(dir.path()).unwrap()).await.map(drop).unwrap_err();
             assert!(failed.document["problems"]["down"].is_string(), "{:?}", failed.document);
             assert_eq!(took.load(Ordering::SeqCst), expected);
         }
-        assert_eq!(outbox.waiting(now).unwrap().len(), total);
+        assert_eq!(outbox.waiting(Timestamp::now()).unwrap().len(), total);
+    }
+
+    #[tokio::test]
+    async fn alerts_use_the_proxy_of_the_environment() {
+        let (proxy, took) = hook().await;
+        let (dir, outbox) = site(&[("team", "http://127.0.0.1:1/")], &[("HTTP_PROXY", &proxy)], 2);
+        send(Utf8Path::from_path(dir.path()).unwrap()).await.map(drop).unwrap();
+        assert_eq!((took.load(Ordering::SeqCst), outbox.is_empty()), (2, true));
     }
 }

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::{Catalogue, Event, Store, local_digest};
-use textnlp_orchestrator::environment::model::UrlSource;
+use textnlp_orchestrator::environment::model::{Proxy, UrlSource};
 use textnlp_orchestrator::environment::{Environment, SettingFiles};
 use textnlp_orchestrator::release::{Artifacts, Lock, images, short};
 use textnlp_provider::component::{ExternalSecret, Program};
 
 use crate::failure::{Failure, size};
-use crate::platform::{ChosenEnvironment, Progress};
+use crate::platform::{ChosenEnvironment, Progress, Scope};
 
 /// The artifacts on this machine.
 pub struct LocalArtifacts<'a> {
@@ -31,13 +31,17 @@ impl LocalArtifacts<'_> {
     pub fn read(&self) -> Result<Artifacts, Failure> {
         let path = self.server_program()?;
         let digest = textnlp_files::sha256(&path).with_context(|| format!("read {path}"))?;
+        let program = Program { path: path.to_string(), digest: format!("sha256:{}", digest.hex()) };
         let (cache, environment) = (self.model_cache()?, &self.chosen.loaded.environment);
+        if self.server.is_some() && environment.runs_here() {
+            knows_commands(&program, &self.chosen.scope)?;
+        }
         let models = environment.models.iter().filter_map(|m| {
             Some((m.name.clone(), m.digest.clone().or_else(|| self.model_digest(&cache, m.source()))?))
         });
         // Templates belong to a release only if something is rendered from them. Local processes need none.
         Ok(Artifacts {
-            program: Program { path: path.to_string(), digest: format!("sha256:{}", digest.hex()) },
+            program,
             models: models.collect(),
             templates: None,
             schema: None,
@@ -102,7 +106,7 @@ impl LocalArtifacts<'_> {
             return Ok(this);
         }
         let wanted = concat!("textnlp-server ", env!("CARGO_PKG_VERSION"));
-        match version_of(&beside) {
+        match first_line(&beside, &["--version"]) {
             Some(version) if version == wanted => Ok(beside),
             version => {
                 let version = version.unwrap_or_else(|| "a program of unknown version".to_owned());
@@ -124,7 +128,8 @@ fn working_directory() -> Result<Utf8PathBuf, Failure> {
 /// only read records need none.
 fn given(environment: &Environment) -> BTreeMap<String, String> {
     let database = &environment.database;
-    let addresses = database.url.iter().chain(environment.monitoring.receivers.values());
+    let Proxy { http, https, .. } = &environment.network.proxy;
+    let addresses = database.url.iter().chain(environment.monitoring.receivers.values()).chain(http).chain(https);
     let addresses = addresses.filter_map(|address| match address {
         UrlSource::Secret(secret) => Some(secret),
         UrlSource::Url(_) => None,
@@ -137,6 +142,17 @@ fn given(environment: &Environment) -> BTreeMap<String, String> {
         Some((given.source.clone(), given.mark(environment.environment.as_str(), value.expose())))
     });
     marked.collect()
+}
+
+/// Refuses a server program without the commands that its units are started with: one from before `gateway` and `admin`.
+pub(crate) fn knows_commands(program: &Program, scope: &Scope) -> Result<(), Failure> {
+    if first_line(Utf8Path::new(&program.path), &["gateway", "--help"]).is_some() {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("{} does not run as `gateway`: it is too old or not a server program", program.path)
+        .context(format!("server {} cannot be deployed by this version", short(&program.digest)));
+    Err(Failure::refused("server_not_compatible", error)
+        .hint(format!("lock the local release, without --server FILE: {}", scope.command("release set"))))
 }
 
 /// Reports models and images that the lock pins to others than the local ones. `set` is the command that uses those.
@@ -166,12 +182,12 @@ pub(crate) fn tell_pinned(
     }
 }
 
-/// The version that a program reports, or `None` without a timely answer.
-fn version_of(program: &Utf8Path) -> Option<String> {
+/// The first line that a program prints, or `None` without a timely answer.
+fn first_line(program: &Utf8Path, arguments: &[&str]) -> Option<String> {
     const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
     const LONGEST: u64 = 200;
     let mut child = Command::new(program)
-        .arg("--version")
+        .args(arguments)
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -212,12 +228,12 @@ mod tests {
             std::fs::write(&beside, format!("#!/bin/sh\n{script}\n")).unwrap();
             std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o755)).unwrap();
             std::fs::rename(&beside, &program).unwrap();
-            version_of(&program)
+            first_line(&program, &["--version"])
         };
         assert_eq!(said("echo textnlp-server 9.9.9; echo more").as_deref(), Some("textnlp-server 9.9.9"));
         assert_eq!(said("echo textnlp-server 9.9.9; exit 1"), None);
         assert_eq!(said("exit 0"), None);
         assert_eq!(said("exec sleep 1000"), None);
-        assert_eq!(version_of(Utf8Path::new("/nowhere/program")), None);
+        assert_eq!(first_line(Utf8Path::new("/nowhere/program"), &[]), None);
     }
 }

@@ -18,7 +18,7 @@ use textnlp_provider::component::Program;
 use textnlp_provider::{Lineage, Problem, Problems, Site, SiteName};
 use uuid::Uuid;
 
-use crate::artifacts::{LocalArtifacts, tell_pinned};
+use crate::artifacts::{LocalArtifacts, knows_commands, tell_pinned};
 use crate::failure::{Exit, Failure, preflight_failure, state_failed};
 use crate::platform::{ChosenEnvironment, Progress, Scope};
 use crate::release::program_of;
@@ -227,6 +227,7 @@ impl Selection {
                     return Err(Failure::refused("locked_program_missing", error)
                         .hint(format!("give it with --server FILE, or lock the local release: {set}")));
                 };
+                knows_commands(&program, scope)?;
                 progress.line(&format!(
                     "The release lock pins server {}; the local server differs. To use the local one: {set}",
                     short(&lock.server)

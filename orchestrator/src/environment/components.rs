@@ -377,6 +377,10 @@ fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> pa
         UrlSource::Secret(secret) => part::ReceiverAddress::Secret(external_secret(secret, release)),
         UrlSource::Url(url) => part::ReceiverAddress::Plain(url.clone()),
     };
+    let Proxy { http, https, .. } = &e.network.proxy;
+    let proxies = [("HTTPS_PROXY", https), ("HTTP_PROXY", http)].into_iter();
+    let proxies = proxies.filter_map(|(name, proxy)| Some((name.to_owned(), address(proxy.as_ref()?))));
+    let excluded = no_proxy(e).map(|hosts| ("NO_PROXY".to_owned(), part::ReceiverAddress::Plain(hosts)));
     part::Monitoring {
         stack,
         receivers: receivers.iter().map(|(name, to)| (name.clone(), address(to))).collect(),
@@ -389,6 +393,7 @@ fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> pa
         },
         home,
         ca_file: e.network.private_ca.clone(),
+        proxy: proxies.chain(excluded).collect(),
     }
 }
 
@@ -541,14 +546,17 @@ fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Wo
 
 /// The proxy as environment variables. Validation rejected addresses from secrets.
 fn proxy(e: &Environment) -> BTreeMap<String, String> {
-    let Proxy { http, https, no_proxy } = &e.network.proxy;
+    let Proxy { http, https, .. } = &e.network.proxy;
     let url = |address: &Option<UrlSource>| match address {
         Some(UrlSource::Url(url)) => Some(url.clone()),
         _ => None,
     };
-    let excluded = Some(no_proxy.join(",")).filter(|hosts| !hosts.is_empty());
-    let variables = [("HTTPS_PROXY", url(https)), ("HTTP_PROXY", url(http)), ("NO_PROXY", excluded)];
+    let variables = [("HTTPS_PROXY", url(https)), ("HTTP_PROXY", url(http)), ("NO_PROXY", no_proxy(e))];
     variables.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+fn no_proxy(e: &Environment) -> Option<String> {
+    Some(e.network.proxy.no_proxy.join(",")).filter(|hosts| !hosts.is_empty())
 }
 
 fn outside(e: &Environment, release: &Release) -> Option<part::PrometheusQueries> {

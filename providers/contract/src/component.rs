@@ -521,9 +521,12 @@ pub struct Monitoring {
     /// A certificate authority to trust for receivers, besides the public ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
+    /// The proxy variables for receivers: `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub proxy: BTreeMap<String, ReceiverAddress>,
 }
 
-/// The address of a receiver.
+/// The address of a receiver or of its proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReceiverAddress {

@@ -8,8 +8,10 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use hyper_util::client::proxy::matcher::Matcher;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
+use textnlp_net::client::{ProxySettings, is_loopback};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::connect::HostEndpoint;
 use textnlp_provider::{
@@ -256,7 +258,20 @@ fn client(mut config: kube::Config, hint: &str) -> Result<kube::Client> {
     let what = config.cluster_url.to_string();
     // Each call is journaled, and only the journal's owner retries it.
     config.default_retry = false;
+    config.proxy_url = proxy(&config.cluster_url, config.proxy_url, ProxySettings::from_env());
     kube::Client::try_from(config).map_err(|error| Error::new(ErrorKind::Denied, "use", what).because(error).hint(hint))
+}
+
+/// The proxy to a cluster, as `kubectl` finds it: the kubeconfig's, else that of the variables, but never to this
+/// machine. `kube` compares `NO_PROXY` with the proxy's address instead of the cluster's.
+fn proxy(cluster: &http::Uri, found: Option<http::Uri>, variables: ProxySettings) -> Option<http::Uri> {
+    let by_variable = variables.https.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
+    if found.is_some() && found != by_variable {
+        return found;
+    }
+    let matcher = Matcher::builder().https("http://proxy").no(variables.no_proxy.unwrap_or_default()).build();
+    let is_local = cluster.to_string().parse().is_ok_and(|url| is_loopback(&url));
+    by_variable.filter(|_| !is_local && matcher.intercept(cluster).is_some())
 }
 
 fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Box<dyn std::error::Error + Send + Sync> {
@@ -295,5 +310,35 @@ impl Provider for Kubernetes {
 
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
         Work::on(self, op).await?.advance(handle).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cluster_is_reached_through_the_proxy_that_kubectl_uses() {
+        let variables = ProxySettings {
+            https: Some("http://proxy.corp:3128".to_owned()),
+            no_proxy: Some(".corp,10.0.0.0/8".to_owned()),
+            ..ProxySettings::default()
+        };
+        for (cluster, found, expected) in [
+            ("https://api.example:6443", Some("http://proxy.corp:3128"), Some("http://proxy.corp:3128/")),
+            // The proxy's own address is in `NO_PROXY`, the cluster's is not.
+            ("https://api.example:6443", None, Some("http://proxy.corp:3128/")),
+            ("https://api.corp:6443", Some("http://proxy.corp:3128"), None),
+            ("https://10.1.2.3", Some("http://proxy.corp:3128"), None),
+            ("https://127.0.0.1:6443", Some("http://proxy.corp:3128"), None),
+            ("https://api.corp:6443", Some("http://of.kubeconfig:1"), Some("http://of.kubeconfig:1/")),
+        ] {
+            let found = found.map(|url| url.parse().unwrap());
+            let chosen = proxy(&cluster.parse().unwrap(), found, variables.clone());
+            assert_eq!(chosen.map(|url| url.to_string()).as_deref(), expected, "{cluster}");
+        }
+        let mut config = kube::Config::new("https://api.example:6443".parse().unwrap());
+        config.proxy_url = Some("http://of.kubeconfig:1".parse().unwrap());
+        client(config, WAY_IN).unwrap();
     }
 }

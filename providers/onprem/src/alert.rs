@@ -44,9 +44,12 @@ pub struct AlertOrder {
     /// A certificate authority to trust for receivers, besides the public ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<Utf8PathBuf>,
+    /// The environment's proxies, as `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`. They override the process's variables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub proxy: BTreeMap<String, Receiver>,
 }
 
-/// The address of a receiver.
+/// The address of a receiver or of its proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Receiver {
@@ -269,7 +272,8 @@ mod tests {
             ("team".to_owned(), Receiver::Address { address: "https://hooks.example.com/".to_owned() }),
         ]);
         let (environment, place) = ("staging".to_owned(), "here".to_owned());
-        let order = AlertOrder { environment, site: place, receivers, home: true, ..AlertOrder::default() };
+        let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), Receiver::File { file: "/run/proxy".into() })]);
+        let order = AlertOrder { environment, site: place, receivers, home: true, proxy, ..AlertOrder::default() };
         std::fs::write(site.join(ALERTS_FILE), serde_yaml::to_string(&order).unwrap()).unwrap();
         assert_eq!(Outbox::of(site).order().unwrap(), Some(order));
     }

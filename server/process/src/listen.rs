@@ -78,7 +78,7 @@ impl Listener {
         }
     }
 
-    /// Serves until it is stopped.
+    /// Serves until it is stopped. Each request has its [`Peer`] as an extension.
     pub async fn serve(self, router: Router, serving: Serving) {
         let at_once = matches!(self.0, listen::Listener::Unix(..));
         let name = self.address().map_or_else(|_| "http".to_owned(), |address| address.to_string());

@@ -107,7 +107,7 @@ impl Call {
 
     /// The origin of the request, for the audit log.
     pub(crate) fn origin(&self) -> Origin<'_> {
-        Origin { headers: &self.headers, request_id: &self.record.id }
+        Origin { source: self.record.client, request_id: &self.record.id }
     }
 
     /// The requested or the default model; loading it may take until the request's deadline.

@@ -12,7 +12,7 @@ fn two_makers_with_other_clocks_masks_and_folders_make_the_same_bytes() {
     let (here, there) = (Stage::new("here"), Stage::new("elsewhere-with-a-longer-name"));
     let made = |stage: &Stage, folder: &str, zone: &str, mask: &str, out: &str| {
         let line = format!(
-            "umask {mask}; exec \"$0\" bundle create --env {NAME} --package a.deb --set models[0].source=file:model --out {out}"
+            "umask {mask}; exec \"$0\" bundle create --env {NAME} --package a.deb --set models[0].source=file:$PWD/model --out {out}"
         );
         let folder = stage.made().join(folder);
         std::fs::create_dir_all(&folder).unwrap();

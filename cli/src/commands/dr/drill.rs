@@ -104,7 +104,7 @@ fn text(report: &Report, page: &str) -> String {
         ("without usage", found.unaccounted.to_string(), format!("of {} requests", found.requests)),
     ];
     rows.extend(
-        report.figures.database.clone().map(|role| ("leader's database is", role, "target primary".to_owned())),
+        report.figures.database.map(|role| ("leader's database is", role.to_string(), "target primary".to_owned())),
     );
     for (what, measured, note) in rows {
         let _ = writeln!(text, "  {what:<24}{measured:<12} {note}");

@@ -8,7 +8,7 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use textnlp_files::Replace;
+use textnlp_files::{Replace, sync_folder};
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
@@ -263,5 +263,7 @@ fn write_whole(file: &Utf8Path, kept: &impl Serialize) -> anyhow::Result<()> {
     let folder = file.parent().context("evidence is in a folder")?;
     std::fs::create_dir_all(folder).with_context(|| format!("make {folder}"))?;
     let bytes = serde_json::to_vec_pretty(kept)?;
-    Replace::umask().write(file, &bytes).with_context(|| format!("write {file}"))
+    Replace::umask().write(file, &bytes).with_context(|| format!("write {file}"))?;
+    // The first evidence makes the folder.
+    folder.parent().map_or(Ok(()), sync_folder).context("sync the state folder")
 }

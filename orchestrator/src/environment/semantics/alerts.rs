@@ -30,9 +30,20 @@ impl Checker<'_> {
                 self.error(&path, why.to_string(), fix);
             }
         }
-        let own = self.environment.network.private_ca.as_deref();
-        if !self.environment.monitoring.receivers.is_empty() && own.is_some_and(|path| !path.starts_with('/')) {
-            self.error("network.private_ca", ELSEWHERE, "write a path that begins with `/`");
+        if self.environment.monitoring.receivers.is_empty() {
+            return;
+        }
+        let network = &self.environment.network;
+        let secret = |address: &Option<UrlSource>| match address {
+            Some(UrlSource::Secret(SecretSource::File(file))) => Some(file.clone()),
+            _ => None,
+        };
+        let (http, https) = (secret(&network.proxy.http), secret(&network.proxy.https));
+        let files = [("private_ca", network.private_ca.clone()), ("proxy.http", http), ("proxy.https", https)];
+        for (setting, file) in files {
+            if file.is_some_and(|file| !file.starts_with('/')) {
+                self.error(&format!("network.{setting}"), ELSEWHERE, "write a path that begins with `/`");
+            }
         }
     }
 }

@@ -179,12 +179,13 @@ impl Checker<'_> {
             wanted.push((machine.clone(), e.traffic.port, "traffic.port".to_owned()));
             wanted.push((machine, e.traffic.metrics_port, "traffic.metrics_port".to_owned()));
         } else {
-            for path in ["traffic.port", "traffic.metrics_port"] {
+            let gateway = (e.traffic.mode == TrafficMode::Gateway).then_some("traffic.mode");
+            for path in ["traffic.port", "traffic.metrics_port"].into_iter().chain(gateway) {
                 if !self.written(path) {
                     continue;
                 }
                 let cause = "only sites that fail over to one another have a global endpoint";
-                self.warn(path, cause, "remove it, or set `dr.mode` and `traffic.mode: gateway`");
+                self.warn(path, cause, "remove it, or set `dr.mode` and `traffic.mode: gateway` for two or more sites");
             }
         }
         for (machine, port, path) in wanted {

@@ -78,7 +78,7 @@ impl Checker<'_> {
                     );
                 } else if scheme == "file" && !rest.starts_with('/') {
                     let cause = "a relative path depends on the working directory";
-                    self.warn(path, cause, "write the absolute path: `file:/…`");
+                    self.error(path, cause, "write the absolute path: `file:/…`");
                 } else if let (false, Some(near)) =
                     (known.contains(&scheme) || rest.starts_with("//"), nearest(scheme, known))
                 {

@@ -119,6 +119,30 @@ fn every_place_tells_its_own_trouble() {
 }
 
 #[test]
+fn alerts_use_the_proxies_of_the_environment() {
+    let sets = [
+        "monitoring.receivers.oncall=https://a.example/",
+        "network.proxy.https=secret:env:PROXY",
+        "network.proxy.http=http://proxy:3128",
+        "network.proxy.no_proxy=[a.example, b.example]",
+    ];
+    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+    let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+    let artifacts =
+        Artifacts { given: BTreeMap::from([("secret:env:PROXY".to_owned(), "v1".to_owned())]), ..artifacts() };
+    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts)).remove(0);
+    let monitoring = parts.iter().find(|component| component.name.as_str() == "monitoring").unwrap();
+    assert_eq!(
+        serde_json::to_value(&monitoring.part).unwrap()["monitoring"]["proxy"],
+        json!({
+            "HTTPS_PROXY": { "secret": { "source": "secret:env:PROXY", "version": "v1" } },
+            "HTTP_PROXY": { "plain": "http://proxy:3128" },
+            "NO_PROXY": { "plain": "a.example,b.example" },
+        })
+    );
+}
+
+#[test]
 fn multi_region_sites_have_a_border_and_a_watch_and_the_witness_a_place_of_its_own() {
     let environment = built_in("multi-region");
     let release = Release::resolve(&environment, &artifacts());

@@ -176,8 +176,7 @@ impl Lowering<'_> {
         self.want(id, ResourceKind::File, &spec, [network]);
     }
 
-    /// The receivers are a file that the supervisor reads. A secret address from a variable is stored here as a file,
-    /// because the supervisor outlives the environment of `up`. One that comes from a file stays there.
+    /// The receivers and their proxies are a file that the supervisor reads.
     fn monitoring(&mut self, monitoring: &Monitoring) {
         if monitoring.stack {
             let cause = "no dashboards are installed on a machine; the gateway's metrics port serves the metrics";
@@ -186,24 +185,18 @@ impl Lowering<'_> {
         if monitoring.receivers.is_empty() {
             return;
         }
-        let (mut receivers, mut needs) = (BTreeMap::new(), vec![self.network_id()]);
-        for (name, address) in &monitoring.receivers {
-            let receiver = match address {
-                ReceiverAddress::Plain(address) => Receiver::Address { address: address.clone() },
-                ReceiverAddress::Secret(given) => match given.source.strip_prefix("secret:file:") {
-                    Some(path) => Receiver::File { file: path.into() },
-                    None => {
-                        let parts = ["secret", "file"].map(|what| self.part(&format!("{what}-{name}")));
-                        let [Some(secret), Some(file)] = parts else { continue };
-                        let path = format!("config/alert-{name}");
-                        self.given_file(&format!("alert-{name}"), given, secret, file.clone(), &path);
-                        needs.push(file);
-                        Receiver::File { file: self.folder.join(&path) }
-                    }
-                },
-            };
-            receivers.insert(name.clone(), receiver);
-        }
+        let mut needs = vec![self.network_id()];
+        let receivers = monitoring.receivers.iter().filter_map(|(name, address)| {
+            let parts = ["secret", "file"].map(|what| format!("{what}-{name}"));
+            Some((name.clone(), self.receiver(address, &format!("alert-{name}"), parts, &mut needs)?))
+        });
+        let receivers = receivers.collect();
+        let proxy = monitoring.proxy.iter().filter_map(|(name, address)| {
+            let label = name.to_ascii_lowercase().replace('_', "-");
+            let parts = ["secret", "file"].map(|what| format!("proxy-{what}-{label}"));
+            Some((name.clone(), self.receiver(address, &label, parts, &mut needs)?))
+        });
+        let proxy = proxy.collect();
         let order = AlertOrder {
             environment: self.site.environment.to_string(),
             site: self.site.name.to_string(),
@@ -212,10 +205,35 @@ impl Lowering<'_> {
             service: monitoring.service,
             home: monitoring.home,
             ca_file: monitoring.ca_file.as_ref().map(Utf8PathBuf::from),
+            proxy,
         };
         let spec = json!({ "path": ALERTS_FILE, "document": order });
         let id = self.id();
         self.want(id, ResourceKind::File, &spec, needs);
+    }
+
+    /// An address that the supervisor reads. A secret one from a variable is stored as the file `name`, because the
+    /// supervisor outlives the environment of `up`. One that comes from a file stays there.
+    fn receiver(
+        &mut self,
+        address: &ReceiverAddress,
+        name: &str,
+        [secret, file]: [String; 2],
+        needs: &mut Vec<ResourceId>,
+    ) -> Option<Receiver> {
+        let given = match address {
+            ReceiverAddress::Plain(address) => return Some(Receiver::Address { address: address.clone() }),
+            ReceiverAddress::Secret(given) => given,
+        };
+        if let Some(path) = given.source.strip_prefix("secret:file:") {
+            return Some(Receiver::File { file: path.into() });
+        }
+        let (secret, file) = (self.part(&secret), self.part(&file));
+        let (secret, file) = (secret?, file?);
+        let path = format!("config/{name}");
+        self.given_file(name, given, secret, file.clone(), &path);
+        needs.push(file);
+        Some(Receiver::File { file: self.folder.join(&path) })
     }
 
     /// A user-provided secret `name`, and the file at `path` that programs read.

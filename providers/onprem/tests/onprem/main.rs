@@ -1,6 +1,7 @@
 //! Sites of one machine: what they are lowered to, how they live on real processes, and what faults do to them.
 #![allow(clippy::unwrap_used, clippy::print_stderr, unreachable_pub, missing_docs)]
 
+mod alerts;
 mod conformance;
 mod drills;
 mod faults;

@@ -1,14 +1,10 @@
 //! What a PostgreSQL is lowered to, without anything being started, and how a change of its secrets is seen.
 
-use std::collections::BTreeMap;
-
-use crate::parts::{name, postgres, program};
-use camino::Utf8PathBuf;
+use crate::parts::{name, onprem, postgres, program, site};
 use expect_test::{Expect, expect};
-use textnlp_onprem::{OnPrem, Options};
 use textnlp_provider::component::*;
 use textnlp_provider::conformance::lowers_purely;
-use textnlp_provider::settings::{DatabaseKind, Hosting, Role, Runtime};
+use textnlp_provider::settings::{DatabaseKind, Hosting};
 use textnlp_provider::*;
 
 fn given(version: &str) -> ExternalSecret {
@@ -23,18 +19,7 @@ fn database(address: Option<DatabaseAddress>, change: impl FnOnce(&mut Postgres)
 }
 
 fn lower(database: &Database, state: &str) -> Result<Vec<Wanted>, Problems> {
-    let onprem = OnPrem::new(Options::new(Utf8PathBuf::from(state), Utf8PathBuf::from("/opt/supervisor")).unwrap());
-    let site = Site {
-        environment: name("staging"),
-        name: name("here"),
-        account: "host".to_owned(),
-        region: "local".to_owned(),
-        runtime: Runtime::Process,
-        role: Some(Role::Primary),
-        tags: BTreeMap::new(),
-        protect_data: true,
-        cluster: None,
-    };
+    let (onprem, site) = (onprem(state), site());
     let server = ComponentSpec::Workload(Workload {
         growth: None,
         replicas: 1,
