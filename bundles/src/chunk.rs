@@ -106,7 +106,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn chunks_have_about_the_average_size_and_stay_within_the_bounds() {
+    fn chunks_have_the_average_size_and_stay_within_the_bounds() {
         let sizes = cut(&noise(1, 32 << 20));
         assert!(sizes.iter().rev().skip(1).all(|size| (MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(size)));
         let average = (32 << 20) / sizes.len();
@@ -114,7 +114,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_insertion_moves_boundaries_only_near_it() {
+    fn insertion_moves_chunk_boundaries_only_nearby() {
         let before = noise(2, 8 << 20);
         let mut after = before.clone();
         after.splice(3_000_000..3_000_000, *b"a few more bytes");
@@ -131,7 +131,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn content_made_to_be_cut_often_keeps_the_bound() {
+    fn adversarial_content_keeps_the_chunk_count_bound() {
         // A pattern whose hash hits the mask as early as allowed, over and over.
         let mut hit = None;
         for seed in 0..40 {

@@ -163,7 +163,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn static_programs_name_their_platform() {
+    fn static_elf_programs_report_their_platform() {
         assert_eq!(check(&smallest(62, b"x")).unwrap().to_string(), "linux/amd64");
         assert_eq!(check(&smallest(183, b"x")).unwrap().to_string(), "linux/arm64");
         // This test is itself such a program: static-pie, with a dynamic section and no library.
@@ -172,7 +172,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn programs_that_need_others_are_refused_by_the_others_names() {
+    fn dynamic_elf_programs_are_refused_naming_their_libraries() {
         let shell = Utf8Path::new("/bin/sh");
         let error = is_static(shell).unwrap_err();
         assert!(error.to_string().contains("/ld-") && error.hint().contains("crt-static"), "{error}");
@@ -198,7 +198,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_no_program_is_said() {
+    fn non_elf_files_are_refused_with_the_reason() {
         for (bytes, why) in [
             (b"#!/bin/sh\n".repeat(20), "does not begin as ELF"),
             (b"\x7fELF".to_vec(), "ends before"),

@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_as_long_as_the_layout_says() {
+    fn header_lengths_match_the_layout() {
         for aligned in [false, true] {
             for size in [0, 1, 511, 512, USTAR_MOST, USTAR_MOST + 1, 1 << 50] {
                 for length in [1, 99, 100, 101, 155, 255, 256, 300, 1000] {
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_records_length_counts_itself() {
+    fn pax_record_length_includes_itself() {
         for length in 0..2000 {
             let bytes = record("comment", &vec![b'x'; length]);
             let text = String::from_utf8(bytes.clone()).unwrap();

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_is_gone_on_with_and_without_a_state_its_file_is_hashed_from_its_beginning() {
+    fn digest_progress_is_resumed_or_recomputed_from_the_start() {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::try_from(folder.path().join("proof")).unwrap();
         let bytes: Vec<u8> = (0..9u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_survive_any_split() {
+    fn event_stream_parser_handles_any_split() {
         let stream = b"data: {\"a\":1}\n\n: comment\n\nevent: done\ndata: {}\n\n";
         for split in 0..stream.len() {
             let mut events = Events::default();
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_event_is_refused() {
+    fn oversized_event_is_refused() {
         assert!(Events::default().feed(&vec![b'x'; Events::LONGEST + 1]).is_err());
     }
 }

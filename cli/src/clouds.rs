@@ -289,7 +289,7 @@ mod tests {
     use textnlp_orchestrator::environment::{Library, Overrides};
 
     #[test]
-    fn models_are_fetched_the_way_the_environment_says() {
+    fn model_downloads_use_the_network_settings_of_the_environment() {
         let sets = [
             "network.proxy.https=http://proxy:3128",
             "network.proxy.no_proxy=[a.example, b.example]",
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "kubernetes")]
-    fn what_a_cluster_does_nothing_with_is_refused_and_not_passed_over() {
+    fn settings_unused_by_a_cluster_are_refused() {
         let refused = |set: &str| {
             let overrides = Overrides { sets: vec![set.to_owned()], ..Overrides::default() };
             let loaded = Library::built_in().load("pilot", &overrides, &catalogue()).unwrap();

@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_takes_a_fault_back_is_read_as_it_was_written() {
+    fn fault_undo_arguments_round_trip() {
         let whole = TakeBack {
             state: "/s t".into(),
             fault: "d-1".to_owned(),

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_environment_without_its_flag_is_recognised() {
+    fn missing_env_flag_is_suggested() {
         let hint = |typed: &[&str]| {
             let error = Cli::try_parse_from(["textnlp-deploy"].iter().chain(typed)).unwrap_err();
             meant(&error, &typed.iter().map(ToString::to_string).collect::<Vec<_>>())
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn help_is_a_command() {
+    fn help_is_available_as_a_command() {
         for typed in [&["help"][..], &["help", "up"], &["help", "state", "repair"]] {
             let error = Cli::try_parse_from(["textnlp-deploy"].iter().chain(typed)).unwrap_err();
             assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp, "{typed:?}");

@@ -55,7 +55,7 @@ yNzmuQTlai2Nk+tuAiBYDoU6hIQ1IWvm9A03U0N6yzvinr8o1p4GFNuL9qFNhw==\n\
 -----END CERTIFICATE-----\n";
 
     #[test]
-    fn the_company_authority_and_proxy_of_an_environment_hold_for_every_command() {
+    fn private_ca_and_proxy_of_an_environment_apply_to_every_command() {
         let folder = tempfile::tempdir().unwrap();
         let file = Utf8Path::from_path(folder.path()).unwrap().join("company.pem");
         std::fs::write(&file, COMPANY).unwrap();

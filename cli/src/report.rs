@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_y_and_yes_confirm() {
+    fn only_y_and_yes_confirm_a_prompt() {
         for yes in ["y", "Y", "yes", "YES", " yes \n"] {
             assert!(is_yes(yes), "{yes}");
         }

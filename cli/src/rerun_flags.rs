@@ -48,14 +48,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_variable_says_need_not_be_typed_again() {
+    fn hinted_command_omits_flags_set_by_variables() {
         let of = |said: &str| beside(&["--state-dir", "/srv"], "TEXTNLP_STATE_DIR", said).named("up", "dev");
         assert_eq!(of("/srv"), "textnlp-deploy up --env dev");
         assert_eq!(of("/other"), "textnlp-deploy up --env dev --state-dir /srv");
     }
 
     #[test]
-    fn commands_carry_the_flags_that_lead_back() {
+    fn hinted_commands_repeat_the_session_flags() {
         let plain = again(&["--env", "staging"]);
         assert_eq!(plain.same("up", "staging"), "textnlp-deploy up --env staging");
         let told =

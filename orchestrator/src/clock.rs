@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sleepers_wake_in_order_and_dead_futures_are_seen() {
+    fn virtual_clock_wakes_sleepers_in_order_and_detects_deadlock() {
         let clock = VirtualClock::at(Timestamp::UNIX_EPOCH);
         let order = Mutex::new(Vec::new());
         let nap = async |seconds: u64| {
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn work_goes_on_beside_until_it_is_let_go() {
+    fn spawned_task_runs_until_its_handle_is_dropped() {
         let clock = VirtualClock::at(Timestamp::UNIX_EPOCH);
         let count = Arc::new(Mutex::new(0));
         let work = {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_of_the_wall_clock_leaves_the_steady_one_alone() {
+    fn wall_clock_jump_does_not_affect_the_monotonic_clock() {
         let clock = VirtualClock::at(Timestamp::UNIX_EPOCH);
         clock.jump(SignedDuration::from_hours(-5));
         assert_eq!(clock.steady(), Duration::ZERO);

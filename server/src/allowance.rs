@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replica_alone_still_limits() {
+    fn replica_without_the_store_enforces_its_own_rate_limits() {
         let (rates, rate) = (LocalRates::default(), "2/hour".parse().unwrap());
         assert!(matches!(rates.take("a", rate), Taken::Yes { .. }));
         assert!(matches!(rates.take("a", rate), Taken::Yes { .. }));

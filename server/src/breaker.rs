@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn opens_after_five_failures_in_a_row_and_then_fails_at_once() {
+    fn breaker_opens_after_five_consecutive_failures() {
         let now = Instant::now();
         let mut breaker = Breaker::new(BreakerOptions::default());
         for _ in 0..4 {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn lets_one_call_try_after_the_pause_and_closes_when_it_works() {
+    fn breaker_allows_one_trial_after_the_pause_and_closes_on_success() {
         let now = Instant::now();
         let mut breaker = open(now);
         let later = now + Duration::from_secs(60);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_trial_opens_it_again_and_an_abandoned_one_lets_the_next_try() {
+    fn failed_trial_reopens_the_breaker_and_an_abandoned_one_frees_the_trial() {
         let now = Instant::now();
         let mut breaker = open(now);
         let later = now + Duration::from_secs(61);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_that_never_reports_is_forgotten() {
+    fn trial_that_never_reports_expires() {
         let now = Instant::now();
         let mut breaker = open(now);
         breaker.permit(now + Duration::from_secs(60)).unwrap();

@@ -113,7 +113,7 @@ mod tests {
     const CHATML: &str = "{% for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\\n' + message.content | trim + '<|im_end|>' + '\\n' }}\n    {%- endfor %}\n{% if add_generation_prompt %}\n{{ '<|im_start|>assistant\\n' }}\n{%- endif %}";
 
     #[test]
-    fn a_usual_template_gives_the_usual_prompt() {
+    fn chatml_template_renders_the_expected_prompt() {
         let template = ChatTemplate::new(CHATML, None, None).unwrap();
         let prompt =
             template.render(&[said("system", "Be kind."), said("user", " <b>Hello</b> & welcome \n")]).unwrap();
@@ -124,13 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn a_template_may_refuse_a_conversation_in_its_own_words() {
+    fn template_error_message_is_passed_on() {
         let template = ChatTemplate::new("{{ raise_exception('roles must alternate') }}", None, None).unwrap();
         assert!(template.render(&[said("user", "x")]).unwrap_err().to_string().contains("roles must alternate"));
     }
 
     #[test]
-    fn pythons_methods_work_as_in_python() {
+    fn python_string_methods_work_in_templates() {
         let source = "{{ bos_token }}{% for m in messages %}{% for k, v in m.items() %}{{ k.upper() }}={{ v.strip('x').replace('a', 'b') }};{% endfor %}\
                       {{ m.get('name', 'nobody') }}{{ m.content.startswith('x') }}{{ m.content.split('a')[0] }}{% endfor %}";
         let template = ChatTemplate::new(source, Some("<s>".into()), None).unwrap();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_never_ends_reaches_outside_or_prints_what_is_not_there_is_stopped() {
+    fn endless_or_unsafe_templates_are_stopped() {
         for source in [
             "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}",
             "{% include '/etc/passwd' %}",

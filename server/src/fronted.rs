@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn only_a_certificate_of_the_fronts_authority_with_a_name_of_its_own_is_the_front() {
+    async fn only_a_named_certificate_of_the_proxy_ca_identifies_the_proxy() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(folder.path()).unwrap();
         let (own, front, other) = (Authority::new(), Authority::new(), Authority::new());

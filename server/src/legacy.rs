@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn every_role_of_an_older_release_is_a_command() {
+    fn every_legacy_role_maps_to_a_command() {
         for (role, command) in ROLES {
             let more = match *role {
                 "backup" | "base" => " --out o",
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn other_command_lines_stay() {
+    fn other_command_lines_are_not_rewritten() {
         for text in [
             "p serve --config c",
             "p gateway --config c",

@@ -344,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn series_by_user_stop_at_five_hundred() {
+    fn user_metric_series_are_limited_to_five_hundred() {
         let metrics = Metrics::new("e", "staging", "r");
         for n in 0..600 {
             metrics.record_generation("m", &format!("user{n}"), 2, 1, Duration::from_millis(3));
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_per_second_forget_what_is_older_than_the_window() {
+    fn requests_per_second_drop_entries_outside_the_window() {
         let began = Instant::now();
         let mut window = Window::new(began);
         let at = |seconds| began + Duration::from_secs(seconds);
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_process_has_memory() {
+    fn process_memory_is_measured() {
         assert!(process().resident_bytes > 1_000_000);
     }
 }

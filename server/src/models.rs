@@ -420,7 +420,7 @@ mod tests {
     use super::fits_in_memory;
 
     #[test]
-    fn a_model_larger_than_the_machine_is_not_even_begun() {
+    fn model_larger_than_memory_is_not_loaded() {
         assert_eq!(fits_in_memory(1), Ok(()));
         assert!(fits_in_memory(u64::MAX).unwrap_err().contains("quantize it"));
     }

@@ -126,7 +126,7 @@ async fn is_closed(stream: &mut UnixStream) -> bool {
 }
 
 #[tokio::test]
-async fn bytes_pass_both_ways_and_each_way_ends_by_itself() {
+async fn relay_passes_bytes_in_both_directions_with_half_close() {
     let site = Site::new().await;
     let mut stream = site.connect().await;
     assert_eq!(says(&mut stream, "hello").await, "hello");
@@ -140,7 +140,7 @@ async fn bytes_pass_both_ways_and_each_way_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn more_than_any_buffer_passes_unchanged() {
+async fn relay_passes_large_streams_unchanged() {
     let site = Site::new().await;
     let stream = site.connect().await;
     let sent: Vec<u8> = (0..8_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -157,7 +157,7 @@ async fn more_than_any_buffer_passes_unchanged() {
 }
 
 #[tokio::test]
-async fn a_blackhole_stalls_what_is_there_and_what_comes_and_both_are_closed_after() {
+async fn blackhole_stalls_old_and_new_connections_and_closes_them_afterwards() {
     let site = Site::new().await;
     let mut old = site.connect().await;
     assert_eq!(says(&mut old, "before").await, "before");
@@ -179,7 +179,7 @@ async fn a_blackhole_stalls_what_is_there_and_what_comes_and_both_are_closed_aft
 }
 
 #[tokio::test]
-async fn a_blackhole_ends_by_itself() {
+async fn blackhole_expires_on_its_own() {
     let site = Site::new().await;
     let begun = Instant::now();
     site.blackhole(300).await;
@@ -192,7 +192,7 @@ async fn a_blackhole_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_second_fault_moves_the_end_of_the_first() {
+async fn second_fault_replaces_the_expiry_of_the_first() {
     let site = Site::new().await;
     site.blackhole(60_000).await;
     let mut stream = site.connect().await;
@@ -203,7 +203,7 @@ async fn a_second_fault_moves_the_end_of_the_first() {
 }
 
 #[tokio::test]
-async fn faults_that_are_not_there_are_refused_with_what_is() {
+async fn unknown_faults_are_refused_with_the_known_ones() {
     let site = Site::new().await;
     let cases = [
         (r#"{"kind":"blackhole"}"#, "missing field `ttl_ms`"),
@@ -225,7 +225,7 @@ async fn faults_that_are_not_there_are_refused_with_what_is() {
 }
 
 #[tokio::test]
-async fn more_connections_than_there_is_room_for_wait() {
+async fn relay_connections_above_the_limit_wait() {
     let site = Site::with("  max_connections: 2\n").await;
     let (mut a, mut b) = (site.connect().await, site.connect().await);
     assert_eq!((says(&mut a, "a").await, says(&mut b, "b").await), ("a".to_owned(), "b".to_owned()));
@@ -239,7 +239,7 @@ async fn more_connections_than_there_is_room_for_wait() {
 }
 
 #[tokio::test]
-async fn many_connections_at_once_are_all_served() {
+async fn five_hundred_concurrent_relay_connections_are_served() {
     let site = std::sync::Arc::new(Site::new().await);
     let mut all = tokio::task::JoinSet::new();
     for number in 0..500 {
@@ -259,7 +259,7 @@ async fn many_connections_at_once_are_all_served() {
 }
 
 #[tokio::test]
-async fn nobody_behind_a_link_is_a_closed_connection() {
+async fn relay_to_an_unreachable_target_closes_the_connection() {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let nobody = listener.local_addr().unwrap();
@@ -277,7 +277,7 @@ async fn nobody_behind_a_link_is_a_closed_connection() {
 }
 
 #[tokio::test]
-async fn a_border_that_goes_ends_everything_soon_and_its_successor_takes_the_sockets() {
+async fn stopping_relay_closes_connections_and_its_successor_takes_the_sockets() {
     let mut site = Site::new().await;
     let mut stream = site.connect().await;
     assert_eq!(says(&mut stream, "x").await, "x");
@@ -291,7 +291,7 @@ async fn a_border_that_goes_ends_everything_soon_and_its_successor_takes_the_soc
 }
 
 #[tokio::test]
-async fn figures_are_open_metrics() {
+async fn relay_metrics_are_valid_openmetrics() {
     let site = Site::new().await;
     let mut stream = site.connect().await;
     assert_eq!(says(&mut stream, "x").await, "x");
@@ -308,7 +308,7 @@ async fn figures_are_open_metrics() {
 }
 
 #[test]
-fn every_mistake_of_a_configuration_is_named() {
+fn relay_configuration_errors_are_all_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = path(&folder, "border.yaml");
     let check = |text: &str, sentences: &[&str]| {

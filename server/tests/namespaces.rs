@@ -246,7 +246,7 @@ fn certify(root: &Utf8Path, authority: &str, names: &[&str]) {
 }
 
 #[test]
-fn cables_are_cut_and_plugged_in_again_and_nothing_acknowledged_is_lost() {
+fn network_partitions_lose_no_acknowledged_write() {
     let Some(cables) = Cables::lay() else {
         assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_NAMESPACES").is_none(), "namespaces cannot be made");
         eprintln!("NOT TESTED: network namespaces cannot be made here; that takes root and `ip` (Debian: iproute2)");

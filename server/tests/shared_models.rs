@@ -28,7 +28,7 @@ fn names(folder: &Utf8Path) -> Vec<String> {
 }
 
 #[test]
-fn several_pods_fill_one_volume_at_once() {
+fn concurrent_pods_fill_a_shared_volume_once() {
     let may = Command::new("unshare").args(["--pid", "--fork", "true"]).stderr(Stdio::null()).status();
     if !may.is_ok_and(|status| status.success()) {
         eprintln!("LEFT OUT: pods that share a volume, because process namespaces need root and `unshare`");

@@ -61,7 +61,7 @@ impl Hook {
 }
 
 #[test]
-fn what_goes_wrong_is_told_once_to_everybody_who_is_named() {
+fn each_problem_is_alerted_once_to_every_receiver() {
     let hook = Hook::start();
     let mails = tempfile::tempdir().unwrap();
     let Some(server) = mail(env!("CARGO_MANIFEST_DIR"), mails.path(), None) else { return };
@@ -127,7 +127,7 @@ fn what_goes_wrong_is_told_once_to_everybody_who_is_named() {
 }
 
 #[test]
-fn slow_and_failed_answers_raise_alerts_and_clear_them() {
+fn latency_and_error_alerts_are_raised_and_cleared() {
     let hook = Hook::start();
     let mut sandbox = Sandbox::new("limits");
     sandbox.variables.extend([
@@ -159,7 +159,7 @@ fn slow_and_failed_answers_raise_alerts_and_clear_them() {
 }
 
 #[test]
-fn what_cannot_be_told_is_said_with_its_reason() {
+fn undeliverable_alert_is_reported_with_the_reason() {
     let mut sandbox = Sandbox::new("untold");
     let run = |sandbox: &Sandbox, args: &[&str]| sandbox.run(&[args, &ENV].concat());
     let none = run(&sandbox, &["alert", "test"]).expect(2);

@@ -40,7 +40,7 @@ fn listed(sandbox: &Sandbox) -> Vec<Value> {
 }
 
 #[test]
-fn a_deployment_comes_back_on_a_bare_machine_with_its_keys() {
+fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let sandbox = Sandbox::new("restore");
     refused(run(&sandbox, &["backup", "create"]), 2, "not_up");
     let up = run(&sandbox, &["up", "--yes", "--no-gate", "--set", "data=protected"]).expect(0);
@@ -139,7 +139,7 @@ fn a_deployment_comes_back_on_a_bare_machine_with_its_keys() {
 }
 
 #[test]
-fn whoever_knows_the_passphrase_restores_and_a_plain_copy_is_called_so() {
+fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let sandbox = Sandbox::new("passphrase");
     sandbox.up("development");
     let passphrase = sandbox.folder().join("passphrase");
@@ -159,7 +159,7 @@ fn whoever_knows_the_passphrase_restores_and_a_plain_copy_is_called_so() {
 }
 
 #[test]
-fn killed_anywhere_no_half_copy_has_a_copys_name() {
+fn killed_backup_leaves_no_partial_backup_file() {
     let sandbox = Sandbox::new("killed");
     sandbox.up("development");
     let mut dice = Dice(4);
@@ -182,7 +182,7 @@ fn killed_anywhere_no_half_copy_has_a_copys_name() {
 }
 
 #[test]
-fn the_schedule_makes_and_proves_copies_and_a_failed_one_stops_nothing() {
+fn scheduled_backups_are_verified_and_a_failure_stops_nothing() {
     let sandbox = Sandbox::new("schedule");
     let on = ["--set", "backup.enabled=true", "--set", "backup.every=1m", "--set", "data=protected"];
     run(&sandbox, &[&["up", "--yes", "--no-gate"][..], &on].concat()).expect(0);

@@ -46,7 +46,7 @@ fn refused(sandbox: &Sandbox, wrong: &Wrong<'_>) {
 }
 
 #[test]
-fn wrong_environment_files_are_explained_with_their_place() {
+fn invalid_environment_files_are_reported_with_their_location() {
     let sandbox = Sandbox::new("files");
     let folder = sandbox.folder().join("environments");
     std::fs::create_dir(&folder).unwrap();
@@ -99,7 +99,7 @@ fn wrong_environment_files_are_explained_with_their_place() {
 }
 
 #[test]
-fn what_is_referred_to_and_not_there_is_named_with_everything_else() {
+fn missing_references_are_reported_with_all_other_problems() {
     let sandbox = Sandbox::new("references");
     let sets = [
         "prerequisites.external_keys.weather=secret:env:NOPE",
@@ -136,7 +136,7 @@ fn what_is_referred_to_and_not_there_is_named_with_everything_else() {
 }
 
 #[test]
-fn wrong_words_are_refused_before_anything_happens() {
+fn invalid_arguments_are_refused_before_any_change() {
     let sandbox = Sandbox::new("words");
     let table = [
         wrong(&["plan", "--env", "stagng"], 2, "no_such_environment", &["`stagng`", "did you mean `staging`?"]),
@@ -265,7 +265,7 @@ fn nothing_was_made(sandbox: &Sandbox) {
 }
 
 #[test]
-fn a_gate_that_is_never_measured_is_named_before_anything_is_made() {
+fn unsupported_gate_is_reported_before_any_change() {
     let sandbox = Sandbox::new("unmeasured");
     let pilot = ["--set", "phase=pilot", "--set", "scaling.min=3"];
     let typed = |args: &[&'static str]| [args, &pilot].concat();
@@ -285,7 +285,7 @@ fn a_gate_that_is_never_measured_is_named_before_anything_is_made() {
 }
 
 #[test]
-fn a_state_folder_may_be_named_by_any_path() {
+fn state_directory_may_be_given_by_any_path() {
     let sandbox = Sandbox::new("roundabout");
     sandbox.run(&["up", "--env", "development", "--yes", "--no-gate", "--state-dir", "a/./b/../c"]).expect(0);
     sandbox.run(&["status", "--env", "development", "--state-dir", "a/c"]).expect(0);
@@ -294,7 +294,7 @@ fn a_state_folder_may_be_named_by_any_path() {
 }
 
 #[test]
-fn a_port_in_use_is_named_with_its_holder_and_never_moved() {
+fn port_in_use_is_reported_with_its_process_and_never_changed() {
     let sandbox = Sandbox::new("port");
     let taken = TcpListener::bind(("127.0.0.1", sandbox.port)).unwrap();
     let pid = std::process::id().to_string();
@@ -307,7 +307,7 @@ fn a_port_in_use_is_named_with_its_holder_and_never_moved() {
 }
 
 #[test]
-fn no_home_and_no_environments_folder() {
+fn commands_work_without_home_and_environments_directory() {
     let sandbox = Sandbox::new("homeless");
     let bare = |args: &[&str]| {
         let mut command = sandbox.command(args);
@@ -329,7 +329,7 @@ fn no_home_and_no_environments_folder() {
 }
 
 #[test]
-fn a_path_with_spaces_and_umlauts_is_a_path() {
+fn paths_with_spaces_and_umlauts_are_supported() {
     let folder = tempfile::Builder::new().prefix("Überall ist's \"schön\" $HOME ").tempdir().unwrap();
     let sandbox = Sandbox::at(folder);
     let up = sandbox.up("staging");
@@ -348,7 +348,7 @@ fn a_path_with_spaces_and_umlauts_is_a_path() {
 }
 
 #[test]
-fn a_disk_too_small_is_refused_with_sizes() {
+fn insufficient_disk_space_is_refused_with_sizes() {
     let sandbox = Sandbox::new("disk");
     let small = sandbox.folder().join("state");
     let Some(_small) = Small::mount(small, "size=8m") else { return };
@@ -358,7 +358,7 @@ fn a_disk_too_small_is_refused_with_sizes() {
 }
 
 #[test]
-fn a_disk_that_fills_up_while_it_runs_loses_nothing() {
+fn disk_that_fills_up_at_runtime_loses_nothing() {
     let sandbox = Sandbox::new("full");
     let small = sandbox.folder().join("state");
     let Some(small) = Small::mount(small, "size=700m") else { return };
@@ -384,7 +384,7 @@ fn a_disk_that_fills_up_while_it_runs_loses_nothing() {
 type Damage = (&'static str, fn(&Utf8Path), &'static str, i32, &'static [&'static str]);
 
 #[test]
-fn a_damaged_or_foreign_state_is_refused_and_left_alone() {
+fn damaged_or_foreign_state_is_refused_and_kept() {
     let sandbox = Sandbox::new("state");
     sandbox.up("development");
     let state = sandbox.state("development");
@@ -511,7 +511,7 @@ fn a_damaged_or_foreign_state_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_copied_state_never_touches_what_the_original_runs() {
+fn copied_state_never_affects_the_original_deployment() {
     let sandbox = Sandbox::new("twin");
     sandbox.up("development");
     let before = sandbox.processes();
@@ -526,7 +526,7 @@ fn a_copied_state_never_touches_what_the_original_runs() {
 }
 
 #[test]
-fn a_file_in_the_place_of_the_state_folder() {
+fn file_instead_of_the_state_directory_is_reported() {
     let sandbox = Sandbox::new("file");
     std::fs::write(sandbox.folder().join("state"), "not a folder").unwrap();
     for verb in [&["up", "--no-gate"][..], &["down"], &["plan"], &["status"]] {
@@ -541,7 +541,7 @@ fn a_file_in_the_place_of_the_state_folder() {
 }
 
 #[test]
-fn a_secret_that_is_written_out_is_refused_and_not_repeated() {
+fn plaintext_secret_setting_is_refused_and_not_repeated() {
     let sandbox = Sandbox::new("secret");
     let typed = ["plan", "--env", "staging", "--set", "server.security.jwt_secret=hunter2hunter2"];
     refused(&sandbox, &wrong(&typed, 2, "invalid_environment", &["server.security.jwt_secret", "secret:env:NAME"]));

@@ -15,7 +15,7 @@ fn up_with_model(sandbox: &Sandbox, folder: &Utf8Path) -> textnlp_tests::Said {
 }
 
 #[test]
-fn a_broken_model_is_refused_by_its_name_and_a_whole_one_is_served() {
+fn broken_model_is_refused_by_name_and_an_intact_one_served() {
     let sandbox = Sandbox::new("model");
     let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
     type Spoil = (&'static str, fn(&Utf8Path), &'static str);
@@ -64,7 +64,7 @@ fn a_broken_model_is_refused_by_its_name_and_a_whole_one_is_served() {
 }
 
 #[test]
-fn a_model_that_is_mended_where_it_lies_is_served() {
+fn model_repaired_in_its_source_directory_is_served() {
     let sandbox = Sandbox::new("mended");
     let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
     let folder = sandbox.folder().join("model");
@@ -77,7 +77,7 @@ fn a_model_that_is_mended_where_it_lies_is_served() {
 }
 
 #[test]
-fn a_model_that_changes_where_it_lies_is_delivered_when_it_is_released() {
+fn changed_local_model_is_delivered_only_with_a_new_release() {
     let sandbox = Sandbox::new("changed");
     let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
     let folder = sandbox.folder().join("model");
@@ -121,7 +121,7 @@ fn a_model_that_changes_where_it_lies_is_delivered_when_it_is_released() {
 }
 
 #[test]
-fn a_model_that_does_not_come_holds_up_neither_its_up_nor_the_down_after_it() {
+fn unreachable_model_source_blocks_neither_up_nor_down() {
     let sandbox = Sandbox::new("away");
     // Nobody listens on the first port of this machine.
     let nowhere = ["--set", "models.0.source=https://127.0.0.1:1/m.gguf"];

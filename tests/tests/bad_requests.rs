@@ -26,7 +26,7 @@ fn metric(sandbox: &Sandbox, name: &str, labels: &[&str]) -> f64 {
 }
 
 #[test]
-fn wrong_bodies_are_refused_by_field_and_hint() {
+fn invalid_bodies_are_refused_with_field_and_hint() {
     let sandbox = up("bodies");
     let long = format!(r#"{{"prompt":"{}"}}"#, "word ".repeat(3000));
     let table: &[(&[u8], u16, &str, &str)] = &[
@@ -64,7 +64,7 @@ fn wrong_bodies_are_refused_by_field_and_hint() {
 }
 
 #[test]
-fn a_hundred_megabytes_are_refused_without_being_kept() {
+fn hundred_megabyte_bodies_are_refused_without_buffering() {
     let sandbox = up("huge");
     let server = sandbox.pid("bin/server serve").unwrap();
     let gateway = sandbox.pid(" gateway --config").unwrap();
@@ -120,7 +120,7 @@ fn resident(pid: u32) -> u64 {
 }
 
 #[test]
-fn nonsense_on_the_wire_and_half_requests_hold_nobody_up() {
+fn malformed_and_incomplete_requests_block_no_other_client() {
     let sandbox = up("wire");
     let mut held = Vec::new();
     for start in [
@@ -161,7 +161,7 @@ fn ask_and_hold(sandbox: &Sandbox, path: &str, seed: u64) -> std::net::TcpStream
 }
 
 #[test]
-fn a_client_that_reads_nothing_holds_nobody_up() {
+fn client_that_does_not_read_blocks_no_other_client() {
     let sandbox = up("silent");
     let silent: Vec<_> = (0..40).map(|seed| ask_and_hold(&sandbox, "/v1/stream", seed)).collect();
     for _ in 0..5 {
@@ -175,7 +175,7 @@ fn a_client_that_reads_nothing_holds_nobody_up() {
 }
 
 #[test]
-fn a_client_that_leaves_takes_its_work_along() {
+fn disconnecting_client_stops_its_generation() {
     let sandbox = up("leaver");
     for path in ["/v1/stream", "/v1/generate", "/v1/completions"] {
         let route = format!("route=\"{path}\"");
@@ -196,7 +196,7 @@ fn a_client_that_leaves_takes_its_work_along() {
 }
 
 #[test]
-fn prompts_that_do_not_fit_and_input_that_is_no_text_are_refused_on_the_command_line() {
+fn oversized_prompts_and_non_utf8_input_are_refused_by_the_cli() {
     let sandbox = up("typed");
     let long = "word ".repeat(3000);
     let said = sandbox.run(&["generate", &long]).expect(1);

@@ -206,7 +206,7 @@ fn nothing_was_lost(sandbox: &Sandbox, crowd: &Crowd) {
 }
 
 #[test]
-fn a_new_gateway_takes_over_without_losing_a_request() {
+fn gateway_replacement_fails_no_request() {
     with_a_crowd("over", |sandbox, crowd| {
         replace(sandbox, "second");
         crowd.go_on(20);
@@ -226,7 +226,7 @@ fn a_new_gateway_takes_over_without_losing_a_request() {
 }
 
 #[test]
-fn while_a_killed_gateway_is_away_clients_wait_and_are_not_refused() {
+fn clients_wait_while_a_killed_gateway_restarts() {
     with_a_crowd("away", |sandbox, crowd| {
         for times in 1..=3 {
             let shared = "gateway shares 2 listening sockets";
@@ -244,7 +244,7 @@ fn while_a_killed_gateway_is_away_clients_wait_and_are_not_refused() {
 }
 
 #[test]
-fn down_frees_the_ports_and_another_port_is_taken_instead_of_the_old_one() {
+fn down_frees_the_ports_and_a_changed_port_replaces_the_old_one() {
     let sandbox = Sandbox::new("ports");
     sandbox.up("development");
     let shared = "gateway shares 2 listening sockets";

@@ -106,7 +106,7 @@ fn killed_at_every_growth(sandbox: &Sandbox, args: &[&str]) -> usize {
 }
 
 #[test]
-fn killed_at_every_growth_of_the_journal_up_and_down_still_arrive() {
+fn up_and_down_killed_at_every_journal_write_still_complete() {
     let sandbox = Sandbox::new("growth");
     let up = killed_at_every_growth(&sandbox, &UP);
     assert!(up > 10, "{up} kills are too few for a story");
@@ -147,7 +147,7 @@ fn a_life_with_kills(sandbox: &Sandbox, dice: &mut Dice, story: &str) {
 }
 
 #[test]
-fn killed_at_random_moments_the_next_run_puts_everything_right() {
+fn run_killed_at_a_random_time_is_recovered_by_the_next() {
     let seed = seed();
     println!("TEXTNLP_TEST_SEED={seed}");
     let mut dice = Dice(seed);
@@ -217,7 +217,7 @@ fn a_life_in_a_bucket(seed: u64, life: u64) -> usize {
 /// Each kill costs the next run up to 15 s of waiting for the lease, and 10 s more before it touches what was left open: so the lives
 /// go on beside each other.
 #[test]
-fn killed_with_the_state_in_a_bucket_the_next_run_waits_and_puts_everything_right() {
+fn run_killed_with_state_in_a_bucket_is_recovered_after_the_lease() {
     let seed = seed();
     println!("TEXTNLP_TEST_SEED={seed}");
     let lives: Vec<_> = (0..3).map(|life| std::thread::spawn(move || a_life_in_a_bucket(seed, life))).collect();
@@ -226,7 +226,7 @@ fn killed_with_the_state_in_a_bucket_the_next_run_waits_and_puts_everything_righ
 }
 
 #[test]
-fn up_killed_together_with_everything_it_started() {
+fn up_killed_with_all_its_processes_is_recovered() {
     let seed = seed();
     println!("TEXTNLP_TEST_SEED={seed}");
     let mut dice = Dice(seed);
@@ -257,7 +257,7 @@ fn started_and_at_work(sandbox: &Sandbox, args: &[&str]) -> Child {
 }
 
 #[test]
-fn a_signal_stops_up_and_down_and_the_same_command_goes_on() {
+fn signal_stops_up_and_down_and_rerunning_resumes() {
     let sandbox = Sandbox::new("signal");
     for (name, word) in [(Signal::INT, "SIGINT"), (Signal::TERM, "SIGTERM")] {
         for (args, story) in [(&UP[..], "up"), (&DOWN[..], "down")] {
@@ -277,7 +277,7 @@ fn a_signal_stops_up_and_down_and_the_same_command_goes_on() {
 }
 
 #[test]
-fn a_second_signal_leaves_at_once_and_that_is_safe_too() {
+fn second_signal_stops_immediately_and_safely() {
     let sandbox = Sandbox::new("twice");
     let child = started_and_at_work(&sandbox, &UP);
     signal(child.id(), Signal::INT);
@@ -288,7 +288,7 @@ fn a_second_signal_leaves_at_once_and_that_is_safe_too() {
 }
 
 #[test]
-fn a_signal_while_the_gate_measures_is_answered_once() {
+fn signal_during_the_gate_is_handled_once() {
     let sandbox = Sandbox::new("once");
     let long = ["--set", "gates.users=2", "--set", "gates.hold=10m"];
     let mut child = sandbox.start(&[&["up", "--env", "staging", "--yes"][..], &long].concat());
@@ -304,7 +304,7 @@ fn a_signal_while_the_gate_measures_is_answered_once() {
 }
 
 #[test]
-fn two_at_once_are_one_too_many() {
+fn concurrent_runs_are_refused() {
     let sandbox = Sandbox::new("both");
     let first = started_and_at_work(&sandbox, &UP);
     let holder = first.id();

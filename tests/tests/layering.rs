@@ -101,7 +101,7 @@ const WITHOUT_NETWORK: &[&str] = &["textnlp-inference", "textnlp-control"];
 const PARTS: &[&str] = &["textnlp-keys", "textnlp-token"];
 
 #[test]
-fn crates_import_only_what_the_table_allows() {
+fn crates_import_only_allowed_crates() {
     let crates = our_crates();
     assert!(crates.len() >= 9, "the workspace's members were not found");
     let mut wrong = Vec::new();
@@ -121,7 +121,7 @@ fn crates_import_only_what_the_table_allows() {
 }
 
 #[test]
-fn crates_do_not_know_what_they_must_not_know() {
+fn crates_do_not_depend_on_banned_crates() {
     let crates = our_crates();
     let mut wrong = Vec::new();
     for (name, banned) in MUST_NOT_KNOW {
@@ -135,7 +135,7 @@ fn crates_do_not_know_what_they_must_not_know() {
 }
 
 #[test]
-fn the_orchestrator_names_no_provider_and_no_runtime() {
+fn orchestrator_names_no_provider_and_no_runtime() {
     let crates = provider_crates();
     let mut banned: Vec<String> = crates.iter().map(|name| format!("{}::", name.replace('-', "_"))).collect();
     banned.extend(["println!", "eprintln!"].map(str::to_owned));
@@ -149,7 +149,7 @@ fn the_orchestrator_names_no_provider_and_no_runtime() {
 }
 
 #[test]
-fn services_print_nothing_and_ask_nothing() {
+fn orchestrator_services_neither_print_nor_prompt() {
     let banned = ["print!", "println!", "io::stdin", "io::stdout", "io::stderr", "clap::"];
     let found = named_in(&root().join("orchestrator/service/src"), &banned.map(str::to_owned), |_| false);
     assert_eq!(found, Vec::<String>::new());
@@ -166,7 +166,7 @@ fn services_write_files_durably() {
 }
 
 #[test]
-fn only_the_wiring_of_the_command_line_names_providers() {
+fn only_the_cli_wiring_names_providers() {
     let banned: Vec<String> = provider_crates().iter().map(|name| format!("{}::", name.replace('-', "_"))).collect();
     let is_wiring =
         |file: &Path| file.ends_with("cli/src/clouds.rs") || file.parent().is_some_and(|f| f.ends_with("clouds"));
@@ -174,7 +174,7 @@ fn only_the_wiring_of_the_command_line_names_providers() {
 }
 
 #[test]
-fn a_provider_knows_the_contract_and_no_other_provider() {
+fn providers_depend_on_the_contract_and_no_other_provider() {
     let crates = provider_crates();
     assert!(crates.len() >= 3, "{crates:?}");
     for name in &crates {
@@ -185,7 +185,7 @@ fn a_provider_knows_the_contract_and_no_other_provider() {
 }
 
 #[test]
-fn every_path_in_the_architecture_exists() {
+fn every_path_in_architecture_md_exists() {
     let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let mut known = Vec::new();
     paths(&root(), &mut known);

@@ -28,7 +28,7 @@ fn set_of(names: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_killed_server_and_a_killed_gateway_are_back_by_themselves() {
+fn killed_server_and_gateway_are_restarted_automatically() {
     let sandbox = Sandbox::new("back");
     sandbox.up("development");
     for word in [SERVER, GATEWAY] {
@@ -44,7 +44,7 @@ fn a_killed_server_and_a_killed_gateway_are_back_by_themselves() {
 }
 
 #[test]
-fn a_killed_supervisor_is_named_and_replaced_while_its_children_go_on() {
+fn killed_supervisor_is_reported_and_replaced_without_stopping_programs() {
     let sandbox = Sandbox::new("alone");
     sandbox.up("development");
     let children = [sandbox.pid(SERVER), sandbox.pid(GATEWAY)];
@@ -68,7 +68,7 @@ fn a_killed_supervisor_is_named_and_replaced_while_its_children_go_on() {
 }
 
 #[test]
-fn everything_killed_is_put_up_again() {
+fn up_restarts_everything_after_all_processes_were_killed() {
     let sandbox = Sandbox::new("reboot");
     sandbox.up("development");
     for word in [SUPERVISOR, SERVER, GATEWAY] {
@@ -90,7 +90,7 @@ fn whole_again(sandbox: &Sandbox, environment: &str) {
 type Harm = (&'static str, fn(&camino::Utf8Path), &'static [&'static str]);
 
 #[test]
-fn harmed_files_are_named_and_mended() {
+fn damaged_files_are_reported_and_repaired() {
     let sandbox = Sandbox::new("harm");
     sandbox.up("staging");
     let site = sandbox.site("staging");
@@ -133,7 +133,7 @@ fn harmed_files_are_named_and_mended() {
 }
 
 #[test]
-fn a_changed_value_updates_in_place_exactly_as_planned() {
+fn changed_setting_updates_in_place_exactly_as_planned() {
     let sandbox = Sandbox::new("change");
     sandbox.up("development");
     let (server, gateway) = (sandbox.pid(SERVER), sandbox.pid(GATEWAY));
@@ -171,7 +171,7 @@ fn name(step: &Value) -> String {
 }
 
 #[test]
-fn two_replicas_roll_without_losing_a_request() {
+fn rolling_update_of_two_replicas_fails_no_request() {
     let sandbox = Sandbox::new("roll");
     let two = ["--env", "development", "--yes", "--no-gate", "--set", "scaling.min=2"];
     sandbox.run(&[&["up"], &two[..]].concat()).expect(0);
@@ -232,7 +232,7 @@ fn two_replicas_roll_without_losing_a_request() {
 }
 
 #[test]
-fn a_fresh_certificate_serves_without_a_restart() {
+fn renewed_certificate_is_served_without_a_restart() {
     let sandbox = Sandbox::new("leaf");
     sandbox.up("staging");
     let gateway = sandbox.pid(GATEWAY);

@@ -107,7 +107,7 @@ fn parts(log: &Utf8Path) -> Vec<Utf8PathBuf> {
 }
 
 #[test]
-fn a_database_goes_back_to_between_two_keys_also_on_a_bare_machine() {
+fn point_in_time_restore_recovers_between_two_keys_on_a_bare_machine() {
     if !postgres::is_installed() {
         return;
     }
@@ -235,7 +235,7 @@ fn figure(sandbox: &Sandbox, name: &str) -> Option<i64> {
 }
 
 #[test]
-fn an_archive_that_fails_stops_nothing_is_told_and_goes_on_without_a_gap() {
+fn failing_wal_archive_is_reported_and_resumes_without_a_gap() {
     if !postgres::is_installed() {
         return;
     }
@@ -294,7 +294,7 @@ fn an_archive_that_fails_stops_nothing_is_told_and_goes_on_without_a_gap() {
 }
 
 #[test]
-fn a_full_disk_of_the_archive_is_told_and_the_log_goes_on_when_there_is_room() {
+fn full_archive_disk_is_reported_and_archiving_resumes() {
     if !postgres::is_installed() {
         return;
     }
@@ -324,7 +324,7 @@ fn a_full_disk_of_the_archive_is_told_and_the_log_goes_on_when_there_is_room() {
 }
 
 #[test]
-fn a_log_that_nobody_could_archive_is_refused_with_its_reason() {
+fn unusable_wal_archive_settings_are_refused_with_the_reason() {
     let sandbox = Sandbox::new("nothing");
     let check = |set: &[&str]| {
         let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();

@@ -24,7 +24,7 @@ fn asked_for(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_metric_of_the_rules_and_the_dashboard_is_in_a_scrape() {
+fn every_metric_of_the_rules_and_dashboard_is_scraped() {
     let templates = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("templates/kubernetes");
     let text = |name: &str| std::fs::read_to_string(templates.join(name)).unwrap();
     let (rules, dashboard) = (asked_for(&text("prometheus-rule.yaml")), asked_for(&text("dashboard.json")));

@@ -10,7 +10,7 @@ fn plan(sandbox: &Sandbox, more: &[&str]) -> textnlp_tests::Said {
 }
 
 #[test]
-fn a_saved_plan_is_the_agreement() {
+fn saved_plan_is_applied_without_further_confirmation() {
     let sandbox = Sandbox::new("saved");
     let file = sandbox.folder().join("first.plan");
     let file = file.as_str();
@@ -56,7 +56,7 @@ fn a_saved_plan_is_the_agreement() {
 }
 
 #[test]
-fn a_plan_says_what_it_costs_as_far_as_that_is_known() {
+fn plan_shows_its_cost_as_far_as_it_is_known() {
     let sandbox = Sandbox::new("cost");
     let document = plan(&sandbox, &["-o", "json"]).json();
     assert!(document["cost"]["monthly"].is_null() && document["cost"]["currency"] == "USD", "{}", document["cost"]);
@@ -72,7 +72,7 @@ fn a_plan_says_what_it_costs_as_far_as_that_is_known() {
 }
 
 #[test]
-fn the_provider_is_detected_by_what_is_there_and_the_reason_is_told() {
+fn provider_is_detected_and_the_reason_is_shown() {
     let mut sandbox = Sandbox::new("detected");
     let folder = sandbox.folder().join("environments");
     std::fs::create_dir(&folder).unwrap();
@@ -95,7 +95,7 @@ fn the_provider_is_detected_by_what_is_there_and_the_reason_is_told() {
 }
 
 #[test]
-fn what_is_no_plan_of_this_environment_is_refused_before_anything_happens() {
+fn plan_file_of_another_environment_is_refused_before_any_change() {
     let sandbox = Sandbox::new("edited");
     let file = sandbox.folder().join("a.plan");
     plan(&sandbox, &["--out", file.as_str()]).expect(0);
@@ -123,7 +123,7 @@ fn what_is_no_plan_of_this_environment_is_refused_before_anything_happens() {
 
 /// A replica that is not wanted any more serves until the others have shown that they do without it.
 #[test]
-fn the_old_goes_only_through_the_gate() {
+fn unwanted_replica_is_removed_only_through_the_gate() {
     let sandbox = Sandbox::new("gated");
     let file = sandbox.folder().join("gated.plan");
     let run = |verb: &str, replicas: &str, p95: &str, more: &[&str]| {

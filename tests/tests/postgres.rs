@@ -28,7 +28,7 @@ fn with<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_database_that_somebody_else_runs_is_asked_first_and_left_as_it_is() {
+fn external_database_is_checked_first_and_left_in_place() {
     let Some(cluster) = postgres::shared() else { return };
     let sandbox = Sandbox::new("pg");
     let name = cluster.database();
@@ -81,7 +81,7 @@ fn a_database_that_somebody_else_runs_is_asked_first_and_left_as_it_is() {
 }
 
 #[test]
-fn a_database_of_our_own_survives_its_keeper_and_a_down_and_its_copy_follows() {
+fn managed_database_survives_supervisor_loss_and_down_with_its_replica() {
     if !postgres::is_installed() {
         return;
     }

@@ -33,7 +33,7 @@ fn server_of(release: &Value) -> &str {
 }
 
 #[test]
-fn a_release_is_written_down_compared_and_gone_back_to() {
+fn releases_are_recorded_compared_and_rolled_back() {
     let sandbox = Sandbox::new("releases");
     let (old, new) = (program(), other_program(&sandbox, "newer"));
     assert!(
@@ -93,7 +93,7 @@ fn a_release_is_written_down_compared_and_gone_back_to() {
 }
 
 #[test]
-fn only_what_was_proven_goes_on_to_the_next_environment() {
+fn only_verified_releases_are_promoted() {
     let sandbox = Sandbox::new("promote");
     let (old, new) = (program(), other_program(&sandbox, "newer"));
     let promote = |server: &Utf8Path| {

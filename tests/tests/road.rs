@@ -47,7 +47,7 @@ fn every_shipped_environment_passes_its_check() {
 }
 
 #[test]
-fn staging_from_the_first_plan_to_the_last_down() {
+fn staging_runs_from_the_first_plan_to_the_last_down() {
     let sandbox = Sandbox::new("staging");
 
     // Looking changes nothing.
@@ -131,7 +131,7 @@ fn staging_from_the_first_plan_to_the_last_down() {
 }
 
 #[test]
-fn protected_data_outlives_down_until_its_name_is_typed() {
+fn protected_data_survives_down_until_its_name_is_typed() {
     let sandbox = Sandbox::new("kept");
     let set = ["--env", "development", "--yes", "--set", "data=protected", "-o", "json"];
     let run = |verb: &[&str]| sandbox.run(&verb.iter().chain(&set).copied().collect::<Vec<_>>());
@@ -156,7 +156,7 @@ fn protected_data_outlives_down_until_its_name_is_typed() {
 }
 
 #[test]
-fn development_answers_plainly_and_without_a_key() {
+fn development_answers_over_http_without_a_key() {
     let sandbox = Sandbox::new("development");
     let up = sandbox.run(&with_gate(&["up", "--env", "development", "--yes", "-o", "json"])).expect(0).json();
     assert_eq!(up["address"], format!("http://127.0.0.1:{}", sandbox.port));
@@ -174,7 +174,7 @@ fn development_answers_plainly_and_without_a_key() {
 }
 
 #[test]
-fn keys_let_in_and_keep_out() {
+fn api_keys_grant_and_deny_access() {
     let sandbox = Sandbox::new("keys");
     sandbox.up("staging");
     let enters = |key: &str| sandbox.run(&["generate", "Once", "--max-tokens", "2", "--no-stream", "--api-key", key]);
@@ -233,7 +233,7 @@ fn keys_let_in_and_keep_out() {
 }
 
 #[test]
-fn people_talk_to_what_runs_and_look_into_it() {
+fn cli_requests_and_status_commands_work_on_a_running_environment() {
     let sandbox = Sandbox::new("talk");
     let not_up = sandbox.run(&["generate", "Once upon a time", "--env", "staging"]).expect(2);
     assert!(not_up.err.contains("hint: textnlp-deploy up --env staging"), "{}", not_up.err);
@@ -315,7 +315,7 @@ fn contains(hay: &[u8], needle: &[u8]) -> bool {
 }
 
 #[test]
-fn the_program_says_its_version_and_completes_in_shells() {
+fn cli_prints_its_version_and_shell_completions() {
     assert!(program().exists());
     let sandbox = Sandbox::new("words");
     assert!(sandbox.run(&["--version"]).expect(0).out.contains(env!("CARGO_PKG_VERSION")));

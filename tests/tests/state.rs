@@ -20,7 +20,7 @@ fn json_of(sandbox: &Sandbox, args: &[&str]) -> Value {
 }
 
 #[test]
-fn what_was_written_down_is_shown_compared_and_frozen() {
+fn recorded_state_is_shown_compared_and_frozen() {
     let sandbox = Sandbox::new("a state");
     run(&sandbox, &["state", "list"]).expect(2);
     run(&sandbox, &["doctor"]).expect(0);
@@ -111,7 +111,7 @@ fn tar_text(file: &camino::Utf8Path) -> String {
 }
 
 #[test]
-fn a_lost_state_is_found_again_and_a_damaged_one_is_mended() {
+fn lost_state_is_recovered_and_a_damaged_one_repaired() {
     let sandbox = Sandbox::new("lost");
     sandbox.up("development");
     let lineage = json_of(&sandbox, &["state", "list"])["lineage"].as_str().unwrap().to_owned();
@@ -159,7 +159,7 @@ fn tfstate(exported: &Value) -> Value {
 }
 
 #[test]
-fn a_terraform_state_brings_lost_records_back() {
+fn terraform_state_restores_lost_records() {
     let sandbox = Sandbox::new("terraform");
     sandbox.up("development");
     let exported: Value = serde_json::from_str(&run(&sandbox, &["export", "terraform"]).expect(0).out).unwrap();
@@ -225,7 +225,7 @@ impl InBucket<'_> {
 }
 
 #[test]
-fn a_state_in_a_bucket_bears_a_kill_two_operators_and_a_move() {
+fn state_in_a_bucket_survives_a_kill_two_operators_and_a_move() {
     let Some(bucket) = Bucket::start() else { return };
     let sandbox = Sandbox::new("bucket");
     let bucket = InBucket { sandbox: &sandbox, bucket: &bucket };

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_added_and_links_are_refused() {
+    fn append_adds_bytes_and_refuses_symlinks() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         append(&path, b"one\n", 0o600).unwrap();
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_past_the_size_limit_is_taken_back() {
+    fn append_past_the_size_limit_is_undone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         append(&path, b"one\n", 0o600).unwrap();

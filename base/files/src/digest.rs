@@ -97,7 +97,7 @@ mod tests {
     const MILLION: &str = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";
 
     #[test]
-    fn digests_are_those_of_the_standard_however_the_bytes_come() {
+    fn sha256_matches_the_standard_vectors_for_every_input_path() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("million");
         let million = vec![b'a'; 1_000_000];
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_is_hashed_once_when_it_was_taken() {
+    fn short_writes_are_hashed_once() {
         let mut writer = Hashing::new(Slow(Vec::new(), false));
         writer.write_all(b"abc").unwrap();
         let (slow, digest) = writer.finish();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_named() {
+    fn error_for_a_missing_file_names_the_path() {
         let error = sha256("/nothing/here").unwrap_err();
         assert_eq!((error.to_string().as_str(), error.source.kind()), ("open /nothing/here", io::ErrorKind::NotFound));
     }

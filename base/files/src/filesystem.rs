@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parts_fit_into_the_whole() {
+    fn filesystem_used_and_free_do_not_exceed_the_total() {
         let folder = tempfile::tempdir().unwrap();
         let found = filesystem(folder.path()).unwrap();
         assert!(found.total > 0 && found.used + found.free <= found.total, "{found:?}");

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_exclusive_lock_excludes_and_shared_ones_do_not() {
+    fn exclusive_lock_excludes_others_and_shared_locks_coexist() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let alone = Lock::try_exclusive(&path, 0o600).unwrap().unwrap();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_on_a_file_that_is_gone_excludes_nobody() {
+    fn lock_on_a_deleted_file_does_not_block_a_new_lock() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let old = Lock::try_exclusive(&path, 0o600).unwrap().unwrap();
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_not_locked() {
+    fn lock_refuses_a_symlink() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         std::os::unix::fs::symlink(folder.path().join("elsewhere"), &path).unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_releases_its_lock() {
+    fn lock_is_released_when_its_process_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let mut child = Command::new(std::env::current_exe().unwrap())

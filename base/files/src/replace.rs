@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn content_and_mode_are_replaced_and_nothing_else_remains() {
+    fn replace_sets_content_and_mode_and_leaves_no_temporary_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         fs::write(&path, "old and longer").unwrap();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_holds_the_old_content_until_the_new_one_is_complete() {
+    fn replace_keeps_the_old_content_until_the_new_content_is_complete() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         fs::write(&path, "old").unwrap();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_at_the_path_is_replaced_and_not_followed() {
+    fn replace_overwrites_a_symlink_without_following_it() {
         let folder = tempfile::tempdir().unwrap();
         let (path, target) = (folder.path().join("a"), folder.path().join("target"));
         fs::write(&target, "untouched").unwrap();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn names_need_not_be_utf8() {
+    fn replace_accepts_file_names_that_are_not_utf8() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(OsStr::from_bytes(b"a\xff"));
         Replace::private().write(&path, b"new").unwrap();
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn of_concurrent_writers_one_wins_whole() {
+    fn concurrent_replacements_never_mix_contents() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         std::thread::scope(|scope| {
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_writer_leaves_the_old_content_and_the_next_one_cleans_up() {
+    fn killed_replace_keeps_the_old_content_and_the_next_one_cleans_up() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         fs::write(&path, "old").unwrap();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_past_the_size_limit_leaves_the_old_content_and_nothing_else() {
+    fn replace_past_the_size_limit_keeps_the_old_content() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         fs::write(&path, "old").unwrap();

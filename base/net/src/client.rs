@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn redirects_never_leave_tls() {
+    fn redirects_never_downgrade_from_https() {
         let hop = |from: &str, to: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(LOCATION, HeaderValue::from_static(to));
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_are_read_from_variables_and_their_passwords_are_not_shown() {
+    fn proxy_settings_come_from_variables_and_hide_passwords() {
         let settings = ProxySettings::from_variables(|name| {
             let value = match name {
                 "https_proxy" => "http://user:hunter2@proxy:3128",
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_known_by_its_names_and_queries_are_not_shown() {
+    fn loopback_hosts_are_recognised_and_url_queries_are_hidden() {
         for (url, expected) in [
             ("http://localhost:1", true),
             ("http://127.9.9.9", true),

@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_joined_and_repeated_ones_are_left_out() {
+    fn error_chain_joins_causes_and_drops_repeated_ones() {
         let layers = |texts: &[&'static str]| {
             texts.iter().rev().fold(None, |inner, &text| Some(Box::new(Layer(text, inner)))).unwrap()
         };

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_connections_than_the_limit_wait_until_one_ends() {
+    async fn connections_above_the_limit_wait_until_one_closes() {
         let listener = Listener::Tcp(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = listener.local_addr().unwrap().unwrap();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_unix_socket_is_private_replaces_a_stale_file_and_is_removed() {
+    async fn unix_socket_is_private_replaces_a_stale_file_and_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8Path::from_path(folder.path()).unwrap().join("s.sock");
         drop(UnixListener::bind(&path).unwrap());
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lack_of_resources_slows_the_loop_down() {
+    fn only_resource_exhaustion_slows_the_accept_loop() {
         let of = |errno| is_of_one_connection(&io::Error::from_raw_os_error(errno));
         // ECONNABORTED and ECONNRESET; EMFILE, ENFILE and ENOMEM.
         assert_eq!([103, 104, 24, 23, 12].map(of), [true, true, false, false, false]);

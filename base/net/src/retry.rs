@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_the_longest_and_jitter_takes_at_most_half() {
+    fn backoff_doubles_up_to_the_maximum_and_jitter_halves_at_most() {
         let backoff = Backoff { first: ms(20), longest: ms(100) };
         let pauses: Vec<_> = (1..6).map(|failures| backoff.pause(failures, 1.0).as_millis()).collect();
         assert_eq!(pauses, [20, 40, 80, 100, 100]);
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_as_seconds_and_as_a_date() {
+    fn retry_after_is_parsed_as_seconds_and_as_a_date() {
         let now: Timestamp = "2015-10-21T07:28:00Z".parse().unwrap();
         let after = |text: &str| parse_retry_after(text, now);
         assert_eq!(after(" 7 "), Some(Duration::from_secs(7)));
@@ -317,14 +317,14 @@ mod tests {
     }
 
     #[test]
-    fn one_list_says_which_statuses_are_retried() {
+    fn retryable_statuses_are_defined_in_one_list() {
         let retried: Vec<u16> = (100..600).filter(|status| is_retryable(*status)).collect();
         assert_eq!(retried, [408, 425, 429, 500, 502, 503, 504]);
         assert_eq!(Transient::status(404, Some("1"), Timestamp::UNIX_EPOCH), None);
     }
 
     #[test]
-    fn failures_in_a_row_and_in_all_are_bounded() {
+    fn retry_limits_consecutive_and_total_failures() {
         let clock = FakeClock::default();
         let mut retry = Retry::with_clock(POLICY, &clock);
         let pauses: Vec<_> = (0..3).map(|_| retry.failed(cut(), false).unwrap().as_millis()).collect();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_replaces_the_pause_and_one_that_is_too_long_ends_it() {
+    fn retry_after_replaces_the_backoff_and_too_long_a_wait_gives_up() {
         let clock = FakeClock::default();
         let mut retry = Retry::with_clock(POLICY, &clock);
         assert_eq!(retry.failed(throttled("2"), false), Ok(ms(2000)));
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_429_that_does_not_end_is_throttling_with_and_without_retry_after() {
+    fn persistent_429_is_throttling_with_and_without_retry_after() {
         for header in [None, Some("1")] {
             let clock = FakeClock::default();
             let mut retry = Retry::with_clock(POLICY, &clock);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn no_attempt_starts_after_the_time_is_up() {
+    fn no_attempt_starts_after_the_deadline() {
         let clock = FakeClock::default();
         let mut retry =
             Retry::with_clock(RetryPolicy { attempts: 100, attempts_total: 100, ..POLICY }.within(ms(250)), &clock);
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_runs_until_it_succeeds_fails_for_good_or_is_exhausted() {
+    async fn retry_runs_until_success_a_permanent_error_or_exhaustion() {
         let check = async |errors: &'static [&'static str]| {
             let (clock, mut calls) = (FakeClock::default(), 0);
             let policy = RetryPolicy::new(3, POLICY.backoff);

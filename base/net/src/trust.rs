@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bad_files_are_named_with_what_is_wrong() {
+    fn invalid_ca_files_are_reported_with_the_reason() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(folder.path()).unwrap();
         let says = |name: &str, content: &[u8]| {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn files_add_to_the_public_authorities_or_replace_them() {
+    fn ca_files_extend_or_replace_the_public_roots() {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let pem = made.cert.pem();
         let public = TrustRoots::public();

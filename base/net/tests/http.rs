@@ -54,7 +54,7 @@ fn client(options: ClientOptions) -> Client {
 }
 
 #[tokio::test]
-async fn a_credential_reaches_its_own_address_and_no_redirect_target() {
+async fn credentials_are_sent_to_their_host_and_not_to_a_redirect_target() {
     let (storage, at_storage) = server(|_| answer("200 OK", "", "content")).await;
     let to = storage.join("blob?signature=x").unwrap();
     let (hub, at_hub) = server(move |head| match head.starts_with("get /here ") {
@@ -76,7 +76,7 @@ async fn a_credential_reaches_its_own_address_and_no_redirect_target() {
 }
 
 #[tokio::test]
-async fn redirects_without_tls_and_endless_ones_are_refused() {
+async fn redirects_without_tls_and_redirect_loops_are_refused() {
     let client = client(ClientOptions::default());
     let refused = async |url: &Url| match follow(&client, url, &HeaderMap::new(), |_| None, is_loopback).await {
         Err(RequestError::Redirect { url, reason }) => format!("{url} {reason}"),
@@ -91,7 +91,7 @@ async fn redirects_without_tls_and_endless_ones_are_refused() {
 }
 
 #[tokio::test]
-async fn a_client_of_one_service_does_not_leave_its_host() {
+async fn same_host_client_does_not_follow_redirects_to_other_hosts() {
     let client = build(ClientOptions::default().builder().unwrap().redirect(same_host())).unwrap();
     let (other, at_other) = server(|_| answer("200 OK", "", "there")).await;
     // Another name of this machine is another host.
@@ -109,7 +109,7 @@ async fn a_client_of_one_service_does_not_leave_its_host() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_too_long_or_cut_are_errors() {
+async fn oversized_and_truncated_bodies_are_errors() {
     let client = client(ClientOptions::default());
     let (url, _) = server(|head| match head.starts_with("get /cut ") {
         true => "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\nnot all".to_owned(),
@@ -123,7 +123,7 @@ async fn bodies_that_are_too_long_or_cut_are_errors() {
 }
 
 #[tokio::test]
-async fn throttling_is_recognised_with_its_header() {
+async fn throttling_is_recognised_with_retry_after() {
     let client = client(ClientOptions::default());
     let (url, _) = server(|_| answer("429 Too Many Requests", "Retry-After: 7\r\n", "")).await;
     let failure = transient(&client.get(url).send().await.unwrap()).unwrap();
@@ -141,7 +141,7 @@ async fn throttling_is_recognised_with_its_header() {
 }
 
 #[tokio::test]
-async fn proxies_are_used_except_for_hosts_that_are_reached_directly() {
+async fn proxies_are_used_except_for_no_proxy_hosts() {
     let (proxy, at_proxy) = server(|_| answer("200 OK", "", "by the proxy")).await;
     let (direct, _) = server(|_| answer("200 OK", "", "directly")).await;
     let settings = ProxySettings {
@@ -164,7 +164,7 @@ async fn proxies_are_used_except_for_hosts_that_are_reached_directly() {
 }
 
 #[tokio::test]
-async fn a_private_authority_is_trusted_when_it_is_given_and_only_then() {
+async fn private_ca_is_trusted_only_when_configured() {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();

@@ -146,7 +146,7 @@ mod tests {
     use std::io::Read as _;
 
     #[test]
-    fn long_names_and_all_modes_arrive_with_tar() {
+    fn long_names_and_all_modes_are_readable_by_tar() {
         let dir = tempfile::tempdir().unwrap();
         let mut layer = Layer::new(1_700_000_000);
         let deep = format!("{}/{}", "d".repeat(90), "n".repeat(60));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn records_count_their_own_length() {
+    fn layer_pax_record_length_includes_itself() {
         assert_eq!(record("a", "b"), b"6 a=b\n");
         assert_eq!(record("path", &"x".repeat(88)).len(), 97);
         for n in 0..1100 {

@@ -358,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn challenges_are_read_with_commas_in_quotes() {
+    fn auth_challenges_are_parsed_with_quoted_commas() {
         let of = |text: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(text));
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_do_not_show_and_do_not_travel() {
+    fn passwords_are_hidden_and_not_sent_to_other_hosts() {
         let credentials = Credentials { user: "me".to_owned(), password: Secret::new("hunter2") };
         let options = Options { credentials: Some(credentials), ..Options::default() };
         assert!(!format!("{options:?}").contains("hunter2"));

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_as_engines_read_them() {
+    fn image_references_are_parsed_as_container_engines_do() {
         let digest = Digest::of(b"x");
         for (text, meant) in [
             ("postgres", "docker.io/library/postgres".to_owned()),
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn malformed_image_references_are_refused() {
         for text in [
             "",
             "/",

@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_read_from_any_offset_as_if_they_were_one_file() {
+    fn content_parts_are_read_from_any_offset_as_one_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::try_from(folder.path().join("middle")).unwrap();
         std::fs::write(&path, b"defgh").unwrap();

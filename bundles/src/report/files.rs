@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_older_scripts() {
+    fn legacy_report_names_match_those_of_older_scripts() {
         for (image, name) in [
             ("docker.io/library/postgres:15", "scan_postgres.json"),
             ("textnlp-api:1.0.0", "scan_textnlp-api.json"),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_in_the_name() {
+    fn glob_star_matches_within_the_file_name() {
         assert!(fits("scan_*.json", "scan_a.json") && fits("*", "a") && fits("a*b*c", "a1b2c") && fits("a", "a"));
         assert!(!fits("scan_*.json", "scan_a.html") && !fits("a*b*c", "a1c") && !fits("a", "ab"));
     }

@@ -67,7 +67,7 @@ fn report() -> Report {
 }
 
 #[test]
-fn a_report_is_read_back_from_its_document() {
+fn report_round_trips_through_its_json_document() {
     let report = report();
     let bytes = to_json(&report);
     assert_eq!(from_json(&bytes, "a").unwrap(), report);
@@ -76,7 +76,7 @@ fn a_report_is_read_back_from_its_document() {
 }
 
 #[test]
-fn keys_of_the_document_stay_as_they_are() {
+fn report_json_keys_are_stable() {
     let value: serde_json::Value = serde_json::from_slice(&to_json(&report())).unwrap();
     let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
     assert_eq!(keys(&value), "format target made_at databases findings allowed listed not_looked_at summary");
@@ -89,7 +89,7 @@ fn keys_of_the_document_stay_as_they_are() {
 }
 
 #[test]
-fn the_page_says_everything_escapes_everything_and_needs_nothing() {
+fn html_report_is_complete_escaped_and_self_contained() {
     let page = to_html("Security scan", &[report()], Some(Severity::High));
     for wanted in [
         "✗ shut",
@@ -112,14 +112,14 @@ fn the_page_says_everything_escapes_everything_and_needs_nothing() {
 }
 
 #[test]
-fn an_address_that_is_none_is_no_link() {
+fn unsafe_urls_are_not_linked_in_the_html_report() {
     let mut report = report();
     report.findings[0].url = Some("javascript:alert(1)".to_owned());
     assert!(!to_html("a", &[report], None).contains("href=\"javascript"));
 }
 
 #[test]
-fn the_paper_is_sound_and_holds_every_finding() {
+fn pdf_report_is_valid_and_lists_every_finding() {
     let report = report();
     let bytes = to_pdf("Security scan of a bundle", std::slice::from_ref(&report), Some(Severity::High));
     assert_eq!(bytes, to_pdf("Security scan of a bundle", std::slice::from_ref(&report), Some(Severity::High)));
@@ -144,7 +144,7 @@ fn the_paper_is_sound_and_holds_every_finding() {
 }
 
 #[test]
-fn scans_in_files_of_older_names_become_one_report() {
+fn legacy_report_files_are_merged_into_one_report() {
     let folder = tempfile::tempdir().unwrap();
     let root = Utf8Path::from_path(folder.path()).unwrap();
     let images = [("docker.io/library/postgres:15".to_owned(), report()), ("quay.io/postgres:16".to_owned(), report())];

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_fit_and_lose_nothing() {
+    fn wrapped_lines_fit_and_lose_no_text() {
         let text = "a word, averyveryverylongwordwithoutanyblank/that-must_be.broken somewhere — and “more” ≥ 1";
         for most in [20.0, 60.0, 200.0] {
             let lines = wrap(text, Font::Regular, 10.0, most);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn widths_are_those_of_the_font() {
+    fn text_widths_match_the_font_metrics() {
         assert!((width(b"Hello", Font::Regular, 1000.0) - 2278.0).abs() < 0.1);
         assert!((width(b"Hello", Font::Bold, 1000.0) - 2445.0).abs() < 0.1);
         assert!((width(&encode("€…"), Font::Regular, 1000.0) - 1556.0).abs() < 0.1);

@@ -45,7 +45,7 @@ fn all() -> Vec<Sbom> {
 }
 
 #[test]
-fn the_same_content_gives_the_same_bytes_and_another_another_number() {
+fn sbom_is_deterministic_and_serial_numbers_differ_by_content() {
     let (first, second) = (all(), all());
     assert_eq!(first, second);
     let serials: std::collections::BTreeSet<&str> =
@@ -54,7 +54,7 @@ fn the_same_content_gives_the_same_bytes_and_another_another_number() {
 }
 
 #[test]
-fn every_crate_of_the_lock_file_is_listed_with_its_checksum_and_its_needs() {
+fn sbom_lists_every_locked_crate_with_checksum_and_dependencies() {
     let lock = Lock::parse(LOCK).unwrap();
     let sbom = program(&subject("everything"), &[], Some(&lock), "no such crate");
     let elsewhere = lock.packages.iter().filter(|p| is_elsewhere(&p.name, &p.version)).count();
@@ -82,7 +82,7 @@ fn every_crate_of_the_lock_file_is_listed_with_its_checksum_and_its_needs() {
 }
 
 #[test]
-fn a_program_lists_only_what_it_reaches() {
+fn program_sbom_lists_only_reachable_crates() {
     let text = "version = 4\n[[package]]\nname = \"top\"\nversion = \"1.0.0\"\ndependencies = [\"a\", \"b 2.0.0\"]\n\
         [[package]]\nname = \"other\"\nversion = \"1.0.0\"\ndependencies = [\"c\"]\n\
         [[package]]\nname = \"a\"\nversion = \"1.0.0\"\nsource = \"sparse+https://index.crates.io/\"\n\
@@ -104,7 +104,7 @@ fn a_program_lists_only_what_it_reaches() {
 }
 
 #[test]
-fn every_crate_that_is_linked_into_the_program_has_a_license() {
+fn every_linked_crate_has_a_license() {
     let lock = Lock::parse(LOCK).unwrap();
     let sbom = program(&subject("textnlp-deploy"), &[], Some(&lock), "textnlp-deploy");
     let components = sbom.value()["components"].as_array().unwrap();
@@ -117,7 +117,7 @@ fn every_crate_that_is_linked_into_the_program_has_a_license() {
 }
 
 #[test]
-fn a_program_of_others_claims_no_crates_of_ours_and_has_its_digest() {
+fn sbom_of_an_external_program_lists_its_digest_and_no_crates() {
     let files = [file("bin/linux-arm64/textnlp-deploy")];
     let sbom = program(&subject("textnlp-deploy"), &files, None, "textnlp-deploy");
     let [component] = &sbom.value()["components"].as_array().unwrap()[..] else { panic!("{}", sbom.value()) };
@@ -128,7 +128,7 @@ fn a_program_of_others_claims_no_crates_of_ours_and_has_its_digest() {
 }
 
 #[test]
-fn packages_are_read_back_from_their_urls() {
+fn packages_are_parsed_from_purls() {
     for (purl, wanted) in [
         ("pkg:cargo/tar@0.4.20", Some(("crates.io", "tar", "0.4.20"))),
         ("pkg:cargo/tar@0.4.20?repository_url=https://example.com", None),
@@ -152,7 +152,7 @@ fn packages_are_read_back_from_their_urls() {
 }
 
 #[test]
-fn licenses_in_the_table_are_those_of_the_manifests() {
+fn license_table_matches_the_crate_manifests() {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--offline", "--locked", "--manifest-path"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
@@ -185,7 +185,7 @@ fn python() -> Option<String> {
 }
 
 #[test]
-fn the_official_schema_holds() {
+fn sboms_validate_against_the_official_cyclonedx_schema() {
     let Some(python) = python() else {
         assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "the validator must be there");
         eprintln!(

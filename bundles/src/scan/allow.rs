@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_reaches_to_the_end_of_the_path() {
+    fn allowance_pattern_matches_to_the_end_of_the_path() {
         for (pattern, place, wanted) in [
             ("*", "anything:4", true),
             ("sbom/*", "sbom/program.cdx.json", true),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_without_reason_or_with_unknown_keys_is_refused() {
+    fn allowances_without_reason_or_with_unknown_keys_are_refused() {
         let good = "allow: [ { id: a, path: '*', reason: because it is so, until: 2027-01-31 } ]";
         assert_eq!(read(good, "f").unwrap().len(), 1);
         for bad in [

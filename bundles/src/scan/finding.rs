@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_is_shut_from_its_severity_on() {
+    fn gate_closes_at_its_severity_threshold() {
         let report = report(vec![finding(Severity::Medium)]);
         assert_eq!(gate(&report, Severity::High), Gate::Open);
         let Gate::Shut { blockers } = gate(&report, Severity::Medium) else { panic!("medium is as bad as medium") };
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_is_shut_when_something_required_was_not_looked_at() {
+    fn gate_closes_when_a_required_scan_was_skipped() {
         let mut report = report(Vec::new());
         report.not_looked_at("images", "there are none", false);
         assert!(gate(&report, Severity::Info).is_open());
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_comes_first_and_nothing_twice() {
+    fn findings_are_sorted_by_severity_and_deduplicated() {
         let report = report(vec![
             finding(Severity::Low),
             finding(Severity::Critical),

@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_of_keys_are_found_with_their_line() {
+    fn secret_patterns_are_found_with_their_line_number() {
         let hex: String = "0123456789abcdef".repeat(5);
         for (text, wanted) in [
             (format!("a\n-----BEGIN RSA {}-----\n{}\n", "PRIVATE KEY", body(64)), "private-key f:2"),
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_one_is_not() {
+    fn secret_lookalikes_are_not_findings() {
         for text in [
             "-----BEGIN PRIVATE KEY-----",
             "if line == \"-----BEGIN PRIVATE KEY-----\" {",
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn binaries_and_long_texts_are_not_read_and_long_lines_are() {
+    fn binaries_and_oversized_files_are_skipped_and_long_lines_scanned() {
         let mut findings = Vec::new();
         let mut one = |bytes: &[u8], size: u64| {
             findings.clear();
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_files_name_can_be_enough() {
+    fn secret_files_are_recognised_by_name() {
         let id = |path: &str| by_name(path, path).map(|f| f.id);
         assert_eq!(id("a/.env").as_deref(), Some("environment-file"));
         assert_eq!(id("a/prod.env").as_deref(), Some("environment-file"));

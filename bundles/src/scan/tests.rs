@@ -148,7 +148,7 @@ fn by_us(database: Database, lock: &str) -> BTreeSet<(String, String, String, bo
 }
 
 #[test]
-fn the_same_is_found_as_by_cargo_audit() {
+fn scan_results_match_cargo_audit() {
     let (_guard, folder) = temporary();
     let database = small_database(&folder);
     let lock = lock_around(&database);
@@ -174,7 +174,7 @@ fn real_database() -> Option<Utf8PathBuf> {
 }
 
 #[test]
-fn around_every_version_of_the_real_database_the_same_is_found_as_by_cargo_audit() {
+fn scan_results_match_cargo_audit_for_the_full_advisory_database() {
     let Some(folder) = real_database() else { return };
     let database = Database::from_rustsec(&folder, None).unwrap();
     assert_eq!(database.unread(), []);
@@ -187,7 +187,7 @@ fn around_every_version_of_the_real_database_the_same_is_found_as_by_cargo_audit
 }
 
 #[test]
-fn the_real_database_is_carried_in_little_room() {
+fn full_advisory_database_is_stored_compactly() {
     let Some(folder) = real_database() else { return };
     let database = Database::from_rustsec(&folder, None).unwrap();
     let bytes = database.to_bytes();
@@ -197,7 +197,7 @@ fn the_real_database_is_carried_in_little_room() {
 }
 
 #[test]
-fn a_carried_database_finds_the_same_and_is_refused_when_it_was_changed() {
+fn included_advisories_find_the_same_and_a_changed_copy_is_refused() {
     let (_guard, folder) = temporary();
     let database = small_database(&folder);
     let lock = lock_around(&database);
@@ -213,7 +213,7 @@ fn a_carried_database_finds_the_same_and_is_refused_when_it_was_changed() {
 }
 
 #[test]
-fn an_advisory_that_cannot_be_read_keeps_the_gate_shut() {
+fn unreadable_advisory_keeps_the_gate_closed() {
     let (_guard, folder) = temporary();
     small_database(&folder);
     put(&folder, "crates/odd/RUSTSEC-2026-8000.md", "no TOML");
@@ -225,7 +225,7 @@ fn an_advisory_that_cannot_be_read_keeps_the_gate_shut() {
 }
 
 #[test]
-fn without_advisories_crates_are_not_called_clean() {
+fn crates_are_not_reported_clean_without_advisories() {
     let lock = "version = 4\n[[package]]\nname = \"a\"\nversion = \"1.0.0\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n";
     let report = Scan::new(settings()).of_lock("Cargo.lock", lock).unwrap();
     assert_eq!(report.not_looked_at[0].why, "1 packages listed, not matched: no advisory data for Rust crates");
@@ -233,7 +233,7 @@ fn without_advisories_crates_are_not_called_clean() {
 }
 
 #[test]
-fn old_advisories_are_a_finding() {
+fn outdated_advisories_are_a_finding() {
     let (_guard, folder) = temporary();
     let database = small_database(&folder);
     let scan = |now: &str, days: i64| {
@@ -291,7 +291,7 @@ const RELEASE: &[u8] = b"ID=debian\nVERSION_ID=\"12\"\n";
 const STATUS: &[u8] = b"Package: libssl3\nStatus: install ok installed\nSource: openssl\nVersion: 3.0.11-1~deb12u1\nArchitecture: amd64\n\nPackage: bash\nStatus: install ok installed\nVersion: 5.2.15-2\n";
 
 #[test]
-fn what_an_image_holds_in_the_end_is_looked_at_and_what_it_ever_held() {
+fn image_scan_covers_the_final_and_the_deleted_layer_content() {
     let (_guard, root) = temporary();
     let key = format!("-----BEGIN {}-----\n{}\n", "PRIVATE KEY", "aB3dE5gH7jK9mN1pQ2sT4vW6xY8zC0fR".repeat(2));
     let program = image::program_with(r#"{"packages":[{"name":"plain","version":"1.0.0","source":"crates.io"}]}"#);
@@ -359,7 +359,7 @@ fn what_an_image_holds_in_the_end_is_looked_at_and_what_it_ever_held() {
 }
 
 #[test]
-fn an_operators_own_advisories_match_packages_of_a_distribution() {
+fn user_provided_advisories_match_distribution_packages() {
     let (_guard, root) = temporary();
     layout(
         &root,
@@ -397,7 +397,7 @@ fn an_operators_own_advisories_match_packages_of_a_distribution() {
 }
 
 #[test]
-fn bombs_and_what_cannot_be_unpacked_are_said() {
+fn decompression_bombs_and_unreadable_layers_are_reported() {
     let (_guard, root) = temporary();
     let bomb = gzip(&layer(&[("big", 0o644, &vec![b'a'; 8 << 20])]));
     let zstd = [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0; 64]].concat();
@@ -416,7 +416,7 @@ fn bombs_and_what_cannot_be_unpacked_are_said() {
 }
 
 #[test]
-fn a_folder_is_looked_through_and_what_is_not_is_said() {
+fn directory_scan_reports_findings_and_what_it_skipped() {
     let (_guard, root) = temporary();
     put(&root, "configs/a/environment.yaml", "environment: a\nphase: air-gapped\ntls: { mode: 'off' }\n");
     put(&root, "configs/a/broken.yaml", "a: [");
@@ -455,7 +455,7 @@ fn a_folder_is_looked_through_and_what_is_not_is_said() {
 }
 
 #[test]
-fn what_is_allowed_is_moved_aside_until_its_day() {
+fn allowed_findings_are_suppressed_until_the_expiry_date() {
     let list = "allow:\n- { id: tls-off, path: a.yaml, reason: a test without people, until: 2026-09-01 }\n\
         - { id: cors-any, path: '*', reason: nobody needs this one, until: 2027-09-01 }\n";
     let allow = allow::read(list, "scan-allow.yaml").unwrap();
@@ -471,7 +471,7 @@ fn what_is_allowed_is_moved_aside_until_its_day() {
 }
 
 #[test]
-fn every_error_has_a_hint() {
+fn every_scan_error_has_a_hint() {
     let (_guard, folder) = temporary();
     let errors = [
         Database::from_folder(&folder).unwrap_err(),

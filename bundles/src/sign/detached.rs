@@ -49,7 +49,7 @@ mod tests {
     use crate::sign::keygen;
 
     #[test]
-    fn one_changed_byte_or_another_key_is_found() {
+    fn detached_signature_detects_a_changed_byte_and_another_key() {
         let dir = tempfile::tempdir().unwrap();
         let dir = Utf8Path::from_path(dir.path()).unwrap();
         let public = keygen(&dir.join("a.key"), &dir.join("a.pub"), None).unwrap();

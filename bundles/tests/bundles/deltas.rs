@@ -55,7 +55,7 @@ fn apply(shop: &Workshop, site: &Site, delta: &str) -> Result<Unpacked> {
 }
 
 #[test]
-fn one_changed_tensor_ships_its_bytes_and_little_more() {
+fn delta_of_one_changed_tensor_contains_little_more_than_it() {
     let shop = Workshop::new();
     let mut inputs = shop.inputs();
     let with = |third: u64| safetensors(&[(1, 20 << 20), (2, 6 << 20), (third, 3_000_000), (4, 9 << 20)]);
@@ -82,7 +82,7 @@ fn one_changed_tensor_ships_its_bytes_and_little_more() {
 }
 
 #[test]
-fn one_changed_layer_ships_its_bytes_and_little_more() {
+fn delta_of_one_changed_layer_contains_little_more_than_it() {
     let shop = Workshop::new();
     let mut inputs = shop.inputs();
     for n in 0..5 {
@@ -102,7 +102,7 @@ fn one_changed_layer_ships_its_bytes_and_little_more() {
 }
 
 #[test]
-fn unchanged_and_renamed_content_costs_nothing() {
+fn delta_of_unchanged_or_renamed_content_is_empty() {
     let shop = Workshop::new();
     let base = contents(&shop, "a.tar", &shop.inputs());
     let made = make(&shop, Some(&base), "a.tar", &Scope::Everything, "same.tar");
@@ -120,7 +120,7 @@ fn unchanged_and_renamed_content_costs_nothing() {
 }
 
 #[test]
-fn ten_independent_deltas_end_in_the_same_content_in_any_order() {
+fn ten_independent_deltas_converge_in_any_order() {
     let shop = Workshop::new();
     let mut inputs = shop.inputs();
     let paths: Vec<String> = (0..10).map(|n| format!("models/m{n}/weights.bin")).collect();
@@ -170,7 +170,7 @@ fn ten_independent_deltas_end_in_the_same_content_in_any_order() {
 }
 
 #[test]
-fn a_delta_on_another_base_is_refused_by_name() {
+fn delta_on_another_base_is_refused_with_the_mismatches() {
     let shop = Workshop::new();
     let inputs = |config: &[u8], weights: u64| {
         let mut inputs = shop.inputs();
@@ -195,7 +195,7 @@ fn a_delta_on_another_base_is_refused_by_name() {
 }
 
 #[test]
-fn chosen_models_ship_without_a_base_and_from_files() {
+fn selected_models_are_delivered_without_a_base() {
     let shop = Workshop::new();
     contents(&shop, "a.tar", &shop.inputs());
     let site = install(&shop, "a.tar", "site");
@@ -220,7 +220,7 @@ fn chosen_models_ship_without_a_base_and_from_files() {
 }
 
 #[test]
-fn a_delta_is_applied_from_a_stream_too() {
+fn delta_can_be_applied_from_a_stream() {
     let shop = Workshop::new();
     let base = contents(&shop, "a.tar", &shop.inputs());
     let mut inputs = shop.inputs();
@@ -236,7 +236,7 @@ fn a_delta_is_applied_from_a_stream_too() {
 }
 
 #[test]
-fn an_altered_base_is_not_built_upon() {
+fn delta_on_an_altered_base_is_refused() {
     let shop = Workshop::new();
     let base = contents(&shop, "a.tar", &shop.inputs());
     let mut inputs = shop.inputs();
@@ -253,7 +253,7 @@ fn an_altered_base_is_not_built_upon() {
 }
 
 #[test]
-fn a_diff_names_items_files_and_bytes() {
+fn bundle_diff_lists_items_files_and_bytes() {
     let shop = Workshop::new();
     let base = contents(&shop, "a.tar", &shop.inputs());
     let mut inputs = shop.inputs();
@@ -275,7 +275,7 @@ fn read_so_far() -> u64 {
 }
 
 #[test]
-fn an_update_that_was_stopped_reads_little_again() {
+fn interrupted_update_rereads_little() {
     use std::sync::atomic::{AtomicBool, Ordering};
     const WEIGHTS: usize = 48 << 20;
     const AGAIN: u64 = 8 << 20;

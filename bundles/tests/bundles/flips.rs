@@ -86,14 +86,14 @@ fn check_flip(sample: usize, at: usize, bit: u8) {
 }
 
 #[test]
-fn the_samples_are_whole() {
+fn sample_bundles_are_valid() {
     for sample in samples() {
         assert_eq!(found(sample.clone()), None);
     }
 }
 
 #[test]
-fn every_flipped_byte_of_the_front_is_found() {
+fn every_flipped_byte_in_the_bundle_header_is_detected() {
     for sample in 0..samples().len() {
         for at in (0..16_000).step_by(3) {
             check_flip(sample, at, (at % 8) as u8);
@@ -109,18 +109,18 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_flipped_bit_is_found_and_named(sample in 0..3usize, at: usize, bit in 0..8u8) {
+    fn any_flipped_bit_is_detected_and_located(sample in 0..3usize, at: usize, bit in 0..8u8) {
         check_flip(sample, at, bit);
     }
 
     #[test]
-    fn any_shorter_bundle_is_refused(sample in 0..3usize, length: usize) {
+    fn any_truncated_bundle_is_refused(sample in 0..3usize, length: usize) {
         let bytes = &samples()[sample];
         prop_assert!(found(bytes[..length % bytes.len()].to_vec()).is_some());
     }
 
     #[test]
-    fn any_bytes_in_place_of_the_manifest_are_refused(sample in 0..3usize, noise in proptest::collection::vec(any::<u8>(), 0..3000)) {
+    fn arbitrary_bytes_instead_of_the_manifest_are_refused(sample in 0..3usize, noise in proptest::collection::vec(any::<u8>(), 0..3000)) {
         let mut bytes = samples()[sample].clone();
         if !noise.is_empty() {
             bytes[512..512 + noise.len()].copy_from_slice(&noise);
@@ -131,7 +131,7 @@ proptest! {
 
     /// Valid JSON with pieces exchanged goes deeper than noise does.
     #[test]
-    fn a_mutated_manifest_never_panics(sample in 0..3usize, edits in proptest::collection::vec((any::<usize>(), any::<usize>(), 0..40usize), 1..6)) {
+    fn parsing_a_mutated_manifest_never_panics(sample in 0..3usize, edits in proptest::collection::vec((any::<usize>(), any::<usize>(), 0..40usize), 1..6)) {
         let bytes = &samples()[sample];
         let end = bytes.iter().skip(512).position(|byte| *byte == b' ').unwrap_or(4096) + 512;
         let mut text = bytes[512..end].to_vec();

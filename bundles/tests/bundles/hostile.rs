@@ -65,7 +65,7 @@ fn fix(header: &mut [u8]) {
 }
 
 #[test]
-fn members_that_are_no_plain_files_are_refused() {
+fn non_regular_members_are_refused() {
     for (kind, words) in [
         (b'1', "it is a link"),
         (b'2', "it is a link"),
@@ -87,7 +87,7 @@ fn members_that_are_no_plain_files_are_refused() {
 }
 
 #[test]
-fn headers_with_other_names_sizes_owners_and_modes_are_refused() {
+fn headers_with_unexpected_names_sizes_owners_or_modes_are_refused() {
     for name in ["../../escape\0", "/etc/passwd\0", "install.sh\0x"] {
         refused(&forge("install.sh", |header| header[..name.len()].copy_from_slice(name.as_bytes())), "its header");
     }
@@ -101,7 +101,7 @@ fn headers_with_other_names_sizes_owners_and_modes_are_refused() {
 }
 
 #[test]
-fn a_first_member_that_claims_too_much_is_not_read() {
+fn first_member_with_an_excessive_size_is_not_read() {
     for size in ["77777777777", "11240000000", "00000000000", "00000000007"] {
         let bytes = forge("manifest.json", |header| header[124..135].copy_from_slice(size.as_bytes()));
         refused(&bytes, "its header claims");
@@ -111,7 +111,7 @@ fn a_first_member_that_claims_too_much_is_not_read() {
 }
 
 #[test]
-fn an_extended_header_in_between_is_refused() {
+fn unexpected_extended_header_is_refused() {
     let bytes = valid();
     let at = header(&bytes, "install.sh");
     let mut pax = vec![0; 2 * BLOCK];
@@ -126,7 +126,7 @@ fn an_extended_header_in_between_is_refused() {
 }
 
 #[test]
-fn filling_and_endings_are_part_of_the_bundle() {
+fn bundle_padding_and_trailer_are_verified() {
     let mut bytes = valid();
     let at = header(&bytes, "install.sh");
     bytes[at + 2 * BLOCK - 1] = 1;
@@ -139,7 +139,7 @@ fn filling_and_endings_are_part_of_the_bundle() {
 }
 
 #[test]
-fn what_is_no_bundle_is_said_to_be_none() {
+fn non_bundles_are_refused_as_such() {
     refused(b"", "not a bundle");
     refused(b"hello", "not a bundle");
     refused(&[0; 4096], "not a bundle");
@@ -147,7 +147,7 @@ fn what_is_no_bundle_is_said_to_be_none() {
 }
 
 #[test]
-fn a_bundle_that_ends_early_is_refused() {
+fn truncated_bundle_is_refused() {
     let bytes = valid();
     for length in [511, 512, 5000, bytes.len() / 2, bytes.len() - 1] {
         let shop = Workshop::new();
@@ -187,7 +187,7 @@ fn text(manifest: &Manifest) -> String {
 }
 
 #[test]
-fn manifests_with_paths_that_lead_elsewhere_are_refused() {
+fn manifests_with_unsafe_paths_are_refused() {
     for (path, words) in [
         ("/etc/passwd", "it is absolute"),
         ("../etc/passwd", "`.` or `..`"),
@@ -212,7 +212,7 @@ fn manifests_with_paths_that_lead_elsewhere_are_refused() {
 }
 
 #[test]
-fn manifests_that_do_not_add_up_are_refused() {
+fn inconsistent_manifests_are_refused() {
     let twice = manifest(vec![file("bin/x", &[1]), file("bin/x", &[1])]);
     refused(&around(&text(&twice)), "`bin/x` is listed twice");
     let unordered = manifest(vec![file("models/x", &[1]), file("bin/x", &[1])]);
@@ -239,7 +239,7 @@ fn manifests_that_do_not_add_up_are_refused() {
 }
 
 #[test]
-fn manifests_in_another_form_are_refused() {
+fn non_canonical_manifests_are_refused() {
     let good = text(&manifest(vec![file("bin/x", &[1])]));
     refused(&around(&good.replace("{\"format\":1", "{ \"format\":1")), "canonical");
     refused(&around(&good.replacen("{\"format\":1,", "{\"format\":1,\"extra\":1,", 1)), "unknown field");
@@ -253,7 +253,7 @@ fn manifests_in_another_form_are_refused() {
 }
 
 #[test]
-fn all_breaches_are_told_at_once() {
+fn manifest_errors_are_reported_all_at_once() {
     let mut bad = manifest(vec![file("bin/../x", &[1]), file("bin/y", &[MOST_CHUNK + 1])]);
     bad.files[0].size = 9;
     let error = Manifest::parse(text(&bad).as_bytes()).unwrap_err().to_string();
@@ -263,7 +263,7 @@ fn all_breaches_are_told_at_once() {
 }
 
 #[test]
-fn a_file_digest_that_lies_is_never_linked_to() {
+fn file_with_a_false_digest_is_never_linked_to() {
     // An installed bundle claims the digest of somebody else's file for its own bytes.
     let shop = Workshop::new();
     let inputs = |bytes: &[u8]| Inputs {

@@ -23,7 +23,7 @@ fn packed(inputs: &Inputs, out: &Utf8Path, until: u64) -> (Result<Packed>, u64) 
 }
 
 #[test]
-fn a_journal_without_a_state_or_with_one_of_an_earlier_version_is_gone_on_with() {
+fn journal_without_or_with_older_digest_state_is_resumed() {
     let shop = Workshop::new();
     let root = shop.path("in");
     std::fs::write(root.join("layer"), noise(5, LENGTH)).unwrap();

@@ -45,7 +45,7 @@ fn record(root: &Utf8Path, packed: &Packed) {
 
 /// Not a test of its own: what the other tests start and kill. It writes one line for each event to the standard error.
 #[test]
-fn the_one_that_is_killed() {
+fn killed_process_entry_point() {
     let (Ok(work), Ok(root)) = (std::env::var("TEXTNLP_KILLED"), std::env::var("TEXTNLP_KILLED_ROOT")) else { return };
     let root = Utf8PathBuf::from(root);
     let progress = |event: Event<'_>| {
@@ -98,7 +98,7 @@ struct Run {
 /// Runs the work; kills it after some lines.
 fn run(work: &str, root: &Utf8Path, lines: usize) -> Run {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["kills::the_one_that_is_killed", "--exact", "--nocapture", "--test-threads=1"])
+        .args(["kills::killed_process_entry_point", "--exact", "--nocapture", "--test-threads=1"])
         .env("TEXTNLP_KILLED", work)
         .env("TEXTNLP_KILLED_ROOT", root)
         .stdout(Stdio::null())
@@ -127,7 +127,7 @@ fn run(work: &str, root: &Utf8Path, lines: usize) -> Run {
 
 /// The same in another environment: a shell sets the umask.
 fn run_elsewhere(work: &str, root: &Utf8Path) {
-    let script = "umask 077; exec \"$0\" kills::the_one_that_is_killed --exact --nocapture --test-threads=1";
+    let script = "umask 077; exec \"$0\" kills::killed_process_entry_point --exact --nocapture --test-threads=1";
     let output = Command::new("sh")
         .args(["-c", script])
         .arg(std::env::current_exe().unwrap())
@@ -140,7 +140,7 @@ fn run_elsewhere(work: &str, root: &Utf8Path) {
 }
 
 #[test]
-fn time_zone_umask_and_order_of_inodes_change_nothing() {
+fn bundle_does_not_depend_on_time_zone_umask_or_inode_order() {
     let shop = Workshop::new();
     let (one, two) = (shop.path("in"), shop.path("two"));
     std::fs::create_dir(&two).unwrap();
@@ -214,7 +214,7 @@ fn file_digest(path: &Utf8Path) -> String {
 }
 
 #[test]
-fn a_killed_create_goes_on_and_gives_the_same_bytes() {
+fn killed_create_resumes_and_produces_the_same_bytes() {
     let result = |root: &Utf8Path| {
         assert!(!root.join("out.tar.partial").exists() && !root.join("out.tar.partial.journal").exists());
         assert_eq!(file_digest(&root.join("out.tar")), file_digest(&root.join("whole.tar")));
@@ -226,7 +226,7 @@ fn a_killed_create_goes_on_and_gives_the_same_bytes() {
 }
 
 #[test]
-fn killed_volumes_go_on_and_give_the_same_bytes() {
+fn killed_volume_create_resumes_and_produces_the_same_bytes() {
     let result = |root: &Utf8Path| {
         let volumes = (1..=4).map(|n| std::fs::read(root.join(format!("out.tar.{n:03}"))).unwrap());
         textnlp_models::Digest::of(&volumes.collect::<Vec<_>>().concat()).to_string()
@@ -237,7 +237,7 @@ fn killed_volumes_go_on_and_give_the_same_bytes() {
 }
 
 #[test]
-fn a_killed_delta_goes_on_and_gives_the_same_bytes() {
+fn killed_delta_resumes_and_produces_the_same_bytes() {
     let result = |root: &Utf8Path| {
         assert!(!root.join("out.tar.partial").exists() && !root.join("out.tar.partial.journal").exists());
         file_digest(&root.join("out.tar"))
@@ -253,11 +253,11 @@ fn installed(root: &Utf8Path) -> String {
 }
 
 #[test]
-fn a_killed_unpack_goes_on_and_gives_the_same_tree() {
+fn killed_unpack_resumes_and_produces_the_same_tree() {
     check("unpack", false, installed, |root| std::fs::remove_dir_all(root.join("site")).unwrap());
 }
 
 #[test]
-fn a_killed_unpack_from_a_stream_goes_on_too() {
+fn killed_stream_unpack_resumes_and_produces_the_same_tree() {
     check("stream", false, installed, |root| std::fs::remove_dir_all(root.join("site")).unwrap());
 }

@@ -30,7 +30,7 @@ fn ingredients(shop: &Workshop, version: &str, advisories: &str) -> Ingredients 
 }
 
 #[test]
-fn every_file_belongs_to_an_item() {
+fn every_bundled_file_belongs_to_an_item() {
     let shop = Workshop::new();
     let inputs = recipe::inputs(ingredients(&shop, "1", "{}")).unwrap();
     let owned: BTreeSet<&str> = inputs.items.iter().flat_map(|item| &item.paths).map(String::as_str).collect();
@@ -40,7 +40,7 @@ fn every_file_belongs_to_an_item() {
 }
 
 #[test]
-fn newer_advisories_come_alone() {
+fn delta_of_newer_advisories_contains_only_them() {
     let shop = Workshop::new();
     let make = |name: &str, version: &str, advisories: &str| {
         let inputs = recipe::inputs(ingredients(&shop, version, advisories)).unwrap();
@@ -56,7 +56,7 @@ fn newer_advisories_come_alone() {
 }
 
 #[test]
-fn different_images_have_different_lists() {
+fn image_sbom_paths_are_unique() {
     let names = ["a/b", "a-b", "a+b", "a=2b=b", "a:b", "a=3a=b", "host:5000/a"];
     let mut paths = BTreeMap::new();
     for name in names {

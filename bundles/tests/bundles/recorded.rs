@@ -43,7 +43,7 @@ fn sums_hold(shop: &Workshop, bundle: &str) -> bool {
 }
 
 #[test]
-fn a_bundle_is_the_same_whether_chunks_were_recorded_or_not() {
+fn bundle_is_identical_with_and_without_recorded_chunks() {
     let (shop, inputs, weights) = shop();
     let bytes = std::fs::read(shop.path("first.tar")).unwrap();
     for threads in [1, 2, 3, 8] {
@@ -56,7 +56,7 @@ fn a_bundle_is_the_same_whether_chunks_were_recorded_or_not() {
 }
 
 #[test]
-fn a_byte_that_changed_since_the_chunks_were_recorded_is_found() {
+fn file_changed_after_its_chunks_were_recorded_is_detected() {
     let (shop, inputs, weights) = shop();
     damage(&shop);
     let known = knowing(&inputs, weights.digest, &weights.chunks);
@@ -70,7 +70,7 @@ fn a_byte_that_changed_since_the_chunks_were_recorded_is_found() {
 }
 
 #[test]
-fn what_is_recorded_of_other_cuts_or_without_a_promise_is_passed_over() {
+fn invalid_or_unpromised_chunk_records_are_ignored() {
     let (shop, inputs, weights) = shop();
     let bytes = std::fs::read(shop.path("first.tar")).unwrap();
     let mut shorter = weights.chunks.clone();
@@ -95,7 +95,7 @@ fn what_is_recorded_of_other_cuts_or_without_a_promise_is_passed_over() {
 /// Who may write to the cache may change the weights and what is recorded of them, and a bundle then says something false of that
 /// file. Every reader of whole files finds it.
 #[test]
-fn a_forged_record_is_found_by_verify_and_by_sha256sum() {
+fn forged_chunk_record_is_detected_by_verify_and_sha256sum() {
     let (shop, inputs, weights) = shop();
     damage(&shop);
     let packed = shop.pack("evil.tar", &inputs);

@@ -15,7 +15,7 @@ fn unverified() -> UnpackOptions<'static> {
 }
 
 #[test]
-fn what_is_packed_verifies_and_is_installed_as_it_was() {
+fn bundle_verifies_and_installs_its_inputs_unchanged() {
     let shop = Workshop::new();
     let packed = shop.pack("a.tar", &shop.inputs());
     let mut bundle = Bundle::open(&shop.path("a.tar")).unwrap();
@@ -41,7 +41,7 @@ fn what_is_packed_verifies_and_is_installed_as_it_was() {
 }
 
 #[test]
-fn a_stream_and_volumes_give_the_same_site() {
+fn stream_and_volumes_install_the_same_site() {
     let shop = Workshop::new();
     shop.pack("a.tar", &shop.inputs());
     let options = PackOptions { volume_size: Some(2 << 20), ..PackOptions::default() };
@@ -69,7 +69,7 @@ fn a_stream_and_volumes_give_the_same_site() {
 }
 
 #[test]
-fn stock_tar_and_sha256sum_read_it() {
+fn stock_tar_and_sha256sum_read_a_bundle() {
     let shop = Workshop::new();
     shop.pack("a.tar", &shop.inputs());
     let folder = shop.path("plain");
@@ -83,7 +83,7 @@ fn stock_tar_and_sha256sum_read_it() {
 }
 
 #[test]
-fn weights_begin_at_pages() {
+fn model_weights_are_page_aligned() {
     let shop = Workshop::new();
     shop.pack("a.tar", &shop.inputs());
     let bundle = Bundle::open(&shop.path("a.tar")).unwrap();
@@ -95,7 +95,7 @@ fn weights_begin_at_pages() {
 }
 
 #[test]
-fn the_same_inputs_give_the_same_bytes() {
+fn same_inputs_produce_the_same_bundle_bytes() {
     let shop = Workshop::new();
     let mut inputs = shop.inputs();
     let one = |name: &str, inputs: &Inputs, threads| {
@@ -112,7 +112,7 @@ fn the_same_inputs_give_the_same_bytes() {
 }
 
 #[test]
-fn single_files_are_read_from_the_bundle() {
+fn single_files_are_readable_from_a_bundle() {
     use std::io::{Read, Seek, SeekFrom};
     let shop = Workshop::new();
     shop.pack("a.tar", &shop.inputs());
@@ -133,7 +133,7 @@ fn single_files_are_read_from_the_bundle() {
 }
 
 #[test]
-fn an_input_that_changes_is_named() {
+fn input_changed_while_reading_is_named() {
     let shop = Workshop::new();
     let path = shop.path("in/big");
     std::fs::write(&path, noise(9, 24 << 20)).unwrap();
@@ -156,7 +156,7 @@ fn an_input_that_changes_is_named() {
 }
 
 #[test]
-fn what_is_not_as_promised_takes_no_good_bundles_place() {
+fn unexpected_input_does_not_replace_a_good_bundle() {
     let shop = Workshop::new();
     let mut inputs = shop.inputs();
     let good = shop.pack("b.tar", &inputs);
@@ -189,7 +189,7 @@ fn run(command: &mut Command) -> String {
 }
 
 #[test]
-fn signing_changes_the_signature_block_alone_and_trust_comes_from_outside() {
+fn signing_changes_only_the_signature_and_trust_is_external() {
     let shop = Workshop::new();
     shop.pack("a.tar", &shop.inputs());
     let before = std::fs::read(shop.path("a.tar")).unwrap();
@@ -272,7 +272,7 @@ fn stock_minisign(shop: &Workshop, key: &PublicKey) {
 }
 
 #[test]
-fn an_encrypted_key_needs_its_password_and_no_key_prints() {
+fn encrypted_key_needs_its_password_and_is_never_printed() {
     let shop = Workshop::new();
     let (secret, public) = (shop.path("e.key"), shop.path("e.pub"));
     let password = Password::new("correct horse".into());
@@ -290,7 +290,7 @@ fn an_encrypted_key_needs_its_password_and_no_key_prints() {
 }
 
 #[test]
-fn contents_are_switched_back_and_old_ones_collected() {
+fn site_contents_roll_back_and_old_ones_are_collected() {
     let shop = Workshop::new();
     let site = Site::new(&shop.path("site"));
     let mut names = Vec::new();
@@ -313,7 +313,7 @@ fn contents_are_switched_back_and_old_ones_collected() {
 }
 
 #[test]
-fn what_was_altered_on_disk_is_mended_from_the_bundle() {
+fn files_altered_on_disk_are_repaired_from_the_bundle() {
     let shop = Workshop::new();
     shop.pack("a.tar", &shop.inputs());
     let site = Site::new(&shop.path("site"));
@@ -345,7 +345,7 @@ fn rot(path: &Utf8Path) {
 }
 
 #[test]
-fn a_stopped_unpack_goes_on_and_after_a_restart_of_the_machine_trusts_no_page() {
+fn interrupted_unpack_resumes_and_rereads_pages_after_a_reboot() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let shop = Workshop::new();
     shop.pack("a.tar", &shop.inputs());
@@ -378,7 +378,7 @@ fn a_stopped_unpack_goes_on_and_after_a_restart_of_the_machine_trusts_no_page() 
 }
 
 #[test]
-fn too_little_room_is_said_before_anything_is_written() {
+fn insufficient_disk_space_is_reported_before_writing() {
     let folder = tempfile::tempdir().unwrap();
     let folder = Utf8Path::from_path(folder.path()).unwrap();
     let needs = Needs { bytes: u64::MAX, inodes: 1, kept: 0 };

@@ -8,7 +8,7 @@ use textnlp_bundle::Bundle;
 use textnlp_bundle::file_source::FileSource;
 
 #[test]
-fn a_shelf_gives_every_byte_of_every_file_at_any_offset() {
+fn bundle_serves_every_file_at_any_offset() {
     let made = Workshop::new();
     let inputs = made.inputs();
     made.pack("a.tar", &inputs);
@@ -35,7 +35,7 @@ fn a_shelf_gives_every_byte_of_every_file_at_any_offset() {
 }
 
 #[test]
-fn a_damaged_chunk_leaves_no_shelf_and_its_neighbours_do() {
+fn damaged_chunk_is_not_served_and_its_neighbours_are() {
     let made = Workshop::new();
     made.pack("a.tar", &made.inputs());
     let path = made.path("a.tar");

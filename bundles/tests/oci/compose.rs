@@ -22,7 +22,7 @@ fn strings(value: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn every_service_is_hardened_and_names_what_it_runs() {
+fn every_compose_service_is_hardened_and_pins_its_image() {
     for (name, text) in FILES {
         let file = read(text);
         assert_eq!(file["name"], format!("textnlp-{name}").as_str());
@@ -54,7 +54,7 @@ fn every_service_is_hardened_and_names_what_it_runs() {
 }
 
 #[test]
-fn the_api_waits_for_its_database_answers_on_loopback_and_is_probed() {
+fn compose_api_waits_for_its_database_and_is_probed_on_loopback() {
     for (name, text) in FILES {
         let api = read(text)["services"]["api"].clone();
         assert_eq!(api["depends_on"]["migrate"]["condition"], "service_completed_successfully", "{name}");
@@ -72,7 +72,7 @@ fn the_api_waits_for_its_database_answers_on_loopback_and_is_probed() {
 }
 
 #[test]
-fn each_file_takes_images_from_where_its_machine_can() {
+fn each_compose_file_uses_the_matching_image_source() {
     let [dev, staging, test, airgap] = FILES.map(|(_, text)| read(text));
     let of = |file: &Value, service: &str, key: &str| file["services"][service][key].as_str().unwrap().to_owned();
     for service in ["migrate", "api", "postgres", "redis"] {

@@ -106,7 +106,7 @@ async fn fetch(stand: &Stand, image: &Image, options: &Options) -> Result<Image,
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_content_than_the_digest_promises_is_refused_after_one_more_try() {
+async fn blob_with_a_wrong_digest_is_refused_after_one_retry() {
     let dir = Dir::new();
     let (image, mut blobs) = image(&dir);
     let layer = largest(&image).digest.to_string();
@@ -118,7 +118,7 @@ async fn other_content_than_the_digest_promises_is_refused_after_one_more_try() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_manifest_that_is_another_one_is_refused() {
+async fn manifest_with_a_wrong_digest_is_refused() {
     let dir = Dir::new();
     let (image, blobs) = image(&dir);
     let digest = image.manifest.digest.to_string();
@@ -137,7 +137,7 @@ async fn a_manifest_that_is_another_one_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cut_connection_is_continued_where_it_was_and_given_up_when_nothing_comes() {
+async fn cut_download_resumes_and_gives_up_without_progress() {
     let dir = Dir::new();
     let (image, blobs) = image(&dir);
     let layer = largest(&image).digest.to_string();
@@ -174,7 +174,7 @@ async fn a_cut_connection_is_continued_where_it_was_and_given_up_when_nothing_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn endless_bodies_end_at_the_size_that_was_promised() {
+async fn endless_response_bodies_end_at_the_promised_size() {
     let dir = Dir::new();
     let (image, blobs) = image(&dir);
     let endless = |stream: &mut TcpStream, headers: &str| {
@@ -197,7 +197,7 @@ async fn endless_bodies_end_at_the_size_that_was_promised() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn something_that_is_no_image_is_said_to_be_none() {
+async fn non_image_responses_are_refused_as_such() {
     let dir = Dir::new();
     let page = b"<html>log in to the hotel's network</html>".to_vec();
     let stand = Stand::new({
@@ -213,7 +213,7 @@ async fn something_that_is_no_image_is_said_to_be_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_asks_to_wait_is_waited_for_but_not_for_ever() {
+async fn registry_retry_after_is_honoured_within_bounds() {
     let dir = Dir::new();
     let (image, blobs) = image(&dir);
     let busy = |after: &'static str, blobs: HashMap<String, (Vec<u8>, String)>| {
@@ -230,7 +230,7 @@ async fn a_registry_that_asks_to_wait_is_waited_for_but_not_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_stay_with_the_registry_and_its_token_service() {
+async fn credentials_are_sent_only_to_the_registry_and_its_token_service() {
     let dir = Dir::new();
     let (image, blobs) = image(&dir);
     let content = blobs.clone();
@@ -279,7 +279,7 @@ async fn credentials_stay_with_the_registry_and_its_token_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redirects_end_and_do_not_leave_this_machine_unencrypted() {
+async fn redirect_loops_and_unencrypted_remote_redirects_are_refused() {
     let dir = Dir::new();
     let (image, _) = image(&dir);
     let turns = Stand::new(|seen, _, stream| reply(stream, "302 Found", &format!("Location: {}\r\n", seen.path), b""));
@@ -291,7 +291,7 @@ async fn redirects_end_and_do_not_leave_this_machine_unencrypted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_is_asked_for_every_host_but_those_that_it_is_not_for() {
+async fn registry_proxy_is_used_except_for_no_proxy_hosts() {
     let dir = Dir::new();
     let (image, blobs) = image(&dir);
     let proxy = Stand::new(move |seen, _, stream| honest(seen, &blobs, stream));

@@ -13,7 +13,7 @@ fn json_of(image: &Image, path: &str) -> Value {
 }
 
 #[test]
-fn the_same_recipe_gives_the_same_bytes_and_another_program_changes_one_layer() {
+fn same_image_recipe_is_reproducible_and_a_new_program_changes_one_layer() {
     let dir = Dir::new();
     let (one, two) = (stand_in(dir.path(), "textnlp"), stand_in(dir.path(), "textnlp"));
     let bytes = |image: &Image| -> Vec<(String, Vec<u8>)> {
@@ -27,7 +27,7 @@ fn the_same_recipe_gives_the_same_bytes_and_another_program_changes_one_layer() 
 }
 
 #[test]
-fn the_documents_have_the_shape_that_the_specification_asks_for() {
+fn image_documents_conform_to_the_oci_specification() {
     let dir = Dir::new();
     let image = stand_in(dir.path(), "textnlp");
     let item = image.item(None);
@@ -56,7 +56,7 @@ fn the_documents_have_the_shape_that_the_specification_asks_for() {
 }
 
 #[test]
-fn the_layers_unpack_to_what_a_service_needs_and_nobody_else_may_change() {
+fn image_layers_contain_what_the_service_needs_writable_by_root_only() {
     let dir = Dir::new();
     let model = dir.join("tiny");
     std::fs::create_dir(&model).unwrap();
@@ -101,7 +101,7 @@ fn the_layers_unpack_to_what_a_service_needs_and_nobody_else_may_change() {
 }
 
 #[test]
-fn a_program_that_is_not_static_is_refused() {
+fn dynamically_linked_program_is_refused_for_an_image() {
     let error = assemble(&recipe("/bin/sh".into(), "textnlp")).unwrap_err();
     assert!(error.to_string().contains("not static") && error.hint().contains("crt-static"), "{error}");
     let dir = Dir::new();
@@ -113,7 +113,7 @@ fn a_program_that_is_not_static_is_refused() {
 }
 
 #[test]
-fn skopeo_reads_and_copies_it() {
+fn skopeo_reads_and_copies_the_image() {
     if !has("skopeo") {
         return;
     }

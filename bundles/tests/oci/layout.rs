@@ -13,7 +13,7 @@ fn amd64() -> Platform {
 }
 
 #[test]
-fn what_was_written_is_read_back_by_name_tag_digest_and_platform() {
+fn written_images_are_found_by_name_tag_digest_and_platform() {
     let dir = Dir::new();
     let mut arm = assemble(&recipe(program(dir.path(), 183, b"arm"), "textnlp")).unwrap();
     arm.name = "textnlp:1.0.0".to_owned();
@@ -34,7 +34,7 @@ fn what_was_written_is_read_back_by_name_tag_digest_and_platform() {
 }
 
 #[test]
-fn merging_does_not_depend_on_order_and_keeps_each_blob_once() {
+fn layout_merge_is_order_independent_and_deduplicates_blobs() {
     let dir = Dir::new();
     let (one, two) = (stand_in(dir.path(), "one"), stand_in(dir.path(), "two"));
     let bytes = |images: &[Image]| -> Vec<(String, Vec<u8>)> {
@@ -50,7 +50,7 @@ fn merging_does_not_depend_on_order_and_keeps_each_blob_once() {
 }
 
 #[test]
-fn a_list_for_two_platforms_is_chosen_from_by_skopeo() {
+fn skopeo_selects_a_platform_from_a_multi_platform_index() {
     if !has("skopeo") {
         return;
     }
@@ -72,7 +72,7 @@ fn a_list_for_two_platforms_is_chosen_from_by_skopeo() {
 }
 
 #[test]
-fn damaged_and_hostile_layouts_are_refused_by_name() {
+fn damaged_and_hostile_layouts_are_refused_with_the_file_name() {
     let dir = Dir::new();
     let image = stand_in(dir.path(), "textnlp");
     let blobs = merge(std::slice::from_ref(&image)).unwrap();

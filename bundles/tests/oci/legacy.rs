@@ -58,7 +58,7 @@ fn sh(folder: &Utf8Path, script: &str, envs: &[(&str, &str)]) -> (bool, String) 
 }
 
 #[test]
-fn the_folder_holds_what_the_requirements_list_and_the_archive_holds_the_folder() {
+fn legacy_export_contains_the_required_files_and_an_archive() {
     let dir = Dir::new();
     let shelf = shelf(&dir);
     let out = exported(&dir, &shelf, "out");
@@ -101,7 +101,7 @@ fn the_folder_holds_what_the_requirements_list_and_the_archive_holds_the_folder(
 }
 
 #[test]
-fn image_archives_are_read_by_skopeo_and_by_dockers_client_format() {
+fn legacy_image_archives_are_readable_by_skopeo_as_docker_archives() {
     if !has("skopeo") {
         return;
     }
@@ -118,7 +118,7 @@ fn image_archives_are_read_by_skopeo_and_by_dockers_client_format() {
 }
 
 #[test]
-fn the_installer_loads_installs_and_copies_from_the_folder_alone() {
+fn legacy_installer_loads_installs_and_copies_offline() {
     let dir = Dir::new();
     let out = exported(&dir, &shelf(&dir), "out");
     let (ok, text) = sh(&out.folder, "dash -n install.sh", &[]);
@@ -160,7 +160,7 @@ fn the_installer_loads_installs_and_copies_from_the_folder_alone() {
 }
 
 #[test]
-fn a_damaged_bundle_is_not_exported() {
+fn damaged_bundle_is_not_exported() {
     let dir = Dir::new();
     let shelf = shelf(&dir);
     let path = dir.join("bundle/models/tiny/model.safetensors");
@@ -192,7 +192,7 @@ fn text(path: &Utf8Path) -> String {
 }
 
 #[test]
-fn an_update_brings_chosen_models_and_skips_absent_ones() {
+fn legacy_update_installs_selected_models_and_skips_missing_ones() {
     let dir = Dir::new();
     let from =
         models(&dir, "from", &[("a/config.json", "new a"), ("a/deep/x", "x"), ("b/config.json", "b"), ("c/x", "c")]);
@@ -225,7 +225,7 @@ fn an_update_brings_chosen_models_and_skips_absent_ones() {
 }
 
 #[test]
-fn an_update_that_is_not_what_it_says_changes_nothing() {
+fn invalid_legacy_update_changes_nothing() {
     let dir = Dir::new();
     let from = models(&dir, "from", &[("a/config.json", "new a"), ("b/config.json", "new b")]);
     let zip = dir.join("update.zip");

@@ -29,7 +29,7 @@ fn push(dir: &Dir, registry: &Registry, name: &str, extra: &[&str]) -> textnlp_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tag_is_pinned_once_and_the_image_comes_by_digest_and_goes_into_a_layout() {
+async fn tag_is_pinned_once_and_the_image_is_pulled_by_digest() {
     if !has("skopeo") || !has("docker-registry") {
         return;
     }
@@ -101,7 +101,7 @@ async fn a_tag_is_pinned_once_and_the_image_comes_by_digest_and_goes_into_a_layo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_account_opens_a_registry_that_wants_one() {
+async fn registry_with_authentication_accepts_valid_credentials_only() {
     if !has("skopeo") || !has("docker-registry") {
         return;
     }
@@ -121,7 +121,7 @@ async fn an_account_opens_a_registry_that_wants_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_private_ca_is_trusted_when_it_is_named() {
+async fn private_registry_ca_is_trusted_when_configured() {
     if !has("skopeo") || !has("docker-registry") {
         return;
     }

@@ -48,7 +48,7 @@ fn installed(dir: &Dir, bundle: &str, root: &str) -> Site {
 }
 
 #[test]
-fn ten_updates_of_different_images_end_in_the_same_list_in_any_order() {
+fn ten_image_updates_produce_the_same_index_in_any_order() {
     let dir = Dir::new();
     let base = bundle(
         &dir,

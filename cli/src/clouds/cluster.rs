@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_site_outside_of_clusters_has_the_default_access() {
+    fn site_outside_a_cluster_has_default_cluster_access() {
         let text = "extends: base\nenvironment: mine\nphase: staging\nsites: [{ name: here, provider: onprem }]\n";
         let source = Source { label: "mine.yaml".to_owned(), bytes: text.as_bytes().to_vec() };
         let loaded = Library::built_in().load_source(source, &Overrides::default(), &Catalogue::default()).unwrap();

@@ -184,13 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_machine_shows_nothing() {
+    fn no_provider_is_detected_on_a_bare_machine() {
         assert_eq!(seen(&[], &[]), Vec::<String>::new());
         assert_eq!(seen(&[("AWS_PROFILE", ""), ("AWS_REGION", "eu-west-1")], &[]), Vec::<String>::new());
     }
 
     #[test]
-    fn a_kubeconfig_counts_when_its_current_context_leads_to_a_cluster() {
+    fn kubeconfig_counts_only_with_a_usable_current_context() {
         let home = "/home/ada/.kube/config";
         assert_eq!(seen(&[], &[(home, CONFIG)]), ["kubernetes: ~/.kube/config has the current context `lab`"]);
         let two = [("KUBECONFIG", "/a:/b")];
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn clouds_show_by_credentials_and_by_the_machine_and_no_value_is_repeated() {
+    fn clouds_are_detected_from_credentials_and_firmware_without_values() {
         let variables = [
             ("AWS_ACCESS_KEY_ID", "AKIAHUNTER2"),
             ("GOOGLE_APPLICATION_CREDENTIALS", "/hunter2.json"),

@@ -112,13 +112,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_is_sent_as_it_is_written() {
+    fn prometheus_query_is_form_encoded() {
         let form = form("a{b=~\"5..\"} / c + 1 > 0").unwrap();
         assert_eq!(form, "query=a%7Bb%3D%7E%225..%22%7D+%2F+c+%2B+1+%3E+0&timeout=5s&partial_response=false");
     }
 
     #[tokio::test]
-    async fn a_token_goes_where_it_is_asked_and_no_further() {
+    async fn prometheus_token_is_sent_only_to_its_own_host() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/prefix", listener.local_addr().unwrap());
         let kept = tempfile::tempdir().unwrap();
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_credentials_do_not_end_the_job() {
+    fn unusable_prometheus_credentials_do_not_stop_the_job() {
         let kept = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(kept.path()).unwrap();
         let framed = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_for_a_receiver_that_is_down_keeps_nobody_else_waiting() {
+    async fn unreachable_alert_receiver_does_not_block_the_others() {
         let (address, took) = hook().await;
         let total = AT_ONCE + 5;
         let (dir, outbox) = site(&[("down", "http://127.0.0.1:1/"), ("up", &address)], &[], total);

@@ -82,13 +82,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_record_is_of_the_lock_file_that_this_program_is_built_from() {
+    fn audit_record_matches_the_current_lock_file() {
         let check = check(&Gates::default(), Timestamp::now());
         assert!(check.ok, "{check}");
     }
 
     #[test]
-    fn old_advisories_warn_with_their_age_and_shut_a_strict_gate() {
+    fn outdated_advisories_warn_and_close_a_strict_gate() {
         let record: Record = serde_json::from_str(RECORD).unwrap();
         let after = |days: i64| {
             let day = record.newest_advisory.checked_add(jiff::Span::new().days(days)).unwrap();

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scores_are_lines_for_people() {
+    fn scores_are_printed_as_readable_lines() {
         let rouge = json!({ "precision": 0.5, "recall": 1.0, "fmeasure": 2.0 / 3.0 });
         let answer = json!({
             "object": "validation",

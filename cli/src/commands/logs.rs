@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_are_read_from_json_and_from_text() {
+    fn log_levels_are_parsed_from_json_and_text() {
         assert!(level_of(r#"{"level":"ERROR","message":"x"}"#) > level_of(r#"{"level":"INFO"}"#));
         assert_eq!(level_of("2026-01-01 WARN disk"), 3);
         assert_eq!(level_of("plain words"), 2);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn following_returns_whole_lines_once_and_notices_a_rotation() {
+    fn log_follow_returns_each_whole_line_once_and_detects_rotation() {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::try_from(folder.path().join("a.log")).unwrap();
         std::fs::write(&path, "one\ntw").unwrap();

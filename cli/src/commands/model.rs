@@ -214,7 +214,7 @@ mod tests {
     use clap::Parser;
 
     #[tokio::test]
-    async fn the_model_in_this_program_is_looked_at_by_each_of_its_names() {
+    async fn bundled_model_is_found_under_each_of_its_names() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().to_str().unwrap();
         let cli = crate::args::Cli::try_parse_from(["textnlp-deploy", "model", "list", "--state-dir", state]).unwrap();

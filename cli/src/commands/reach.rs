@@ -61,7 +61,7 @@ mod tests {
     use uuid::Uuid;
 
     #[test]
-    fn the_curl_line_survives_paths_with_blanks() {
+    fn printed_curl_command_quotes_paths_with_blanks() {
         let running = RunningEnvironment {
             address: "https://127.0.0.1:8443".into(),
             metrics_address: None,

@@ -219,7 +219,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_program_is_asked_for_its_version_and_not_for_ever() {
+    fn program_version_query_is_bounded_by_a_timeout() {
         let folder = tempfile::tempdir().unwrap();
         let program = Utf8Path::from_path(folder.path()).unwrap().join("program");
         let said = |script: &str| {

@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_killed_runs_left_goes_and_nothing_else() {
+    fn only_temporary_directories_of_killed_runs_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let parent = Utf8Path::from_path(dir.path()).unwrap();
         // No process has this id.

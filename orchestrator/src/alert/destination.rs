@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_read_and_never_shown_whole() {
+    fn alert_addresses_are_parsed_and_never_shown_in_full() {
         check("https://hooks.example.com/services/hunter2?token=hunter2", "webhook at hooks.example.com");
         check("https://user:hunter2@hooks.example.com:8443/", "webhook at hooks.example.com:8443");
         check("http://127.0.0.1:8080/hunter2", "webhook at 127.0.0.1:8080");

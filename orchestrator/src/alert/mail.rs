@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_connection_is_sealed_before_anything_that_matters_is_said() {
+    fn smtp_starts_tls_before_sending_credentials_or_recipients() {
         let (said, clear, sealed) = check(&START, &["250 ok"]);
         assert_eq!(said.unwrap(), DeliveredAlert::default());
         assert_eq!(clear, format!("{}\r\nSTARTTLS\r\n", hello()));
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_logged_in_to_by_what_they_offer_or_the_address_says() {
+    fn smtp_login_uses_an_offered_or_configured_mechanism() {
         let sealed = |mechanism, logins: &str| {
             let (said, _, sealed) = check_login(mechanism, logins, &START, &["250 ok"]);
             said.map(|_| sealed)
@@ -410,14 +410,14 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_named_to_the_server() {
+    fn smtp_client_sends_a_valid_host_name() {
         let name = own_name(None);
         assert_ne!(name, "");
         assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte)), "{name}");
     }
 
     #[test]
-    fn one_recipient_who_is_refused_keeps_it_from_nobody_else() {
+    fn refused_mail_recipient_does_not_block_the_others() {
         let (said, _, sealed) = check(&START, &["550-no such\r\n550 user", "251 elsewhere now"]);
         assert_eq!(said.unwrap().refused, ["RCPT TO:<d@e.f>: it answers `550 no such user`"]);
         assert!(sealed.ends_with("\r\n.\r\nQUIT\r\n"), "{sealed}");

@@ -620,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_put_once_and_comes_back_as_it_was() {
+    fn wal_segment_is_stored_once_and_read_back_unchanged() {
         let bench = Bench::new();
         let (first, content) = (name(1, 3), part(7, 3, &["11:00:00", "11:00:05"]));
         assert_eq!(bench.put(&first, &content).unwrap(), StoreOutcome::New);
@@ -660,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn only_parts_of_this_log_are_taken_and_only_marks_of_the_keeper_are_believed() {
+    fn foreign_wal_segments_and_forged_marks_are_refused() {
         let bench = Bench::new();
         for (what, content) in [
             ("another database", part(8, 3, &[])),
@@ -687,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_named_and_a_later_timeline_goes_on() {
+    fn wal_gap_is_reported_and_a_later_timeline_continues() {
         let names =
             |parts: &[&str]| -> BTreeSet<SegmentName> { parts.iter().map(|text| text.parse().unwrap()).collect() };
         let whole =
@@ -709,7 +709,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_found_among_many_parts_also_where_some_say_nothing() {
+    fn point_in_time_is_located_even_with_unmarked_segments() {
         let bench = Bench::new();
         // Every third segment has a mark.
         for number in 0..60u64 {
@@ -728,7 +728,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kept_base_needs_stays_and_on_doubt_everything_does() {
+    fn pruning_keeps_segments_of_retained_bases_and_everything_on_doubt() {
         let bench = Bench::new();
         for number in 1..=5 {
             bench.put(&name(1, number), &part(7, number, &[])).unwrap();

@@ -363,7 +363,7 @@ mod tests {
     ";
 
     #[test]
-    fn the_service_is_back_with_the_first_request_after_which_none_failed() {
+    fn service_rto_ends_with_the_first_request_without_later_failures() {
         let found = findings("d", &ledger(KILLED), 1, &all(9, 3));
         assert_eq!(found.service_rto_ms, Some(2200.0), "the answered one at 1200 was followed by failures");
         assert_eq!(found.control_rto_ms, Some(2350.0));
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledged_write_that_the_new_primary_lacks_is_lost_and_says_how_far_back() {
+    fn acknowledged_write_missing_on_the_new_primary_counts_as_lost() {
         let truth = PrimaryData { keys: [key("d", 1), key("d", 2)].into(), ..all(9, 0) };
         let found = findings("d", &ledger(KILLED), 1, &truth);
         assert_eq!((found.lost, found.lost_keys.as_slice()), (1, ["drill/d/0".to_owned()].as_slice()));
@@ -384,13 +384,13 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_was_not_acknowledged_may_be_missing() {
+    fn unacknowledged_write_may_be_missing() {
         let truth = PrimaryData { keys: [key("d", 0), key("d", 2)].into(), ..all(9, 0) };
         assert_eq!(findings("d", &ledger(KILLED), 1, &truth).lost, 0);
     }
 
     #[test]
-    fn an_answered_request_without_usage_is_unaccounted_and_one_that_failed_is_not() {
+    fn only_answered_requests_without_usage_are_unaccounted() {
         let truth = PrimaryData { known: (2..9).map(|n| request_id("d", n)).collect(), ..all(0, 3) };
         let found = findings("d", &ledger(KILLED), 1, &truth);
         assert_eq!(found.unaccounted_ids, ["drill-d-0"]);
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_answered_after_the_reading_is_not_missing() {
+    fn requests_answered_after_the_reading_are_not_missing() {
         let text = "mark 0 fault\nr 10 20 ok\nmark 100 read\nr 110 120 ok\nw 111 121 ok 2";
         let truth = PrimaryData { known: [request_id("d", 0)].into(), ..PrimaryData::default() };
         let found = findings("d", &ledger(text), 1, &truth);
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_never_failed_took_no_time_and_one_that_never_came_back_has_none() {
+    fn rto_is_zero_without_failures_and_none_without_recovery() {
         let found = findings("d", &ledger("mark 0 fault\nr 10 20 ok"), 1, &all(1, 0));
         assert_eq!((found.service_rto_ms, found.control_rto_ms), (Some(0.0), None));
         let found = findings("d", &ledger("mark 0 fault\nr 10 20 ok\nr 30 40 failed"), 1, &all(2, 0));
@@ -417,13 +417,13 @@ mod tests {
     }
 
     #[test]
-    fn writes_under_the_old_configuration_are_no_new_primary() {
+    fn writes_under_the_old_configuration_do_not_end_the_control_rto() {
         let found = findings("d", &ledger("mark 0 fault\nw 10 20 ok 1\nw 30 45 ok 2"), 1, &all(0, 2));
         assert_eq!(found.control_rto_ms, Some(45.0));
     }
 
     #[test]
-    fn control_data_without_a_new_configuration_is_back_when_no_write_fails_any_more() {
+    fn control_rto_without_a_new_configuration_ends_with_the_last_failure() {
         let found = findings("d", &ledger("mark 0 fault\nw 10 20 failed\nw 30 45 ok 1"), 1, &all(0, 2));
         assert_eq!(found.control_rto_ms, Some(30.0));
         let found = findings("d", &ledger("mark 0 fault\nw 10 20 ok 1\nw 30 45 failed"), 1, &all(0, 2));
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reasons_of_failures_are_counted_and_bounded() {
+    fn failure_reasons_are_counted_and_bounded() {
         let mut text =
             "r 1 2 timeout\nr 1 2 failed a\nr 1 2 failed a\nr 1 2 ok\nr 1 2 failed\nr 1\nw 1 2 failed".to_owned();
         let found = |text: &str| -> Vec<(String, u64)> {
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_before_the_fault_are_told_apart() {
+    fn failures_are_classified_by_drill_phase() {
         let found = findings(
             "d",
             &ledger("r 1 2 failed\nmark 10 fault\nr 11 12 ok\nmark 20 granted\nr 21 22 ok\nr 23 24 failed\nr 25 26 ok"),

@@ -224,7 +224,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn another_process_goes_on_after_a_kill_in_the_middle_of_a_line() {
+    fn dr_journal_is_resumed_after_a_torn_line() {
         let dir = tempfile::tempdir().unwrap();
         let state = Utf8Path::from_path(dir.path()).unwrap();
         let mut journal = Journal::open(state, "anna", " --env a").unwrap();

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_is_a_refusal_says_which() {
+    fn refused_answer_includes_its_error_code() {
         let said = |body: &str| refused(&LoadResponse { status: 503, body: body.into() });
         assert_eq!(said(r#"{"error": {"code": "no_backend"}}"#), "status 503 (no_backend)");
         assert_eq!(said("<html>"), "status 503");

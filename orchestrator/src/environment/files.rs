@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_authority_is_certificates_and_nothing_else() {
+    fn ca_file_must_contain_only_certificates() {
         let kept = tempfile::tempdir().expect("a folder");
         let folder = Utf8Path::from_path(kept.path()).expect("a path");
         let file = folder.join("ca.pem");

@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_misses_are_recognised_and_far_ones_are_not() {
+    fn suggestions_cover_near_misses_only() {
         let known = ["region", "role", "runtime", "provider"];
         assert_eq!(nearest("regoin", known), Some("region"));
         assert_eq!(nearest("Provider", known), Some("provider"));

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_name_both_sides_and_hold_no_key() {
+    fn saml_settings_need_both_entities_and_no_private_key() {
         let whole = r#"{"strict":true,"sp":{"entityId":"https://a","x509cert":"","privateKey":""},"idp":{"entityId":"https://b"},"security":{"wantNameIdEncrypted":false}}"#;
         check(whole, None);
         // Of duplicate keys only the last one counts; the first is dropped.
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_names_the_file() {
+    fn saml_settings_errors_name_the_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let folder = Utf8Path::from_path(folder.path()).expect("a path");
         let absent = saml_settings(&folder.join("none.json")).expect_err("there is none");

@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn values_agree_with_serde_yaml() {
+    fn yaml_values_agree_with_serde_yaml() {
         for text in [
             "a: 1\nb: [x, 2.5, true, ~, 'q', \"d\\n\"]\nc: {d: 0x1F, e: 0o17, f: 1e3}\n",
             "a: yes\nb: 1_000\nc: 007\nd: -5\ne: .5\nf: null\n",
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn duplicate_keys_tags_and_merge_keys_are_all_found_at_once() {
+    fn duplicate_keys_tags_and_merge_keys_are_reported_at_once() {
         let (_, problems) = tree("a: 1\nb: {c: 1, c: 2}\na: 2\nd: !!str 5\n<<: {x: 1}\n");
         assert_eq!(problems.len(), 4, "{problems:#?}");
         assert!(
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_files_end_with_one_plain_sentence() {
+    fn hostile_yaml_files_are_refused_with_one_error() {
         let bomb: String = std::iter::once("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned())
             .chain((1..12).map(|i| {
                 let a = format!("*a{}", i - 1);

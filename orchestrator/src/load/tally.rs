@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_values_that_were_measured() {
+    fn quantiles_are_measured_values() {
         let values: Vec<f32> = (1..=100).map(|n| n as f32).collect();
         assert_eq!([0.5, 0.95, 0.99, 1.0].map(|share| quantile(&values, share)), [50.0, 95.0, 99.0, 100.0]);
         assert_eq!(quantile(&[7.0], 0.95), 7.0);

@@ -803,7 +803,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_fresh_exactly_when_it_is_what_would_be_written_down() {
+    fn recorded_resource_is_current_only_when_it_matches_the_plan() {
         let id = |text: &str| ResourceId::new(text).unwrap();
         let wanted = Wanted {
             id: id("here/b"),

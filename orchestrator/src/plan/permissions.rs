@@ -72,7 +72,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn fields_are_filled_in_and_what_says_nothing_needs_nothing() {
+    fn permission_placeholders_are_filled_and_unused_ones_omitted() {
         let spec = Spec::of(&json!({ "inputs": { "listen": "127.0.0.1:1" }, "path": "a", "port": 7 }));
         let check = |text: &str, expect: Option<&str>| assert_eq!(filled(text, &spec).as_deref(), expect, "{text}");
         check("to write", Some("to write"));

@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn axes_end_above_the_highest_point_in_round_steps() {
+    fn chart_axes_end_above_the_maximum_in_round_steps() {
         assert_eq!(scale(487.0), (500.0, 100.0));
         assert_eq!(scale(7.0), (8.0, 2.0));
         for most in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-9, 3.0, 1e12] {

@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn every_record_fits_a_line_and_reads_as_it_was_written() {
+    fn every_journal_record_fits_a_line_and_round_trips() {
         // Regression test: a record with two members of the same name could be written but not read.
         let (mut head, mut bytes, mut written) = (Head::default(), Vec::new(), Vec::new());
         for entry in entries() {
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_too_long_is_refused() {
+    fn oversized_journal_record_is_refused() {
         let entry = Entry::Forgot { resource: ResourceId::new("here/x").unwrap(), because: "x".repeat(LINE_LIMIT) };
         let (by, tool) = ("ada".to_owned(), "test".to_owned());
         let record = Record { n: 1, at: Timestamp::MAX, by, reason: None, tool, fence: 1, entry };
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_a_holder_that_had_lost_the_lock_is_noticed() {
+    fn record_of_a_holder_that_lost_the_lock_is_detected() {
         let (mut head, mut bytes) = (Head::default(), Vec::new());
         for (n, fence) in [(1, 1), (2, 3), (3, 2)] {
             let entry = Entry::Mended { offset: 0, bytes: 1 };

@@ -62,7 +62,7 @@ fn read(bytes: &[u8], opener: &Decryptor) -> Result<(Manifest, BTreeMap<String, 
 }
 
 #[test]
-fn what_comes_out_is_what_went_in_whoever_it_is_sealed_for() {
+fn backup_round_trips_with_every_encryption_mode() {
     let (mine, yours) = (Key::generate(), Key::generate());
     let secret = || Secret::new(*b"correct horse battery\n");
     let both =
@@ -84,7 +84,7 @@ fn what_comes_out_is_what_went_in_whoever_it_is_sealed_for() {
 }
 
 #[test]
-fn a_sealed_copy_shows_nothing_and_opens_for_nobody_else() {
+fn encrypted_backup_leaks_nothing_and_needs_a_matching_key() {
     let key = Key::generate();
     let bytes = copy(&EncryptionMode::Keys(vec![key.recipient()]));
     assert!(!bytes.windows(11).any(|window| window == b"tnlp_secret"));
@@ -102,7 +102,7 @@ fn a_sealed_copy_shows_nothing_and_opens_for_nobody_else() {
 }
 
 #[test]
-fn every_flipped_byte_and_every_cut_is_noticed() {
+fn every_flipped_byte_and_truncation_of_a_backup_is_detected() {
     let key = Key::generate();
     for (seal, opener) in [
         (EncryptionMode::Plain, Decryptor::Nothing),
@@ -130,7 +130,7 @@ fn every_flipped_byte_and_every_cut_is_noticed() {
 }
 
 #[test]
-fn other_files_are_called_by_their_name() {
+fn files_that_are_not_backups_are_identified() {
     for (bytes, says) in [
         (&b""[..], "cut short"),
         (b"SQLite format 3\0", "not a backup of this program"),
@@ -167,7 +167,7 @@ fn forged(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
 }
 
 #[test]
-fn a_list_of_a_strangers_making_leads_nowhere() {
+fn forged_backup_manifest_is_refused() {
     type Change = fn(&mut serde_json::Value);
     let cases: [(Change, &str); 9] = [
         (|list| list["format"] = 2.into(), "has format 2, this program reads formats up to 1"),
@@ -193,7 +193,7 @@ fn a_list_of_a_strangers_making_leads_nowhere() {
 }
 
 #[test]
-fn a_plain_copy_opens_with_tar() {
+fn unencrypted_backup_is_readable_with_tar() {
     let bytes = copy(&EncryptionMode::Plain);
     let mut tar = tar::Archive::new(bytes.as_slice());
     let names: Vec<_> =
@@ -203,7 +203,7 @@ fn a_plain_copy_opens_with_tar() {
 }
 
 #[test]
-fn keys_and_recipients_of_other_kinds_are_refused_without_being_shown() {
+fn unsupported_keys_and_recipients_are_refused_without_being_shown() {
     let secret = "AGE-SECRET-KEY-1QQQQQQ";
     let error = Key::parse(&Secret::new(secret.as_bytes())).unwrap_err().to_string();
     assert!(error.contains("not a key") && !error.contains(secret), "{error}");
@@ -255,7 +255,7 @@ fn proven(dump: &StoredBackup, ok: bool) {
 }
 
 #[test]
-fn copies_are_named_by_the_day_and_private() {
+fn backups_are_named_by_date_and_private() {
     let (_dir, folder) = folder();
     let shelf = BackupDirectory::at(folder.join("staging"));
     assert_eq!(shelf.list().unwrap(), []);
@@ -275,7 +275,7 @@ fn copies_are_named_by_the_day_and_private() {
 }
 
 #[test]
-fn a_run_that_fails_or_is_killed_leaves_nothing_under_a_copys_name() {
+fn failed_or_killed_backup_leaves_no_backup_file() {
     let (_dir, folder) = folder();
     let shelf = BackupDirectory::at(&folder);
     let at = Timestamp::now();
@@ -295,7 +295,7 @@ fn a_run_that_fails_or_is_killed_leaves_nothing_under_a_copys_name() {
 }
 
 #[test]
-fn two_runs_do_not_write_at_once() {
+fn concurrent_backup_runs_are_refused_as_busy() {
     let (_dir, folder) = folder();
     let shelf = BackupDirectory::at(&folder);
     let at = Timestamp::now();
@@ -304,7 +304,7 @@ fn two_runs_do_not_write_at_once() {
 }
 
 #[test]
-fn pruning_never_takes_the_newest_nor_the_newest_proven_one() {
+fn pruning_keeps_the_newest_and_the_newest_verified_backup() {
     let (_dir, folder) = folder();
     let shelf = BackupDirectory::at(&folder);
     let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
@@ -330,7 +330,7 @@ fn pruning_never_takes_the_newest_nor_the_newest_proven_one() {
 }
 
 #[test]
-fn a_file_that_changes_while_it_is_copied_is_refused() {
+fn file_changed_while_it_is_backed_up_is_refused() {
     struct Meddling(Utf8PathBuf, Vec<u8>);
     impl Write for Meddling {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

@@ -191,7 +191,7 @@ fn check(name: &str, service: &Service, expected: Expect) {
 }
 
 #[test]
-fn a_service_that_answers_in_time_opens_the_gate_and_keeps_no_temporary_key() {
+fn fast_service_passes_the_gate_and_leaves_no_temporary_key() {
     let service = Service::new(300, None);
     let evidence = evidence("staging", &service);
     assert_eq!(evidence.gate, Gate::Open);
@@ -222,7 +222,7 @@ fn a_service_that_answers_in_time_opens_the_gate_and_keeps_no_temporary_key() {
 }
 
 #[test]
-fn a_slow_service_shuts_the_gate_with_the_tokens_that_it_lacks() {
+fn slow_service_closes_the_gate_with_the_missing_token_rate() {
     check(
         "staging",
         &Service::new(501, None),
@@ -234,7 +234,7 @@ fn a_slow_service_shuts_the_gate_with_the_tokens_that_it_lacks() {
 }
 
 #[test]
-fn each_fault_shuts_the_gate_by_its_name() {
+fn each_fault_closes_the_gate_with_its_own_message() {
     let said: Vec<String> = [
         Fault::Down,
         Fault::Loading,
@@ -298,7 +298,7 @@ fn each_fault_shuts_the_gate_by_its_name() {
 }
 
 #[test]
-fn a_few_errors_pass_and_more_than_one_in_a_hundred_do_not() {
+fn error_rate_above_one_percent_closes_the_gate() {
     let few = evidence("staging", &Service::new(100, Some(Fault::FailsOneIn(200))));
     assert_eq!(few.gate, Gate::Open);
     assert!(few.load.unwrap().errors > 0);
@@ -307,7 +307,7 @@ fn a_few_errors_pass_and_more_than_one_in_a_hundred_do_not() {
 }
 
 #[test]
-fn what_the_release_recorded_is_part_of_the_gate() {
+fn recorded_release_checks_are_part_of_the_gate() {
     let audit = Check::new("vulnerabilities", 2, 0, "found", false);
     let evidence = evidence_with("staging", &Service::new(100, None), vec![audit], &CancellationToken::new());
     assert_eq!(evidence.gate, Gate::Shut(vec!["vulnerabilities: 2 found, wanted 0".to_owned()]));
@@ -315,7 +315,7 @@ fn what_the_release_recorded_is_part_of_the_gate() {
 
 /// What a cluster's own figures say stands among what was recorded: nobody asks for them once more.
 #[test]
-fn the_gate_of_scale_up_loads_nobody_and_waits_for_what_a_load_has_to_show() {
+fn scale_up_gate_runs_no_load_and_waits_for_missing_measurements() {
     let service = Service::new(100, Some(Fault::NoMetrics));
     let metrics = Check::new("metrics", 3, 3, "read", true);
     let held = Check::new("open sessions", 10_000, 10_000, "", true);
@@ -328,7 +328,7 @@ fn the_gate_of_scale_up_loads_nobody_and_waits_for_what_a_load_has_to_show() {
 }
 
 #[test]
-fn development_needs_health_and_one_generation_only() {
+fn development_gate_needs_only_health_and_one_generation() {
     check("development", &Service::new(60_000, Some(Fault::TakesAnyKey)), expect!["open"]);
     check(
         "development",
@@ -347,7 +347,7 @@ fn development_needs_health_and_one_generation_only() {
 }
 
 #[test]
-fn a_gate_that_this_version_cannot_measure_is_shut() {
+fn unsupported_phase_gate_is_closed() {
     check(
         "pilot",
         &Service::new(1, None),
@@ -358,7 +358,7 @@ fn a_gate_that_this_version_cannot_measure_is_shut() {
 }
 
 #[test]
-fn a_stopped_gate_is_shut_and_leaves_no_key() {
+fn cancelled_gate_is_closed_and_leaves_no_key() {
     let service = Service::new(100, None);
     let stop = CancellationToken::new();
     let environment = environment("staging");
@@ -391,7 +391,7 @@ fn small_load(users: u32) -> Load {
 }
 
 #[test]
-fn the_same_seed_makes_the_same_run() {
+fn load_run_is_deterministic_for_a_seed() {
     let measure = |seed: u64| {
         let service = Service::new(120, Some(Fault::TakesAnyKey));
         let load = Load { seed, ..small_load(10) };
@@ -405,7 +405,7 @@ fn the_same_seed_makes_the_same_run() {
 }
 
 #[test]
-fn the_limit_is_found_where_the_latency_crosses_it() {
+fn load_limit_is_found_where_latency_crosses_the_target() {
     let find = |to: u32| {
         let mut service = Service::new(100, Some(Fault::TakesAnyKey));
         service.each = Duration::from_millis(20);
@@ -434,7 +434,7 @@ fn the_limit_is_found_where_the_latency_crosses_it() {
 }
 
 #[test]
-fn a_report_holds_everything_it_shows_and_nothing_that_would_be_run() {
+fn html_report_is_self_contained_and_escapes_its_content() {
     let service = Service::new(420, Some(Fault::FailsOneIn(90)));
     let mut evidence = evidence("staging", &service);
     evidence.sample = Some("<script>alert(1)</script>".to_owned());
@@ -473,7 +473,7 @@ fn a_report_holds_everything_it_shows_and_nothing_that_would_be_run() {
 }
 
 #[test]
-fn a_report_without_measurements_is_still_a_page() {
+fn report_without_measurements_is_still_rendered() {
     let service = Service::new(1, Some(Fault::Down));
     let evidence = evidence("staging", &service);
     let report = Report {

@@ -67,7 +67,7 @@ impl Place {
 }
 
 #[test]
-fn the_same_release_is_kept_once_and_the_oldest_are_dropped() {
+fn identical_release_is_stored_once_and_the_oldest_are_dropped() {
     let place = Place::new();
     let history = place.history();
     assert_eq!(history.read().unwrap().entries, []);
@@ -89,7 +89,7 @@ fn the_same_release_is_kept_once_and_the_oldest_are_dropped() {
 }
 
 #[test]
-fn whatever_happens_to_an_entry_the_others_are_read_and_kept() {
+fn damaged_history_entry_does_not_affect_the_others() {
     let place = Place::new();
     let history = place.history();
     for server in ["one", "two", "three"] {
@@ -114,7 +114,7 @@ fn whatever_happens_to_an_entry_the_others_are_read_and_kept() {
 }
 
 #[test]
-fn what_killed_runs_left_is_no_entry_and_goes() {
+fn leftover_of_a_killed_run_is_not_an_entry_and_is_removed() {
     let place = Place::new();
     let history = place.history();
     history.keep(&applied("one", 3)).unwrap();
@@ -127,7 +127,7 @@ fn what_killed_runs_left_is_no_entry_and_goes() {
 }
 
 #[test]
-fn runs_that_end_at_once_take_different_numbers() {
+fn concurrent_runs_record_different_release_numbers() {
     let place = Place::new();
     let history = place.history();
     let numbers: BTreeSet<_> = std::thread::scope(|scope| {
@@ -140,7 +140,7 @@ fn runs_that_end_at_once_take_different_numbers() {
 }
 
 #[test]
-fn programs_are_kept_by_digest_checked_and_bounded() {
+fn programs_are_stored_by_digest_verified_and_bounded() {
     let place = Place::new();
     let history = place.history();
     let of = |name: &str| {
@@ -167,7 +167,7 @@ fn programs_are_kept_by_digest_checked_and_bounded() {
 }
 
 #[test]
-fn going_back_means_other_bytes_and_a_schema_that_the_server_works_with() {
+fn rollback_selects_another_release_with_a_compatible_schema() {
     let place = Place::new();
     let history = place.history();
     history.keep(&applied("old", 3)).unwrap();
@@ -186,7 +186,7 @@ fn going_back_means_other_bytes_and_a_schema_that_the_server_works_with() {
 }
 
 #[test]
-fn what_was_proven_goes_over_and_the_configuration_stays() {
+fn promotion_takes_the_verified_release_and_keeps_the_configuration() {
     let (from, to) = (environment("development", &[]), environment("staging", &[]));
     let proven = lock(&from, "server");
     let promoted = promote(&proven, &to).unwrap();
@@ -203,7 +203,7 @@ fn what_was_proven_goes_over_and_the_configuration_stays() {
 }
 
 #[test]
-fn an_image_holds_for_as_long_as_the_environment_says_the_same_of_it() {
+fn locked_image_is_valid_while_the_environment_names_the_same_image() {
     let named = |image: &str| environment("pilot", &[&format!("sites[0].cluster.image={image}")]);
     let (old, new) = (named("r.example/t:1"), named("r.example/t:2"));
     let artifacts = Artifacts {
@@ -232,7 +232,7 @@ fn an_image_holds_for_as_long_as_the_environment_says_the_same_of_it() {
 }
 
 #[test]
-fn the_image_that_was_proven_goes_over_by_its_digest() {
+fn promotion_pins_the_verified_image_by_digest() {
     let to = |image: &str| environment("scale-up", &[&format!("sites[0].cluster.image={image}")]);
     let pinned = |by: &str| format!("r.example/t:1@{}", digest(by.as_bytes()));
     let proven = |image: &str| lock(&environment("pilot", &[&format!("sites[0].cluster.image={image}")]), "server");

@@ -28,17 +28,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_bytes_are_an_environment_or_a_report(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn any_bytes_load_or_produce_a_report(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = load(&bytes, &Overrides::default());
     }
 
     #[test]
-    fn any_yaml_like_text_is_an_environment_or_a_report(text in "[a-z:{}\\[\\],&*!|>\"' \n\t#$-]{0,200}") {
+    fn any_yaml_like_text_loads_or_produces_a_report(text in "[a-z:{}\\[\\],&*!|>\"' \n\t#$-]{0,200}") {
         let _ = load(text.as_bytes(), &Overrides::default());
     }
 
     #[test]
-    fn one_changed_byte_never_panics(at in 0..GOOD.len(), byte in any::<u8>()) {
+    fn one_changed_byte_never_panics_the_loader(at in 0..GOOD.len(), byte in any::<u8>()) {
         let mut bytes = GOOD.as_bytes().to_vec();
         bytes[at] = byte;
         let _ = load(&bytes, &Overrides::default());
@@ -56,7 +56,7 @@ proptest! {
 }
 
 #[test]
-fn a_file_of_mistakes_has_a_report_of_bounded_length() {
+fn report_of_many_errors_has_a_bounded_length() {
     let many: String = (0..15_000).map(|i| format!("k{i}: 1\n")).collect();
     let report = load(many.as_bytes(), &Overrides::default()).unwrap_err();
     assert!(report.lines().count() <= 101, "{}", report.lines().count());
@@ -66,7 +66,7 @@ fn a_file_of_mistakes_has_a_report_of_bounded_length() {
 }
 
 #[test]
-fn numbers_that_are_none_are_refused() {
+fn invalid_numbers_are_refused() {
     for (value, field) in [
         (".nan", "gates.error_rate"),
         (".inf", "budget.monthly"),
@@ -81,7 +81,7 @@ fn numbers_that_are_none_are_refused() {
 }
 
 #[test]
-fn control_characters_do_not_reach_the_terminal() {
+fn control_characters_are_stripped_from_reports() {
     let report = load(b"environment: \"a\\e[31mb\"\n\"k\\e[2J\": 1\n", &Overrides::default()).unwrap_err();
     assert!(!report.contains('\u{1b}'), "{report:?}");
 }

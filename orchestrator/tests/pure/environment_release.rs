@@ -28,7 +28,7 @@ fn artifacts(server: &str) -> Artifacts {
 }
 
 #[test]
-fn a_lock_is_read_back_as_it_was_written_and_the_same_lock_has_the_same_bytes() {
+fn release_lock_round_trips_and_is_deterministic() {
     let folder = tempfile::tempdir().unwrap();
     let folder = Utf8Path::from_path(folder.path()).unwrap();
     let environment = staging(&[]);
@@ -64,7 +64,7 @@ fn a_lock_is_read_back_as_it_was_written_and_the_same_lock_has_the_same_bytes() 
 }
 
 #[test]
-fn a_broken_lock_is_named_and_never_taken_for_no_lock() {
+fn broken_release_lock_is_an_error_and_not_treated_as_missing() {
     let folder = tempfile::tempdir().unwrap();
     let path = Utf8Path::from_path(folder.path()).unwrap().join("staging.lock");
     let good = String::from_utf8(Release::resolve(&staging(&[]), &artifacts("server-1")).lock.to_bytes()).unwrap();
@@ -81,14 +81,14 @@ fn a_broken_lock_is_named_and_never_taken_for_no_lock() {
 }
 
 #[test]
-fn the_configuration_digest_follows_the_meaning_and_not_the_wording() {
+fn configuration_digest_depends_on_meaning_and_not_on_wording() {
     let of = |sets: &[&str]| Release::resolve(&staging(sets), &artifacts("s")).lock.configuration;
     assert_eq!(of(&[]), of(&["scaling.min=1", "description=other words"]));
     assert_ne!(of(&[]), of(&["scaling.min=2"]));
 }
 
 #[test]
-fn without_templates_a_lock_names_none_and_an_older_lock_is_the_same() {
+fn lock_without_templates_equals_an_older_lock() {
     let folder = tempfile::tempdir().unwrap();
     let path = Utf8Path::from_path(folder.path()).unwrap().join("staging.lock");
     let here = Artifacts { templates: None, ..artifacts("server-1") };
@@ -101,7 +101,7 @@ fn without_templates_a_lock_names_none_and_an_older_lock_is_the_same() {
 }
 
 #[test]
-fn a_newer_tool_does_not_replace_what_is_locked() {
+fn newer_artifacts_do_not_replace_locked_ones() {
     let environment = staging(&[]);
     let mut old = artifacts("server-1");
     let lock = Release::resolve(&environment, &old).lock;

@@ -71,7 +71,7 @@ async fn listen(tls: Arc<ServerConfig>) -> u16 {
 }
 
 #[tokio::test]
-async fn requests_carry_their_key_and_answers_come_whole_over_a_verified_line() {
+async fn requests_carry_the_api_key_over_verified_tls() {
     let authority = authority();
     let port = listen(authority.server.clone()).await;
     let wire = HttpWire::new(&format!("https://localhost:{port}/"), &only(&authority.pem)).unwrap();
@@ -88,7 +88,7 @@ fn only(pem: &str) -> TrustRoots {
 }
 
 #[tokio::test]
-async fn a_company_authority_is_trusted_beside_the_public_ones() {
+async fn private_ca_is_trusted_in_addition_to_the_public_roots() {
     let authority = authority();
     let port = listen(authority.server.clone()).await;
     let trust = TrustRoots::public().with_pem(authority.pem.as_bytes(), "test").unwrap();
@@ -98,7 +98,7 @@ async fn a_company_authority_is_trusted_beside_the_public_ones() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_another_authority_is_not_trusted() {
+async fn certificate_of_another_ca_is_not_trusted() {
     let port = listen(authority().server).await;
     let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority().pem)).unwrap();
     assert!(matches!(wire.send(LoadRequest::get("/health")).await, Err(RequestFailure::Tls(_))));
@@ -107,7 +107,7 @@ async fn a_certificate_of_another_authority_is_not_trusted() {
 }
 
 #[tokio::test]
-async fn every_way_to_fail_has_its_name() {
+async fn every_request_failure_has_its_own_kind() {
     let authority = authority();
     let port = listen(authority.server.clone()).await;
     let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority.pem)).unwrap();
@@ -144,7 +144,7 @@ async fn listen_twice(tls: Arc<ServerConfig>) -> u16 {
 }
 
 #[tokio::test]
-async fn a_session_has_a_connection_of_its_own_and_knows_when_it_is_closed() {
+async fn session_uses_its_own_connection_and_detects_its_close() {
     let authority = authority();
     let port = listen_twice(authority.server.clone()).await;
     let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority.pem)).unwrap();
@@ -164,7 +164,7 @@ async fn a_session_has_a_connection_of_its_own_and_knows_when_it_is_closed() {
 }
 
 #[tokio::test]
-async fn a_session_fails_by_the_names_that_requests_fail_by() {
+async fn session_failures_have_the_same_kinds_as_request_failures() {
     let authority = authority();
     let port = listen(authority.server.clone()).await;
     let wire = HttpWire::new(&format!("https://localhost:{port}"), &only(&authority.pem)).unwrap();
@@ -181,7 +181,7 @@ async fn a_session_fails_by_the_names_that_requests_fail_by() {
 }
 
 #[test]
-fn addresses_and_authorities_are_checked_at_the_door() {
+fn invalid_load_addresses_are_refused() {
     for bad in ["", "localhost:8443", "ftp://x", "https://", "nonsense"] {
         assert!(matches!(HttpWire::new(bad, &TrustRoots::public()), Err(WireError::Address(_))), "{bad}");
     }

@@ -102,7 +102,7 @@ fn on_and_on() -> CancellationToken {
 }
 
 #[test]
-fn ten_thousand_are_opened_kept_and_answered() {
+fn ten_thousand_sessions_are_opened_held_and_answered() {
     let held = Door::new().hold(10_000, 20, &on_and_on());
     assert!(held.kept_all(), "{held:#?}");
     assert_eq!((held.open, held.errors, held.error_rate()), (10_000, 0, 0.0));
@@ -114,14 +114,14 @@ fn ten_thousand_are_opened_kept_and_answered() {
 }
 
 #[test]
-fn who_finds_no_place_is_counted_and_so_is_the_place_that_is_missing() {
+fn sessions_beyond_the_capacity_are_counted_as_refused() {
     let held = Door { places: 900, ..Door::new() }.hold(1_000, 20, &on_and_on());
     assert_eq!((held.open, held.dropped, held.kept_all()), (900, 0, false));
     assert!(held.refused["timeout"] >= 300, "each of the hundred tries again: {:?}", held.refused);
 }
 
 #[test]
-fn connections_that_are_closed_under_their_clients_are_dropped_though_they_come_again() {
+fn closed_connections_count_as_dropped_even_when_reopened() {
     let held = Door { idle: Duration::from_secs(10), ..Door::new() }.hold(500, 20, &on_and_on());
     assert!(held.dropped > 1_000 && !held.kept_all(), "{}", held.dropped);
     assert_eq!((held.errors, held.refused.len()), (0, 0), "and nobody was told no");
@@ -131,14 +131,14 @@ fn connections_that_are_closed_under_their_clients_are_dropped_though_they_come_
 }
 
 #[test]
-fn answers_that_say_no_are_errors_and_leave_the_session_open() {
+fn error_responses_are_counted_and_keep_the_session_open() {
     let held = Door { fails: 50, ..Door::new() }.hold(500, 20, &on_and_on());
     assert!(held.kept_all() && (0.015..0.025).contains(&held.error_rate()), "{held:#?}");
     assert_eq!(held.errors_by_kind["status 503"], held.errors);
 }
 
 #[test]
-fn a_run_that_is_stopped_says_so_and_what_was_open() {
+fn cancelled_session_run_reports_its_open_sessions() {
     let stop = on_and_on();
     stop.cancel();
     let held = Door::new().hold(500, 20, &stop);

@@ -61,7 +61,7 @@ async fn answers(status: &'static str) -> (String, tokio::task::JoinHandle<Strin
 }
 
 #[test]
-fn a_webhook_gets_a_document_and_its_refusal_names_no_secret() {
+fn webhook_receives_a_json_document_and_errors_hide_secrets() {
     run(async {
         let (address, task) = answers("204 No Content").await;
         sender(None).send(&Destination::parse(&address).unwrap(), &alert()).await.unwrap();
@@ -93,7 +93,7 @@ fn certificate(folder: &Path) -> rcgen::Certificate {
 }
 
 #[test]
-fn mail_goes_over_verified_tls_with_a_login_and_nothing_in_it_is_obeyed() {
+fn mail_uses_verified_tls_and_login_and_escapes_its_content() {
     let folder = tempfile::tempdir().unwrap();
     let authority = certificate(folder.path());
     let tls = [folder.path().join("cert.pem"), folder.path().join("key.pem")];
@@ -131,7 +131,7 @@ fn mail_goes_over_verified_tls_with_a_login_and_nothing_in_it_is_obeyed() {
 }
 
 #[test]
-fn a_server_that_offers_only_login_takes_mail() {
+fn mail_server_offering_only_login_is_supported() {
     let folder = tempfile::tempdir().unwrap();
     let authority = certificate(folder.path());
     let tls = [folder.path().join("cert.pem"), folder.path().join("key.pem")];

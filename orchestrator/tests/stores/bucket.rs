@@ -244,7 +244,7 @@ impl ObjectStore for Bucket {
 }
 
 #[test]
-fn the_bucket_itself_keeps_conditions() {
+fn fake_bucket_honours_conditional_writes() {
     // What every other test here leans on.
     let bucket = Bucket::new();
     let path = Path::from("a");

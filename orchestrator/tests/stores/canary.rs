@@ -115,7 +115,7 @@ impl Written {
 }
 
 #[test]
-fn every_position_for_a_secret_is_planted() {
+fn canary_secrets_cover_every_secret_setting() {
     let is_under = |planted: &str, position: &str| match position.strip_suffix(".*") {
         Some(parent) => planted.rsplit_once('.').is_some_and(|(above, _)| above == parent),
         None => planted == position,
@@ -127,7 +127,7 @@ fn every_position_for_a_secret_is_planted() {
 }
 
 #[test]
-fn no_byte_of_any_store_plan_event_or_report_holds_a_secret() {
+fn no_store_plan_event_or_report_contains_a_secret() {
     for (round, (environment, planted)) in PLANTED.iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8PathBuf::from_path_buf(folder.path().to_owned()).unwrap();

@@ -212,7 +212,7 @@ pub fn objects(bucket: &Bucket, clock: &VirtualClock) -> Objects {
 }
 
 #[test]
-fn a_memory_keeps_the_list() {
+fn memory_store_passes_the_conformance_suite() {
     let fresh = || -> Open {
         let disk = MemoryStore::default();
         Arc::new(move || Arc::new(disk.clone()))
@@ -221,7 +221,7 @@ fn a_memory_keeps_the_list() {
 }
 
 #[test]
-fn a_folder_keeps_the_list() {
+fn folder_store_passes_the_conformance_suite() {
     let folder = tempfile::tempdir().unwrap();
     let count = std::cell::Cell::new(0);
     let fresh = || -> Open {
@@ -233,7 +233,7 @@ fn a_folder_keeps_the_list() {
 }
 
 #[test]
-fn a_bucket_keeps_the_list() {
+fn bucket_store_passes_the_conformance_suite() {
     let clock = VirtualClock::at(Timestamp::UNIX_EPOCH);
     let buckets = std::sync::Mutex::new(Vec::new());
     let fresh = || -> Open {
@@ -250,7 +250,7 @@ fn a_bucket_keeps_the_list() {
 }
 
 #[test]
-fn a_sealed_bucket_keeps_the_list_and_shows_nothing() {
+fn encrypted_bucket_passes_the_conformance_suite_and_leaks_nothing() {
     let clock = VirtualClock::at(Timestamp::UNIX_EPOCH);
     let buckets = std::sync::Mutex::new(Vec::new());
     let secret = textnlp_orchestrator::backup::Key::generate().secret();

@@ -21,7 +21,7 @@ fn up(world: &World, bucket: &Bucket) -> Result<RunOutcome, RunError> {
 }
 
 #[test]
-fn what_passes_is_not_even_noticed() {
+fn transient_store_errors_are_retried_transparently() {
     for wrong in WRONGS {
         for name in ["lease.json", "lineage.json", "batches/0000000001", "batches/0000000004", "head.json"] {
             for times in 1..4 {
@@ -39,7 +39,7 @@ fn what_passes_is_not_even_noticed() {
 }
 
 #[test]
-fn what_lasts_ends_the_run_and_the_next_one_puts_everything_right() {
+fn persistent_store_errors_end_the_run_and_the_next_one_recovers() {
     for wrong in [Wrong::Error, Wrong::Precondition, Wrong::Silence] {
         for name in ["lease.json", "lineage.json", "batches/0000000001", "batches/0000000003", "batches/0000000005"] {
             let (world, bucket) = (World::new(), Bucket::new());
@@ -61,7 +61,7 @@ fn what_lasts_ends_the_run_and_the_next_one_puts_everything_right() {
 }
 
 #[test]
-fn a_store_that_ignores_conditions_is_refused_before_anything_is_done() {
+fn store_without_conditional_writes_is_refused_before_any_change() {
     let (world, bucket) = (World::new(), Bucket::new());
     bucket.goes_wrong(Wrong::Unconditional, "", 1000);
     let error = up(&world, &bucket).unwrap_err();
@@ -70,7 +70,7 @@ fn a_store_that_ignores_conditions_is_refused_before_anything_is_done() {
 }
 
 #[test]
-fn a_store_that_lies_about_every_version_ends_the_run() {
+fn unchanged_run_succeeds_with_a_store_that_returns_wrong_versions() {
     let (world, bucket) = (World::new(), Bucket::new());
     up(&world, &bucket).unwrap();
     bucket.goes_wrong(Wrong::LiedTag, "", 100_000);
@@ -80,7 +80,7 @@ fn a_store_that_lies_about_every_version_ends_the_run() {
 }
 
 #[test]
-fn a_renewal_that_fails_for_a_while_costs_nothing_and_one_that_fails_for_good_costs_the_lock() {
+fn lease_survives_transient_renewal_failures_only() {
     let clock = VirtualClock::at(Timestamp::UNIX_EPOCH);
     let bucket = Bucket::new();
     let store = objects(&bucket, &clock);
@@ -100,7 +100,7 @@ fn a_renewal_that_fails_for_a_while_costs_nothing_and_one_that_fails_for_good_co
 }
 
 #[test]
-fn what_somebody_changed_by_hand_is_named() {
+fn manual_changes_in_the_bucket_are_reported() {
     let clock = VirtualClock::at(Timestamp::UNIX_EPOCH);
     let say = |change: &dyn Fn(&Bucket)| {
         let bucket = Bucket::new();

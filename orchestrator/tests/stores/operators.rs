@@ -100,7 +100,7 @@ const SEEDS: &[u64] = &[247, 4944, 5201, 13142];
 const MANY: u64 = 1_500;
 
 #[test]
-fn whatever_happens_to_two_operators_the_end_is_as_wished() {
+fn two_simulated_operators_always_reach_the_wanted_state() {
     run_all(SEEDS, MANY, program, run);
 }
 

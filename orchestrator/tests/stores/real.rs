@@ -116,7 +116,7 @@ async fn one_of_many_wins(open: Open) {
 }
 
 #[test]
-fn s3_keeps_the_list() {
+fn s3_passes_the_conformance_suite() {
     let Some(server) = moto(TESTS) else { return };
     run(async {
         request(&server, "PUT", "/states", &[]).await;
@@ -127,7 +127,7 @@ fn s3_keeps_the_list() {
 }
 
 #[test]
-fn blob_keeps_the_list() {
+fn azure_blob_passes_the_conformance_suite() {
     let folder = tempfile::tempdir().unwrap();
     let Some(server) = azurite(TESTS, folder.path()) else { return };
     run(async {
@@ -190,7 +190,7 @@ async fn winners(server: &Server) -> Vec<usize> {
 
 /// Without this the test below would prove nothing.
 #[test]
-fn the_stand_in_for_google_keeps_generation_preconditions() {
+fn fake_gcs_honours_generation_preconditions() {
     let Some(server) = gcs(TESTS, false) else { return };
     let (kept, says) = checked_by_google(TESTS, &server).expect("its client is there");
     assert!(kept, "{says}");
@@ -203,7 +203,7 @@ fn the_stand_in_for_google_keeps_generation_preconditions() {
 
 /// And without this, that one: a server that ignores conditions is found out by Google's client, and refused by ours.
 #[test]
-fn a_stand_in_that_ignores_preconditions_is_found_out() {
+fn fake_gcs_without_preconditions_is_refused() {
     let Some(server) = gcs(TESTS, true) else { return };
     let (kept, says) = checked_by_google(TESTS, &server).expect("its client is there");
     assert!(!kept && says.contains("what is there is not created again"), "{says}");
@@ -216,7 +216,7 @@ fn a_stand_in_that_ignores_preconditions_is_found_out() {
 }
 
 #[test]
-fn google_keeps_the_list() {
+fn gcs_passes_the_conformance_suite() {
     let Some(server) = gcs(TESTS, false) else { return };
     run(async {
         request(&server, "PUT", "/states", &[]).await;

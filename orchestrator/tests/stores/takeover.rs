@@ -112,7 +112,7 @@ impl Shared {
 }
 
 #[test]
-fn after_a_holder_is_killed_its_lock_is_free_within_twenty_seconds() {
+fn lock_of_a_killed_holder_is_free_within_twenty_seconds() {
     let clock = VirtualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
     // Killed at any moment between two renewals, also while the renewal is on its way.
     for after in (0..9000).step_by(370) {
@@ -143,7 +143,7 @@ fn objects_of(bucket: &Bucket, person: &Person) -> textnlp_orchestrator::state::
 }
 
 #[test]
-fn a_holder_that_lives_is_never_robbed() {
+fn lock_of_a_live_holder_is_never_taken_over() {
     let clock = VirtualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
     let bucket = Bucket::new();
     let held = objects(&bucket, &clock);
@@ -164,7 +164,7 @@ fn a_holder_that_lives_is_never_robbed() {
 }
 
 #[test]
-fn a_holder_that_reads_the_journal_only_after_a_takeover_writes_nothing() {
+fn holder_that_reads_the_journal_after_a_takeover_cannot_write() {
     // Once it did: it stood still before it read, read what its successor had written, and found the next name free.
     let clock = VirtualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
     let bucket = Bucket::new();
@@ -244,13 +244,13 @@ fn names(content: &[(String, Vec<u8>)]) -> Vec<&str> {
 }
 
 #[test]
-fn stopped_anywhere_and_woken_after_a_takeover_a_holder_does_no_harm() {
+fn holder_paused_anywhere_does_no_harm_after_a_takeover() {
     let wanted = service();
     everywhere(&[], &wanted);
 }
 
 #[test]
-fn stopped_anywhere_in_a_change_and_woken_after_a_takeover_a_holder_does_no_harm() {
+fn holder_paused_during_a_change_does_no_harm_after_a_takeover() {
     let before = service();
     let after = with(without(service(), &["cache"]), "net", "cidr", json!("10.9.0.0/16"));
     everywhere(&before, &after);
@@ -270,7 +270,7 @@ fn everywhere(before: &[Wanted], wanted: &[Wanted]) {
 }
 
 #[test]
-fn operations_left_open_are_touched_only_after_the_grace() {
+fn open_operations_are_resumed_only_after_the_grace_period() {
     let shared = Shared::new();
     let gate = Gate::stops_at(40);
     let ada = Person::new(&shared.world.clock, gate.stopped());
@@ -302,7 +302,7 @@ fn operations_left_open_are_touched_only_after_the_grace() {
 }
 
 #[test]
-fn a_machine_that_slept_with_nobody_waiting_goes_on() {
+fn holder_resumes_after_a_sleep_without_a_takeover() {
     let shared = Shared::new();
     let gate = Gate::stops_at(40);
     let ada = Person::new(&shared.world.clock, gate.stopped());

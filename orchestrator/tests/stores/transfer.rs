@@ -55,7 +55,7 @@ impl Places {
 }
 
 #[test]
-fn a_state_goes_into_a_bucket_and_back_and_every_byte_with_it() {
+fn state_moves_to_a_bucket_and_back_without_loss() {
     let places = Places::new();
     places.up(places.local(), &service());
     let changed = with(service(), "store", "limit", json!(9));
@@ -83,7 +83,7 @@ fn a_state_goes_into_a_bucket_and_back_and_every_byte_with_it() {
 }
 
 #[test]
-fn a_state_that_was_written_often_goes_on_where_it_is_moved_to() {
+fn state_with_many_locks_continues_in_its_new_store() {
     // Once the second run there found its journal damaged: the locks of a new store begin at one.
     let places = Places::new();
     let sized = |size: u64| with(service(), "store", "limit", json!(size));
@@ -94,7 +94,7 @@ fn a_state_that_was_written_often_goes_on_where_it_is_moved_to() {
 }
 
 #[test]
-fn a_sealed_bucket_takes_a_state_and_gives_it_back() {
+fn state_moves_to_an_encrypted_bucket_and_back() {
     let places = Places::new();
     places.up(places.local(), &service());
     let secret = Key::generate().secret();
@@ -111,7 +111,7 @@ fn a_sealed_bucket_takes_a_state_and_gives_it_back() {
 }
 
 #[test]
-fn two_states_are_never_put_together() {
+fn states_of_two_deployments_are_never_merged() {
     let (places, other) = (Places::new(), Places::new());
     places.up(places.local(), &service());
     other.up(other.remote(), &service());
@@ -123,7 +123,7 @@ fn two_states_are_never_put_together() {
 }
 
 #[test]
-fn what_was_recorded_earlier_is_told_and_compared() {
+fn earlier_recorded_state_is_shown_and_compared() {
     let places = Places::new();
     places.up(places.local(), &service());
     let state = places.load(places.local()).unwrap();
@@ -146,7 +146,7 @@ fn what_was_recorded_earlier_is_told_and_compared() {
 }
 
 #[test]
-fn damage_is_found_and_mended_where_that_takes_no_guess() {
+fn state_damage_is_detected_and_repaired_where_unambiguous() {
     let damaged = |damage: &dyn Fn(&Utf8PathBuf)| {
         let places = Places::new();
         places.up(places.local(), &service());
@@ -200,7 +200,7 @@ fn damage_is_found_and_mended_where_that_takes_no_guess() {
 }
 
 #[test]
-fn a_lost_state_is_made_again_from_what_the_providers_show() {
+fn lost_state_is_rebuilt_from_the_providers() {
     use textnlp_orchestrator::import::{named, propose, take};
     use textnlp_orchestrator::run::{look, read};
     let places = Places::new();
@@ -237,7 +237,7 @@ fn a_lost_state_is_made_again_from_what_the_providers_show() {
 }
 
 #[test]
-fn a_frozen_environment_is_left_alone_until_it_is_released() {
+fn frozen_environment_is_not_changed_until_released() {
     use textnlp_orchestrator::run::RunError;
     let places = Places::new();
     places.up(places.remote(), &service());

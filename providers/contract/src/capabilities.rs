@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_listed_is_not_supported() {
+    fn unlisted_capabilities_are_not_supported() {
         let nothing = Capabilities::default();
         for setting in Setting::ALL {
             assert!(!nothing.supports(Capability::Optional(*setting)), "{}", setting.path());
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn stores_are_known_by_their_scheme() {
+    fn backup_stores_are_recognised_by_url_scheme() {
         let of = ["/backups", "s3://b/p", "gs://b", "az://c", "ftp://h"].map(Store::of);
         assert_eq!(of, [Store::Folder, Store::S3, Store::Gs, Store::Az, Store::Unknown]);
     }

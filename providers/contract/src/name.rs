@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_labels() {
+    fn environment_names_must_be_labels() {
         for good in ["a", "staging", "multi-region-2"] {
             assert!(EnvironmentName::new(good).is_ok(), "{good}");
         }
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn long_hostile_names_are_cut_in_messages() {
+    fn long_invalid_names_are_truncated_in_messages() {
         let error = SiteName::new("x".repeat(100_000)).unwrap_err().to_string();
         assert!(error.len() < 300, "{}", error.len());
     }

@@ -203,7 +203,7 @@ mod tests {
     use crate::component::{Cache, Certificate, Database, GpuPool};
 
     #[test]
-    fn components_are_written_in_the_words_of_journals_and_bundles() {
+    fn components_serialise_with_the_field_names_of_journals_and_bundles() {
         let hosting = Some(Hosting::Cluster);
         let database = Database { kind: DatabaseKind::Postgres, hosting, schema: None, postgres: None };
         let written = [

@@ -276,14 +276,14 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_is_wrong_with_an_object_is_not_part_of_what_was_applied() {
+    fn drift_is_not_part_of_the_applied_spec() {
         let applied = Spec::of(&json!({"port": 1}));
         assert_eq!(Spec::of(&json!({"port": 1, "drift": {"state": "stopped"}})).applied(), applied);
         assert_eq!(applied.applied(), applied);
     }
 
     #[test]
-    fn equal_specs_have_equal_digests_whatever_the_order() {
+    fn equal_specs_have_equal_digests_in_any_order() {
         let a = Spec::of(&json!({"b": {"y": 1, "x": 2}, "a": [1]}));
         let b = Spec::of(&json!({"a": [1], "b": {"x": 2, "y": 1}}));
         assert_eq!(a.digest(), b.digest());
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_are_found_and_resolved() {
+    fn output_references_are_found_and_resolved() {
         let ca = ResourceId::new("here/ca").unwrap();
         let spec = Spec::of(&json!({"trust": [{"$output": "here/ca#pem"}], "port": 1}));
         assert_eq!(spec.outputs_needed().iter().collect::<Vec<_>>(), [&OutputRef::new(ca.clone(), "pem")]);

@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_the_recorded_object_and_never_a_replaced_one() {
+    fn host_is_the_recorded_object_and_never_a_replaced_one() {
         check(&[], &[], Ok("nowhere"));
         check(&["a"], &[], Ok("a"));
         check(&["b", "a"], &[], Ok("a"));

@@ -412,7 +412,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cores_are_read_as_kubernetes_writes_them() {
+    fn cores_are_parsed_like_kubernetes_quantities() {
         for (text, millicores, written) in
             [("2", 2000, "2"), ("0.5", 500, "500m"), ("1500m", 1500, "1500m"), ("4000m", 4000, "4")]
         {
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_and_written_with_their_unit() {
+    fn byte_sizes_are_parsed_and_written_with_their_unit() {
         for (text, bytes, written) in [
             ("10MB", 10_000_000, "10MB"),
             ("1.5 GB", 1_500_000_000, "1500MB"),
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_rates_are_read() {
+    fn durations_and_rates_are_parsed() {
         assert_eq!("300".parse(), Ok(Span::seconds(300)));
         assert_eq!("15min".parse(), Ok(Span::seconds(900)));
         assert_eq!(Span(Duration::from_millis(1500)).to_string(), "1500ms");
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_written_out_is_refused_and_never_repeated() {
+    fn plaintext_secret_is_refused_and_never_repeated() {
         let error = "hunter2".parse::<SecretSource>().unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
         assert_eq!("${DB_PASSWORD}".parse(), Ok(SecretSource::Variable("DB_PASSWORD".to_owned())));

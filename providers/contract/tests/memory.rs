@@ -54,7 +54,7 @@ fn every_kind() -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn every_kind_passes_the_whole_list() {
+async fn every_kind_passes_the_provider_conformance_suite() {
     for kind in every_kind() {
         let cloud = MemoryCloud::new();
         cloud.slow(3);
@@ -65,7 +65,7 @@ async fn every_kind_passes_the_whole_list() {
 }
 
 #[tokio::test]
-async fn lost_answers_and_throttling_change_nothing() {
+async fn lost_replies_and_throttling_do_not_change_the_outcome() {
     for kind in every_kind() {
         let cloud = MemoryCloud::new();
         cloud.slow(2);
@@ -78,7 +78,7 @@ async fn lost_answers_and_throttling_change_nothing() {
 }
 
 #[test]
-fn every_component_is_lowered() {
+fn every_component_is_expanded_into_resources() {
     let cloud = MemoryCloud::new();
     let site = Site {
         environment: name("staging"),
@@ -348,7 +348,7 @@ impl Provider for Broken<'_> {
 }
 
 #[tokio::test]
-async fn the_list_notices_every_broken_law() {
+async fn conformance_suite_detects_every_broken_invariant() {
     let laws = [
         ("a repeated create", "memory.cache"),
         ("needs no change", "memory.vault"),

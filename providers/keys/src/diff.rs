@@ -163,12 +163,12 @@ mod tests {
     }
 
     #[test]
-    fn equal_specs_differ_in_nothing() {
+    fn equal_specs_have_no_differences() {
         check(json!({"path": "a", "document": {"x": [1]}}), json!({"path": "a", "document": {"x": [1]}}), &[]);
     }
 
     #[test]
-    fn the_smallest_field_is_named() {
+    fn diff_names_the_smallest_changed_field() {
         let (before, after) = (
             json!({"document": {"a": {"b": 1, "c": 1, "d": 1}}}),
             json!({"document": {"a": {"b": 2, "c": 1, "e": 1}}}),
@@ -179,20 +179,20 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_file_is_replaced_and_a_moved_source_is_nothing() {
+    fn changed_path_replaces_the_file_and_a_changed_source_does_nothing() {
         check(json!({"path": "b"}), json!({"path": "a"}), &[("path", Effect::Replace)]);
         check(json!({"source": "/b", "sha256": "d"}), json!({"source": "/a", "sha256": "d"}), &[]);
     }
 
     #[test]
-    fn a_killed_child_and_a_gone_marker_are_named() {
+    fn killed_process_and_missing_marker_are_drift() {
         let seen = json!({"unit": "server-0", "state": "running", "drift": {"state": "stopped", "marker": "gone"}});
         let expect = [("marker", Effect::InPlace), ("state", Effect::InPlace)];
         check(json!({"unit": "server-0", "state": "running"}), seen, &expect);
     }
 
     #[test]
-    fn a_field_that_nobody_wants_any_more_is_a_change() {
+    fn removed_field_is_a_change() {
         check(
             json!({"path": "a"}),
             json!({"path": "a", "secret": {"$secret": "x", "version": "1"}}),

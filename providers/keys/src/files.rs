@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_are_not_read() {
+    fn symlinks_are_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(dir.path().join("link")).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_state_folders_get_short_socket_paths() {
+    fn long_state_paths_get_short_socket_paths() {
         let site = SiteName::new("here").unwrap();
         let near = SiteFolder::of(Utf8Path::new("/home/a/p/.textnlp/staging"), &site);
         assert_eq!(near.control(), "/home/a/p/.textnlp/staging/sites/here/run/supervisor.sock");
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_stay_within_the_site() {
+    fn site_paths_stay_within_the_site_directory() {
         let dir = tempfile::tempdir().unwrap();
         let root = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
         let folder = SiteFolder::at(&root);

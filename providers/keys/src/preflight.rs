@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn git_is_demanded_where_a_repository_is_named() {
+    fn git_is_required_where_a_repository_is_configured() {
         let folder = tempfile::tempdir().unwrap();
         let said = || {
             let mut problems = Vec::new();

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_version_never_changes_and_files_are_private() {
+    async fn secret_version_is_immutable_and_its_file_private() {
         let (_dir, store) = store();
         let (name, version) = names("here/api-key", "12");
         store.put(&name, &version, &Secret::new("a")).await.unwrap();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn versions_come_oldest_first_and_hostile_names_stay_inside() {
+    async fn secret_versions_are_sorted_and_hostile_names_contained() {
         let (dir, store) = store();
         for version in ["9", "10", "../../x"] {
             let (name, version) = names("../../etc", version);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn names_survive_escaping() {
+    fn escaped_secret_names_round_trip() {
         for name in ["here/api-key", "/a", "a.b/c", "ü%", "a//b"] {
             assert_eq!(unescape(&escape(name)).as_deref(), Some(name));
         }

@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_authority_issues_verifies_and_what_another_issues_does_not() {
+    fn certificates_verify_only_against_their_issuing_ca() {
         let now = Timestamp::now();
         let (ca_key, other_key, key) = (new_key().unwrap(), new_key().unwrap(), new_key().unwrap());
         let ca = authority(&ca_key, "a", 30, now).unwrap();
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn two_certificates_for_one_key_have_two_serials() {
+    fn certificates_for_the_same_key_have_different_serials() {
         let now = Timestamp::now();
         let (ca_key, key) = (new_key().unwrap(), new_key().unwrap());
         let ca = authority(&ca_key, "a", 30, now).unwrap();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_not_a_certificate() {
+    fn invalid_certificates_are_refused() {
         for bad in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             assert!(inspect(bad.as_bytes(), None, None).is_err(), "{bad}");
         }

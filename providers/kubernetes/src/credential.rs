@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_and_its_end_are_read() {
+    async fn token_and_its_expiry_are_parsed() {
         let mut auth = auth(
             r#"test -n "$KUBERNETES_EXEC_INFO" || exit 1; echo '{"status":{"token":"'$PLANTED'","expirationTimestamp":"2040-01-01T00:01:00Z"}}'"#,
         );
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_it_prints_and_is_given_is_never_shown() {
+    async fn exec_plugin_output_and_input_are_never_shown() {
         for (script, expect) in [
             ("echo $PLANTED; echo please sign in >&2; exit 3", "please sign in"),
             ("echo $PLANTED", "it printed no ExecCredential"),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_waits_is_ended() {
+    async fn hanging_exec_plugin_is_terminated() {
         let error = resolve(&mut auth("exec sleep 1000"), Duration::from_millis(100)).await.expect_err("no credential");
         assert!(format!("{:?}", std::error::Error::source(&error)).contains("within 100ms"), "{error}");
     }

@@ -177,7 +177,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_node_that_does_not_answer_is_told_from_one_that_says_what_it_lacks() {
+    fn unreachable_node_is_distinguished_from_an_unready_one() {
         let node = |status: &str| {
             json!({ "status": { "conditions": [{ "type": "DiskPressure", "status": "False" }, {
                 "type": "Ready", "status": status, "message": "no network", "lastTransitionTime": "2026-01-01T00:00:00Z" }] } })
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_an_object_is_named() {
+    fn blocking_finalizer_is_named() {
         assert_eq!(of_ending(&json!({})), "it is being removed");
         let held = json!({ "metadata": { "finalizers": ["example.com/hold"] } });
         assert_eq!(of_ending(&held), "it is being removed and waits for finalizer example.com/hold of its controller");

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_compared_as_numbers() {
+    fn volume_sizes_are_compared_as_numbers() {
         let row = table::ROWS.iter().find(|row| row.kind == "PersistentVolumeClaim").expect("a row");
         let smaller = |before: &str, after: &str| {
             let (before, after) = (Value::from(before), Value::from(after));

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_sorted_by_what_can_be_done() {
+    fn api_errors_are_classified_by_remedy() {
         check(429, json!({}), ErrorKind::Throttled { after: Some(Duration::from_secs(7)) }, None);
         check(500, json!({ "message": "failed calling webhook" }), ErrorKind::Unavailable, None);
         check(

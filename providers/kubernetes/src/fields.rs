@@ -342,20 +342,20 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_form_of_what_was_applied_is_no_difference() {
+    fn server_normalised_values_are_no_difference() {
         let wanted = json!({ "spec": { "cpu": "1000m" } });
         let ours = json!({ "f:spec": { "f:cpu": {} } });
         check([wanted.clone(), wanted, json!({ "spec": { "cpu": "1" } })], ours, &[], &[]);
     }
 
     #[test]
-    fn a_new_wish_is_a_difference() {
+    fn changed_wanted_value_is_a_difference() {
         let ours = json!({ "f:spec": { "f:replicas": {} } });
         check([replicas(3), replicas(2), replicas(2)], ours, &[], &[("spec.replicas", FieldOwner::Ours)]);
     }
 
     #[test]
-    fn what_others_own_is_left_to_them_until_something_new_is_wanted() {
+    fn fields_of_other_managers_are_left_until_the_wanted_value_changes() {
         let fields = json!({ "f:spec": { "f:replicas": {} } });
         let own = |manager: &'static str, part: &'static str| [(manager, part, fields.clone())];
         let is = |is: FieldOwner| vec![("spec.replicas", is)];
@@ -370,13 +370,13 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_removed_is_ours_to_mend() {
+    fn externally_removed_field_is_ours_to_restore() {
         let wanted = json!({ "data": { "a": "1" } });
         check([wanted.clone(), wanted, json!({})], json!({}), &[], &[("data.a", FieldOwner::Ours)]);
     }
 
     #[test]
-    fn elements_of_lists_are_found_by_their_keys() {
+    fn list_elements_are_matched_by_their_keys() {
         let container = |image: &str| json!({ "containers": [{ "name": "web", "image": image, "ports": [{ "containerPort": 80 }] }] });
         let live = json!({ "containers": [
             { "name": "sidecar", "image": "s" },
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours_and_wanted_no_more_is_named_once() {
+    fn each_removed_own_field_is_reported_once() {
         let live = json!({ "metadata": { "labels": { "a": "1", "kept": "2", "foreign": "3" } }, "spec": {
             "containers": [{ "name": "old", "image": "x" }], "paused": true } });
         let ours = json!({
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn an_atomic_map_and_a_list_without_keys_are_one_value_each() {
+    fn atomic_maps_and_keyless_lists_are_single_values() {
         let ours = json!({ "f:selector": {}, "f:args": {} });
         let live = json!({ "selector": { "a": "1" }, "args": ["x"] });
         let wanted = json!({ "selector": { "a": "2" }, "args": ["x", "y"] });
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_left_out_by_their_paths() {
+    fn fields_are_omitted_by_path() {
         let manifest = json!({ "spec": { "replicas": 1, "containers": [{ "name": "a", "image": "x" }] } });
         let key = |key: &str| PathSegment::Key(key.to_owned());
         let paths = [

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_takes_a_route_by_protocol_port_host_and_namespace() {
+    fn listener_accepts_a_route_by_protocol_port_host_and_namespace() {
         let from = |namespaces: Value| https(json!({ "allowedRoutes": { "namespaces": namespaces } }));
         let labels = |labels: Value| from(json!({ "from": "Selector", "selector": { "matchLabels": labels } }));
         let expressed = |operator: &str, values: Value| {
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_comes_to_no_listener_in_the_open() {
+    fn route_is_not_attached_to_a_plaintext_listener() {
         let open = https(json!({ "name": "http", "protocol": "HTTP", "port": 80 }));
         let both = json!([open, https(json!({}))]);
         check(None, both.clone(), Some("API keys would be sent without TLS; write `section: https`"));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_that_is_not_there_is_told_with_those_that_are() {
+    fn missing_gateway_is_reported_with_the_existing_ones() {
         let there = json!({ "metadata": { "namespace": "infra", "name": "web" } });
         assert!(missing(("infra", "wep"), &[there]).to_string().contains("choose an existing one: infra/web"));
         assert!(missing(("infra", "wep"), &[]).to_string().contains("there is no Gateway `infra/wep`"));

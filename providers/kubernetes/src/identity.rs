@@ -124,7 +124,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn places_are_read_as_they_are_written() {
+    fn object_ids_round_trip() {
         for (kind, text) in
             [("Deployment", "shop/web/1-2"), ("Deployment", "shop/web"), ("ClusterRole", "system:reader/1-2")]
         {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_lead_elsewhere_are_refused() {
+    fn unsafe_object_names_are_refused() {
         let row = ROWS.iter().find(|row| row.kind == "Deployment").expect("a row");
         for bad in ["../secrets/x", "a?b", "", "A", "x/y"] {
             let spec = Spec::of(&json!({ "metadata": { "name": bad, "namespace": "shop" } }));

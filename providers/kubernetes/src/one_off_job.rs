@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_is_the_one_container_and_what_it_needs() {
+    fn one_off_job_has_one_container_and_what_it_needs() {
         let servers = json!({
             "metadata": { "name": "api", "namespace": "here", "uid": "1" },
             "spec": { "template": { "metadata": { "annotations": { "textnlp-config": "c", "mesh/inject": "true" } }, "spec": {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_found_among_what_else_is_said() {
+    fn job_answer_is_found_among_other_output() {
         let errand = |said: &str| JobResult { succeeded: true, said: said.to_owned() };
         assert_eq!(errand("began\n{\"keys\":[]}\nwarning: slow\n").answer(), Some(json!({ "keys": [] })));
         assert_eq!(errand("error: x\n[1]").answer(), None);

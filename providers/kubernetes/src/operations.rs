@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_names_the_authority_of_the_certificate_that_clients_see() {
+    fn endpoint_names_the_ca_of_the_certificate_that_clients_see() {
         let service = ("gateway/service", json!({ "url": "https://10.0.0.1:8443" }));
         let leaf = ("certificate/leaf", json!({ "ca_file": "/ca.crt" }));
         let found = endpoint(&outputs(&[service.clone(), leaf.clone()])).unwrap();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_of_a_rollout_keeps_every_field_for_programs() {
+    fn rollout_status_keeps_every_field_in_json() {
         let last: RolloutReport = serde_json::from_value(json!({
             "id": "r1", "stage": "promoting", "says": "well", "release": "d", "began": 1_700_000_000, "share": 25,
         }))

@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_tells_what_it_waits_for() {
+    fn unready_deployment_reports_its_reason() {
         let not_yet = |why: &str| Ready::NotYet(why.to_owned());
         let status = |generation: u64, status: Value| json!({ "metadata": { "generation": generation }, "spec": { "replicas": 3 }, "status": status });
         check(
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_ready_when_it_is_done() {
+    fn job_is_ready_when_it_is_complete() {
         check(
             job,
             json!({ "status": { "failed": 1 } }),
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_controllers_of_others_say_is_believed_of_what_is_wanted_now() {
+    fn external_controller_status_counts_only_for_the_current_generation() {
         let not_yet = |why: &str| Ready::NotYet(why.to_owned());
         let object = |status: Value| json!({ "metadata": { "generation": 2 }, "spec": { "parentRefs": [{ "name": "a" }] }, "status": status });
         check(gateway, object(json!({})), not_yet("no controller of the cluster has processed it yet"));
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_balancer_without_an_address_is_waited_for() {
+    fn load_balancer_without_an_address_is_not_ready() {
         check(service, json!({ "spec": { "type": "ClusterIP" } }), Ready::Yes);
         let waits = Ready::NotYet("its load balancer has no address yet".to_owned());
         check(service, json!({ "spec": { "type": "LoadBalancer" }, "status": { "loadBalancer": {} } }), waits);

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_autoscaler_cannot_read_is_not_said_to_be_read() {
+    fn unreadable_autoscaler_metrics_are_reported_as_such() {
         let mut autoscaler = json!({
             "spec": { "metrics": [{}, {}, {}] },
             "status": {

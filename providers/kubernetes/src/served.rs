@@ -263,7 +263,7 @@ mod tests {
     use textnlp_provider::{KindName, Ownership, Spec};
 
     #[test]
-    fn images_as_volumes_depend_on_the_version() {
+    fn image_volume_support_depends_on_the_cluster_version() {
         let deployment = |volume: serde_json::Value| Wanted {
             id: "a/server/deployment".parse().expect("an id"),
             kind: KindName::new("kubernetes.deployment").expect("a kind"),

@@ -410,7 +410,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_those_of_the_api() {
+    fn api_paths_match_the_kubernetes_api() {
         let kind = |name: &str| row(&KindName::new(name).expect("a kind")).expect("a row");
         assert_eq!(kind("kubernetes.deployment").path(Some("a")), "/apis/apps/v1/namespaces/a/deployments");
         assert_eq!(kind("kubernetes.config-map").path(None), "/api/v1/configmaps");
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_below_a_fixed_one_is_fixed() {
+    fn field_below_an_immutable_one_is_immutable() {
         let job = row(&KindName::new("kubernetes.job").expect("a kind")).expect("a row");
         assert!(job.is_fixed("spec.template.spec.containers.0.image") && job.is_fixed("metadata.name"));
         assert!(!job.is_fixed("spec.templates") && !job.is_fixed("spec.suspend"));

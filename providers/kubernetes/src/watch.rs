@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_line_is_understood() {
+    fn every_watch_event_type_is_parsed() {
         let object = json!({ "metadata": { "name": "a" } });
         check(r#"{"type":"ADDED","object":{"metadata":{"name":"a"}}}"#, Ok(Some(Change::Is(object.clone()))));
         check(r#"{"type":"MODIFIED","object":{"metadata":{"name":"a"}}}"#, Ok(Some(Change::Is(object))));

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outbox_keeps_order_bounds_and_who_has_what() {
+    fn outbox_keeps_order_limits_and_delivery_status() {
         let dir = tempfile::tempdir().unwrap();
         let outbox = Outbox::of(&Utf8Path::from_path(dir.path()).unwrap().join("sites/here"));
         assert!(outbox.is_empty() && outbox.active().is_empty() && outbox.order().unwrap().is_none());
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_told_is_read_as_it_was_written() {
+    fn alert_receivers_round_trip() {
         let dir = tempfile::tempdir().unwrap();
         let site = Utf8Path::from_path(dir.path()).unwrap();
         std::fs::create_dir(site.join("config")).unwrap();

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_job_gets_its_command_on_standard_input_and_answers_in_json() {
+    async fn job_gets_its_command_on_stdin_and_answers_in_json() {
         let folder = tempfile::tempdir().unwrap();
         let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
         let program = folder.join("server");
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_global_endpoint_comes_before_that_of_a_site() {
+    fn global_endpoint_takes_precedence_over_a_site_endpoint() {
         let of = |parts: &[(&str, Value)]| {
             let parts =
                 parts.iter().map(|(part, value)| ((*part).to_owned(), serde_json::from_value(value.clone()).unwrap()));

@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_one_noun() {
+    fn every_kind_has_exactly_one_enum_variant() {
         for kind in &KINDS {
             let name = KindName::new(kind.name).unwrap();
             let nouns = [ResourceKind::of(&name).map(ResourceKind::kind), KeyKind::of(&name).map(KindName::from)];

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_one_waited_for_is_waited_for_anew() {
+    fn wait_restarts_when_another_process_takes_over() {
         let (ours, theirs) = (Waiting::default(), Waiting::default());
         let handle = Handle(ours.begin("start"));
         assert!(ours.waited_ms(&handle).is_some());

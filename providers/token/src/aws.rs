@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn botocore_signs_the_same() {
+    fn presigned_url_matches_botocore() {
         let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests");
         let Some(python) = python(tests) else { return };
         let now: Timestamp = "2026-11-22T10:20:30Z".parse().unwrap();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ends_with_the_credentials_it_was_signed_by() {
+    fn aws_token_expires_with_its_credentials() {
         let now: Timestamp = "2026-11-22T10:20:30Z".parse().unwrap();
         let at = |seconds: i64| {
             let end = now + jiff::SignedDuration::from_secs(seconds);

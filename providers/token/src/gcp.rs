@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_on_this_machine_or_its_link_is_asked_in_plain_http() {
+    fn metadata_is_queried_over_plain_http_only_on_local_addresses() {
         for (address, nearby) in [
             ("http://169.254.169.254/latest", true),
             ("http://[fd00:ec2::254]/latest", true),

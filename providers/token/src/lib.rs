@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_version_that_is_asked_for_is_spoken_and_no_other() {
+    fn requested_exec_credential_version_is_used_and_others_refused() {
         let asks = |version: &str| {
             let info = json!({ "apiVersion": format!("client.authentication.k8s.io/{version}"), "kind": "ExecCredential", "spec": { "interactive": true } });
             Version::asked(Some(&info.to_string())).map_err(|error| textnlp_provider::error_chain(&error))
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_header_can_hold_is_a_token() {
+    fn token_must_be_a_valid_header_value() {
         let now = Timestamp::UNIX_EPOCH;
         let token =
             |text: &str, ends: Option<Timestamp>| Token::new(("sign in to", "somewhere"), Secret::new(text), ends, now);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_confided_to_somebody_is_not_repeated() {
+    fn shown_provider_messages_redact_secrets() {
         let secret = Secret::new("hunter2");
         assert_eq!(shown("no \u{1b}[31mhunter2\r\n  here", &[&secret]), "no [31m*** here");
         assert_eq!(shown(&"ä".repeat(9999), &[]).chars().count(), SHOWN);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_sent_by_tls_or_not_off_this_machine() {
+    fn credentials_are_sent_only_over_tls_or_to_this_machine() {
         for (address, fits) in [
             ("https://login.example/x", true),
             ("http://127.0.0.1:1/x", true),

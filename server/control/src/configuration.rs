@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn traffic_follows_the_configuration() {
+    fn traffic_weights_follow_the_configuration() {
         let wanted: BTreeMap<_, _> = [("a", 100), ("b", 50), ("c", 0)].map(|(name, share)| (site(name), share)).into();
         let members = ["a", "b", "c"].map(|name| (site(name), Incarnation(1))).into();
         let well = Configuration { epoch: 3, primary: site("a"), members };

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_carries_what_fits_and_at_least_one() {
+    fn replication_message_is_bounded_but_carries_at_least_one_entry() {
         let large = |index| {
             let write = Write { key: "k".into(), value: Some("x".repeat(700_000).into()) };
             Entry { at: Position { epoch: 1, index }, writes: vec![write] }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_folded_is_found_in_the_table_and_the_rest_in_the_entries() {
+    fn compacted_entries_are_in_the_table_and_the_rest_in_the_log() {
         let mut log = Log::new(Snapshot::default(), (1..=5).map(|index| entry(1, index)).collect()).unwrap();
         log.compact(3);
         assert_eq!((log.base().at.index, log.base().table.len(), log.entries().len()), (3, 3, 2));

@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_free_only_after_a_grace_of_silence_and_only_for_a_member() {
+    fn primary_role_is_free_only_after_the_grace_period_and_for_a_member() {
         let (mut witness, first) = begun();
         let two = first.with(&Site::new("b"), Incarnation(2));
         assert!(witness.receive(10, change("a", 1, two.clone(), 10)).0.is_some());
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_changes_what_is_not_theirs() {
+    fn configuration_changes_outside_a_sites_rights_are_refused() {
         let (mut witness, first) = begun();
         let two = first.with(&Site::new("b"), Incarnation(2));
         witness.receive(10, change("a", 1, two.clone(), 10));
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_primary_that_lost_its_disk_while_it_was_alone_gives_way_to_who_has_everything() {
+    fn primary_that_lost_its_disk_while_alone_yields_to_a_complete_member() {
         let (mut witness, first) = begun();
         let two = first.with(&Site::new("b"), Incarnation(2));
         witness.receive(10, change("a", 1, two.clone(), 10));
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_record_is_made_good_by_what_all_sites_know() {
+    fn lost_witness_record_is_rebuilt_from_all_sites() {
         let (_, first) = begun();
         let two = first.with(&Site::new("b"), Incarnation(2));
         let mut fresh = witness();

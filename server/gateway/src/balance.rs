@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_shared_by_weight_and_evenly_in_time() {
+    fn requests_are_balanced_by_weight_and_interleaved() {
         let all = backends(&[3, 1]);
         all.all().iter().for_each(|b| b.looked(Ok(()), &Health::default()));
         assert_eq!(turns(&all, 8), "aabaaaba");
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sick_the_tried_and_those_without_weight_get_nothing() {
+    fn unhealthy_tried_and_weightless_backends_get_no_requests() {
         let all = backends(&[1, 1, 0]);
         let health = Health::default();
         assert_eq!(turns(&all, 2), "ab", "before the first look anybody may be asked");

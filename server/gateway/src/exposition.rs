@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families_of_two_replicas_become_one_with_a_label_each() {
+    fn metric_families_of_replicas_are_merged_with_a_label() {
         let server = "# HELP requests Requests.\n# TYPE requests counter\nrequests_total{route=\"/a}b\",x=\"q\\\"{\"} 3\n\
             # TYPE up gauge\nup 1\n# TYPE t histogram\nt_bucket{le=\"+Inf\"} 2 # {trace=\"1\"} 0.5\nt_count 2\nt_sum 0.5\n# EOF\n";
         let mut merged = Exposition::default();
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_text_is_read_and_nonsense_is_left_out() {
+    fn prometheus_text_format_is_parsed_and_invalid_lines_are_skipped() {
         let mut merged = Exposition::default();
         merged.add("# TYPE jobs_total counter\njobs_total 5 1700000000\nno type 1\nbroken{a=\"b 1\n# TYPE x gauge\nx one\nx 1\n", Some("a"));
         merged.add("# TYPE x counter\nx_total 9\n", Some("b"));

@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_headers_stay_between_neighbours() {
+    fn hop_by_hop_headers_are_not_forwarded() {
         let received = [
             ("connection", "keep-alive, X-Secret"),
             ("x-secret", "1"),
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_cannot_lie_about_where_they_are() {
+    fn forwarded_headers_of_clients_are_not_trusted() {
         check(
             &[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "http")],
             None,
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_are_harmless_are_kept() {
+    fn valid_request_ids_are_kept_and_invalid_ones_replaced() {
         check(&[("x-request-id", "abc-1.2:3")], None, "x-request-id", Some("abc-1.2:3"));
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST_ID, HeaderValue::from_static("a b\"<script>"));

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_left_for_this_process_is_taken() {
+    fn only_sockets_passed_to_this_process_are_inherited() {
         assert_eq!(check("77", "7,9", "5"), (vec![7, 9], Some(5)));
         assert_eq!(check("77", "", "5"), (vec![], Some(5)));
         for process in ["78", "", "77x", "-77"] {
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_used_for_its_own_address_only() {
+    fn inherited_socket_is_used_for_its_own_address_only() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let other: SocketAddr = ([127, 0, 0, 2], address.port()).into();
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_listen_is_not_taken() {
+    fn non_listening_descriptor_is_not_inherited() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
         assert!(listening(client.into()).is_err());
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_adopted_once_and_not_passed_on() {
+    fn file_descriptor_is_adopted_once_and_closed_on_exec() {
         assert!(adopt(987_654).is_err(), "nothing is open there");
         let file = rustix::io::dup(std::fs::File::open("/dev/null").unwrap()).unwrap();
         let number = file.into_raw_fd();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_user_is_no_keeper_of_ours() {
+    async fn socket_peer_of_another_user_is_not_the_supervisor() {
         let (ours, _other) = UnixStream::pair().unwrap();
         let peer = Peer::of(&ours).unwrap();
         assert!(peer.is_ours());

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_is_not_quiet_while_something_is_answered() {
+    async fn connection_is_not_idle_during_a_response() {
         let activity = activity();
         let long = Duration::from_millis(10);
         let asked = activity.asked();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_question_begins_the_wait_anew() {
+    async fn each_request_restarts_the_idle_timer() {
         let activity = activity();
         let asking = async {
             for _ in 0..40 {

@@ -84,7 +84,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     #[tokio::test]
-    async fn a_reader_that_reads_nothing_is_given_up_and_one_that_reads_is_not() {
+    async fn stalled_reader_is_aborted_and_an_active_one_is_not() {
         let (ours, mut theirs) = tokio::io::duplex(1000);
         let mut guarded = Guarded::new(ours);
         let writer = tokio::spawn(async move { guarded.write_all(&[0; 5000]).await });

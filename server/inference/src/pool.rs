@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn does_every_piece_once() {
+    fn pool_runs_every_piece_once() {
         for threads in 1..5 {
             let mut pool = Pool::new(threads);
             for pieces in [0, 1, 2, 3, 17, 1000] {
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn wakes_helpers_that_sleep() {
+    fn pool_wakes_sleeping_helpers() {
         let mut pool = Pool::new(3);
         let deadline = Instant::now() + Duration::from_secs(20);
         while pool.shared.sleepers.load(Ordering::SeqCst) < 2 {
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_alone_while_helpers_keep_losing_their_cores() {
+    fn pool_runs_alone_while_helpers_are_repeatedly_descheduled() {
         let ms = Duration::from_millis;
         let mut now = Instant::now();
         let mut company = Company::new(now);
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn alone_means_without_helpers() {
+    fn pool_without_helpers_runs_on_the_caller_alone() {
         let mut pool = Pool::new(2);
         pool.company.alone_until = Instant::now() + Duration::from_secs(3600);
         let count = AtomicUsize::new(0);
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn hands_a_panic_to_the_caller_and_goes_on() {
+    fn pool_passes_a_panic_to_the_caller_and_stays_usable() {
         let mut pool = Pool::new(2);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             pool.run(8, &|_, piece| assert!(piece != 5, "piece five"));

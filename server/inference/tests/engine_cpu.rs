@@ -98,7 +98,7 @@ fn tokens_of(events: &mpsc::Receiver<Event>) -> Vec<Token> {
 }
 
 #[test]
-fn greedy_text_is_that_of_the_bare_executor() {
+fn greedy_text_matches_the_bare_executor() {
     for model in MODELS {
         let mut cpu = load(&golden(model), &options(None));
         let mut tokens = vec![5, 17, 40];
@@ -123,7 +123,7 @@ fn greedy_text_is_that_of_the_bare_executor() {
 }
 
 #[test]
-fn alone_or_in_a_crowd_an_answer_is_the_same_bits() {
+fn output_is_bit_identical_alone_and_in_a_batch() {
     for (model, quant) in [("gpt2", Quant::F32), ("llama", Quant::F16), ("llama-tied", Quant::Q8_0)] {
         let one = EngineOptions { max_running: 1, ..EngineOptions::default() };
         let quiet = engine(model, &LoadOptions { threads: 1, ..options(quant) }, one);
@@ -144,7 +144,7 @@ fn alone_or_in_a_crowd_an_answer_is_the_same_bits() {
 }
 
 #[test]
-fn a_score_is_that_of_the_bare_executor() {
+fn score_matches_the_bare_executor() {
     let mut cpu = load(&golden("gpt2"), &options(None));
     let tokens = expected("gpt2").tokens;
     let rows = all_logits(&mut cpu, &tokens);

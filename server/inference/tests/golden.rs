@@ -14,7 +14,7 @@ use textnlp_inference::format::Checkpoint;
 use textnlp_inference::kernels::Isa;
 
 #[test]
-fn logits_agree_with_transformers() {
+fn logits_match_the_transformers_library() {
     for model in MODELS {
         let expected = expected(model);
         let ours = all_logits(&mut load(&golden(model), &options(None)), &expected.tokens);
@@ -28,7 +28,7 @@ fn logits_agree_with_transformers() {
 }
 
 #[test]
-fn eight_bits_stay_close_to_full_precision() {
+fn eight_bit_quantization_stays_close_to_full_precision() {
     for model in MODELS {
         let tokens = expected(model).tokens;
         let full = all_logits(&mut load(&golden(model), &options(None)), &tokens);
@@ -44,7 +44,7 @@ fn eight_bits_stay_close_to_full_precision() {
 }
 
 #[test]
-fn every_instruction_set_gives_the_same_bits() {
+fn every_instruction_set_gives_identical_bits() {
     for model in MODELS {
         let tokens = expected(model).tokens;
         for quant in [Quant::F32, Quant::F16, Quant::Q8_0] {
@@ -67,7 +67,7 @@ fn every_instruction_set_gives_the_same_bits() {
 }
 
 #[test]
-fn gguf_files_equal_their_safetensors_twins() {
+fn gguf_models_match_their_safetensors_equivalents() {
     // f16 and q8_0 are the same numbers as our own conversion of the f32 file.
     for (file, model, quant) in [("gpt2-f16", "gpt2", Quant::F16), ("llama-q8_0", "llama", Quant::Q8_0)] {
         let tokens = expected(model).tokens;
@@ -80,7 +80,7 @@ fn gguf_files_equal_their_safetensors_twins() {
 }
 
 #[test]
-fn other_block_types_are_requantized_and_that_is_said() {
+fn other_block_types_are_requantized_with_a_note() {
     for (file, model, note) in [
         ("gpt2-q4_0", "gpt2", "9 tensors of type q4_0 were requantized to q8_0"),
         ("llama-q5_0", "llama", "16 tensors of type q5_0 were requantized to q8_0"),
@@ -122,7 +122,7 @@ fn rewrite(model: &str, to: &Path, convert: impl Fn(&[f32]) -> (Dtype, Vec<u8>))
 }
 
 #[test]
-fn sixteen_bit_files_are_what_they_say() {
+fn sixteen_bit_models_load_exactly() {
     for model in MODELS {
         let tokens = expected(model).tokens;
         let folder = tempfile::tempdir().unwrap();
@@ -150,7 +150,7 @@ fn sixteen_bit_files_are_what_they_say() {
 }
 
 #[test]
-fn shards_are_one_model() {
+fn sharded_checkpoint_is_one_model() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(golden("llama").join("config.json"), folder.path().join("config.json")).unwrap();
     let bytes = std::fs::read(golden("llama").join("model.safetensors")).unwrap();
@@ -187,7 +187,7 @@ fn shards_are_one_model() {
 }
 
 #[test]
-fn gguf_carries_its_tokenizer() {
+fn gguf_file_includes_its_tokenizer() {
     let checkpoint = Checkpoint::open(&golden("gpt2-q4_0.gguf")).unwrap();
     let vocabulary = checkpoint.vocabulary().unwrap().unwrap();
     assert_eq!(vocabulary.model, "gpt2");

@@ -69,7 +69,7 @@ fn header_length(gguf: &[u8]) -> usize {
 }
 
 #[test]
-fn gguf_cut_short_anywhere_is_refused() {
+fn truncated_gguf_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cut.gguf");
     let whole = std::fs::read(golden("llama-q8_0.gguf")).unwrap();
@@ -99,7 +99,7 @@ fn gguf_with_any_byte_changed_never_panics() {
 }
 
 #[test]
-fn gguf_with_lying_lengths_is_refused_at_once() {
+fn gguf_with_false_lengths_is_refused_without_allocating() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("lie.gguf");
     let whole = std::fs::read(golden("llama-q8_0.gguf")).unwrap();
@@ -121,7 +121,7 @@ fn gguf_with_lying_lengths_is_refused_at_once() {
 }
 
 #[test]
-fn gguf_mistakes_are_named() {
+fn gguf_errors_are_reported_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("named.gguf");
     let whole = std::fs::read(golden("llama-q8_0.gguf")).unwrap();
@@ -170,7 +170,7 @@ fn try_folder(model: &str, file: &str, bytes: &[u8]) -> Result<(), FormatError> 
 }
 
 #[test]
-fn safetensors_cut_or_changed_never_panic() {
+fn truncated_or_changed_safetensors_never_panic() {
     let whole = std::fs::read(golden("llama-tied").join("model.safetensors")).unwrap();
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     for length in (0..header).chain((header..whole.len()).step_by(997)) {
@@ -194,7 +194,7 @@ fn safetensors_cut_or_changed_never_panic() {
 }
 
 #[test]
-fn configurations_that_cannot_be_are_refused_by_name() {
+fn impossible_model_configurations_are_refused_by_name() {
     let check = |model: &str, key: &str, value: serde_json::Value, says: &str| {
         let text = std::fs::read(golden(model).join("config.json")).unwrap();
         let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
@@ -223,7 +223,7 @@ fn configurations_that_cannot_be_are_refused_by_name() {
 }
 
 #[test]
-fn folders_without_a_model_say_what_is_missing() {
+fn incomplete_model_directories_report_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     let says = |text: &str| {
         let error = Checkpoint::open(folder.path()).unwrap_err().to_string();

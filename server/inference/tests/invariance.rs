@@ -21,7 +21,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn batches_cuts_and_threads_change_nothing(
+    fn results_do_not_depend_on_batching_chunking_or_threads(
         model in prop_oneof![Just("gpt2"), Just("llama")],
         quant in quants(),
         threads in 1usize..5,
@@ -60,7 +60,7 @@ proptest! {
 }
 
 #[test]
-fn long_steps_are_cut_without_a_trace() {
+fn long_steps_are_split_without_changing_results() {
     // More rows than go through the layers together.
     let tokens = expected("gpt2").tokens;
     let mut cpu = load(&golden("gpt2"), &options(Quant::Q8_0));
@@ -83,7 +83,7 @@ fn long_steps_are_cut_without_a_trace() {
 }
 
 #[test]
-fn a_sequence_can_be_rewound() {
+fn sequence_can_be_rewound() {
     let tokens = expected("llama").tokens;
     let mut cpu = load(&golden("llama"), &options(None));
     let wanted = all_logits(&mut cpu, &tokens);
@@ -101,7 +101,7 @@ fn a_sequence_can_be_rewound() {
 }
 
 #[test]
-fn what_cannot_be_computed_is_refused_and_changes_nothing() {
+fn invalid_steps_are_refused_without_side_effects() {
     let tokens = expected("gpt2").tokens;
     let mut cpu = load(&golden("gpt2"), &LoadOptions { kv_positions: Some(96), ..options(None) });
     let wanted = all_logits(&mut cpu, &tokens);
@@ -130,7 +130,7 @@ fn what_cannot_be_computed_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn any_sequence_of_opening_and_closing_loses_no_block() {
+fn repeated_open_and_close_leaks_no_cache_block() {
     let mut cpu = load(&golden("llama-tied"), &LoadOptions { kv_positions: Some(320), ..options(None) });
     let all = cpu.free_positions();
     let mut open: Vec<SeqId> = Vec::new();

@@ -68,7 +68,7 @@ mod tests {
     use crate::store::Store;
 
     #[test]
-    fn files_that_are_compiled_in_are_unpacked_and_a_build_without_a_model_says_so() {
+    fn embedded_model_is_unpacked_and_a_build_without_one_says_so() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(camino::Utf8Path::from_path(folder.path()).unwrap()).unwrap();
         let assembly = store.assembly(None).unwrap();

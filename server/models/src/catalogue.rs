@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_embedded_catalogue_parses_and_its_names_are_unique() {
+    fn embedded_catalogue_parses_and_its_names_are_unique() {
         let catalogue = Catalogue::parse(include_str!("../catalogue.yaml")).unwrap();
         let mut names: Vec<_> = catalogue.entries().map(|e| e.name.as_str()).collect();
         for name in ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "smollm2-135m-instruct", "textnlp-tiny"] {
@@ -188,7 +188,7 @@ mod tests {
 
     /// The figures are written by hand; the shapes must add up to the parameters.
     #[test]
-    fn parameters_agree_with_shapes() {
+    fn catalogue_parameter_counts_match_the_shapes() {
         for entry in Catalogue::embedded().entries().filter(|e| e.name != "textnlp-tiny") {
             let Shape { layers, width, heads, kv_heads, head_dim, vocab } = entry.shape;
             assert_eq!(heads * head_dim, width, "{}", entry.name);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_in_a_catalogue_are_named() {
+    fn catalogue_errors_are_named() {
         assert!(Catalogue::parse("models: [{ name: x }]").unwrap_err().contains("missing field"));
         let text = include_str!("../catalogue.yaml").replacen("source: bundled", "source: gpt2", 1);
         assert!(Catalogue::parse(&text).unwrap_err().contains("refers to the name gpt2"));

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tensors_begin_chunks() {
+    fn chunks_begin_at_tensor_boundaries() {
         assert_eq!(pieces(&[100, 200, 10 << 20], (10 << 20) + 1)[..3], [100, 100, MOST_CHUNK]);
         assert_eq!(pieces(&[], 3), [3]);
         assert_eq!(pieces(&[], 0), Vec::<u32>::new());
@@ -201,7 +201,7 @@ mod tests {
 
     /// However the bytes come: the digest is the file's, and the chunks' are those of the bytes between the cuts.
     #[test]
-    fn digest_and_chunks_are_taken_in_one_pass() {
+    fn file_and_chunk_digests_are_computed_in_one_pass() {
         let tensor = (5 << 20) + 3;
         let header = format!(r#"{{"a":{{"data_offsets":[0,100]}},"b":{{"data_offsets":[100,{tensor}]}}}}"#);
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_was_changed_is_none() {
+    fn changed_chunk_list_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(Utf8Path::from_path(folder.path()).unwrap()).unwrap();
         let digest = Digest::of(b"content");

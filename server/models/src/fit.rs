@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn every_size_fits_into_the_memory_that_is_promised_for_it() {
+    fn every_catalogue_model_fits_its_documented_minimum_memory() {
         for entry in Catalogue::embedded().entries() {
             let promised = (entry.minimum_memory_gb * 1e9) as u64;
             let found = check(&entry.name, WeightFormat::F16, promised);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_told_what_would() {
+    fn model_that_does_not_fit_comes_with_a_suggestion() {
         let found = check("gpt2-xl", WeightFormat::F32, 4 * GIB);
         assert_eq!(found.verdict, Verdict::DoesNotFit);
         assert!(found.hint.as_deref().is_some_and(|hint| hint.starts_with("`quantize: f16`")), "{found:?}");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn q8_0_takes_34_bytes_for_32_weights_and_the_cache_two_bytes_an_element() {
+    fn q8_0_weights_and_f16_cache_have_the_expected_sizes() {
         let found = check("gpt2", WeightFormat::Q8_0, GIB);
         assert_eq!(found.weights, 124_439_808 / 32 * 34);
         assert_eq!(found.kv, 2 * 12 * 768 * 1024 * 2);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_group_bounds_the_memory_and_its_parents_do_too() {
+    fn memory_limits_of_the_cgroup_and_its_parents_apply() {
         let root = tempfile::tempdir().unwrap();
         let root = Utf8Path::from_path(root.path()).unwrap();
         let write = |path: &str, text: &str| {

@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_is_read_and_secrets_are_not_shown() {
+    fn fetch_options_come_from_the_environment_and_hide_secrets() {
         let options = FetchOptions::from_variables(|name| {
             let value = match name {
                 "HF_TOKEN" => "hf_secret",

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_model_needs_is_chosen() {
+    fn only_files_a_model_needs_are_selected() {
         let gpt2 = [
             "README.md",
             "config.json",
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_chosen_is_explained() {
+    fn unselectable_repositories_are_explained() {
         check(None, &["x.gguf", "y.gguf"], "no: hf:a/b cannot be used: there are 2 .gguf files: x.gguf, y.gguf");
         let neither =
             "no: hf:a/b cannot be used: there is neither config.json with .safetensors files nor a .gguf file";

@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn the_vectors_of_nist_come_out_alone_and_beside_one_another() {
+    fn sha256_matches_the_nist_vectors_alone_and_interleaved() {
         let million = vec![b'a'; 1_000_000];
         // FIPS 180-2, appendix B; the empty message and the one of 56 bytes twice as long from the CAVP and example files.
         let vectors: [(&[u8], &str); 5] = [
@@ -379,7 +379,7 @@ mod tests {
 
     /// Messages of any lengths, anywhere in memory, begun anywhere: as if each had been hashed alone, and the states too.
     #[test]
-    fn messages_beside_one_another_are_hashed_as_if_alone() {
+    fn interleaved_messages_hash_like_separate_ones() {
         let mut noise = 88_172_645_463_325_252_u64;
         let mut next = |below: usize| {
             noise ^= noise << 13;
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn every_length_around_the_end_of_a_block_is_padded_as_the_standard_says() {
+    fn sha256_padding_is_correct_for_every_length() {
         let bytes = [b'x'; 260];
         for length in 0..bytes.len() {
             let digest = <[u8; 32]>::from(sha2::Sha256::digest(&bytes[..length]));
@@ -416,7 +416,7 @@ mod tests {
 
     /// Journals on disk hold states in these words.
     #[test]
-    fn a_state_is_the_hash_value_of_the_standard_the_length_and_the_rest() {
+    fn serialised_sha256_state_has_a_stable_format() {
         let state = after(&[b'a'; 130]);
         assert_eq!(state.to_string(), WRITTEN);
         assert_eq!(

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_parses_to_its_canonical_text() {
+    fn every_model_source_parses_to_its_canonical_form() {
         check("bundled", "bundled");
         check("bundled:textnlp-tiny", "bundled");
         check("bundled-by-me", "bundled-by-me");
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_the_form_expected() {
+    fn invalid_model_sources_name_the_expected_form() {
         check("", "no: it is empty");
         check("file:", "no: it has no path");
         check("file://host/x", "no: it has no path");
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_catalogue_names_get_a_suggestion() {
+    fn unknown_catalogue_name_gets_a_suggestion() {
         let error = Source::check("gpt2-mediun").unwrap_err().to_string();
         assert!(error.contains("did you mean `gpt2-medium`?"), "{error}");
         Source::check("gpt2-medium").unwrap();

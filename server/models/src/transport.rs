@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hubs_own_limit_is_read() {
+    fn hub_rate_limit_header_is_parsed() {
         let mut headers = HeaderMap::new();
         headers.insert("ratelimit", HeaderValue::from_static("\"api\";r=0;t=55"));
         assert_eq!(hub_reset(&headers), Some(Duration::from_secs(55)));

@@ -203,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn safetensors_are_cut_where_tensors_begin() {
+    fn safetensors_are_chunked_at_tensor_boundaries() {
         let header = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#;
         let data = 8 + header.len() as u64;
         assert_eq!(check_safetensors(header, 16), Some(vec![data, data + 8]));
     }
 
     #[test]
-    fn a_header_that_lies_is_no_header() {
+    fn invalid_weight_headers_are_ignored() {
         assert_eq!(check_safetensors(r#"{"a":{"data_offsets":[17,99]}}"#, 16), None);
         assert_eq!(check_safetensors(r#"{"a":{"data_offsets":[18446744073709551615,1]}}"#, 16), None);
         assert_eq!(check_safetensors("[]", 16), None);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn gguf_is_cut_where_tensors_begin() {
+    fn gguf_files_are_chunked_at_tensor_boundaries() {
         let mut bytes = b"GGUF\x03\0\0\0".to_vec();
         let number = |bytes: &mut Vec<u8>, n: u64| bytes.extend_from_slice(&n.to_le_bytes());
         number(&mut bytes, 2);

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_unix_paths_or_host_and_port() {
+    fn listen_addresses_are_unix_paths_or_host_and_port() {
         assert_eq!("unix:/a b/c.sock".parse(), Ok(Address::Unix("/a b/c.sock".into())));
         assert_eq!("127.0.0.1:0".parse(), Ok(Address::Tcp("127.0.0.1:0".into())));
         assert_eq!("[::1]:80".parse(), Ok(Address::Tcp("[::1]:80".into())));

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_over_when_nobody_can_send_or_everybody_knows() {
+    fn draining_ends_when_no_client_can_send_or_all_were_notified() {
         let ms = Duration::from_millis;
         let duck = ms(1000);
         let usual = || CounterSnapshot {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sender_that_never_listens_holds_nobody_up_for_ever() {
+    async fn client_that_ignores_draining_does_not_block_shutdown() {
         let leaving = Arc::new(Leaving::default());
         let _open = leaving.connected();
         leaving.asked(false);

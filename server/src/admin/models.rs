@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pods_share_what_one_of_them_fetched_and_each_proves_it() {
+    async fn pods_share_a_fetched_model_and_each_verifies_it() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(folder.path()).unwrap();
         let shared = folder.join("shared");
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_image_is_read_and_believed_in_nothing() {
+    async fn models_from_an_image_are_verified() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(folder.path()).unwrap();
         let digest = textnlp_models::bundled_digest().unwrap().to_string();
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_says_one_way() {
+    async fn model_list_with_two_sources_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let list = Utf8Path::from_path(folder.path()).unwrap().join("models.yaml");
         for text in ["{ models: [] }", "{ cache: /a, shared: /b, models: [] }"] {
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_model_is_delivered_once_and_mended_when_it_is_not_what_was_delivered() {
+    async fn model_is_delivered_once_and_repaired_when_damaged() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(folder.path()).unwrap();
         let digest = textnlp_models::bundled_digest().unwrap().to_string();
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_the_digest_that_was_asked_for_is_not_put_in_place() {
+    async fn model_with_an_unexpected_digest_is_not_delivered() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(folder.path()).unwrap();
         let error = deliver(&list(folder, &format!("sha256:{}", "0".repeat(64)))).await.unwrap_err();

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_verified_by_its_key_and_issuer_and_by_nothing_else() {
+    fn token_is_verified_only_by_its_key_and_issuer() {
         let pem = generate_pem().unwrap();
         let signer = |issuer| Signer::from_pem(pem.as_bytes(), Utf8Path::new("k"), &security(issuer)).unwrap();
         let ours = signer("a");
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_another_site_is_verified_once_its_public_half_is_known() {
+    fn token_of_another_site_is_verified_once_its_public_key_is_known() {
         let (pem, other) = (generate_pem().unwrap(), generate_pem().unwrap());
         let here = Signer::from_pem(pem.as_bytes(), Utf8Path::new("k"), &security("a")).unwrap();
         let there = Signer::from_pem(other.as_bytes(), Utf8Path::new("k"), &security("a")).unwrap();
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_token_a_changed_one_and_one_of_another_algorithm_are_refused() {
+    fn expired_changed_and_wrong_algorithm_tokens_are_refused() {
         let signer = Signer::new(&security("a")).unwrap();
         let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
         let old = Claims { exp: claims.iat - 10, ..claims.clone() };
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_holds_no_key_is_refused_by_name() {
+    fn invalid_jwt_key_file_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = camino::Utf8PathBuf::from_path_buf(folder.path().join("jwt.pem")).unwrap();
         let with = Security { jwt_private_key_file: Some(path.clone()), ..security("a") };

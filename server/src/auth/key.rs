@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_key_is_recognised_by_its_digest_alone() {
+    fn api_key_is_verified_by_its_digest() {
         let key = NewKey::generate().unwrap();
         assert_eq!(public_id(&key.text), Some(key.public_id.as_str()));
         let stored = digest(&key.text);
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_no_keys() {
+    fn malformed_api_keys_are_rejected() {
         let secret = "0".repeat(64);
         for text in [
             "",

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_name_a_tenant_only_by_a_subdomain_that_is_none_of_ours() {
+    fn tenant_is_taken_from_a_non_reserved_subdomain() {
         for (host, base, want) in [
             ("acme.textnlp.example.com", None, Some("acme")),
             ("acme.textnlp.example.com:8443", None, Some("acme")),
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn tenant_ids_are_harmless_as_names_of_schemas_and_folders() {
+    fn tenant_ids_are_safe_as_schema_and_directory_names() {
         for id in ["default", "acme", "a-1_b", "7eleven"] {
             assert!(is_tenant_id(id), "{id}");
         }

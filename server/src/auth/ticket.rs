@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sealed_opens_with_its_ticket_alone() {
+    fn sealed_request_opens_only_with_its_ticket() {
         let (text, other) = (generate().unwrap(), generate().unwrap());
         let sealed = seal(&text, b"a prompt".to_vec()).unwrap();
         assert!(!sealed.windows(6).any(|part| part == b"prompt"));
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ticket_has_no_digest() {
+    fn malformed_tickets_have_no_digest() {
         let text = generate().unwrap();
         assert_eq!(digest(&text).unwrap().len(), 64);
         for text in ["", "tnst_", &text[1..], &text[..68], &format!("{text}0"), &text.to_uppercase(), "tnst_ü"] {

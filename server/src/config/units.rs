@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_durations_are_read_with_their_units() {
+    fn config_sizes_and_durations_are_parsed_with_their_units() {
         for (text, want) in
             [("10MB", Some(10_000_000)), ("4 GiB", Some(4 << 30)), ("512", Some(512)), ("1.5kB", Some(1500))]
         {

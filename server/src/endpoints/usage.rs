@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_hold_their_models_and_the_total_holds_all_days() {
+    fn usage_is_summed_by_day_and_model() {
         let sum = |requests| UsageSum { requests, total_tokens: 7 * requests, ..UsageSum::default() };
         let daily = |day, model: Option<&str>, requests| DailyUsage {
             day,

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_json_names_the_field_where_it_broke() {
+    fn invalid_json_error_names_the_field() {
         check(r#"{"prompt":"a","temperature":NaN}"#, Some("temperature"), Some("NaN"));
         check(r#"{"prompt":"a","temperature": Infinity}"#, Some("temperature"), Some("NaN"));
         check(r#"{"prompt":"a","temperature": -Infinity}"#, Some("temperature"), Some("NaN"));

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_says_each_thing_once_is_read_as_it_is() {
+    fn json_without_duplicate_keys_is_parsed_unchanged() {
         for text in [
             r#"{"a":1,"b":[{"a":-1},{"a":1.5}],"c":{"a":null,"b":{"a":true}},"ü\n":"é","big":18446744073709551615,"e":1e10}"#,
             "[]",
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_stands_twice_is_named_with_the_way_to_it() {
+    fn duplicate_json_key_is_reported_with_its_path() {
         for (text, wanted) in [
             (r#"{"prompt":"a","prompt":"b"}"#, "prompt"),
             (r#"{"prompt":"a","pr\u006fmpt":"a"}"#, "prompt"),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_broken_and_depth_is_bounded() {
+    fn invalid_json_is_refused_and_nesting_is_bounded() {
         for text in ["", "{", "{} x", "{\"a\":1e999}", &"[".repeat(50_000), &"{\"a\":".repeat(50_000)] {
             assert!(matches!(parse(text), Err(Refused::Broken(_))), "{text:.20}");
         }

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_read_as_http_says() {
+    fn http_ranges_are_parsed_as_specified() {
         for (text, meant) in [
             ("bytes=0-", Some(Some((0, 10)))),
             ("bytes=2-3", Some(Some((2, 4)))),

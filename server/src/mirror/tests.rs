@@ -131,7 +131,7 @@ fn has_skopeo() -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn skopeo_copies_an_image_out_of_it() {
+async fn skopeo_copies_an_image_from_the_mirror() {
     if !has_skopeo() {
         return;
     }
@@ -151,7 +151,7 @@ async fn skopeo_copies_an_image_out_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn our_own_client_pulls_from_it_by_digest() {
+async fn registry_client_pulls_from_the_mirror_by_digest() {
     let bench = Bench::new().await;
     let tag = format!("{}/textnlp:1.0.0", bench.host()).parse().unwrap();
     let pinned = resolve(&tag, &Default::default(), &|_| {}).await.unwrap();
@@ -162,7 +162,7 @@ async fn our_own_client_pulls_from_it_by_digest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_client_fetches_models_by_repository_commit_and_name() {
+async fn hub_client_fetches_models_from_the_mirror_by_repository_and_commit() {
     let bench = Bench::new().await;
     let store = Store::open(bench.path("store")).unwrap();
     let options = FetchOptions { endpoint: format!("http://{}", bench.host()), ..FetchOptions::default() };
@@ -178,7 +178,7 @@ async fn a_hub_client_fetches_models_by_repository_commit_and_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_protocol_is_spoken_as_written() {
+async fn mirror_conforms_to_the_registry_protocol() {
     let bench = Bench::new().await;
     let digest = bench.image.manifest.digest;
     assert_eq!(bench.json("/v2/").await, (200, serde_json::json!({})));
@@ -217,7 +217,7 @@ async fn the_protocol_is_spoken_as_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ranges_and_tags_save_transfers() {
+async fn mirror_supports_ranges_and_etags() {
     let bench = Bench::new().await;
     let layer = bench.image.blobs.iter().max_by_key(|blob| blob.size).unwrap();
     let whole = std::fs::read(bench.path("bundle/images").join(&layer.path)).unwrap();
@@ -237,7 +237,7 @@ async fn ranges_and_tags_save_transfers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_cannot_be_read_is_an_error_and_never_a_short_answer() {
+async fn unreadable_mirror_file_is_an_error_and_never_a_short_response() {
     let bench = Bench::new().await;
     let path = bench.path("bundle/models/tiny/model.safetensors");
     let get = "GET /bundle/tiny/resolve/main/model.safetensors";
@@ -255,7 +255,7 @@ async fn a_file_that_cannot_be_read_is_an_error_and_never_a_short_answer() {
 }
 
 #[test]
-fn paths_are_decoded_once() {
+fn mirror_paths_are_percent_decoded_once() {
     let parts = |path| segments(path).map(|parts| parts.join("|"));
     assert_eq!(parts("/a/b%20c/%2e%2E").as_deref(), Some("a|b c|.."));
     assert_eq!(parts("/%252f").as_deref(), Some("%2f"));
@@ -267,7 +267,7 @@ fn paths_are_decoded_once() {
 
 /// The configuration that the compose files mount.
 #[test]
-fn the_configuration_for_containers_is_read() {
+fn compose_server_configuration_is_valid() {
     let dir = tempfile::tempdir().unwrap();
     let path = Utf8PathBuf::from_path_buf(dir.path().join("server.yaml")).unwrap();
     std::fs::write(&path, include_str!("../../../templates/compose/server.yaml")).unwrap();

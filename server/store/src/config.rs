@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_elsewhere_must_prove_its_name_unless_the_address_says_otherwise() {
+    fn remote_database_must_verify_its_host_name_by_default() {
         check("postgresql://u@db/x", "postgresql://u@db/x?sslmode=verify-full&application_name=textnlp");
         check("postgres://u@db/x?sslmode=require", "postgres://u@db/x?sslmode=require&application_name=textnlp");
         for near in [
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_secret_is_read_from_files_and_shown_nowhere() {
+    fn database_secrets_are_read_from_files_and_never_shown() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = Utf8PathBuf::from_path_buf(folder.path().join(name)).unwrap();

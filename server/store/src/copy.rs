@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dump_of_postgresql_holds_all_tenants_and_is_read_back() {
+    async fn postgres_dump_contains_all_tenants_and_is_restorable() {
         let Some((cluster, name, store)) = super::super::tests::of_postgres().await else { return };
         for tenant in ["acme", "globex"] {
             store.put_key(&super::super::ApiKey { tenant: tenant.into(), ..key(tenant) }, None).await.unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_copy_is_taken_while_others_write_and_is_private() {
+    async fn backup_is_consistent_during_writes_and_private() {
         use std::os::unix::fs::PermissionsExt;
         let bench = Bench::sqlite();
         let (store, folder) = (bench.store().await, &bench.folder);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_or_damaged_is_no_copy() {
+    async fn missing_or_damaged_database_cannot_be_backed_up() {
         let folder = tempfile::tempdir().unwrap();
         assert!(copy(&file(path(&folder, "none.db")), &path(&folder, "a")).await.is_err());
         assert!(!path(&folder, "none.db").exists());

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_becomes_variables() {
+    fn database_url_becomes_libpq_variables() {
         let of = |url: &str| -> Vec<String> {
             variables(&url.parse().unwrap())
                 .into_iter()

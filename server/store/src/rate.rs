@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_read_with_their_period() {
+    fn rate_limits_are_parsed_with_their_period() {
         for text in ["1000/hour", "5/second", "60/minute", "7/day"] {
             assert_eq!(text.parse::<Rate>().unwrap().to_string(), text);
         }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn gives_a_whole_period_at_once_and_then_evenly() {
+    fn rate_limit_allows_a_full_burst_and_then_even_spacing() {
         let rate: Rate = "3/minute".parse().unwrap();
         let (mut arrival, now) = (0.0, 1_000_000.0);
         for remaining in [2, 1, 0] {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_can_be_taken_again_and_more_than_all_is_never_there() {
+    fn returned_tokens_can_be_taken_again_up_to_the_limit() {
         let rate: Rate = "100/hour".parse().unwrap();
         let Taken::Yes { arrival_ms, .. } = take(rate, 0.0, 100, 0.0) else { panic!("refused") };
         assert!(matches!(take(rate, arrival_ms, 1, 0.0), Taken::NotYet { .. }));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_set_back_locks_nobody_out_for_longer_than_a_period() {
+    fn clock_set_back_blocks_for_at_most_one_period() {
         let rate: Rate = "1/second".parse().unwrap();
         let Taken::NotYet { retry_ms, .. } = take(rate, 1e12, 1, 1000.0) else { panic!("given") };
         assert_eq!(retry_ms, 1000.0);

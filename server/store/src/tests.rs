@@ -81,7 +81,7 @@ pub(crate) fn key(public_id: &str) -> ApiKey {
 }
 
 #[tokio::test]
-async fn a_file_that_another_process_holds_is_busy_and_one_that_is_no_database_fails() {
+async fn locked_database_file_is_busy_and_an_invalid_one_fails() {
     let bench = Bench::sqlite();
     let (store, other) = (bench.store().await, bench.open().await);
     let held = other.write("").await.unwrap();
@@ -96,7 +96,7 @@ async fn a_file_that_another_process_holds_is_busy_and_one_that_is_no_database_f
 }
 
 #[tokio::test]
-async fn a_full_disk_is_said_so() {
+async fn full_disk_is_reported_by_the_store() {
     let store = Bench::sqlite().store().await;
     // SQLite's own page limit gives the same result code as a disk without room.
     sqlx::query("PRAGMA max_page_count = 1").execute(&store.writes).await.unwrap();
@@ -136,7 +136,7 @@ async fn pid(store: &Store) -> i32 {
 }
 
 #[tokio::test]
-async fn writers_wait_only_for_those_who_write_about_the_same() {
+async fn writers_block_only_on_the_same_subject() {
     let Some((_, _, store)) = of_postgres().await else { return };
     let held = store.write(&keys::about("a")).await.unwrap();
     assert_eq!(store.put_key(&key("b"), None).await.unwrap(), KeyPut::Created);
@@ -149,7 +149,7 @@ async fn writers_wait_only_for_those_who_write_about_the_same() {
 }
 
 #[tokio::test]
-async fn a_replica_that_stands_still_in_the_middle_of_a_change_does_not_hold_up_the_others() {
+async fn stalled_replica_does_not_block_the_others() {
     let Some((cluster, name, store)) = of_postgres().await else { return };
     let still = open_at(&cluster.url(&name)).await.unwrap();
     let rate = "9/hour".parse().unwrap();
@@ -170,7 +170,7 @@ async fn a_replica_that_stands_still_in_the_middle_of_a_change_does_not_hold_up_
 }
 
 #[tokio::test]
-async fn changes_that_nobody_waits_for_any_more_leave_no_connection_in_the_middle_of_one() {
+async fn cancelled_writes_leave_no_connection_in_a_transaction() {
     let Some((cluster, name, store)) = of_postgres().await else { return };
     let sessions = || {
         let held = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname =";
@@ -200,7 +200,7 @@ async fn changes_that_nobody_waits_for_any_more_leave_no_connection_in_the_middl
 }
 
 #[tokio::test]
-async fn whoever_waits_for_others_leaves_connections_to_everybody_else() {
+async fn waiting_requests_do_not_exhaust_the_connection_pool() {
     let Some((cluster, name, store)) = of_postgres().await else { return };
     let other = open_at(&cluster.url(&name)).await.unwrap();
     let mut held = other.count(&budget::about("a")).await.unwrap();
@@ -224,7 +224,7 @@ async fn whoever_waits_for_others_leaves_connections_to_everybody_else() {
 }
 
 #[tokio::test]
-async fn a_connection_is_used_again_unless_it_is_in_the_middle_of_something() {
+async fn connection_is_reused_unless_it_is_in_a_transaction() {
     let Some((cluster, name, _)) = of_postgres().await else { return };
     let store = with_one_connection(&cluster.url(&name)).await;
     let pid = async || pid(&store).await;
@@ -237,7 +237,7 @@ async fn a_connection_is_used_again_unless_it_is_in_the_middle_of_something() {
 }
 
 #[tokio::test]
-async fn rows_are_seen_by_who_says_whose_they_are() {
+async fn row_level_security_limits_rows_to_the_named_tenant() {
     let Some((cluster, name, store)) = of_postgres().await else { return };
     for tenant in ["acme", "globex"] {
         store.put_key(&ApiKey { tenant: tenant.into(), ..key(&format!("of-{tenant}")) }, None).await.unwrap();
@@ -260,7 +260,7 @@ async fn rows_are_seen_by_who_says_whose_they_are() {
 }
 
 #[tokio::test]
-async fn a_session_sees_no_tenant_until_a_transaction_names_one_and_none_after_it() {
+async fn session_sees_no_tenant_outside_a_transaction_that_names_one() {
     let Some((cluster, name, _)) = of_postgres().await else { return };
     // Also where the role itself is set to see all of them.
     cluster.sql(&name, &format!("ALTER ROLE textnlp IN DATABASE {name} SET textnlp.tenant = '*'"));
@@ -286,7 +286,7 @@ async fn a_session_sees_no_tenant_until_a_transaction_names_one_and_none_after_i
 }
 
 #[tokio::test]
-async fn every_table_with_rows_of_tenants_holds_its_owner_to_row_level_security() {
+async fn every_tenant_table_forces_row_level_security() {
     let Some((cluster, name, store)) = of_postgres().await else { return };
     let with_tenants = "SELECT string_agg(table_name, ' ' ORDER BY table_name) FROM information_schema.columns WHERE \
                         table_schema = 'public' AND column_name = 'tenant_id'";
@@ -299,7 +299,7 @@ async fn every_table_with_rows_of_tenants_holds_its_owner_to_row_level_security(
 }
 
 #[tokio::test]
-async fn a_server_that_crashed_is_away_and_then_there_again() {
+async fn crashed_database_server_is_a_transient_error() {
     if !postgres::is_installed() {
         return;
     }
@@ -323,7 +323,7 @@ async fn a_server_that_crashed_is_away_and_then_there_again() {
 }
 
 #[tokio::test]
-async fn connections_to_a_server_that_takes_no_changes_any_more_are_dropped() {
+async fn connections_to_a_server_that_became_read_only_are_dropped() {
     let Some((cluster, name, _)) = of_postgres().await else { return };
     let store = with_one_connection(&cluster.url(&name)).await;
     let pid = async || pid(&store).await;
@@ -344,7 +344,7 @@ async fn connections_to_a_server_that_takes_no_changes_any_more_are_dropped() {
 }
 
 #[tokio::test]
-async fn everything_that_stands_in_the_way_is_said_at_once() {
+async fn database_check_reports_all_problems_at_once() {
     let Some((cluster, name, store)) = of_postgres().await else { return };
     let ask_as = async |user: &str, database: &str| {
         let url = cluster.url(database).replace("textnlp@", &format!("{user}@"));
@@ -370,7 +370,7 @@ async fn everything_that_stands_in_the_way_is_said_at_once() {
 }
 
 #[tokio::test]
-async fn a_server_elsewhere_is_trusted_by_the_authority_that_is_named() {
+async fn remote_database_is_verified_against_the_configured_ca() {
     if !postgres::is_installed() {
         return;
     }
@@ -409,7 +409,7 @@ async fn a_server_elsewhere_is_trusted_by_the_authority_that_is_named() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_connected_to_is_said_without_its_password() {
+async fn database_connection_errors_hide_the_password() {
     let Some(cluster) = postgres::shared() else { return };
     let socket = cluster.folder().to_str().unwrap().replace('/', "%2F");
     let told = async |url: String| textnlp_net::error_chain(&open_at(&url).await.err().unwrap());

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_answered_waits_for_the_database_and_whoever_stops_does_not_wait_for_long() {
+    async fn usage_writes_are_retried_and_shutdown_bounds_the_wait() {
         for how in [StoreError::Away, StoreError::Full, StoreError::Busy, StoreError::Unsure] {
             assert_eq!(tried(100, how, false).await, (101, true));
             assert_eq!(tried(100, how, true).await, (QUICK.attempts, false));

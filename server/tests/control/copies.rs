@@ -40,7 +40,7 @@ fn copies(sites: &Sites, site: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_is_put_at_the_primary_reaches_every_site_and_outlives_it() {
+fn models_and_configuration_are_copied_to_every_site() {
     let mut sites = Sites::start_copying();
     sites.until_all_are_members();
     let at = |site: &str, path: &str| sites.root().join(site).join(path);
@@ -95,7 +95,7 @@ fn what_is_put_at_the_primary_reaches_every_site_and_outlives_it() {
 }
 
 #[test]
-fn a_site_that_cannot_store_a_copy_says_so_and_goes_on() {
+fn site_that_cannot_store_a_copy_reports_it_and_keeps_running() {
     let sites = Sites::start_copying();
     sites.until_all_are_members();
     let folder = sites.root().join("tertiary/data/control/copies");

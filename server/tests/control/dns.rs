@@ -11,7 +11,7 @@ use super::sites::{Sites, until};
 const NAME: &str = "textnlp.example.com";
 
 #[test]
-fn a_lost_primary_goes_out_of_dns_and_comes_back() {
+fn lost_primary_leaves_dns_and_returns() {
     if !is_installed() {
         return;
     }

@@ -27,7 +27,7 @@ fn put(sites: &Sites, at: &str, number: u32) -> (u16, Value) {
 }
 
 #[test]
-fn what_is_acknowledged_at_one_site_is_in_every_sites_database() {
+fn acknowledged_write_is_in_every_sites_database() {
     let sites = Sites::start();
     sites.until_all_are_members();
     for (number, at) in NAMES.iter().enumerate() {
@@ -68,7 +68,7 @@ fn what_is_acknowledged_at_one_site_is_in_every_sites_database() {
 }
 
 #[test]
-fn nonsense_is_refused_and_harms_nothing() {
+fn invalid_control_requests_are_refused_without_effect() {
     let sites = Sites::start();
     sites.until_all_are_members();
     for (writes, code) in [
@@ -98,7 +98,7 @@ fn nonsense_is_refused_and_harms_nothing() {
 }
 
 #[test]
-fn a_killed_primary_is_replaced_and_comes_home_with_an_empty_disk_and_nothing_is_lost() {
+fn killed_primary_is_replaced_and_returns_with_an_empty_disk() {
     let mut sites = Sites::start();
     sites.until_all_are_members();
     let mut acknowledged = BTreeSet::new();
@@ -138,7 +138,7 @@ fn a_killed_primary_is_replaced_and_comes_home_with_an_empty_disk_and_nothing_is
 }
 
 #[test]
-fn a_frozen_primary_that_wakes_up_writes_nothing_more() {
+fn frozen_primary_cannot_write_after_it_wakes_up() {
     let sites = Sites::start();
     sites.until_all_are_members();
     assert_eq!(put(&sites, "primary", 1).0, 200);
@@ -155,7 +155,7 @@ fn a_frozen_primary_that_wakes_up_writes_nothing_more() {
 }
 
 #[test]
-fn without_the_witness_writes_go_on_and_without_the_others_too_they_do_not() {
+fn writes_need_the_witness_or_another_site() {
     let mut sites = Sites::start();
     sites.until_all_are_members();
     sites.kill("witness");
@@ -174,7 +174,7 @@ fn without_the_witness_writes_go_on_and_without_the_others_too_they_do_not() {
 }
 
 #[test]
-fn the_place_is_handed_over_and_claimed_by_hand() {
+fn primary_role_is_handed_over_and_claimed_manually() {
     let mut sites = Sites::start_with("automatic: false, failback: false");
     sites.until_all_are_members();
     assert_eq!(put(&sites, "primary", 1).0, 200);
@@ -193,7 +193,7 @@ fn the_place_is_handed_over_and_claimed_by_hand() {
 }
 
 #[test]
-fn usage_of_every_site_is_found_at_every_site() {
+fn usage_of_every_site_is_visible_at_every_site() {
     let sites = Sites::start();
     sites.until_all_are_members();
     sites.use_up("primary", &["r1", "r2"]);

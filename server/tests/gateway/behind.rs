@@ -59,7 +59,7 @@ fn folder() -> (tempfile::TempDir, Utf8PathBuf) {
 }
 
 #[tokio::test]
-async fn requests_and_streams_pass_through_tls_on_a_socket() {
+async fn requests_and_streams_reach_tls_backends_over_unix_sockets() {
     let (folder, path) = folder();
     let certificate = certified("localhost");
     publish(&certificate, &path.join("a-ca.pem"));
@@ -87,7 +87,7 @@ async fn requests_and_streams_pass_through_tls_on_a_socket() {
 }
 
 #[tokio::test]
-async fn only_a_backend_of_the_authority_and_the_name_is_believed() {
+async fn only_a_backend_with_the_expected_ca_and_name_is_trusted() {
     let (folder, path) = folder();
     let (right, wrong) = (certified("localhost"), certified("localhost"));
     for name in ["stranger", "misnamed", "right"] {
@@ -112,7 +112,7 @@ async fn only_a_backend_of_the_authority_and_the_name_is_believed() {
 }
 
 #[tokio::test]
-async fn an_authority_may_come_later_and_become_another() {
+async fn backend_ca_may_be_published_later_and_replaced() {
     let (folder, path) = folder();
     let first = certified("localhost");
     let a = Backend::secure("a", &path.join("a.sock"), &first);
@@ -135,7 +135,7 @@ async fn an_authority_may_come_later_and_become_another() {
 }
 
 #[tokio::test]
-async fn a_socket_behind_which_nobody_answers_holds_nothing_up() {
+async fn unresponsive_socket_does_not_delay_other_backends() {
     let (folder, path) = folder();
     let certificate = certified("localhost");
     publish(&certificate, &path.join("a-ca.pem"));
@@ -160,7 +160,7 @@ async fn a_socket_behind_which_nobody_answers_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn requests_that_wait_are_given_up_with_their_backend_where_that_is_wanted() {
+async fn waiting_requests_are_abandoned_with_their_backend_if_configured() {
     for gives_up in [true, false] {
         let (folder, path) = folder();
         let a = Backend::unix("a", &path.join("a.sock"));
@@ -186,7 +186,7 @@ async fn requests_that_wait_are_given_up_with_their_backend_where_that_is_wanted
 }
 
 #[tokio::test]
-async fn figures_of_others_stand_beside_those_of_the_backends() {
+async fn external_metrics_are_merged_with_those_of_the_backends() {
     let (folder, path) = folder();
     let _watch = Backend::unix("watch", &path.join("watch.sock"));
     let a = Backend::unix("a", &path.join("a.sock"));
@@ -207,7 +207,7 @@ async fn figures_of_others_stand_beside_those_of_the_backends() {
 }
 
 #[test]
-fn mistakes_about_those_behind_are_named_together() {
+fn backend_configuration_errors_are_named_together() {
     let (_folder, path) = folder();
     let file = path.join("gateway.yaml");
     let text = "gateway:\n  listen: \"127.0.0.1:0\"\n  metrics_from: [ \"unix:/r/a.sock\", \"unix:/s/a.sock\", \"unix:/r/b.sock\" ]\n  \

@@ -40,7 +40,7 @@ async fn ask(site: &Site) -> (serde_json::Value, Vec<TcpListener>) {
 }
 
 #[tokio::test]
-async fn whoever_asks_as_the_same_user_shares_the_sockets_and_they_outlive_the_gateway() {
+async fn sockets_are_handed_to_the_same_user_and_outlive_the_gateway() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     let address = site.address();
@@ -65,7 +65,7 @@ async fn whoever_asks_as_the_same_user_shares_the_sockets_and_they_outlive_the_g
 }
 
 #[tokio::test]
-async fn sockets_are_given_to_nobody_else() {
+async fn sockets_are_refused_to_other_clients() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     assert_eq!(site.admin("GET", "/sockets", "").await.0, 426);
@@ -98,7 +98,7 @@ async fn answer(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn open_connections_are_served_to_a_polite_end() {
+async fn open_connections_are_closed_gracefully_on_drain() {
     const REQUEST: &[u8] = b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n";
     let a = Backend::tcp("a").await;
     let Site { folder: _folder, gateway } = Site::new(&[&a]).await;

@@ -9,7 +9,7 @@ use crate::backend::Backend;
 use crate::site::{Site, eventually};
 
 #[tokio::test]
-async fn metrics_of_everybody_are_one_exposition() {
+async fn metrics_of_all_backends_are_one_exposition() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::new(&[&a, &b]).await;
     site.get("/x").await;
@@ -43,7 +43,7 @@ async fn metrics_of_everybody_are_one_exposition() {
 }
 
 #[tokio::test]
-async fn weights_change_at_once_and_a_reload_takes_those_of_the_file() {
+async fn weights_change_at_once_and_a_reload_restores_those_of_the_file() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::new(&[&a, &b]).await;
     let (status, shown) = site.admin("POST", "/weights", "{\"a\": 0}").await;
@@ -69,7 +69,7 @@ async fn weights_change_at_once_and_a_reload_takes_those_of_the_file() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_cannot_be_used_changes_nothing_and_names_every_mistake() {
+async fn invalid_gateway_configuration_changes_nothing_and_lists_every_error() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     site.write(&[&a, &a], "  timeout_seconds: 0\n  max_connections: 0\n");
@@ -87,7 +87,7 @@ async fn a_configuration_that_cannot_be_used_changes_nothing_and_names_every_mis
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_named_with_what_to_do() {
+async fn listen_address_in_use_is_named_with_a_hint() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     let file = site.path("second.yaml");
@@ -110,7 +110,7 @@ async fn a_port_that_is_taken_is_named_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn draining_takes_nothing_new_and_finishes_what_is_there() {
+async fn gateway_drain_accepts_no_connections_and_finishes_requests() {
     let a = Backend::tcp("a").await;
     let Site { folder: _folder, gateway } = {
         let site = Site::new(&[&a]).await;
@@ -137,7 +137,7 @@ async fn draining_takes_nothing_new_and_finishes_what_is_there() {
 }
 
 #[tokio::test]
-async fn a_request_that_outlasts_the_drain_is_cut() {
+async fn request_that_outlasts_the_drain_timeout_is_cut() {
     let a = Backend::tcp("a").await;
     let site = Site::with(&[&a], "  drain_seconds: 0\n").await;
     let address = site.address();
@@ -159,14 +159,14 @@ async fn a_request_that_outlasts_the_drain_is_cut() {
 
 /// The other half of the test below: a process of its own, so that it can be sent signals.
 #[tokio::test]
-#[ignore = "started by signals_reload_and_drain"]
-async fn child_that_is_a_gateway() {
+#[ignore = "started by sighup_reloads_and_sigterm_drains_the_gateway"]
+async fn gateway_child_process() {
     let Ok(file) = std::env::var("GATEWAY_FILE") else { return };
     gateway::run(camino::Utf8Path::new(&file)).await.unwrap();
 }
 
 #[tokio::test]
-async fn signals_reload_and_drain() {
+async fn sighup_reloads_and_sigterm_drains_the_gateway() {
     use rustix::process::{Pid, Signal, kill_process};
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| camino::Utf8Path::from_path(folder.path()).unwrap().join(name);
@@ -189,7 +189,7 @@ async fn signals_reload_and_drain() {
     };
     write(&a);
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "operating::child_that_is_a_gateway", "--ignored"])
+        .args(["--exact", "operating::gateway_child_process", "--ignored"])
         .env("GATEWAY_FILE", path("gateway.yaml"))
         .stdout(std::process::Stdio::null())
         .kill_on_drop(true)

@@ -12,7 +12,7 @@ use crate::backend::Backend;
 use crate::site::{SOON, Site, eventually};
 
 #[tokio::test]
-async fn requests_are_shared_among_backends_on_tcp_and_unix_sockets() {
+async fn requests_are_balanced_across_tcp_and_unix_backends() {
     let folder = tempfile::tempdir().unwrap();
     let path = camino::Utf8Path::from_path(folder.path()).unwrap().join("b.sock");
     let (a, b) = (Backend::tcp("a").await, Backend::unix("b", &path));
@@ -25,7 +25,7 @@ async fn requests_are_shared_among_backends_on_tcp_and_unix_sockets() {
 }
 
 #[tokio::test]
-async fn headers_are_those_of_a_proxy_that_trusts_nobody() {
+async fn forwarding_headers_of_untrusted_clients_are_replaced() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     let request = Request::get("/x")
@@ -49,7 +49,7 @@ async fn headers_are_those_of_a_proxy_that_trusts_nobody() {
 }
 
 #[tokio::test]
-async fn connections_to_backends_are_kept() {
+async fn backend_connections_are_reused() {
     let a = Backend::tcp("a").await;
     let site = Site::with(&[&a], "  health: { interval_ms: 3600000 }\n").await;
     let before = a.state.connections.load(SeqCst);
@@ -60,7 +60,7 @@ async fn connections_to_backends_are_kept() {
 }
 
 #[tokio::test]
-async fn a_killed_backend_costs_no_request_and_comes_back() {
+async fn killed_backend_fails_no_request_and_recovers() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     // No look will tell: requests must find out by themselves.
     let site = Site::with(&[&a, &b], "  health: { interval_ms: 500, unhealthy_after: 1000 }\n").await;
@@ -82,7 +82,7 @@ async fn a_killed_backend_costs_no_request_and_comes_back() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_done_is_not_done_twice() {
+async fn non_idempotent_request_is_not_retried_after_it_was_sent() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::new(&[&a, &b]).await;
     let (status, body) = site.post("/die", "hello").await;
@@ -95,7 +95,7 @@ async fn what_may_have_been_done_is_not_done_twice() {
 }
 
 #[tokio::test]
-async fn what_was_never_read_is_done_elsewhere() {
+async fn request_the_backend_never_read_is_retried_on_another() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| camino::Utf8Path::from_path(folder.path()).unwrap().join(name);
     let (a, b) = (Backend::unix("a", &path("a.sock")), Backend::unix("b", &path("b.sock")));
@@ -106,7 +106,7 @@ async fn what_was_never_read_is_done_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_draining_backend_passes_its_requests_on_and_a_busy_one_does_not() {
+async fn request_refused_by_a_draining_backend_is_retried_and_a_busy_one_not() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::with(&[&a, &b], "  health: { interval_ms: 3600000 }\n").await;
     // Both drain: after the first, the second is asked, and its answer is the client's.
@@ -123,7 +123,7 @@ async fn a_draining_backend_passes_its_requests_on_and_a_busy_one_does_not() {
 }
 
 #[tokio::test]
-async fn a_backend_that_says_that_it_goes_keeps_no_connection_and_is_asked_only_when_nobody_else_is_left() {
+async fn draining_backend_keeps_no_connection_and_is_the_last_choice() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::new(&[&a, &b]).await;
     site.get("/x").await;
@@ -146,7 +146,7 @@ async fn a_backend_that_says_that_it_goes_keeps_no_connection_and_is_asked_only_
 }
 
 #[tokio::test]
-async fn an_answer_that_is_the_last_of_its_connection_tells_that_its_backend_goes() {
+async fn connection_close_response_marks_the_backend_as_draining() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::with(&[&a, &b], "  health: { interval_ms: 3600000 }\n").await;
     let (status, who) = site.post("/last", "").await;
@@ -157,7 +157,7 @@ async fn an_answer_that_is_the_last_of_its_connection_tells_that_its_backend_goe
 }
 
 #[tokio::test]
-async fn without_a_backend_the_answer_says_when_to_come_back() {
+async fn response_without_a_backend_has_retry_after() {
     let site = Site::new(&[]).await;
     let response = site.open(Request::post("/v1/generate"), "{}").await;
     assert_eq!(response.status(), 503);
@@ -172,7 +172,7 @@ async fn without_a_backend_the_answer_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_sick_backend_gets_nothing_until_it_is_well() {
+async fn unhealthy_backend_gets_no_requests_until_it_is_healthy() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::new(&[&a, &b]).await;
     a.state.sick.store(true, SeqCst);
@@ -190,7 +190,7 @@ async fn a_sick_backend_gets_nothing_until_it_is_well() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_whole_is_not_passed_off_as_whole() {
+async fn truncated_backend_response_is_reported_as_truncated() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     let response = site.open(Request::get("/lie"), "").await;
@@ -203,7 +203,7 @@ async fn an_answer_that_is_not_whole_is_not_passed_off_as_whole() {
 }
 
 #[tokio::test]
-async fn events_pass_one_by_one() {
+async fn server_sent_events_are_forwarded_one_by_one() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     let mut body = site.open(Request::post("/events"), "{}").await.into_body();
@@ -217,7 +217,7 @@ async fn events_pass_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_backend_that_is_killed_in_an_answer_breaks_that_answer_only() {
+async fn backend_killed_during_a_response_breaks_only_that_response() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::new(&[&a, &b]).await;
     let response = site.open(Request::post("/events"), "{}").await;
@@ -234,7 +234,7 @@ async fn a_backend_that_is_killed_in_an_answer_breaks_that_answer_only() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_noticed_by_the_backend() {
+async fn client_disconnect_is_propagated_to_the_backend() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     // Before the answer…
@@ -253,7 +253,7 @@ async fn a_client_that_leaves_is_noticed_by_the_backend() {
 }
 
 #[tokio::test]
-async fn bodies_over_the_limit_are_refused_however_they_come() {
+async fn oversized_bodies_are_refused_with_and_without_content_length() {
     let a = Backend::tcp("a").await;
     let site = Site::with(&[&a], "  max_request_bytes: 1000000\n").await;
     assert_eq!(site.post("/x", &"y".repeat(1_000_000)).await.0, 200);
@@ -276,7 +276,7 @@ async fn bodies_over_the_limit_are_refused_however_they_come() {
 }
 
 #[tokio::test]
-async fn large_bodies_stream_through_in_both_directions_with_back_pressure() {
+async fn large_bodies_stream_in_both_directions_with_back_pressure() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     let (status, body) = site.post("/x", &"y".repeat(9_000_000)).await;
@@ -293,7 +293,7 @@ async fn large_bodies_stream_through_in_both_directions_with_back_pressure() {
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_too_long_is_given_up() {
+async fn slow_backend_response_times_out() {
     let a = Backend::tcp("a").await;
     let site = Site::with(&[&a], "  timeout_seconds: 1\n").await;
     let (status, body) = site.post("/hold", "{}").await;
@@ -306,7 +306,7 @@ async fn an_answer_that_takes_too_long_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_head_that_never_ends_is_given_up() {
+async fn incomplete_request_header_times_out() {
     let a = Backend::tcp("a").await;
     let site = Site::with(&[&a], "  header_timeout_seconds: 1\n").await;
     let mut client = TcpStream::connect(site.address()).await.unwrap();
@@ -328,7 +328,7 @@ async fn a_head_that_never_ends_is_given_up() {
 }
 
 #[tokio::test]
-async fn two_hosts_in_one_request_are_refused() {
+async fn request_with_two_host_headers_is_refused() {
     let a = Backend::tcp("a").await;
     let site = Site::new(&[&a]).await;
     let mut client = TcpStream::connect(site.address()).await.unwrap();
@@ -340,7 +340,7 @@ async fn two_hosts_in_one_request_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_requests_survive_a_reload_that_replaces_every_backend() {
+async fn reload_that_replaces_every_backend_fails_no_request() {
     let (a, b, c) = (Backend::tcp("a").await, Backend::tcp("b").await, Backend::tcp("c").await);
     let site = Site::new(&[&a]).await;
     let begun = Instant::now();
@@ -366,7 +366,7 @@ async fn a_hundred_requests_survive_a_reload_that_replaces_every_backend() {
 }
 
 #[tokio::test]
-async fn a_removed_backend_finishes_what_it_has_begun() {
+async fn removed_backend_finishes_its_requests() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::new(&[&a]).await;
     let held = async { site.post("/hold", "{}").await };

@@ -67,7 +67,7 @@ pub(crate) fn folder() -> (tempfile::TempDir, camino::Utf8PathBuf) {
 }
 
 #[tokio::test]
-async fn http_1_and_http_2_are_spoken_and_backends_see_https() {
+async fn tls_gateway_speaks_http_1_and_http_2_and_forwards_https() {
     let (_folder, path) = folder();
     let trusted = certify(&path);
     let a = Backend::tcp("a").await;
@@ -105,7 +105,7 @@ async fn http_1_and_http_2_are_spoken_and_backends_see_https() {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_is_taken_over_by_itself_and_a_broken_one_is_not() {
+async fn renewed_certificate_is_reloaded_and_a_broken_one_is_not() {
     let (_folder, path) = folder();
     let first = certify(&path);
     let a = Backend::tcp("a").await;
@@ -140,7 +140,7 @@ async fn a_renewed_certificate_is_taken_over_by_itself_and_a_broken_one_is_not()
 }
 
 #[tokio::test]
-async fn the_certificates_end_is_measured_and_failed_handshakes_are_counted() {
+async fn certificate_expiry_and_failed_handshakes_are_in_the_metrics() {
     let (_folder, path) = folder();
     let trusted = certify(&path);
     let a = Backend::tcp("a").await;
@@ -157,7 +157,7 @@ async fn the_certificates_end_is_measured_and_failed_handshakes_are_counted() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_tls_port_is_told_so() {
+async fn plain_http_on_the_tls_port_gets_an_explanation() {
     let (_folder, path) = folder();
     certify(&path);
     let a = Backend::tcp("a").await;
@@ -170,7 +170,7 @@ async fn plain_http_on_the_tls_port_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_start_without_a_usable_certificate_is_refused() {
+async fn gateway_without_a_usable_certificate_does_not_start() {
     let (_folder, path) = folder();
     let file = path.join("gateway.yaml");
     std::fs::write(&file, format!("gateway:\n  listen: \"127.0.0.1:0\"\n{}", tls(&path))).unwrap();

@@ -16,7 +16,7 @@ async fn with(site: &Site, headers: &[(&str, &str)]) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_but_probes_tokens_and_documents_answers_without_a_credential() {
+async fn only_probes_tokens_and_documents_answer_without_a_credential() {
     let site = start(Setup::default()).await.ready().await;
     for (method, path) in [
         ("POST", "/v1/generate"),
@@ -42,7 +42,7 @@ async fn nothing_but_probes_tokens_and_documents_answers_without_a_credential() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_comes_by_either_header_and_only_as_it_is() {
+async fn api_key_is_accepted_in_either_header_and_only_exactly() {
     let site = start(Setup::default()).await.ready().await;
     let key = site.key.clone();
     let bearer = format!("Bearer {key}");
@@ -72,7 +72,7 @@ async fn a_key_comes_by_either_header_and_only_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_rotated_or_expired_key_is_refused_at_once() {
+async fn revoked_rotated_or_expired_key_is_refused_at_once() {
     let site = start(Setup::default()).await.ready().await;
     let public = site.key.split('_').nth(1).unwrap().to_owned();
     let token = site.client.send("POST", "/auth/token", &[("x-api-key", &site.key)], b"").await.json()["token"]
@@ -92,7 +92,7 @@ async fn a_revoked_rotated_or_expired_key_is_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_scope_allows_what_it_says_and_no_more() {
+async fn scope_allows_its_routes_and_no_others() {
     let site = start(Setup::default()).await.ready().await;
     let chat = json!({ "messages": [{ "role": "user", "content": "a" }], "max_tokens": 2 });
     let asked = [
@@ -127,7 +127,7 @@ async fn a_scope_allows_what_it_says_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_is_exchanged_for_a_token_that_anybody_can_verify() {
+async fn api_key_is_exchanged_for_a_publicly_verifiable_token() {
     let site = start(Setup { security: "jwt_expiry: 600", ..Setup::default() }).await.ready().await;
     let body = json!({ "api_key": site.key, "token_limit": 500, "expires_in": 60 });
     let reply = site.client.send("POST", "/auth/token", &[], body.to_string().as_bytes()).await;
@@ -168,7 +168,7 @@ async fn a_key_is_exchanged_for_a_token_that_anybody_can_verify() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_spends_prompt_and_answer_up_to_its_limit() {
+async fn token_budget_counts_prompt_and_output_up_to_its_limit() {
     let site = start(Setup::default()).await.ready().await;
     let issue = json!({ "api_key": site.key, "token_limit": 20 });
     let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"]
@@ -222,7 +222,7 @@ async fn key_token_limit_covers_the_key_and_all_its_bearer_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_at_once_cannot_spend_a_token_twice() {
+async fn concurrent_requests_cannot_overspend_a_token() {
     let site = start(Setup::default()).await.ready().await;
     let issue = json!({ "api_key": site.key, "token_limit": 100 });
     let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"]
@@ -237,7 +237,7 @@ async fn many_at_once_cannot_spend_a_token_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rate_limits_by_key_and_says_when_to_come_back() {
+async fn rate_limit_applies_per_key_with_retry_after() {
     let site = start(Setup { security: "rate_limit: 3/hour", ..Setup::default() }).await.ready().await;
     for left in ["2", "1", "0"] {
         let reply = site.get("/v1/models").await;
@@ -258,7 +258,7 @@ async fn a_rate_limits_by_key_and_says_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rate_of_tokens_counts_what_was_used_and_not_what_was_asked() {
+async fn token_rate_limit_counts_used_and_not_requested_tokens() {
     let site = start(Setup::default()).await.ready().await;
     let key = make_key(&site.config, json!({ "do": "create", "token_rate_limit": "60/day" })).await;
     let ask = |n: u64| json!({ "prompt": "Once", "max_tokens": n, "ignore_end": true });
@@ -291,7 +291,7 @@ async fn tokenize_counts_against_the_token_rate() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn credential_header_and_host_must_agree_about_the_tenant() {
+async fn credential_header_and_host_must_name_the_same_tenant() {
     let site = start(Setup::default()).await.ready().await;
     let acme = make_key(&site.config, json!({ "do": "create", "tenant": "acme" })).await;
     make_key(&site.config, json!({ "do": "create", "tenant": "globex" })).await;
@@ -334,7 +334,7 @@ async fn credential_header_and_host_must_agree_about_the_tenant() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_a_base_domain_every_subdomain_is_a_tenant() {
+async fn every_subdomain_of_the_base_domain_is_a_tenant() {
     let site = start(Setup { api: "base_domain: example.com", ..Setup::default() }).await.ready().await;
     let key = site.key.clone();
     for (host, status) in [
@@ -349,7 +349,7 @@ async fn with_a_base_domain_every_subdomain_is_a_tenant() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subdomain_of_nobody_is_refused_also_where_no_key_is_needed() {
+async fn unknown_tenant_subdomain_is_refused_even_without_keys() {
     let setup = Setup {
         phase: Some("development"),
         api: "base_domain: example.com",
@@ -381,7 +381,7 @@ async fn a_subdomain_of_nobody_is_refused_also_where_no_key_is_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_development_keys_can_be_off_and_then_anything_may_be_sent() {
+async fn development_can_disable_keys_and_then_accepts_any_credential() {
     let site = start(Setup { phase: Some("development"), security: "api_keys_enabled: false", ..Setup::default() })
         .await
         .ready()
@@ -400,7 +400,7 @@ async fn in_development_keys_can_be_off_and_then_anything_may_be_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_https_is_answered_where_it_is_required() {
+async fn plain_http_is_refused_where_https_is_required() {
     let site = start(Setup { api: "require_https: true", ..Setup::default() }).await.ready().await;
     let key = site.key.clone();
     let reply = with(&site, &[("x-api-key", &key)]).await;
@@ -411,7 +411,7 @@ async fn only_https_is_answered_where_it_is_required() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn usage_is_written_down_without_any_text() {
+async fn usage_is_recorded_without_prompt_or_key() {
     let mut site = start(Setup::default()).await.ready().await;
     let public = site.key.split('_').nth(1).unwrap().to_owned();
     let secret = "a-prompt-that-nobody-may-read";
@@ -439,7 +439,7 @@ async fn usage_is_written_down_without_any_text() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_replicas_share_keys_rates_and_tokens() {
+async fn two_replicas_share_keys_rate_limits_and_tokens() {
     let site = start(Setup { security: "rate_limit: 4/hour", ..Setup::default() }).await.ready().await;
     // The signing key of the first lives with it; the replicas of a site share a file.
     let pem = super::support::path(&site.folder, "jwt.pem");

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::support::{Setup, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_text_is_continued_and_what_it_took_is_told() {
+async fn generate_returns_text_usage_and_timings() {
     let site = start(Setup::default()).await.ready().await;
     let reply = site
         .post(
@@ -26,7 +26,7 @@ async fn a_text_is_continued_and_what_it_took_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_seed_gives_the_same_text_alone_in_company_and_streamed() {
+async fn seeded_output_is_the_same_alone_concurrent_and_streamed() {
     let site = start(Setup::default()).await.ready().await;
     let ask = |seed: u64| json!({ "prompt": "The fox", "max_tokens": 40, "temperature": 1.0, "seed": seed, "ignore_end": true });
     let alone = site.post("/v1/generate", ask(1)).await.json()["text"].clone();
@@ -56,7 +56,7 @@ async fn the_same_seed_gives_the_same_text_alone_in_company_and_streamed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_begins_goes_on_and_ends_with_what_it_took() {
+async fn stream_sends_start_tokens_and_usage() {
     let site = start(Setup::default()).await.ready().await;
     for (path, extra) in [("/v1/stream", json!({})), ("/v1/generate", json!({ "stream": true }))] {
         let mut ask = json!({ "prompt": "Once", "max_tokens": 9, "seed": 3, "ignore_end": true });
@@ -73,7 +73,7 @@ async fn a_stream_begins_goes_on_and_ends_with_what_it_took() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_can_be_asked_for_in_the_query_as_strictly_as_in_a_body() {
+async fn stream_query_parameters_are_validated_like_a_body() {
     let site = start(Setup::default()).await.ready().await;
     let texts = |reply: &super::support::Reply| -> String {
         let tokens = reply.events().into_iter().filter(|(name, _)| name == "token");
@@ -102,7 +102,7 @@ async fn a_stream_can_be_asked_for_in_the_query_as_strictly_as_in_a_body() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_string_ends_the_answer_and_is_not_part_of_it() {
+async fn stop_string_ends_the_output_and_is_excluded() {
     let site = start(Setup::default()).await.ready().await;
     let ask = json!({ "prompt": "Tell", "max_tokens": 120, "temperature": 1.0, "seed": 11, "ignore_end": true });
     let whole = site.post("/v1/generate", ask.clone()).await.json()["text"].as_str().unwrap().to_owned();
@@ -116,7 +116,7 @@ async fn a_stop_string_ends_the_answer_and_is_not_part_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn completions_have_openais_shape_whole_and_streamed() {
+async fn completions_match_the_openai_format_plain_and_streamed() {
     let site = start(Setup::default()).await.ready().await;
     let ask = json!({ "model": "tiny", "prompt": "abc", "max_tokens": 6, "seed": 5, "logprobs": 2, "ignore_eos": true, "user": "u", "n": 1 });
     let body = site.post("/v1/completions", ask.clone()).await.json();
@@ -146,7 +146,7 @@ async fn completions_have_openais_shape_whole_and_streamed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prompts_may_be_tokens_one_text_in_a_list_or_nothing() {
+async fn prompts_may_be_tokens_a_list_of_one_text_or_empty() {
     let site = start(Setup::default()).await.ready().await;
     let text = |prompt: Value| {
         let site = &site;
@@ -165,7 +165,7 @@ async fn prompts_may_be_tokens_one_text_in_a_list_or_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chat_is_what_the_template_makes_of_it() {
+async fn chat_prompt_is_rendered_by_the_models_template() {
     let site = start(Setup::default()).await.ready().await;
     let ask = json!({
         "messages": [
@@ -203,7 +203,7 @@ async fn a_chat_is_what_the_template_makes_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_model_without_template_explains_that_it_cannot_chat() {
+async fn chat_with_a_model_without_template_is_explained() {
     let site = start(Setup::default()).await.ready().await;
     let reply = site
         .post("/v1/chat/completions", json!({ "model": "plain", "messages": [{ "role": "user", "content": "Hi" }] }))
@@ -215,7 +215,7 @@ async fn a_model_without_template_explains_that_it_cannot_chat() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn models_are_listed_loaded_when_asked_for_and_described() {
+async fn models_are_listed_described_and_loaded_on_demand() {
     let site = start(Setup::default()).await.ready().await;
     let list = site.get("/v1/models").await.json();
     let states: Vec<(&str, &str)> = list["data"]
@@ -251,7 +251,7 @@ async fn models_are_listed_loaded_when_asked_for_and_described() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_model_asked_least_lately_makes_room() {
+async fn least_recently_used_model_is_evicted() {
     // One model of 32 dimensions and its cache of keys and values fit, two do not.
     let models = "max_cache_size: 300kB\n    preload: []\n    default: tiny\n    serve: [ { name: tiny, path: tiny }, { name: plain, path: plain } ]";
     let site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;
@@ -276,7 +276,7 @@ async fn the_model_asked_least_lately_makes_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn texts_become_tokens_and_tokens_texts() {
+async fn texts_are_tokenised_and_tokens_decoded() {
     let site = start(Setup::default()).await.ready().await;
     let there = site.post("/v1/tokenize", json!({ "text": "Hé" })).await.json();
     assert_eq!(
@@ -315,7 +315,7 @@ async fn texts_become_tokens_and_tokens_texts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn texts_are_scored_by_name() {
+async fn texts_are_scored_by_the_requested_metrics() {
     let site = start(Setup::default()).await.ready().await;
     let ask = json!({ "reference": "the cat sat on the mat", "candidate": "the cat sat on a mat" });
     let all = site.post("/v1/validate", ask.clone()).await.json();
@@ -353,7 +353,7 @@ async fn texts_are_scored_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn several_prompts_are_several_choices_each_as_if_it_were_alone() {
+async fn multiple_prompts_give_independent_choices() {
     let site = start(Setup::default()).await.ready().await;
     let ask =
         |prompt: Value| json!({ "prompt": prompt, "max_tokens": 9, "seed": 3, "logprobs": 1, "ignore_eos": true });

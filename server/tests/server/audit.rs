@@ -85,12 +85,12 @@ async fn recorded(database: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_did_what_and_from_where_is_exported_from_sqlite() {
+async fn audit_log_exports_actor_action_and_origin_from_sqlite() {
     recorded(None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_did_what_and_from_where_is_exported_from_postgresql() {
+async fn audit_log_exports_actor_action_and_origin_from_postgresql() {
     let Some(cluster) = cluster::shared() else { return };
     recorded(Some(&cluster.url(&cluster.database()))).await;
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::support::{Setup, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_bundled_model_answers_with_sense() {
+async fn bundled_model_gives_a_sensible_answer() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/bundled/textnlp-tiny");
     if !std::path::Path::new(folder).join("config.json").exists() {
         eprintln!("\n*** SKIPPED: {folder} holds no model ***\n");

@@ -35,7 +35,7 @@ async fn warm(site: &Site) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_work_of_a_client_that_leaves_is_stopped_streaming_or_not_and_what_it_used_is_paid() {
+async fn disconnected_client_stops_its_generation_and_pays_for_used_tokens() {
     let site = start(Setup::default()).await.ready().await;
     warm(&site).await;
     let issue = json!({ "api_key": site.key, "token_limit": 4200 });
@@ -74,7 +74,7 @@ async fn the_work_of_a_client_that_leaves_is_stopped_streaming_or_not_and_what_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_leaves_while_its_request_waits_gives_its_place_back() {
+async fn client_that_disconnects_while_queued_frees_its_slot() {
     let site = start(Setup { api: "queue: 2", ..Setup::default() }).await.ready().await;
     warm(&site).await;
     let mut crowd = Vec::new();
@@ -92,7 +92,7 @@ async fn a_client_that_leaves_while_its_request_waits_gives_its_place_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_queue_says_when_to_come_back_and_the_server_stays_ready() {
+async fn full_queue_returns_retry_after_and_the_server_stays_ready() {
     let site = start(Setup { api: "queue: 2", ..Setup::default() }).await.ready().await;
     warm(&site).await;
     // The queue is full for moments only while running requests end: whoever is refused is seen by the refusal itself.
@@ -113,7 +113,7 @@ async fn a_full_queue_says_when_to_come_back_and_the_server_stays_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_reads_nothing_holds_up_nobody_else() {
+async fn client_that_does_not_read_its_stream_delays_no_other_request() {
     let site = start(Setup::default()).await.ready().await;
     warm(&site).await;
     let mut ask = long();
@@ -129,7 +129,7 @@ async fn a_client_that_reads_nothing_holds_up_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_takes_too_long_is_ended_in_time() {
+async fn request_past_its_timeout_is_ended() {
     let site = start(Setup { api: "timeout: 1", ..Setup::default() }).await.ready().await;
     warm(&site).await;
     let reply = site.post("/v1/generate", long()).await;
@@ -142,7 +142,7 @@ async fn a_request_that_takes_too_long_is_ended_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crowd_is_served_and_probes_answer_meanwhile() {
+async fn sixty_concurrent_requests_are_served_while_probes_answer() {
     let site = start(Setup::default()).await.ready().await;
     let ask = |n: u64| json!({ "prompt": format!("Number {n}"), "max_tokens": 24, "seed": n, "ignore_end": true });
     let crowd = futures::future::join_all((0..60).map(|n| site.post("/v1/generate", ask(n))));
@@ -158,7 +158,7 @@ async fn a_crowd_is_served_and_probes_answer_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_connection_serves_many_requests() {
+async fn one_connection_serves_multiple_requests() {
     let site = start(Setup::default()).await.ready().await;
     let mut stream = site.client.connect().await;
     for _ in 0..3 {
@@ -174,7 +174,7 @@ async fn one_connection_serves_many_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_leaves_stops_all_prompts_of_the_request_and_one_that_is_refused_stops_the_others() {
+async fn disconnect_or_one_refused_prompt_stops_all_prompts_of_a_request() {
     let site = start(Setup::default()).await.ready().await;
     warm(&site).await;
     let running = async || site.metric("textnlp_running_requests").await;

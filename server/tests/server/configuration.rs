@@ -34,7 +34,7 @@ fn check(from: &str, to: &str, says: &[&str]) {
 }
 
 #[test]
-fn the_whole_tree_is_read() {
+fn complete_server_configuration_is_parsed() {
     let config = Config::parse(GOOD).unwrap_or_else(|problems| panic!("{problems:#?}"));
     assert_eq!(config.api.listen, Address::Unix("/tmp/s.sock".into()));
     assert_eq!(config.api.max_request_size, 10_000_000);
@@ -47,7 +47,7 @@ fn the_whole_tree_is_read() {
 }
 
 #[test]
-fn documented_defaults_hold_for_what_is_not_said() {
+fn documented_defaults_apply_to_omitted_settings() {
     let text = "textnlp: { models: { serve: [ { name: m, path: /m } ] }, database: { url: \"sqlite:t.db\" } }";
     let config = Config::parse(text).unwrap();
     assert_eq!(config.api.listen, Address::Tcp("0.0.0.0:8080".into()));
@@ -60,7 +60,7 @@ fn documented_defaults_hold_for_what_is_not_said() {
 }
 
 #[test]
-fn every_mistake_is_named_with_its_place_and_what_was_meant() {
+fn every_configuration_error_has_its_location_and_a_suggestion() {
     check("workers: 4", "worker: 4", &["line 6", "textnlp.api.worker", "did you mean `workers`"]);
     check("workers: 4", "workers: four", &["textnlp.api.workers", "must be a whole number, not a text"]);
     check("workers: 4", "workers: -1", &["textnlp.api.workers", "from 1 to 256"]);
@@ -97,7 +97,7 @@ fn every_mistake_is_named_with_its_place_and_what_was_meant() {
 }
 
 #[test]
-fn a_name_that_is_no_model_name_is_refused_and_so_is_one_that_stands_twice() {
+fn invalid_and_duplicate_model_names_are_refused() {
     let odd = problems(&GOOD.replace("name: textnlp-tiny, ", "name: \"a b\", "));
     assert!(odd.iter().any(|p| p.contains("serve[0].name") && p.contains("not a valid model name")), "{odd:#?}");
     let twice = problems(&GOOD.replace("context: 1024 }", "context: 1024 }, { name: textnlp-tiny, path: other }"));
@@ -105,7 +105,7 @@ fn a_name_that_is_no_model_name_is_refused_and_so_is_one_that_stands_twice() {
 }
 
 #[test]
-fn all_mistakes_of_a_file_are_reported_together_in_the_order_of_their_lines() {
+fn all_configuration_errors_are_reported_in_line_order() {
     let text =
         GOOD.replace("workers: 4", "worker: 4").replace("1000/hour", "often").replace("phase: staging", "phase: no");
     let found = problems(&text);
@@ -116,7 +116,7 @@ fn all_mistakes_of_a_file_are_reported_together_in_the_order_of_their_lines() {
 }
 
 #[test]
-fn what_is_no_yaml_repeats_a_key_or_holds_nothing_is_refused() {
+fn invalid_yaml_duplicate_keys_and_empty_files_are_refused() {
     assert!(problems("textnlp: { a: [ }")[0].contains("line 1"));
     let twice = problems("textnlp: { region: a }\ntextnlp: { region: b }");
     assert!(twice[0].contains("duplicate") && twice[0].contains("textnlp"), "{twice:?}");
@@ -128,14 +128,14 @@ fn what_is_no_yaml_repeats_a_key_or_holds_nothing_is_refused() {
 }
 
 #[test]
-fn variables_are_filled_from_the_environment() {
+fn variables_are_substituted_from_the_environment() {
     // PATH is set wherever a test runs; what is in it is not our business.
     let config = Config::parse(&GOOD.replace("region: local", "region: \"<${PATH}>\"")).unwrap();
     assert_eq!(config.region, format!("<{}>", std::env::var("PATH").unwrap()));
 }
 
 #[test]
-fn production_phases_need_a_lasting_key() {
+fn production_phases_need_a_persistent_jwt_key() {
     let text = GOOD.replace("phase: staging", "phase: pilot").replace("jwt_private_key_file: /k.pem, ", "");
     assert!(problems(&text)[0].contains("jwt_private_key_file"));
 }

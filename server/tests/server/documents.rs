@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::support::{Setup, make_key, routes, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_document_describes_every_route_and_no_other() {
+async fn openapi_document_describes_exactly_the_existing_routes() {
     let site = start(Setup::default()).await.ready().await;
     let document = site.client.send("GET", "/openapi.json", &[], b"").await.json();
     assert_eq!(
@@ -29,7 +29,7 @@ async fn the_document_describes_every_route_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_documents_examples_work_and_its_fields_are_known() {
+async fn openapi_examples_work_and_every_documented_field_is_accepted() {
     let site = start(Setup::default()).await.ready().await;
     let document = site.client.send("GET", "/openapi.json", &[], b"").await.json();
     for (path, methods) in document["paths"].as_object().unwrap() {
@@ -57,7 +57,7 @@ async fn the_documents_examples_work_and_its_fields_are_known() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_loads_nothing_from_elsewhere() {
+async fn docs_page_loads_nothing_from_other_hosts() {
     let site = start(Setup::default()).await.ready().await;
     let page = site.client.send("GET", "/docs", &[], b"").await;
     assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
@@ -71,7 +71,7 @@ async fn the_page_loads_nothing_from_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_production_the_description_needs_a_key_and_where_it_is_off_there_is_none() {
+async fn production_docs_need_a_key_and_disabled_docs_are_not_found() {
     let folder = tempfile::tempdir().unwrap();
     let pem = super::support::path(&folder, "jwt.pem");
     std::fs::write(&pem, textnlp_server::auth::jwt::generate_pem().unwrap()).unwrap();

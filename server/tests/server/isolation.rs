@@ -147,12 +147,12 @@ async fn isolated(database: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_route_shows_or_changes_what_belongs_to_another_tenant_on_sqlite() {
+async fn tenants_are_isolated_on_every_route_on_sqlite() {
     isolated(None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_route_shows_or_changes_what_belongs_to_another_tenant_on_postgresql() {
+async fn tenants_are_isolated_on_every_route_on_postgresql() {
     let Some(cluster) = cluster::shared() else { return };
     isolated(Some(&cluster.url(&cluster.database()))).await;
 }

@@ -9,7 +9,7 @@ use super::support::client::read_reply;
 use super::support::{Client, Setup, Shape, config, path, start, start_in, until, write_model};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_says_where_and_how_old_it_is() {
+async fn health_reports_region_environment_version_and_uptime() {
     let site = start(Setup::default()).await.ready().await;
     let body = site.client.send("GET", "/health", &[], b"").await.json();
     assert_eq!(
@@ -21,7 +21,7 @@ async fn health_says_where_and_how_old_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_unix_socket_serves_and_is_gone_after_the_end() {
+async fn unix_socket_serves_and_is_removed_on_exit() {
     let mut site = start(Setup { unix: true, ..Setup::default() }).await.ready().await;
     let socket = path(&site.folder, "s.sock");
     assert_eq!(site.client.send("GET", "/health", &[], b"").await.status, 200);
@@ -37,7 +37,7 @@ async fn a_unix_socket_serves_and_is_gone_after_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_port_in_use_is_said_so() {
+async fn port_in_use_is_reported() {
     let site = start(Setup::default()).await;
     let mut config = site.config.clone();
     config.api.listen = site.server.as_ref().unwrap().address().clone();
@@ -49,7 +49,7 @@ async fn a_port_in_use_is_said_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_lets_running_answers_finish_and_takes_no_new_ones() {
+async fn server_drain_finishes_running_responses_and_accepts_no_new_ones() {
     let mut site = start(Setup::default()).await.ready().await;
     site.post("/v1/generate", json!({ "model": "slow", "prompt": "x", "max_tokens": 1 })).await;
     let body = json!({ "model": "slow", "prompt": "x", "max_tokens": 200, "ignore_end": true }).to_string();
@@ -71,7 +71,7 @@ async fn a_drain_lets_running_answers_finish_and_takes_no_new_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_goes_says_so_and_serves_on_until_kept_connections_are_closed_by_their_owners() {
+async fn lame_duck_server_keeps_serving_until_its_clients_disconnect() {
     let mut site = start(Setup { api: "lame_duck: 3600\ndrain_seconds: 3600", unix: true, ..Setup::default() })
         .await
         .ready()
@@ -98,14 +98,14 @@ async fn who_goes_says_so_and_serves_on_until_kept_connections_are_closed_by_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_is_kept_by_somebody_who_does_not_listen_is_closed_in_the_end() {
+async fn idle_connection_is_closed_after_the_lame_duck_period() {
     let mut site = start(Setup { api: "lame_duck: 50ms", ..Setup::default() }).await.ready().await;
     let _kept = site.client.connect().await;
     assert!(site.drain().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_ends_in_its_time_although_an_answer_does_not() {
+async fn drain_ends_at_its_timeout_with_a_response_in_progress() {
     let mut site = start(Setup { api: "drain_seconds: 0", ..Setup::default() }).await.ready().await;
     site.post("/v1/generate", json!({ "model": "slow", "prompt": "x", "max_tokens": 1 })).await;
     let body = json!({ "model": "slow", "prompt": "x", "max_tokens": 4096, "ignore_end": true }).to_string();
@@ -120,7 +120,7 @@ async fn a_drain_ends_in_its_time_although_an_answer_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readiness_tells_loading_from_failing_and_failing_from_mended() {
+async fn readiness_distinguishes_loading_failing_and_recovered() {
     let models = "preload: [later]\n    serve: [ { name: later, path: later } ]";
     let site = start(Setup { models: Some(models), ..Setup::default() }).await;
     until("the load has failed", async || {
@@ -139,7 +139,7 @@ async fn readiness_tells_loading_from_failing_and_failing_from_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_model_that_fails_again_and_again_is_left_alone() {
+async fn repeatedly_failing_model_is_suspended_by_the_circuit_breaker() {
     let models =
         "preload: []\n    default: tiny\n    serve: [ { name: tiny, path: tiny }, { name: gone, path: gone } ]";
     let site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;
@@ -156,7 +156,7 @@ async fn a_model_that_fails_again_and_again_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_that_lie_are_refused_and_a_model_of_no_numbers_fails_alone() {
+async fn invalid_model_files_are_refused_and_a_nan_model_fails_alone() {
     let folder = tempfile::tempdir().unwrap();
     write_model(&path(&folder, "tiny"), Shape::default());
     write_model(&path(&folder, "nan"), Shape { broken: true, ..Shape::default() });
@@ -188,7 +188,7 @@ async fn files_that_lie_are_refused_and_a_model_of_no_numbers_fails_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_locked_database_stops_no_generation_and_what_must_be_counted_is_refused_cleanly() {
+async fn locked_database_blocks_no_generation_and_budgeted_requests_get_503() {
     use sqlx::Connection as _;
     let site = start(Setup { security: "rate_limit: 1000/hour", ..Setup::default() }).await.ready().await;
     let issue = json!({ "api_key": site.key });
@@ -208,7 +208,7 @@ async fn a_locked_database_stops_no_generation_and_what_must_be_counted_is_refus
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_have_the_names_that_dashboards_ask_for() {
+async fn metrics_have_the_names_used_by_dashboards() {
     let site = start(Setup::default()).await.ready().await;
     let public = site.key.split('_').nth(1).unwrap().to_owned();
     let ask = json!({ "prompt": "Once", "max_tokens": 10, "ignore_end": true });
@@ -242,7 +242,7 @@ async fn metrics_have_the_names_that_dashboards_ask_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_of_a_later_server_is_refused() {
+async fn database_of_a_newer_server_is_refused() {
     use sqlx::Connection as _;
     let folder = tempfile::tempdir().unwrap();
     let config: Config = config(&folder, &Setup::default());

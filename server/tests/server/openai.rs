@@ -17,7 +17,7 @@ fn python() -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_official_client_works_against_this_server() {
+async fn official_openai_client_works_against_this_server() {
     let Ok(Some(python)) = tokio::task::spawn_blocking(python).await else {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "in CI the official client must be there");
         eprintln!(

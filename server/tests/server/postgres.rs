@@ -9,7 +9,7 @@ use super::support::{Client, Setup, start, until};
 pub(crate) mod cluster;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_share_keys_rates_budgets_and_tickets_and_a_restart_forgets_nothing() {
+async fn replicas_share_keys_limits_budgets_and_tickets_across_restarts() {
     let Some(cluster) = cluster::shared() else { return };
     let name = cluster.database();
     let url = cluster.url(&name);
@@ -46,7 +46,7 @@ async fn replicas_share_keys_rates_budgets_and_tickets_and_a_restart_forgets_not
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_crashes_under_a_running_server_is_used_again_when_it_is_back() {
+async fn crashed_database_is_used_again_when_it_is_back() {
     if !cluster::is_installed() {
         return;
     }
@@ -64,7 +64,7 @@ async fn a_database_that_crashes_under_a_running_server_is_used_again_when_it_is
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_are_answered_while_a_replica_that_stands_still_holds_what_counts_their_requests() {
+async fn stalled_replica_with_a_lock_does_not_block_other_clients() {
     let Some(cluster) = cluster::shared() else { return };
     let name = cluster.database();
     let url = cluster.url(&name);

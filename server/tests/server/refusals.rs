@@ -7,7 +7,7 @@ use super::support::client::read_reply;
 use super::support::{Client, Setup, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_wrong_field_is_named() {
+async fn every_invalid_field_is_named() {
     let site = start(Setup { api: "max_tokens: 100", ..Setup::default() }).await.ready().await;
     let generate = |extra: Value| ("/v1/generate", json!({ "prompt": "a" }), extra);
     let complete = |extra: Value| ("/v1/completions", json!({ "prompt": "a" }), extra);
@@ -102,7 +102,7 @@ async fn every_wrong_field_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_json_is_refused_with_the_place() {
+async fn invalid_json_is_refused_with_its_location() {
     let site = start(Setup::default()).await.ready().await;
     let key = site.key.clone();
     let deep = format!("{{\"prompt\":{}1{}}}", "[".repeat(50_000), "]".repeat(50_000));
@@ -144,7 +144,7 @@ async fn what_is_no_json_is_refused_with_the_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_is_too_large_is_refused_announced_chunked_and_at_a_hundred_megabytes() {
+async fn oversized_body_is_refused_announced_chunked_and_at_100_megabytes() {
     let site = start(Setup { api: "max_request_size: 1MB", ..Setup::default() }).await.ready().await;
     let fits = json!({ "text": "a".repeat(900_000) });
     assert_eq!(site.post("/v1/tokenize", fits).await.error().0, "context_length_exceeded");
@@ -229,7 +229,7 @@ async fn concurrent_large_bodies_share_memory_and_are_all_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_or_a_header_that_never_comes_ends_the_connection() {
+async fn incomplete_body_or_header_times_out() {
     let site =
         start(Setup { api: "body_timeout: 200ms\nheader_timeout: 200ms", ..Setup::default() }).await.ready().await;
     let mut stream = site.client.connect().await;
@@ -251,7 +251,7 @@ async fn a_body_or_a_header_that_never_comes_ends_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_prompt_over_the_context_is_refused_and_one_just_under_it_is_answered() {
+async fn prompt_over_the_context_is_refused_and_one_just_below_answered() {
     let site = start(Setup::default()).await.ready().await;
     let ask = |length: usize| json!({ "prompt": "x".repeat(length), "max_tokens": 50, "ignore_end": true });
     for length in [256, 300, 9_000_000] {
@@ -272,7 +272,7 @@ async fn a_prompt_over_the_context_is_refused_and_one_just_under_it_is_answered(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unknown_paths_methods_and_models_are_answered_in_the_same_shape() {
+async fn unknown_paths_methods_and_models_get_the_standard_error_format() {
     let site = start(Setup::default()).await.ready().await;
     for (method, path, status, code) in [
         ("GET", "/", 404, "not_found"),
@@ -295,7 +295,7 @@ async fn unknown_paths_methods_and_models_are_answered_in_the_same_shape() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn garbage_on_the_wire_hurts_nobody() {
+async fn malformed_http_does_not_affect_other_requests() {
     let site = start(Setup::default()).await.ready().await;
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(200_000));
     let many = format!("GET /health HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(500));
@@ -329,7 +329,7 @@ async fn garbage_on_the_wire_hurts_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_id_is_taken_over_when_it_is_harmless() {
+async fn safe_request_id_is_echoed_and_others_replaced() {
     let site = start(Setup::default()).await.ready().await;
     let id = async |id: &str| {
         let reply = site.client.send("GET", "/health", &[("x-request-id", id)], b"").await;
@@ -343,7 +343,7 @@ async fn a_request_id_is_taken_over_when_it_is_harmless() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn browsers_of_other_origins_get_nothing_unless_they_are_listed() {
+async fn cors_is_denied_to_unlisted_origins() {
     let ask = [
         ("origin", "https://app.example.com"),
         ("access-control-request-method", "POST"),

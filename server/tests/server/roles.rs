@@ -57,7 +57,7 @@ impl Files {
 }
 
 #[test]
-fn migrate_says_from_where_to_where() {
+fn migrate_reports_old_and_new_schema() {
     let files = Files::new();
     let migrate = |arguments: &[&str]| {
         let mut all = vec!["admin", "migrate"];
@@ -80,7 +80,7 @@ fn migrate_says_from_where_to_where() {
 }
 
 #[test]
-fn a_command_line_of_an_older_release_still_works() {
+fn legacy_command_line_still_works() {
     let files = Files::new();
     let output = files.run(&["serve", "--role", "migrate", "--to", "1"], "");
     let said: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -89,7 +89,7 @@ fn a_command_line_of_an_older_release_still_works() {
 }
 
 #[test]
-fn the_audit_log_is_printed_page_by_page() {
+fn audit_log_is_printed_in_pages() {
     let files = Files::new();
     files.keys(json!({ "do": "create", "name": "ci", "operator": "alice@desk" }));
     let output = files.run(&["admin", "audit", "--do", r#"{"limit":2}"#], "");
@@ -113,7 +113,7 @@ fn the_audit_log_is_printed_page_by_page() {
 }
 
 #[test]
-fn keys_are_made_listed_put_rotated_and_revoked_by_json() {
+fn keys_are_managed_by_json_commands() {
     let files = Files::new();
     let (code, made) = files.keys(
         json!({ "do": "create", "name": "ci", "tenant": "acme", "rate_limit": "5/minute", "scopes": ["generate"] }),
@@ -157,7 +157,7 @@ fn keys_are_made_listed_put_rotated_and_revoked_by_json() {
 }
 
 #[test]
-fn a_broken_configuration_is_a_matter_of_usage_and_all_of_it_is_shown() {
+fn invalid_configuration_exits_with_usage_status_and_all_errors() {
     let files = Files::new();
     let file = path(&files.folder, "server.yaml");
     let text = std::fs::read_to_string(&file)
@@ -180,7 +180,7 @@ fn a_broken_configuration_is_a_matter_of_usage_and_all_of_it_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero() {
+async fn server_logs_requests_drains_on_sigterm_and_exits_with_zero() {
     let files = Files::new();
     let file = path(&files.folder, "server.yaml");
     let text = std::fs::read_to_string(&file).unwrap().replace("{ log_file", "{ log_level: TRACE, log_file");
@@ -227,7 +227,7 @@ async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_signal_leaves_at_once() {
+async fn second_signal_exits_immediately() {
     let files = Files::new();
     write_model(&path(&files.folder, "tiny"), Shape { width: 256, layers: 4, context: 8192, ..Shape::default() });
     let key = files.keys(json!({ "do": "create" })).1["key"].as_str().unwrap().to_owned();

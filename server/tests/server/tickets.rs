@@ -41,7 +41,7 @@ fn refused(reply: &Reply) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ticket_lets_one_stream_in_without_a_header_and_no_second_one() {
+async fn ticket_admits_one_stream_without_a_header_and_no_second() {
     let site = start(Setup::default()).await.ready().await;
     let whole = site.post("/v1/generate", ask()).await.json()["text"].as_str().unwrap().to_owned();
     let bound = url(&site, Some(ask())).await;
@@ -56,7 +56,7 @@ async fn a_ticket_lets_one_stream_in_without_a_header_and_no_second_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_ticket_any_more_or_never_was_one_is_refused() {
+async fn expired_or_invalid_ticket_is_refused() {
     let site = start(Setup::default()).await.ready().await;
     let zeros = "0".repeat(64);
     for garbage in
@@ -81,7 +81,7 @@ async fn what_is_no_ticket_any_more_or_never_was_one_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ticket_is_its_tenants_and_ends_with_its_key() {
+async fn ticket_belongs_to_its_tenant_and_ends_with_its_key() {
     let site = start(Setup::default()).await.ready().await;
     let acme = make_key(&site.config, json!({ "do": "create", "tenant": "acme" })).await;
     let globex = make_key(&site.config, json!({ "do": "create", "tenant": "globex" })).await;
@@ -103,7 +103,7 @@ async fn a_ticket_is_its_tenants_and_ends_with_its_key() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ticket_pays_with_the_token_that_took_it() {
+async fn ticket_is_charged_to_its_token() {
     let site = start(Setup::default()).await.ready().await;
     let issue = json!({ "api_key": site.key, "token_limit": 20 }).to_string();
     let token = site.client.send("POST", "/auth/token", &[], issue.as_bytes()).await.json()["token"].clone();
@@ -120,7 +120,7 @@ async fn a_ticket_pays_with_the_token_that_took_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_is_wrong_or_long_gets_no_ticket_and_a_key_has_so_many() {
+async fn invalid_or_oversized_request_gets_no_ticket_and_tickets_are_limited() {
     let site = start(Setup::default()).await.ready().await;
     let wrong = take(&site, &site.key, Some(json!({ "prompt": "a", "temperature": 9 }))).await;
     assert_eq!((wrong.status, wrong.error().1.as_deref()), (400, Some("temperature")));
@@ -137,7 +137,7 @@ async fn a_request_that_is_wrong_or_long_gets_no_ticket_and_a_key_has_so_many() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ticket_is_good_at_another_replica_and_the_database_does_not_tell_what_it_is_for() {
+async fn ticket_works_at_another_replica_and_its_request_is_stored_encrypted() {
     let site = start(Setup::default()).await.ready().await;
     let other = Server::start(site.config.clone()).await.unwrap();
     let client = Client::new(other.address());

@@ -69,18 +69,18 @@ async fn own_usage(database: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_sees_its_own_usage_by_day_and_model_on_sqlite() {
+async fn key_sees_its_own_usage_by_day_and_model_on_sqlite() {
     own_usage(None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_sees_its_own_usage_by_day_and_model_on_postgresql() {
+async fn key_sees_its_own_usage_by_day_and_model_on_postgresql() {
     let Some(cluster) = cluster::shared() else { return };
     own_usage(Some(&cluster.url(&cluster.database()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn days_beyond_the_limit_are_asked_for_from_where_it_cut() {
+async fn usage_days_beyond_the_limit_are_paged() {
     use textnlp_store::{DAY_MS, Usage};
     let site = start(Setup::default()).await.ready().await;
     let id = site.key.split('_').nth(1).unwrap();

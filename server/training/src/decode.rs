@@ -141,7 +141,7 @@ mod tests {
     use crate::params::Shape;
 
     #[test]
-    fn decoding_predicts_what_training_predicts() {
+    fn decoder_predicts_like_the_training_forward_pass() {
         let layout = Layout::new(&Shape { vocabulary: 50, context: 40, width: 24, layers: 2, heads: 3 });
         let params: Vec<f32> = crate::init::fresh(&layout, 3).iter().map(|p| p * 1.5).collect();
         let ids: Vec<u32> = (0..31).map(|i| (i * 7 + i * i) % 50).collect();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_at_the_edge_of_the_context_end_quietly() {
+    fn prompts_at_the_context_limit_end_without_error() {
         let layout = Layout::new(&Shape { vocabulary: 50, context: 8, width: 8, layers: 1, heads: 1 });
         let params = crate::init::fresh(&layout, 1);
         let drawing = Drawing { temperature: 1.0, tokens: 100, seed: 1 };

@@ -128,7 +128,7 @@ mod tests {
     use crate::params::Shape;
 
     #[test]
-    fn repeated_tokens_are_expected_before_any_training() {
+    fn initial_parameters_already_favour_repeated_tokens() {
         let layout = Layout::new(&Shape { vocabulary: 400, context: 300, width: 128, layers: 2, heads: 4 });
         let mut params = fresh(&layout, 1);
         // Louder, as training makes it at once: the embeddings alone cannot speak up.

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn same_seed_and_stream_give_the_same_numbers_and_others_do_not() {
+    fn random_numbers_are_determined_by_seed_and_stream() {
         let draw = |seed, stream| {
             let mut rng = Rng::new(seed, stream);
             (0..8).map(|_| rng.next_u64()).collect::<Vec<_>>()
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_below_a_bound_cover_it_evenly() {
+    fn bounded_random_numbers_are_evenly_distributed() {
         let mut rng = Rng::new(7, 0);
         let mut counts = [0usize; 10];
         for _ in 0..100_000 {

@@ -92,7 +92,7 @@ mod tests {
     use crate::corpus::{ASSISTANT, USER};
 
     #[test]
-    fn training_twice_gives_the_same_vocabulary_and_texts_survive() {
+    fn vocabulary_training_is_deterministic_and_texts_round_trip() {
         let (a, b) = (Tokens::train(1, 600, 200).unwrap(), Tokens::train(1, 600, 200).unwrap());
         assert_eq!(a.to_json().unwrap(), b.to_json().unwrap());
         assert_eq!(a.len(), 600);

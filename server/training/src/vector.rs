@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn softmax_sums_to_one_and_gives_its_logarithm() {
+    fn softmax_sums_to_one_and_returns_its_log_sum() {
         let scores: Vec<f32> = (0..37).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
         let mut row = scores.clone();
         let log_sum = softmax(&mut row, 0.5);

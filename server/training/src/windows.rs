@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_are_functions_of_their_number_and_stay_in_the_context() {
+    fn training_windows_are_deterministic_and_stay_in_the_context() {
         let tokens = Tokens::train(1, 500, 100).unwrap();
         let windows = Windows { tokens: &tokens, seed: 5, documents: 1_000, context: 200 };
         let (a, b) = (windows.shard(3, 20, 64, false).unwrap(), windows.shard(3, 20, 64, false).unwrap());

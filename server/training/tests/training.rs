@@ -87,7 +87,7 @@ fn two_hundred_steps_learn_most_of_the_grammar() {
 }
 
 #[test]
-fn an_interrupted_run_ends_in_the_same_bits_on_any_threads() {
+fn resumed_run_ends_with_identical_bits_on_any_thread_count() {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let text = tokenizer();
     // Six steps, so that the last one reads windows of the whole context.
@@ -111,7 +111,7 @@ fn an_interrupted_run_ends_in_the_same_bits_on_any_threads() {
 }
 
 #[test]
-fn a_killed_process_goes_on_to_the_same_bits() {
+fn killed_training_resumes_to_identical_bits() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokenizer.json");
     fs::write(&tokens, Tokens::train(3, 500, 100).unwrap().to_json().unwrap()).unwrap();
@@ -139,7 +139,7 @@ fn a_killed_process_goes_on_to_the_same_bits() {
 }
 
 #[test]
-fn a_folder_does_not_go_on_as_another_run_or_from_a_broken_checkpoint() {
+fn run_directory_of_another_recipe_or_with_a_broken_checkpoint_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let text = tokenizer();
     Run::open(folder.path(), &recipe(5), &text).unwrap().save().unwrap();
@@ -156,7 +156,7 @@ fn a_folder_does_not_go_on_as_another_run_or_from_a_broken_checkpoint() {
 }
 
 #[test]
-fn the_chat_template_writes_turns_as_the_corpus_does() {
+fn chat_template_formats_turns_like_the_corpus() {
     let mut jinja = minijinja::Environment::new();
     jinja.add_template("chat", CHAT_TEMPLATE).unwrap();
     let messages = minijinja::context! {

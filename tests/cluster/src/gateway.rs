@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_are_shared_by_weights() {
+    fn connections_are_distributed_by_weight() {
         let backend = |weight| Backend { weight, ..Backend::default() };
         let mut backends = [backend(90), backend(10)];
         let mut led = [0, 0];

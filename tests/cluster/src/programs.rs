@@ -151,7 +151,7 @@ mod tests {
 
     /// The test program is killed; its processes and its folder disappear.
     #[test]
-    fn everything_ends_with_a_test_program_that_is_killed() {
+    fn processes_end_when_their_test_program_is_killed() {
         if std::env::var_os(AS_THE_OTHER).is_some() {
             let keeper = Keeper::new();
             let pid = keeper.spawn(Command::new("sleep").arg("1000"));
@@ -163,7 +163,7 @@ mod tests {
             return;
         }
         let mut other = Command::new(std::env::current_exe().expect("find this test"));
-        other.args(["--exact", "programs::tests::everything_ends_with_a_test_program_that_is_killed", "--nocapture"]);
+        other.args(["--exact", "programs::tests::processes_end_when_their_test_program_is_killed", "--nocapture"]);
         let mut other =
             other.env(AS_THE_OTHER, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start it again");
         let lines = BufReader::new(other.stdout.take().expect("its output is a pipe")).lines().map_while(Result::ok);

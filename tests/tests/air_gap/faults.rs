@@ -132,7 +132,7 @@ fn broken(bytes: &[u8]) -> Vec<Broken> {
 }
 
 #[test]
-fn a_changed_bundle_is_refused_wherever_it_was_changed() {
+fn bundle_changed_at_any_byte_is_refused() {
     let goods = Goods::get();
     let mut stage = Stage::new("changed");
     let bytes = std::fs::read(&goods.first).unwrap();
@@ -208,7 +208,7 @@ fn verified_by_sums(stage: &Stage) {
 }
 
 #[test]
-fn volumes_are_one_bundle_and_a_missing_one_is_named() {
+fn volumes_install_as_one_bundle_and_a_missing_one_is_named() {
     let goods = Goods::get();
     let stage = Stage::new("volumes");
     let create = ["bundle", "create", "--env", NAME, "--no-server-image", "--out", "part.tar", "--volume-size", "20MB"];
@@ -249,7 +249,7 @@ fn volumes_are_one_bundle_and_a_missing_one_is_named() {
 }
 
 #[test]
-fn a_stream_installs_and_a_cut_one_goes_on_where_it_was_cut() {
+fn stream_installs_and_a_cut_stream_resumes() {
     let goods = Goods::get();
     let stage = Stage::new("stream");
     let bytes = std::fs::read(&goods.first).unwrap();
@@ -295,7 +295,7 @@ fn other_machine(stage: &Stage) -> (String, &'static str) {
 }
 
 #[test]
-fn everything_that_stands_in_the_way_is_in_one_report() {
+fn install_preflight_reports_all_problems_at_once() {
     let stage = Stage::new("preflight");
     let (other, platform) = other_machine(&stage);
     let mut create =
@@ -326,7 +326,7 @@ fn everything_that_stands_in_the_way_is_in_one_report() {
 }
 
 #[test]
-fn environments_are_named_when_there_are_several_or_none() {
+fn install_needs_an_environment_when_a_bundle_has_several() {
     let stage = Stage::new("several");
     let create = ["bundle", "create", "--no-server-image", "--out"];
     stage.run(&[&create[..], &["two.tar", "--env", NAME, "--with-env", "development"]].concat()).expect(0);
@@ -348,7 +348,7 @@ fn environments_are_named_when_there_are_several_or_none() {
 }
 
 #[test]
-fn two_installs_at_once_are_one_too_many() {
+fn concurrent_install_is_refused() {
     let goods = Goods::get();
     let stage = Stage::new("both");
     let bytes = std::fs::read(&goods.first).unwrap();
@@ -379,7 +379,7 @@ fn two_installs_at_once_are_one_too_many() {
 }
 
 #[test]
-fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
+fn missing_space_inodes_and_permissions_are_found_before_writing() {
     let goods = Goods::get();
     let stage = Stage::new("room");
     let in_file =

@@ -67,7 +67,7 @@ fn leftovers(sandbox: &Sandbox, folder: &camino::Utf8Path) -> Vec<String> {
 }
 
 #[test]
-fn create_ends_with_the_same_bytes() {
+fn killed_create_ends_with_the_same_bytes() {
     let stage = Stage::new("killed-create");
     let create = |out: &str, more: &[&str]| {
         stage.command(&[&["bundle", "create", "--env", NAME, "--no-server-image", "--out", out], more].concat())
@@ -115,7 +115,7 @@ fn children(of: u32) -> Vec<u32> {
 }
 
 #[test]
-fn a_killed_install_takes_what_it_started_along() {
+fn killed_install_ends_its_child_processes() {
     let goods = Goods::get();
     let stage = Stage::new("killed-alone");
     let args = stage.install_args(&goods.first, &["--trust", &goods.public]);
@@ -139,7 +139,7 @@ fn a_killed_install_takes_what_it_started_along() {
 }
 
 #[test]
-fn install_ends_with_the_same_site() {
+fn killed_install_ends_with_the_same_site() {
     let goods = Goods::get();
     let mut stage = Stage::new("killed-install");
     let args = stage.install_args(&goods.first, &["--trust", &goods.public]);
@@ -173,7 +173,7 @@ fn install_ends_with_the_same_site() {
 }
 
 #[test]
-fn update_ends_with_the_same_site_and_serves_all_the_while() {
+fn killed_update_ends_with_the_same_site_while_serving() {
     let goods = Goods::get();
     let stage = Stage::new("killed-update");
     stage.install(&goods.first, &["--trust", &goods.public]).expect(0);

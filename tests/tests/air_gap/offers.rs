@@ -23,7 +23,7 @@ impl Drop for Serving {
 }
 
 #[test]
-fn serve_is_a_registry_and_a_mirror_until_it_is_told_to_stop() {
+fn bundle_serve_is_a_registry_and_a_mirror_until_stopped() {
     let stage = Stage::new("serve");
     stage.run(&["bundle", "create", "--env", "development", "--out", "b.tar"]).expect(0);
     let mut command = stage.command(&["bundle", "serve", "b.tar", "--listen", "127.0.0.1:0", "--output", "jsonl"]);
@@ -86,7 +86,7 @@ fn serve_is_a_registry_and_a_mirror_until_it_is_told_to_stop() {
 }
 
 #[test]
-fn scan_finds_what_is_known_and_its_gate_obeys() {
+fn bundle_scan_finds_known_vulnerabilities_and_applies_its_gate() {
     let stage = Stage::new("scan");
     let low = advisories(&stage, "low", "tokio", LOW);
     let critical = advisories(&stage, "critical", "tokio", CRITICAL);
@@ -130,7 +130,7 @@ fn scan_finds_what_is_known_and_its_gate_obeys() {
 }
 
 #[test]
-fn models_go_and_come_as_the_zip_files_of_older_sites() {
+fn models_are_exchanged_as_legacy_zip_files() {
     let goods = Goods::get();
     let stage = Stage::new("zip");
     let (old, new) = (stage.made().join("old/models"), other_model(&stage, &goods.first));
@@ -155,7 +155,7 @@ fn models_go_and_come_as_the_zip_files_of_older_sites() {
 }
 
 #[test]
-fn export_writes_the_older_layout_and_its_archive() {
+fn bundle_export_writes_the_legacy_layout_and_archive() {
     let stage = Stage::new("export");
     std::fs::write(stage.made().join("a.deb"), "a package").unwrap();
     stage

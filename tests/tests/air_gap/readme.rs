@@ -16,7 +16,7 @@ pub(crate) fn commands() -> (String, String) {
 }
 
 #[test]
-fn the_commands_of_the_readme_end_with_an_open_gate() {
+fn readme_commands_end_with_an_open_gate() {
     let ip = tool("ip");
     let stage = Stage::new("readme");
     let alone = || stage.other("unshare", &["-n", "true"]).output().is_ok_and(|o| o.status.success());

@@ -8,7 +8,7 @@ use textnlp_tests::{UP_KEYS, counts, has, said};
 use crate::stage::{Stage, advisories, names, port_is_free, tool};
 
 #[test]
-fn from_create_to_a_service_that_answers_and_down_again() {
+fn bundle_is_created_verified_installed_and_taken_down() {
     let stage = Stage::new("road");
     let made = stage.json(0, &["bundle", "keygen", "--out", "release"]);
     assert_eq!((&made["secret_key"], &made["public_key"]), (&json!("release.key"), &json!("release.pub")));

@@ -7,7 +7,7 @@ use textnlp_tests::{program, said};
 use crate::stage::{Goods, NAME, Stage, names, other_model};
 
 #[test]
-fn two_makers_with_other_clocks_masks_and_folders_make_the_same_bytes() {
+fn bundle_is_reproducible_across_time_zones_umasks_and_directories() {
     let goods = Goods::get();
     let (here, there) = (Stage::new("here"), Stage::new("elsewhere-with-a-longer-name"));
     let made = |stage: &Stage, folder: &str, zone: &str, mask: &str, out: &str| {
@@ -29,7 +29,7 @@ fn two_makers_with_other_clocks_masks_and_folders_make_the_same_bytes() {
 }
 
 #[test]
-fn the_times_in_it_are_those_that_are_asked_for() {
+fn source_date_epoch_sets_the_times_in_a_bundle() {
     let stage = Stage::new("epoch");
     let create = || stage.command(&["bundle", "create", "--env", NAME, "--no-server-image", "--out", "a.tar"]);
     said(create().env("SOURCE_DATE_EPOCH", "1700000000").output().unwrap()).expect(0);
@@ -40,7 +40,7 @@ fn the_times_in_it_are_those_that_are_asked_for() {
 }
 
 #[test]
-fn what_cannot_become_a_bundle_is_refused_before_anything_is_written() {
+fn invalid_bundle_inputs_are_refused_before_writing() {
     let stage = Stage::new("inputs");
     std::fs::write(stage.made().join("text"), "#!/bin/sh\n").unwrap();
     let cases: [(&[&str], &str, &[&str]); 8] = [
@@ -73,7 +73,7 @@ fn what_cannot_become_a_bundle_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn a_damaged_cache_makes_no_bundle() {
+fn damaged_model_cache_is_not_bundled() {
     let stage = Stage::new("cache");
     let create = ["bundle", "create", "--env", NAME, "--no-server-image", "--out", "out.tar"];
     stage.run(&create).expect(0);
@@ -99,7 +99,7 @@ fn a_damaged_cache_makes_no_bundle() {
 }
 
 #[test]
-fn a_person_sees_what_is_in_it_and_what_differs() {
+fn inspect_and_diff_show_the_content_of_bundles() {
     let goods = Goods::get();
     let stage = goods.stage();
     let inspected = stage.run(&["bundle", "inspect", &goods.first, "--files", "--trust", &goods.public]).expect(0);

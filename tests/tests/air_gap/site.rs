@@ -18,7 +18,7 @@ fn alter(stage: &Stage, path: &str) {
 }
 
 #[test]
-fn altered_content_shuts_the_gate_by_its_name_and_the_next_install_mends_it() {
+fn altered_content_closes_the_gate_and_reinstalling_repairs_it() {
     let stage = Stage::new("altered");
     let advisories =
         advisories(&stage, "advisories", "a-crate-that-nobody-has", "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H");
@@ -47,7 +47,7 @@ fn altered_content_shuts_the_gate_by_its_name_and_the_next_install_mends_it() {
 }
 
 #[test]
-fn a_known_flaw_in_the_content_shuts_the_gate_and_the_service_stays_up() {
+fn known_vulnerability_closes_the_gate_and_the_service_stays_up() {
     let stage = Stage::new("flaw");
     let advisories = advisories(&stage, "advisories", "tokio", "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H");
     let create =
@@ -108,7 +108,7 @@ fn a_known_flaw_in_the_content_shuts_the_gate_and_the_service_stays_up() {
 }
 
 #[test]
-fn create_takes_the_newest_advisories_that_it_finds() {
+fn create_uses_the_newest_advisories_found() {
     if !tool("git") {
         return;
     }
@@ -144,7 +144,7 @@ fn create_takes_the_newest_advisories_that_it_finds() {
 }
 
 #[test]
-fn a_state_folder_of_the_operators_choice_is_used_by_every_later_command() {
+fn custom_state_directory_is_used_by_later_commands() {
     let goods = Goods::get();
     let stage = Stage::new("state");
     let trust = ["--trust", goods.public.as_str()];
@@ -167,7 +167,7 @@ fn a_state_folder_of_the_operators_choice_is_used_by_every_later_command() {
 }
 
 #[test]
-fn the_sites_own_settings_outlive_every_bundle_and_the_shell_is_not_asked() {
+fn site_settings_survive_bundles_and_ignore_shell_variables() {
     let goods = Goods::get();
     let stage = Stage::new("own");
     let trust = ["--trust", goods.public.as_str()];

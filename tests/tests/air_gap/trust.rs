@@ -13,7 +13,7 @@ fn recorded(stage: &Stage) -> Value {
 }
 
 #[test]
-fn nobody_known_is_said_loudly_and_recorded() {
+fn bundle_from_an_unknown_signer_warns_and_is_recorded() {
     let goods = Goods::get();
     let stage = Stage::new("unknown");
     let installed = stage.install(&goods.first, &["--no-up"]).expect(0);
@@ -34,7 +34,7 @@ fn nobody_known_is_said_loudly_and_recorded() {
 }
 
 #[test]
-fn where_somebody_is_trusted_nobody_else_is_let_in() {
+fn only_bundles_of_the_trusted_signer_are_installed() {
     let goods = Goods::get();
     let stage = Stage::new("untrusted");
     stage.run(&["bundle", "keygen", "--out", "other"]).expect(0);
@@ -131,7 +131,7 @@ fn the_commands_of_the_readme_run_no_changed_installer_or_program() {
 }
 
 #[test]
-fn a_signature_changes_its_own_bytes_alone() {
+fn signing_changes_only_the_signature_block() {
     let goods = Goods::get();
     let stage = Stage::new("resign");
     stage.run(&["bundle", "keygen", "--out", "other"]).expect(0);
@@ -147,7 +147,7 @@ fn a_signature_changes_its_own_bytes_alone() {
 }
 
 #[test]
-fn wrong_keys_are_named_before_anything_is_read() {
+fn invalid_signing_keys_are_refused_before_the_bundle_is_read() {
     let goods = Goods::get();
     let stage = Stage::new("keys");
     std::fs::write(stage.made().join("text.pub"), "a letter to the editor\n").unwrap();

@@ -19,7 +19,7 @@ fn elsewhere(line: &str) -> Option<String> {
 }
 
 #[test]
-fn a_call_to_elsewhere_is_told_from_one_at_home() {
+fn external_network_calls_are_distinguished_from_local_ones() {
     for home in [
         r#"12 connect(9, {sa_family=AF_UNIX, sun_path="/run/a.sock"}, 110) = 0"#,
         r#"12 connect(9, {sa_family=AF_INET, sin_port=htons(80), sin_addr=inet_addr("127.0.0.1")}, 16) = 0"#,
@@ -37,7 +37,7 @@ fn a_call_to_elsewhere_is_told_from_one_at_home() {
 }
 
 #[test]
-fn installs_answers_and_updates_without_a_route_and_calls_nobody() {
+fn offline_install_and_update_make_no_external_connection() {
     let (strace, ip) = (tool("strace"), tool("ip"));
     let goods = Goods::get();
     let stage = Stage::new("cable");

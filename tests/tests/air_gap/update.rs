@@ -55,7 +55,7 @@ fn asking<T>(stage: &Stage, happens: impl FnOnce() -> T) -> (T, usize, Vec<Strin
 }
 
 #[test]
-fn steps_forward_and_back_lose_no_request() {
+fn update_and_rollback_fail_no_request() {
     let goods = Goods::get();
     let stage = Stage::new("steps");
     let trust = ["--trust", goods.public.as_str()];
@@ -109,7 +109,7 @@ fn steps_forward_and_back_lose_no_request() {
 }
 
 #[test]
-fn a_model_alone_is_delivered_and_used() {
+fn model_update_delivers_and_uses_one_model() {
     let goods = Goods::get();
     let stage = Stage::new("model");
     let trust = ["--trust", goods.public.as_str()];
@@ -134,7 +134,7 @@ fn a_model_alone_is_delivered_and_used() {
 }
 
 #[test]
-fn steps_that_touch_different_things_arrive_at_the_same_in_any_order() {
+fn independent_updates_give_the_same_content_in_any_order() {
     let goods = Goods::get();
     let mut stage = Stage::new("order");
     let parts = ["program/textnlp-deploy", "model/textnlp-tiny", "environment/island"];
@@ -165,7 +165,7 @@ fn steps_that_touch_different_things_arrive_at_the_same_in_any_order() {
 }
 
 #[test]
-fn a_step_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
+fn update_for_another_base_is_refused_and_changes_nothing() {
     let goods = Goods::get();
     let mut stage = Stage::new("misfit");
     let trust = ["--trust", goods.public.as_str(), "--output", "json"];

@@ -52,7 +52,7 @@ impl Operator {
 }
 
 #[test]
-fn pods_come_with_requests_and_go_with_them_by_what_an_adapter_of_ours_tells() {
+fn autoscaler_scales_on_requests_reported_by_our_metrics_adapter() {
     let Some(operator) = Operator::new("grows") else { return };
     let namespace = operator.namespace.as_str();
 

@@ -70,7 +70,7 @@ fn failed(answers: &[Answer]) -> Vec<&str> {
 }
 
 #[test]
-fn clients_go_to_a_whole_second_set_at_once_and_back_to_the_first_which_is_still_there() {
+fn blue_green_rollout_switches_all_traffic_at_once_and_back() {
     let Some(operator) = Operator::new("blue") else { return };
     let of_image = |image: &str| format!("sites[0].cluster.image={image}");
     let up = operator.up(&BLUE_GREEN);

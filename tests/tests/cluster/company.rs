@@ -46,7 +46,7 @@ impl Drop for Models {
 }
 
 #[test]
-fn pods_trust_the_authority_of_a_company_and_fetch_models_by_its_proxy() {
+fn pods_trust_a_private_ca_and_fetch_models_through_a_proxy() {
     let Some(mut operator) = Operator::new("company") else { return };
     let files = operator.cluster.folder().join(format!("{}-company", operator.namespace));
     std::fs::create_dir(&files).unwrap();

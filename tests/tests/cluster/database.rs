@@ -7,7 +7,7 @@ use textnlp_tests::{counts, eventually};
 use crate::operator::Operator;
 
 #[test]
-fn pilot_comes_up_as_it_is_written_and_its_dumps_bring_back_what_was_lost() {
+fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     let Some(operator) = Operator::with_nothing("pilot") else { return };
     let namespace = operator.namespace.as_str();
     let done = operator.up(&[]);
@@ -103,7 +103,7 @@ fn walk(folder: &camino::Utf8Path) -> Vec<camino::Utf8PathBuf> {
 }
 
 #[test]
-fn a_dump_that_cannot_be_read_back_is_none_and_old_ones_go() {
+fn unreadable_backup_is_discarded_and_old_ones_are_pruned() {
     let Some(operator) = Operator::with_nothing("dumps") else { return };
     operator.up(&[]);
     let claim = operator.get("persistentvolumeclaim", "textnlp-backups");

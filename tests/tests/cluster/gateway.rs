@@ -51,7 +51,7 @@ fn failed(answers: &[Answer]) -> Vec<&str> {
 }
 
 #[test]
-fn a_share_of_the_clients_of_a_gateway_tries_a_release_first_whatever_the_number_of_pods() {
+fn gateway_canary_gets_its_traffic_weight_for_any_number_of_pods() {
     let Some(mut operator) = Operator::new("gateway") else { return };
     let cluster = operator.cluster;
     let infra = cluster.namespace("infra");

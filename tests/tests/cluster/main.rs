@@ -26,7 +26,7 @@ mod token;
 use operator::Operator;
 
 #[test]
-fn the_workload_comes_up_answers_rolls_and_goes() {
+fn workload_is_deployed_answers_rolls_out_and_is_removed() {
     let Some(operator) = Operator::new("road") else { return };
     // A namespace that was there, with something of somebody else's in it.
     let namespace = &operator.namespace;
@@ -162,7 +162,7 @@ fn heard_while(
 }
 
 #[test]
-fn an_up_that_is_killed_is_finished_by_the_next_and_a_namespace_of_our_own_goes() {
+fn killed_up_is_completed_by_the_next_and_its_namespace_removed() {
     let Some(operator) = Operator::new("killed") else { return };
     // Killed when its first object is there, and once more when its pods begin.
     for what in [["configmap", "textnlp-models"], ["deployment", "textnlp-api"]] {
@@ -187,7 +187,7 @@ fn an_up_that_is_killed_is_finished_by_the_next_and_a_namespace_of_our_own_goes(
 }
 
 #[test]
-fn what_a_person_changed_is_taken_back_only_when_it_is_named() {
+fn manual_field_change_is_reverted_only_when_taken_by_name() {
     let Some(operator) = Operator::new("taken") else { return };
     operator.up(&[]);
     let kubectl = |args: &[&str]| operator.cluster.kubectl(&[args, &["-n", &operator.namespace]].concat());
@@ -215,7 +215,7 @@ fn what_a_person_changed_is_taken_back_only_when_it_is_named() {
 }
 
 #[test]
-fn a_certificate_that_others_make_is_served_and_stays_and_one_of_ours_takes_its_place_and_gives_it_back() {
+fn external_certificate_is_kept_when_switching_to_our_own_and_back() {
     let Some(operator) = Operator::new("given") else { return };
     let (namespace, files) = (operator.namespace.as_str(), operator.sandbox.folder());
     operator.cluster.kubectl(&["create", "namespace", namespace]);
@@ -262,7 +262,7 @@ fn a_certificate_that_others_make_is_served_and_stays_and_one_of_ours_takes_its_
 }
 
 #[test]
-fn an_exported_chart_is_installed_by_helm_answers_and_rolls() {
+fn exported_chart_installs_with_helm_answers_and_rolls_out() {
     let Some(operator) = Operator::new("chart") else { return };
     let Some(_) = operator.cluster.helm() else { return };
     let (namespace, chart) = (operator.namespace.as_str(), operator.sandbox.folder().join("chart"));
@@ -323,7 +323,7 @@ fn an_exported_chart_is_installed_by_helm_answers_and_rolls() {
 }
 
 #[test]
-fn what_cannot_be_done_in_a_cluster_yet_is_named_all_of_it_at_once() {
+fn unsupported_cluster_features_are_reported_all_at_once() {
     let Some(operator) = Operator::new("refused") else { return };
     let mut command = operator.sandbox.command(&["up", "--env", "pilot", "--yes"]);
     let said = textnlp_tests::said(command.env("KUBECONFIG", operator.cluster.admin()).output().unwrap()).expect(2);

@@ -15,7 +15,7 @@ const THERE: &str = "there";
 const TAINT: &str = "example.com/may-be-lost";
 
 #[test]
-fn pods_of_a_lost_node_are_made_anew_elsewhere_and_what_waits_for_it_says_so() {
+fn pods_of_a_lost_node_are_rescheduled_and_stuck_ones_reported() {
     let Some(operator) = Operator::new("node") else { return };
     let mut there = operator.cluster.kubelet().another(THERE, &json!({ "key": TAINT, "effect": "NoSchedule" }));
     let borne = json!([{ "key": TAINT, "operator": "Exists", "effect": "NoSchedule" }]);

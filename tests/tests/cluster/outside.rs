@@ -112,7 +112,7 @@ impl Drop for Prometheus {
 }
 
 #[test]
-fn a_release_that_only_its_clients_find_bad_is_put_back_and_nobody_goes_on_by_answers_that_are_not_there() {
+fn external_analysis_reverts_a_bad_release_and_waits_without_data() {
     let Some(operator) = Operator::new("outside") else { return };
     let clients = Arc::new(Clients::default());
     let scraped = clients.told(&operator.namespace);

@@ -8,7 +8,7 @@ use textnlp_tests::{counts, eventually};
 use crate::operator::Operator;
 
 #[test]
-fn pods_share_their_models_and_a_job_of_the_operators_asks_their_database() {
+fn pods_share_models_and_a_user_job_queries_their_database() {
     let Some(operator) = Operator::with_nothing("parts") else { return };
     let (namespace, cluster) = (operator.namespace.as_str(), operator.cluster);
     let settings = r#"{"sp":{"entityId":"https://a.example.com"},"idp":{"entityId":"https://b.example.com"}}"#;

@@ -8,7 +8,7 @@ use super::operator::Operator;
 const SECOND: &str = "sites[0].cluster.image=local/textnlp:2";
 
 #[test]
-fn an_operator_goes_back_to_the_image_of_an_earlier_release() {
+fn rollback_uses_the_image_of_an_earlier_release() {
     let Some(operator) = Operator::new("release") else { return };
     let runs = || {
         let deployment = operator.get("deployment", "textnlp-api");

@@ -85,7 +85,7 @@ pub(crate) fn image(operator: &Operator, word: &str, status: u16) -> String {
 }
 
 #[test]
-fn a_release_that_is_well_goes_on_and_one_that_is_not_goes_though_nobody_is_there() {
+fn healthy_canary_is_promoted_and_an_unhealthy_one_reverted_unattended() {
     let Some(operator) = Operator::new("rollout") else { return };
     let with = |set: &'static str| [&CANARY[..], &[set]].concat();
     let up = operator.up(&CANARY);

@@ -105,7 +105,7 @@ impl Sites {
 }
 
 #[test]
-fn a_cluster_that_is_lost_is_taken_over_from_and_comes_back() {
+fn lost_cluster_is_failed_over_and_fails_back() {
     let Some(sites) = Sites::new() else { return };
     let home = sites.clusters[0];
     let done = sites.json(&["up", "--yes", "--no-gate"], 0);

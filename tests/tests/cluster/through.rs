@@ -547,7 +547,7 @@ fn verbs(step: &textnlp_orchestrator::plan::Step) -> String {
 }
 
 #[test]
-fn a_cluster_that_is_not_there_yet_is_planned_made_and_removed_with_what_is_in_it() {
+fn missing_cluster_is_planned_created_and_removed_with_its_objects() {
     let Some(cluster) = Cluster::shared() else { return };
     runs(async {
         let world = World::new(cluster, "through").await;
@@ -589,7 +589,7 @@ fn a_cluster_that_is_not_there_yet_is_planned_made_and_removed_with_what_is_in_i
 
 /// Kills an `up` and a `down` at every boundary between the engine, its journal and the providers.
 #[test]
-fn a_run_that_is_killed_anywhere_is_finished_by_a_fresh_process() {
+fn run_killed_at_any_boundary_is_completed_by_a_new_process() {
     let Some(cluster) = Cluster::shared() else { return };
     let tokens = Tokens::of(cluster);
     let (up, down) = (Fuse::default(), Fuse::default());
@@ -642,7 +642,7 @@ fn a_run_that_is_killed_anywhere_is_finished_by_a_fresh_process() {
 }
 
 #[test]
-fn of_a_cluster_that_cannot_be_reached_nothing_is_known_and_nothing_is_done() {
+fn unreachable_cluster_is_unknown_and_left_unchanged() {
     let Some(cluster) = Cluster::shared() else { return };
     runs(async {
         let world = World::new(cluster, "cut").await;
@@ -687,7 +687,7 @@ fn of_a_cluster_that_cannot_be_reached_nothing_is_known_and_nothing_is_done() {
 }
 
 #[test]
-fn a_token_that_ends_or_is_not_taken_is_asked_for_anew() {
+fn expired_or_rejected_cluster_token_is_requested_again() {
     let Some(cluster) = Cluster::shared() else { return };
     runs(async {
         let world = World::new(cluster, "tokens").await;
@@ -724,7 +724,7 @@ fn a_token_that_ends_or_is_not_taken_is_asked_for_anew() {
 }
 
 #[test]
-fn a_cluster_that_has_moved_is_found_by_a_fresh_process_in_the_middle_of_its_work() {
+fn new_process_resumes_with_a_cluster_at_another_address() {
     let Some(cluster) = Cluster::shared() else { return };
     runs(async {
         let tokens = Tokens::of(cluster);
@@ -752,7 +752,7 @@ fn a_cluster_that_has_moved_is_found_by_a_fresh_process_in_the_middle_of_its_wor
 }
 
 #[test]
-fn what_is_in_a_cluster_that_is_replaced_is_made_anew_in_the_other_one() {
+fn replaced_cluster_gets_its_objects_recreated() {
     let (Some(first), Some(second)) = (Cluster::shared(), Cluster::second()) else { return };
     runs(async {
         let mut world = World::new(first, "replaced").await;
@@ -799,7 +799,7 @@ fn what_is_in_a_cluster_that_is_replaced_is_made_anew_in_the_other_one() {
 }
 
 #[test]
-fn what_its_controllers_made_outside_is_gone_before_the_cluster_goes() {
+fn external_objects_of_controllers_are_removed_before_the_cluster() {
     let Some(cluster) = Cluster::shared() else { return };
     runs(async {
         let world = World::new(cluster, "balanced").await;
@@ -840,7 +840,7 @@ fn what_its_controllers_made_outside_is_gone_before_the_cluster_goes() {
 }
 
 #[test]
-fn a_cluster_that_exists_is_used_from_the_first_up_on_and_stays() {
+fn existing_cluster_is_used_from_the_first_up_and_kept() {
     let Some(cluster) = Cluster::shared() else { return };
     runs(async {
         let world = World::new(cluster, "existing").await;

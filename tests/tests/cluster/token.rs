@@ -7,7 +7,7 @@ use textnlp_tests::stand_in::{Reply, StandIn};
 use textnlp_tests::{Sandbox, program};
 
 #[test]
-fn kubectl_and_our_own_program_sign_in_by_a_kubeconfig_that_names_us() {
+fn kubectl_and_our_program_sign_in_by_an_exec_kubeconfig() {
     let Some(cluster) = Cluster::shared() else { return };
     let namespace = cluster.namespace("token");
     let kubectl = |args: &[&str]| {

@@ -43,7 +43,7 @@ fn role(action: &str) -> String {
 }
 
 #[test]
-fn a_token_is_what_botocore_signs_at_that_moment() {
+fn eks_token_matches_the_botocore_signature() {
     let sandbox = Sandbox::new("kube-token");
     let variables = [KEY, SECRET, REGION, ("AWS_SESSION_TOKEN", "se/ss+ion==")];
     let (token, ends) = token(&sandbox, &PROD, &variables);
@@ -61,7 +61,7 @@ fn a_token_is_what_botocore_signs_at_that_moment() {
 }
 
 #[test]
-fn whoever_awss_own_tools_would_sign_in_as_signs() {
+fn eks_identity_is_chosen_like_the_aws_tools_do() {
     let sandbox = Sandbox::new("kube-token");
     let config = file(
         &sandbox,
@@ -146,7 +146,7 @@ fn whoever_awss_own_tools_would_sign_in_as_signs() {
 }
 
 #[test]
-fn it_says_why_nobody_signs() {
+fn failed_aws_sign_in_reports_the_reason() {
     let sandbox = Sandbox::new("kube-token");
     refused(&sandbox, &PROD, &[REGION], 1, &["sign in to aws", "cause: ", "hint: ", "aws sts get-caller-identity"]);
     refused(&sandbox, &PROD, &[KEY, SECRET], 2, &["no region", "--region"]);

@@ -14,7 +14,7 @@ const WHO: [(&str, &str); 2] = [("AZURE_CLIENT_ID", "app-1"), ("AZURE_TENANT_ID"
 const SECRET: (&str, &str) = ("AZURE_CLIENT_SECRET", "hunter2~&=");
 
 #[test]
-fn applications_sign_in() {
+fn azure_applications_sign_in() {
     let sandbox = Sandbox::new("kube-token");
     let entra = StandIn::of(200, ANSWER);
     let at = format!("{}/", entra.url());
@@ -43,7 +43,7 @@ fn applications_sign_in() {
 }
 
 #[test]
-fn machines_services_and_people_sign_in() {
+fn azure_machines_services_and_users_sign_in() {
     let sandbox = Sandbox::new("kube-token");
     let machine = StandIn::of(
         200,
@@ -97,7 +97,7 @@ echo '{"accessToken":"eyJ.person","expiresOn":"2099-01-01 01:00:00.000000","expi
 }
 
 #[test]
-fn it_says_why_nobody_signs_in() {
+fn failed_sign_in_reports_the_reason() {
     let sandbox = Sandbox::new("kube-token");
     refused(
         &sandbox,

@@ -20,7 +20,7 @@ fn by(sandbox: &Sandbox, credential: &Value) -> String {
 }
 
 #[test]
-fn googles_own_library_believes_what_a_service_account_signs() {
+fn service_account_signature_is_accepted_by_googles_library() {
     let sandbox = Sandbox::new("kube-token");
     let Some(key) = token_oracle(TESTS, "key", &json!({})) else { return };
     let google = StandIn::of(200, ANSWER);
@@ -64,7 +64,7 @@ fn googles_own_library_believes_what_a_service_account_signs() {
 }
 
 #[test]
-fn a_person_a_federated_identity_and_a_machine_sign_in() {
+fn gcp_users_federated_identities_and_machines_sign_in() {
     let sandbox = Sandbox::new("kube-token");
     let google = StandIn::start(|request| match request.line.as_str() {
         line if line.contains(":generateAccessToken") => Reply::Answer(
@@ -122,7 +122,7 @@ fn a_person_a_federated_identity_and_a_machine_sign_in() {
 }
 
 #[test]
-fn a_bad_moment_is_borne_once() {
+fn transient_token_error_is_retried_once() {
     let sandbox = Sandbox::new("kube-token");
     let moments = std::sync::atomic::AtomicU32::new(0);
     let google = StandIn::start(move |_| match moments.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
@@ -136,7 +136,7 @@ fn a_bad_moment_is_borne_once() {
 }
 
 #[test]
-fn it_says_why_nobody_signs_in() {
+fn failed_sign_in_reports_the_reason() {
     let sandbox = Sandbox::new("kube-token");
     refused(
         &sandbox,

@@ -61,7 +61,7 @@ fn file(sandbox: &Sandbox, name: &str, text: &str) -> String {
 }
 
 #[test]
-fn whoever_runs_it_says_which_exchange_it_speaks() {
+fn exec_info_selects_the_credential_version() {
     let sandbox = Sandbox::new("kube-token");
     let google = StandIn::of(200, r#"{"access_token":"ya29.token","expires_in":3599,"token_type":"Bearer"}"#);
     let ask = |info: &str, args: &[&str]| {

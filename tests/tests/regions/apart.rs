@@ -13,7 +13,7 @@ fn clones(regions: &Regions) -> Vec<String> {
 }
 
 #[test]
-fn a_drill_on_a_clone_touches_nothing_and_leaves_nothing_even_when_it_is_killed() {
+fn drill_on_a_clone_changes_nothing_and_cleans_up_even_when_killed() {
     let regions = Regions::with("clone", "", "dr: { drill: clone }\n");
     regions.run(&["up", "--yes", "--no-gate"]).expect(0);
     regions.until_in_sync();
@@ -61,7 +61,7 @@ fn a_drill_on_a_clone_touches_nothing_and_leaves_nothing_even_when_it_is_killed(
 }
 
 #[test]
-fn a_copy_that_is_made_while_home_is_lost_knows_what_was_revoked_meanwhile() {
+fn restored_home_site_knows_keys_revoked_during_its_outage() {
     let regions = Regions::with("copied", "", "dr: { failback: manual }\n");
     regions.run(&["up", "--yes", "--no-gate"]).expect(0);
     regions.until_in_sync();

@@ -48,7 +48,7 @@ pub(crate) fn nothing_was_lost(report: &Value) {
 }
 
 #[test]
-fn a_site_is_lost_in_every_way_and_comes_back() {
+fn site_failure_of_every_kind_is_failed_over_and_recovered() {
     let regions = Regions::up("regions");
     let status = regions.json(&["dr", "status"], 0);
     assert_eq!(status["primary"], "primary", "{status:#}");
@@ -94,7 +94,7 @@ fn a_site_is_lost_in_every_way_and_comes_back() {
 }
 
 #[test]
-fn a_drill_that_dies_hurts_nobody_and_is_finished_by_the_next() {
+fn killed_drill_does_no_harm_and_is_completed_by_the_next() {
     let regions = Regions::up("dying");
     let mut drill = regions.start(&["dr", "drill", "--fault", "freeze", "--ttl", "10s"]);
     eventually("the fault is written down", || regions.faults().first().cloned());
@@ -119,7 +119,7 @@ fn a_drill_that_dies_hurts_nobody_and_is_finished_by_the_next() {
 }
 
 #[test]
-fn an_operator_moves_the_primary_and_a_wrong_wish_is_refused_with_its_reason() {
+fn operator_moves_the_primary_and_invalid_targets_are_refused() {
     let regions = Regions::up("moves");
     for (wish, word) in [("nowhere", "nowhere"), ("witness", "witness")] {
         let refused = regions.run(&["dr", "failover", "--to", wish]);
@@ -158,7 +158,7 @@ fn an_operator_moves_the_primary_and_a_wrong_wish_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_disk_that_is_full_is_rehearsed_only_where_it_harms_nothing_else() {
+fn full_disk_drill_runs_only_on_a_dedicated_filesystem() {
     let mut regions = Regions::new("full");
     let mounted = regions.mount_data("primary");
     regions.run(&["up", "--yes", "--no-gate"]).expect(0);

@@ -8,7 +8,7 @@ use super::place::{NAME, Regions};
 use super::shared::postgres;
 
 #[test]
-fn sites_that_store_outside_lose_nothing_with_a_site_and_find_everything_where_it_was() {
+fn sites_with_an_external_database_lose_nothing_with_a_site() {
     let Some(server) = postgres::shared() else { return };
     let database = server.database();
     // The first sites may begin at once: one of them makes the tables.

@@ -62,7 +62,7 @@ fn primaries(regions: &Regions) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_shared_database_survives_the_loss_of_its_site_with_its_disk_and_comes_home() {
+fn shared_database_survives_a_site_failure_and_fails_back() {
     if !postgres::is_installed() {
         return;
     }
@@ -153,7 +153,7 @@ fn a_shared_database_survives_the_loss_of_its_site_with_its_disk_and_comes_home(
 }
 
 #[test]
-fn a_primary_that_stood_still_takes_no_change_when_it_goes_on_and_one_whose_database_died_gives_its_place_away() {
+fn frozen_primary_is_fenced_and_one_without_a_database_hands_over() {
     if !postgres::is_installed() {
         return;
     }
@@ -231,7 +231,7 @@ fn a_primary_that_stood_still_takes_no_change_when_it_goes_on_and_one_whose_data
 }
 
 #[test]
-fn a_copy_that_lags_is_told_of_and_is_not_given_the_primarys_place() {
+fn lagging_replica_is_reported_and_not_promoted() {
     if !postgres::is_installed() {
         return;
     }

@@ -15,7 +15,7 @@ fn addresses(named: &Named) -> Vec<String> {
 }
 
 #[test]
-fn a_zone_follows_the_sites_and_its_key_is_changed_while_they_run() {
+fn dns_zone_follows_the_sites_and_its_key_is_rotated_at_runtime() {
     if !is_installed() {
         return;
     }

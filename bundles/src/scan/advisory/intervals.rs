@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_between_safe_stretches_is_affected() {
+    fn versions_between_patched_and_unaffected_ranges_are_affected() {
         check(&[">= 1.2.3"], &[], &["0.1.0", "1.2.2", "1.2.3-rc.1"], &["1.2.3", "1.3.0-alpha", "2.0.0"]);
         check(&[">= 1.2.3"], &["< 1.1.0"], &["1.1.0", "1.2.2"], &["1.0.9", "1.1.0-beta", "1.2.3"]);
         check(&["^1.2.3", ">= 2.0.1"], &[], &["1.2.2", "2.0.0", "2.0.0-rc.1"], &["1.2.3", "1.9.9", "2.0.1"]);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn requirements_without_sense_are_refused() {
+    fn contradictory_version_requirements_are_refused() {
         for (patched, unaffected) in
             [(">= 1.0.0", "< 1.1.0"), ("*", "< 1.0.0"), ("< 1.0.0, < 2.0.0", "=3.0.0"), ("one", "=1.0.0")]
         {

@@ -404,7 +404,7 @@ mod tests {
 
     /// Vectors of the examples that FIRST publishes with the scores it gives.
     #[test]
-    fn scores_are_those_of_the_specification() {
+    fn cvss_scores_match_the_specification() {
         let list = [
             ("CVSS:3.1/AV:N/AC:L/PR:L/UI:N/S:C/C:L/I:L/A:N", 6.4, Severity::Medium),
             ("CVSS:3.1/AV:N/AC:H/PR:N/UI:R/S:U/C:L/I:N/A:N", 3.1, Severity::Low),
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_of_a_distribution_are_told_apart() {
+    fn distribution_releases_are_distinguished() {
         assert!(
             same("Debian:12", "Debian:12") && same("Debian", "Debian:12") && same("Ubuntu:22.04:LTS", "Ubuntu:22.04")
         );

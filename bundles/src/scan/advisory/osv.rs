@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_walked_in_the_order_of_versions() {
+    fn osv_events_are_evaluated_in_version_order() {
         let twice = [("fixed", "3.0.11-1~deb12u2"), ("introduced", "0"), ("introduced", "3.1.0"), ("fixed", "3.1.4-1")];
         check("Debian:12", &twice, &["1.0", "3.0.11-1~deb12u1", "3.1.0"], &["3.0.11-1~deb12u2", "3.0.11-1", "3.1.4-1"]);
         check(

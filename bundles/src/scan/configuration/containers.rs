@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_are_looked_at_wherever_they_are_made() {
+    fn pod_specs_are_checked_in_every_workload_kind() {
         let spec = "{ hostNetwork: true, volumes: [ { name: v, hostPath: { path: / } } ], containers: [ { name: a, image: 'b:1', securityContext: { privileged: true, capabilities: { add: [NET_ADMIN] } } } ] }";
         for (kind, at, text) in [
             ("Pod", "spec", format!("spec: {spec}")),
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_as_it_should_be_has_no_finding() {
+    fn hardened_pod_has_no_findings() {
         let text = "apiVersion: apps/v1\nkind: Deployment\nspec: { template: { spec: { automountServiceAccountToken: false, \
             securityContext: { runAsNonRoot: true, runAsUser: 65532 }, containers: [ { name: a, image: 'r.example.com:5000/b:1@sha256:00', \
             resources: { limits: { memory: 2Gi } }, securityContext: { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true } } ] } } }";
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_with_a_port_is_no_version() {
+    fn registry_port_is_not_mistaken_for_a_tag() {
         let with = |image: &str| {
             found(&format!("services: {{ a: {{ image: '{image}' }} }}")).iter().any(|f| f.starts_with("image-latest"))
         };

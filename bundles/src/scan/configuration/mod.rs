@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn every_check_finds_its_bad_example_and_lets_its_good_one_pass() {
+    fn every_check_flags_its_bad_example_and_passes_its_good_one() {
         for check in checks() {
             assert!(ids(check.fails).iter().any(|id| id == check.id), "{} does not find its bad example", check.id);
             assert!(!ids(check.passes).iter().any(|id| id == check.id), "{} finds its good example", check.id);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unique_and_texts_say_something() {
+    fn check_ids_are_unique_and_texts_are_not_empty() {
         let mut seen = std::collections::BTreeSet::new();
         for check in checks() {
             assert!(seen.insert(check.id), "{} twice", check.id);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environments_that_ship_have_nothing_worse_than_medium() {
+    fn shipped_environments_have_no_finding_above_medium() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../environments");
         let mut looked = 0;
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compose_file_has_the_phase_of_its_folder() {
+    fn compose_file_inherits_the_phase_of_its_directory() {
         let read = |file: &str, text: &str| Document::read(file, text.as_bytes()).unwrap().remove(0);
         let mut documents = vec![
             read("configs/a/environment.yaml", "environment: a\nphase: staging\nsites: []"),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_merges_and_many_documents_are_read_and_bombs_refused() {
+    fn aliases_merges_and_multiple_documents_are_parsed_and_bombs_refused() {
         let text = "x: &a { privileged: true }\nservices: { web: { <<: *a, image: b } }\n---\nservices: {}\n";
         let documents = Document::read("c.yaml", text.as_bytes()).unwrap();
         assert_eq!(documents.len(), 2);

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_fine_at_a_desk_is_not_fine_in_front_of_people() {
+    fn severity_depends_on_the_phase_and_the_listen_address() {
         let with = |phase: &str, host: &str| {
             format!(
                 "environment: a\nphase: {phase}\ntls: {{ mode: 'off' }}\nserver: {{ api: {{ host: {host} }}, security: {{ api_keys_enabled: false }} }}"

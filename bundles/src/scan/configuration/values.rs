@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_found_in_all_the_ways_they_are_written() {
+    fn passwords_are_detected_in_every_notation() {
         for (text, wanted) in [
             ("database: { password: hunter2x }", "password-in-clear database.password"),
             ("database: { url: 'postgres://u:hunter2x@db/x' }", "password-in-clear database.url"),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn references_and_settings_about_passwords_are_none() {
+    fn password_references_and_related_settings_are_not_findings() {
         for text in [
             "database: { password: 'secret:env:DB', url: 'secret:file:/etc/db' }",
             "database: { password: '${DB}', password_file: /etc/p }",

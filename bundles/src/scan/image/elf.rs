@@ -121,7 +121,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_list_in_a_program_is_read() {
+    fn crate_list_embedded_in_a_program_is_read() {
         let list = r#"{"packages":[{"name":"tar","version":"0.4.20","source":"crates.io"},
             {"name":"own","version":"0.1.0","source":"local","root":true},{"name":"cc","version":"1.0.0","source":"crates.io","kind":"build"}]}"#;
         let bytes = program(list);
@@ -129,7 +129,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn broken_programs_are_no_programs() {
+    fn broken_elf_files_are_not_programs() {
         let bytes = program("{}");
         assert_eq!(read(&bytes), Some(Vec::new()));
         for end in 0..bytes.len() {

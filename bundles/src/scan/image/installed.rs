@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dpkg_lists_what_is_installed_with_its_source() {
+    fn dpkg_status_lists_installed_packages_with_their_source() {
         let text = "Package: libssl3\nStatus: install ok installed\nSource: openssl (3.0.11-1~deb12u2)\nArchitecture: amd64\nVersion: 3.0.11-1~deb12u2+b1\n\
             Description: x\n more: text\n\nPackage: gone\nStatus: deinstall ok config-files\nVersion: 1\n\nPackage: bash\nStatus: install ok installed\nVersion: 5.2\n";
         let packages = dpkg(text, "Debian:12");
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn dpkg_agrees_with_dpkg_query_on_this_machine() {
+    fn dpkg_parser_agrees_with_dpkg_query() {
         let format = "${db:Status-Status} ${Package} ${Version} ${source:Package} ${source:Version}\n";
         let Some(told) = crate::scan::tool::run("dpkg-query", "dpkg-query", &["-W", "-f", format], "") else { return };
         let mut wanted: Vec<String> =
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn apk_and_python_lists_are_read() {
+    fn apk_and_python_package_lists_are_parsed() {
         let text = "C:Q1abc=\nP:musl\nV:1.2.4-r2\nA:x86_64\no:musl\nF:lib\nR:x\n\nP:busybox-binsh\nV:1.36.1-r15\no:busybox\n\n";
         let packages = apk(text, "Alpine:v3.19");
         assert_eq!(
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn distributions_are_named_as_osv_names_them() {
+    fn distributions_get_their_osv_names() {
         for (text, wanted) in [
             ("ID=debian\nVERSION_ID=\"12\"", "Debian:12"),
             ("ID=ubuntu\nVERSION_ID=\"22.04\"", "Ubuntu:22.04"),

@@ -88,7 +88,7 @@ mod tests {
 
     /// From the list that apk-tools checks itself by.
     #[test]
-    fn agrees_with_the_list_of_apk_tools() {
+    fn apk_version_order_matches_the_apk_tools_list() {
         let list = "2.34 > 0.1.0_alpha; 0.1.0_alpha = 0.1.0_alpha; 0.1.0_alpha < 0.1.3_alpha; 0.1.3_alpha > 0.1.0_alpha;
             0.1.0_alpha2 > 0.1.0_alpha; 2.2.39-r1 > 2.2.3-r2; 1.0.4-r3 < 1.0.4-r4; 2.0.0 < 2.0.1; 6.0_pre1 < 6.0;
             6.0 < 6.0_p1; 0.12.1-r1 = 0.12.1-r01; 1.0_p10 > 1.0_p9; 1.1.1a < 1.1.1b; 1.1.1b < 1.1.1.1; 1.02 < 1.1; 1.0.2_rc1 < 1.0.2;

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn agrees_with_dpkg_on_many_pairs() {
+    fn dpkg_version_order_matches_dpkg() {
         // A small generator of our own: the same pairs in every run, close to one another so that the tails decide.
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut next = move |below: usize| {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_may_be_of_any_length_and_epochs_must_be_numbers() {
+    fn dpkg_numbers_have_any_length_and_epochs_must_be_numeric() {
         assert_eq!(compare("20230101000000000000000000001", "20230101000000000000000000000"), Some(Ordering::Greater));
         assert_eq!((compare("x:1", "1"), compare("", "1")), (None, None));
     }

@@ -73,7 +73,7 @@ mod tests {
 
     /// The order that PEP 440 itself lists.
     #[test]
-    fn sorts_as_the_pep_lists() {
+    fn python_version_order_matches_pep_440() {
         let sorted = [
             "1.dev0",
             "1.0.dev456",

@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_says_who_talks_to_whom() {
+    fn proc_net_row_is_parsed_into_local_and_remote_address() {
         let line =
             "   1: 0100007F:1F90 0200000A:C350 01 00000000:00000000 00:00000000 00000000  1000        0 12345 1 0000";
         let row = row(line).unwrap();
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_on_this_machine_are_not_elsewhere_and_a_process_that_is_gone_is_no_pass() {
+    fn loopback_connections_pass_and_a_missing_process_does_not() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let check = elsewhere(&[std::process::id()]);

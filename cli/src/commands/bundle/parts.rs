@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_known_by_the_lock_file_in_it() {
+    fn program_is_matched_by_its_embedded_lock_file() {
         let own = camino::Utf8PathBuf::try_from(std::env::current_exe().unwrap()).unwrap();
         assert!(is_made_of(&own, LOCK).unwrap());
         assert!(!is_made_of(&own, &format!("{LOCK}#")).unwrap());

@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_is_a_number_a_time_or_how_long_ago() {
+    fn point_in_time_is_a_record_number_a_timestamp_or_an_age() {
         assert_eq!(moment_of("17").ok(), Some(PointInTime::Record(17)));
         let at = "2026-05-01T08:00:00Z";
         assert_eq!(moment_of(at).ok(), Some(PointInTime::Time(at.parse().unwrap())));

@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_socket_of_whoever_took_over_stays() {
+    async fn dropping_an_archive_socket_keeps_that_of_its_successor() {
         let dir = tempfile::tempdir().unwrap();
         let postgres = Utf8Path::from_path(dir.path()).unwrap().join("postgres");
         std::fs::create_dir(&postgres).unwrap();

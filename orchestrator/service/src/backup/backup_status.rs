@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_never_came_is_told_like_one_that_stopped() {
+    fn wal_archive_that_never_started_is_reported_like_a_stopped_one() {
         let at = |text: &str| -> Timestamp { format!("2026-11-20T{text}Z").parse().unwrap() };
         let is_silent = |until: Option<&str>, put_up: Option<&str>| {
             super::is_silent(until.map(at), put_up.map(at), Duration::from_secs(120), at("12:00:00"))
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_hears_of_what_is_missing_and_of_nothing_else() {
+    fn backup_warnings_report_only_actual_problems() {
         let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
         let name = EnvironmentName::new("a").unwrap();
         let said = |protected: bool, standing: &BackupStatus, dumps: &[StoredBackup]| {

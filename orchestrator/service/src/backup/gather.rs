@@ -344,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_that_is_missing_from_an_answer_is_an_error_and_not_zero() {
+    fn missing_number_in_an_answer_is_an_error_and_not_zero() {
         let whole = json!({ "schema": 7, "keys": 2, "usage": 0, "bytes": 4096 });
         assert_eq!(answered::<Counts>(whole.clone()).unwrap(), Counts { schema: 7, keys: 2, usage: 0 });
         for field in ["schema", "keys", "usage"] {

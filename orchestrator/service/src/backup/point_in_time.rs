@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_another_deployment_is_no_way_back() {
+    fn point_in_time_restore_refuses_backups_of_another_deployment() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(dir.path()).unwrap();
         copy(folder, "backup_20261120.dump", 7, lineage(1), "10:00:00");

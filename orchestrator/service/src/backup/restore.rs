@@ -324,7 +324,7 @@ mod tests {
     use uuid::Uuid;
 
     #[tokio::test]
-    async fn a_site_of_a_machine_that_is_no_more_belongs_to_this_one() {
+    async fn site_of_a_lost_machine_is_rebound_to_this_machine() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(dir.path()).unwrap();
         let site = |account: &str| json!({ "provider": "onprem", "account": account, "region": "local", "runtime": "process" });
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_was_replaced_is_kept_or_stays_where_it_is() {
+    fn replaced_state_is_kept_and_a_failed_exchange_leaves_it_in_place() {
         let read = |folder: &Utf8Path| std::fs::read_to_string(folder.join("text")).unwrap();
         let (dir, target, mut staged) = two_states();
         let kept = free_name(&format!("{target}.replaced-1")).unwrap();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_runs_opened_goes_and_a_state_that_was_put_aside_stays() {
+    fn restore_removes_leftovers_of_killed_runs_and_keeps_replaced_states() {
         let dir = tempfile::tempdir().unwrap();
         let root = Utf8Path::from_path(dir.path()).unwrap();
         // No process has this id.

@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_clones_of_drills_that_died_are_left() {
+    fn only_clones_of_dead_drills_are_listed_as_leftovers() {
         let folder = tempfile::tempdir().unwrap();
         let parent = Utf8Path::from_path(folder.path()).unwrap();
         // No process has such a high id.
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_has_ports_of_its_own_and_reaches_nothing_outside() {
+    fn drill_clone_has_its_own_ports_and_no_external_access() {
         let text = "sites:\n- { name: a, port: 1 }\n- { name: b, port: 2 }\ntraffic: { port: 3, domain: x }\nbackup: { enabled: true }\n\
                     dns: { zone: x }\ndr: { mode: automatic, drill: clone }\n";
         let tree: Value = serde_yaml::from_str(&written(text).unwrap()).unwrap();

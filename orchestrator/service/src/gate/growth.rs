@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_took_as_long_as_until_the_most_that_were_wanted_were_ready() {
+    fn scale_up_time_ends_when_all_desired_pods_are_ready() {
         let mut growth = ScaleUp::new(3, 3);
         let looks = [
             (3, 3, false),
@@ -142,14 +142,14 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_come_back_are_no_growth() {
+    fn recovering_pods_do_not_count_as_scale_up() {
         let mut growth = ScaleUp::new(3, 2);
         assert!(!growth.saw(3, 3, Duration::from_secs(5)));
         assert_eq!(growth, ScaleUp { from: 3, to: 3, seconds: None });
     }
 
     #[test]
-    fn pods_that_are_wanted_and_never_ready_are_no_growth() {
+    fn desired_but_unready_pods_do_not_count_as_scale_up() {
         let mut growth = ScaleUp::new(3, 3);
         growth.saw(5, 4, Duration::from_secs(1));
         growth.saw(5, 3, Duration::from_secs(100));

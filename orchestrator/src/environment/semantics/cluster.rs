@@ -347,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_cron_are_those_that_kubernetes_takes() {
+    fn cron_schedules_match_those_kubernetes_accepts() {
         for line in ["0 * * * *", "*/15 8-18 * * mon-fri", "0 0 1,15 JAN-mar 0", "59 23 31 12 6", "5/10 * * * *"] {
             assert!(is_schedule(line), "{line}");
         }
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_labels_may_have_a_domain() {
+    fn label_keys_may_have_a_domain_prefix() {
         for key in ["a", "nvidia.com/gpu", "node.kubernetes.io/lifecycle", "textnlp/workload-type", "A_b"] {
             assert!(is_label_key(key), "{key}");
         }

@@ -149,7 +149,7 @@ mod tests {
     use super::is_secret;
 
     #[test]
-    fn a_secret_is_base64_of_some_length() {
+    fn tsig_secret_must_be_base64_of_sufficient_length() {
         for good in ["dGhpcyBpcyBhIGtleSBmb3IgdGVzdHMgb25seSwgMzIgYg==", "AAAAAAAAAAAAAAAAAAAAAA=="] {
             assert!(is_secret(good), "{good}");
         }

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn placeholders_are_those_that_the_job_knows() {
+    fn only_known_query_placeholders_are_accepted() {
         for known in ["up", "x{a=\"1\"}", "x{p=\"{{new}}\"} / x{p=\"{{ old }}\",n=\"{{namespace}}\"}", "{a=\"b\"}"] {
             assert_eq!(unknown_placeholder(known), None, "{known}");
         }

@@ -15,7 +15,7 @@ fn budget(monthly: f64) -> Budget {
 const WHOLE: f64 = 164.0;
 
 #[test]
-fn a_plan_costs_what_is_there_afterwards() {
+fn plan_cost_covers_all_resources_after_the_apply() {
     let world = World::new();
     let keeps = |wanted: Wanted| if wanted.id == id("here/db") { protected(wanted) } else { wanted };
     let whole: Vec<Wanted> = service().into_iter().map(keeps).collect();
@@ -35,7 +35,7 @@ fn a_plan_costs_what_is_there_afterwards() {
 }
 
 #[test]
-fn a_price_that_is_not_known_makes_the_sum_unknown() {
+fn unknown_price_makes_the_total_unknown() {
     let world = World::new();
     let mut wanted = service();
     wanted.push(want("images", "registry", json!({})));
@@ -52,7 +52,7 @@ fn a_price_that_is_not_known_makes_the_sum_unknown() {
 }
 
 #[test]
-fn a_budget_warns_refuses_and_says_when_it_is_not_checked() {
+fn budget_warns_refuses_and_reports_when_it_was_not_checked() {
     let world = World::new();
     let against = |wanted: &[_], budget: &Budget| {
         let (planned, facts) = world.plan(UP, wanted).unwrap();

@@ -65,7 +65,7 @@ fn finish(world: &World, story: &Story) {
 }
 
 #[test]
-fn killed_anywhere_the_next_run_puts_everything_right() {
+fn run_killed_at_any_boundary_is_recovered_by_the_next() {
     let mut points = 0;
     for (name, story) in stories() {
         let all = boundaries(&story);
@@ -83,7 +83,7 @@ fn killed_anywhere_the_next_run_puts_everything_right() {
 }
 
 #[test]
-fn killed_again_while_recovering_the_third_run_puts_everything_right() {
+fn run_killed_again_during_recovery_is_recovered_by_the_third() {
     for (name, story) in stories() {
         let all = boundaries(&story);
         for boundary in (0..all).step_by(9) {
@@ -99,7 +99,7 @@ fn killed_again_while_recovering_the_third_run_puts_everything_right() {
 }
 
 #[test]
-fn killed_anywhere_down_leaves_nothing_behind() {
+fn down_after_a_kill_at_any_boundary_leaves_no_orphan() {
     let story = Story { before: vec![], ask: UP, after: service() };
     for boundary in 0..boundaries(&story) {
         let world = world(&story);
@@ -112,7 +112,7 @@ fn killed_anywhere_down_leaves_nothing_behind() {
 }
 
 #[test]
-fn killed_anywhere_a_changed_environment_is_planned_after_the_old_operation_is_finished() {
+fn changed_environment_is_planned_after_recovery_of_a_killed_run() {
     let story = Story { before: vec![], ask: UP, after: service() };
     let other = with(with(service(), "store", "fixed", json!(2)), "cert", "names", json!(["other"]));
     for boundary in 0..boundaries(&story) {

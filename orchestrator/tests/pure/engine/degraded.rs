@@ -86,7 +86,7 @@ fn at<'a>(site: &str, ids: impl IntoIterator<Item = &'a ResourceId>) -> usize {
 }
 
 #[test]
-fn a_site_that_cannot_be_reached_is_named_and_the_others_are_worked_on() {
+fn unreachable_site_is_reported_and_the_others_are_applied() {
     let sites = Sites::new();
     assert!(sites.up(2, None).is_complete());
     sites.cut_off();
@@ -122,7 +122,7 @@ fn a_site_that_cannot_be_reached_is_named_and_the_others_are_worked_on() {
 }
 
 #[test]
-fn a_site_that_is_lost_in_the_middle_of_a_run_holds_nobody_else_up() {
+fn site_lost_during_a_run_does_not_block_the_others() {
     let sites = Sites::new();
     assert!(sites.up(2, None).is_complete());
     // Seen, and then gone: the lists come, the calls do not.
@@ -141,7 +141,7 @@ fn a_site_that_is_lost_in_the_middle_of_a_run_holds_nobody_else_up() {
 }
 
 #[test]
-fn a_first_up_makes_what_it_can_see() {
+fn first_up_creates_resources_on_reachable_sites() {
     let sites = Sites::new();
     sites.cut_off();
     let arrival = sites.up(2, None);

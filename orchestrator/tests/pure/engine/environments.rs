@@ -134,7 +134,7 @@ fn killed_everywhere(name: &str) -> u64 {
 }
 
 #[test]
-fn every_environment_survives_a_kill_at_every_boundary() {
+fn every_built_in_environment_survives_a_kill_at_every_boundary() {
     let mut all = 0;
     for listed in Library::built_in().list().into_iter().filter(|listed| listed.name != environment::BASE) {
         let points = killed_everywhere(&listed.name);

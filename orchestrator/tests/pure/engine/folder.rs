@@ -50,7 +50,7 @@ impl OnDisk {
 }
 
 #[test]
-fn a_folder_keeps_what_a_memory_keeps() {
+fn disk_store_keeps_the_same_state_as_the_memory_store() {
     let disk = OnDisk::new();
     assert!(disk.up().is_complete());
     let again = disk.up();
@@ -59,7 +59,7 @@ fn a_folder_keeps_what_a_memory_keeps() {
 }
 
 #[test]
-fn only_the_owner_can_read_it() {
+fn state_directory_is_readable_by_its_owner_only() {
     let disk = OnDisk::new();
     disk.up();
     let mut files = 0;
@@ -78,7 +78,7 @@ fn only_the_owner_can_read_it() {
 }
 
 #[test]
-fn killed_at_calls_the_next_run_reads_the_folder_and_goes_on() {
+fn run_killed_at_provider_calls_resumes_from_the_state_directory() {
     for boundary in 0..60 {
         let disk = OnDisk::new();
         let fuse = Fuse::blows_at(boundary);
@@ -92,7 +92,7 @@ fn killed_at_calls_the_next_run_reads_the_folder_and_goes_on() {
 }
 
 #[test]
-fn the_lock_is_held_by_a_living_process_only() {
+fn state_lock_is_held_only_by_a_live_process() {
     let disk = OnDisk::new();
     disk.up();
     let holder = textnlp_orchestrator::state::Holder {
@@ -113,7 +113,7 @@ fn the_lock_is_held_by_a_living_process_only() {
 }
 
 #[test]
-fn a_torn_end_on_the_disk_is_mended() {
+fn torn_journal_end_on_disk_is_repaired() {
     use std::io::Write;
     let disk = OnDisk::new();
     disk.up();
@@ -126,7 +126,7 @@ fn a_torn_end_on_the_disk_is_mended() {
 }
 
 #[test]
-fn a_changed_body_is_noticed() {
+fn changed_body_in_the_state_directory_is_detected() {
     let disk = OnDisk::new();
     disk.up();
     let bodies = disk.path().join("journal/here/bodies");
@@ -137,7 +137,7 @@ fn a_changed_body_is_noticed() {
 }
 
 #[test]
-fn an_unreadable_folder_is_named_with_the_way_out() {
+fn unreadable_state_directory_is_reported_with_a_hint() {
     let disk = OnDisk::new();
     let path = disk.path();
     std::fs::write(&path, "a file where the folder should be").unwrap();
@@ -147,7 +147,7 @@ fn an_unreadable_folder_is_named_with_the_way_out() {
 }
 
 #[test]
-fn a_lost_lineage_beside_journals_is_not_taken_for_a_new_deployment() {
+fn missing_lineage_with_existing_journals_is_not_a_new_deployment() {
     let disk = OnDisk::new();
     disk.up();
     std::fs::remove_file(disk.path().join("lineage.json")).unwrap();
@@ -155,7 +155,7 @@ fn a_lost_lineage_beside_journals_is_not_taken_for_a_new_deployment() {
 }
 
 #[test]
-fn a_thousand_resources_share_their_waits_for_the_disk() {
+fn thousand_resources_share_disk_syncs() {
     let disk = OnDisk::new();
     let all: Vec<Wanted> = (0..1_000)
         .map(|number| {

@@ -31,7 +31,7 @@ fn planned(world: &World, ask: RunOptions) -> Plan {
 }
 
 #[test]
-fn what_controllers_made_goes_before_the_cluster_and_the_network() {
+fn controller_created_objects_are_removed_before_cluster_and_network() {
     let world = world();
     let (planned, facts) = world.plan(DOWN_WITH_DATA, &[]).unwrap();
     let swept = plan::swept(planned.plan(), &facts);
@@ -45,7 +45,7 @@ fn what_controllers_made_goes_before_the_cluster_and_the_network() {
 }
 
 #[test]
-fn what_a_vanished_cluster_left_in_our_network_goes_with_the_network() {
+fn network_removal_includes_leftovers_of_a_vanished_cluster() {
     let world = world();
     assert!(world.cloud.remove_behind_our_back(&id("here/cluster")));
     assert!(world.down(DOWN_WITH_DATA).is_complete());
@@ -53,7 +53,7 @@ fn what_a_vanished_cluster_left_in_our_network_goes_with_the_network() {
 }
 
 #[test]
-fn a_new_network_takes_what_controllers_made_in_the_old_one_along() {
+fn network_replacement_removes_controller_created_objects() {
     let world = world();
     let other = with(service(), "net", "cidr", json!("10.9.0.0/16"));
     world.up(&other);
@@ -62,7 +62,7 @@ fn a_new_network_takes_what_controllers_made_in_the_old_one_along() {
 }
 
 #[test]
-fn what_somebody_else_put_into_our_network_stays_and_so_does_the_network() {
+fn external_object_keeps_the_network_from_being_deleted() {
     let (world, guest) = with_guest();
     let down = world.down(DOWN_WITH_DATA);
     assert!(!down.is_complete());
@@ -79,7 +79,7 @@ fn what_somebody_else_put_into_our_network_stays_and_so_does_the_network() {
 }
 
 #[test]
-fn a_network_with_a_guest_is_not_replaced() {
+fn network_with_an_external_object_is_not_replaced() {
     let (world, guest) = with_guest();
     let before = world.cloud.things();
     let other = with(service(), "net", "cidr", json!("10.9.0.0/16"));
@@ -93,7 +93,7 @@ fn a_network_with_a_guest_is_not_replaced() {
 }
 
 #[test]
-fn a_guest_that_comes_between_plan_and_call_stays() {
+fn external_object_created_after_the_plan_is_kept() {
     let (world, guest) = (world(), CloudId::new("guest-1").unwrap());
     // Nobody saw it when the plan was made.
     let fuse = Fuse::blows_at(12);
@@ -104,7 +104,7 @@ fn a_guest_that_comes_between_plan_and_call_stays() {
 }
 
 #[test]
-fn killed_anywhere_while_it_sweeps_the_next_down_leaves_nothing() {
+fn sweep_killed_at_any_boundary_is_completed_by_the_next_down() {
     let fuse = Fuse::default();
     world().go(DOWN_WITH_DATA, &[], &fuse).unwrap().unwrap();
     for boundary in 0..fuse.crossed() {
@@ -116,7 +116,7 @@ fn killed_anywhere_while_it_sweeps_the_next_down_leaves_nothing() {
 }
 
 #[test]
-fn what_controllers_make_changes_no_plan_and_a_guest_does() {
+fn controller_created_objects_do_not_change_plans_and_external_ones_do() {
     let world = world();
     let before = planned(&world, UP);
     world.cloud.make_child(&id("here/cluster"));
@@ -134,7 +134,7 @@ fn named_network(revision: u32) -> Vec<Wanted> {
 }
 
 #[test]
-fn a_cluster_goes_before_a_network_that_holds_what_its_controllers_made() {
+fn cluster_is_removed_before_a_network_with_controller_created_objects() {
     let world = World::new();
     world.up(&named_network(1));
     // A network without such things can go by itself: the cluster is tied to a name that stays.
@@ -152,7 +152,7 @@ fn a_cluster_goes_before_a_network_that_holds_what_its_controllers_made() {
 }
 
 #[test]
-fn nobody_agreed_to_lose_the_data_in_a_cluster_that_would_have_to_go_for_its_network() {
+fn replacement_that_loses_cluster_data_needs_consent() {
     let mut world = World::new();
     world.protect_data = true;
     let all = |revision: u32| {

@@ -29,7 +29,7 @@ fn names(things: &[StoredObject]) -> BTreeSet<String> {
 }
 
 #[test]
-fn removals_wait_for_the_gate_and_nothing_else_does() {
+fn only_removals_depend_on_the_gate() {
     let world = World::new();
     world.up(&service());
     let (audited, facts) = world.plan(GATED, &next()).unwrap();
@@ -65,7 +65,7 @@ fn removals_wait_for_the_gate_and_nothing_else_does() {
 }
 
 #[test]
-fn open_it_ends_as_wanted() {
+fn open_gate_lets_the_run_reach_the_wanted_state() {
     let world = World::new();
     world.up(&service());
     let arrival = world.go(GATED, &next(), &Fuse::default()).unwrap().unwrap();
@@ -79,7 +79,7 @@ fn open_it_ends_as_wanted() {
 }
 
 #[test]
-fn shut_it_keeps_the_old_beside_the_new_and_says_why() {
+fn closed_gate_keeps_old_and_new_resources_and_reports_why() {
     let world = World::new();
     world.up(&service());
     let before = names(&world.ours());
@@ -109,7 +109,7 @@ fn shut_it_keeps_the_old_beside_the_new_and_says_why() {
 
 /// Back to what was wanted before, after a gate that was shut: the objects of before are used again, none is made anew.
 #[test]
-fn shut_the_way_back_uses_what_is_still_there() {
+fn rollback_after_a_closed_gate_reuses_existing_resources() {
     let begin = || {
         let world = World::new();
         world.up(&service());
@@ -147,7 +147,7 @@ fn shut_the_way_back_uses_what_is_still_there() {
 }
 
 #[test]
-fn what_must_go_first_is_named_and_nobody_who_answers_means_shut() {
+fn removals_before_the_gate_are_warned_about_and_a_silent_gate_is_closed() {
     let world = World::new();
     world.up(&service());
     let first = without(with(service(), "net", "cidr", json!("10.9.0.0/16")), &["cache"]);
@@ -164,7 +164,7 @@ fn what_must_go_first_is_named_and_nobody_who_answers_means_shut() {
 
 /// Killed at every boundary of a run whose gate opens, and of one whose gate is shut: the next run puts everything right.
 #[test]
-fn killed_anywhere_around_a_gate() {
+fn gated_run_killed_at_any_boundary_is_recovered() {
     for is_shut in [false, true] {
         let begin = || {
             let world = World::new();

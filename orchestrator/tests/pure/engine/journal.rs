@@ -36,7 +36,7 @@ fn lines_of(log: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn records_are_small() {
+fn journal_records_stay_within_the_line_limit() {
     let log = built().disk.raw_log(&here());
     let longest = lines_of(&log).iter().map(Vec::len).max().unwrap();
     assert!(longest <= LINE_LIMIT, "{longest}");
@@ -44,7 +44,7 @@ fn records_are_small() {
 }
 
 #[test]
-fn every_flipped_bit_is_noticed() {
+fn every_flipped_bit_in_the_journal_is_detected() {
     let log = built().disk.raw_log(&here());
     for at in (0..log.len()).step_by(13) {
         for bit in [0, 3, 7] {
@@ -59,7 +59,7 @@ fn every_flipped_bit_is_noticed() {
 }
 
 #[test]
-fn a_flipped_bit_is_named_with_its_place() {
+fn flipped_journal_bit_is_located() {
     let log = built().disk.raw_log(&here());
     let lines = lines_of(&log);
     let begin: usize = lines[..3].iter().map(Vec::len).sum();
@@ -71,7 +71,7 @@ fn a_flipped_bit_is_named_with_its_place() {
 }
 
 #[test]
-fn missing_moved_and_repeated_records_are_noticed() {
+fn missing_moved_and_repeated_records_are_detected() {
     let edit = |change: fn(&mut Vec<Vec<u8>>)| {
         damage(|log| {
             let mut lines = lines_of(&log);
@@ -88,7 +88,7 @@ fn missing_moved_and_repeated_records_are_noticed() {
 }
 
 #[test]
-fn a_torn_last_record_is_cut_off_and_said() {
+fn torn_last_record_is_truncated_and_reported() {
     let last = |log: &[u8]| lines_of(log).last().unwrap().len();
     for keep in [1, 40, 70, 200] {
         let world = built();
@@ -107,7 +107,7 @@ fn a_torn_last_record_is_cut_off_and_said() {
 }
 
 #[test]
-fn a_journal_from_the_future_is_left_alone() {
+fn journal_of_a_later_format_is_left_alone() {
     let world = built();
     let document = json!({"format": 99, "anything": true});
     let lock = world.clock.run(world.disk.lock(&holder())).unwrap().unwrap();
@@ -119,7 +119,7 @@ fn a_journal_from_the_future_is_left_alone() {
 }
 
 #[test]
-fn another_environment_and_another_lineage_are_refused() {
+fn state_of_another_environment_or_lineage_is_refused() {
     let world = built();
     let other = EnvironmentName::new("production").unwrap();
     let load = |store: Arc<dyn Store>| world.clock.run(State::load(store, &other, Lineage(Uuid::nil()))).unwrap();
@@ -140,7 +140,7 @@ fn another_environment_and_another_lineage_are_refused() {
 }
 
 #[test]
-fn a_full_disk_loses_nothing() {
+fn full_disk_loses_no_state() {
     for room in (0..30_000).step_by(700) {
         let world = World::new();
         world.disk.room(Some(room));
@@ -155,7 +155,7 @@ fn a_full_disk_loses_nothing() {
 }
 
 #[test]
-fn a_holder_that_lost_the_lock_writes_nothing() {
+fn holder_that_lost_the_lock_cannot_write() {
     let world = built();
     let before = world.disk.raw_log(&here());
     let (first, second) = world
@@ -175,7 +175,7 @@ fn a_holder_that_lost_the_lock_writes_nothing() {
 }
 
 #[test]
-fn what_contradicts_the_journal_is_not_written() {
+fn entry_that_contradicts_the_journal_is_refused() {
     let world = built();
     let before = world.disk.raw_log(&here());
     let state = world.state();
@@ -232,7 +232,7 @@ fn many() -> Vec<textnlp_provider::Wanted> {
 }
 
 #[test]
-fn a_long_journal_is_summed_up_and_the_sum_is_only_a_cache() {
+fn long_journal_gets_a_snapshot_that_is_only_a_cache() {
     let world = World::new();
     world.up(&many());
     let snapshot = world.disk.raw_document(SNAPSHOT).expect("a long journal is summed up");
@@ -272,7 +272,7 @@ fn a_long_journal_is_summed_up_and_the_sum_is_only_a_cache() {
 }
 
 #[test]
-fn a_summed_up_journal_is_still_checked_from_its_first_byte() {
+fn journal_with_a_snapshot_is_still_verified_from_the_first_byte() {
     let world = World::new();
     world.up(&many());
     let log = world.disk.raw_log(&here());

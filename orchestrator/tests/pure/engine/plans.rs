@@ -16,7 +16,7 @@ fn refused(wanted: &[Wanted]) -> String {
 }
 
 #[test]
-fn a_first_plan_makes_each_after_what_it_needs() {
+fn initial_plan_orders_creates_by_dependency() {
     let (planned, _) = World::new().plan(UP, &service()).unwrap();
     expect![[r#"
         0 create here/cache
@@ -35,7 +35,7 @@ fn a_first_plan_makes_each_after_what_it_needs() {
 }
 
 #[test]
-fn a_new_network_is_made_first_and_the_old_one_goes_last() {
+fn replaced_network_is_created_before_the_old_one_is_deleted() {
     let world = World::new();
     world.up(&service());
     let (planned, _) = world.plan(UP, &with(service(), "net", "cidr", json!("10.1.0.0/16"))).unwrap();
@@ -53,7 +53,7 @@ fn a_new_network_is_made_first_and_the_old_one_goes_last() {
 }
 
 #[test]
-fn down_takes_apart_in_reverse() {
+fn down_deletes_in_reverse_dependency_order() {
     let world = World::new();
     world.up(&service());
     let (planned, _) = world.plan(DOWN, &[]).unwrap();
@@ -74,7 +74,7 @@ fn down_takes_apart_in_reverse() {
 }
 
 #[test]
-fn the_same_facts_give_the_same_bytes() {
+fn plan_is_deterministic_and_round_trips() {
     let world = World::new();
     world.up(&service());
     let changed = with(service(), "net", "cidr", json!("10.1.0.0/16"));
@@ -89,7 +89,7 @@ fn the_same_facts_give_the_same_bytes() {
 }
 
 #[test]
-fn a_plan_is_stale_only_when_what_it_read_has_changed() {
+fn plan_is_stale_only_when_its_inputs_changed() {
     let world = World::new();
     world.up(&service());
     let changed = with(service(), "cert", "names", json!([]));
@@ -101,7 +101,7 @@ fn a_plan_is_stale_only_when_what_it_read_has_changed() {
 }
 
 #[test]
-fn a_circle_is_named_in_full() {
+fn dependency_cycle_is_reported_in_full() {
     let circle = [
         want("a", "vault", json!({"x": output("b", "id")})),
         want("b", "vault", json!({"x": output("c", "id")})),
@@ -112,7 +112,7 @@ fn a_circle_is_named_in_full() {
 }
 
 #[test]
-fn an_unknown_need_and_an_unknown_kind_are_named_together() {
+fn unknown_dependency_and_unknown_kind_are_reported_together() {
     let text = refused(&[want("a", "vault", json!({"x": output("aa", "id")})), want("b", "teapot", json!({}))]);
     assert!(
         text.contains("`here/aa`, which is not in the environment") && text.contains("`memory.teapot` is unknown"),
@@ -121,13 +121,13 @@ fn an_unknown_need_and_an_unknown_kind_are_named_together() {
 }
 
 #[test]
-fn the_same_id_twice_is_a_mistake() {
+fn duplicate_resource_id_is_refused() {
     let text = refused(&[want("a", "vault", json!({})), want("a", "gateway", json!({}))]);
     assert!(text.contains("planned twice"), "{text}");
 }
 
 #[test]
-fn a_field_that_cannot_change_is_refused_with_the_way_out() {
+fn change_of_an_immutable_field_is_refused_with_a_hint() {
     let world = World::new();
     let first = [want("a", "vault", json!({"frozen": 1}))];
     world.up(&first);
@@ -137,7 +137,7 @@ fn a_field_that_cannot_change_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn nothing_is_applied_that_nobody_agreed_to() {
+fn plan_without_consent_is_not_applied() {
     let (planned, _) = World::new().plan(UP, &service()).unwrap();
     assert!(matches!(approve(planned, Consent { changes: false }), Err(PlanRefusal::NoConsent)));
 }
@@ -155,7 +155,7 @@ fn edited(purpose: Purpose, edit: impl FnOnce(&mut plan::Plan)) -> Vec<String> {
 }
 
 #[test]
-fn the_audit_notices_every_broken_law() {
+fn audit_detects_every_broken_invariant() {
     let has = |breaches: Vec<String>, text: &str| {
         assert!(breaches.iter().any(|breach| breach.contains(text)), "{breaches:#?}")
     };
@@ -187,7 +187,7 @@ fn the_audit_notices_every_broken_law() {
 }
 
 #[test]
-fn the_audit_notices_calls_on_what_was_not_seen_or_holds_data() {
+fn audit_detects_calls_on_unobserved_or_protected_resources() {
     let mut world = World::new();
     world.protect_data = true;
     world.up(&service());
@@ -205,7 +205,7 @@ fn the_audit_notices_calls_on_what_was_not_seen_or_holds_data() {
 }
 
 #[test]
-fn a_plan_of_ten_thousand_resources_is_made_and_audited() {
+fn plan_of_ten_thousand_resources_is_computed_and_audited() {
     let mut all = Vec::new();
     for number in 0..10_000_usize {
         let mut spec = json!({"number": number});
@@ -227,7 +227,7 @@ fn a_plan_of_ten_thousand_resources_is_made_and_audited() {
 }
 
 #[test]
-fn a_new_object_beside_the_old_one_gives_way_where_it_would_close_a_circle() {
+fn replacement_avoids_create_before_delete_where_it_would_form_a_cycle() {
     // The old `c` uses the old `a`; the new `c` needs `b`, which needs the new `a`, which can only be made when the old `a` is gone.
     let world = World::new();
     let before = [
@@ -253,7 +253,7 @@ fn a_new_object_beside_the_old_one_gives_way_where_it_would_close_a_circle() {
 }
 
 #[test]
-fn not_found_right_after_a_create_plans_nothing() {
+fn not_found_right_after_create_plans_nothing() {
     let world = World::new();
     let cache = [want("cache", "cache", json!({"engine": "redis"}))];
     world.up(&cache);

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::world::*;
 
 #[test]
-fn up_makes_everything_and_a_second_up_plans_nothing() {
+fn second_up_plans_no_changes() {
     let world = World::new();
     let arrival = world.up(&service());
     assert_eq!(arrival.plan.unwrap().summary, Summary { create: 12, ..Summary::default() });
@@ -25,7 +25,7 @@ fn up_makes_everything_and_a_second_up_plans_nothing() {
 }
 
 #[test]
-fn a_changed_value_updates_in_place_and_only_what_depends_on_it_is_looked_at() {
+fn changed_value_updates_in_place_and_only_dependents_are_revisited() {
     let world = World::new();
     world.up(&service());
     let before = world.ours();
@@ -44,7 +44,7 @@ fn a_changed_value_updates_in_place_and_only_what_depends_on_it_is_looked_at() {
 }
 
 #[test]
-fn a_step_that_turns_out_to_need_nothing_makes_no_call() {
+fn conditional_step_without_a_change_makes_no_call() {
     let world = World::new();
     world.up(&service());
     // The bucket's address does not follow from its limit.
@@ -57,7 +57,7 @@ fn a_step_that_turns_out_to_need_nothing_makes_no_call() {
 }
 
 #[test]
-fn a_new_network_takes_everything_tied_to_it_along() {
+fn replaced_network_replaces_its_dependents() {
     let world = World::new();
     world.up(&service());
     let changed = with(service(), "net", "cidr", json!("10.1.0.0/16"));
@@ -67,7 +67,7 @@ fn a_new_network_takes_everything_tied_to_it_along() {
 }
 
 #[test]
-fn replicas_change_one_after_the_other() {
+fn replicas_are_updated_one_after_the_other() {
     let world = World::new();
     world.up(&service());
     let changed = with(with(service(), "server/replica-0", "config", json!(2)), "server/replica-1", "config", json!(2));
@@ -80,7 +80,7 @@ fn replicas_change_one_after_the_other() {
 }
 
 #[test]
-fn what_is_no_longer_wanted_goes_after_whoever_used_it() {
+fn unwanted_resources_are_deleted_after_their_users_are_updated() {
     let world = World::new();
     world.up(&service());
     let mut less = without(service(), &["cache", "server/replica-1"]);
@@ -98,7 +98,7 @@ fn what_is_no_longer_wanted_goes_after_whoever_used_it() {
 }
 
 #[test]
-fn down_removes_what_holds_no_data_and_keeps_what_data_needs() {
+fn down_retains_data_and_the_resources_it_needs() {
     let mut world = World::new();
     world.protect_data = true;
     let mut all = service();
@@ -123,7 +123,7 @@ fn down_removes_what_holds_no_data_and_keeps_what_data_needs() {
 }
 
 #[test]
-fn data_is_protected_by_the_record_even_when_the_file_forgets_it() {
+fn recorded_protection_holds_when_the_configuration_drops_it() {
     let world = World::new();
     let mut all = service();
     all[6] = protected(all[6].clone());
@@ -135,7 +135,7 @@ fn data_is_protected_by_the_record_even_when_the_file_forgets_it() {
 }
 
 #[test]
-fn replacing_what_holds_data_is_refused_without_consent() {
+fn replacing_a_resource_with_data_needs_consent() {
     let mut world = World::new();
     world.protect_data = true;
     world.up(&service());
@@ -150,7 +150,7 @@ fn replacing_what_holds_data_is_refused_without_consent() {
 }
 
 #[test]
-fn an_unseen_resource_is_neither_made_nor_removed() {
+fn unobserved_resource_is_neither_created_nor_deleted() {
     let world = World::new();
     world.up(&service());
     world.cloud.hide(&id("here/db"));
@@ -174,7 +174,7 @@ fn an_unseen_resource_is_neither_made_nor_removed() {
 }
 
 #[test]
-fn what_was_removed_behind_our_back_is_named_and_made_again() {
+fn externally_removed_resource_is_reported_and_recreated() {
     let world = World::new();
     world.up(&service());
     world.cloud.remove_behind_our_back(&id("here/cert"));
@@ -195,7 +195,7 @@ fn what_was_removed_behind_our_back_is_named_and_made_again() {
 }
 
 #[test]
-fn a_host_that_is_gone_takes_its_children_along() {
+fn replacing_a_missing_host_recreates_its_children() {
     let world = World::new();
     world.up(&service());
     assert!(world.cloud.remove_behind_our_back(&id("here/cluster")));
@@ -204,7 +204,7 @@ fn a_host_that_is_gone_takes_its_children_along() {
 }
 
 #[test]
-fn objects_made_a_moment_ago_are_not_gone() {
+fn eventually_consistent_objects_are_not_recreated() {
     let world = World::new();
     world.cloud.show_after(3);
     let cache = [want("cache", "cache", json!({"engine": "redis"}))];
@@ -216,7 +216,7 @@ fn objects_made_a_moment_ago_are_not_gone() {
 }
 
 #[test]
-fn a_lost_reply_makes_no_second_object() {
+fn lost_reply_creates_no_duplicate_object() {
     for go in [
         FaultEffect::LostReply,
         FaultEffect::LostRequest,
@@ -235,7 +235,7 @@ fn a_lost_reply_makes_no_second_object() {
 }
 
 #[test]
-fn a_create_without_an_answer_stays_open_and_the_next_run_finishes_it() {
+fn unanswered_create_stays_open_and_the_next_run_completes_it() {
     let world = World::new();
     world.cloud.inject(Fault::once(FaultEffect::LostReply).on(&id("here/net")).times(100));
     let arrival = world.try_up(&service()).unwrap();
@@ -252,7 +252,7 @@ fn a_create_without_an_answer_stays_open_and_the_next_run_finishes_it() {
 }
 
 #[test]
-fn a_half_made_object_is_recorded_and_replaced() {
+fn partially_created_object_is_recorded_and_replaced() {
     let world = World::new();
     world.cloud.inject(Fault::once(FaultEffect::FailLeaving).on(&id("here/store")));
     let arrival = world.try_up(&service()).unwrap();
@@ -264,7 +264,7 @@ fn a_half_made_object_is_recorded_and_replaced() {
 }
 
 #[test]
-fn a_refused_call_fails_with_the_providers_code_and_nothing_stays_open() {
+fn refused_call_fails_with_the_provider_code_and_leaves_nothing_open() {
     let world = World::new();
     world.cloud.inject(Fault::once(FaultEffect::Refuse(ErrorKind::Quota)).on(&id("here/db")));
     let arrival = world.try_up(&service()).unwrap();
@@ -275,7 +275,7 @@ fn a_refused_call_fails_with_the_providers_code_and_nothing_stays_open() {
 }
 
 #[test]
-fn preflight_stands_in_the_way_before_anything_is_done() {
+fn preflight_problems_stop_the_run_before_any_call() {
     let world = World::new();
     world.cloud.quota(&KindName::new("memory.server").unwrap(), 1);
     let error = world.try_up(&service()).unwrap_err();
@@ -284,7 +284,7 @@ fn preflight_stands_in_the_way_before_anything_is_done() {
 }
 
 #[test]
-fn somebody_elses_object_under_our_name_is_left_alone() {
+fn foreign_object_with_the_same_name_is_left_alone() {
     let world = World::new();
     let (kind, name) =
         (KindName::new("memory.certificate").unwrap(), CloudId::new("memory://staging/here/cert").unwrap());
@@ -300,7 +300,7 @@ fn somebody_elses_object_under_our_name_is_left_alone() {
 }
 
 #[test]
-fn an_existing_object_is_read_and_never_touched() {
+fn existing_external_object_is_read_and_never_modified() {
     let world = World::new();
     let kind = KindName::new("memory.network").unwrap();
     let theirs = CloudId::new("network-of-the-house").unwrap();
@@ -321,7 +321,7 @@ fn an_existing_object_is_read_and_never_touched() {
 }
 
 #[test]
-fn a_stop_starts_nothing_new_and_the_next_run_goes_on() {
+fn cancelled_run_starts_nothing_new_and_the_next_run_resumes() {
     let world = World::new();
     world.cloud.slow(1_000_000);
     let stop = world.stop.lock().unwrap().clone();
@@ -349,7 +349,7 @@ fn a_stop_starts_nothing_new_and_the_next_run_goes_on() {
 }
 
 #[test]
-fn what_takes_longer_than_it_may_stays_open() {
+fn operation_past_its_time_limit_stays_open() {
     let world = World::new();
     world.cloud.slow(1_000_000);
     let arrival = world.try_up(&service()).unwrap();
@@ -361,7 +361,7 @@ fn what_takes_longer_than_it_may_stays_open() {
 }
 
 #[test]
-fn a_second_run_at_once_is_refused_with_who_is_at_work() {
+fn concurrent_run_is_refused_naming_the_lock_holder() {
     let world = World::new();
     let holder = Holder {
         by: "grace".to_owned(),
@@ -383,7 +383,7 @@ fn a_second_run_at_once_is_refused_with_who_is_at_work() {
 }
 
 #[test]
-fn a_clock_that_jumps_disturbs_nothing() {
+fn wall_clock_jumps_do_not_affect_a_run() {
     for hours in [-1000, -24, 1000, 24 * 365] {
         let world = World::new();
         let calls = std::sync::atomic::AtomicU32::new(0);
@@ -403,7 +403,7 @@ fn a_clock_that_jumps_disturbs_nothing() {
 }
 
 #[test]
-fn a_site_pointed_elsewhere_is_refused_while_something_is_there() {
+fn changing_the_location_of_a_site_with_resources_is_refused() {
     let mut world = World::new();
     world.up(&service());
     world.region = "elsewhere".to_owned();
@@ -418,7 +418,7 @@ fn a_site_pointed_elsewhere_is_refused_while_something_is_there() {
 }
 
 #[test]
-fn history_tells_who_did_what_and_why() {
+fn history_reports_author_action_and_reason() {
     let world = World::new();
     world.up(&service());
     let state = world.state();
@@ -436,7 +436,7 @@ fn history_tells_who_did_what_and_why() {
 }
 
 #[test]
-fn each_operation_makes_at_most_one_change_per_call() {
+fn each_operation_makes_one_change_per_call() {
     let world = World::new();
     world.up(&service());
     let calls = world.cloud.calls();
@@ -445,7 +445,7 @@ fn each_operation_makes_at_most_one_change_per_call() {
 }
 
 #[test]
-fn what_a_blocked_resource_uses_stays_until_it_can_be_seen_again() {
+fn dependencies_of_an_unobserved_resource_are_kept() {
     let world = World::new();
     let before = [want("a", "vault", json!({})), want("b", "gateway", json!({"uses": output("a", "id")}))];
     world.up(&before);

@@ -32,7 +32,7 @@ fn apply(world: &World, plan: &Plan, wanted: &[Wanted]) -> Result<RunOutcome, Ru
 }
 
 #[test]
-fn a_saved_plan_is_applied_once_and_is_stale_afterwards() {
+fn saved_plan_applies_once_and_is_stale_afterwards() {
     let world = World::new();
     let first = saved(&world, &service());
     assert!(apply(&world, &first, &service()).unwrap().is_complete());
@@ -45,7 +45,7 @@ fn a_saved_plan_is_applied_once_and_is_stale_afterwards() {
 }
 
 #[test]
-fn a_plan_is_stale_only_when_something_that_it_read_has_changed() {
+fn saved_plan_is_stale_only_when_its_inputs_changed() {
     let wish = with(service(), "cert", "names", json!(["a"]));
     let check = |change: &dyn Fn(&World), stale: &[&str]| {
         let world = World::new();
@@ -71,7 +71,7 @@ fn a_plan_is_stale_only_when_something_that_it_read_has_changed() {
 }
 
 #[test]
-fn another_wish_than_the_saved_one_is_stale_too() {
+fn saved_plan_for_another_configuration_is_stale() {
     let world = World::new();
     let plan = saved(&world, &service());
     let error = apply(&world, &plan, &with(service(), "net", "cidr", json!("10.9.0.0/16"))).unwrap_err();
@@ -80,7 +80,7 @@ fn another_wish_than_the_saved_one_is_stale_too() {
 }
 
 #[test]
-fn an_operation_that_a_dead_run_left_open_makes_a_plan_stale() {
+fn operation_left_open_by_a_killed_run_makes_a_plan_stale() {
     let world = World::new();
     world.cloud.slow(5);
     let plan = saved(&world, &service());
@@ -92,7 +92,7 @@ fn an_operation_that_a_dead_run_left_open_makes_a_plan_stale() {
 }
 
 #[test]
-fn a_plan_made_by_another_planner_is_refused() {
+fn plan_that_the_planner_would_not_produce_is_refused() {
     let world = World::new();
     let mut plan = saved(&world, &service());
     plan.steps[0].because = "another reason".to_owned();
@@ -102,7 +102,7 @@ fn a_plan_made_by_another_planner_is_refused() {
 }
 
 #[test]
-fn files_that_are_no_saved_plans_are_named() {
+fn invalid_saved_plan_files_are_refused_with_the_reason() {
     let world = World::new();
     let (planned, _) = world.plan(UP, &service()).unwrap();
     let plan = planned.plan().clone();
@@ -124,7 +124,7 @@ fn files_that_are_no_saved_plans_are_named() {
 }
 
 #[test]
-fn a_change_reaches_whoever_stands_on_it() {
+fn impact_lists_resources_affected_by_a_change() {
     let world = World::new();
     world.up(&service());
     let (planned, facts) = world.plan(UP, &with(service(), "vault/key", "recipe", json!("other"))).unwrap();
@@ -142,7 +142,7 @@ fn a_change_reaches_whoever_stands_on_it() {
 }
 
 #[test]
-fn a_plan_takes_as_long_as_its_longest_chain_took_before() {
+fn plan_estimate_uses_earlier_durations_of_the_longest_chain() {
     let world = World::new();
     world.cloud.slow(10);
     world.up(&service());

@@ -48,7 +48,7 @@ const SEEDS: &[u64] = &[713, 9606, 20620, 140353, 212294, 517914, 577015, 646187
 const MANY: u64 = 3_500;
 
 #[test]
-fn whatever_happens_in_between_the_end_is_as_wished() {
+fn simulated_faults_never_prevent_the_wanted_state() {
     run_all(SEEDS, MANY, program, run);
 }
 

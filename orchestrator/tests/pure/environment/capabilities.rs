@@ -122,7 +122,7 @@ const DETAILS: &[&str] = &[
 ];
 
 #[test]
-fn every_setting_is_checked_against_providers_or_needs_none() {
+fn every_setting_is_checked_against_capabilities_or_exempt() {
     let checked: BTreeSet<&str> = [
         Capability::Database(DatabaseKind::Sqlite, None),
         Capability::Cache(CacheKind::Redis, None),
@@ -154,7 +154,7 @@ fn every_setting_is_checked_against_providers_or_needs_none() {
 }
 
 #[test]
-fn a_provider_that_lists_nothing_is_refused_everything() {
+fn provider_without_capabilities_is_refused_every_setting() {
     let capabilities = Capabilities { runtimes: &[Runtime::Process], supported: &[] };
     let mut catalogue = Catalogue::default();
     catalogue.providers.insert("onprem".to_owned(), Offer { missing: None, capabilities });

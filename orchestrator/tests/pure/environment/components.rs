@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn tenants_of_a_base_domain_reach_the_server_and_the_certificate() {
+fn base_domain_tenants_reach_the_server_and_the_certificate() {
     let sets = ["server.api.base_domain=example.com", "server.security.jwt_token_limit=5000"];
     let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
     let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
@@ -20,7 +20,7 @@ fn tenants_of_a_base_domain_reach_the_server_and_the_certificate() {
 }
 
 #[test]
-fn the_days_that_usage_is_kept_reach_the_server_where_they_are_not_its_default() {
+fn usage_retention_reaches_the_server_only_when_not_default() {
     let config = |sets: &[&str]| {
         let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
         let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
@@ -34,7 +34,7 @@ fn the_days_that_usage_is_kept_reach_the_server_where_they_are_not_its_default()
 }
 
 #[test]
-fn development_and_staging_become_components_in_the_fixed_order() {
+fn built_in_environments_become_components_in_a_fixed_order() {
     let names = |name: &str| {
         let environment = built_in(name);
         let release = Release::resolve(&environment, &artifacts());
@@ -99,7 +99,7 @@ fn development_and_staging_become_components_in_the_fixed_order() {
 
 /// Who is told of a site's trouble is told of the witness's too; only the home site tells of what the environment has once.
 #[test]
-fn every_place_tells_its_own_trouble() {
+fn each_site_alerts_on_its_own_problems() {
     let overrides =
         Overrides { sets: vec!["monitoring.receivers.oncall=http://127.0.0.1:1/".to_owned()], ..Overrides::default() };
     let environment = Library::built_in().load("multi-region", &overrides, &Catalogue::default()).unwrap().environment;
@@ -143,7 +143,7 @@ fn alerts_use_the_proxies_of_the_environment() {
 }
 
 #[test]
-fn multi_region_sites_have_a_border_and_a_watch_and_the_witness_a_place_of_its_own() {
+fn multi_region_sites_have_relays_agents_and_a_separate_witness() {
     let environment = built_in("multi-region");
     let release = Release::resolve(&environment, &artifacts());
     let places = components(&environment, &release);
@@ -222,7 +222,7 @@ fn multi_region_sites_have_a_border_and_a_watch_and_the_witness_a_place_of_its_o
 }
 
 #[test]
-fn a_zone_reaches_the_witness_and_no_secret_does() {
+fn witness_receives_the_dns_zone_but_no_secret() {
     let overrides =
         Overrides { variables: [("TSIG".to_owned(), "c2VjcmV0".to_owned())].into(), ..Overrides::default() };
     let text = GOOD
@@ -244,7 +244,7 @@ fn a_zone_reaches_the_witness_and_no_secret_does() {
 }
 
 #[test]
-fn traffic_by_dns_has_no_front() {
+fn dns_traffic_has_no_global_endpoint() {
     let environment = built_in("multi-region-clouds");
     let release = Release::resolve(&environment, &artifacts());
     let places = components(&environment, &release);
@@ -264,7 +264,7 @@ fn traffic_by_dns_has_no_front() {
 }
 
 #[test]
-fn existing_objects_reach_their_components() {
+fn existing_objects_are_assigned_to_their_components() {
     let text = format!(
         "{}network: {{ existing: net-1 }}\n",
         GOOD.replace("provider: onprem", "provider: onprem, existing: { cluster: c-1, bucket: b-1 }")
@@ -277,7 +277,7 @@ fn existing_objects_reach_their_components() {
 }
 
 #[test]
-fn what_judges_a_rollout_from_outside_reaches_the_workload_and_its_token_only_as_a_reference() {
+fn rollout_queries_reach_the_workload_with_the_token_as_a_reference() {
     let text = GOOD.replace("name: here, provider: onprem", "name: here, provider: onprem, runtime: kubernetes")
         + "rollout: { strategy: canary, prometheus: { url: \"https://p/\", token: \"secret:env:TOKEN\" }, \
            queries: [{ name: errors, query: up, at_most: 0.01 }, { name: seen, query: up, at_least: 1, for: 5 }] }\n";

@@ -38,7 +38,7 @@ fn built_in(name: &str) -> Environment {
 }
 
 #[test]
-fn every_environment_that_ships_loads_and_says_its_own_name() {
+fn every_built_in_environment_loads_under_its_own_name() {
     let listed = Library::built_in().list();
     assert_eq!(listed.len(), 9);
     for entry in listed {
@@ -77,7 +77,7 @@ fn check_more(more: &str, expected: Expect) {
 }
 
 #[test]
-fn every_mistake_of_a_file_is_in_one_report() {
+fn all_errors_of_a_file_are_in_one_report() {
     check(
         "\
 extends: base
@@ -125,7 +125,7 @@ port: 1
 }
 
 #[test]
-fn contradictions_are_named_where_they_stand() {
+fn contradictory_settings_are_reported_with_their_location() {
     check_more(
         "\
 tls: { mode: \"off\" }
@@ -185,7 +185,7 @@ replication: { database: { mode: streaming } }
 }
 
 #[test]
-fn all_layers_are_checked_even_where_a_stronger_one_wins() {
+fn overridden_layers_are_validated_too() {
     let folder = tempfile::tempdir().unwrap();
     let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
     std::fs::write(folder.join("lower.yaml"), "extends: base\nscaling: { min: none }\nserver: { api: { prot: 1 } }\n")
@@ -208,7 +208,7 @@ fn all_layers_are_checked_even_where_a_stronger_one_wins() {
 }
 
 #[test]
-fn stronger_layers_win_and_every_value_knows_where_it_came_from() {
+fn higher_precedence_layers_win_and_every_value_has_its_origin() {
     let overrides = Overrides {
         variables: BTreeMap::from([
             ("TEXTNLP_SET__scaling__min".to_owned(), "2".to_owned()),
@@ -267,7 +267,7 @@ fn stronger_layers_win_and_every_value_knows_where_it_came_from() {
 }
 
 #[test]
-fn what_is_shown_loads_again_and_is_the_same() {
+fn shown_configuration_round_trips() {
     for entry in Library::built_in().list() {
         let first = Library::built_in().load(&entry.name, &Overrides::default(), &Catalogue::default()).unwrap();
         let again = load(&first.to_yaml(true), &Overrides::default(), &Catalogue::default());
@@ -277,7 +277,7 @@ fn what_is_shown_loads_again_and_is_the_same() {
 }
 
 #[test]
-fn shown_values_carry_their_places() {
+fn shown_values_carry_their_origins() {
     let loaded = Library::built_in().load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
     let shown = loaded.to_yaml(true);
     let head: Vec<&str> = shown.lines().take(24).collect();
@@ -310,7 +310,7 @@ fn shown_values_carry_their_places() {
 }
 
 #[test]
-fn the_difference_of_two_environments_names_each_value() {
+fn environment_diff_lists_each_changed_value() {
     let load = |name| Library::built_in().load(name, &Overrides::default(), &Catalogue::default()).unwrap();
     let changes = diff(&load("development"), &load("staging"));
     let text = |v: Option<serde_json::Value>| v.map_or("–".to_owned(), |v| v.to_string());
@@ -332,7 +332,7 @@ fn the_difference_of_two_environments_names_each_value() {
 }
 
 #[test]
-fn secrets_are_references_and_a_missing_variable_is_named() {
+fn plaintext_secrets_are_refused_and_a_missing_variable_is_named() {
     let text = format!(
         "{GOOD}database: {{ kind: postgres, hosting: external, host: \"${{DB_HOST}}\", user: u, password: \"${{DB_PASSWORD}}\" }}\n"
     );
@@ -359,7 +359,7 @@ mine.yaml:5:87: not yet: `database.password`: the variable `DB_PASSWORD` is not 
 }
 
 #[test]
-fn what_a_provider_does_not_support_is_refused_by_name() {
+fn unsupported_provider_settings_are_refused_by_name() {
     let mut catalogue = Catalogue::default();
     let capabilities = Capabilities {
         runtimes: &[Runtime::Process],
@@ -418,7 +418,7 @@ fn what_a_provider_does_not_support_is_refused_by_name() {
 }
 
 #[test]
-fn a_provider_is_detected_by_evidence_and_never_guessed() {
+fn provider_detection_needs_evidence_and_never_guesses() {
     let offer = |linked: bool, runtimes: &'static [Runtime]| Offer {
         missing: (!linked).then(|| "not part of this version".to_owned()),
         capabilities: Capabilities { runtimes, ..Capabilities::default() },
@@ -499,7 +499,7 @@ export REDIS_URL=\"redis://staging-redis:6379/0\"
 ";
 
 #[test]
-fn init_writes_what_is_missing_and_never_over_what_is_there() {
+fn init_writes_missing_environments_and_overwrites_none() {
     let folder = tempfile::tempdir().unwrap();
     let folder = camino::Utf8Path::from_path(folder.path()).unwrap().join("environments");
     std::fs::create_dir_all(&folder).unwrap();
@@ -541,7 +541,7 @@ fn init_writes_what_is_missing_and_never_over_what_is_there() {
 }
 
 #[test]
-fn circles_and_missing_environments_are_named() {
+fn extends_cycles_and_missing_parents_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
     std::fs::write(folder.join("a.yaml"), "extends: b\nenvironment: a\n").unwrap();
@@ -560,7 +560,7 @@ fn circles_and_missing_environments_are_named() {
 }
 
 #[test]
-fn the_schema_in_the_repository_is_the_one_that_the_types_make() {
+fn committed_schema_matches_the_types() {
     let made = serde_json::to_string_pretty(&environment::schema()).unwrap() + "\n";
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../environments/environment.schema.json");
     if std::env::var_os("UPDATE_EXPECT").is_some() {
@@ -589,7 +589,7 @@ const STANDBY: &str = "role: standby, port: 9443, metrics_port: 9444";
 
 /// Each line alone, added to a good file, is answered by the sentence beside it.
 #[test]
-fn each_rule_answers_with_its_own_sentence() {
+fn each_validation_rule_has_its_own_message() {
     let site =
         |fields: &str| GOOD.replace("name: here, provider: onprem", &format!("name: here, provider: onprem, {fields}"));
     const OUTSIDE: &str = "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, host: db.example.com }";
@@ -823,7 +823,7 @@ fn each_rule_answers_with_its_own_sentence() {
 }
 
 #[test]
-fn the_air_gapped_environment_keeps_backups_and_does_not_warn_of_itself() {
+fn air_gapped_environment_loads_without_warnings_and_with_backups() {
     let loaded = Library::built_in().load("air-gapped", &Overrides::default(), &Catalogue::default()).unwrap();
     let warnings: Vec<_> = loaded.report.0.iter().filter(|problem| problem.severity == Severity::Warning).collect();
     assert!(warnings.is_empty(), "{warnings:?}");
@@ -831,7 +831,7 @@ fn the_air_gapped_environment_keeps_backups_and_does_not_warn_of_itself() {
 }
 
 #[test]
-fn smaller_machines_are_warned_of_up_to_staging_and_refused_from_pilot_on() {
+fn small_machines_warn_up_to_staging_and_block_from_pilot() {
     use environment::model::Phase;
     use textnlp_provider::{Disk, Minimum};
     let of = |phase: Phase| {

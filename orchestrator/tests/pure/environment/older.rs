@@ -9,7 +9,7 @@ fn migrated(label: &str, text: &str) -> (String, String) {
 }
 
 #[test]
-fn older_files_become_todays_with_a_warning_per_key() {
+fn legacy_files_are_migrated_with_a_warning_per_key() {
     let (text, warnings) = migrated("config/development.yaml", OLD_FLAT);
     expect![[r#"
         extends: development
@@ -127,7 +127,7 @@ fn older_files_become_todays_with_a_warning_per_key() {
 }
 
 #[test]
-fn an_older_file_with_nothing_but_encoders_serves_what_it_extends() {
+fn legacy_file_with_only_encoder_models_keeps_the_parents_models() {
     let old = "textnlp: { models: { default: bert-base-uncased, preload: [org/DistilBERT-base, roberta] } }\n";
     let (text, notes) = migrated("staging.yaml", old);
     assert!(!text.contains("models") && notes.matches("is an encoder").count() == 3, "{text}{notes}");
@@ -137,7 +137,7 @@ fn an_older_file_with_nothing_but_encoders_serves_what_it_extends() {
 }
 
 #[test]
-fn older_files_load_as_they_are_and_as_they_are_migrated() {
+fn legacy_files_load_the_same_before_and_after_migration() {
     for (label, text) in
         [("config/development.yaml", OLD_FLAT), ("production.yaml", OLD_NESTED), (".env.staging", OLD_VARIABLES)]
     {

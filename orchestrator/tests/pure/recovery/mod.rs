@@ -75,7 +75,7 @@ fn nothing_is_left(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_primary_is_replaced_comes_back_and_nothing_is_left() {
+async fn drill_replaces_a_killed_primary_restores_it_and_cleans_up() {
     let world = World::new();
     let (report, folder) = drill(&world, &order(FaultKind::Kill)).await;
     assert_eq!(report.missed, [] as [String; 0]);
@@ -126,7 +126,7 @@ async fn a_killed_primary_is_replaced_comes_back_and_nothing_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fault_that_cannot_be_injected_is_refused_before_anything_is_touched() {
+async fn fault_that_cannot_be_injected_is_refused_before_any_change() {
     let world = World::new();
     let Err(DrillError::NotReady(wrong)) = drill_until(&world, &order(FaultKind::DiskFull), "never").await else {
         panic!("it has to be refused");
@@ -138,7 +138,7 @@ async fn a_fault_that_cannot_be_injected_is_refused_before_anything_is_touched()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn acknowledged_writes_that_the_new_primary_lacks_are_counted_and_miss_the_target() {
+async fn lost_acknowledged_writes_are_counted_and_miss_the_target() {
     let world = World::new();
     world.set(|inner| inner.lossy = true);
     let (report, _) = drill(&world, &order(FaultKind::Kill)).await;
@@ -147,7 +147,7 @@ async fn acknowledged_writes_that_the_new_primary_lacks_are_counted_and_miss_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_takes_over_works_with_a_database_that_takes_changes() {
+async fn drill_verifies_that_the_new_primary_has_a_writable_database() {
     for (says, missed) in
         [("primary", None), ("unavailable", Some("the database of the current primary is unavailable"))]
     {
@@ -176,7 +176,7 @@ async fn whoever_takes_over_works_with_a_database_that_takes_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn by_hand_the_drill_claims_and_goes_home_itself() {
+async fn manual_drill_claims_and_hands_over_itself() {
     let world = World::new();
     world.set(|inner| (inner.automatic, inner.automatic_failback) = (false, false));
     let order = DrillOptions { automatic: false, automatic_failback: false, ..order(FaultKind::Freeze) };
@@ -188,7 +188,7 @@ async fn by_hand_the_drill_claims_and_goes_home_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_site_than_the_primary_can_be_lost() {
+async fn drill_can_fail_a_site_other_than_the_primary() {
     let world = World::new();
     let (report, _) = drill(&world, &DrillOptions { site: Some("two".into()), ..order(FaultKind::Kill) }).await;
     assert_eq!((report.missed.as_slice(), report.figures.failback.as_str()), (&[] as &[String], "not needed"));
@@ -196,7 +196,7 @@ async fn another_site_than_the_primary_can_be_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drill_in_which_nobody_takes_over_misses_its_targets_and_ends() {
+async fn drill_without_failover_misses_its_targets_and_ends() {
     let world = World::new();
     world.set(|inner| inner.never_promotes = true);
     let (report, _) = drill(&world, &DrillOptions { ttl: Duration::from_secs(4), ..order(FaultKind::Kill) }).await;
@@ -210,7 +210,7 @@ async fn a_drill_in_which_nobody_takes_over_misses_its_targets_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_drill_takes_its_fault_back_and_the_next_one_finishes_it() {
+async fn cancelled_drill_reverts_its_fault_and_the_next_one_completes_it() {
     let world = World::new();
     let stopped = drill_until(&world, &order(FaultKind::Kill), "shift").await;
     assert!(matches!(stopped, Err(DrillError::Stopped(_))), "{stopped:?}");
@@ -225,7 +225,7 @@ async fn a_stopped_drill_takes_its_fault_back_and_the_next_one_finishes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drill_whose_process_was_killed_is_finished_by_the_next() {
+async fn next_drill_completes_one_whose_process_was_killed() {
     let world = World::new();
     let fault = textnlp_orchestrator::dr::fault::Fault {
         id: "dead".into(),
@@ -246,7 +246,7 @@ async fn a_drill_whose_process_was_killed_is_finished_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_injected_while_a_site_is_not_as_it_must_be() {
+async fn no_fault_is_injected_while_a_site_is_unhealthy() {
     let world = World::new();
     world.lose("three", Some(FaultKind::Kill));
     let refused = drill_until(&world, &order(FaultKind::Kill), "never").await.unwrap_err();
@@ -260,7 +260,7 @@ async fn nothing_is_injected_while_a_site_is_not_as_it_must_be() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_living_primary_hands_over_and_gets_its_place_back() {
+async fn planned_failover_hands_over_and_fails_back() {
     let world = World::new();
     world.set(|inner| inner.automatic_failback = false);
     let control_clients = world.control_clients();
@@ -279,7 +279,7 @@ async fn a_living_primary_hands_over_and_gets_its_place_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_primary_is_replaced_by_a_claim_once_its_grace_is_over() {
+async fn dead_primary_is_replaced_by_a_claim_after_its_grace_period() {
     let world = World::new();
     world.set(|inner| (inner.automatic, inner.grace_ms) = (false, 60_000));
     let control_clients = world.control_clients();
@@ -297,7 +297,7 @@ async fn a_dead_primary_is_replaced_by_a_claim_once_its_grace_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn refusals_say_why() {
+async fn failover_refusals_state_the_reason() {
     let world = World::new();
     world.set(|inner| (inner.automatic, inner.automatic_failback) = (false, false));
     let control_clients = world.control_clients();

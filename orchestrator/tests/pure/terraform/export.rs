@@ -53,7 +53,7 @@ fn document() -> Value {
 }
 
 #[test]
-fn names_are_unique_and_needs_are_those_that_are_there() {
+fn terraform_names_are_unique_and_depends_on_lists_existing_resources() {
     let document = document();
     let all = document["resource"]["terraform_data"].as_object().unwrap();
     let names: Vec<&String> = all.keys().collect();
@@ -67,7 +67,7 @@ fn names_are_unique_and_needs_are_those_that_are_there() {
 }
 
 #[test]
-fn terraform_takes_it_and_reads_every_text_as_it_is() {
+fn terraform_accepts_the_export_and_reads_every_string_literally() {
     let folder = tempfile::tempdir().unwrap();
     let Some(tool) = Tool::find(Utf8Path::from_path(folder.path()).unwrap()) else { return };
     std::fs::write(folder.path().join("staging.tf.json"), document().to_string()).unwrap();

@@ -69,7 +69,7 @@ fn check(bytes: &[u8], expected: &[&str]) {
 }
 
 #[test]
-fn what_is_no_state_of_version_4_is_refused_with_its_reason() {
+fn invalid_terraform_states_are_refused_with_the_reason() {
     check(b"", &["it is not JSON"]);
     check(b"resource \"aws_vpc\" \"main\" {}", &["it is not JSON"]);
     check(&[0xff; 64], &["it is not JSON"]);
@@ -91,7 +91,7 @@ fn what_is_no_state_of_version_4_is_refused_with_its_reason() {
 }
 
 #[test]
-fn everything_wrong_with_a_state_is_one_report() {
+fn all_errors_of_a_terraform_state_are_in_one_report() {
     let good = instance(json!({ "id": "a" }));
     check(br#"{"version":4}"#, &["terraform_version", "lineage", "serial", "resources: it is not a list"]);
     let resources = json!([
@@ -132,7 +132,7 @@ fn everything_wrong_with_a_state_is_one_report() {
 }
 
 #[test]
-fn addresses_are_those_that_terraform_shows() {
+fn resource_addresses_match_those_terraform_shows() {
     let mut counted = instance(json!({}));
     counted["index_key"] = json!(2);
     let mut keyed = instance(json!({}));
@@ -166,7 +166,7 @@ fn cloud_id(world: &World, name: &str) -> String {
 }
 
 #[test]
-fn objects_that_a_table_names_are_taken_and_all_others_are_left_with_their_reason() {
+fn mapped_objects_are_imported_and_others_left_with_a_reason() {
     let world = World::new();
     let wanted = service();
     world.up(&wanted);
@@ -228,7 +228,7 @@ fn objects_that_a_table_names_are_taken_and_all_others_are_left_with_their_reaso
 }
 
 #[test]
-fn an_object_is_recorded_once() {
+fn each_object_is_imported_once() {
     let world = World::new();
     let wanted = service();
     world.up(&wanted);
@@ -262,7 +262,7 @@ fn an_object_is_recorded_once() {
 }
 
 #[test]
-fn what_is_exported_comes_back_through_terraform_itself() {
+fn export_round_trips_through_terraform() {
     let folder = tempfile::tempdir().unwrap();
     let folder = Utf8Path::from_path(folder.path()).unwrap();
     let Some(tool) = Tool::find(folder) else { return };

@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn api_keys_have_a_public_half() {
+    fn api_key_id_is_public_and_the_key_is_not() {
         let key = generate(&SecretRecipe::ApiKey).unwrap();
         let outputs = outputs(&SecretRecipe::ApiKey, &key).unwrap();
         let text = key.expose_text().unwrap().to_owned();
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn recipes_are_bounded() {
+    fn secret_recipe_lengths_are_bounded() {
         for bad in [SecretRecipe::Password(7), SecretRecipe::Password(u32::MAX), SecretRecipe::Random(0)] {
             assert!(generate(&bad).is_err(), "{bad:?}");
         }

@@ -160,7 +160,7 @@ mod tests {
     const ROOT: &str = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/shop/pods";
 
     #[test]
-    fn questions_are_read_as_autoscalers_and_people_write_them() {
+    fn metrics_api_requests_are_parsed_from_autoscalers_and_people() {
         let of = |target: &str| Question::read(&format!("{ROOT}/{target}"));
         let figures = |of: Subject, labels: &str| Question::Figures {
             namespace: "shop".to_owned(),
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_looks_what_is_served_finds_the_one_metric() {
+    fn metrics_api_discovery_lists_the_one_metric() {
         let document = |path: &str| match Question::read(path) {
             Some(Question::Document(document)) => document,
             other => panic!("{path}: {other:?}"),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_a_quantity_with_its_time_and_its_window() {
+    fn metric_value_has_a_quantity_a_timestamp_and_a_window() {
         let rate = Rate { millis: 1234, over: Duration::from_millis(29_600), ago: Duration::from_secs(3) };
         let told =
             Answer::values("shop", &[("api-1".to_owned(), rate)], "2026-01-02T03:04:05Z".parse().expect("a time"));

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_told_over_the_last_half_minute() {
+    fn request_rate_covers_the_last_half_minute() {
         let at = Instant::now();
         let rate = |looks: &[(u64, u64)], now: u64| looked(at, looks).of("a", at + Duration::from_secs(now));
         // Requests before the first sample say nothing about the current rate.
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_begins_anew_goes_on_counting_and_one_that_is_silent_is_not_told_of() {
+    fn restarted_pod_keeps_its_rate_and_a_silent_one_is_omitted() {
         let at = Instant::now();
         let rates = looked(at, &[(0, 100), (5, 150), (10, 20)]);
         assert_eq!(
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_go_are_forgotten_and_another_of_their_name_begins_anew() {
+    fn removed_pods_are_forgotten_and_a_same_named_pod_starts_from_zero() {
         let at = Instant::now();
         let mut rates = looked(at, &[(0, 0), (5, 500)]);
         rates.look("a", "2", answers(9000), at + Duration::from_secs(6));
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn however_often_somebody_looks_no_more_is_kept() {
+    fn rate_samples_are_bounded_regardless_of_poll_frequency() {
         let (at, mut rates) = (Instant::now(), Rates::default());
         for n in 0..1000 {
             rates.look("a", "1", answers(n), at + Duration::from_millis(n));

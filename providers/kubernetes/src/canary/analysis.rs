@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_well_long_enough_is_promoted_and_not_before() {
+    fn release_is_promoted_only_after_being_healthy_long_enough() {
         let mut judge = judge();
         for second in (0..300).step_by(2) {
             let look = judge.judge(at(second, totals(second, 0, 0), totals(9 * second, 0, 0)), None);
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_wrong_late_is_seen_by_the_last_minute() {
+    fn late_failures_are_detected_in_the_last_minute() {
         let mut judge = judge();
         for second in 0..250 {
             judge.judge(at(second, totals(100 * second, 0, 0), totals(100 * second, 0, 0)), None);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_that_the_old_release_has_too_is_not_the_new_ones() {
+    fn failures_shared_with_the_old_release_do_not_fail_the_new_one() {
         let look = at(60, totals(100, 40, 60), totals(900, 360, 540));
         assert!(matches!(judge().judge(look, None), AnalysisResult::Wait(_)));
         let slow = at(60, totals(100, 0, 30), totals(900, 0, 9));
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suspicion_waits_for_more_answers() {
+    fn failed_analysis_waits_for_more_responses() {
         let mut judge = judge();
         judge.judge(at(0, totals(0, 0, 0), totals(0, 0, 0)), None);
         let few = judge.judge(at(300, totals(20, 5, 0), totals(60, 0, 0)), None);
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn chances_are_those_of_the_binomial_distribution() {
+    fn chance_matches_the_binomial_distribution() {
         let near = |found: f64, expect: f64| assert!((found / expect - 1.0).abs() < 1e-6, "{found} {expect}");
         near(chance(3, 20, 0.01), 1.003576168100e-03);
         near(chance(20, 20, 0.5), 0.5_f64.powi(20));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_was_not_measured_is_promoted() {
+    fn unmeasured_release_is_never_promoted() {
         let mut judge = judge();
         for second in 0..1000 {
             let look = judge.judge(at(second, totals(19, 0, 0), totals(0, 0, 0)), None);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_not_ready_begins_the_time_anew_and_one_that_ends_again_and_again_is_not_waited_for() {
+    fn unready_pod_restarts_the_timer_and_repeated_restarts_revert() {
         let mut judge = judge();
         judge.judge(at(0, totals(50, 0, 0), Totals::default()), None);
         let absent = CanaryObservation { ready: 0, ..at(290, totals(50, 0, 0), Totals::default()) };
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_decides_but_cannot_hold_it_for_ever() {
+    fn operator_command_decides_within_the_deadline() {
         let well = at(10, totals(0, 0, 0), Totals::default());
         assert!(matches!(judge().judge(well, Some(OperatorCommand::Promote)), AnalysisResult::Promote(_)));
         assert!(reverts(&judge().judge(well, Some(OperatorCommand::Abort)), "rollout abort"));
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_led_to_a_second_set_when_all_of_it_is_ready_and_measured() {
+    fn traffic_switches_once_all_green_pods_are_ready_and_measured() {
         let judge = Analysis::new(blue_green());
         let look = |at: u64, ready: u64, measured: u64| CanaryObservation {
             at,
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_all_clients_is_measured_by_what_was_usual_before() {
+    fn release_with_all_traffic_is_compared_with_the_previous_baseline() {
         // Two in a hundred failed before, so three now are no signal, also within the last minute.
         let usual = totals(1000, 20, 0);
         let mut judge = Analysis::new(blue_green());
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_the_clients_is_not_led_to_nobody() {
+    fn canary_weight_without_ready_new_pods_is_reverted() {
         let shares = || Analysis::new(Canary { weighted: true, share: Some(10), ..blue_green() });
         let look = |pods: u64, ready: u64, old_ready: u64| CanaryObservation {
             at: 10,
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_go_back_to_old_pods_that_are_there_when_new_ones_are_not() {
+    fn traffic_returns_to_ready_old_pods_when_the_new_ones_are_not() {
         let look = |ready: u64, old_ready: u64| CanaryObservation {
             pods: 3,
             ready,

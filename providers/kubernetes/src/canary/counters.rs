@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_counted_by_what_became_of_them() {
+    fn requests_are_counted_by_outcome() {
         let text = "# TYPE http_requests counter\n\
             http_requests_total{method=\"POST\",route=\"/v1/generate\",status=\"200\"} 90\n\
             http_requests_total{method=\"POST\",route=\"/v1/generate\",status=\"503\"} 10\n\
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_was_there_before_counts_from_the_first_look_and_one_that_begins_anew_from_nothing() {
+    fn counters_handle_existing_and_restarted_pods() {
         let count = |answers| Totals { answers, ..Totals::default() };
         let (mut old, mut new) = (Group::default(), Group::default());
         old.look("a", count(1000), false);

@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_within_its_bound_often_enough_goes_on() {
+    fn query_within_its_bound_for_enough_samples_promotes() {
         let bound = value(0.01);
         let judgement = judged(&[value(0.0), value(0.004), bound.clone()]);
         let AnalysisResult::Promote(says) = judgement else { panic!("{judgement:?}") };
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_its_bound_is_put_back_after_so_many_answers_and_not_by_a_single_one() {
+    fn query_beyond_its_bound_reverts_only_after_several_samples() {
         let (good, bad) = (value(0.0), value(0.5));
         for found in [vec![bad.clone()], vec![bad.clone(), bad.clone()], vec![bad.clone(), good.clone(), bad.clone()]] {
             assert!(matches!(judged(&found), AnalysisResult::Wait(_)), "{found:?}");
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_is_never_a_good_one() {
+    fn missing_query_result_never_counts_as_success() {
         let good = || value(0.0);
         let infinite = || value(f64::NEG_INFINITY);
         for (found, why) in [
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_does_not_wait_for_it_and_the_deadline_says_what_was_waited_for() {
+    fn operator_command_overrides_queries_and_the_deadline_names_them() {
         let waits = answered(&[no_data()]);
         let AnalysisResult::Promote(says) = waits.join(promote(), (30, 1000), Some(OperatorCommand::Promote)) else {
             panic!()
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn each_of_several_questions_has_to_be_well() {
+    fn all_queries_must_pass() {
         let mut both = Answers::of(Some(&outside(&[("a", Some(1.0), None, 1), ("b", None, Some(0.99), 2)])));
         both.add(0, vec![value(0.5), value(1.0)]);
         assert!(matches!(both.join(promote(), (0, 1000), None), AnalysisResult::Wait(_)));
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_prometheus_are_read_for_what_they_are() {
+    fn prometheus_responses_are_classified() {
         let vector =
             |samples: &str| format!(r#"{{"status":"success","data":{{"resultType":"vector","result":[{samples}]}}}}"#);
         let sample = |value: &str| format!(r#"{{"metric":{{}},"value":[1700000000.1,"{value}"]}}"#);
@@ -597,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_about_the_pods_of_both_releases() {
+    fn query_placeholders_are_filled_with_both_releases() {
         let about = About { namespace: "n".to_owned(), new: Some("1".to_owned()), old: None };
         let query = r#"sum(x{namespace="{{namespace}}",pod=~"api-{{ new }}-.*"})"#;
         assert_eq!(filled(query, &about).unwrap(), r#"sum(x{namespace="n",pod=~"api-1-.*"})"#);
@@ -618,7 +618,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_can_never_be_asked_is_said_before_anything_changes() {
+    async fn invalid_queries_are_refused_before_any_change() {
         const NONE: &str = r#"{"status":"success","data":{"resultType":"vector","result":[]}}"#;
         const BAD: &str = r#"{"status":"error","errorType":"bad_data","error":"parse error"}"#;
         let says = Says(&[("up{pod=\"0\"}", 200, NONE), ("up{", 400, BAD)]);
@@ -636,7 +636,7 @@ mod tests {
     }
 
     #[test]
-    fn other_pods_begin_with_no_answers_and_old_answers_are_not_theirs() {
+    fn query_results_are_discarded_when_the_pods_change() {
         let asking = QueryRunner::new(Some(outside(&[("{{new}}", Some(1.0), None, 1)])));
         let about = |new: &str| asking.about(About { new: Some(new.to_owned()), ..About::default() }, 1);
         let goes_on = || matches!(asking.join(promote(), (0, 1000), None), AnalysisResult::Promote(_));

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_applied_is_what_its_manager_has_of_a_route_with_all_clients_at_the_first_service() {
+    fn applied_route_is_reconstructed_with_all_weight_on_the_first_service() {
         let applied = as_applied(&route([90, 10]), "m").expect("it is of two services");
         assert_eq!(applied["metadata"]["labels"], json!({ "app": "web" }));
         assert_eq!(applied["metadata"]["annotations"], json!({ "textnlp-resource": "a" }));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_one_of_ours_or_the_route_is_somebody_elses() {
+    fn traffic_weight_is_accepted_only_on_our_own_route() {
         let applied = as_applied(&route([100, 0]), "m").expect("it is of two services");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("start a runtime");
         let _within = runtime.enter();

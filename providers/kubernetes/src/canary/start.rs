@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_rollout_ends_where_an_autoscaler_owns_the_number_of_pods_and_no_other_conflict_is_passed_over() {
+    async fn rollout_yields_replicas_to_an_autoscaler_and_no_other_conflict() {
         let mut manifest = orders().promote;
         manifest["spec"]["replicas"] = json!(3);
         let (api, applied) = owned_by_another("spec.replicas");
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_deployment_is_what_is_wanted_for_a_few_pods() {
+    fn held_deployment_equals_the_wanted_one_for_a_few_pods() {
         let held = orders().held();
         assert_eq!(
             (&held["spec"]["release"], &held["metadata"]["annotations"][HOLD_ANNOTATION]),
@@ -568,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn the_job_runs_the_program_that_is_there_and_no_variable_is_put_into_its_orders() {
+    fn rollout_job_uses_the_existing_image_without_expanding_variables() {
         let deployment = json!({ "metadata": { "uid": "1" } });
         let mut orders = orders();
         orders.revert["spec"]["template"] = json!({ "spec": {

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_is_asked_for_beside_what_is_asked_for_anyway() {
+    fn pod_template_hash_is_added_to_the_existing_selector() {
         let service = |selector: Value| json!({ "spec": { "selector": selector } });
         let (all, old) = (json!({ "app": "a" }), json!({ "app": "a", "pod-template-hash": "1" }));
         let new = json!({ "app": "a", "pod-template-hash": "2" });

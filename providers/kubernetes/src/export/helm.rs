@@ -346,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_of_secrets_are_names_of_values() {
+    fn secret_keys_become_helm_value_names() {
         assert_eq!(value_name("jwt-key.pem"), "jwtKeyPem");
         assert_eq!(value_name("tls.crt"), "tlsCrt");
         assert_eq!(value_name("password"), "password");

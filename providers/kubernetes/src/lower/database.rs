@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn periods_are_lines_of_cron_or_refused() {
+    fn backup_intervals_become_cron_schedules_or_are_refused() {
         for (seconds, line) in [
             (86_400, Some("0 2 * * *")),
             (7 * 86_400, Some("0 2 * * 0")),
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn disks_are_told_in_whole_units() {
+    fn disk_sizes_are_written_in_whole_units() {
         for (bytes, says) in [(100 << 30, "100Gi"), (1 << 40, "1Ti"), (1536 << 20, "1536Mi"), (1_000_000, "1000000")] {
             assert_eq!(disk(bytes), says);
         }

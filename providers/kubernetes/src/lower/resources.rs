@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_request_what_their_models_need() {
+    fn pod_resource_requests_follow_from_the_models() {
         let of = |source: &str, quantize: &str| of(source, quantize, &json!({}));
         let tiny = of("bundled", "q8_0");
         let [gpt2, xl, xl_small] =
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_may_set_the_resources_of_its_pods() {
+    fn site_settings_override_pod_resources() {
         let of = |resources: Value| of("gpt2", "f16", &resources);
         let [cpu, cpu_limit, memory, memory_limit] = of(json!({}));
         assert_eq!(of(json!({ "requests": { "cpu": 3 } })), [3, cpu_limit, memory, memory_limit]);

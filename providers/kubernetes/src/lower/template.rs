@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_passes_over_nothing_that_is_missing() {
+    fn templates_fail_on_undefined_variables() {
         for template in Template::ALL {
             let why = render(*template, &serde_json::json!({})).map(|(row, _)| row.kind).unwrap_err();
             assert!(why.contains("undefined"), "{}: {why}", template.file());

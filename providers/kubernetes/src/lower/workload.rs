@@ -381,14 +381,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pods_get_time_by_what_their_models_weigh() {
+    fn startup_timeout_depends_on_the_model_size() {
         assert_eq!(startup_seconds(Some(0)), 120);
         assert_eq!(startup_seconds(Some(14_000_000_000)), 820);
         assert_eq!(startup_seconds(None), 1800);
     }
 
     #[test]
-    fn sizes_are_written_as_clusters_write_them() {
+    fn sizes_are_written_as_kubernetes_quantities() {
         for (ours, theirs) in [("50GB", "50G"), ("512MiB", "512Mi"), ("1KB", "1k"), ("1KiB", "1Ki"), ("1000", "1000")] {
             let tree = json!({ "models": { "max_cache_size": ours } });
             assert_eq!(space(tree.as_object().expect("a tree")), theirs);

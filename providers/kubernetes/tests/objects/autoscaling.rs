@@ -82,7 +82,7 @@ async fn told_of_adapter(control: &ControlPlane) -> Vec<textnlp_provider::Proble
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_pods_become_twenty_under_load_and_three_again_after_it() {
+async fn autoscaler_scales_three_pods_to_twenty_and_back_to_three() {
     let Some(control) = ControlPlane::shared() else { return };
     let namespace = control.namespace("scaled");
     let load =

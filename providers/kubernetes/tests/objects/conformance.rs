@@ -122,7 +122,7 @@ fn every_kind(world: &World) -> Vec<(Wanted, Option<Spec>)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_lives_its_life() {
+async fn every_kind_passes_its_lifecycle() {
     let Some((world, _in_use)) = World::exclusive("conformance").await else { return };
     world.cluster.kubelet();
     add_kinds(world.cluster).await;

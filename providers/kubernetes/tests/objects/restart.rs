@@ -5,7 +5,7 @@ use serde_json::json;
 use textnlp_provider::{Progress, Provider, Scope, Verb};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_outlives_the_api_server() {
+async fn wait_survives_an_api_server_restart() {
     let Some((world, _in_use)) = World::exclusive("restart").await else { return };
     world.cluster.kubelet();
     let mut spec = deployment(1, &["sh", "-c", "exec sleep 100000"]);

@@ -27,7 +27,7 @@ fn exported(form: Form) -> Export {
 }
 
 #[test]
-fn an_adapter_whose_certificate_only_an_up_makes_is_refused_by_name() {
+fn adapter_with_a_generated_certificate_is_refused_in_an_export() {
     for form in [Form::Yaml, Form::Kustomize, Form::Helm] {
         let why = export(&objects(&Fixture { adapter: true, ..place() }), "pilot", form).unwrap_err();
         assert!(why.contains("`scaling.adapter`") && why.contains("prometheus-adapter"), "{why}");
@@ -88,7 +88,7 @@ fn said(command: &mut Command) -> (bool, String, String) {
 }
 
 #[test]
-fn a_stream_holds_every_object_after_what_it_needs_and_no_secret() {
+fn yaml_export_is_ordered_by_dependency_and_contains_no_secret() {
     let wanted = objects(&place());
     let stream = exported(Form::Yaml);
     let text = text_of(&stream, "textnlp.yaml");
@@ -119,7 +119,7 @@ fn a_stream_holds_every_object_after_what_it_needs_and_no_secret() {
 }
 
 #[test]
-fn a_route_of_a_gateway_comes_with_every_export_and_the_authority_is_asked_for() {
+fn gateway_route_is_in_every_export_and_the_ca_is_a_value() {
     let wanted = objects(&by_gateway(fixture()));
     for form in [Form::Yaml, Form::Kustomize, Form::Helm] {
         let made = export(&wanted, "pilot", form).unwrap();
@@ -138,7 +138,7 @@ fn a_route_of_a_gateway_comes_with_every_export_and_the_authority_is_asked_for()
 }
 
 #[test]
-fn what_a_prometheus_is_asked_goes_along_and_needs_no_secret_of_anybody() {
+fn prometheus_queries_are_exported_without_a_token() {
     let place = Fixture { rollout: Strategy::Canary, ..place() };
     let mut wanted = objects(&place);
     wanted.retain(|one| !one.id.as_str().starts_with("main/server/"));
@@ -154,7 +154,7 @@ fn what_a_prometheus_is_asked_goes_along_and_needs_no_secret_of_anybody() {
 }
 
 #[test]
-fn a_job_that_does_something_else_has_another_name() {
+fn exported_job_name_changes_with_its_content() {
     let name = |image: &str| {
         let place = fixture().set(|site| site.image = Some(image.to_owned()));
         let stream = export(&objects(&place), "pilot", Form::Yaml).unwrap();
@@ -166,7 +166,7 @@ fn a_job_that_does_something_else_has_another_name() {
 }
 
 #[test]
-fn the_three_newest_versions_know_every_field() {
+fn schemas_of_three_kubernetes_versions_know_every_field() {
     let Some(schemas) = ControlPlane::schemas() else {
         assert!(ControlPlane::shared().is_none(), "run tests/cluster/build: the schemas are not there");
         return;
@@ -209,7 +209,7 @@ fn the_three_newest_versions_know_every_field() {
 }
 
 #[test]
-fn a_database_of_ours_comes_with_every_export_and_stays_when_a_chart_goes() {
+fn exported_database_is_in_every_format_and_survives_helm_uninstall() {
     let Some(control) = ControlPlane::shared() else { return };
     let wanted = own_objects(&own_fixture());
     let keys = ["password", "username", "database-password"];
@@ -253,7 +253,7 @@ fn a_database_of_ours_comes_with_every_export_and_stays_when_a_chart_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_beside_the_servers_comes_with_every_export() {
+async fn auxiliary_objects_are_in_every_export() {
     let Some(control) = ControlPlane::shared() else { return };
     crate::world::add_real_kinds(control).await;
     let wanted = objects(&with_parts(fixture()));
@@ -326,7 +326,7 @@ async fn what_is_beside_the_servers_comes_with_every_export() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kustomize_builds_the_same_objects_and_a_real_api_server_takes_them() {
+async fn kustomize_builds_the_same_objects_and_an_api_server_accepts_them() {
     let Some(control) = ControlPlane::shared() else { return };
     crate::world::add_real_kinds(control).await;
     let base = exported(Form::Kustomize);
@@ -383,7 +383,7 @@ async fn kustomize_builds_the_same_objects_and_a_real_api_server_takes_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chart_is_clean_and_renders_what_we_would_apply() {
+async fn helm_chart_lints_and_renders_the_applied_objects() {
     let Some(control) = ControlPlane::shared() else { return };
     let Some(_) = control.helm() else { return };
     let helm = |args: &[&str]| said(control.helm().unwrap().args(args));

@@ -14,7 +14,7 @@ use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
 use crate::parts::*;
 
 #[test]
-fn a_whole_site_becomes_these_objects() {
+fn site_expands_into_the_golden_objects() {
     let mut text = String::new();
     for one in objects(&fixture()) {
         let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
@@ -26,7 +26,7 @@ fn a_whole_site_becomes_these_objects() {
 }
 
 #[test]
-fn a_release_that_shows_on_a_few_pods_first_is_whole_in_their_template() {
+fn canary_release_is_complete_in_its_pod_template() {
     let mut text = String::new();
     for one in canary(&fixture()) {
         text += &format!("# {} is a {}\n", one.id, one.kind);
@@ -38,7 +38,7 @@ fn a_release_that_shows_on_a_few_pods_first_is_whole_in_their_template() {
 }
 
 #[test]
-fn what_a_prometheus_is_asked_stands_on_the_deployment_and_its_token_in_a_secret_alone() {
+fn prometheus_settings_are_on_the_deployment_and_the_token_in_a_secret() {
     let of =
         |workload: Workload, place: Fixture| lowered(&component("server", ComponentSpec::Workload(workload)), place);
     let place = Fixture { rollout: Strategy::Canary, prometheus_ca: Some(Ok("PEM".to_owned())), ..fixture() };
@@ -77,7 +77,7 @@ fn what_a_prometheus_is_asked_stands_on_the_deployment_and_its_token_in_a_secret
 
 /// What is only ever let out, and to whom: the job asks a Prometheus wherever it is.
 #[test]
-fn the_job_that_asks_is_let_out_of_the_namespace() {
+fn rollout_job_has_egress_to_any_prometheus() {
     let made = objects(&Fixture { rollout: Strategy::Canary, ..fixture() });
     let out = made.iter().find(|one| one.id.as_str().ends_with("/allow-out")).unwrap().spec.as_value();
     assert_eq!(out["spec"]["podSelector"], json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } }));
@@ -85,7 +85,7 @@ fn the_job_that_asks_is_let_out_of_the_namespace() {
 }
 
 #[test]
-fn what_is_beside_the_servers_and_where_their_pods_go_becomes_these_objects() {
+fn auxiliary_components_and_scheduling_expand_into_the_golden_objects() {
     let mut text = String::new();
     for one in beside(&fixture()) {
         let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
@@ -97,7 +97,7 @@ fn what_is_beside_the_servers_and_where_their_pods_go_becomes_these_objects() {
 }
 
 #[test]
-fn a_job_of_the_operators_reaches_the_database_as_the_servers_do_and_bears_what_the_map_says() {
+fn user_job_gets_database_access_and_the_settings_of_its_config_map() {
     let server = |stored: Database, place: Fixture| {
         let made =
             lowered(&component("server", ComponentSpec::Workload(Workload { stored, ..workload() })), place).unwrap();
@@ -154,7 +154,7 @@ fn a_job_of_the_operators_reaches_the_database_as_the_servers_do_and_bears_what_
 }
 
 #[test]
-fn an_image_of_models_is_read_and_never_written() {
+fn model_image_is_mounted_read_only() {
     let reference = "registry.example.com/models@sha256:00".to_owned();
     let place = || with_model_image(&reference, fixture());
     let server = lowered(&component("server", ComponentSpec::Workload(workload())), place()).unwrap();
@@ -181,7 +181,7 @@ fn an_image_of_models_is_read_and_never_written() {
 }
 
 #[test]
-fn an_adapter_of_ours_is_there_before_the_autoscaler_and_reached_by_nobody_but_the_api_server() {
+fn metrics_adapter_precedes_the_autoscaler_and_admits_only_the_api_server() {
     let mut text = String::new();
     for one in adapter(&fixture()) {
         let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
@@ -197,7 +197,7 @@ fn an_adapter_of_ours_is_there_before_the_autoscaler_and_reached_by_nobody_but_t
 }
 
 #[test]
-fn without_an_autoscaler_the_number_of_pods_is_ours_and_small_sites_have_no_budget_that_keeps_nodes() {
+fn replicas_are_ours_without_autoscaler_and_small_sites_have_no_budget() {
     let made = |replicas| {
         let one = component("server", ComponentSpec::Workload(Workload { replicas, ..workload() }));
         lowered(&one, fixture()).unwrap()
@@ -215,7 +215,7 @@ fn without_an_autoscaler_the_number_of_pods_is_ours_and_small_sites_have_no_budg
 }
 
 #[test]
-fn a_namespace_that_exists_is_read_and_only_the_one_that_is_named() {
+fn existing_namespace_is_read_and_must_be_the_configured_one() {
     let mut network = component("network", ComponentSpec::Network(Network { cidr: None, policies: false }));
     network.existing = Some("textnlp".parse().unwrap());
     let made = lowered(&network, fixture()).unwrap();
@@ -241,7 +241,7 @@ fn a_namespace_that_exists_is_read_and_only_the_one_that_is_named() {
 }
 
 #[test]
-fn a_certificate_of_others_is_read_by_pods_and_never_written() {
+fn external_certificate_is_mounted_and_never_written() {
     let place = Fixture { certificate: Some("site-tls".to_owned()), ..fixture() };
     let existing = |mode: TlsMode, name: &str| {
         let certificate = Certificate { mode, names: Vec::new(), days: 90 };
@@ -267,7 +267,7 @@ fn a_certificate_of_others_is_read_by_pods_and_never_written() {
 }
 
 #[test]
-fn a_database_of_ours_is_asked_over_tls_and_its_dumps_are_proven() {
+fn managed_database_uses_tls_and_verifies_its_backups() {
     let mut text = String::new();
     for one in own_database(&own_fixture()) {
         let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
@@ -317,7 +317,7 @@ fn a_database_of_ours_is_asked_over_tls_and_its_dumps_are_proven() {
 }
 
 #[test]
-fn a_company_with_an_authority_and_a_proxy_of_its_own_is_told_to_those_who_need_it() {
+fn private_ca_and_proxy_reach_the_objects_that_need_them() {
     let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://proxy:3128".to_owned())]);
     let egress = Egress { private_ca: Some(Ok("PEM".to_owned())), proxy };
     let place = Fixture { egress, ..fixture() }.set(|site| site.analytics = Some(analytics(Spot::Never)));
@@ -367,7 +367,7 @@ fn a_company_with_an_authority_and_a_proxy_of_its_own_is_told_to_those_who_need_
 }
 
 #[test]
-fn what_leads_clients_there_is_an_ingress_or_a_route_and_openshift_chooses_the_user() {
+fn endpoint_is_an_ingress_or_a_route_and_openshift_chooses_the_user() {
     let gateway = || component("gateway", ComponentSpec::Endpoint(endpoint()));
     let nginx = |waf: bool, issuer: Option<&str>| by_nginx(issuer, Fixture { waf, ..fixture() });
     let of = |made: &[Wanted], kind: &str| {
@@ -413,7 +413,7 @@ fn what_leads_clients_there_is_an_ingress_or_a_route_and_openshift_chooses_the_u
 }
 
 #[test]
-fn a_gateway_of_the_operators_leads_clients_to_pods_that_it_knows_by_our_authority() {
+fn external_gateway_reaches_pods_with_our_ca() {
     let mut text = String::new();
     for one in gateway(&fixture()) {
         let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
@@ -448,7 +448,7 @@ fn a_gateway_of_the_operators_leads_clients_to_pods_that_it_knows_by_our_authori
 }
 
 #[test]
-fn the_machine_of_the_operator_makes_secrets_and_certificates_and_what_connects_sites() {
+fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
     let certificate =
         |names: Vec<String>| ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names, days: 90 });
     let mut external = component("certificate", certificate(Vec::new()));
@@ -489,7 +489,7 @@ fn the_machine_of_the_operator_makes_secrets_and_certificates_and_what_connects_
 }
 
 #[test]
-fn what_is_not_there_yet_is_refused_by_name() {
+fn unsupported_cluster_settings_are_refused_by_name() {
     let mut sqlite = database();
     (sqlite.kind, sqlite.hosting, sqlite.postgres) = (DatabaseKind::Sqlite, None, None);
     let gpu = GpuPool { size: GpuSize::Small, count: 1, spot: Spot::Never };
@@ -554,7 +554,7 @@ fn filled(value: &Value, encoded: bool) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
+async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
     let Some(control) = ControlPlane::shared() else { return };
     crate::world::add_real_kinds(control).await;
     let namespace = control.namespace("dry");

@@ -81,7 +81,7 @@ fn case(series: &[(&str, &str)], told: &[Told<'_>]) -> Value {
 }
 
 #[test]
-fn each_alert_is_told_when_it_should_be_and_not_before() {
+fn each_prometheus_alert_fires_when_due_and_not_before() {
     let folder = tempfile::tempdir().unwrap();
     let (file, tests) = (folder.path().join("rules.yml"), folder.path().join("tests.yml"));
     std::fs::write(&file, serde_yaml::to_string(&rules(Monitoring { stack: true, ..Monitoring::default() })).unwrap())
@@ -187,7 +187,7 @@ fn each_alert_is_told_when_it_should_be_and_not_before() {
 }
 
 #[test]
-fn limits_are_those_of_the_environment() {
+fn alert_thresholds_follow_from_the_environment() {
     let monitoring = Monitoring {
         stack: true,
         limits: AlertLimits { memory: 70, disk: 85, restarts: 3 },

@@ -361,17 +361,17 @@ async fn lost_at_each(led: Led, then: Then, sides: &[Side]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_pod_of_the_job_finishes_what_was_begun_wherever_it_was_lost() {
+async fn another_pod_of_the_rollout_job_completes_the_interrupted_switch() {
     lost_at_each(Led::AtOnce, Then::Another, &[Side::Before, Side::After]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_who_comes_back_puts_back_what_nobody_finishes() {
+async fn returning_operator_reverts_an_abandoned_rollout() {
     lost_at_each(Led::AtOnce, Then::Nobody, &[Side::After]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_are_shared_are_led_back_wherever_the_job_was_lost() {
+async fn weighted_traffic_is_reverted_wherever_the_job_was_lost() {
     lost_at_each(Led::ByShare, Then::Another, &[Side::Before, Side::After]).await;
     lost_at_each(Led::ByShare, Then::Nobody, &[Side::After]).await;
 }
@@ -379,7 +379,7 @@ async fn clients_that_are_shared_are_led_back_wherever_the_job_was_lost() {
 /// As long as clients are shared nothing of that is drift, nobody changes the route beside it, and whoever makes something else of it is not
 /// overruled: the old pods are behind it then.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_that_somebody_changes_meanwhile_is_left_to_him_and_leads_to_the_old_pods() {
+async fn route_changed_by_another_manager_is_kept_and_the_old_pods_restored() {
     let Some(site) = Site::new(false, Led::ByShare).await else { return };
     let (world, wanted) = (&site.world, route(&site.world));
     let mut handle = site.begin().await;

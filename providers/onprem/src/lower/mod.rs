@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_model_name_becomes_a_label() {
+    fn any_model_name_becomes_a_valid_label() {
         assert_eq!(label_of("textnlp-tiny"), "textnlp-tiny");
         for name in ["GPT2.xl", "org/name", "", "ü", &"x".repeat(99), "7b", "a--b.c"] {
             let label = label_of(name);

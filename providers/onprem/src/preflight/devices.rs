@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_known_by_its_name_and_by_what_it_says() {
+    fn disk_type_is_detected_by_name_and_rotational_flag() {
         let of = |name: &str, rotational: &str| {
             let (disk, part) = (format!("devices/block/{name}"), format!("devices/block/{name}/part1"));
             [
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn disks_together_are_as_slow_as_the_slowest() {
+    fn stacked_disks_are_as_slow_as_the_slowest() {
         let on = |second: &str| {
             let mut lines = vec![
                 "devices/block/nvme0n1/queue/rotational=0".to_owned(),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fastest_real_line_that_is_up_counts() {
+    fn network_speed_is_that_of_the_fastest_physical_interface_that_is_up() {
         let folder = sys(&[
             "class/net/eth0/speed=1000\n",
             "class/net/eth0/operstate=up\n",

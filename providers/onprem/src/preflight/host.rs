@@ -237,12 +237,12 @@ mod tests {
     }
 
     #[test]
-    fn a_proper_machine_has_no_problem() {
+    fn adequate_machine_has_no_problem() {
         assert_eq!(found(Minimum::PRODUCTION, |_| {}), []);
     }
 
     #[test]
-    fn what_falls_short_warns_and_blocks_when_strict() {
+    fn machine_below_the_minimum_warns_or_blocks_when_strict() {
         let cases: [fn(&mut Facts); 9] = [
             |facts| facts.cores = Some(2),
             |facts| facts.memory_bytes = Some(4 << 30),
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn production_asks_for_more_than_development() {
+    fn production_requires_more_than_development() {
         let cases: [fn(&mut Facts); 5] = [
             |facts| facts.cores = Some(8),
             |facts| facts.memory_bytes = Some(16 << 30),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_sold_as_the_minimum_is_enough() {
+    fn machine_sold_as_the_minimum_is_sufficient() {
         // 8 GB show about 7.7, a disk of 50 GB is formatted.
         let sold = |facts: &mut Facts| {
             (facts.memory_bytes, facts.disk_bytes) = (Some(7_700_000_000), Some(48_900_000_000));
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_and_what_is_only_recommended_are_notes() {
+    fn unknown_and_merely_recommended_facts_are_notes() {
         let cases: [fn(&mut Facts); 3] =
             [|facts| facts.disk = None, |facts| facts.network_mbps = None, |facts| facts.has_gpu = false];
         for (number, case) in cases.into_iter().enumerate() {
@@ -301,13 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_of_the_past_always_blocks() {
+    fn clock_in_the_past_always_blocks() {
         let problems = found(Minimum::DEVELOPMENT, |facts| facts.now = Some(jiff::Timestamp::UNIX_EPOCH));
         assert!(problems.iter().any(|problem| !problem.warning && problem.cause.contains("clock")), "{problems:?}");
     }
 
     #[test]
-    fn files_of_the_system_are_read() {
+    fn system_files_are_parsed() {
         assert_eq!(version("5.14.0-362.el9.x86_64"), Some((5, 14)));
         assert_eq!(version("none"), None);
         assert_eq!(system("NAME=x\nID=\"rocky\"\nVERSION_ID='9.3'\n"), Some(("rocky".to_owned(), "9.3".to_owned())));

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_setting_and_the_environment_of_a_port_are_named() {
+    fn port_problem_names_the_setting_and_the_environment() {
         assert!(setting("here/gateway/process", "metrics_port").contains("--set server.monitoring.metrics_port="));
         assert!(setting("here/gateway/process", "port").contains("--set sites.here.port="));
         assert_eq!(setting("witness/front/process", "port"), "`--set traffic.port=PORT`");
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn who_took_a_port_is_named() {
+    fn process_holding_a_port_is_named() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let by = holders(port);

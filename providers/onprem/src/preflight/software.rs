@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_found_in_what_the_tools_print() {
+    fn versions_are_parsed_from_tool_output() {
         assert_eq!(version("Python 3.11.2\n"), Some((3, 11)));
         assert_eq!(version("Docker version 24.0.7, build afdd53b\n"), Some((24, 0)));
         assert_eq!(version("Client Version: v1.28.2\nKustomize Version: v5.0.4\n"), Some((1, 28)));
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn all_tools_are_one_note_with_what_is_too_old_named() {
+    fn missing_and_outdated_tools_are_one_note() {
         let said = |versions: Versions, minimum: &Minimum| {
             let mut problems = Vec::new();
             check(&versions, minimum, &mut problems);

@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thing_is_told_once_while_it_lasts_and_once_when_it_is_over() {
+    fn alert_is_raised_once_and_cleared_once() {
         check(&[(0, &["a"]), (1, &["a"]), (2, &["a", "b"])], &["0 raised a", "2 raised b"]);
         check(&[(0, &["a"]), (1, &[]), (3, &[]), (6, &[]), (7, &[])], &["0 raised a", "6 cleared a"]);
         // What comes and goes within a few minutes is one thing.
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_that_fail_are_told_by_count_and_never_by_what_they_wrote() {
+    fn failing_programs_are_reported_by_restart_count_without_their_output() {
         let rejected = [Rejected { name: "odd".to_owned(), why: "hunter2".to_owned() }];
         let facts = of_units(&[unit("fine", 2, 2), unit("bad", 9, 3)], &rejected);
         assert_eq!(facts.iter().map(|fact| fact.about.as_str()).collect::<Vec<_>>(), ["bad", "odd"]);
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_are_told_of_when_they_are_late() {
+    fn overdue_certificates_raise_an_alert() {
         let of = |not_after: Option<i64>, renew_at: Option<i64>, error: Option<&str>| {
             let certificate = CertificateStatus {
                 file: "c".to_owned(),
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_of_the_machine_and_of_the_watch_are_read() {
+    fn machine_and_site_agent_measurements_are_parsed() {
         let meminfo = "MemTotal:       16000 kB\nMemFree: 1 kB\nMemAvailable:    2000 kB\n";
         assert_eq!(memory_used(meminfo), Some(87));
         assert_eq!((memory_used(""), memory_used("MemTotal: x kB\nMemAvailable: 1 kB")), (None, None));

@@ -440,7 +440,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn trouble_is_looked_at_again_when_somebody_asks() {
+    async fn status_request_rechecks_recorded_problems() {
         let dir = tempfile::tempdir().unwrap();
         let folder = SiteFolder::at(&Utf8Path::from_path(dir.path()).unwrap().join("sites/here"));
         for name in ["certs", "log", "units"] {

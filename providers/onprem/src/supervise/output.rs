@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn logs_are_cut_and_the_writer_goes_on() {
+    fn logs_are_rotated_and_the_writer_continues() {
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(dir.path().join("a.log")).unwrap();
         let mut writer = open(&path).unwrap();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_is_the_last_lines() {
+    fn log_tail_returns_the_last_lines() {
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(dir.path().join("a.log")).unwrap();
         std::fs::write(&path, format!("{}\none\n\ntwo\n", "y".repeat(20_000))).unwrap();

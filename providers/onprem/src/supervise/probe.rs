@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_200_is_ready() {
+    fn only_status_200_is_ready() {
         assert_eq!(verdict("HTTP/1.1 200 OK\r\n\r\n"), Ok(()));
         assert_eq!(verdict("HTTP/1.1 503 x\r\na: b\r\n\r\nloading"), Err("answers 503: loading".to_owned()));
         for bad in ["", "HTTP/1.", "SSH-2.0-x", "HTTP/1.1 \u{e4}\u{e4}"] {

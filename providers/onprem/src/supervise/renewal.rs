@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_is_renewed_after_two_thirds_of_its_life_and_not_before() {
+    async fn certificate_is_renewed_after_two_thirds_of_its_lifetime() {
         let now = Timestamp::now();
         let site = Site::new(now).await;
         let first = site.certificate();
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_clock_that_jumps_leaves_a_certificate_that_holds() {
+    async fn clock_jump_keeps_a_valid_certificate() {
         let now = Timestamp::now();
         let site = Site::new(now).await;
         let first = site.certificate();

@@ -161,7 +161,7 @@ mod tests {
     use jiff::SignedDuration;
 
     #[test]
-    fn a_copy_is_due_after_a_period_after_a_failure_sooner_and_after_a_sleep_at_once() {
+    fn backup_is_due_after_its_interval_sooner_after_a_failure() {
         let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
         let day = Duration::from_secs(86_400);
         let due =
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_order_nothing_runs_and_a_broken_one_is_said_once() {
+    fn missing_schedule_runs_nothing_and_a_broken_one_is_logged_once() {
         let dir = tempfile::tempdir().unwrap();
         let folder = SiteFolder::at(&Utf8PathBuf::from_path_buf(dir.path().join("sites/here")).unwrap());
         for name in ["log", "config"] {

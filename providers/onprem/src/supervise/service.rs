@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quantile_is_interpolated_within_its_bucket() {
+    fn quantile_is_interpolated_within_its_bucket() {
         assert_eq!(counts(100, 0, 0).p95_seconds(), Some(0.95));
         let p95 = counts(0, 100, 0).p95_seconds().unwrap();
         assert!((p95 - 2.425).abs() < 1e-9, "{p95}");
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_answers_fire_after_five_minutes_and_failures_after_ten() {
+    fn latency_alert_fires_after_five_minutes_and_error_alert_after_ten() {
         let slow = |second| Some(counts(0, each(second, 10), 0));
         assert_eq!(fires(slow, 900), [(305, "latency".to_owned())]);
         let failing = |second| Some(counts(each(second, 10), 0, each(second, 1)));
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn no_ready_replica_fires_after_five_minutes() {
+    fn no_ready_replica_alert_fires_after_five_minutes() {
         let mut service = Service::default();
         let mut look = |phases: [PhaseName; 2], second| {
             let units = [unit("server-0", phases[0]), unit("server-1", phases[1]), unit("gateway", PhaseName::Ready)];

@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_was_given_listens_when_its_program_has_ended() {
+    async fn handed_over_socket_keeps_listening_after_its_program_exits() {
         let (address, socket) = listener();
         let text = format!("{HEAD}{{\"sockets\":[\"{address}\"],\"steps_aside\":true}}\n");
         let given = given(text, vec![socket.into()]).await.unwrap();
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn garbage_is_refused_and_closed() {
+    async fn invalid_socket_handovers_are_refused_and_closed() {
         let (address, socket) = listener();
         let (other, _held) = listener();
         let client = std::net::TcpStream::connect(address).unwrap();
@@ -362,14 +362,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_knows_nothing_of_this_is_not_asked_again() {
+    async fn program_without_socket_handover_is_not_asked_again() {
         let old = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
         assert!(matches!(given(old.to_owned(), vec![]).await, Err(Refused::Never(_))));
         assert!(matches!(given(String::new(), vec![]).await, Err(Refused::Now(_))), "one that dies is");
     }
 
     #[tokio::test]
-    async fn a_program_is_asked_once_and_its_successor_again() {
+    async fn each_program_instance_is_asked_for_its_sockets_once() {
         let dir = tempfile::tempdir().unwrap();
         let from = Utf8PathBuf::from_path_buf(dir.path().join("admin.sock")).unwrap();
         let mut notes = Notes::open(Utf8PathBuf::from_path_buf(dir.path().join("log")).unwrap());

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_site_has_one_turn_and_keeps_it_until_its_program_is_back() {
+    fn site_holds_its_restart_turn_until_its_program_is_ready() {
         let dir = tempfile::tempdir().unwrap();
         let state = camino::Utf8Path::from_path(dir.path()).unwrap();
         let site = SiteFolder::of(state, &textnlp_provider::SiteName::new("a").unwrap());

@@ -207,12 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn a_proper_unit_is_read() {
+    fn valid_unit_is_accepted() {
         check(|_| {}).unwrap();
     }
 
     #[test]
-    fn hostile_units_are_refused() {
+    fn invalid_units_are_refused() {
         let cases: [fn(&mut Unit); 10] = [
             |unit| unit.keeps_sockets.as_mut().unwrap().from = "/run/docker.sock".into(),
             |unit| unit.name = "other".to_owned(),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_that_others_may_write_or_that_is_a_link_is_refused() {
+    fn writable_or_symlinked_unit_file_is_refused() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let folder = SiteFolder::at(&Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap());

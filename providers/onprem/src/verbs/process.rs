@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_program_reads_when_it_begins_is_a_restart() {
+    fn changed_startup_inputs_restart_a_program() {
         let before = digests(|_| {});
         let cases: [fn(&mut Value); 4] = [
             |spec| spec["config_sha256"] = json!("d"),
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_kept_of_whoever_has_addresses_of_its_own() {
+    fn sockets_are_kept_for_programs_with_their_own_addresses() {
         let folder = SiteFolder::at(Utf8Path::new("/s"));
         let keeps = |change: fn(&mut Value)| unit(&folder, &spec(change), 1, "l").keeps_sockets;
         assert_eq!(keeps(|_| {}), None, "a replica has none");
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateways_configuration_is_a_reload() {
+    fn changed_gateway_configuration_is_a_reload() {
         let reload = |config: &'static str| {
             digests(move |spec| {
                 spec["on_config"] = json!("reload");

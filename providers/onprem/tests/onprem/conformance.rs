@@ -12,7 +12,7 @@ fn kinds_are_well_formed() {
 }
 
 #[test]
-fn components_lower_purely() {
+fn component_expansion_is_pure() {
     let machine = Machine::guarded();
     for component in &machine.components {
         lowers_purely(&*machine.onprem, component, &machine.site).unwrap();
@@ -72,7 +72,7 @@ fn postgres(machine: &Machine) -> Option<Wanted> {
 }
 
 #[tokio::test]
-async fn every_kind_lives_its_life() {
+async fn every_kind_passes_its_lifecycle() {
     let mut machine = Machine::guarded();
     let onprem = machine.onprem.clone();
     let bench = TestBed::new(&*onprem, machine.site.environment.clone(), machine.site.name.clone(), machine.lineage);

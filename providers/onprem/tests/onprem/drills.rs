@@ -123,7 +123,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn kill_takes_every_process_and_the_revert_brings_the_site_back() {
+async fn kill_fault_ends_every_process_and_its_revert_restarts_the_site() {
     let sites = Sites::new();
     sites.unit("a", "one");
     sites.unit("a", "two");
@@ -144,7 +144,7 @@ async fn kill_takes_every_process_and_the_revert_brings_the_site_back() {
 }
 
 #[tokio::test]
-async fn lost_data_cannot_be_read_and_the_site_comes_back_empty() {
+async fn lost_data_is_unreadable_and_the_site_restarts_empty() {
     let sites = Sites::new();
     std::fs::write(sites.folder("a").join("data/precious"), "x").unwrap();
     sites.unit("a", "one");
@@ -165,7 +165,7 @@ async fn lost_data_cannot_be_read_and_the_site_comes_back_empty() {
 }
 
 #[tokio::test]
-async fn frozen_processes_stand_still_and_go_on() {
+async fn freeze_fault_stops_processes_and_its_revert_resumes_them() {
     let sites = Sites::new();
     sites.unit("a", "one");
     sites.begin("a");
@@ -184,7 +184,7 @@ async fn frozen_processes_stand_still_and_go_on() {
 }
 
 #[tokio::test]
-async fn what_a_program_started_in_a_group_of_its_own_stands_still_and_dies_with_it() {
+async fn faults_reach_processes_in_their_own_process_group() {
     let sites = Sites::new();
     // As the keeper of a PostgreSQL starts its server, which starts processes of its own.
     let script = r#"setsid sh -c 'setsid sleep 600 & echo $! >grandchild; wait' "$0" & echo $! >child; wait"#;
@@ -210,7 +210,7 @@ async fn what_a_program_started_in_a_group_of_its_own_stands_still_and_dies_with
 }
 
 #[tokio::test]
-async fn a_process_that_is_not_proven_to_be_of_the_site_is_left_alone() {
+async fn process_not_verified_to_belong_to_the_site_is_left_alone() {
     let sites = Sites::new();
     sites.unit("a", "one");
     sites.begin("a");
@@ -241,7 +241,7 @@ async fn a_process_that_is_not_proven_to_be_of_the_site_is_left_alone() {
 }
 
 #[tokio::test]
-async fn the_witness_ends_a_fault_whose_drill_died() {
+async fn witness_reverts_a_fault_whose_drill_died() {
     let sites = Sites::new();
     sites.unit("a", "one");
     sites.begin("a");
@@ -261,7 +261,7 @@ async fn the_witness_ends_a_fault_whose_drill_died() {
 }
 
 #[tokio::test]
-async fn a_blackhole_is_told_to_the_border_with_its_end() {
+async fn blackhole_fault_is_sent_to_the_relay_with_its_expiry() {
     let sites = Sites::new();
     let listener = std::os::unix::net::UnixListener::bind(sites.folder("a").join("run/border.sock")).unwrap();
     let border = std::thread::spawn(move || {
@@ -286,7 +286,7 @@ async fn a_blackhole_is_told_to_the_border_with_its_end() {
 }
 
 #[tokio::test]
-async fn only_a_disk_of_its_own_is_filled() {
+async fn only_a_dedicated_filesystem_is_filled() {
     let sites = Sites::new();
     let error = sites.faults.inject(&sites.fault(Kind::DiskFull, false)).await.unwrap_err();
     assert!(error.to_string().contains("is on the same filesystem as other data"), "{error}");
@@ -308,7 +308,7 @@ async fn only_a_disk_of_its_own_is_filled() {
 }
 
 #[tokio::test]
-async fn what_would_be_wrong_is_refused_and_leaves_nothing() {
+async fn invalid_faults_are_refused_and_leave_nothing() {
     let sites = Sites::new();
     let check = async |change: fn(&mut Fault), says: &str| {
         let mut fault = sites.fault(Kind::Freeze, false);
@@ -332,7 +332,7 @@ async fn what_would_be_wrong_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn sockets_are_where_the_programs_listen() {
+fn fault_sockets_match_those_of_the_programs() {
     let site = SiteName::new("a").unwrap();
     assert_eq!(fault::socket(Utf8Path::new("/s"), &site, "watch"), "/s/sites/a/run/watch.sock");
 }

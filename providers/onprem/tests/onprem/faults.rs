@@ -21,7 +21,7 @@ fn move_to(machine: &mut Machine, state: &Utf8Path) {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_foreseen_said_and_survived() {
+async fn full_disk_is_detected_by_preflight_reported_and_survived() {
     let mut machine = Machine::new(1);
     let at = Utf8PathBuf::from_path_buf(machine.dir.path().join("small disk")).unwrap();
     let Some(small) = Small::mount(at.clone(), "size=1m") else { return };
@@ -39,7 +39,7 @@ async fn a_full_disk_is_foreseen_said_and_survived() {
 }
 
 #[tokio::test]
-async fn a_filesystem_without_execution_is_foreseen() {
+async fn noexec_filesystem_is_detected_by_preflight() {
     let mut machine = Machine::new(1);
     let at = Utf8PathBuf::from_path_buf(machine.dir.path().join("noexec")).unwrap();
     let Some(_small) = Small::mount(at.clone(), "size=900m,noexec") else { return };
@@ -49,7 +49,7 @@ async fn a_filesystem_without_execution_is_foreseen() {
 }
 
 #[tokio::test]
-async fn a_supervisor_that_died_with_whoever_started_it_is_started_by_whoever_goes_on() {
+async fn resumed_operation_restarts_a_supervisor_that_died_with_its_parent() {
     let mut machine = Machine::new(1);
     let wanted = machine.wanted();
     let of = |name: &str| wanted.iter().find(|wanted| wanted.id == id(name)).unwrap().clone();
@@ -91,7 +91,7 @@ while True:
 "#;
 
 #[tokio::test]
-async fn a_supervisor_of_another_version_is_replaced_while_its_programs_go_on() {
+async fn supervisor_of_another_version_is_replaced_without_stopping_programs() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let (server, gateway) = (machine.pid_of("server-0").await, machine.pid_of("gateway").await);
@@ -117,7 +117,7 @@ async fn a_supervisor_of_another_version_is_replaced_while_its_programs_go_on() 
 }
 
 #[tokio::test]
-async fn a_model_that_cannot_be_delivered_is_named_before_anything_changes() {
+async fn undeliverable_model_is_reported_before_any_change() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let base = Utf8PathBuf::from_path_buf(machine.dir.path().to_owned()).unwrap();
@@ -146,7 +146,7 @@ async fn a_model_that_cannot_be_delivered_is_named_before_anything_changes() {
 }
 
 #[tokio::test]
-async fn a_supervisor_and_its_programs_need_no_home() {
+async fn supervisor_and_programs_run_without_a_home_directory() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let first = machine.status().await.pid;
@@ -174,7 +174,7 @@ fn machine_pid(machine: &Machine, unit: &str) -> u32 {
 }
 
 #[tokio::test]
-async fn a_lying_pid_file_kills_nobody() {
+async fn forged_pid_file_kills_no_other_process() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
@@ -191,7 +191,7 @@ async fn a_lying_pid_file_kills_nobody() {
 }
 
 #[tokio::test]
-async fn links_that_lead_out_are_not_followed() {
+async fn symlinks_out_of_the_site_are_not_followed() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let outside = Utf8PathBuf::from_path_buf(machine.dir.path().join("outside")).unwrap();
@@ -219,7 +219,7 @@ async fn links_that_lead_out_are_not_followed() {
 }
 
 #[tokio::test]
-async fn an_unreadable_site_is_unknown_and_not_absent() {
+async fn unreadable_site_is_unknown_and_not_absent() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let marker = machine.folder().join("objects/database.json");
@@ -242,7 +242,7 @@ async fn an_unreadable_site_is_unknown_and_not_absent() {
 }
 
 #[tokio::test]
-async fn deleting_what_is_gone_succeeds() {
+async fn deleting_missing_objects_succeeds() {
     let mut machine = Machine::new(1);
     for wanted in machine.wanted() {
         let op = machine.operation(Verb::Delete, &wanted, Spec::default(), Vec::new());
@@ -258,7 +258,7 @@ async fn deleting_what_is_gone_succeeds() {
 }
 
 #[tokio::test]
-async fn what_somebody_put_into_the_site_stays() {
+async fn user_files_in_the_site_are_kept_by_down() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let notes = machine.folder().join("data/my notes.txt");
@@ -271,7 +271,7 @@ async fn what_somebody_put_into_the_site_stays() {
 }
 
 #[tokio::test]
-async fn what_a_killed_run_left_half_done_is_put_right() {
+async fn half_done_operations_of_a_killed_run_are_completed() {
     let mut machine = Machine::new(1);
     // One call of each operation, then the run dies: nothing is recorded, the next run begins with operations of its own.
     for wanted in machine.wanted() {

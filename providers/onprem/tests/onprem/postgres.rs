@@ -65,7 +65,7 @@ fn check(database: &Database, expected: Expect) {
 }
 
 #[test]
-fn one_of_somebody_elses_is_an_address_and_its_secrets() {
+fn external_database_expands_into_an_address_and_its_secrets() {
     check(
         &database(Some(DatabaseAddress::Secret(given("a1"))), |_| {}),
         expect![[r#"
@@ -86,7 +86,7 @@ fn one_of_somebody_elses_is_an_address_and_its_secrets() {
 }
 
 #[test]
-fn one_of_our_own_is_a_folder_a_program_and_a_process_for_each_server() {
+fn managed_postgres_expands_into_a_directory_program_and_processes() {
     check(
         &database(None, |p| p.replicas = 1),
         expect![[r#"
@@ -117,7 +117,7 @@ fn one_of_our_own_is_a_folder_a_program_and_a_process_for_each_server() {
 }
 
 #[test]
-fn what_cannot_be_run_here_is_refused_with_what_to_do() {
+fn unsupported_database_settings_are_refused_with_a_hint() {
     let refused = |database: Database, state: &str| lower(&database, state).unwrap_err().to_string();
     assert!(refused(database(None, |p| p.replicas = 4), "/srv/state").contains("choose 0 to 3"));
     let mut managed = database(None, |_| {});
@@ -132,7 +132,7 @@ fn what_cannot_be_run_here_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_secret_of_a_persons_is_updated_in_place_and_one_that_is_not_known_now_is_no_change() {
+fn changed_user_secret_updates_in_place_and_an_unknown_one_is_no_change() {
     let of = |version: &str| {
         let wanted = lower(&database(Some(DatabaseAddress::Secret(given(version))), |_| {}), "/srv/state").unwrap();
         wanted.into_iter().find(|one| one.id.as_str() == "here/database/url").unwrap()

@@ -210,7 +210,7 @@ fn needs(all: &[Wanted], id: &str) -> String {
 }
 
 #[test]
-fn a_site_has_a_border_and_a_watch_whose_files_lead_to_one_another() {
+fn site_has_a_relay_and_an_agent_that_reference_each_other() {
     let all = lowered("primary", &of_site("primary"));
     let border = document(&all, "primary/border/config");
     expect![[r#"
@@ -272,7 +272,7 @@ fn a_site_has_a_border_and_a_watch_whose_files_lead_to_one_another() {
 }
 
 #[test]
-fn the_place_of_the_witness_has_a_front_that_trusts_each_site_by_its_authority() {
+fn witness_site_has_a_global_endpoint_that_trusts_each_sites_ca() {
     let all = lowered("witness", &of_witness());
     expect![[r#"
         witness:
@@ -332,7 +332,7 @@ fn the_place_of_the_witness_has_a_front_that_trusts_each_site_by_its_authority()
 }
 
 #[test]
-fn each_unit_is_up_before_what_speaks_with_it_and_no_site_waits_for_another() {
+fn units_start_after_their_dependencies_and_sites_are_independent() {
     let mut all = lowered("witness", &of_witness());
     for site in SITES {
         all.extend(lowered(site, &of_site(site)));
@@ -406,7 +406,7 @@ fn of_site_with_postgres(called: &str) -> Vec<Component> {
 }
 
 #[test]
-fn a_postgresql_of_all_sites_has_a_server_in_each_and_is_reached_through_the_borders() {
+fn multi_site_postgres_has_a_server_per_site_reached_through_relays() {
     let (home, other) = (
         lowered("primary", &of_site_with_postgres("primary")),
         lowered("secondary", &of_site_with_postgres("secondary")),
@@ -465,7 +465,7 @@ fn a_postgresql_of_all_sites_has_a_server_in_each_and_is_reached_through_the_bor
 }
 
 #[test]
-fn without_tls_the_front_speaks_plainly_with_the_sites() {
+fn global_endpoint_without_tls_uses_plain_http_to_the_sites() {
     let mut components = of_witness();
     let Some(ComponentSpec::GlobalEndpoint(front)) = components.last_mut().map(|last| &mut last.part) else { panic!() };
     front.tls = false;
@@ -474,7 +474,7 @@ fn without_tls_the_front_speaks_plainly_with_the_sites() {
 }
 
 #[test]
-fn site_names_that_make_sockets_too_long_are_refused() {
+fn site_names_that_make_socket_paths_too_long_are_refused() {
     let onprem = onprem("/srv/a-state-folder/whose-name-is-of-middle-length");
     let long = "a-name-of-thirty-nine-letters-and-dashes";
     let mut components = of_site("primary");

@@ -23,7 +23,7 @@ fn get(machine: &mut Machine, path: &str) -> Result<String, std::io::Error> {
 }
 
 #[tokio::test]
-async fn a_site_comes_up_answers_and_goes_without_a_trace() {
+async fn site_comes_up_answers_and_is_removed_without_a_trace() {
     let mut machine = Machine::new(2);
     let steps = machine.up().await;
     assert!(steps.iter().all(|step| step.starts_with("create ")), "{steps:#?}");
@@ -57,7 +57,7 @@ async fn a_site_comes_up_answers_and_goes_without_a_trace() {
 }
 
 #[tokio::test]
-async fn what_is_broken_is_seen_and_mended() {
+async fn damaged_site_objects_are_detected_and_repaired() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let folder = machine.folder();
@@ -99,7 +99,7 @@ async fn what_is_broken_is_seen_and_mended() {
 }
 
 #[tokio::test]
-async fn a_killed_child_is_back_by_itself() {
+async fn killed_program_is_restarted_by_the_supervisor() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let before = machine.pid_of("server-0").await;
@@ -114,7 +114,7 @@ async fn a_killed_child_is_back_by_itself() {
 }
 
 #[tokio::test]
-async fn children_survive_their_supervisor_and_the_next_adopts_them() {
+async fn programs_survive_their_supervisor_and_its_successor_adopts_them() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let (server, gateway) = (machine.pid_of("server-0").await, machine.pid_of("gateway").await);
@@ -147,7 +147,7 @@ async fn children_survive_their_supervisor_and_the_next_adopts_them() {
 }
 
 #[tokio::test]
-async fn down_works_without_a_supervisor() {
+async fn down_works_without_a_running_supervisor() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let server = machine.pid_of("server-0").await;
@@ -159,7 +159,7 @@ async fn down_works_without_a_supervisor() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_changed_value_rolls_two_replicas_without_a_dropped_request() {
+async fn configuration_change_rolls_two_replicas_without_a_failed_request() {
     let mut machine = Machine::new(2);
     machine.behave("answer_after_ms", json!(30));
     machine.behave("colour", json!("green"));
@@ -205,7 +205,7 @@ async fn a_changed_value_rolls_two_replicas_without_a_dropped_request() {
 }
 
 #[tokio::test]
-async fn both_replicas_are_never_down_even_when_both_units_change_at_once() {
+async fn simultaneous_unit_changes_never_stop_both_replicas() {
     let mut machine = Machine::new(2);
     machine.behave("ready_after_ms", json!(300));
     machine.up().await;
@@ -248,7 +248,7 @@ async fn both_replicas_are_never_down_even_when_both_units_change_at_once() {
 }
 
 #[tokio::test]
-async fn a_gateway_whose_list_of_replicas_grows_reads_it_again_and_stays() {
+async fn gateway_reloads_when_a_replica_is_added() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let gateway = machine.pid_of("gateway").await;
@@ -264,7 +264,7 @@ async fn a_gateway_whose_list_of_replicas_grows_reads_it_again_and_stays() {
 }
 
 #[tokio::test]
-async fn a_program_that_does_not_come_up_is_told_with_its_last_words() {
+async fn failing_program_is_reported_with_its_last_output() {
     let mut machine = Machine::new(1);
     machine.behave("crash", json!(true));
     let error = machine.try_up().await.unwrap_err();
@@ -290,7 +290,7 @@ async fn programs_start_with_a_clean_environment() {
 }
 
 #[tokio::test]
-async fn a_hostile_unit_file_is_refused_and_the_others_go_on() {
+async fn invalid_unit_file_is_refused_and_other_units_keep_running() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let units = machine.folder().join("units");
@@ -319,7 +319,7 @@ async fn a_hostile_unit_file_is_refused_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn somebody_elses_files_are_never_touched() {
+async fn unmanaged_files_are_never_overwritten() {
     let mut machine = Machine::new(1);
     let file = machine.folder().join("config/server-0.yaml");
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -336,7 +336,7 @@ async fn somebody_elses_files_are_never_touched() {
 }
 
 #[tokio::test]
-async fn another_lineage_is_refused() {
+async fn objects_of_another_lineage_are_refused() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let ours = machine.lineage;
@@ -357,7 +357,7 @@ async fn another_lineage_is_refused() {
 }
 
 #[tokio::test]
-async fn a_moved_state_folder_comes_up_where_it_is() {
+async fn moved_state_directory_starts_at_its_new_path() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let key = std::fs::read(machine.folder().join("certs/ca.pem")).unwrap();
@@ -385,7 +385,7 @@ async fn a_moved_state_folder_comes_up_where_it_is() {
 }
 
 #[tokio::test]
-async fn preflight_names_every_problem_at_once() {
+async fn preflight_reports_all_machine_problems_at_once() {
     use textnlp_provider::Provider;
     let mut machine = Machine::new(1);
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -410,7 +410,7 @@ async fn preflight_names_every_problem_at_once() {
 }
 
 #[tokio::test]
-async fn our_own_ports_are_no_problem() {
+async fn own_ports_are_no_preflight_problem() {
     use textnlp_provider::Provider;
     let mut machine = Machine::new(1);
     machine.up().await;
@@ -420,7 +420,7 @@ async fn our_own_ports_are_no_problem() {
 }
 
 #[tokio::test]
-async fn a_supervisor_is_alone() {
+async fn second_supervisor_of_a_site_is_refused() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let first = machine.status().await.pid;
@@ -440,7 +440,7 @@ async fn a_supervisor_is_alone() {
 }
 
 #[tokio::test]
-async fn watched_certificates_are_told_of() {
+async fn replaced_certificate_reloads_the_programs_that_watch_it() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let gateway = machine.pid_of("gateway").await;
@@ -462,7 +462,7 @@ async fn watched_certificates_are_told_of() {
 }
 
 #[tokio::test]
-async fn one_step_changes_one_thing_and_may_be_repeated() {
+async fn every_step_is_idempotent_across_processes() {
     use textnlp_provider::{Progress, Provider};
     let mut machine = Machine::new(1);
     for wanted in machine.wanted() {
@@ -496,7 +496,7 @@ async fn one_step_changes_one_thing_and_may_be_repeated() {
 }
 
 #[tokio::test]
-async fn a_database_that_was_put_back_older_is_migrated_and_gets_its_key() {
+async fn older_restored_database_is_migrated_and_gets_its_key() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let file = machine.folder().join("data/textnlp.db");
@@ -518,7 +518,7 @@ async fn a_database_that_was_put_back_older_is_migrated_and_gets_its_key() {
 }
 
 #[tokio::test]
-async fn a_certificate_for_servers_elsewhere_is_kept_as_a_secret_with_its_key_and_goes_with_it() {
+async fn certificate_for_external_servers_is_stored_and_removed_with_its_key() {
     use textnlp_provider::{SecretName, SecretRef};
     let mut machine = Machine::new(1);
     let mut options = machine.onprem.options().clone();

@@ -53,7 +53,7 @@ fn all(schedules: u64, one: impl Fn(u64, bool) -> Result<(), String> + Sync) {
 const SEEDS: [u64; 1] = [772_234];
 
 #[test]
-fn whatever_fails_there_is_one_writer_and_nothing_acknowledged_is_lost() {
+fn simulated_faults_keep_one_writer_and_lose_no_acknowledged_write() {
     for seed in SEEDS {
         schedule(seed, false, false).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
@@ -61,12 +61,12 @@ fn whatever_fails_there_is_one_writer_and_nothing_acknowledged_is_lost() {
 }
 
 #[test]
-fn the_same_holds_where_one_site_is_enough_as_long_as_its_disk_lives() {
+fn one_site_quorum_keeps_the_invariants_while_its_disk_survives() {
     all(schedules() / 4, |seed, told| schedule(seed, true, told));
 }
 
 #[test]
-fn a_site_that_is_left_alone_goes_on_where_one_is_enough_and_only_there() {
+fn isolated_site_continues_only_where_one_site_suffices() {
     all(schedules().min(200), |seed, told| {
         for sole in [true, false] {
             let mut random = Random::new(seed);
@@ -108,7 +108,7 @@ fn schedule(seed: u64, sole: bool, told: bool) -> Result<(), String> {
 }
 
 #[test]
-fn a_short_silence_moves_nothing_and_a_long_one_always_does() {
+fn short_outage_moves_no_primary_and_a_long_one_always_does() {
     all(schedules() / 10, |seed, told| {
         let mut random = Random::new(seed ^ 0x5eed);
         let mut world = World::new(&mut random, (10_000, 30_000), false, told);

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn learns_the_line_that_steps_follow() {
+    fn pace_learns_the_linear_cost_of_steps() {
         let mut pace = Pace::default();
         let truth = |size: Size| 2e-3 + 3e-4 * size.rows as f64 + 5e-7 * size.context as f64;
         for step in 0..400usize {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_when_the_machine_slows_down() {
+    fn pace_adapts_when_the_machine_slows_down() {
         let mut pace = Pace::default();
         for seconds in [1e-3, 4e-3] {
             for _ in 0..400 {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn never_predicts_less_for_more() {
+    fn pace_never_predicts_less_time_for_more_work() {
         let mut pace = Pace::default();
         // Noise that a plain fit would answer with negative slopes.
         for step in 0..200usize {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn long_steps_are_approached_by_doubling() {
+    fn step_size_limit_grows_by_doubling() {
         let mut pace = Pace::default();
         assert_eq!(pace.most_rows(), 32);
         pace.learn(Size::of(0, 32), 1e-3);

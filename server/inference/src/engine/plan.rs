@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn decoding_comes_first_and_a_prompt_always_gets_a_chunk() {
+    fn decoding_is_scheduled_first_and_a_prompt_always_gets_a_chunk() {
         let mut candidates = vec![prompt(0, 0, 0, 500)];
         candidates.extend((1..=30).map(|age| prompt(0, age, 40, 41)));
         let rows = rows_of(&candidates, vec![0.0], 0.01);
@@ -123,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn prompts_fill_the_step_up_to_the_target() {
+    fn prompts_fill_the_step_up_to_its_target_duration() {
         let (parts, size) = plan(&[prompt(0, 0, 0, 5000)], vec![0.0], &millisecond_rows(), 0.1);
         assert_eq!(parts.len(), 1);
         assert!((80..=112).contains(&size.rows), "{size:?}");
     }
 
     #[test]
-    fn the_tenant_served_least_goes_first_and_then_they_take_turns() {
+    fn least_served_tenant_goes_first_and_then_tenants_alternate() {
         let candidates = [prompt(0, 0, 0, 5000), prompt(1, 9, 0, 5000)];
         assert_eq!(rows_of(&candidates, vec![1000.0, 0.0], 0.05), [(1, 48)]);
         let even = rows_of(&candidates, vec![0.0, 0.0], 0.07);
@@ -138,12 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn within_a_tenant_the_oldest_goes_first() {
+    fn oldest_request_of_a_tenant_goes_first() {
         assert_eq!(rows_of(&[prompt(0, 7, 0, 5000), prompt(0, 3, 0, 5000)], vec![0.0], 0.05), [(1, 48)]);
     }
 
     #[test]
-    fn scoring_is_limited_by_the_room_for_logits() {
+    fn scoring_rows_are_limited_by_the_logits_buffer() {
         let candidates = [Candidate { scores: true, ..prompt(0, 0, 0, 1000) }];
         assert_eq!(rows_of(&candidates, vec![0.0], 10.0), [(0, MOST_SCORED_ROWS)]);
         let last = [Candidate { scores: true, ..prompt(0, 0, 9, 10) }];
@@ -152,7 +152,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_plan_is_within_its_candidates_and_its_budget(
+        fn step_plan_stays_within_its_candidates_and_budget(
             work in prop::collection::vec((0usize..3, 0usize..200, 1usize..300, any::<bool>()), 0..20),
             target in 1e-3f64..0.2,
         ) {

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn idleness_earns_no_credit() {
+    fn idle_tenant_earns_no_credit() {
         let mut shares = Shares::default();
         shares.enter(&"busy");
         shares.charge(&"busy", 1000.0);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn leaving_and_coming_back_erases_no_debt() {
+    fn leaving_and_returning_keeps_the_served_count() {
         let mut shares = Shares::default();
         shares.enter(&"a");
         shares.enter(&"b");
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_gone_the_next_starts_where_the_last_left() {
+    fn next_tenant_starts_at_the_level_of_the_last_one() {
         let mut shares = Shares::default();
         shares.enter(&"a");
         shares.charge(&"a", 70.0);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_of_new_names_stays_bounded() {
+    fn share_counters_of_many_tenants_stay_bounded() {
         let mut shares = Shares::default();
         for name in 0..10_000 {
             shares.enter(&name);

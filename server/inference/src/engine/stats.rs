@@ -90,7 +90,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_rate_settles_at_the_true_one_and_fades() {
+    fn token_rate_converges_and_decays() {
         let start = Instant::now();
         let mut rate = Rate::new(start);
         let mut now = start;

@@ -206,7 +206,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn every_block_type_decodes_as_gguf_py_does() {
+    fn every_block_type_decodes_like_gguf_py() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/blocks.gguf");
         let bytes = std::fs::read(&file).unwrap();
         let tensors = Header::parse(&file, &bytes).unwrap().tensors;

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gives_the_known_answers_of_its_authors() {
+    fn philox_matches_the_published_test_vectors() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         assert_eq!(
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn spreads_evenly_and_never_reaches_one() {
+    fn uniform_numbers_are_evenly_distributed_below_one() {
         let mut sums = [0usize; 16];
         for position in 0..160_000 {
             let u = uniform(7, position);
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn high_halves_of_seed_and_position_count() {
+    fn upper_halves_of_seed_and_position_matter() {
         assert_ne!(uniform(1, 0), uniform(1 | 1 << 40, 0));
         assert_ne!(uniform(1, 5), uniform(1, 5 | 1 << 40));
     }

@@ -90,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn top_is_the_front_of_a_full_sort(
+        fn top_k_selection_equals_a_full_sort(
             values in prop::collection::vec(prop_oneof![-3i8..3, any::<i8>()], 1..700),
             k in 0usize..720,
         ) {
@@ -105,12 +105,12 @@ mod tests {
     }
 
     #[test]
-    fn zeros_of_both_signs_are_ties() {
+    fn positive_and_negative_zero_are_equal() {
         assert_eq!(Row::new(&[-0.0, 0.0, -0.0]).unwrap().top(2).iter().map(|t| t.0).collect::<Vec<_>>(), [0, 1]);
     }
 
     #[test]
-    fn refuses_what_is_not_finite() {
+    fn row_with_non_finite_values_is_refused() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut values = vec![0.0; 200];
             values[130] = bad;

@@ -81,7 +81,7 @@ fn chi_square(sampling: Sampling, logits: &[f32], draws: u64) {
 }
 
 #[test]
-fn draws_follow_the_exact_distribution() {
+fn samples_follow_the_exact_distribution() {
     chi_square(plain(1.0), &logits(50, 6.0), 1_000_000);
     chi_square(plain(0.7), &logits(700, 8.0), 200_000);
     chi_square(Sampling { top_k: 10, ..plain(1.3) }, &logits(300, 6.0), 200_000);
@@ -92,7 +92,7 @@ fn draws_follow_the_exact_distribution() {
 }
 
 #[test]
-fn greedy_takes_the_lowest_id_of_equals() {
+fn greedy_sampling_picks_the_lowest_id_of_equal_logits() {
     let mut row = vec![0.0; 300];
     row[70] = 3.0;
     row[200] = 3.0;
@@ -104,7 +104,7 @@ fn greedy_takes_the_lowest_id_of_equals() {
 }
 
 #[test]
-fn a_choice_depends_on_seed_and_position_alone() {
+fn sampled_token_depends_only_on_seed_and_position() {
     let row = logits(1_000, 4.0);
     let series = |seed| -> Vec<u32> { (0..64).map(|p| choose(Sampling { seed, ..plain(1.0) }, &row, p)).collect() };
     assert_eq!(series(5), series(5));
@@ -112,7 +112,7 @@ fn a_choice_depends_on_seed_and_position_alone() {
 }
 
 #[test]
-fn repetition_penalty_reaches_prompt_and_answer() {
+fn repetition_penalty_applies_to_prompt_and_output() {
     let row = [2.0, 1.9, -1.0, -1.1];
     let sampling = Sampling { repetition_penalty: 2.0, ..plain(0.0) };
     let mut sampler = Sampler::new(sampling, &[0]);
@@ -129,7 +129,7 @@ fn repetition_penalty_reaches_prompt_and_answer() {
 }
 
 #[test]
-fn presence_counts_once_and_frequency_each_time_and_both_spare_the_prompt() {
+fn presence_and_frequency_penalties_apply_to_the_output_only() {
     let row = [2.0, 1.2];
     let mut scratch = Scratch::default();
     let mut presence = Sampler::new(Sampling { presence_penalty: 0.5, ..plain(0.0) }, &[0]);
@@ -145,7 +145,7 @@ fn presence_counts_once_and_frequency_each_time_and_both_spare_the_prompt() {
 }
 
 #[test]
-fn log_probabilities_are_those_before_penalties_and_temperature() {
+fn log_probabilities_ignore_penalties_and_temperature() {
     let row = logits(900, 12.0);
     let max = row.iter().copied().fold(f32::MIN, f32::max);
     let sum: f64 = row.iter().map(|&l| f64::from(l - max).exp()).sum();
@@ -161,7 +161,7 @@ fn log_probabilities_are_those_before_penalties_and_temperature() {
 }
 
 #[test]
-fn broken_numbers_are_an_error_and_odd_settings_change_nothing() {
+fn non_finite_logits_are_an_error_and_extreme_settings_are_harmless() {
     let mut row = logits(100, 4.0);
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         row[31] = bad;
@@ -193,7 +193,7 @@ fn broken_numbers_are_an_error_and_odd_settings_change_nothing() {
 }
 
 #[test]
-fn an_infinite_temperature_is_uniform() {
+fn infinite_temperature_samples_uniformly() {
     let mut counts = [0; 4];
     for position in 0..4_000 {
         counts[choose(plain(f32::INFINITY), &[9.0, 0.0, -9.0, f32::MIN], position) as usize] += 1;
@@ -202,7 +202,7 @@ fn an_infinite_temperature_is_uniform() {
 }
 
 #[test]
-fn top_k_beyond_the_vocabulary_keeps_all() {
+fn top_k_beyond_the_vocabulary_keeps_all_tokens() {
     let row = logits(100, 4.0);
     for position in 0..50 {
         let all = choose(plain(1.0), &row, position);

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_decoder_that_it_refuses() {
+    fn unsupported_decoder_is_named() {
         let check = |decoder: Value, expect: &str| {
             assert_eq!(Spelling::of(&decoder).unwrap_err().to_string(), expect);
         };
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_sentencepiece_spellings() {
+    fn sentencepiece_spellings_are_decoded() {
         let decoder = json!({"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
             {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lying_id_allocates_nothing() {
+    fn out_of_range_token_id_allocates_nothing() {
         let result = Pieces::new([(u32::MAX, "x".to_owned(), false)], &json!({"type": "ByteLevel"}));
         assert!(matches!(result, Err(TextError::Invalid(_))));
     }

@@ -143,13 +143,13 @@ mod tests {
     }
 
     #[test]
-    fn holds_back_a_split_character() {
+    fn split_character_is_held_back() {
         let (deltas, _) = run(&[b"a\xE2", b"\x82", b"\xAC!"], &[]);
         assert_eq!(deltas, ["a", "", "€!", ""]);
     }
 
     #[test]
-    fn an_unfinished_character_is_replaced_at_the_end_only() {
+    fn incomplete_character_is_replaced_only_at_the_end() {
         let (deltas, _) = run(&[b"a\xF0\x9F", b"\x98"], &[]);
         assert_eq!(deltas, ["a", "", "\u{FFFD}"]);
         let (deltas, _) = run(&[b"a\xF0\x9F", b"b"], &[]);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_string_across_borders_is_cut_exactly() {
+    fn stop_string_across_chunk_boundaries_is_cut_exactly() {
         assert_eq!(
             run(&[b"one ST", b"O", b"P two"], &["STOP"]),
             (vec!["one ".into(), "".into(), "".into(), "".into()], true)
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stop_string_that_is_complete_first_ends_the_text() {
+    fn first_completed_stop_string_ends_the_text() {
         // Byte by byte `b` is seen before `abc`; at once it must be the same.
         assert_eq!(run(&[b"x", b"a", b"b", b"c"], &["abc", "b"]).0.concat(), "xa");
         assert_eq!(run(&[b"xabc"], &["abc", "b"]).0.concat(), "xa");
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_held_longer_than_it_could_matter() {
+    fn stream_holds_back_text_only_while_a_stop_string_may_match() {
         let (deltas, _) = run(&[b"abab", b"c"], &["ababd"]);
         assert_eq!(deltas, ["", "ababc", ""]);
         let (deltas, _) = run(&[b"xab", b"ab"], &["abd"]);
@@ -186,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_split_gives_the_text_of_the_whole(
+        fn streamed_text_is_the_same_for_every_split(
             pieces in prop::collection::vec(
                 prop_oneof![
                     prop::collection::vec(prop::sample::select(vec![b'a', b'b', 0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0x98, 0x80, 0xFF]), 0..6),

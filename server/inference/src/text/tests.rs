@@ -72,7 +72,7 @@ fn spellings(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn texts_go_there_and_back_and_special_tokens_leave_none() {
+fn tokenised_text_round_trips_and_special_tokens_decode_to_nothing() {
     let tokenizer = byte_tokenizer();
     let ids = tokenizer.encode("naïve €<|end|>\n", false).unwrap();
     assert_eq!(ids.iter().filter(|&&id| id == 256).count(), 1);
@@ -86,7 +86,7 @@ fn texts_go_there_and_back_and_special_tokens_leave_none() {
 }
 
 #[test]
-fn gguf_and_json_split_alike() {
+fn gguf_and_json_tokenizers_split_alike() {
     let json = Tokenizer::from_json(byte_level_json(WORDS).to_string().as_bytes()).unwrap();
     let gguf = Tokenizer::from_gguf(&vocabulary("gpt-2", WORDS)).unwrap();
     for text in ["the the 1234's", " the\n\nthe", "<|end|>the", "", "\u{0}\u{FFFD}é"] {
@@ -96,7 +96,7 @@ fn gguf_and_json_split_alike() {
 }
 
 #[test]
-fn each_gguf_pre_tokenizer_splits_numbers_and_cases_in_its_own_way() {
+fn each_gguf_pre_tokenizer_has_its_own_splitting_rules() {
     let check = |pre: &str, text: &str, expect: &[&str]| {
         assert_eq!(spellings(&Tokenizer::from_gguf(&vocabulary(pre, WORDS)).unwrap(), text), expect, "{pre} {text:?}");
     };
@@ -111,7 +111,7 @@ fn each_gguf_pre_tokenizer_splits_numbers_and_cases_in_its_own_way() {
 }
 
 #[test]
-fn gguf_says_what_it_cannot_read() {
+fn unsupported_gguf_tokenizers_are_reported() {
     let check = |vocabulary: Vocabulary, expect: &str| {
         let error = Tokenizer::from_gguf(&vocabulary).unwrap_err().to_string();
         assert!(error.contains(expect), "{error}");
@@ -123,7 +123,7 @@ fn gguf_says_what_it_cannot_read() {
 }
 
 #[test]
-fn gguf_metadata_names_beginning_and_ends() {
+fn gguf_metadata_names_bos_and_eos_tokens() {
     let tokenizer = Tokenizer::from_gguf(&vocabulary("gpt-2", &[])).unwrap();
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(256), Some(256)));
     assert_eq!(tokenizer.end_tokens(), [256, 257], "a chat model's turn ends with a control token");
@@ -135,7 +135,7 @@ fn gguf_metadata_names_beginning_and_ends() {
 }
 
 #[test]
-fn a_directory_says_more_than_its_tokenizer() {
+fn model_directory_adds_special_tokens_and_the_chat_template() {
     let directory = Directory::new("extras");
     directory.write("tokenizer.json", byte_level_json(&[]));
     let bare = Tokenizer::from_directory(&directory.0).unwrap();
@@ -155,7 +155,7 @@ fn a_directory_says_more_than_its_tokenizer() {
 }
 
 #[test]
-fn broken_files_are_named() {
+fn broken_tokenizer_files_are_named() {
     let directory = Directory::new("broken");
     let error = || Tokenizer::from_directory(&directory.0).unwrap_err().to_string();
     assert!(error().contains("tokenizer.json"));
@@ -191,7 +191,7 @@ impl Drop for Directory {
 
 proptest! {
     #[test]
-    fn byte_level_decoding_is_that_of_the_tokenizers_crate(text in "(\\PC|[ \n\t'é€😀1the]){0,40}", ids in prop::collection::vec(0u32..270, 0..40)) {
+    fn byte_level_decoding_matches_the_tokenizers_crate(text in "(\\PC|[ \n\t'é€😀1the]){0,40}", ids in prop::collection::vec(0u32..270, 0..40)) {
         let tokenizer = Tokenizer::from_json(byte_level_json(WORDS).to_string().as_bytes()).unwrap();
         let encoded = tokenizer.encode(&text, false).unwrap();
         prop_assert_eq!(tokenizer.decode(&encoded), text);
@@ -199,7 +199,7 @@ proptest! {
     }
 
     #[test]
-    fn streamed_tokens_are_the_decoded_text(ids in prop::collection::vec(0u32..258, 0..60)) {
+    fn streamed_tokens_equal_the_decoded_text(ids in prop::collection::vec(0u32..258, 0..60)) {
         let tokenizer = byte_tokenizer();
         let mut stream = Stream::new(&[]);
         let mut text: String = ids.iter().map(|&id| stream.push(tokenizer.bytes(id))).collect();

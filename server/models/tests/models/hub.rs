@@ -71,7 +71,7 @@ fn answer(status: u16, headers: &[(&'static str, &str)]) -> Fault {
 }
 
 #[tokio::test]
-async fn a_model_is_pulled_with_what_it_needs_and_found_again_without_network() {
+async fn model_is_pulled_with_its_files_and_found_again_offline() {
     let place = Place::new().await;
     let model = place.fetch("hf:org/name").await.unwrap();
     let names: Vec<_> = model.manifest.files.iter().map(|f| f.name.as_str()).collect();
@@ -89,7 +89,7 @@ async fn a_model_is_pulled_with_what_it_needs_and_found_again_without_network() 
 }
 
 #[tokio::test]
-async fn what_is_not_in_the_store_is_explained_offline() {
+async fn missing_model_in_offline_mode_is_explained() {
     let place = Place::new().await;
     let options = FetchOptions { offline: true, ..place.options() };
     let error = place.store.fetch(&"hf:org/name".parse().unwrap(), &options, &|_| {}).await.unwrap_err();
@@ -99,7 +99,7 @@ async fn what_is_not_in_the_store_is_explained_offline() {
 }
 
 #[tokio::test]
-async fn connections_cut_anywhere_are_continued_where_they_broke() {
+async fn interrupted_downloads_resume_where_they_broke() {
     let place = Place::new().await;
     place.survives([0, 1, 7, 100_000, 1, 150_000].map(Fault::Cut)).await;
     let ranges: Vec<_> =
@@ -111,13 +111,13 @@ async fn connections_cut_anywhere_are_continued_where_they_broke() {
 }
 
 #[tokio::test]
-async fn a_server_that_answers_with_another_range_is_not_believed() {
+async fn response_with_another_range_is_rejected() {
     let place = Place::new().await;
     place.survives([Fault::Cut(1000), Fault::WrongRange]).await;
 }
 
 #[tokio::test]
-async fn a_content_that_changed_under_a_partial_download_is_fetched_from_the_start() {
+async fn content_changed_during_a_download_is_fetched_from_the_start() {
     let place = Place::new().await;
     let error = place.fails("storage/cdn", [1000, 0, 0, 0].map(Fault::Cut)).await;
     assert!(error.contains("4 attempts"), "{error}");
@@ -132,7 +132,7 @@ async fn a_content_that_changed_under_a_partial_download_is_fetched_from_the_sta
 }
 
 #[tokio::test]
-async fn a_damaged_download_is_repeated_once_and_then_refused() {
+async fn damaged_download_is_retried_once_and_then_refused() {
     let place = Place::new().await;
     place.survives([Fault::Cut(5000), Fault::Damaged]).await;
 
@@ -147,7 +147,7 @@ async fn a_damaged_download_is_repeated_once_and_then_refused() {
 }
 
 #[tokio::test]
-async fn sizes_that_disagree_are_refused_and_short_bodies_are_continued() {
+async fn conflicting_sizes_are_refused_and_short_bodies_resumed() {
     let place = Place::new().await;
     let error = place.fails("storage/cdn", [Fault::Promises(-5)]).await;
     assert!(error.contains("300000 bytes") && error.contains("299995 bytes"), "{error}");
@@ -160,14 +160,14 @@ async fn sizes_that_disagree_are_refused_and_short_bodies_are_continued() {
 }
 
 #[tokio::test]
-async fn a_server_that_stalls_is_left_and_continued() {
+async fn stalled_download_is_aborted_and_resumed() {
     let place = Place::new().await;
     place.survives([Fault::Stalls(1234)]).await;
     assert_eq!(place.standin.requests("storage/cdn")[1].headers["range"], "bytes=1234-");
 }
 
 #[tokio::test]
-async fn a_server_that_drips_is_left_and_continued() {
+async fn slow_download_is_aborted_and_resumed() {
     let place = Place::new().await;
     place.standin.fault("storage/cdn", [Fault::Drips]);
     let mut options = place.options();
@@ -178,7 +178,7 @@ async fn a_server_that_drips_is_left_and_continued() {
 }
 
 #[tokio::test]
-async fn a_hub_that_asks_to_wait_is_waited_for_within_bounds() {
+async fn hub_retry_after_is_honoured_within_bounds() {
     let place = Place::new().await;
     let events = Mutex::new(Vec::new());
     place.standin.fault("api/models", [answer(429, &[("retry-after", "1")]), answer(503, &[])]);
@@ -197,7 +197,7 @@ async fn a_hub_that_asks_to_wait_is_waited_for_within_bounds() {
 }
 
 #[tokio::test]
-async fn gated_missing_and_private_models_say_what_to_do() {
+async fn gated_missing_and_private_models_come_with_a_hint() {
     let place = Place::new().await;
     let said = "Access to model org/name is restricted";
     let gated = answer(403, &[("x-error-code", "GatedRepo"), ("x-error-message", said)]);
@@ -215,7 +215,7 @@ async fn gated_missing_and_private_models_say_what_to_do() {
 }
 
 #[tokio::test]
-async fn the_token_goes_to_the_hub_and_nowhere_else() {
+async fn hub_token_is_sent_only_to_the_hub() {
     let place = Place::new().await;
     let options = FetchOptions { token: Some(Token::new("hf_secret")), ..place.options() };
     place.store.fetch(&"hf:org/name".parse().unwrap(), &options, &|_| {}).await.unwrap();
@@ -227,7 +227,7 @@ async fn the_token_goes_to_the_hub_and_nowhere_else() {
 }
 
 #[tokio::test]
-async fn redirects_in_a_circle_end() {
+async fn redirect_loops_are_refused() {
     let place = Place::new().await;
     let round = answer(302, &[("location", "/org/name/resolve/x")]);
     place.standin.put("hub/org/name/resolve/x", 302, Vec::new(), &[("location", "/org/name/resolve/x".to_owned())]);
@@ -239,7 +239,7 @@ async fn redirects_in_a_circle_end() {
 }
 
 #[tokio::test]
-async fn a_listing_with_names_that_leave_the_folder_is_harmless() {
+async fn unsafe_file_names_in_a_listing_are_skipped() {
     let place = Place::new().await;
     let mut files = repo_files(&place.weights);
     for name in ["../evil.safetensors", "/etc/evil.safetensors", "..", ".hidden.json", "tokenizer\u{7}.json"] {
@@ -251,7 +251,7 @@ async fn a_listing_with_names_that_leave_the_folder_is_harmless() {
 }
 
 #[tokio::test]
-async fn a_disk_with_too_little_room_is_refused_before_the_download() {
+async fn insufficient_disk_space_is_refused_before_the_download() {
     let place = Place::new().await;
     let path = "hub/api/models/org/huge/revision/main?blobs=true";
     let digest = sha256(b"huge");
@@ -265,7 +265,7 @@ async fn a_disk_with_too_little_room_is_refused_before_the_download() {
 }
 
 #[tokio::test]
-async fn a_branch_is_pinned_by_the_first_pull_until_it_is_refreshed() {
+async fn branch_is_pinned_by_the_first_pull_until_refreshed() {
     let place = Place::new().await;
     let first = place.fetch("hf:org/name").await.unwrap();
     let newer = noise(200_000, 2);
@@ -287,7 +287,7 @@ async fn a_branch_is_pinned_by_the_first_pull_until_it_is_refreshed() {
 }
 
 #[tokio::test]
-async fn two_fetches_at_once_download_once() {
+async fn concurrent_fetches_download_once() {
     let place = Place::new().await;
     let source: Source = "hf:org/name".parse().unwrap();
     let options = place.options();
@@ -300,7 +300,7 @@ async fn two_fetches_at_once_download_once() {
 }
 
 #[tokio::test]
-async fn a_damaged_model_in_the_store_is_fetched_again() {
+async fn damaged_model_in_the_store_is_fetched_again() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new().await;
     let model = place.fetch("hf:org/name").await.unwrap();
@@ -317,8 +317,8 @@ async fn a_damaged_model_in_the_store_is_fetched_again() {
 
 /// The other half of the test below: a process of its own, so that it can be killed.
 #[tokio::test]
-#[ignore = "started by a_fetch_that_is_killed_goes_on_where_it_was"]
-async fn child_that_fetches() {
+#[ignore = "started by killed_fetch_is_resumed"]
+async fn fetch_child_process() {
     let (Ok(store), Ok(hub)) = (std::env::var("STANDIN_STORE"), std::env::var("STANDIN_HUB")) else { return };
     let store = Store::open(Utf8PathBuf::from(store)).unwrap();
     let options = FetchOptions { endpoint: hub, ..FetchOptions::default() };
@@ -326,11 +326,11 @@ async fn child_that_fetches() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fetch_that_is_killed_goes_on_where_it_was() {
+async fn killed_fetch_is_resumed() {
     let place = Place::new().await;
     place.standin.fault("storage/cdn", [Fault::Stalls(100_000)]);
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "hub::child_that_fetches", "--ignored"])
+        .args(["--exact", "hub::fetch_child_process", "--ignored"])
         .env("STANDIN_STORE", place.store.path())
         .env("STANDIN_HUB", &place.standin.hub)
         .stdout(std::process::Stdio::null())

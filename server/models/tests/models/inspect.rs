@@ -43,7 +43,7 @@ fn safetensors(header: &str, data: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_hugging_face_folder_is_summarized_without_buffers_and_copies() {
+fn hugging_face_model_summary_excludes_buffers_and_tied_weights() {
     let header = r#"{"__metadata__":{"format":"pt"},
         "wte.weight":{"dtype":"F16","shape":[10,8],"data_offsets":[0,160]},
         "lm_head.weight":{"dtype":"F16","shape":[10,8],"data_offsets":[0,160]},
@@ -66,7 +66,7 @@ fn a_hugging_face_folder_is_summarized_without_buffers_and_copies() {
 }
 
 #[test]
-fn lying_safetensors_headers_are_refused() {
+fn invalid_safetensors_headers_are_refused() {
     let with = |file: Vec<u8>| {
         let folder = Folder::new();
         folder.write("config.json", GPT2).write("model.safetensors", file);
@@ -85,7 +85,7 @@ fn lying_safetensors_headers_are_refused() {
 }
 
 #[test]
-fn impossible_configurations_are_refused() {
+fn impossible_model_configuration_values_are_refused() {
     let with = |config: String| {
         let folder = Folder::new();
         folder.write("config.json", config).write("model.safetensors", safetensors("{}", 0));
@@ -100,7 +100,7 @@ fn impossible_configurations_are_refused() {
 }
 
 #[test]
-fn a_folder_without_a_usable_tokenizer_is_refused() {
+fn model_without_a_usable_tokenizer_is_refused() {
     let with = |tokenizer: Option<&str>| {
         let folder = Folder::new();
         folder.write("config.json", GPT2).write("model.safetensors", safetensors("{}", 0));
@@ -188,7 +188,7 @@ fn gguf(mut file: Gguf, data: usize) -> Folder {
 }
 
 #[test]
-fn a_gguf_file_is_summarized() {
+fn gguf_model_is_summarised() {
     let file = Gguf::llama().tensor("token_embd.weight", [64, 5], 8, 0).tensor("w", [64, 64], 0, 352);
     let found = gguf(file, 352 + 4 * 4096).inspect().unwrap();
     assert_eq!((found.family.as_str(), found.format), ("llama", Format::Gguf));
@@ -199,7 +199,7 @@ fn a_gguf_file_is_summarized() {
 }
 
 #[test]
-fn lying_gguf_headers_are_refused() {
+fn invalid_gguf_headers_are_refused() {
     let small = |file: Gguf| gguf(file, 64);
     small(Gguf(b"GGML".to_vec())).refuses("does not begin with `GGUF`");
     small(Gguf(b"GGUF\x09\0\0\0".to_vec())).refuses("version 9");

@@ -101,7 +101,7 @@ async fn proxy(asked: Arc<Mutex<Vec<String>>>) -> String {
 }
 
 #[tokio::test]
-async fn a_private_ca_is_trusted_when_it_is_named_and_only_then() {
+async fn private_hub_ca_is_trusted_only_when_configured() {
     let private = Private::start().await;
     let error = private.fetch(FetchOptions { ca_file: None, ..private.options("localhost") }).await.unwrap_err();
     assert!(error.to_string().contains("invalid peer certificate"), "{error}");
@@ -111,7 +111,7 @@ async fn a_private_ca_is_trusted_when_it_is_named_and_only_then() {
 }
 
 #[tokio::test]
-async fn a_ca_file_that_is_none_is_named() {
+async fn invalid_ca_file_is_reported() {
     let private = Private::start().await;
     let check = async |path: Utf8PathBuf, expect: &str| {
         let error =
@@ -125,7 +125,7 @@ async fn a_ca_file_that_is_none_is_named() {
 }
 
 #[tokio::test]
-async fn a_proxy_is_used_with_its_password_unless_the_host_is_excepted() {
+async fn proxy_is_used_with_its_password_except_for_no_proxy_hosts() {
     let private = Private::start().await;
     let asked = Arc::new(Mutex::new(Vec::new()));
     let address = proxy(asked.clone()).await;
@@ -145,7 +145,7 @@ async fn a_proxy_is_used_with_its_password_unless_the_host_is_excepted() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_not_there_is_an_error_without_its_password() {
+async fn unreachable_proxy_is_an_error_without_its_password() {
     let private = Private::start().await;
     let settings = ProxySettings { https: Some("http://user:word@127.0.0.1:1".to_owned()), ..ProxySettings::default() };
     let error = private.fetch(FetchOptions { proxy: settings, ..private.options("localhost") }).await.unwrap_err();
@@ -154,7 +154,7 @@ async fn a_proxy_that_is_not_there_is_an_error_without_its_password() {
 }
 
 #[tokio::test]
-async fn a_hub_without_encryption_is_only_accepted_on_this_machine() {
+async fn unencrypted_hub_is_accepted_only_on_this_machine() {
     let private = Private::start().await;
     let plain = FetchOptions { endpoint: private.standin.hub.clone(), ..FetchOptions::default() };
     let far = FetchOptions { endpoint: "http://mirror.example".to_owned(), ..FetchOptions::default() };

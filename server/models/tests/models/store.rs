@@ -48,7 +48,7 @@ fn quick() -> Limits {
 }
 
 #[tokio::test]
-async fn a_fetch_needs_no_place_for_the_digests_of_chunks() {
+async fn fetch_succeeds_when_chunk_digests_cannot_be_stored() {
     let place = Place::new();
     let source = place.model("whole", 10, 1);
     let header = format!(r#"{{"a":{{"data_offsets":[0,{}]}}}}"#, 2 << 20);
@@ -67,7 +67,7 @@ async fn a_fetch_needs_no_place_for_the_digests_of_chunks() {
 }
 
 #[tokio::test]
-async fn a_local_folder_is_imported_and_a_changed_one_again() {
+async fn local_model_directory_is_imported_and_reimported_when_changed() {
     let place = Place::new();
     let source = place.model("my model", 1000, 1);
     let first = place.fetch(&source, None).await.unwrap();
@@ -85,7 +85,7 @@ async fn a_local_folder_is_imported_and_a_changed_one_again() {
 
 /// With the digest comes what is known of the chunks, and it goes with the content.
 #[tokio::test]
-async fn the_chunks_of_weights_are_kept_with_them() {
+async fn chunk_lists_are_stored_and_removed_with_their_weights() {
     let place = Place::new();
     let source = place.model("m", 0, 1);
     let data = noise((5 << 20) + 1, 1);
@@ -112,7 +112,7 @@ async fn the_chunks_of_weights_are_kept_with_them() {
 }
 
 #[tokio::test]
-async fn what_a_fetch_would_bring_is_known_before_and_after_a_change() {
+async fn digest_of_a_local_source_is_known_without_fetching_it() {
     let place = Place::new();
     let source = place.model("m", 1000, 1);
     let heard = std::sync::Mutex::new(Vec::new());
@@ -142,7 +142,7 @@ async fn what_a_fetch_would_bring_is_known_before_and_after_a_change() {
 }
 
 #[tokio::test]
-async fn what_is_no_model_is_refused_with_the_reason() {
+async fn non_models_are_refused_with_the_reason() {
     let place = Place::new();
     let check = async |text: String, expect: &str| {
         let error = place.fetch(&text.parse().unwrap(), None).await.unwrap_err();
@@ -157,7 +157,7 @@ async fn what_is_no_model_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_model_is_placed_in_one_step_and_mended_where_it_is_broken() {
+async fn model_is_placed_atomically_and_repaired_when_damaged() {
     let place = Place::new();
     let model = place.fetch(&place.model("m", 1000, 1), None).await.unwrap();
     let target = place.path("site/models/tiny");
@@ -185,7 +185,7 @@ async fn a_model_is_placed_in_one_step_and_mended_where_it_is_broken() {
 }
 
 #[tokio::test]
-async fn a_full_store_evicts_what_was_not_asked_for_the_longest_but_never_what_is_used_or_pinned() {
+async fn full_store_evicts_the_least_recently_used_unpinned_model() {
     let place = Place::new();
     let [old, pinned, used] = [1, 2, 3].map(|seed| place.model(&format!("m{seed}"), 100_000, seed));
     for (source, age) in [(&old, 30), (&pinned, 300), (&used, 3000)] {
@@ -214,7 +214,7 @@ async fn a_full_store_evicts_what_was_not_asked_for_the_longest_but_never_what_i
 }
 
 #[tokio::test]
-async fn models_that_share_files_share_the_disk_and_survive_each_other() {
+async fn models_share_identical_files_and_are_removed_independently() {
     let place = Place::new();
     let (a, b) = (place.model("a", 100_000, 1), place.model("b", 100_000, 1));
     fs::write(place.path("b/config.json"), "{\"other\":1}").unwrap();
@@ -230,7 +230,7 @@ async fn models_that_share_files_share_the_disk_and_survive_each_other() {
 }
 
 #[tokio::test]
-async fn leftovers_of_killed_fetches_make_room() {
+async fn leftovers_of_killed_fetches_are_removed_to_free_space() {
     let place = Place::new();
     let blob = place.store.path().join("blobs/00").join("0".repeat(64));
     fs::create_dir_all(blob.parent().unwrap()).unwrap();
@@ -244,7 +244,7 @@ async fn leftovers_of_killed_fetches_make_room() {
 }
 
 #[tokio::test]
-async fn a_manifest_that_was_changed_is_not_believed() {
+async fn changed_manifest_is_refused() {
     let place = Place::new();
     let model = place.fetch(&place.model("m", 1000, 1), None).await.unwrap();
     let copy = place.path("copy");
@@ -265,7 +265,7 @@ async fn a_manifest_that_was_changed_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_web_folder_and_a_web_file_are_pulled() {
+async fn model_is_pulled_from_a_web_directory_and_from_a_web_file() {
     let place = Place::new();
     let standin = Standin::start().await;
     let weights = noise(100_000, 1);
@@ -295,7 +295,7 @@ async fn a_web_folder_and_a_web_file_are_pulled() {
 }
 
 #[tokio::test]
-async fn an_index_that_names_files_elsewhere_is_refused() {
+async fn weight_index_with_paths_outside_the_model_is_refused() {
     let place = Place::new();
     let standin = Standin::start().await;
     standin.put("hub/m/config.json", 200, b"{}".to_vec(), &[]);

@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_is_watched_where_nothing_but_the_service_can_be_lost() {
+    fn service_check_is_accepted_only_with_an_external_database() {
         let folder = tempfile::tempdir().unwrap();
         let file = Utf8PathBuf::try_from(folder.path().join("watch.yaml")).unwrap();
         let read = |more: &str| {

@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_is_read_again_and_a_torn_line_is_none() {
+    fn control_log_is_read_back_and_a_torn_line_ignored() {
         let (_dir, path) = folder();
         let (mut disk, state) = Disk::open(&path).unwrap();
         assert_eq!(state, State::default());
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leads_without_a_break_is_known_across_restarts_and_a_gap_is_a_break() {
+    fn start_of_an_uninterrupted_primary_term_survives_restarts() {
         let (_dir, path) = folder();
         let of =
             |epoch, primary: &str| Configuration { epoch, primary: Site::new(primary), members: Default::default() };
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_takes_the_place_of_entries_and_a_death_in_between_loses_none() {
+    fn snapshot_replaces_log_entries_even_if_killed_in_between() {
         let (_dir, path) = folder();
         let (mut disk, _) = Disk::open(&path).unwrap();
         disk.append(&(1..=5).map(|n| entry(1, n)).collect::<Vec<_>>()).unwrap();

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_comes_back_as_it_was_put() {
+    fn api_key_row_round_trips() {
         let key = ApiKey {
             public_id: "0123456789abcdef".into(),
             sha256: "0".repeat(64),

@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_that_nobody_takes_never_takes_the_databases_room() {
+    fn unarchived_wal_is_dropped_before_it_fills_the_disk() {
         const GIB: u64 = 1 << 30;
         assert!(!lets_go(0, 0), "nothing to let go");
         assert!(!lets_go(4 * GIB, 100 * GIB) && lets_go(4 * GIB + 1, 100 * GIB));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_absent_part_is_the_end_of_a_log() {
+    fn only_a_missing_segment_ends_the_wal_restore() {
         let refused = ArchiveStepError::Refused { part: "a".into(), why: "damaged".into() };
         assert_eq!(
             (ArchiveStepError::Absent("a".into()).status(true), refused.status(true), refused.status(false)),

@@ -137,7 +137,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn a_document_is_a_function_of_its_number() {
+    fn document_is_a_pure_function_of_its_index() {
         for index in 0..200 {
             let (a, b) = (document(3, Split::Train, index), document(3, Split::Train, index));
             assert_eq!(a.text, b.text);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_leave_no_grammar_behind() {
+    fn texts_contain_no_grammar_markup() {
         for index in 0..20_000 {
             let d = document(9, Split::Train, index);
             let mut text = d.text.clone();
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mixture_is_the_one_of_the_recipe() {
+    fn document_mixture_matches_the_recipe() {
         let mut counts = [0usize; 3];
         for index in 0..10_000 {
             counts[document(5, Split::Train, index).kind as usize] += 1;

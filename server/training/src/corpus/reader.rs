@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn sound_stories_pass_and_others_do_not() {
+    fn consistent_stories_pass_and_inconsistent_ones_fail() {
         check("Mira lost her key. She met Tom. He saw the key.", 6, 6);
         check("Mira lost a key. He met Ben. Then Otto came.", 3, 4);
         check("Mira lost her key. The lantern was there.", 2, 3);

@@ -467,7 +467,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn questions_about_trades_are_about_trades_of_the_world() {
+    fn trade_questions_use_trades_of_the_world() {
         assert!(TRADES.iter().all(|(t, _)| ROLES.contains(t)));
         assert!(THING_USES.iter().filter(|(t, _)| THINGS.contains(t)).count() >= 15);
     }

@@ -244,7 +244,7 @@ mod tests {
     use crate::rng::Rng;
 
     #[test]
-    fn a_copied_text_is_the_text() {
+    fn copy_task_answer_equals_the_text() {
         for seed in 0..300 {
             let mut t = Teller::new(Rng::new(seed, 0));
             copy(&mut t);
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn an_extracted_answer_names_somebody_of_the_text() {
+    fn extraction_answer_names_a_person_of_the_text() {
         for seed in 0..300 {
             let mut t = Teller::new(Rng::new(seed, 1));
             extract(&mut t);

@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn verbs_follow_the_tense_of_the_tale() {
+    fn verbs_follow_the_tense_of_the_story() {
         let told = |present| {
             let mut t = teller();
             t.present = present;
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pronoun_never_stands_for_two() {
+    fn pronoun_is_never_ambiguous() {
         for seed in 0..200 {
             let mut t = Teller::new(Rng::new(seed, 0));
             for (k, v) in [("N", "Mira"), ("he", "she"), ("F", "Ada"), ("fhe", "she")] {

@@ -317,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_and_addresses_are_put_once_and_only_whole() {
+    fn container_paths_and_addresses_are_rewritten_as_whole_words() {
         let words = BTreeMap::from([
             ("/etc/a", "/tmp/1/a"),
             ("/etc/a-b", "/tmp/1/b"),

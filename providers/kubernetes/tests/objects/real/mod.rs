@@ -147,7 +147,7 @@ fn inside(world: &World, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deployment_ends_in_a_service_that_answers() {
+async fn deployed_service_answers_requests() {
     let Some(world) = World::new("answers") else { return };
     let kubelet = world.cluster.kubelet();
     let page = world.want("config-map", "page", json!({ "data": { "index.html": "hello from a pod" } }));
@@ -188,7 +188,7 @@ async fn get(address: std::net::SocketAddr) -> String {
 
 /// Each answer in turn is lost, before the call or after it; another process goes on from what was journaled.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_cut_anywhere_is_gone_on_with_by_another_process() {
+async fn interrupted_call_is_resumed_by_another_process() {
     let Some(world) = World::new("cut") else { return };
     world.cluster.kubelet();
     let secret = json!({ "data": { "key": { "$secret": "key", "version": "1" } } });
@@ -311,7 +311,7 @@ async fn go_on(provider: &dyn Provider, op: &Operation, mut handle: Option<Handl
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_is_a_watch_where_it_may_be_one() {
+async fn waiting_uses_a_watch_where_permitted() {
     let Some(world) = World::new("watched") else { return };
     world.cluster.kubelet();
     let gate = world.cluster.folder().join(format!("{}.open", world.namespace));
@@ -360,7 +360,7 @@ async fn a_wait_is_a_watch_where_it_may_be_one() {
 
 /// The credential comes from a program that the kubeconfig names.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_prints_the_credential() {
+async fn exec_plugin_supplies_the_credential() {
     let Some(world) = World::new("printed") else { return };
     inside(&world, &["create", "serviceaccount", "deployer"]);
     inside(
@@ -411,7 +411,7 @@ async fn a_program_prints_the_credential() {
 
 /// The value of a secret is in the Secret and nowhere else.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_is_seen_by_its_version_alone() {
+async fn secret_value_is_stored_only_in_the_secret_object() {
     let Some(world) = World::new("secret") else { return };
     let wanted = world.want("secret", "keys", json!({ "data": { "key": { "$secret": "key", "version": "1" } } }));
     let recorded = world.create(&wanted).await;
@@ -433,7 +433,7 @@ async fn a_secret_is_seen_by_its_version_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hollow_nodes_take_pods_that_tolerate_them() {
+async fn hollow_nodes_accept_pods_that_tolerate_them() {
     let Some(world) = World::new("fake") else { return };
     world.cluster.hollow_nodes(3);
     let mut many = deployment(30, &FOREVER);

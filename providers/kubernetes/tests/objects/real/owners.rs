@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_somebody_else_has_is_left_alone() {
+async fn object_with_the_same_name_of_another_owner_is_left_alone() {
     let Some(world) = World::new("taken") else { return };
     inside(&world, &["create", "configmap", "settings", "--from-literal=a=theirs"]);
     let wanted = world.want("config-map", "settings", json!({ "data": { "a": "ours" } }));
@@ -54,7 +54,7 @@ async fn a_name_that_somebody_else_has_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_own_is_theirs_and_what_a_person_changed_is_named() {
+async fn fields_of_other_managers_are_kept_and_manual_changes_reported() {
     let Some(world) = World::new("owners") else { return };
     world.cluster.kubelet();
     let wanted = world.want("deployment", "web", deployment(1, &FOREVER));
@@ -137,7 +137,7 @@ async fn what_others_own_is_theirs_and_what_a_person_changed_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_that_is_given_up_stays_as_it_is_until_somebody_else_says_another() {
+async fn released_replica_count_stays_until_another_manager_sets_it() {
     let Some(world) = World::new("handover") else { return };
     world.cluster.kubelet();
     let counted = world.want("deployment", "web", deployment(3, &FOREVER));

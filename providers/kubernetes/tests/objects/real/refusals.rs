@@ -5,7 +5,7 @@ use crate::parts::{Fixture, bare};
 
 /// Each call is made once: who journaled the operation decides when it is made again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_or_broken_api_server_is_told_apart_and_never_asked_twice() {
+async fn api_server_errors_are_classified_and_never_retried_by_the_provider() {
     let Some(world) = World::new("busy") else { return };
     let wanted = world.want("config-map", "settings", json!({ "data": { "a": "1" } }));
     let op = operation(&world, 1, Verb::Create, &wanted, None);
@@ -41,7 +41,7 @@ async fn a_busy_or_broken_api_server_is_told_apart_and_never_asked_twice() {
 
 /// It takes connections, as one that hangs does, and never says a word.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_server_that_says_nothing_is_given_up() {
+async fn unresponsive_api_server_times_out() {
     let Some(world) = World::new("silent") else { return };
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut kubeconfig: Value = serde_json::from_slice(&std::fs::read(world.cluster.admin()).unwrap()).unwrap();
@@ -64,7 +64,7 @@ async fn an_api_server_that_says_nothing_is_given_up() {
 
 /// What is wanted in a namespace that goes waits for the one after it.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_made_in_a_namespace_that_goes() {
+async fn nothing_is_created_in_a_terminating_namespace() {
     let Some(world) = World::new("goes") else { return };
     let held = json!({ "metadata": { "finalizers": ["example.com/hold"] }, "data": { "a": "1" } });
     world.create(&world.want("config-map", "held", held)).await;
@@ -79,7 +79,7 @@ async fn nothing_is_made_in_a_namespace_that_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_rule_is_printed_and_adding_it_is_enough() {
+async fn missing_rbac_rule_is_printed_and_adding_it_suffices() {
     let Some(world) = World::new("denied") else { return };
     let user = format!("user-of-{}", world.namespace);
     let file = Some(world.cluster.kubeconfig(&user, &[]).into_std_path_buf());
@@ -121,7 +121,7 @@ async fn a_missing_rule_is_printed_and_adding_it_is_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn quotas_policies_and_bad_specs_are_told_apart() {
+async fn quota_policy_and_spec_errors_are_distinguished() {
     let Some(world) = World::new("refused") else { return };
     let ns = &world.namespace;
     world.cluster.feed(
@@ -174,7 +174,7 @@ async fn quotas_policies_and_bad_specs_are_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_way_in_that_nobody_serves_is_told_before() {
+async fn missing_ingress_controller_is_reported_before_the_apply() {
     let Some(world) = World::new("ways") else { return };
     let class = format!("class-of-{}", world.namespace);
     let backend = json!({ "service": { "name": "web", "port": { "number": 80 } } });
@@ -200,7 +200,7 @@ async fn a_way_in_that_nobody_serves_is_told_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_class_that_is_not_there_is_told_before() {
+async fn missing_class_is_reported_before_the_apply() {
     let Some(world) = World::new("classes") else { return };
     let class = format!("class-of-{}", world.namespace);
     let mut web = deployment(1, &FOREVER);
@@ -222,7 +222,7 @@ async fn a_class_that_is_not_there_is_told_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_openshift_is_known_by_what_it_serves() {
+async fn openshift_is_detected_by_its_apis() {
     let Some(world) = World::new("openshift") else { return };
     let pods = |context: Value| {
         let mut web = deployment(1, &FOREVER);
@@ -247,7 +247,7 @@ async fn an_openshift_is_known_by_what_it_serves() {
 
 /// What is said while pods do not come up: image, node, quota, crash.
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_that_do_not_come_up_say_why() {
+async fn failing_pods_report_the_reason() {
     let Some(world) = World::new("trouble") else { return };
     world.cluster.kubelet();
     let of = |name: &str, change: &dyn Fn(&mut Value)| {

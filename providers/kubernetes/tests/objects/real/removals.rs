@@ -4,7 +4,7 @@ use super::*;
 use crate::parts::{Fixture, bare};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_or_holds_others_is_not_removed() {
+async fn blocked_deletions_are_reported_and_external_content_is_kept() {
     let Some(world) = World::new("held") else { return };
     let held = world.want(
         "config-map",
@@ -87,7 +87,7 @@ async fn what_is_held_or_holds_others_is_not_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_definition_with_objects_of_others_stays_and_a_missing_one_is_named() {
+async fn definition_with_external_objects_is_kept_and_a_missing_one_is_named() {
     let Some(world) = World::new("kinds") else { return };
     // Fewer nodes than are asked for are told of.
     let namespace = world.namespace.clone();

@@ -23,7 +23,7 @@ async fn until_asked(asked: &AtomicBool, world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_webhook_refuses_is_told_in_its_words_and_one_that_does_not_answer_is_waited_for() {
+async fn webhook_denial_is_quoted_and_an_unresponsive_webhook_retried() {
     let Some(world) = World::new("hooked") else { return };
     let asked = Arc::new(AtomicBool::new(false));
     let seen = asked.clone();
@@ -68,7 +68,7 @@ async fn what_a_webhook_refuses_is_told_in_its_words_and_one_that_does_not_answe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_webhook_adds_or_changes_is_its_own_and_no_drift() {
+async fn webhook_mutations_are_not_drift() {
     let Some(world) = World::new("mutated") else { return };
     let asked = Arc::new(AtomicBool::new(false));
     let seen = asked.clone();

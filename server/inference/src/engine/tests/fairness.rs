@@ -38,7 +38,7 @@ impl Backlog {
 }
 
 #[test]
-fn two_tenants_share_evenly_however_many_requests_one_sends() {
+fn tenants_share_evenly_regardless_of_their_request_count() {
     for max_running in [2, 8] {
         let mut bench = Bench::new(EngineOptions { queue: 256, max_running, ..options() });
         bench.load("m", Script::default());
@@ -56,7 +56,7 @@ fn two_tenants_share_evenly_however_many_requests_one_sends() {
 }
 
 #[test]
-fn a_tenant_with_long_answers_cannot_keep_all_room() {
+fn tenant_with_long_responses_is_preempted() {
     let mut bench = Bench::new(EngineOptions { max_running: 2, ..options() });
     bench.load("m", Script { context: 100_000, capacity: 1 << 30, ..Script::default() });
     let endless = Request { ignore_end: true, tenant: "hog".to_owned(), ..request(bytes("ab"), 9_000) };
@@ -84,7 +84,7 @@ fn a_tenant_with_long_answers_cannot_keep_all_room() {
 }
 
 #[test]
-fn a_neighbour_with_long_prompts_does_not_stall_somebody_who_reads_along() {
+fn long_prompts_of_one_tenant_do_not_stall_another_tenants_stream() {
     let mut bench = Bench::new(options());
     let script = Script { context: 20_000, row_cost: Duration::from_micros(500), ..Script::default() };
     bench.load("m", script);
@@ -131,7 +131,7 @@ fn models_share_time_and_not_steps() {
 }
 
 #[test]
-fn within_a_tenant_the_oldest_goes_first() {
+fn oldest_request_of_a_tenant_goes_first() {
     let mut bench = Bench::new(EngineOptions { max_running: 1, ..options() });
     bench.load("m", Script::default());
     let sent: Vec<Sent> = (0..5u32).map(|n| bench.send(request([n], 3), Client::Reads).unwrap()).collect();
@@ -165,7 +165,7 @@ fn short_requests_do_not_starve_a_long_one() {
 }
 
 #[test]
-fn a_full_queue_refuses_with_the_pace_that_it_has() {
+fn full_queue_refuses_with_an_estimated_retry_time() {
     let mut bench = Bench::new(EngineOptions { queue: 10, max_running: 1, ..options() });
     bench.load("m", Script { row_cost: Duration::from_millis(10), ..Script::default() });
     let make: fn(u32) -> Request = |n| Request { ignore_end: true, ..request([n % 200, 1, 2], 47) };
@@ -196,7 +196,7 @@ fn a_full_queue_refuses_with_the_pace_that_it_has() {
 }
 
 #[test]
-fn a_full_queue_makes_room_for_a_tenant_that_has_little_of_it() {
+fn full_queue_evicts_for_a_tenant_with_few_requests() {
     let mut bench = Bench::new(EngineOptions { queue: 10, max_running: 1, ..options() });
     bench.load("m", Script::default());
     let of = |tenant: &str, n: u32| Request { tenant: tenant.to_owned(), ..request([n, 1], 5) };

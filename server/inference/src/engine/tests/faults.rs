@@ -19,7 +19,7 @@ fn with_guilty(bench: &mut Bench, poison: u32) -> (Vec<(Request, Sent)>, Sent) {
 }
 
 #[test]
-fn only_the_guilty_request_of_a_batch_fails() {
+fn only_the_faulty_request_of_a_batch_fails() {
     for (poison, why) in [
         (PANICS, "panic: the kernel broke"),
         (NAMES_ITSELF, "are not finite"),
@@ -45,7 +45,7 @@ fn only_the_guilty_request_of_a_batch_fails() {
 }
 
 #[test]
-fn a_failure_that_goes_away_in_smaller_company_hurts_nobody() {
+fn failure_that_disappears_in_a_smaller_batch_fails_no_request() {
     let mut bench = Bench::new(options());
     let watch = bench.load("m", Script::default());
     let requests: Vec<Request> = (0..7u32).map(|n| request([n, 1], 10)).collect();
@@ -61,7 +61,7 @@ fn a_failure_that_goes_away_in_smaller_company_hurts_nobody() {
 }
 
 #[test]
-fn a_client_that_breaks_or_leaves_takes_nobody_with_it() {
+fn disconnected_client_does_not_affect_the_others() {
     let mut bench = Bench::new(options());
     let watch = bench.load("m", Script::default());
     let breaks = bench.send(request(bytes("ab"), 50), Client::Breaks(2)).unwrap();
@@ -75,7 +75,7 @@ fn a_client_that_breaks_or_leaves_takes_nobody_with_it() {
 }
 
 #[test]
-fn a_cancelled_request_stops_within_a_step_wherever_it_is() {
+fn cancelled_request_stops_within_one_step() {
     let mut bench = Bench::new(EngineOptions { max_running: 1, ..options() });
     let watch = bench.load("m", Script::default());
     let running = bench.send(request(vec![1; 900], 5), Client::Reads).unwrap();
@@ -95,7 +95,7 @@ fn a_cancelled_request_stops_within_a_step_wherever_it_is() {
 }
 
 #[test]
-fn a_deadline_ends_what_waits_and_what_runs() {
+fn deadline_ends_waiting_and_running_requests() {
     let mut bench = Bench::new(EngineOptions { max_running: 1, ..options() });
     bench.load("m", Script { row_cost: Duration::from_millis(10), ..Script::default() });
     let deadline = Some(bench.now() + Duration::from_millis(200));
@@ -111,7 +111,7 @@ fn a_deadline_ends_what_waits_and_what_runs() {
 }
 
 #[test]
-fn a_slow_client_is_paused_and_loses_nothing() {
+fn slow_client_is_paused_and_loses_no_token() {
     let mut bench = Bench::new(options());
     bench.load("m", Script::default());
     let requests = [request(bytes("ab"), 30), request(bytes("ac"), 30)];
@@ -133,7 +133,7 @@ fn a_slow_client_is_paused_and_loses_nothing() {
 }
 
 #[test]
-fn a_client_that_reads_nothing_is_given_up() {
+fn client_that_reads_nothing_is_dropped() {
     let mut bench = Bench::new(options());
     let watch = bench.load("m", Script::default());
     let deaf = bench.send(request(bytes("ab"), 30), Client::Deaf).unwrap();
@@ -152,7 +152,7 @@ fn bench_stall() -> Duration {
 }
 
 #[test]
-fn a_client_that_does_not_read_loses_its_room_to_one_that_waits() {
+fn paused_client_yields_its_slot_to_a_waiting_request() {
     let mut bench = Bench::new(EngineOptions { max_running: 1, ..options() });
     bench.load("m", Script::default());
     let asleep = request(bytes("ab"), 20);
@@ -170,7 +170,7 @@ fn a_client_that_does_not_read_loses_its_room_to_one_that_waits() {
 }
 
 #[test]
-fn a_request_waits_for_room_and_gives_up_only_when_there_never_is_any() {
+fn request_waits_for_cache_room_and_fails_only_if_it_can_never_fit() {
     let mut bench = Bench::new(options());
     let watch = bench.load("m", Script { capacity: 100, ..Script::default() });
     watch.lock().unwrap().full = 3;
@@ -184,7 +184,7 @@ fn a_request_waits_for_room_and_gives_up_only_when_there_never_is_any() {
 }
 
 #[test]
-fn patience_for_room_counts_only_while_nothing_else_runs() {
+fn cache_room_timeout_counts_only_while_no_other_request_runs() {
     let mut bench = Bench::new(EngineOptions { max_running: 1, ..options() });
     let watch = bench.load("m", Script::default());
     let first = bench.send(request(bytes("ab"), 20), Client::Reads).unwrap();
@@ -203,7 +203,7 @@ fn patience_for_room_counts_only_while_nothing_else_runs() {
 }
 
 #[test]
-fn draining_finishes_what_was_accepted_and_then_refuses() {
+fn draining_finishes_accepted_requests_and_refuses_new_ones() {
     let mut bench = Bench::new(options());
     bench.load("m", Script::default());
     let accepted = bench.send(request(bytes("ab"), 30), Client::Reads).unwrap();
@@ -219,7 +219,7 @@ fn draining_finishes_what_was_accepted_and_then_refuses() {
 }
 
 #[test]
-fn draining_gives_up_at_its_deadline_even_on_requests_that_come_in_late() {
+fn draining_ends_at_its_deadline_even_for_late_requests() {
     let mut bench = Bench::new(EngineOptions { max_running: 1, ..options() });
     let watch = bench.load("m", Script { row_cost: Duration::from_millis(10), ..Script::default() });
     let endless = Request { ignore_end: true, ..request(bytes("ab"), 1000) };

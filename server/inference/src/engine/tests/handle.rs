@@ -50,7 +50,7 @@ fn last(events: &mpsc::Receiver<Event>) -> Event {
 }
 
 #[test]
-fn a_request_goes_through_the_thread() {
+fn request_passes_through_the_engine_thread() {
     let (engine, _) = engine();
     let asked = request(bytes("hello"), 12);
     let (_ticket, events) = submit(&engine, asked.clone());
@@ -77,7 +77,7 @@ fn a_request_goes_through_the_thread() {
 }
 
 #[test]
-fn what_cannot_be_right_is_refused_at_the_door() {
+fn invalid_requests_are_refused_on_submission() {
     let (engine, _) = engine();
     let refused = |request: Request| engine.submit(request, Box::new(Pipe(mpsc::channel().0))).err();
     assert_eq!(refused(Request { model: "x".to_owned(), ..request([1], 1) }), Some(Failure::NoModel("x".to_owned())));
@@ -90,7 +90,7 @@ fn what_cannot_be_right_is_refused_at_the_door() {
 }
 
 #[test]
-fn a_smaller_context_than_the_models_holds() {
+fn configured_context_below_the_model_limit_applies() {
     let engine = Engine::start(options()).unwrap();
     let tokenizer = Arc::new(crate::text::tests::byte_tokenizer());
     let model = LoadedModel { executor: Box::new(Script::default()), tokenizer, context: Some(16) };
@@ -102,7 +102,7 @@ fn a_smaller_context_than_the_models_holds() {
 }
 
 #[test]
-fn cancelling_works_on_a_working_and_on_a_sleeping_engine() {
+fn cancelling_works_on_a_busy_and_on_an_idle_engine() {
     let (engine, watch) = engine();
     let (ticket, events) = submit(&engine, Request { max_tokens: 1_000, ..endless() });
     events.recv_timeout(PATIENCE).unwrap();
@@ -118,7 +118,7 @@ fn cancelling_works_on_a_working_and_on_a_sleeping_engine() {
 }
 
 #[test]
-fn a_score_comes_back_through_the_thread() {
+fn score_is_returned_through_the_engine_thread() {
     let (engine, _) = engine();
     let (sender, result) = mpsc::channel();
     let tokens: Vec<u32> = (0..90).collect();
@@ -130,7 +130,7 @@ fn a_score_comes_back_through_the_thread() {
 }
 
 #[test]
-fn dropping_the_engine_answers_everybody_and_joins() {
+fn dropping_the_engine_answers_all_requests_and_joins_the_thread() {
     let (engine, watch) = engine();
     watch.lock().unwrap().full = usize::MAX;
     let waiting: Vec<_> = (0..10).map(|_| submit(&engine, endless())).collect();
@@ -145,7 +145,7 @@ fn dropping_the_engine_answers_everybody_and_joins() {
 }
 
 #[test]
-fn everybody_who_was_accepted_is_answered_while_others_crowd_in_and_it_closes() {
+fn every_accepted_request_is_answered_when_the_engine_closes() {
     let (engine, _) = engine();
     let handle = engine.handle();
     let crowd: Vec<_> = (0..4u32)
@@ -181,7 +181,7 @@ fn everybody_who_was_accepted_is_answered_while_others_crowd_in_and_it_closes() 
 }
 
 #[test]
-fn who_came_through_the_door_before_it_closed_is_answered() {
+fn request_admitted_before_closing_is_answered() {
     let door = Arc::new(AdmissionQueue::new(4, Instant::now()));
     let (commands, inbox) = mpsc::sync_channel(4);
     let mut scheduler = Scheduler::new(options(), Arc::clone(&door), Instant::now);
@@ -205,7 +205,7 @@ fn who_came_through_the_door_before_it_closed_is_answered() {
 }
 
 #[test]
-fn draining_waits_for_what_runs() {
+fn draining_waits_for_running_requests() {
     let (engine, _) = engine();
     let (_ticket, events) = submit(&engine, request(bytes("ab"), 40));
     assert!(engine.drain(Instant::now() + PATIENCE));
@@ -215,7 +215,7 @@ fn draining_waits_for_what_runs() {
 }
 
 #[test]
-fn unloading_and_loading_again_are_seen_at_once() {
+fn unloading_and_reloading_a_model_is_visible_at_once() {
     let (engine, watch) = engine();
     assert!(engine.unload("m"));
     assert!(!engine.unload("m"));

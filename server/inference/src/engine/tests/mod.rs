@@ -279,7 +279,7 @@ fn options() -> EngineOptions {
 }
 
 #[test]
-fn a_request_generates_what_the_model_says_and_then_the_engine_rests() {
+fn request_generates_the_models_output_and_the_engine_goes_idle() {
     let mut bench = Bench::new(options());
     let watch = bench.load("m", Script::default());
     let request = request(bytes("hello"), 20);
@@ -300,7 +300,7 @@ fn a_request_generates_what_the_model_says_and_then_the_engine_rests() {
 }
 
 #[test]
-fn a_seed_gives_its_text_whatever_came_before() {
+fn seeded_output_does_not_depend_on_earlier_requests() {
     let mut bench = Bench::new(options());
     bench.load("m", Script::default());
     let sampled = Request { sampling: sampling(0.9, 7), ignore_end: true, ..request(bytes("abc"), 30) };
@@ -314,7 +314,7 @@ fn a_seed_gives_its_text_whatever_came_before() {
 }
 
 #[test]
-fn the_end_token_ends_and_can_be_ignored() {
+fn end_token_ends_the_output_unless_ignored() {
     let mut bench = Bench::new(options());
     bench.load("m", Script::default());
     // Some prompt whose greedy answer ends by itself.
@@ -333,7 +333,7 @@ fn the_end_token_ends_and_can_be_ignored() {
 }
 
 #[test]
-fn stop_strings_and_the_context_end_an_answer() {
+fn stop_strings_and_the_context_limit_end_the_output() {
     let mut bench = Bench::new(options());
     bench.load("m", Script { context: 40, ..Script::default() });
     let free = Request { ignore_end: true, ..request(bytes("abc"), 100) };
@@ -352,7 +352,7 @@ fn stop_strings_and_the_context_end_an_answer() {
 }
 
 #[test]
-fn nothing_to_generate_is_done_at_once() {
+fn empty_generation_completes_at_once() {
     let mut bench = Bench::new(options());
     let watch = bench.load("m", Script::default());
     let sent = bench.send(request(bytes("abc"), 0), Client::Reads).unwrap();
@@ -365,7 +365,7 @@ fn nothing_to_generate_is_done_at_once() {
 }
 
 #[test]
-fn log_probabilities_come_with_the_tokens() {
+fn log_probabilities_are_returned_with_the_tokens() {
     let mut bench = Bench::new(options());
     bench.load("m", Script::default());
     let sent = bench.send(Request { logprobs: Some(3), ..request(bytes("abc"), 4) }, Client::Reads).unwrap();
@@ -388,7 +388,7 @@ fn log_probabilities_come_with_the_tokens() {
 }
 
 #[test]
-fn a_score_sums_the_log_probabilities_of_a_text() {
+fn score_sums_the_log_probabilities_of_a_text() {
     let mut bench = Bench::new(options());
     bench.load("m", Script::default());
     let tokens: Vec<u32> = (0..150).map(|i| i * 7 % 256).collect();
@@ -402,7 +402,7 @@ fn a_score_sums_the_log_probabilities_of_a_text() {
 }
 
 #[test]
-fn prompts_ask_for_the_logits_of_their_last_row_only() {
+fn prompts_request_logits_of_their_last_row_only() {
     let mut bench = Bench::new(options());
     let watch = bench.load("m", Script::default());
     bench.send(request(vec![1; 300], 1), Client::Reads).unwrap();
@@ -413,7 +413,7 @@ fn prompts_ask_for_the_logits_of_their_last_row_only() {
 }
 
 #[test]
-fn a_model_loaded_again_lets_the_old_one_finish() {
+fn reloaded_model_lets_running_requests_finish_on_the_old_one() {
     let mut bench = Bench::new(options());
     let old = bench.load("m", Script::default());
     let first = bench.send(request(bytes("abc"), 30), Client::Reads).unwrap();

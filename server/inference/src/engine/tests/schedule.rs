@@ -193,7 +193,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_schedules_keep_every_promise(
+    fn random_schedules_keep_every_invariant(
         acts in prop::collection::vec(act(), 1..60),
         max_running in 1usize..6,
         capacity in prop::sample::select(vec![200usize, 400, 100_000]),

@@ -324,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_site_offers_stays_in_its_folder_and_is_as_long_as_it_says() {
+    fn offered_files_stay_in_their_directory_and_have_the_promised_size() {
         let digest = textnlp_models::Digest::of(b"x");
         let offer = |model: &str, more: u64, file: &str| -> Offer {
             let list = format!("{model}\0{}\n", digest.hex());
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_comes_back_as_it_was_and_never_longer_than_was_asked_for() {
+    fn compressed_piece_round_trips_within_the_requested_size() {
         let bytes: Vec<u8> = (0..100_000u32).map(|n| (n % 7) as u8).collect();
         let packed = offer::deflated(&bytes).unwrap();
         assert!(packed.len() < bytes.len());

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_leads_with_what_the_primary_had_and_with_nothing_older() {
+    fn site_becomes_primary_only_with_current_data() {
         let primary = |epoch| DataDirectoryState::Primary { epoch };
         let copy = |of: &str, epoch| DataDirectoryState::Copy { of: of.into(), epoch };
         for (standing, lead, expect) in [

@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_is_behind_from_when_it_was_seen_to_lack_something_and_not_from_the_look_before() {
+    fn replication_lag_starts_when_a_replica_first_lacks_data() {
         let copy = |behind_bytes, replayed: &str| Follower {
             name: "at_b".to_owned(),
             connected: true,

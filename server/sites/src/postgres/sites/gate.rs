@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_open_while_the_lease_lasts_the_server_is_a_primary_and_all_is_shown() {
+    fn gate_is_open_while_the_lease_is_valid_and_the_server_is_primary() {
         let gate = Gate::new("a");
         let now = boottime_ms();
         gate.update(lead("a", Some(60_000), true), now);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_let_go_leads_again_only_by_what_was_asked_afterwards() {
+    fn released_gate_reopens_only_with_a_newer_lease() {
         let gate = Gate::new("a");
         let before = boottime_ms();
         gate.update(lead("a", Some(60_000), true), before);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn who_follows_one_primary_does_not_follow_the_next() {
+    fn replica_of_one_primary_does_not_follow_the_next() {
         let gate = Gate::new("a");
         gate.update(lead("b", None, true), boottime_ms());
         let (of_b, (_, open)) = (gate.following(), gate.way());

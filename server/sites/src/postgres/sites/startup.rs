@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_service_and_copies_come_in_and_nobody_else() {
+    async fn startup_admits_only_the_service_and_replication() {
         let service = message(VERSION, b"user\0textnlp\0database\0textnlp\0\0");
         check(&service, Some(ClientKind::Service)).await;
         check(&message(VERSION, b"replication\0true\0user\0textnlp_copies\0\0"), Some(ClientKind::Copy)).await;
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_the_form_of_postgresqls() {
+    fn refusal_has_the_postgresql_message_format() {
         let bytes = refusal("57P03", "not now");
         assert_eq!(bytes[0], b'E');
         assert_eq!(u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize, bytes.len() - 1);

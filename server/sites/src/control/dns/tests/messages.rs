@@ -58,7 +58,7 @@ fn wanted(addresses: &str) -> Wanted {
 }
 
 #[test]
-fn requests_are_byte_for_byte_those_of_nsupdate_and_dig() {
+fn dns_requests_match_nsupdate_and_dig_byte_for_byte() {
     assert_eq!(Recorded::all().len(), 4);
     for recorded in Recorded::all() {
         assert_eq!(hex::encode(&recorded.ours().bytes), hex::encode(&recorded.request), "{}", recorded.what);
@@ -66,7 +66,7 @@ fn requests_are_byte_for_byte_those_of_nsupdate_and_dig() {
 }
 
 #[test]
-fn answers_of_named_are_believed_and_understood() {
+fn answers_of_named_are_verified_and_parsed() {
     for recorded in Recorded::all() {
         let answer = recorded.key.open(&recorded.answer, &recorded.ours(), recorded.time()).unwrap();
         assert_eq!(answer.response_code.low(), 0);
@@ -82,7 +82,7 @@ fn answers_of_named_are_believed_and_understood() {
 }
 
 #[test]
-fn an_answer_with_one_bit_changed_is_not_believed() {
+fn dns_answer_with_one_changed_bit_is_rejected() {
     for recorded in Recorded::all() {
         let (request, time) = (recorded.ours(), recorded.time());
         for bit in 0..recorded.answer.len() * 8 {
@@ -100,7 +100,7 @@ fn an_answer_with_one_bit_changed_is_not_believed() {
 }
 
 #[test]
-fn answers_are_for_one_request_one_key_and_a_while() {
+fn dns_answer_is_valid_for_one_request_one_key_and_a_limited_time() {
     let [first, other, a, aaaa] = Recorded::all().try_into().map_err(|_| ()).unwrap();
     let (request, time) = (first.ours(), first.time());
     let open = |answer: &[u8], now| first.key.open(answer, &request, now);
@@ -128,7 +128,7 @@ fn answers_are_for_one_request_one_key_and_a_while() {
 }
 
 #[test]
-fn nothing_that_a_stranger_sends_stops_the_witness() {
+fn malformed_dns_messages_never_panic_the_witness() {
     // Xorshift: the same bytes each time.
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut random = move || {
@@ -162,7 +162,7 @@ fn nothing_that_a_stranger_sends_stops_the_witness() {
 }
 
 #[test]
-fn an_update_of_the_zones_own_name_points_at_it() {
+fn dns_update_of_the_zone_apex_uses_a_name_pointer() {
     let zone = name("Example.COM.");
     let message = message::update(7, &zone, &name("example.com"), 70_000, &wanted("192.0.2.1"));
     let expected = "0007280000010000000300 00 076578616d706c6503636f6d0000060001 c00c000100ff000000000000 c00c001c00ff000000000000 c00c0001000100011170 0004c0000201";
@@ -170,7 +170,7 @@ fn an_update_of_the_zones_own_name_points_at_it() {
 }
 
 #[test]
-fn names_are_read_at_the_door() {
+fn dns_names_are_validated_when_parsed() {
     for (text, within) in [
         ("textnlp.example.com", true),
         ("TextNLP.Example.Com.", true),

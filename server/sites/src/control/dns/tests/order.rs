@@ -25,7 +25,7 @@ fn does(state: &mut State, now: u64, acknowledged: bool, outcome: Result<(), Fai
 }
 
 #[test]
-fn a_change_is_sent_at_once_and_looked_at_each_minute() {
+fn dns_change_is_sent_at_once_and_verified_every_minute() {
     let mut state = State::default();
     assert_eq!(state.due(0), None);
     assert!(state.want(set("10.0.0.1")));
@@ -40,7 +40,7 @@ fn a_change_is_sent_at_once_and_looked_at_each_minute() {
 }
 
 #[test]
-fn nobody_left_changes_nothing() {
+fn empty_address_set_changes_nothing() {
     let mut state = State::default();
     assert!(!state.want(set("")));
     assert_eq!(state.due(0), None);
@@ -52,7 +52,7 @@ fn nobody_left_changes_nothing() {
 }
 
 #[test]
-fn what_fails_is_tried_again_more_and_more_slowly_and_a_change_does_not_wait() {
+fn failed_dns_updates_back_off_and_a_change_is_sent_at_once() {
     let mut state = State::default();
     state.want(set("10.0.0.1"));
     let (mut now, mut waits) = (0, Vec::new());
@@ -75,7 +75,7 @@ fn what_fails_is_tried_again_more_and_more_slowly_and_a_change_does_not_wait() {
 }
 
 #[test]
-fn what_was_acknowledged_and_could_not_be_looked_at_is_looked_at_again() {
+fn acknowledged_but_unverified_dns_update_is_verified_again() {
     let mut state = State::default();
     state.want(set("10.0.0.1"));
     does(&mut state, 0, true, silent());
@@ -84,7 +84,7 @@ fn what_was_acknowledged_and_could_not_be_looked_at_is_looked_at_again() {
 }
 
 #[test]
-fn what_somebody_else_changed_is_set_again() {
+fn externally_changed_records_are_set_again() {
     let mut state = State::default();
     state.want(set("10.0.0.1"));
     does(&mut state, 0, true, Ok(()));

@@ -26,7 +26,7 @@ fn read(text: &str) -> Result<WitnessConfig, String> {
 }
 
 #[test]
-fn mistakes_are_told_at_the_start() {
+fn dns_configuration_errors_are_reported_at_startup() {
     assert_eq!(read(GOOD).unwrap().dns.unwrap().ttl_seconds, 60);
     for (from, to, says) in [
         (

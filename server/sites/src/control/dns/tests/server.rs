@@ -67,7 +67,7 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn the_name_follows_the_sites_and_nothing_else_in_the_zone_changes() {
+async fn dns_name_follows_the_sites_and_other_records_stay_unchanged() {
     for key in ["hmac-sha256 textnlp-key", "hmac-sha512 long-key"] {
         let (algorithm, name) = key.split_once(' ').unwrap();
         let Some(bench) = Bench::new(json!({ "/key/algorithm": algorithm, "/key/name": name })) else { return };
@@ -90,7 +90,7 @@ async fn the_name_follows_the_sites_and_nothing_else_in_the_zone_changes() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_in_words() {
+async fn dns_refusals_are_explained() {
     let Some(mut bench) = Bench::new(json!({ "/key/name": "unknown-key" })) else { return };
     let (message, hint) = bench.refused("badkey").await;
     assert!(message.contains("does not know this key") && hint.contains("`unknown-key`"), "{message} {hint}");
@@ -134,7 +134,7 @@ async fn refusals_are_told_in_words() {
 }
 
 #[tokio::test]
-async fn clocks_that_differ_are_told_with_what_each_says() {
+async fn clock_difference_to_the_dns_server_is_reported_with_both_times() {
     let Some(bench) = Bench::new(json!({})) else { return };
     bench.want("a");
     for (now, hours) in [(0, -2), (100_000, 2)] {
@@ -152,7 +152,7 @@ async fn clocks_that_differ_are_told_with_what_each_says() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_down_is_right_soon_after() {
+async fn records_are_correct_soon_after_a_dns_server_outage() {
     let Some(mut bench) = Bench::new(json!({})) else { return };
     bench.want("ab");
     bench.step(0).await;
@@ -177,7 +177,7 @@ async fn a_server_that_was_down_is_right_soon_after() {
 }
 
 #[tokio::test]
-async fn what_somebody_else_changed_is_seen_within_a_minute_and_an_alias_is_told() {
+async fn externally_changed_record_is_detected_and_a_cname_reported() {
     let Some(bench) = Bench::new(json!({})) else { return };
     bench.want("a");
     bench.step(0).await;
@@ -204,7 +204,7 @@ async fn what_somebody_else_changed_is_seen_within_a_minute_and_an_alias_is_told
 
 /// What stands between, and lets only datagrams through.
 #[tokio::test]
-async fn datagrams_are_the_way_where_tcp_gets_no_answer() {
+async fn dns_falls_back_to_udp_when_tcp_gets_no_answer() {
     let Some(bench) = Bench::new(json!({})) else { return };
     let wall = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let relay = tokio::net::UdpSocket::bind(wall.local_addr().unwrap()).await.unwrap();
