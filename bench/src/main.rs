@@ -106,7 +106,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     let mut of_peer = Rounds::default();
     for round in 0..=args.rounds {
         #[cfg(feature = "peer")]
-        let theirs = peer.round(args)?;
+        let peer_measurements = peer.round(args)?;
         let measured = ours.round(args)?;
         let batch = if args.batch > 1 { ours.batch(args)? } else { f64::NAN };
         // The first warms up.
@@ -114,7 +114,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
             of_ours.0.push(measured);
             of_batch.push(batch);
             #[cfg(feature = "peer")]
-            of_peer.0.push(theirs);
+            of_peer.0.push(peer_measurements);
         }
     }
 

@@ -62,10 +62,10 @@ pub fn make_delta(
             bundle.sound()?;
             let wanted = Contents::try_from(*bundle)?;
             let volumes = bundle.volumes("reading single chunks")?;
-            let place = |file: usize, at: u64| bundle.layout.members[file + 3].data_at + at;
-            let read = |file: usize, at: u64, buffer: &mut [u8]| volumes.read_at(buffer, place(file, at));
+            let offset_of = |file: usize, at: u64| bundle.layout.members[file + 3].data_at + at;
+            let read = |file: usize, at: u64, buffer: &mut [u8]| volumes.read_at(buffer, offset_of(file, at));
             let other = |(file, index, at, chunk): &IncludedChunk| Error::Damaged {
-                damages: vec![chunk_damage(&wanted.files[*file].path, *index, place(*file, *at), chunk.size)],
+                damages: vec![chunk_damage(&wanted.files[*file].path, *index, offset_of(*file, *at), chunk.size)],
             };
             let made = DeltaBuilder { base, wanted: &wanted, scope, drive };
             made.write(&bundle.manifest().version, bundle.manifest().epoch, out, read, other)
@@ -307,15 +307,15 @@ pub(crate) fn merge(
     drops.iter().for_each(|key| drop(by_key.remove(key)));
     by_key.extend(items.iter().map(|item| (item.key(), item.clone())));
     let mut by_path: BTreeMap<(usize, String), File> = BTreeMap::new();
-    let place = |path: &str| (order(path).0, path.to_owned());
-    by_path.extend(base.files.iter().map(|file| (place(&file.path), file.clone())));
+    let offset_of = |path: &str| (order(path).0, path.to_owned());
+    by_path.extend(base.files.iter().map(|file| (offset_of(&file.path), file.clone())));
     let gone = listing::of(base)?;
-    removes.iter().chain(gone.keys()).for_each(|path| drop(by_path.remove(&place(path))));
-    by_path.extend(files.iter().map(|file| (place(&file.path), file.clone())));
+    removes.iter().chain(gone.keys()).for_each(|path| drop(by_path.remove(&offset_of(path))));
+    by_path.extend(files.iter().map(|file| (offset_of(&file.path), file.clone())));
     let mut contents = Contents { items: by_key.into_values().collect(), files: by_path.values().cloned().collect() };
     let mut made = BTreeMap::new();
     for (path, (file, bytes)) in listing::of(&contents)? {
-        by_path.insert(place(&path), file);
+        by_path.insert(offset_of(&path), file);
         made.insert(path, bytes);
     }
     contents.files = by_path.into_values().collect();

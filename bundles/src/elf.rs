@@ -209,10 +209,10 @@ pub(crate) mod tests {
             assert!(error.contains(why), "{error}");
         }
         // Every header byte may lie: an answer comes anyway.
-        let whole = smallest(62, &[7; 64]);
+        let smallest_program = smallest(62, &[7; 64]);
         for at in 0..120 {
             for lie in [0, 1, 0x7f, 0xff] {
-                let mut bytes = whole.clone();
+                let mut bytes = smallest_program.clone();
                 bytes[at] = lie;
                 let _ = check(&bytes);
             }

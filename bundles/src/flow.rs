@@ -399,15 +399,15 @@ pub(crate) fn run_with_writer(
     // to when it is that thread's turn, it takes beside the file's. Where no file's digest is asked for, it waits.
     let ordered = !matches!(whole, WholeFileHashing::No);
     let others = if matches!(whole, WholeFileHashing::Yes(_)) { threads - 1 } else { threads };
-    let on_the_way = ahead.batches();
+    let in_flight = ahead.batches();
     // Reading, hashing pieces, hashing files, writing and the sink: stages that hand one another the buffers. When any ends early its
     // channels close, and the others end.
-    let (to_hash, hash_in) = mpsc::sync_channel::<(Slot, SyncSender<Batch>)>(on_the_way);
-    let (to_order, order_in) = mpsc::sync_channel::<(Slot, Receiver<Batch>)>(on_the_way);
-    let (to_write, write_in) = mpsc::sync_channel::<Sheet>(on_the_way);
-    let (to_written, written) = mpsc::sync_channel::<()>(on_the_way);
-    let (to_sink, sink_in) = mpsc::sync_channel::<Batch>(on_the_way);
-    let (recycle, empty) = mpsc::sync_channel::<Batch>(on_the_way);
+    let (to_hash, hash_in) = mpsc::sync_channel::<(Slot, SyncSender<Batch>)>(in_flight);
+    let (to_order, order_in) = mpsc::sync_channel::<(Slot, Receiver<Batch>)>(in_flight);
+    let (to_write, write_in) = mpsc::sync_channel::<Sheet>(in_flight);
+    let (to_written, written) = mpsc::sync_channel::<()>(in_flight);
+    let (to_sink, sink_in) = mpsc::sync_channel::<Batch>(in_flight);
+    let (recycle, empty) = mpsc::sync_channel::<Batch>(in_flight);
     let hash_in = Mutex::new(hash_in);
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || -> Result<()> {
@@ -415,7 +415,7 @@ pub(crate) fn run_with_writer(
             loop {
                 let mut batch = match empty.try_recv() {
                     Ok(batch) => batch,
-                    Err(_) if made < on_the_way => {
+                    Err(_) if made < in_flight => {
                         made += 1;
                         Batch::new()
                     }
@@ -458,7 +458,7 @@ pub(crate) fn run_with_writer(
                     // batch, when it is there already, brings something to hash beside it. Of two in all, another thread takes it.
                     let mut next = match hash_in.lock() {
                         Ok(queue) => match queue.recv() {
-                            Ok(first) => [Some(first), (on_the_way > 2).then(|| queue.try_recv().ok()).flatten()],
+                            Ok(first) => [Some(first), (in_flight > 2).then(|| queue.try_recv().ok()).flatten()],
                             Err(_) => return,
                         },
                         Err(_) => return,

@@ -96,7 +96,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::try_from(folder.path().join("proof")).unwrap();
         let bytes: Vec<u8> = (0..9u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        let (begun, rest) = bytes.split_at(5 << 20);
+        let (first, rest) = bytes.split_at(5 << 20);
         let file = File {
             path: "a".into(),
             executable: false,
@@ -104,15 +104,15 @@ mod tests {
             digest: Digest::of(&bytes),
             chunks: Vec::new(),
         };
-        Proof::resume(path.clone()).add(1, 0, begun).unwrap();
+        Proof::resume(path.clone()).add(1, 0, first).unwrap();
         let note = std::fs::read_to_string(&path).unwrap();
 
         let mut proof = Proof::resume(path.clone());
-        assert!(!proof.wants(1, begun.len() as u64) && proof.wants(1, bytes.len() as u64));
-        proof.add(1, begun.len() as u64, rest).unwrap();
+        assert!(!proof.wants(1, first.len() as u64) && proof.wants(1, bytes.len() as u64));
+        proof.add(1, first.len() as u64, rest).unwrap();
         proof.end(1, &file).unwrap();
 
-        for earlier in [note.replace("sha256", "state"), note.replace(&begun.len().to_string(), "77")] {
+        for earlier in [note.replace("sha256", "state"), note.replace(&first.len().to_string(), "77")] {
             std::fs::write(&path, earlier).unwrap();
             let mut proof = Proof::resume(path.clone());
             assert!(!proof.wants(0, u64::MAX), "files before it are proven");

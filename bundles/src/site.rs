@@ -172,9 +172,10 @@ impl Site {
             path: path.clone(),
             why: format!("it is not an installation record: {error}"),
         })?;
-        let whole = record.stamps.len() == record.contents.files.len() && record.contents.digest() == record.content;
+        let is_complete =
+            record.stamps.len() == record.contents.files.len() && record.contents.digest() == record.content;
         let why = "its content digest is not that of its files".to_owned();
-        if whole { Ok(record) } else { Err(Error::Altered { path, why }) }
+        if is_complete { Ok(record) } else { Err(Error::Altered { path, why }) }
     }
 
     /// The names of all installed contents.

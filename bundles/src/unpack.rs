@@ -70,7 +70,7 @@ impl Site {
     /// Unpacks a full bundle into a folder of its own, inactive before [`Site::activate`]. After a kill, the same call
     /// resumes; when everything exists already, it is checked and nothing is written.
     pub fn unpack(&self, bundle: &mut Bundle, options: &UnpackOptions<'_>) -> Result<Unpacked> {
-        let begun = Instant::now();
+        let started = Instant::now();
         bundle.want(Kind::Full, "this command applies deltas")?;
         bundle.sound()?;
         let _lock = self.lock()?;
@@ -91,7 +91,7 @@ impl Site {
             written,
             linked,
             resumed,
-            elapsed: begun.elapsed(),
+            elapsed: started.elapsed(),
         };
 
         let mut bad = BTreeSet::new();
@@ -268,16 +268,16 @@ pub(crate) fn check(batch: &Batch, piece: &flow::Piece, file: &File, data_at: u6
 /// Reads installed files and verifies their chunks.
 fn rehash(folder: &Utf8Path, files: &[&File], drive: &Drive<'_>) -> Result<Vec<Damage>> {
     use std::os::unix::fs::FileExt;
-    let mut place = (0, 0, 0u64);
+    let mut position = (0, 0, 0u64);
     let mut open: Option<std::fs::File> = None;
     let mut found = Vec::new();
     let source = |batch: &mut Batch| -> Result<()> {
         drive.check(|| "checking what is installed".into())?;
         loop {
-            let (n, chunk, at) = place;
+            let (n, chunk, at) = position;
             let Some(file) = files.get(n) else { return Ok(()) };
             let Some(next) = file.chunks.get(chunk) else {
-                place = (n + 1, 0, 0);
+                position = (n + 1, 0, 0);
                 open = None;
                 continue;
             };
@@ -295,7 +295,7 @@ fn rehash(folder: &Utf8Path, files: &[&File], drive: &Drive<'_>) -> Result<Vec<D
                 open.read_exact_at(&mut batch.room(at)[..size], at).map_err(Error::io("read", &path))?;
             }
             batch.take(n, chunk, size, chunk == 0, chunk + 1 == file.chunks.len());
-            place = (n, chunk + 1, at + size as u64);
+            position = (n, chunk + 1, at + size as u64);
         }
     };
     flow::run(drive.threads, Ahead::Far, WholeFileHashing::No, source, |batch| {

@@ -61,7 +61,7 @@ impl Verified {
 impl Bundle {
     /// Reads the whole bundle. Damage is in the report; an error means that reading failed for another reason.
     pub fn verify(&mut self, options: &VerifyOptions<'_>) -> Result<Verified> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let head = self.head_damages().to_vec();
         let (feed, layout, manifest) = self.parts();
         let members = layout.members.iter().filter(|member| matches!(member.role, Role::File(_) | Role::Chunks));
@@ -76,7 +76,7 @@ impl Bundle {
         let (mut found, mut more) = (head, 0);
         let mut add = |damage: Damage| if found.len() < MOST_LISTED { found.push(damage) } else { more += 1 };
         let (mut bytes, mut counted) = (0u64, 0);
-        let mut place = (usize::MAX, 0u64);
+        let mut position = (usize::MAX, 0u64);
         // Only a full bundle has whole files; a delta's chunks are no file.
         let whole = manifest.kind == Kind::Full && options.whole_files;
         let whole = if whole { WholeFileHashing::Yes(Box::default()) } else { WholeFileHashing::No };
@@ -88,16 +88,16 @@ impl Bundle {
             |batch| {
                 let mut bad = usize::MAX;
                 for piece in &batch.pieces {
-                    if place.0 != piece.file {
-                        place = (piece.file, offsets[piece.file]);
+                    if position.0 != piece.file {
+                        position = (piece.file, offsets[piece.file]);
                     }
                     let expected = chunks(manifest, roles[piece.file]).1[piece.chunk];
                     if expected.digest != piece.digest {
                         let path = name(roles[piece.file], &manifest.files).0;
-                        add(chunk_damage(path, piece.chunk, place.1, expected.size));
+                        add(chunk_damage(path, piece.chunk, position.1, expected.size));
                         bad = piece.file;
                     }
-                    place.1 += piece.size as u64;
+                    position.1 += piece.size as u64;
                     bytes += piece.size as u64;
                     counted += 1;
                 }
@@ -140,7 +140,7 @@ impl Bundle {
             damage.chunk.is_some() || !damage.what.contains("file's digest") || !chunky.contains(&damage.member)
         });
         found.sort_by_key(|damage| damage.offset);
-        let elapsed = begun.elapsed();
+        let elapsed = started.elapsed();
         let files = if manifest.kind == Kind::Full { manifest.files.len() } else { 1 };
         Ok(Verified { damages: found, more, bytes, files, chunks: counted, seconds: elapsed.as_secs_f64(), elapsed })
     }

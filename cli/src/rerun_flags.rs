@@ -38,8 +38,8 @@ mod tests {
     use clap::Parser;
 
     fn beside(flags: &[&str], variable: &str, value: &str) -> RerunFlags {
-        let words = ["textnlp-deploy", "status"].iter().chain(flags);
-        let global = Cli::try_parse_from(words).unwrap().global;
+        let arguments = ["textnlp-deploy", "status"].iter().chain(flags);
+        let global = Cli::try_parse_from(arguments).unwrap().global;
         super::beside(&global, |name| (name == variable).then(|| value.to_owned()))
     }
 
@@ -49,7 +49,9 @@ mod tests {
 
     #[test]
     fn hinted_command_omits_flags_set_by_variables() {
-        let of = |said: &str| beside(&["--state-dir", "/srv"], "TEXTNLP_STATE_DIR", said).named("up", "dev");
+        let of = |variable_value: &str| {
+            beside(&["--state-dir", "/srv"], "TEXTNLP_STATE_DIR", variable_value).named("up", "dev")
+        };
         assert_eq!(of("/srv"), "textnlp-deploy up --env dev");
         assert_eq!(of("/other"), "textnlp-deploy up --env dev --state-dir /srv");
     }
@@ -58,7 +60,7 @@ mod tests {
     fn hinted_commands_repeat_the_session_flags() {
         let plain = again(&["--env", "staging"]);
         assert_eq!(plain.same("up", "staging"), "textnlp-deploy up --env staging");
-        let told =
+        let with_flags =
             again(&["--file", "my env.yaml", "--state-dir", "/srv/it's", "--set", "scaling.min=2", "--site", "here"]);
         assert_eq!(
             (plain.check("pilot"), plain.check("")),
@@ -66,10 +68,13 @@ mod tests {
         );
         assert_eq!(again(&[]).check(""), "textnlp-deploy env check");
         let checked = "textnlp-deploy env check --file 'my env.yaml' --set 'scaling.min=…' --site here";
-        assert_eq!(told.check("dev"), checked);
-        assert_eq!(told.bare("model list"), r"textnlp-deploy model list --state-dir '/srv/it'\''s'");
-        assert_eq!(told.named("up", "dev"), r"textnlp-deploy up --env dev --state-dir '/srv/it'\''s'");
-        assert_eq!(told.command("up", "dev"), r"textnlp-deploy up --file 'my env.yaml' --state-dir '/srv/it'\''s'");
-        assert_eq!(told.same("up", "dev"), told.command("up", "dev") + " --set scaling.min=2 --site here");
+        assert_eq!(with_flags.check("dev"), checked);
+        assert_eq!(with_flags.bare("model list"), r"textnlp-deploy model list --state-dir '/srv/it'\''s'");
+        assert_eq!(with_flags.named("up", "dev"), r"textnlp-deploy up --env dev --state-dir '/srv/it'\''s'");
+        assert_eq!(
+            with_flags.command("up", "dev"),
+            r"textnlp-deploy up --file 'my env.yaml' --state-dir '/srv/it'\''s'"
+        );
+        assert_eq!(with_flags.same("up", "dev"), with_flags.command("up", "dev") + " --set scaling.min=2 --site here");
     }
 }

@@ -95,13 +95,13 @@ impl Session {
             console.say(problem.to_string());
         }
         let name = loaded.environment.environment.clone();
-        if let Some(asked) =
-            self.global.env.as_deref().filter(|asked| *asked != name.as_str() && self.global.file.is_none())
+        if let Some(requested) =
+            self.global.env.as_deref().filter(|requested| *requested != name.as_str() && self.global.file.is_none())
         {
             let file = loaded.files.first().map_or("its file", String::as_str);
-            let error = anyhow::anyhow!("{file} has `environment: {name}`, but --env is `{asked}`");
+            let error = anyhow::anyhow!("{file} has `environment: {name}`, but --env is `{requested}`");
             return Err(Failure::usage("other_environment", error)
-                .hint(format!("set `environment: {asked}` there, or use --env {name}")));
+                .hint(format!("set `environment: {requested}` there, or use --env {name}")));
         }
         known_models(&loaded, &self.again())?;
         let scope = self.scope(name)?;

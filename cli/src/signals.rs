@@ -20,7 +20,7 @@ fn listen(console: Console) -> CancellationToken {
         console.warn("cannot handle signals: Ctrl-C exits immediately, which is also safe");
         return token;
     };
-    let told = token.clone();
+    let handler_token = token.clone();
     // The task lives as long as the runtime, and thus as the command.
     tokio::spawn(async move {
         for first in [true, false] {
@@ -31,7 +31,7 @@ fn listen(console: Console) -> CancellationToken {
             if first {
                 console
                     .warn("stopping: no new step starts, and steps in progress are recorded; press Ctrl-C again to exit immediately");
-                told.cancel();
+                handler_token.cancel();
             } else {
                 // Started operations are in the journal, and the next run finishes them.
                 std::process::exit(Exit::Stopped as i32);

@@ -147,8 +147,8 @@ impl VirtualClock {
             let mut inner = self.lock();
             if over {
                 inner.beside.remove(&key);
-            } else if let Some(place) = inner.beside.get_mut(&key) {
-                *place = work;
+            } else if let Some(slot) = inner.beside.get_mut(&key) {
+                *slot = work;
             }
         }
     }

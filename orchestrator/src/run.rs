@@ -314,7 +314,7 @@ fn lost_sites(road: &Run<'_>, state: &State) -> Result<(), RunError> {
 }
 
 async fn preflight(road: &Run<'_>, plan: &Plan) -> Result<(), RunError> {
-    let mut asked: BTreeMap<&SiteName, Vec<Wanted>> = BTreeMap::new();
+    let mut by_site: BTreeMap<&SiteName, Vec<Wanted>> = BTreeMap::new();
     for step in &plan.steps {
         let wanted = match &step.node {
             Node::Call(Call::Create { wanted, .. } | Call::Update { wanted, .. }) => wanted,
@@ -324,10 +324,10 @@ async fn preflight(road: &Run<'_>, plan: &Plan) -> Result<(), RunError> {
             },
             _ => continue,
         };
-        asked.entry(&step.site).or_default().push((**wanted).clone());
+        by_site.entry(&step.site).or_default().push((**wanted).clone());
     }
     let mut problems = Vec::new();
-    for (site, wanted) in asked {
+    for (site, wanted) in by_site {
         match road.sites[site].provider.preflight(&wanted).await {
             // Sites on the same machine report the same problems.
             Ok(found) => {
@@ -350,9 +350,9 @@ async fn preflight(road: &Run<'_>, plan: &Plan) -> Result<(), RunError> {
 async fn write_approval(locked: &mut Locked, plan: &Plan) -> Result<(), RunError> {
     let sites: BTreeSet<&SiteName> = plan.steps.iter().map(|step| &step.site).collect();
     for site in sites {
-        let write = |pen: &mut crate::state::JournalWriter<'_>| {
-            let body = pen.body(plan);
-            pen.entry(Entry::Approved { purpose: plan.purpose, plan: body });
+        let write = |writer: &mut crate::state::JournalWriter<'_>| {
+            let body = writer.body(plan);
+            writer.entry(Entry::Approved { purpose: plan.purpose, plan: body });
         };
         locked.commit(site, write).await.map_err(RunError::State)?;
     }
@@ -370,15 +370,15 @@ async fn give_up_what_went_with_its_host(locked: &mut Locked, facts: &Facts) -> 
                 && answers.all(|seen| *seen == Observed::Absent)
                 && here.open.values().all(|open| open.intent.operation.resource != *host)
         };
-        let given_up: Vec<OperationId> = here
+        let abandoned: Vec<OperationId> = here
             .open
             .iter()
             .filter(|(_, open)| open.intent.operation.via.as_ref().is_some_and(|host| is_gone(&host.0)))
             .map(|(op, _)| *op)
             .collect();
-        for op in given_up {
+        for op in abandoned {
             let end = End::Failed { left: None, because: "its host is gone".to_owned() };
-            locked.commit(site, |pen| pen.entry(Entry::Ended { op, end })).await.map_err(RunError::State)?;
+            locked.commit(site, |writer| writer.entry(Entry::Ended { op, end })).await.map_err(RunError::State)?;
             any = true;
         }
     }

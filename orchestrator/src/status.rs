@@ -111,7 +111,7 @@ pub struct OpenStatus {
 }
 
 /// Summarizes the facts.
-pub fn status(facts: &Facts, places: &BTreeMap<SiteName, SiteLocation>) -> Status {
+pub fn status(facts: &Facts, locations: &BTreeMap<SiteName, SiteLocation>) -> Status {
     let mut status = Status {
         environment: facts.environment.clone(),
         lineage: (!facts.is_new).then_some(facts.lineage),
@@ -130,7 +130,7 @@ pub fn status(facts: &Facts, places: &BTreeMap<SiteName, SiteLocation>) -> Statu
         }
         let here = &status.resources[before..];
         let ready = here.iter().filter(|resource| resource.standing == ResourceHealth::Ready).count();
-        let place = places.get(name).cloned();
+        let place = locations.get(name).cloned();
         status.sites.push(SiteStatus { site: name.clone(), place, resources: here.len(), ready });
         status.open.extend(site.open.iter().map(|(operation, open)| OpenStatus {
             operation: *operation,

@@ -285,33 +285,33 @@ mod tests {
         let answering: Answering = Arc::new(|question: Question| {
             async move { (200, format!("{} {}", question.target, question.is_front).into_bytes()) }.boxed()
         });
-        let (known, told) = watch::channel(None);
+        let (known, updates) = watch::channel(None);
         let listen = ([127, 0, 0, 1], 0).into();
         let [certificate, key] = files;
-        let gone = Fronted::start(listen, folder.join("none"), key.clone(), told.clone(), answering.clone()).await;
+        let gone = Fronted::start(listen, folder.join("none"), key.clone(), updates.clone(), answering.clone()).await;
         assert!(gone.is_err(), "what cannot be shown is said at once");
-        let served = Fronted::start(listen, certificate, key, told, answering).await.unwrap();
+        let served = Fronted::start(listen, certificate, key, updates, answering).await.unwrap();
         let believes = own.pem();
-        let ask = async |shows: Option<&(String, String)>| get(served.address(), &believes, shows).await;
-        let as_front = front.certifies("front");
+        let fetch = async |shows: Option<&(String, String)>| get(served.address(), &believes, shows).await;
+        let proxy_certificate = front.certifies("front");
         // Before anybody knows the front, nobody is.
-        assert!(ask(Some(&as_front)).await.unwrap().ends_with("/a?b=c false"));
+        assert!(fetch(Some(&proxy_certificate)).await.unwrap().ends_with("/a?b=c false"));
         known.send_replace(Some(Front { authorities: front.pem(), names: vec!["front".to_owned()] }));
-        assert!(ask(Some(&as_front)).await.unwrap().ends_with("/a?b=c true"));
-        assert!(ask(None).await.unwrap().ends_with("/a?b=c false"));
-        assert!(ask(Some(&front.certifies("another"))).await.unwrap().ends_with("/a?b=c false"));
-        assert!(ask(Some(&other.certifies("front"))).await.is_err(), "its authority is nobody's here");
+        assert!(fetch(Some(&proxy_certificate)).await.unwrap().ends_with("/a?b=c true"));
+        assert!(fetch(None).await.unwrap().ends_with("/a?b=c false"));
+        assert!(fetch(Some(&front.certifies("another"))).await.unwrap().ends_with("/a?b=c false"));
+        assert!(fetch(Some(&other.certifies("front"))).await.is_err(), "its authority is nobody's here");
         // With no names, the authority certifies nobody else.
         known.send_replace(Some(Front { authorities: front.pem(), names: Vec::new() }));
-        assert!(ask(Some(&front.certifies("another"))).await.unwrap().ends_with("/a?b=c true"));
+        assert!(fetch(Some(&front.certifies("another"))).await.unwrap().ends_with("/a?b=c true"));
         // Another authority takes its place, also for whoever is connected.
         known.send_replace(Some(Front { authorities: other.pem(), names: Vec::new() }));
-        assert!(ask(Some(&as_front)).await.is_err());
+        assert!(fetch(Some(&proxy_certificate)).await.is_err());
         // One that nobody can read keeps everybody out, and the server goes on.
         known.send_replace(Some(Front { authorities: "nonsense".to_owned(), names: Vec::new() }));
-        assert!(ask(Some(&as_front)).await.is_err());
+        assert!(fetch(Some(&proxy_certificate)).await.is_err());
         known.send_replace(Some(Front { authorities: front.pem(), names: Vec::new() }));
-        assert!(ask(Some(&as_front)).await.unwrap().ends_with("/a?b=c true"));
+        assert!(fetch(Some(&proxy_certificate)).await.unwrap().ends_with("/a?b=c true"));
         served.leave().await;
     }
 }

@@ -176,13 +176,13 @@ impl Metrics {
         r.register("textnlp_audit_events_lost", "Audit events that could not be written", metrics.audit_lost.clone());
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
         let info = Family::<InfoLabels, Level>::default();
-        let place = InfoLabels {
+        let info_labels = InfoLabels {
             environment: environment.to_owned(),
             phase,
             region: region.to_owned(),
             version: env!("CARGO_PKG_VERSION"),
         };
-        info.get_or_create(&place).set(1);
+        info.get_or_create(&info_labels).set(1);
         r.register("textnlp_server_info", "Where this is", info);
         Self { registry: r, ..metrics }
     }

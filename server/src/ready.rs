@@ -48,9 +48,9 @@ async fn look(app: &Arc<App>) -> Verdict {
     }
     let preloads = app.models.preloads();
     let total = preloads.len();
-    let loaded = preloads.iter().filter(|(_, standing)| matches!(standing, ModelState::Ready(_))).count();
-    for (name, standing) in &preloads {
-        match standing {
+    let loaded = preloads.iter().filter(|(_, state)| matches!(state, ModelState::Ready(_))).count();
+    for (name, state) in &preloads {
+        match state {
             ModelState::Failed(why) => {
                 load_again(app).await;
                 return Verdict::Failing(format!("model `{name}` cannot be loaded: {why}"));

@@ -138,17 +138,17 @@ impl Listener {
         F: Future<Output = ()> + Send + 'static,
     {
         let Limits { name, max_connections } = limits;
-        let places = Arc::new(Semaphore::new(max_connections));
+        let permits = Arc::new(Semaphore::new(max_connections));
         let mut logged: Option<Instant> = None;
         let mut failures = 0;
         loop {
-            if places.available_permits() == 0 && logged.is_none_or(|logged| logged.elapsed() > FULL_LOG_INTERVAL) {
+            if permits.available_permits() == 0 && logged.is_none_or(|logged| logged.elapsed() > FULL_LOG_INTERVAL) {
                 logged = Some(Instant::now());
                 tracing::warn!(listener = name, max_connections, "connection limit reached");
             }
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = self.next(&places) => accepted,
+                accepted = self.next(&permits) => accepted,
             };
             match accepted {
                 Ok((stream, place)) => {
@@ -181,8 +181,8 @@ impl Listener {
     }
 
     /// A place first: a client without one waits in the system's queue and not in this process.
-    async fn next(&self, places: &Arc<Semaphore>) -> io::Result<(Stream, OwnedSemaphorePermit)> {
-        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    async fn next(&self, permits: &Arc<Semaphore>) -> io::Result<(Stream, OwnedSemaphorePermit)> {
+        let place = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
         Ok((self.accept().await?, place))
     }
 }

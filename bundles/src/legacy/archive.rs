@@ -26,7 +26,7 @@ struct Loaded<'a> {
 
 /// Writes what `docker load` (and podman, nerdctl, skopeo) read: the configuration, the layers and a list of both.
 pub(crate) fn docker(
-    shelf: &dyn FileSource,
+    files: &dyn FileSource,
     tag: &str,
     manifest: &Manifest,
     epoch: u64,
@@ -47,11 +47,11 @@ pub(crate) fn docker(
             continue;
         }
         let path = path_of(part.digest);
-        let entry = shelf.find(&path).ok_or_else(|| Error::Missing { what: path.clone() })?;
+        let entry = files.find(&path).ok_or_else(|| Error::Missing { what: path.clone() })?;
         if (entry.digest, entry.size) != (part.digest, part.size) {
             return Err(Error::malformed(path, "it does not match the image's manifest"));
         }
-        let content = shelf.reader(&path, entry);
+        let content = files.reader(&path, entry);
         append(&mut out, &name, FILE, entry.size, epoch, content).map_err(fail)?;
     }
     append(&mut out, "manifest.json", FILE, list.len() as u64, epoch, &list[..]).map_err(fail)?;

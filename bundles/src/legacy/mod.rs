@@ -89,7 +89,7 @@ const FOLDERS: [&str; 5] = ["images", "packages", "models", "configs", "scripts"
 
 /// Writes the folder `offline_bundle/` and its archive below `out`, which must not contain them yet. Everything is
 /// written under a temporary name first: a file with its final name is complete.
-pub fn export(shelf: &dyn FileSource, out: &Utf8Path, options: &Options) -> Result<Exported> {
+pub fn export(source: &dyn FileSource, out: &Utf8Path, options: &Options) -> Result<Exported> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
     if options.version.is_empty() || options.version.len() > 100 || !options.version.chars().all(plain) {
         return Err(Error::malformed("the version", format!("`{}` cannot be part of a file's name", options.version)));
@@ -105,7 +105,7 @@ pub fn export(shelf: &dyn FileSource, out: &Utf8Path, options: &Options) -> Resu
     let part = out.join(".offline_bundle.part");
     remove(&part)?;
     let mut exported = Exported { folder, archive: None, images: BTreeMap::new(), models: Vec::new() };
-    let mut writer = Writer { shelf, root: part.clone(), sums: BTreeMap::new() };
+    let mut writer = Writer { source, root: part.clone(), sums: BTreeMap::new() };
     for folder in FOLDERS {
         let path = part.join(folder);
         fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
@@ -144,14 +144,14 @@ fn remove(folder: &Utf8Path) -> Result<()> {
 }
 
 struct Writer<'a> {
-    shelf: &'a dyn FileSource,
+    source: &'a dyn FileSource,
     root: Utf8PathBuf,
     sums: BTreeMap<String, Digest>,
 }
 
 impl Writer<'_> {
     fn images(&mut self, options: &Options) -> Result<BTreeMap<String, String>> {
-        let catalogue = Catalogue::read(self.shelf)?;
+        let catalogue = Catalogue::read(self.source)?;
         let mut taken = BTreeSet::new();
         let mut written = BTreeMap::new();
         for image in &catalogue.images {
@@ -169,7 +169,7 @@ impl Writer<'_> {
             let path = format!("images/{file}");
             let target = self.root.join(&path);
             let tag = familiar(image);
-            archive::docker(self.shelf, &tag, manifest, options.epoch, &target)?;
+            archive::docker(self.source, &tag, manifest, options.epoch, &target)?;
             self.sum(path)?;
             written.insert(tag, file);
         }
@@ -180,7 +180,7 @@ impl Writer<'_> {
     fn packages(&mut self, platform: &Platform) -> Result<()> {
         self.copy("packages/", "packages/")?;
         let programs: Vec<(String, Entry)> = self
-            .shelf
+            .source
             .items()
             .iter()
             .filter(|item| item.kind == crate::manifest::ItemKind::Program)
@@ -189,7 +189,7 @@ impl Writer<'_> {
             })
             .flat_map(|item| &item.paths)
             .filter(|path| path.starts_with("bin/"))
-            .filter_map(|path| Some((path.clone(), self.shelf.find(path)?)))
+            .filter_map(|path| Some((path.clone(), self.source.find(path)?)))
             .collect();
         if let [(path, entry)] = &programs[..] {
             self.file(path, *entry, "packages/bin/textnlp-deploy", true)?;
@@ -206,7 +206,7 @@ impl Writer<'_> {
     fn models(&mut self, options: &Options) -> Result<Vec<String>> {
         self.copy("models/", "models/")?;
         let mut by_name: BTreeMap<&str, Vec<(&str, Digest, u64)>> = BTreeMap::new();
-        for (path, entry) in self.shelf.list() {
+        for (path, entry) in self.source.list() {
             let inside = path.strip_prefix("models/").and_then(|rest| rest.split_once('/'));
             if let Some((name, file)) = inside {
                 by_name.entry(name).or_default().push((file, entry.digest, entry.size));
@@ -224,7 +224,7 @@ impl Writer<'_> {
 
     fn copy(&mut self, from: &str, to: &str) -> Result<()> {
         let files: Vec<(String, Entry)> = self
-            .shelf
+            .source
             .list()
             .filter(|(path, _)| path.starts_with(from))
             .map(|(path, entry)| (path.to_owned(), entry))
@@ -240,7 +240,7 @@ impl Writer<'_> {
         let path = self.place(to)?;
         let mut out = BufWriter::with_capacity(1 << 20, create(&path, executable)?);
         // The reader verifies the digest at the end: a damaged bundle fails here and not on the target.
-        io::copy(&mut self.shelf.reader(from, entry), &mut out).map_err(Error::io("write", &path))?;
+        io::copy(&mut self.source.reader(from, entry), &mut out).map_err(Error::io("write", &path))?;
         out.flush().map_err(Error::io("write", &path))?;
         self.sums.insert(to.to_owned(), entry.digest);
         Ok(())
@@ -290,9 +290,9 @@ fn familiar(image: &IndexEntry) -> String {
     name.strip_prefix("library/").unwrap_or(name).to_owned()
 }
 
-fn file_name(image: &IndexEntry, whole: bool) -> String {
+fn file_name(image: &IndexEntry, with_registry: bool) -> String {
     let (repository, tag) = image.repository_and_tag();
-    if whole {
+    if with_registry {
         return format!("{}-{tag}.tar", repository.replace(['/', ':'], "-"));
     }
     match repository.rsplit('/').next().unwrap_or(repository) {

@@ -182,26 +182,26 @@ fn unpack(update: &Utf8Path, staging: &Utf8Path) -> Result<Models> {
 fn exchange(manifest: &Models, staging: &Utf8Path, folder: &Utf8Path) -> Result<Applied> {
     let mut applied = Applied::default();
     for (name, model) in &manifest.models {
-        let (new, place) = (staging.join(name), folder.join(name));
+        let (new, target) = (staging.join(name), folder.join(name));
         if !new.is_dir() {
             // A model without files: nothing to bring.
             continue;
         }
-        match fs::symlink_metadata(&place) {
+        match fs::symlink_metadata(&target) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::rename(&new, &place).map_err(Error::io("write", &place))?;
+                fs::rename(&new, &target).map_err(Error::io("write", &target))?;
                 applied.added.push(name.clone());
             }
-            Err(error) => return Err(Error::io("read", &place)(error)),
+            Err(error) => return Err(Error::io("read", &target)(error)),
             Ok(found) if found.is_dir() => {
-                if read(&place).is_ok_and(|there| there == *model) {
+                if read(&target).is_ok_and(|there| there == *model) {
                     applied.unchanged.push(name.clone());
                     continue;
                 }
-                swap(&new, &place)?;
+                swap(&new, &target)?;
                 applied.replaced.push(name.clone());
             }
-            Ok(_) => return Err(Error::malformed(place.as_str(), "it already exists and is not a model folder")),
+            Ok(_) => return Err(Error::malformed(target.as_str(), "it already exists and is not a model folder")),
         }
     }
     let path = folder.join(MANIFEST);
@@ -216,20 +216,20 @@ fn exchange(manifest: &Models, staging: &Utf8Path, folder: &Utf8Path) -> Result<
 }
 
 /// Exchanges two folders atomically; where the filesystem does not support it, the old one is missing for a moment.
-fn swap(new: &Utf8Path, place: &Utf8Path) -> Result<()> {
+fn swap(new: &Utf8Path, target: &Utf8Path) -> Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
-    match renameat_with(CWD, new.as_std_path(), CWD, place.as_std_path(), RenameFlags::EXCHANGE) {
+    match renameat_with(CWD, new.as_std_path(), CWD, target.as_std_path(), RenameFlags::EXCHANGE) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
             let old = Utf8PathBuf::from(format!("{new}.old"));
-            fs::rename(place, &old).map_err(Error::io("replace", place))?;
-            fs::rename(new, place).map_err(|error| {
+            fs::rename(target, &old).map_err(Error::io("replace", target))?;
+            fs::rename(new, target).map_err(|error| {
                 // Restores the old model on any error.
-                let back = fs::rename(&old, place);
-                Error::io("replace", place)(back.err().unwrap_or(error))
+                let back = fs::rename(&old, target);
+                Error::io("replace", target)(back.err().unwrap_or(error))
             })
         }
-        Err(error) => Err(Error::io("replace", place)(error.into())),
+        Err(error) => Err(Error::io("replace", target)(error.into())),
     }
 }
 

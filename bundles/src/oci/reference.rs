@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn image_references_are_parsed_as_container_engines_do() {
         let digest = Digest::of(b"x");
-        for (text, meant) in [
+        for (text, expected) in [
             ("postgres", "docker.io/library/postgres".to_owned()),
             ("postgres:15", "docker.io/library/postgres:15".to_owned()),
             ("bitnami/redis:7", "docker.io/bitnami/redis:7".to_owned()),
@@ -147,7 +147,7 @@ mod tests {
             ("localhost/x", "localhost/x".to_owned()),
             (&format!("ghcr.io/a/b_c/d--e:1.0@{digest}"), format!("ghcr.io/a/b_c/d--e:1.0@{digest}")),
         ] {
-            assert_eq!(text.parse::<Reference>().unwrap().to_string(), meant, "{text}");
+            assert_eq!(text.parse::<Reference>().unwrap().to_string(), expected, "{text}");
         }
         let pinned: Reference = format!("a.b/c@{digest}").parse().unwrap();
         assert_eq!(pinned.name(), format!("a.b/c:sha256-{}", &digest.hex()[..12]));

@@ -39,11 +39,11 @@ pub async fn resolve(reference: &Reference, options: &Options, progress: &Progre
     let tag = reference.tag.as_deref().unwrap_or("latest");
     let (headers, text) = ask(&line, reference, tag, progress).await?;
     let digest = Digest::of(&text);
-    if let Some(said) = headers.get("docker-content-digest").and_then(|v| v.to_str().ok())
-        && said != digest.to_string()
+    if let Some(reported) = headers.get("docker-content-digest").and_then(|v| v.to_str().ok())
+        && reported != digest.to_string()
     {
-        let said = said.chars().take(100).collect();
-        return Err(Error::Mismatch { what: reference.to_string(), expected: said, found: digest.to_string() });
+        let reported = reported.chars().take(100).collect();
+        return Err(Error::Mismatch { what: reference.to_string(), expected: reported, found: digest.to_string() });
     }
     // It must be an image or a list of images before it is pinned.
     Document::parse(&reference.to_string(), &media_type(&headers), &text)?;
@@ -269,7 +269,7 @@ async fn attempt(
         let mut file =
             tokio::fs::OpenOptions::new().create(true).append(true).open(part).await.map_err(fatal("write"))?;
         file.set_len(offset).await.map_err(fatal("write"))?;
-        let mut told = offset;
+        let mut last_reported = offset;
         let name = wanted.digest.hex()[..12].to_owned();
         let end = loop {
             let chunk = match response.chunk().await {
@@ -290,8 +290,8 @@ async fn attempt(
             }
             hasher.write_all(&chunk).map_err(fatal("write"))?;
             file.write_all(&chunk).await.map_err(fatal("write"))?;
-            if offset - told >= 1 << 20 {
-                told = offset;
+            if offset - last_reported >= 1 << 20 {
+                last_reported = offset;
                 progress(Event::File { name: name.clone(), done: offset, total: Some(wanted.size) });
             }
         };

@@ -261,12 +261,12 @@ mod tests {
             Part::Bytes(b"".as_slice().into()),
             Part::Bytes(b"ij".as_slice().into()),
         ]);
-        let whole = b"abcdefghij";
-        for from in 0..=whole.len() {
-            for to in from..=whole.len() {
+        let expected = b"abcdefghij";
+        for from in 0..=expected.len() {
+            for to in from..=expected.len() {
                 let mut found = vec![0; to - from];
                 read_parts(&parts, &mut found, from as u64).unwrap();
-                assert_eq!(found, &whole[from..to], "{from}..{to}");
+                assert_eq!(found, &expected[from..to], "{from}..{to}");
             }
         }
 

@@ -45,11 +45,11 @@ fn head(paper: &mut Paper, title: &str, reports: &[Report], fail_on: Option<Seve
     if let (Some(state), Some(limit)) = (state(reports, fail_on), fail_on) {
         paper.gap(8.0);
         let colour = if state == "open" { GOOD } else { BAD };
-        let said = match state {
+        let verdict = match state {
             "open" => format!("Gate: passed. No finding is {limit} or worse, and everything required was scanned."),
             _ => format!("Gate: failed. A finding is {limit} or worse, or something required was not scanned."),
         };
-        paper.lines(&said, Font::Bold, 11.0, colour, LEFT, RIGHT - LEFT);
+        paper.lines(&verdict, Font::Bold, 11.0, colour, LEFT, RIGHT - LEFT);
     }
     paper.gap(12.0);
     paper.tiles(&tiles(reports));

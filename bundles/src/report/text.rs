@@ -101,8 +101,8 @@ mod tests {
             let lines = wrap(text, Font::Regular, 10.0, most);
             assert!(lines.iter().all(|l| width(l, Font::Regular, 10.0) <= most), "{most}: {lines:?}");
             let kept: Vec<u8> = lines.concat().into_iter().filter(|b| *b != b' ').collect();
-            let whole: Vec<u8> = encode(text).into_iter().filter(|b| *b != b' ').collect();
-            assert_eq!(kept, whole);
+            let expected: Vec<u8> = encode(text).into_iter().filter(|b| *b != b' ').collect();
+            assert_eq!(kept, expected);
         }
         assert_eq!(wrap("", Font::Bold, 10.0, 50.0), vec![Vec::<u8>::new()]);
     }

@@ -18,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(60);
 const FIRST_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Runs the metrics adapter until a signal ends it. It serves request metrics to autoscalers.
-pub async fn run(args: &args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
+pub async fn run(args: &args::Adapter, report: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
     // Installed before the first socket, so that a signal during the start also ends the adapter cleanly.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -26,9 +26,9 @@ pub async fn run(args: &args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::
     let kubernetes = Kubernetes::new(access, super::secrets(&args.account));
     let adapter = Arc::new(Adapter::new(kubernetes, args.namespace.clone(), args.pods.clone()));
     let (known, front) = watch::channel(None);
-    let asked = adapter.clone();
+    let shared = adapter.clone();
     let answering: Answering = Arc::new(move |question: Question| {
-        let adapter = asked.clone();
+        let adapter = shared.clone();
         async move {
             let answer = adapter.answer(&question.target, question.is_front).await;
             (answer.status, answer.body.to_string().into_bytes())
@@ -38,11 +38,11 @@ pub async fn run(args: &args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::
     let files = ["tls.crt", "tls.key"].map(|name| args.tls.join(name));
     let [certificate, key] = files;
     let served = Fronted::start((args.address, args.port).into(), certificate, key, front, answering).await?;
-    tell(&format!("answers at {}", served.address()));
+    report(&format!("answers at {}", served.address()));
     let figures = Figures::new()?;
     tokio::select! {
-        () = adapter.keep(&figures, tell) => {}
-        () = poll_client_ca(&adapter, &known, tell) => {}
+        () = adapter.keep(&figures, report) => {}
+        () = poll_client_ca(&adapter, &known, report) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -51,7 +51,7 @@ pub async fn run(args: &args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::
 }
 
 /// Polls the client CA of the API server forever. A failed poll keeps the last known one.
-async fn poll_client_ca(adapter: &Adapter, known: &watch::Sender<Option<Front>>, tell: &(dyn Fn(&str) + Sync)) {
+async fn poll_client_ca(adapter: &Adapter, known: &watch::Sender<Option<Front>>, report: &(dyn Fn(&str) + Sync)) {
     loop {
         match adapter.front().await {
             Ok(front) => {
@@ -62,7 +62,7 @@ async fn poll_client_ca(adapter: &Adapter, known: &watch::Sender<Option<Front>>,
                     is_new
                 });
             }
-            Err(error) => tell(&textnlp_provider::error_chain(&error)),
+            Err(error) => report(&textnlp_provider::error_chain(&error)),
         }
         tokio::time::sleep(if known.borrow().is_some() { POLL_INTERVAL } else { FIRST_POLL_INTERVAL }).await;
     }

@@ -57,8 +57,8 @@ fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
 /// The cluster of a site of the environment. `plan` and `up` refuse a witness in a cluster, and a site of this provider
 /// with another runtime; other commands read their records with the default access.
 fn cluster_site(environment: &Environment, name: &SiteName) -> ClusterSite {
-    let place = places(environment).into_iter().find(|place| place.site.name == *name);
-    if let Some(cluster) = place.and_then(|place| place.site.cluster) {
+    let location = places(environment).into_iter().find(|location| location.site.name == *name);
+    if let Some(cluster) = location.and_then(|location| location.site.cluster) {
         return *cluster;
     }
     ClusterSite {
@@ -92,13 +92,13 @@ fn account(environment: &Environment, site: &Site) -> anyhow::Result<String> {
 pub(super) async fn control_rollout(
     account: &Utf8Path,
     prometheus: Option<&Utf8Path>,
-    tell: &(dyn Fn(&str) + Sync),
+    report: &(dyn Fn(&str) + Sync),
 ) -> anyhow::Result<RolloutStatus> {
     let orders = std::env::var(ORDERS).map_err(|_| anyhow::anyhow!("{ORDERS} is not set: only `up` sets it"))?;
     let access = Access::Account(account.into());
     let secrets = super::secrets(account);
     let judges: (&dyn Scrape, &dyn QueryApi) = (&Figures::new()?, &Queries::new(prometheus));
-    Ok(Kubernetes::new(access, secrets).run_rollout(&orders, judges, tell).await?.status(None))
+    Ok(Kubernetes::new(access, secrets).run_rollout(&orders, judges, report).await?.status(None))
 }
 
 /// Ends an outage. The kubeconfig may have changed since it began, so the API server identifies the cluster.

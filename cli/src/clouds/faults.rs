@@ -190,12 +190,12 @@ const WAYS: [(&str, bool); 12] = [
 /// Those variables that are set here, with absolute paths.
 fn variables() -> BTreeMap<String, String> {
     let here = std::env::current_dir().ok().and_then(|here| Utf8PathBuf::try_from(here).ok()).unwrap_or_default();
-    let whole = |paths: &str| {
+    let absolute_paths = |paths: &str| {
         let paths = paths.split(':').filter(|path| !path.is_empty());
         paths.map(|path| here.join(path).into_string()).collect::<Vec<_>>().join(":")
     };
     let set = WAYS.iter().filter_map(|(name, is_path)| Some((*name, *is_path, std::env::var(name).ok()?)));
-    set.map(|(name, is_path, value)| (name.to_owned(), if is_path { whole(&value) } else { value })).collect()
+    set.map(|(name, is_path, value)| (name.to_owned(), if is_path { absolute_paths(&value) } else { value })).collect()
 }
 
 /// An error with its hint on one line.

@@ -102,10 +102,10 @@ impl Platform for Linked {
         textnlp_onprem::archive_socket(postgres)
     }
 
-    fn scratch_postgres(&self, place: &Utf8Path, version: Option<u32>) -> anyhow::Result<ScratchPostgres> {
+    fn scratch_postgres(&self, directory: &Utf8Path, version: Option<u32>) -> anyhow::Result<ScratchPostgres> {
         let made = match version {
-            None => ScratchInstance::make(place),
-            Some(version) => ScratchInstance::empty(place, version),
+            None => ScratchInstance::make(directory),
+            Some(version) => ScratchInstance::empty(directory, version),
         };
         let made = made.map_err(anyhow::Error::msg)?;
         Ok(ScratchPostgres {

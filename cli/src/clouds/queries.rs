@@ -57,7 +57,7 @@ impl QueryApi for Queries {
         if let Some(authorization) = self.authorization()? {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let asked = async {
+        let exchange = async {
             let answer = request.send().await?;
             let status = answer.status().as_u16();
             Ok::<_, anyhow::Error>((
@@ -65,7 +65,7 @@ impl QueryApi for Queries {
                 String::from_utf8_lossy(&read_body(answer, ANSWER_MAX).await?).into_owned(),
             ))
         };
-        asked.await.map_err(|error| format!("{error:#}"))
+        exchange.await.map_err(|error| format!("{error:#}"))
     }
 }
 
@@ -97,11 +97,11 @@ impl Figures {
 impl Scrape for Figures {
     async fn scrape(&self, address: IpAddr, port: u16) -> Result<String, String> {
         let url = format!("http://{}/metrics", SocketAddr::new(address, port));
-        let asked = async {
+        let exchange = async {
             let answer = self.0.get(url).send().await?.error_for_status()?;
             Ok::<_, anyhow::Error>(String::from_utf8_lossy(&read_body(answer, FIGURES_MAX).await?).into_owned())
         };
-        asked.await.map_err(|error| error.to_string())
+        exchange.await.map_err(|error| error.to_string())
     }
 }
 
@@ -131,20 +131,22 @@ mod tests {
             std::fs::write(folder.join("token"), token).unwrap();
             let answer = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let mut asked = Vec::new();
-                while !asked.ends_with(b"query=up&timeout=5s&partial_response=false") {
-                    assert!(stream.read_buf(&mut asked).await.unwrap() > 0);
+                let mut exchange = Vec::new();
+                while !exchange.ends_with(b"query=up&timeout=5s&partial_response=false") {
+                    assert!(stream.read_buf(&mut exchange).await.unwrap() > 0);
                 }
                 stream.write_all(moved.as_bytes()).await.unwrap();
-                String::from_utf8(asked).unwrap().to_lowercase()
+                String::from_utf8(exchange).unwrap().to_lowercase()
             };
-            let (answered, asked) = tokio::join!(queries.ask(&url, "up"), answer);
+            let (answered, exchange) = tokio::join!(queries.ask(&url, "up"), answer);
             assert_eq!(answered.unwrap(), (307, String::new()));
-            assert!(asked.starts_with("post /prefix/api/v1/query ") && asked.contains(&format!("bearer {token}\r\n")));
+            assert!(
+                exchange.starts_with("post /prefix/api/v1/query ") && exchange.contains(&format!("bearer {token}\r\n"))
+            );
         }
-        let nobody = Queries::new(None);
+        let without_credentials = Queries::new(None);
         drop(listener);
-        let why = nobody.ask(&url, "up").await.unwrap_err();
+        let why = without_credentials.ask(&url, "up").await.unwrap_err();
         assert!(why.to_lowercase().contains("connection refused"), "{why}");
     }
 

@@ -19,20 +19,20 @@ pub async fn audit(session: &Session, command: &Audit, console: Console) -> Resu
     let running = running::running(&chosen.scope).await?;
     let environment = &chosen.loaded.environment;
     // Sites on hosts have one database each. Sites in clusters share one.
-    let places: Vec<Option<&ServerProcess>> = match running.servers.as_slice() {
+    let processes: Vec<Option<&ServerProcess>> = match running.servers.as_slice() {
         [] => vec![None],
         servers => servers.iter().map(Some).collect(),
     };
     let (mut count, mut events) = (0u64, Vec::new());
-    for place in places {
+    for place in processes {
         let jobs = key::jobs(&running, environment, place).await?;
         let mut after = 0;
         loop {
-            let ask = json!({
+            let request = json!({
                 "after": after, "since": since.map_or(0, |since| since.as_millisecond()), "limit": PAGE,
                 "operator": key::operator(),
             });
-            let page = key::run(&*jobs, running.lineage, "audit", &ask).await?;
+            let page = key::run(&*jobs, running.lineage, "audit", &request).await?;
             for event in page["events"].as_array().into_iter().flatten() {
                 let mut event = event.clone();
                 event["site"] = page["site"].clone();

@@ -168,14 +168,14 @@ async fn by_site(
 ) -> Result<Success, Failure> {
     let began = Instant::now();
     let Passphrase { passphrase_file, passphrase_env } = &args.passphrase;
-    let asks = [
+    let requirements = [
         ("--recipient", !args.recipient.is_empty()),
         ("--passphrase-file", passphrase_file.is_some()),
         ("--passphrase-env", passphrase_env.is_some()),
         ("--plain", args.plain),
         ("--with-models", args.with_models),
     ];
-    if let Some((flag, _)) = asks.iter().find(|(_, asked)| *asked) {
+    if let Some((flag, _)) = requirements.iter().find(|(_, requested)| *requested) {
         let error = anyhow::anyhow!(
             "{flag} applies to encrypted backups only; the cluster dumps its database to a volume, unencrypted and without models"
         );

@@ -145,8 +145,8 @@ impl Doctor<'_> {
             }
         };
         self.state(&deployment, &state).await;
-        let ask = RunOptions::UP;
-        match run::read(&deployment.run(&DiscardEvents), &state, ask).await {
+        let options = RunOptions::UP;
+        match run::read(&deployment.run(&DiscardEvents), &state, options).await {
             Err(error) => self.problem("providers", error.to_string(), scope.command("status")),
             Ok(facts) => self.facts(&deployment, &state, &facts).await,
         }

@@ -48,17 +48,17 @@ pub async fn run(
     let deployment = deployment::recorded(session, chosen)?;
     let scope = &deployment.chosen.scope;
     let ask = RunOptions { purpose: Purpose::Down, delete_data, ..RunOptions::UP };
-    let arrival = go(session, &deployment, ask, None, saved, console).await?;
-    let mut document = document(&deployment, &arrival);
+    let outcome = go(session, &deployment, ask, None, saved, console).await?;
+    let mut document = document(&deployment, &outcome);
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
-    if !arrival.is_complete() {
-        return Err(incomplete(&arrival, "down", scope).document(document));
+    if !outcome.is_complete() {
+        return Err(incomplete(&outcome, "down", scope).document(document));
     }
     // A rollback would need the deleted data. With `--site`, the other sites keep theirs.
     if delete_data && session.global.site.is_none() {
         History::at(&scope.folder).remove().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
     }
-    let plan = arrival.plan.as_ref();
+    let plan = outcome.plan.as_ref();
     let removed = plan.map_or(0, |p| p.summary.delete);
     let mut text = format!("{name} is down: {removed} resources removed");
     for kept in plan.iter().flat_map(|p| &p.retained) {

@@ -29,8 +29,8 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
     if files.is_empty() {
         let is_up = running::running(&chosen.scope).await.is_ok();
         let environment = &chosen.loaded.environment;
-        let elsewhere = clouds::find(&chosen.scope.folder, environment, None, |site| site.log_command())?;
-        if let Some(command) = elsewhere.filter(|_| is_up) {
+        let external_command = clouds::find(&chosen.scope.folder, environment, None, |site| site.log_command())?;
+        if let Some(command) = external_command.filter(|_| is_up) {
             let error = anyhow::anyhow!("{}: its servers run in a cluster, which keeps their logs", chosen.scope.name);
             return Err(Failure::usage("no_logs", error).hint(command));
         }
@@ -81,8 +81,8 @@ fn print(console: Console, several: bool, name: &str, line: &str) {
 }
 
 /// `server-0` selects that process of every site, `primary/server-0` that of one site.
-fn is_meant(name: &str, asked: &str) -> bool {
-    name == asked || name.split_once('/').is_some_and(|(_, process)| process == asked)
+fn is_meant(name: &str, requested: &str) -> bool {
+    name == requested || name.split_once('/').is_some_and(|(_, process)| process == requested)
 }
 
 /// The last lines of every process's log, by process name.

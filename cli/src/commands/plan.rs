@@ -39,9 +39,9 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         gate::is_measured(&deployment.chosen.scope, environment.phase, false, true)?;
     }
     let progress = Progress::new(console);
-    let looked = look(&deployment.run(&progress), RunOptions { purpose, delete_data, gated: args.gated }).await;
+    let observed = look(&deployment.run(&progress), RunOptions { purpose, delete_data, gated: args.gated }).await;
     progress.finish();
-    let (audited, facts) = looked.map_err(|e| run_failed(e, purpose, &deployment.chosen.scope))?;
+    let (audited, facts) = observed.map_err(|e| run_failed(e, purpose, &deployment.chosen.scope))?;
     let plan = audited.plan();
     unreadable_models(plan, &facts).await?;
     let reaches = impact(plan, &facts);
@@ -129,10 +129,10 @@ fn feels(reaches: &[Impact], estimate: &Estimate) -> String {
     const SHOWN: usize = 4;
     let mut text = String::new();
     // A resource that is deleted itself is not listed as affected.
-    let goes: BTreeSet<_> =
+    let removed: BTreeSet<_> =
         reaches.iter().filter(|one| one.does == ImpactKind::Delete).map(|one| &one.resource).collect();
     for one in reaches {
-        let stay: Vec<_> = one.reaches.iter().filter(|id| !goes.contains(id)).collect();
+        let stay: Vec<_> = one.reaches.iter().filter(|id| !removed.contains(id)).collect();
         let mut names: Vec<_> = stay.iter().take(SHOWN).map(ToString::to_string).collect();
         if stay.len() > SHOWN {
             names.push(format!("{} more", stay.len() - SHOWN));

@@ -99,25 +99,25 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
     })?;
     let state = deployment.state().await?;
     let facts = deployment.facts(&state).await?;
-    let told = status::explain(&state, &facts, &resource).await?;
-    if told.holding.is_none() && told.history.is_empty() {
+    let explanation = status::explain(&state, &facts, &resource).await?;
+    if explanation.holding.is_none() && explanation.history.is_empty() {
         let error = anyhow::anyhow!("environment {} has no resource `{resource}`", deployment.chosen.scope.name);
         return Err(Failure::usage("no_such_resource", error).hint(deployment.chosen.scope.command("status")));
     }
     let mut text = format!("{resource}\n");
-    if let Some(recorded) = told.holding.as_ref().and_then(|h| h.current.as_ref()) {
+    if let Some(recorded) = explanation.holding.as_ref().and_then(|h| h.current.as_ref()) {
         let _ = writeln!(text, "  is         {} `{}`", recorded.kind, recorded.cloud_id);
         for (name, value) in &recorded.outputs {
             let _ = writeln!(text, "  {name:<10} {value}");
         }
     }
-    if let Some(standing) = &told.standing {
+    if let Some(standing) = &explanation.standing {
         let _ = writeln!(text, "  status     {}", standing_text(standing));
     }
-    if let Some(drift) = &told.drift {
+    if let Some(drift) = &explanation.drift {
         text.push_str(&drift_text(std::slice::from_ref(drift)));
     }
-    for open in &told.open {
+    for open in &explanation.open {
         let _ = writeln!(
             text,
             "  waits for  {} (operation {}, since {})",
@@ -127,11 +127,11 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
         );
     }
     let _ = writeln!(text, "  history");
-    for line in &told.history {
+    for line in &explanation.history {
         let reason = line.reason.as_ref().map_or(String::new(), |r| format!("  ({r})"));
         let _ = writeln!(text, "    {}  {:<10} {}{reason}", line.at.strftime("%Y-%m-%d %H:%M:%S"), line.by, line.text);
     }
-    Ok(Success::new(text, serde_json::to_value(&told)?))
+    Ok(Success::new(text, serde_json::to_value(&explanation)?))
 }
 
 fn drift_text(drift: &[Drift]) -> String {

@@ -34,14 +34,14 @@ pub async fn support_bundle(session: &Session, args: &SupportBundle, console: Co
     let secrets = Secrets::of(&chosen)?;
     let quiet = Console::new(session.global.output, true);
     let mut pieces = vec![("environment.yaml".to_owned(), chosen.loaded.to_yaml(false))];
-    let said = |result: Result<Success, Failure>| match result {
+    let document_of = |result: Result<Success, Failure>| match result {
         Ok(success) => Value::Object(success.document),
         Err(failure) => json!({ "error": format!("{:#}", failure.error), "hint": failure.hint }),
     };
     let documents = [
-        ("doctor.json", said(doctor::doctor(session, quiet).await)),
-        ("status.json", said(status::status(session, quiet).await)),
-        ("state.json", said(state::exported(session, quiet).await)),
+        ("doctor.json", document_of(doctor::doctor(session, quiet).await)),
+        ("status.json", document_of(status::status(session, quiet).await)),
+        ("state.json", document_of(state::exported(session, quiet).await)),
     ];
     for (name, document) in documents {
         pieces.push((name.to_owned(), format!("{document:#}")));

@@ -39,9 +39,9 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     let deployment = deployment::wanted(session, chosen, console).await?;
     let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
     prepare(&deployment, args.no_gate, gated).await?.iter().for_each(|warning| console.warn(warning));
-    let ask = RunOptions { gated: args.gated, ..RunOptions::UP };
+    let options = RunOptions { gated: args.gated, ..RunOptions::UP };
     let gates = gate::WithinRun::new(session, &deployment, console);
-    let arrival = go(session, &deployment, ask, Some(&gates), saved, console).await?;
+    let arrival = go(session, &deployment, options, Some(&gates), saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["phase"] = json!(phase.to_string());
     if !arrival.outcome.shut.is_empty() {
@@ -98,7 +98,7 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
 pub async fn go(
     session: &Session,
     deployment: &Deployment,
-    ask: RunOptions,
+    options: RunOptions,
     gates: Option<&dyn Gates>,
     saved: Option<&Plan>,
     console: Console,
@@ -111,12 +111,12 @@ pub async fn go(
         yes || console.confirm("Make these changes?")
     };
     let stop = signals::stop(console);
-    let purpose = saved.map_or(ask.purpose, |plan| plan.purpose);
+    let purpose = saved.map_or(options.purpose, |plan| plan.purpose);
     stores::remember(&stores::StateLocation::of(&loaded.environment)?, &scope.folder)?;
     let road = Run { gates, ..deployment.run(&progress) };
     let arrived = match saved {
         Some(plan) => run_saved_plan(&road, plan, &stop).await,
-        None => run_phases(&road, ask, &mut agree, &stop).await,
+        None => run_phases(&road, options, &mut agree, &stop).await,
     };
     progress.finish();
     let arrival = arrived.map_err(|e| run_failed(e, purpose, scope))?;
@@ -171,19 +171,19 @@ async fn first_text(deployment: &Deployment, prompt: &str, console: Console) -> 
     let environment = &deployment.chosen.loaded.environment;
     let client = Client::new(reach::target(&deployment.chosen.scope, Some(environment)).await?)?;
     until_ready(&client).await?;
-    let mut whole = String::new();
+    let mut output = String::new();
     console.stream(&format!("\n{prompt}"));
     let body = json!({ "prompt": prompt, "max_tokens": 120, "temperature": 0.6, "seed": 7 });
     client
         .stream("/v1/stream", &body, |event| {
             if let Some(piece) = event["text"].as_str() {
                 console.stream(piece);
-                whole.push_str(piece);
+                output.push_str(piece);
             }
         })
         .await?;
     console.stream("\n\n");
-    Ok(whole)
+    Ok(output)
 }
 
 fn how_to_reach(scope: &Scope, running: &RunningEnvironment, prompt: &str) -> String {

@@ -129,7 +129,7 @@ pub trait Platform: Send + Sync {
 
     /// Creates a temporary PostgreSQL in a private folder: an empty database of the newest version, or with a version
     /// only the folder for files of exactly that one.
-    fn scratch_postgres(&self, place: &Utf8Path, version: Option<u32>) -> anyhow::Result<ScratchPostgres>;
+    fn scratch_postgres(&self, directory: &Utf8Path, version: Option<u32>) -> anyhow::Result<ScratchPostgres>;
 
     /// The trust roots for a service. `own` is the service's own authority and then the only one.
     fn trust(&self, own: Option<&Utf8Path>, environment: Option<&Environment>) -> anyhow::Result<TrustRoots>;

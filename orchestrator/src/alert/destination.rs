@@ -191,12 +191,12 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: &str) {
-        let said = match Destination::parse(text) {
+        let shown = match Destination::parse(text) {
             Ok(destination) => destination.to_string(),
             Err(why) => format!("refused: {why}"),
         };
-        assert!(said.contains(expected), "{text}: {said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        assert!(shown.contains(expected), "{text}: {shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
     }
 
     #[test]

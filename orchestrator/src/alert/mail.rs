@@ -85,8 +85,8 @@ async fn deliver(mail: &Mail, alert: &Alert, tls: &Arc<rustls::ClientConfig>) ->
 
 async fn seal(stream: AnyStream, mail: &Mail, tls: &Arc<rustls::ClientConfig>) -> Result<AnyStream, String> {
     let name = ServerName::try_from(mail.host.clone()).map_err(|_| format!("`{}` is not a server name", mail.host))?;
-    let sealed = TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|error| error.to_string())?;
-    Ok(Box::new(sealed))
+    let encrypted = TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|error| error.to_string())?;
+    Ok(Box::new(encrypted))
 }
 
 /// The name for EHLO (RFC 5321, 4.1.3): the host name, or an address literal where the host name is not a valid domain.
@@ -300,23 +300,23 @@ mod tests {
         let mut heard = String::new();
         for line in before {
             stream.write_all(line.as_bytes()).await.unwrap();
-            let mut words = [0; 500];
-            let read = stream.read(&mut words).await.unwrap_or(0);
-            heard += &String::from_utf8_lossy(&words[..read]);
+            let mut chunk = [0; 500];
+            let read = stream.read(&mut chunk).await.unwrap_or(0);
+            heard += &String::from_utf8_lossy(&chunk[..read]);
         }
         if !heard.ends_with("STARTTLS\r\n") {
             return (heard, String::new());
         }
         stream.write_all(b"220 go\r\n").await.unwrap();
         let Ok(stream) = acceptor.accept(stream).await else { return (heard, String::new()) };
-        let (mut stream, mut sealed) = (BufReader::new(stream), String::new());
+        let (mut stream, mut encrypted) = (BufReader::new(stream), String::new());
         let (mut in_data, hello, offers) = (false, hello(), format!("250-here\r\n250 AUTH {logins}"));
         loop {
             let mut line = String::new();
             if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
-                return (heard, sealed);
+                return (heard, encrypted);
             }
-            sealed += &line;
+            encrypted += &line;
             let answer = match line.trim_end() {
                 "." => "250 kept",
                 _ if in_data => continue,
@@ -367,46 +367,53 @@ mod tests {
             let to = to[..recipients.len()].to_vec();
             let mail = Mail { host, port, tls: MailTls::Start, login, mechanism, from, to };
             let message = alert();
-            let (said, heard) =
+            let (outcome, heard) =
                 tokio::join!(deliver(&mail, &message, &tls), server(listener, acceptor, before, logins, recipients));
-            (said, heard.0, heard.1)
+            (outcome, heard.0, heard.1)
         })
     }
 
     #[test]
     fn smtp_starts_tls_before_sending_credentials_or_recipients() {
-        let (said, clear, sealed) = check(&START, &["250 ok"]);
-        assert_eq!(said.unwrap(), DeliveredAlert::default());
+        let (outcome, clear, encrypted) = check(&START, &["250 ok"]);
+        assert_eq!(outcome.unwrap(), DeliveredAlert::default());
         assert_eq!(clear, format!("{}\r\nSTARTTLS\r\n", hello()));
-        assert!(sealed.contains("AUTH PLAIN AGFkYQBodW50ZXIy") && sealed.contains("RCPT TO:<d@e.f>"), "{sealed}");
-        assert!(sealed.ends_with("\r\n.\r\nQUIT\r\n"), "{sealed}");
+        assert!(
+            encrypted.contains("AUTH PLAIN AGFkYQBodW50ZXIy") && encrypted.contains("RCPT TO:<d@e.f>"),
+            "{encrypted}"
+        );
+        assert!(encrypted.ends_with("\r\n.\r\nQUIT\r\n"), "{encrypted}");
 
-        let (said, clear, _) = check(&["220 here\r\n", "250-here\r\n250 AUTH PLAIN\r\n"], &["250 ok"]);
-        assert!(said.unwrap_err().contains("offers no STARTTLS"));
+        let (outcome, clear, _) = check(&["220 here\r\n", "250-here\r\n250 AUTH PLAIN\r\n"], &["250 ok"]);
+        assert!(outcome.unwrap_err().contains("offers no STARTTLS"));
         assert_eq!(clear, format!("{}\r\n", hello()));
         // Data injected before TLS would be taken for the server's replies.
-        let (said, _, sealed) = check(&["220 here\r\n", "250 STARTTLS\r\n220 go\r\n250 AUTH PLAIN\r\n"], &["250 ok"]);
-        assert!(said.is_err() && sealed.is_empty(), "{said:?}");
-        let (said, ..) = check(&["554 go away\r\n"], &["250 ok"]);
-        assert!(said.unwrap_err().contains("`554 go away`"));
+        let (outcome, _, encrypted) =
+            check(&["220 here\r\n", "250 STARTTLS\r\n220 go\r\n250 AUTH PLAIN\r\n"], &["250 ok"]);
+        assert!(outcome.is_err() && encrypted.is_empty(), "{outcome:?}");
+        let (outcome, ..) = check(&["554 go away\r\n"], &["250 ok"]);
+        assert!(outcome.unwrap_err().contains("`554 go away`"));
     }
 
     #[test]
     fn smtp_login_uses_an_offered_or_configured_mechanism() {
-        let sealed = |mechanism, logins: &str| {
-            let (said, _, sealed) = check_login(mechanism, logins, &START, &["250 ok"]);
-            said.map(|_| sealed)
+        let encrypted = |mechanism, logins: &str| {
+            let (outcome, _, encrypted) = check_login(mechanism, logins, &START, &["250 ok"]);
+            outcome.map(|_| encrypted)
         };
         let login = "AUTH LOGIN\r\nYWRh\r\naHVudGVyMg==\r\nMAIL FROM";
-        assert!(sealed(None, "LOGIN").unwrap().contains(login));
-        assert!(sealed(None, "XOAUTH2 LOGIN").unwrap().contains(login));
-        assert!(sealed(Some(Mechanism::Login), "PLAIN LOGIN").unwrap().contains(login));
+        assert!(encrypted(None, "LOGIN").unwrap().contains(login));
+        assert!(encrypted(None, "XOAUTH2 LOGIN").unwrap().contains(login));
+        assert!(encrypted(Some(Mechanism::Login), "PLAIN LOGIN").unwrap().contains(login));
         // "user=ada\x01auth=Bearer hunter2\x01\x01"
         let token = "AUTH XOAUTH2 dXNlcj1hZGEBYXV0aD1CZWFyZXIgaHVudGVyMgEB\r\nMAIL FROM";
-        assert!(sealed(None, "XOAUTH2").unwrap().contains(token));
-        assert!(sealed(Some(Mechanism::Xoauth2), "PLAIN LOGIN XOAUTH2").unwrap().contains(token));
-        assert_eq!(sealed(None, "CRAM-MD5").unwrap_err(), "it offers AUTH CRAM-MD5, and not PLAIN, LOGIN or XOAUTH2");
-        assert_eq!(sealed(Some(Mechanism::Xoauth2), "LOGIN").unwrap_err(), "it offers AUTH LOGIN, and not XOAUTH2");
+        assert!(encrypted(None, "XOAUTH2").unwrap().contains(token));
+        assert!(encrypted(Some(Mechanism::Xoauth2), "PLAIN LOGIN XOAUTH2").unwrap().contains(token));
+        assert_eq!(
+            encrypted(None, "CRAM-MD5").unwrap_err(),
+            "it offers AUTH CRAM-MD5, and not PLAIN, LOGIN or XOAUTH2"
+        );
+        assert_eq!(encrypted(Some(Mechanism::Xoauth2), "LOGIN").unwrap_err(), "it offers AUTH LOGIN, and not XOAUTH2");
     }
 
     #[test]
@@ -418,15 +425,15 @@ mod tests {
 
     #[test]
     fn refused_mail_recipient_does_not_block_the_others() {
-        let (said, _, sealed) = check(&START, &["550-no such\r\n550 user", "251 elsewhere now"]);
-        assert_eq!(said.unwrap().refused, ["RCPT TO:<d@e.f>: it answers `550 no such user`"]);
-        assert!(sealed.ends_with("\r\n.\r\nQUIT\r\n"), "{sealed}");
-        let (said, _, sealed) = check(&START, &["550 no", "450 later"]);
-        let why = said.unwrap_err();
+        let (outcome, _, encrypted) = check(&START, &["550-no such\r\n550 user", "251 elsewhere now"]);
+        assert_eq!(outcome.unwrap().refused, ["RCPT TO:<d@e.f>: it answers `550 no such user`"]);
+        assert!(encrypted.ends_with("\r\n.\r\nQUIT\r\n"), "{encrypted}");
+        let (outcome, _, encrypted) = check(&START, &["550 no", "450 later"]);
+        let why = outcome.unwrap_err();
         assert!(why.contains("<d@e.f>: it answers `550 no`") && why.contains("<g@h.i>: it answers `450"), "{why}");
-        assert!(!sealed.contains("DATA"), "{sealed}");
+        assert!(!encrypted.contains("DATA"), "{encrypted}");
         // After a server closes the connection, the next recipient is not tried.
-        let (said, ..) = check(&START, &["250 ok", "421 closing"]);
-        assert!(said.unwrap_err().contains("`421 closing`"));
+        let (outcome, ..) = check(&START, &["250 ok", "421 closing"]);
+        assert!(outcome.unwrap_err().contains("`421 closing`"));
     }
 }

@@ -57,7 +57,7 @@ struct InFlight<'a> {
 #[derive(Default)]
 struct Next {
     writes: BTreeMap<SiteName, Vec<Write>>,
-    told: Vec<EventKind>,
+    queued_events: Vec<EventKind>,
     calls: Vec<(u64, Flight, Duration)>,
 }
 
@@ -162,13 +162,13 @@ impl<'a> Run<'a> {
                 continue;
             }
             let provider = self.air.provider(&step.site)?;
-            let begun = step::begin(step, &provider, &mut self.known).and_then(|mut beginning| {
+            let started = step::begin(step, &provider, &mut self.known).and_then(|mut beginning| {
                 let first = beginning.calls.pop_front();
                 let intent =
                     first.map(|call| step::intent(step, &call, &provider, &mut self.known, self.air.drive.state));
                 Ok((beginning, intent.transpose()?))
             });
-            match begun {
+            match started {
                 Ok((beginning, intent)) => {
                     if let Some(branch) = beginning.branch {
                         self.air.tell(EventKind::Chose { resource: step.resource.clone(), branch: branch.to_string() });
@@ -208,7 +208,7 @@ impl<'a> Run<'a> {
 
     /// Starts the measurement of a gate; other steps continue.
     fn ask(&mut self, step: &'a Step) {
-        self.air.next.told.push(EventKind::GateAsked { site: step.site.clone() });
+        self.air.next.queued_events.push(EventKind::GateAsked { site: step.site.clone() });
         let Some(gates) = self.air.drive.gates else {
             let no_gate = Answer::Shut(vec!["this run has no gate that can measure it".to_owned()]);
             return self.answered(step.id, Some(no_gate));
@@ -228,10 +228,10 @@ impl<'a> Run<'a> {
             Some(Answer::Shut(because)) if because.is_empty() => vec!["no reason was given".to_owned()],
             Some(Answer::Shut(because)) => because,
         };
-        let Next { writes, told, .. } = &mut self.air.next;
+        let Next { writes, queued_events, .. } = &mut self.air.next;
         let write = Write::Asked { gate: step.resource.clone(), because: because.clone() };
         writes.entry(step.site.clone()).or_default().push(write);
-        told.push(EventKind::GateAnswered { site: step.site.clone(), shut_because: because.clone() });
+        queued_events.push(EventKind::GateAnswered { site: step.site.clone(), shut_because: because.clone() });
         if because.is_empty() {
             return self.done(id);
         }
@@ -343,7 +343,7 @@ impl<'a> InFlight<'a> {
     }
 
     fn end(mut self) -> Outcome {
-        std::mem::take(&mut self.next.told).into_iter().for_each(|what| self.tell(what));
+        std::mem::take(&mut self.next.queued_events).into_iter().for_each(|what| self.tell(what));
         self.outcome.seconds = self.drive.clock.steady().saturating_sub(self.began).as_secs_f64();
         self.outcome.stopped = self.stop.is_cancelled();
         self.outcome
@@ -367,19 +367,24 @@ impl<'a> InFlight<'a> {
 
     /// Records what is queued, reports the results and makes the calls.
     async fn go_on(&mut self) -> Result<(), ApplyError> {
-        let Next { writes, told, calls } = std::mem::take(&mut self.next);
+        let Next { writes, queued_events, calls } = std::mem::take(&mut self.next);
         for (site, writes) in writes.into_iter().filter(|(_, writes)| !writes.is_empty()) {
-            let put = self.drive.state.commit(&site, |pen| writes.into_iter().for_each(|write| write.put(pen))).await;
+            let put =
+                self.drive.state.commit(&site, |writer| writes.into_iter().for_each(|write| write.put(writer))).await;
             put.map_err(|source| ApplyError::Journal { site, source })?;
         }
-        told.into_iter().for_each(|what| self.tell(what));
+        queued_events.into_iter().for_each(|what| self.tell(what));
         calls.into_iter().try_for_each(|(id, flight, pause)| self.launch(id, flight, pause))
     }
 
     /// Makes the first call of a recorded operation.
     fn take_off(&mut self, id: u64, intent: Intent) {
         let op = &intent.operation;
-        self.next.told.push(EventKind::Started { operation: op.id, resource: op.resource.clone(), verb: op.verb });
+        self.next.queued_events.push(EventKind::Started {
+            operation: op.id,
+            resource: op.resource.clone(),
+            verb: op.verb,
+        });
         let flight = Flight::new(intent, None, self.drive.clock.steady());
         let writes = self.next.writes.entry(flight.operation().site.clone()).or_default();
         writes.push(Write::Begun(flight.intent.clone()));
@@ -420,7 +425,7 @@ impl<'a> InFlight<'a> {
                 // The present holder of the lock recovers it.
                 None => Verdict::LeaveOpen { error: None, because: "the lock was lost before the call".to_owned() },
             };
-            let Next { writes, told, calls } = &mut self.next;
+            let Next { writes, queued_events, calls } = &mut self.next;
             let here = writes.entry(op.site.clone()).or_default();
             match verdict {
                 Verdict::Done(object) => {
@@ -430,7 +435,7 @@ impl<'a> InFlight<'a> {
                         _ => Write::Made { op: op.id, recorded: Box::new(flight.intent.recorded(&object, false)) },
                     };
                     here.push(ended);
-                    told.push(EventKind::Done { resource: op.resource.clone(), verb: op.verb, ms });
+                    queued_events.push(EventKind::Done { resource: op.resource.clone(), verb: op.verb, ms });
                     self.outcome.done.push(CompletedOperation { resource: op.resource, verb: op.verb });
                     landed.push((id, OperationEnd::Done((op.verb != Verb::Delete).then_some(object))));
                 }
@@ -438,11 +443,15 @@ impl<'a> InFlight<'a> {
                     if moved {
                         here.push(Write::Pending { op: op.id, handle, says: says.clone() });
                     }
-                    told.push(EventKind::Says { resource: op.resource, text: says });
+                    queued_events.push(EventKind::Says { resource: op.resource, text: says });
                     calls.push((id, flight, again_in));
                 }
                 Verdict::Retry { after, because } => {
-                    told.push(EventKind::Retrying { resource: op.resource, because, in_ms: after.as_millis() as u64 });
+                    queued_events.push(EventKind::Retrying {
+                        resource: op.resource,
+                        because,
+                        in_ms: after.as_millis() as u64,
+                    });
                     calls.push((id, flight, after));
                 }
                 Verdict::Failed { left, error } => {
@@ -451,17 +460,17 @@ impl<'a> InFlight<'a> {
                         .filter(|_| op.verb == Verb::Create)
                         .map(|left| Box::new(flight.intent.recorded(&left, true)));
                     here.push(Write::Failed { op: op.id, left, because: failure.line() });
-                    told.push(failed(&failure, op.verb));
+                    queued_events.push(failed(&failure, op.verb));
                     self.outcome.failed.push(failure);
                     landed.push((id, OperationEnd::Failed));
                 }
                 Verdict::LeaveOpen { error, because } => {
                     if let Some(error) = error {
                         let failure = StepFailure::of(&op.resource, &error);
-                        told.push(failed(&failure, op.verb));
+                        queued_events.push(failed(&failure, op.verb));
                         self.outcome.failed.push(failure);
                     }
-                    told.push(EventKind::LeftOpen { operation: op.id, resource: op.resource.clone() });
+                    queued_events.push(EventKind::LeftOpen { operation: op.id, resource: op.resource.clone() });
                     self.outcome.open.push(UnfinishedOperation { operation: op.id, resource: op.resource, because });
                     landed.push((id, OperationEnd::Open));
                 }
@@ -475,12 +484,12 @@ impl<'a> InFlight<'a> {
             Node::Call(call) => call.verb(),
             _ => Verb::Update,
         };
-        self.next.told.push(failed(&failure, verb));
+        self.next.queued_events.push(failed(&failure, verb));
         self.outcome.failed.push(failure);
     }
 
     fn skip(&mut self, resource: &ResourceId, because: String) {
-        self.next.told.push(EventKind::Skipped { resource: resource.clone(), because: because.clone() });
+        self.next.queued_events.push(EventKind::Skipped { resource: resource.clone(), because: because.clone() });
         self.outcome.skipped.push(Skipped { resource: resource.clone(), because });
     }
 }

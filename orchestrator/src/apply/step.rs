@@ -64,9 +64,9 @@ pub(super) enum Write {
 const TEXT: usize = 400;
 
 impl Write {
-    pub(super) fn put(self, pen: &mut JournalWriter<'_>) {
+    pub(super) fn put(self, writer: &mut JournalWriter<'_>) {
         let short = |text: &str| cut(text, TEXT);
-        let mut body = |recorded: &Recorded| -> BodyRef { pen.body(recorded) };
+        let mut body = |recorded: &Recorded| -> BodyRef { writer.body(recorded) };
         let entry = match self {
             Write::Made { op, recorded } => Entry::Ended { op, end: End::Made { recorded: body(&recorded) } },
             Write::Gone { op } => Entry::Ended { op, end: End::Gone },
@@ -86,13 +86,22 @@ impl Write {
             }
             Write::Returned { resource, old, recorded } => Entry::Returned { resource, old, recorded: body(&recorded) },
             Write::Forgot { resource, because } => Entry::Forgot { resource, because: short(&because) },
-            Write::Pending { op, handle, says } => Entry::Pending { op, handle: pen.body(&handle), says: short(&says) },
+            Write::Pending { op, handle, says } => {
+                Entry::Pending { op, handle: writer.body(&handle), says: short(&says) }
+            }
             Write::Begun(intent) => {
                 let Operation { id, verb, resource, kind, .. } = intent.operation.clone();
-                Entry::Begun { op: id, verb, resource, kind, target: intent.target.clone(), intent: pen.body(&*intent) }
+                Entry::Begun {
+                    op: id,
+                    verb,
+                    resource,
+                    kind,
+                    target: intent.target.clone(),
+                    intent: writer.body(&*intent),
+                }
             }
         };
-        pen.entry(entry);
+        writer.entry(entry);
     }
 }
 

@@ -448,8 +448,8 @@ impl LogReach {
         let (mut from, mut to, mut end) = (0, self.parts.len(), self.parts.len());
         while from < to {
             let middle = from + (to - from) / 2;
-            let said = (middle..to).find_map(|at| Some((at, log.known(&self.parts[at])?.until?)));
-            match said {
+            let middle_mark = (middle..to).find_map(|at| Some((at, log.known(&self.parts[at])?.until?)));
+            match middle_mark {
                 Some((at, until)) if until < moment => from = at + 1,
                 Some((at, _)) => (to, end) = (middle, at + 1),
                 None => to = middle,

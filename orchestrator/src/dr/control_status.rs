@@ -74,8 +74,8 @@ impl ControlStatus {
 
     /// The newest known epoch: the witness's, or the highest of any site.
     pub fn epoch(&self) -> u64 {
-        let told = self.sites.iter().filter_map(|(_, status)| Some(status.as_ref().ok()?.epoch));
-        told.chain(self.witness.as_ref().ok().map(|witness| witness.epoch)).max().unwrap_or_default()
+        let known_epochs = self.sites.iter().filter_map(|(_, status)| Some(status.as_ref().ok()?.epoch));
+        known_epochs.chain(self.witness.as_ref().ok().map(|witness| witness.epoch)).max().unwrap_or_default()
     }
 
     /// The primary, as the witness reports it; without the witness, by the newest configuration of a site.

@@ -243,11 +243,11 @@ impl RunningDrill<'_> {
         let began = Instant::now();
         let (mut in_a_row, mut says) = (0, String::new());
         while in_a_row < IN_A_ROW {
-            let ask = LoadRequest {
+            let load_request = LoadRequest {
                 timeout: REQUEST_TIMEOUT,
                 ..LoadRequest::post("/v1/generate", self.order.body.clone()).with(api_key)
             };
-            match self.stage.front.send(ask).await {
+            match self.stage.front.send(load_request).await {
                 Ok(answer) if answer.status == 200 => in_a_row += 1,
                 Ok(answer) => (in_a_row, says) = (0, format!("status {}", answer.status)),
                 Err(failure) => (in_a_row, says) = (0, failure.to_string()),
@@ -362,12 +362,12 @@ impl RunningDrill<'_> {
     async fn watch_promotion(&self) -> Result<(Option<f64>, Option<(f64, String)>), DrillError> {
         let (mut detected, mut claimed) = (None, Instant::now());
         let began = Instant::now();
-        let mut patience = Duration::MAX;
-        while !self.is_over() && began.elapsed() < patience {
+        let mut time_limit = Duration::MAX;
+        while !self.is_over() && began.elapsed() < time_limit {
             if let Ok(witness) = self.stage.control_clients.witness.status().await {
                 // A full disk need not cause a failover; every other fault must.
                 if self.fault.kind == FaultKind::DiskFull {
-                    patience = Duration::from_millis(witness.grace_ms.saturating_mul(3)) + Duration::from_secs(5);
+                    time_limit = Duration::from_millis(witness.grace_ms.saturating_mul(3)) + Duration::from_secs(5);
                 }
                 let without = witness.epoch > self.epoch
                     && !witness.members.contains(&self.fault.site)
@@ -587,9 +587,9 @@ impl RunningDrill<'_> {
         }
         let mut by = FailbackTrigger::Drill;
         if self.order.automatic_failback {
-            let patience = Duration::from_millis(witness.grace_ms.saturating_mul(4)) + Duration::from_secs(15);
+            let time_limit = Duration::from_millis(witness.grace_ms.saturating_mul(4)) + Duration::from_secs(15);
             let began = Instant::now();
-            while began.elapsed() < patience && by == FailbackTrigger::Drill {
+            while began.elapsed() < time_limit && by == FailbackTrigger::Drill {
                 if self.stage.control_clients.witness.status().await.is_ok_and(|witness| witness.primary == home) {
                     by = FailbackTrigger::Automatic;
                 }

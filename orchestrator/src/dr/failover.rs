@@ -155,7 +155,7 @@ pub async fn failback(
 ) -> Result<FailoverOutcome, FailoverRefusal> {
     let home = control_clients.home.clone();
     let began = Instant::now();
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
         let control_status = ControlStatus::take(control_clients).await;
         let witness = control_status.witness.as_ref().map_err(|error| FailoverRefusal::Witness(error.clone()))?;
@@ -169,9 +169,9 @@ pub async fn failback(
                 // retried.
                 Err(FailoverRefusal::NotGranted(error)) if began.elapsed() < wait => {
                     let says = error.to_string();
-                    if told != says {
+                    if reported != says {
                         tell(&says);
-                        told = says;
+                        reported = says;
                     }
                     tokio::time::sleep(RETRY_INTERVAL).await;
                     continue;
@@ -194,9 +194,9 @@ pub async fn failback(
             (true, by) => format!("{home} is {} entries behind", by.unwrap_or_default()),
         };
         // Reported when it changes, not at every poll.
-        if told != says {
+        if reported != says {
             tell(&says);
-            told = says;
+            reported = says;
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -317,12 +317,12 @@ async fn take(
         let known = control_clients.names();
         control_clients.watch(site).ok_or_else(|| FailoverRefusal::Unknown { site: site.to_owned(), known })
     };
-    let asked = match way {
+    let promoted = match way {
         FailoverKind::Handover => watch(from)?.hand_over(to).await,
         FailoverKind::Claim | FailoverKind::Already => watch(to)?.claim().await,
     };
     // A request without an answer may have been granted: ask the witness.
-    let lost = match asked {
+    let lost = match promoted {
         Ok(()) => None,
         Err(error @ ControlClientError::Refused { .. }) => return Err(FailoverRefusal::NotGranted(error)),
         Err(error) => Some(error),

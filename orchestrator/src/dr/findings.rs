@@ -112,8 +112,8 @@ pub struct Findings {
 impl Findings {
     /// The failure reasons as text; empty without failures.
     pub fn why(&self) -> String {
-        let said = self.reasons.iter().map(|reason| format!("{} × {}", reason.requests, reason.why));
-        said.collect::<Vec<_>>().join(", ")
+        let parts = self.reasons.iter().map(|reason| format!("{} × {}", reason.requests, reason.why));
+        parts.collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -75,7 +75,7 @@ impl DrillClient {
     }
 
     async fn request(&self, n: u64) {
-        let ask = LoadRequest {
+        let load_request = LoadRequest {
             key: self.key.clone(),
             timeout: REQUEST_TIMEOUT,
             request_id: Some(request_id(&self.drill, n)),
@@ -83,7 +83,7 @@ impl DrillClient {
         };
         let put = |is, why| self.ledger.put(LedgerEvent::Request { t: self.ledger.now(), n, is, why });
         put(RequestStatus::Sent, None);
-        match self.front.send(ask).await {
+        match self.front.send(load_request).await {
             Ok(answer) if answer.status == 200 => put(RequestStatus::Ok, None),
             Ok(answer) => put(RequestStatus::Failed, Some(refused(&answer))),
             Err(RequestFailure::Timeout) => put(RequestStatus::Timeout, None),
@@ -135,9 +135,9 @@ mod tests {
 
     #[test]
     fn refused_answer_includes_its_error_code() {
-        let said = |body: &str| refused(&LoadResponse { status: 503, body: body.into() });
-        assert_eq!(said(r#"{"error": {"code": "no_backend"}}"#), "status 503 (no_backend)");
-        assert_eq!(said("<html>"), "status 503");
-        assert_eq!(said(&json!({ "error": { "code": "x".repeat(99) } }).to_string()), "status 503");
+        let refusal = |body: &str| refused(&LoadResponse { status: 503, body: body.into() });
+        assert_eq!(refusal(r#"{"error": {"code": "no_backend"}}"#), "status 503 (no_backend)");
+        assert_eq!(refusal("<html>"), "status 503");
+        assert_eq!(refusal(&json!({ "error": { "code": "x".repeat(99) } }).to_string()), "status 503");
     }
 }

@@ -112,8 +112,8 @@ impl Schema {
             } else if let Some(any) = schema.get("additionalProperties").filter(|a| a.is_object()) {
                 self.value(&entry.node, any, &below, reading, problems);
             } else {
-                let place = if path.is_empty() { "an environment".to_owned() } else { format!("`{path}`") };
-                let cause = format!("`{}` is not a key of {place}", cut(&entry.key));
+                let location = if path.is_empty() { "an environment".to_owned() } else { format!("`{path}`") };
+                let cause = format!("`{}` is not a key of {location}", cut(&entry.key));
                 problems.push(Problem::error(
                     entry.at.clone(),
                     cut(&below),
@@ -143,13 +143,13 @@ impl Schema {
         if let Some(near) = nearest(key, known.keys().map(String::as_str)) {
             return format!("did you mean `{near}`?");
         }
-        let elsewhere: Vec<String> = self.paths().into_iter().filter(|p| p.rsplit('.').next() == Some(key)).collect();
-        match elsewhere.as_slice() {
+        let candidates: Vec<String> = self.paths().into_iter().filter(|p| p.rsplit('.').next() == Some(key)).collect();
+        match candidates.as_slice() {
             [one] => format!("did you mean `{one}`?"),
             [] | [_, _, _, ..] => {
                 let names: Vec<_> = known.keys().map(|k| format!("`{k}`")).collect();
-                let place = if path.is_empty() { "its keys" } else { "the keys there" };
-                format!("remove it; {place} are {}", names.join(", "))
+                let location = if path.is_empty() { "its keys" } else { "the keys there" };
+                format!("remove it; {location} are {}", names.join(", "))
             }
             some => format!("did you mean one of `{}`?", some.join("`, `")),
         }

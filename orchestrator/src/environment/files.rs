@@ -71,15 +71,15 @@ mod tests {
         let kept = tempfile::tempdir().expect("a folder");
         let folder = Utf8Path::from_path(kept.path()).expect("a path");
         let file = folder.join("ca.pem");
-        let said = |text: &str| {
+        let refusal = |text: &str| {
             std::fs::write(&file, text).expect("written");
             authority(&file).expect_err("no authority")
         };
-        assert!(said("nothing").contains("no certificates"));
-        assert!(said("-----BEGIN PRIVATE KEY-----").contains("a private key"));
+        assert!(refusal("nothing").contains("no certificates"));
+        assert!(refusal("-----BEGIN PRIVATE KEY-----").contains("a private key"));
         let framed = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";
-        assert!(said(framed).contains("ca.pem"), "what is framed as one need not be one");
-        assert!(said(&"x".repeat(AUTHORITY_MAX + 1)).contains("longer than"));
+        assert!(refusal(framed).contains("ca.pem"), "what is framed as one need not be one");
+        assert!(refusal(&"x".repeat(AUTHORITY_MAX + 1)).contains("longer than"));
         assert!(authority(&folder.join("gone")).is_err());
     }
 }

@@ -51,10 +51,13 @@ fn looked_at(text: Vec<u8>) -> Result<String, (String, &'static str)> {
     }
     let text = String::from_utf8(text).map_err(|_| ("it is not UTF-8".to_owned(), FORM))?;
     let settings: Value = serde_json::from_str(&text).map_err(|error| (format!("it is not JSON: {error}"), FORM))?;
-    if let Some(place) = secret_in(&settings, "") {
+    if let Some(secret_path) = secret_in(&settings, "") {
         let fix =
             "remove it: the service provider reads its key from a Secret of the namespace, not from this ConfigMap";
-        return Err((format!("`{place}` is a secret, and every account that can read ConfigMaps could read it"), fix));
+        return Err((
+            format!("`{secret_path}` is a secret, and every account that can read ConfigMaps could read it"),
+            fix,
+        ));
     }
     for side in ["sp", "idp"] {
         if settings[side]["entityId"].as_str().is_none_or(str::is_empty) {
@@ -104,16 +107,16 @@ mod tests {
 
     #[test]
     fn saml_settings_need_both_entities_and_no_private_key() {
-        let whole = r#"{"strict":true,"sp":{"entityId":"https://a","x509cert":"","privateKey":""},"idp":{"entityId":"https://b"},"security":{"wantNameIdEncrypted":false}}"#;
-        check(whole, None);
+        let valid = r#"{"strict":true,"sp":{"entityId":"https://a","x509cert":"","privateKey":""},"idp":{"entityId":"https://b"},"security":{"wantNameIdEncrypted":false}}"#;
+        check(valid, None);
         // Of duplicate keys only the last one counts; the first is dropped.
-        let twice = whole.replace(r#""privateKey":"""#, r#""privateKey":"MIIE","privateKey":"""#);
+        let twice = valid.replace(r#""privateKey":"""#, r#""privateKey":"MIIE","privateKey":"""#);
         assert!(!looked_at(twice.into_bytes()).unwrap().contains("MIIE"));
-        check(&whole.replace(r#""privateKey":"""#, r#""privateKey":"MIIE""#), Some("`sp.privateKey` is a secret"));
-        check(&whole.replace(r#""x509cert":"""#, r#""private_key":["MIIE"]"#), Some("`sp.private_key` is a secret"));
+        check(&valid.replace(r#""privateKey":"""#, r#""privateKey":"MIIE""#), Some("`sp.privateKey` is a secret"));
+        check(&valid.replace(r#""x509cert":"""#, r#""private_key":["MIIE"]"#), Some("`sp.private_key` is a secret"));
         let pem = r#""x509cert":"-----BEGIN RSA PRIVATE KEY-----\nMIIE""#;
-        check(&whole.replace(r#""x509cert":"""#, pem), Some("`sp.x509cert` is a secret"));
-        check(&whole.replace("https://b", ""), Some("it has no `idp.entityId`"));
+        check(&valid.replace(r#""x509cert":"""#, pem), Some("`sp.x509cert` is a secret"));
+        check(&valid.replace("https://b", ""), Some("it has no `idp.entityId`"));
         check("[]", Some("it has no `sp.entityId`"));
         check("{", Some("it is not JSON"));
         check(&" ".repeat(300 << 10), Some("it is larger than 262144 bytes"));

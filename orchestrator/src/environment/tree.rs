@@ -285,9 +285,9 @@ impl Builder<'_> {
 
     fn syntax(&mut self, error: &ScanError) {
         let marker = *error.marker();
-        let said = cut(&error.info());
-        let fix = if said.contains("tab") { "indent with spaces, YAML allows no tabs" } else { "fix the YAML here" };
-        self.error(&Span::empty(marker), &format!("this is not YAML: {said}"), fix);
+        let detail = cut(&error.info());
+        let fix = if detail.contains("tab") { "indent with spaces, YAML allows no tabs" } else { "fix the YAML here" };
+        self.error(&Span::empty(marker), &format!("this is not YAML: {detail}"), fix);
     }
 
     fn error(&mut self, span: &Span, cause: &str, fix: &str) {

@@ -16,11 +16,11 @@ pub(super) struct Prober<'a> {
 const PROMPT: &str = "Once upon a time, a small fox lived near the river.";
 
 impl Prober<'_> {
-    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
+    async fn send(&self, request: LoadRequest) -> Result<LoadResponse, RequestFailure> {
         if self.stop.is_cancelled() {
             return Err(RequestFailure::Broken("stopped".to_owned()));
         }
-        self.wire.send(ask).await
+        self.wire.send(request).await
     }
 
     /// A path must answer with a status.
@@ -33,9 +33,9 @@ impl Prober<'_> {
 
     /// A generation without a valid key must be rejected with 401.
     pub(super) async fn refused(&self, name: &str, key: Option<&str>) -> Check {
-        let mut ask = LoadRequest::post("/v1/generate", json!({"prompt": PROMPT, "max_tokens": 1}));
-        ask.key = key.map(|key| Key { header: self.header.to_owned(), value: Secret::new(key) });
-        match self.send(ask).await {
+        let mut request = LoadRequest::post("/v1/generate", json!({"prompt": PROMPT, "max_tokens": 1}));
+        request.key = key.map(|key| Key { header: self.header.to_owned(), value: Secret::new(key) });
+        match self.send(request).await {
             Ok(answer) => Check::new(name, answer.status, 401, "status", answer.status == 401),
             Err(failure) => Check::unmeasured(name, 401, "status", failure),
         }
@@ -77,9 +77,9 @@ impl Prober<'_> {
         if let (Value::Object(body), Value::Object(more)) = (&mut body, more) {
             body.extend(more);
         }
-        let mut ask = LoadRequest::post("/v1/generate", body);
-        ask.key = key.cloned();
-        let answer = self.send(ask).await.map_err(|f| f.to_string())?;
+        let mut request = LoadRequest::post("/v1/generate", body);
+        request.key = key.cloned();
+        let answer = self.send(request).await.map_err(|f| f.to_string())?;
         if answer.status != 200 {
             let body = answer.json().unwrap_or_default();
             let why = body["error"]["message"].as_str().unwrap_or_default();

@@ -35,12 +35,12 @@ pub trait KeyIssuer: Send + Sync {
 /// The keys of one gate.
 pub(super) struct TemporaryKeys<'a> {
     issuer: &'a dyn KeyIssuer,
-    given: Vec<String>,
+    key_ids: Vec<String>,
 }
 
 impl<'a> TemporaryKeys<'a> {
     pub(super) fn new(issuer: &'a dyn KeyIssuer) -> Self {
-        Self { issuer, given: Vec::new() }
+        Self { issuer, key_ids: Vec::new() }
     }
 
     /// A key, or a failed check with the reason.
@@ -49,15 +49,15 @@ impl<'a> TemporaryKeys<'a> {
         name: &str,
         requests_per_hour: Option<u64>,
         found: &mut GateResults,
-        tell: &mut (dyn FnMut(Progress<'_>) + Send),
+        report: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Option<Key> {
         match self.issuer.create(KeyRequest { name: name.to_owned(), requests_per_hour }).await {
             Ok(issued) => {
-                self.given.push(issued.public_id);
+                self.key_ids.push(issued.public_id);
                 Some(issued.key)
             }
             Err(why) => {
-                found.add(Check::unmeasured("temporary key", "issued", "", why), tell);
+                found.add(Check::unmeasured("temporary key", "issued", "", why), report);
                 None
             }
         }
@@ -66,7 +66,7 @@ impl<'a> TemporaryKeys<'a> {
     /// Revokes every key; returns those that could not be revoked.
     pub(super) async fn give_back(self) -> Result<(), Vec<String>> {
         let mut left = Vec::new();
-        for id in self.given {
+        for id in self.key_ids {
             if let Err(why) = self.issuer.revoke(&id).await {
                 left.push(format!("{id}: {why}"));
             }

@@ -147,9 +147,9 @@ pub async fn named(
 /// Records approved proposals.
 pub async fn take(locked: &mut Locked, proposals: &[Proposal]) -> Result<(), StateError> {
     for Proposal { resource, site, recorded, .. } in proposals {
-        let write = |pen: &mut crate::state::JournalWriter<'_>| {
-            let recorded = pen.body(recorded);
-            pen.entry(Entry::Noted { resource: resource.clone(), what: "import".to_owned(), recorded });
+        let write = |writer: &mut crate::state::JournalWriter<'_>| {
+            let recorded = writer.body(recorded);
+            writer.entry(Entry::Noted { resource: resource.clone(), what: "import".to_owned(), recorded });
         };
         locked.commit(site, write).await?;
     }
@@ -164,7 +164,7 @@ pub async fn forget(
     because: &str,
 ) -> Result<(), StateError> {
     let (resource, because) = (resource.clone(), crate::state::cut(because, 400));
-    locked.commit(site, |pen| pen.entry(Entry::Forgot { resource, because })).await
+    locked.commit(site, |writer| writer.entry(Entry::Forgot { resource, because })).await
 }
 
 /// The record of an object as observed; the next plan finds the differences.

@@ -158,34 +158,34 @@ struct Reader {
 }
 
 impl Reader {
-    fn wrong(&mut self, place: &str, cause: impl Into<String>) {
-        self.problems.push(Problem::new(place, cause, "write the file again: `terraform state pull > state.json`"));
+    fn wrong(&mut self, location: &str, cause: impl Into<String>) {
+        self.problems.push(Problem::new(location, cause, "write the file again: `terraform state pull > state.json`"));
     }
 
     /// A member that must be a non-empty string without control characters.
-    fn text(&mut self, within: &Map<String, Value>, name: &str, place: &str) -> String {
+    fn text(&mut self, within: &Map<String, Value>, name: &str, location: &str) -> String {
         match within.get(name) {
             Some(Value::String(text)) if is_plain(text) => text.clone(),
             _ => {
-                let dot = if place.is_empty() { "" } else { "." };
-                self.wrong(&format!("{place}{dot}{name}"), "it is empty, too long or not text");
+                let dot = if location.is_empty() { "" } else { "." };
+                self.wrong(&format!("{location}{dot}{name}"), "it is empty, too long or not text");
                 String::new()
             }
         }
     }
 
-    fn resource(&mut self, place: &str, resource: &Value) {
-        let Value::Object(resource) = resource else { return self.wrong(place, "it is not an object") };
+    fn resource(&mut self, location: &str, resource: &Value) {
+        let Value::Object(resource) = resource else { return self.wrong(location, "it is not an object") };
         let before = self.problems.len();
-        let kind = self.text(resource, "type", place);
-        let name = self.text(resource, "name", place);
-        let data = match self.text(resource, "mode", place).as_str() {
+        let kind = self.text(resource, "type", location);
+        let name = self.text(resource, "name", location);
+        let data = match self.text(resource, "mode", location).as_str() {
             "managed" => false,
             "data" => true,
             "" => false,
             other => {
                 self.wrong(
-                    &format!("{place}.mode"),
+                    &format!("{location}.mode"),
                     format!("`{}` is neither `managed` nor `data`", crate::state::cut(other, 40)),
                 );
                 false
@@ -195,42 +195,42 @@ impl Reader {
             None => String::new(),
             Some(Value::String(module)) if module.starts_with("module.") && is_plain(module) => format!("{module}."),
             Some(_) => {
-                self.wrong(&format!("{place}.module"), "it is not a module address");
+                self.wrong(&format!("{location}.module"), "it is not a module address");
                 String::new()
             }
         };
         let Some(Value::Array(instances)) = resource.get("instances") else {
-            return self.wrong(&format!("{place}.instances"), "it is not a list");
+            return self.wrong(&format!("{location}.instances"), "it is not a list");
         };
         if self.problems.len() > before {
             return;
         }
         let address = format!("{module}{}{kind}.{name}", if data { "data." } else { "" });
         for (i, instance) in instances.iter().enumerate() {
-            self.instance(&format!("{place}.instances[{i}]"), instance, &address, &kind, data);
+            self.instance(&format!("{location}.instances[{i}]"), instance, &address, &kind, data);
         }
     }
 
-    fn instance(&mut self, place: &str, instance: &Value, address: &str, kind: &str, data: bool) {
-        let Value::Object(instance) = instance else { return self.wrong(place, "it is not an object") };
+    fn instance(&mut self, location: &str, instance: &Value, address: &str, kind: &str, data: bool) {
+        let Value::Object(instance) = instance else { return self.wrong(location, "it is not an object") };
         let before = self.problems.len();
         let key = match instance.get("index_key") {
             None | Some(Value::Null) => String::new(),
             Some(Value::Number(number)) if number.is_u64() => format!("[{number}]"),
             Some(Value::String(key)) => format!("[{}]", Value::from(key.as_str())),
             Some(_) => {
-                self.wrong(&format!("{place}.index_key"), "it is neither a number nor a text");
+                self.wrong(&format!("{location}.index_key"), "it is neither a number nor a text");
                 String::new()
             }
         };
         if instance.get("schema_version").and_then(Value::as_u64).is_none() {
-            self.wrong(&format!("{place}.schema_version"), "it is not a whole number");
+            self.wrong(&format!("{location}.schema_version"), "it is not a whole number");
         }
         let deposed = match instance.get("deposed") {
             None | Some(Value::Null) => None,
             Some(Value::String(deposed)) if is_plain(deposed) => Some(deposed.as_str()),
             Some(_) => {
-                self.wrong(&format!("{place}.deposed"), "it is not a key");
+                self.wrong(&format!("{location}.deposed"), "it is not a key");
                 None
             }
         };
@@ -238,26 +238,27 @@ impl Reader {
             None | Some(Value::Null) => false,
             Some(Value::String(status)) if status == "tainted" => true,
             Some(_) => {
-                self.wrong(&format!("{place}.status"), "it is not `tainted`, the only one there is");
+                self.wrong(&format!("{location}.status"), "it is not `tainted`, the only one there is");
                 false
             }
         };
         let attributes = match instance.get("attributes") {
             Some(Value::Object(attributes)) => attributes.clone(),
             _ if instance.contains_key("attributes_flat") => {
-                self.wrong(place, "its attributes have the format of Terraform before 0.12");
+                self.wrong(location, "its attributes have the format of Terraform before 0.12");
                 Map::new()
             }
             _ => {
-                self.wrong(&format!("{place}.attributes"), "it is not an object");
+                self.wrong(&format!("{location}.attributes"), "it is not an object");
                 Map::new()
             }
         };
-        let sensitive = self.sensitive(&format!("{place}.sensitive_attributes"), instance.get("sensitive_attributes"));
+        let sensitive =
+            self.sensitive(&format!("{location}.sensitive_attributes"), instance.get("sensitive_attributes"));
         let deposed_mark = deposed.map(|key| format!(" (deposed {key})")).unwrap_or_default();
         let address = format!("{address}{key}{deposed_mark}");
         if !self.addresses.insert(address.clone()) {
-            self.wrong(place, format!("`{}` is in the file twice", crate::state::cut(&address, 200)));
+            self.wrong(location, format!("`{}` is in the file twice", crate::state::cut(&address, 200)));
         }
         if self.problems.len() > before {
             return;
@@ -273,12 +274,12 @@ impl Reader {
 
     /// The attributes that contain a sensitive value at any depth. Each path is a list of steps; the first one names
     /// the attribute.
-    fn sensitive(&mut self, place: &str, paths: Option<&Value>) -> BTreeSet<String> {
+    fn sensitive(&mut self, location: &str, paths: Option<&Value>) -> BTreeSet<String> {
         let paths = match paths {
             None | Some(Value::Null) => return BTreeSet::new(),
             Some(Value::Array(paths)) => paths,
             Some(_) => {
-                self.wrong(place, "it is not a list");
+                self.wrong(location, "it is not a list");
                 return BTreeSet::new();
             }
         };
@@ -288,7 +289,7 @@ impl Reader {
             match first.and_then(|step| step["value"].as_str()) {
                 Some(name) => drop(names.insert(name.to_owned())),
                 // Which attribute is sensitive is unknown, so the file is rejected.
-                None => self.wrong(place, "it has a path without an attribute"),
+                None => self.wrong(location, "it has a path without an attribute"),
             }
         }
         names

@@ -69,11 +69,11 @@ pub async fn find_limit(
         if measured.stopped {
             break;
         }
-        let borne = measured.generate.count > 0
+        let passed = measured.generate.count > 0
             && measured.generate.p95_ms <= search.p95.as_secs_f64() * 1000.0
             && measured.error_rate() <= search.error_rate;
-        probes.push(Probe { users, ok: borne, measured });
-        *(if borne { &mut good } else { &mut bad }) = Some(users);
+        probes.push(Probe { users, ok: passed, measured });
+        *(if passed { &mut good } else { &mut bad }) = Some(users);
         users = match (good, bad) {
             (Some(good), None) if good >= to => break,
             (Some(good), None) => good.saturating_mul(2).min(to),

@@ -79,8 +79,8 @@ impl Load {
     pub fn tokens_per_second_needed(&self, p95: Duration) -> f64 {
         let mean_think = (self.think_min + self.think_max).as_secs_f64() / 2.0;
         let mean_tokens = f64::from(self.tokens_min + self.tokens_max) / 2.0;
-        let asked = f64::from(self.users) / (mean_think + p95.as_secs_f64()).max(0.001);
-        asked * (1.0 - self.validate_share.clamp(0.0, 1.0)) * mean_tokens
+        let rate = f64::from(self.users) / (mean_think + p95.as_secs_f64()).max(0.001);
+        rate * (1.0 - self.validate_share.clamp(0.0, 1.0)) * mean_tokens
     }
 }
 

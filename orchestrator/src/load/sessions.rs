@@ -120,9 +120,9 @@ pub async fn hold(
     let mut second = 0;
     let mut stopped = false;
     let mut tick = clock.sleep(Duration::from_secs(1)).boxed();
-    let mut told_to_stop = Box::pin(stop.cancelled());
+    let mut cancellation = Box::pin(stop.cancelled());
     loop {
-        let waits = select(&mut tick, &mut told_to_stop);
+        let waits = select(&mut tick, &mut cancellation);
         match select(there.next(), waits).await {
             futures::future::Either::Left((Some(()), _)) => {}
             futures::future::Either::Left((None, _)) => break,

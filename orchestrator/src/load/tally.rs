@@ -129,7 +129,7 @@ pub(super) struct Tally {
     held_requests: u64,
     held_tokens: u64,
     seconds: Vec<(Second, Vec<f32>)>,
-    told: usize,
+    reported: usize,
 }
 
 impl Tally {
@@ -146,7 +146,7 @@ impl Tally {
             held_requests: 0,
             held_tokens: 0,
             seconds: Vec::new(),
-            told: 0,
+            reported: 0,
         }
     }
 
@@ -188,13 +188,13 @@ impl Tally {
 
     /// Reports finished seconds. A response counts in the second in which it ended, so finished seconds never change.
     fn tell(&mut self, until: usize, each_second: &mut (dyn FnMut(&Second) + Send)) {
-        while self.told < until.min(self.seconds.len()) {
-            let (second, latencies) = &mut self.seconds[self.told];
+        while self.reported < until.min(self.seconds.len()) {
+            let (second, latencies) = &mut self.seconds[self.reported];
             latencies.sort_by(f32::total_cmp);
             second.p50_ms = quantile(latencies, 0.50);
             second.p95_ms = quantile(latencies, 0.95);
             each_second(second);
-            self.told += 1;
+            self.reported += 1;
         }
     }
 

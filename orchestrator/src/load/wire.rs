@@ -129,7 +129,7 @@ impl fmt::Display for RequestFailure {
 #[async_trait]
 pub trait Wire: Send + Sync {
     /// Sends one request and reads the whole response.
-    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure>;
+    async fn send(&self, load_request: LoadRequest) -> Result<LoadResponse, RequestFailure>;
     /// Whether responses arrive over verified TLS.
     fn verified(&self) -> bool;
 }
@@ -145,7 +145,7 @@ pub trait SessionOpener: Send + Sync {
 #[async_trait]
 pub trait Session: Send {
     /// Sends one request and reads the whole response. After a failure, the connection cannot be used any more.
-    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure>;
+    async fn send(&mut self, load_request: LoadRequest) -> Result<LoadResponse, RequestFailure>;
     /// Whether the server closed it.
     fn is_closed(&self) -> bool;
 }
@@ -191,17 +191,17 @@ impl HttpWire {
 
 #[async_trait]
 impl Wire for HttpWire {
-    async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
-        let url = format!("{}{}", self.base, ask.path);
-        let mut request = if ask.method == "POST" { self.client.post(url) } else { self.client.get(url) };
-        request = request.timeout(ask.timeout);
-        if let Some(key) = &ask.key {
+    async fn send(&self, load_request: LoadRequest) -> Result<LoadResponse, RequestFailure> {
+        let url = format!("{}{}", self.base, load_request.path);
+        let mut request = if load_request.method == "POST" { self.client.post(url) } else { self.client.get(url) };
+        request = request.timeout(load_request.timeout);
+        if let Some(key) = &load_request.key {
             request = request.header(&key.header, key.value.expose());
         }
-        if let Some(id) = &ask.request_id {
+        if let Some(id) = &load_request.request_id {
             request = request.header("x-request-id", id);
         }
-        if let Some(body) = &ask.body {
+        if let Some(body) = &load_request.body {
             request = request.json(body);
         }
         let response = request.send().await.map_err(|e| failure(&e))?;
@@ -262,16 +262,17 @@ async fn shaken(
 
 #[async_trait]
 impl Session for HttpConnection {
-    async fn send(&mut self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
+    async fn send(&mut self, load_request: LoadRequest) -> Result<LoadResponse, RequestFailure> {
         let broken = |error: hyper::Error| RequestFailure::Broken(error.to_string());
-        let mut request = hyper::Request::builder().method(ask.method).uri(&ask.path).header("host", &self.host);
-        if let Some(key) = &ask.key {
+        let mut request =
+            hyper::Request::builder().method(load_request.method).uri(&load_request.path).header("host", &self.host);
+        if let Some(key) = &load_request.key {
             request = request.header(&key.header, key.value.expose());
         }
-        if let Some(id) = &ask.request_id {
+        if let Some(id) = &load_request.request_id {
             request = request.header("x-request-id", id);
         }
-        let body = ask.body.map(|body| body.to_string()).unwrap_or_default();
+        let body = load_request.body.map(|body| body.to_string()).unwrap_or_default();
         if !body.is_empty() {
             request = request.header("content-type", "application/json");
         }
@@ -288,7 +289,7 @@ impl Session for HttpConnection {
             })?;
             Ok(LoadResponse { status, body: body.to_bytes().into() })
         };
-        tokio::time::timeout(ask.timeout, answered).await.unwrap_or(Err(RequestFailure::Timeout))
+        tokio::time::timeout(load_request.timeout, answered).await.unwrap_or(Err(RequestFailure::Timeout))
     }
 
     fn is_closed(&self) -> bool {

@@ -97,13 +97,13 @@ impl<'a> Auditor<'a> {
 
     /// No call affects an object that could not be read, is external, or holds data whose loss was not approved.
     fn calls(&mut self) {
-        let (mut unseen, mut guests) = (BTreeSet::new(), BTreeSet::new());
+        let (mut unseen, mut foreign_objects) = (BTreeSet::new(), BTreeSet::new());
         for site in self.facts.sites.values() {
             for (_, seen) in &site.observed {
                 if let Observed::Present(object) = seen
                     && object.foreign.iter().any(|foreign| !foreign.swept)
                 {
-                    guests.insert(&object.cloud_id);
+                    foreign_objects.insert(&object.cloud_id);
                 }
             }
             unseen.extend(
@@ -128,7 +128,7 @@ impl<'a> Auditor<'a> {
                     if matches!(recorded.ownership, Ownership::External(_)) {
                         self.breach(&step.resource, "an existing object is never removed");
                     }
-                    if guests.contains(&recorded.cloud_id) {
+                    if foreign_objects.contains(&recorded.cloud_id) {
                         self.breach(&step.resource, "an object that contains an external object stays");
                     }
                     if self.holds_data(recorded) && !self.plan.delete_data {
@@ -265,12 +265,12 @@ impl<'a> Auditor<'a> {
     /// In the end every wanted resource exists and every unwanted one is gone, or the plan gives the reason.
     fn ends_as_wanted(&mut self) {
         let unchanged: HashSet<&ResourceId> = self.plan.unchanged.iter().collect();
-        let mut said: HashSet<&str> = self.plan.blocked.iter().map(|blocked| blocked.resource.as_str()).collect();
-        said.extend(self.plan.retained.iter().map(|retained| retained.resource.as_str()));
-        said.extend(self.plan.refusals.iter().map(|problem| problem.place.as_str()));
+        let mut reported: HashSet<&str> = self.plan.blocked.iter().map(|blocked| blocked.resource.as_str()).collect();
+        reported.extend(self.plan.retained.iter().map(|retained| retained.resource.as_str()));
+        reported.extend(self.plan.refusals.iter().map(|problem| problem.place.as_str()));
         let mut breaches = Vec::new();
         for id in self.wanted.keys() {
-            if self.ready(id).is_none() && !unchanged.contains(id) && !said.contains(id.as_str()) {
+            if self.ready(id).is_none() && !unchanged.contains(id) && !reported.contains(id.as_str()) {
                 breaches.push(((*id).clone(), "what is wanted is made, left, or named as blocked"));
             }
         }
@@ -279,7 +279,7 @@ impl<'a> Auditor<'a> {
                 .steps
                 .get(*id)
                 .is_some_and(|steps| steps.iter().any(|step| removes_current(step) || forgets(step)));
-            if holding.current.is_some() && !leaves && !said.contains(id.as_str()) {
+            if holding.current.is_some() && !leaves && !reported.contains(id.as_str()) {
                 breaches.push(((*id).clone(), "what is not wanted is removed, forgotten, or named as kept"));
             }
         }

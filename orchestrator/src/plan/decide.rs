@@ -418,7 +418,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
         // The journal cannot hold an unrecorded object beside a new one, so it is deleted first.
         let order = if stray { ReplaceOrder::DeleteFirst } else { self.order(place, kind) };
         let host = wanted.via.as_ref().and_then(|host| self.decision(&host.0));
-        let host_goes = match host {
+        let host_change = match host {
             Some(Decision::Replace { .. }) => Branch::Replace,
             Some(Decision::Maybe { most: Branch::Replace, .. }) => Branch::Update,
             _ => Branch::Nothing,
@@ -429,12 +429,12 @@ impl<'a> DecisionBuilder<'_, 'a> {
             Some("its kind changes".into())
         } else if recorded.via != wanted.via {
             Some("it moves to another host".into())
-        } else if host_goes == Branch::Replace {
+        } else if host_change == Branch::Replace {
             Some("its host is replaced".into())
         } else {
-            let goes = self.tied.get(&place);
-            goes.map(|goes| {
-                format!("objects of its controllers are inside `{goes}`, which must be removed first").into()
+            let replaced_host = self.tied.get(&place);
+            replaced_host.map(|replaced_host| {
+                format!("objects of its controllers are inside `{replaced_host}`, which must be removed first").into()
             })
         };
         let guests = self.guests[place].as_ref();
@@ -464,7 +464,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
         }
         let least = branch_of(&certain);
         let mut most = least.max(branch_of(&possible));
-        if host_goes == Branch::Update {
+        if host_change == Branch::Update {
             most = Branch::Replace;
         }
         let may_lose = self.may_lose(place, wanted, &recorded, kind);
@@ -538,10 +538,10 @@ impl<'a> DecisionBuilder<'_, 'a> {
     ) -> Option<(&'a ReplacedObject, &'a Object)> {
         let row = &self.world.rows[place];
         // A change of the host takes the resources behind it along.
-        let stands_still = |host: &ResourceId| matches!(self.decision(host), Some(Decision::Same | Decision::Note(_)));
+        let is_unchanged = |host: &ResourceId| matches!(self.decision(host), Some(Decision::Same | Decision::Note(_)));
         if self.hosts[place]
             || !spec.outputs_needed().is_empty()
-            || wanted.via.as_ref().is_some_and(|host| !stands_still(&host.0))
+            || wanted.via.as_ref().is_some_and(|host| !is_unchanged(&host.0))
         {
             return None;
         }
@@ -549,10 +549,10 @@ impl<'a> DecisionBuilder<'_, 'a> {
         holding.old.iter().find_map(|old| {
             let ReplacedObject { recorded, .. } = old;
             let seen = row.present().find(|object| object.cloud_id == recorded.cloud_id)?;
-            let is_whole = !recorded.tainted && degraded(&seen.health).is_none() && self.is_ours(seen, wanted);
+            let is_healthy = !recorded.tainted && degraded(&seen.health).is_none() && self.is_ours(seen, wanted);
             let is_alike = recorded.kind == wanted.kind && recorded.via == wanted.via;
             let (certain, possible) = self.differences(wanted, spec, recorded, seen);
-            (is_whole && is_alike && certain.is_empty() && possible.is_empty()).then_some((old, seen))
+            (is_healthy && is_alike && certain.is_empty() && possible.is_empty()).then_some((old, seen))
         })
     }
 
@@ -567,7 +567,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
         seen: &Object,
     ) -> (Vec<FieldChange>, Vec<FieldChange>) {
         let provider = &self.world.site(&wanted.site).provider;
-        let ask = |spec: Spec| provider.diff(&Wanted { spec, ..wanted.clone() }, recorded, seen);
+        let diff_of = |spec: Spec| provider.diff(&Wanted { spec, ..wanted.clone() }, recorded, seen);
         let assumed = partly.resolve_known(|id| match self.known_of(id) {
             Some(KnownOutputs::Now(outputs)) => Some(outputs.as_ref()),
             Some(KnownOutputs::After { last: Some(outputs), .. }) => Some(outputs),
@@ -575,7 +575,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
         });
         let open: BTreeSet<_> = partly.outputs_needed().iter().map(|output| &output.resource).collect();
         let unassumed = !assumed.outputs_needed().is_empty();
-        let mut certain = ask(assumed);
+        let mut certain = diff_of(assumed);
         if unassumed {
             certain.retain(|change| refers_to(change).is_empty());
         }
@@ -584,7 +584,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
         }
         let fresh = |id: &ResourceId| matches!(self.known_of(id), Some(KnownOutputs::After { fresh: true, .. }));
         let (mut sure, mut possible) = (Vec::new(), Vec::new());
-        for change in ask(partly.clone()) {
+        for change in diff_of(partly.clone()) {
             let refers = refers_to(&change);
             if refers.is_empty() || certain.iter().any(|known| known.field == change.field) {
                 continue;
@@ -826,11 +826,11 @@ mod tests {
             foreign: Vec::new(),
         };
         let fresh = ExpectedRecord { wanted: &wanted, spec: &wanted.spec, seen: &seen, schema: 3 };
-        let whole = refreshed(&wanted, &wanted.spec, &seen, 3, false);
+        let refreshed_record = refreshed(&wanted, &wanted.spec, &seen, 3, false);
         let check = |edit: fn(&mut Recorded), expect: bool| {
-            let mut recorded = whole.clone();
+            let mut recorded = refreshed_record.clone();
             edit(&mut recorded);
-            assert_eq!(recorded == whole, expect);
+            assert_eq!(recorded == refreshed_record, expect);
             assert_eq!(fresh.is(&recorded, [&id("here/a"), &id("here/z")].into_iter()), expect, "{recorded:?}");
         };
         check(|_| {}, true);

@@ -42,12 +42,12 @@ pub(super) fn behind_gates(steps: Vec<Step>, warnings: &mut Vec<Problem>) -> Vec
     let (held, mut order): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(|step| behind.contains(&step.id));
     // Maps the old step numbers, by which steps refer to each other, to the new ones.
     let mut numbers: BTreeMap<u32, u32> =
-        order.iter().enumerate().map(|(place, step)| (step.id, place as u32)).collect();
+        order.iter().enumerate().map(|(position, step)| (step.id, position as u32)).collect();
     for step in held.iter().filter(|step| removes(step)) {
         gates.entry(step.site.clone()).or_default();
     }
     let first_held = (order.len() + gates.len()) as u32;
-    numbers.extend(held.iter().enumerate().map(|(place, step)| (step.id, first_held + place as u32)));
+    numbers.extend(held.iter().enumerate().map(|(position, step)| (step.id, first_held + position as u32)));
     for step in held.iter().filter(|step| removes(step)) {
         gates.entry(step.site.clone()).or_default().push(numbers[&step.id]);
     }
@@ -74,8 +74,8 @@ pub(super) fn behind_gates(steps: Vec<Step>, warnings: &mut Vec<Problem>) -> Vec
     }
     order.extend(at_gates);
     order.extend(held);
-    for (place, step) in order.iter_mut().enumerate() {
-        step.id = place as u32;
+    for (position, step) in order.iter_mut().enumerate() {
+        step.id = position as u32;
         step.after.iter_mut().for_each(|before| *before = numbers[before]);
         if step.id >= first_held && removes(step) {
             step.after.extend(gate_of.get(&step.site));

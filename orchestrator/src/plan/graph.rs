@@ -55,8 +55,8 @@ struct Graph<'w, 'a> {
 pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Result<Plan, Problems> {
     // A new object beside the old one may be impossible: a dependency may need the old one to be deleted first. The
     // order is then reversed.
-    while let Some(place) = Graph::of(world, &decisions).impossible_beside() {
-        match decisions.all[place].as_mut().map(|decided| &mut decided.what) {
+    while let Some(index) = Graph::of(world, &decisions).impossible_beside() {
+        match decisions.all[index].as_mut().map(|decided| &mut decided.what) {
             Some(Decision::Replace { order, .. } | Decision::Maybe { order, .. }) => *order = ReplaceOrder::DeleteFirst,
             _ => break,
         }
@@ -82,7 +82,7 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Resul
         lineage: (!facts.is_new).then_some(facts.lineage),
         delete_data: facts.delete_data,
         steps,
-        unchanged: unchanged.into_iter().map(|place| world.ids[place].clone()).collect(),
+        unchanged: unchanged.into_iter().map(|index| world.ids[index].clone()).collect(),
         blocked,
         retained,
         refusals,
@@ -105,8 +105,8 @@ impl<'w, 'a> Graph<'w, 'a> {
             unchanged: Vec::new(),
             summary: Summary::default(),
         };
-        for (place, decided) in decisions.all.iter().enumerate() {
-            decided.iter().for_each(|decided| graph.steps_of(place, decided));
+        for (index, decided) in decisions.all.iter().enumerate() {
+            decided.iter().for_each(|decided| graph.steps_of(index, decided));
         }
         graph.wait_for_needs();
         graph.go_after_dependents();
@@ -119,18 +119,18 @@ impl<'w, 'a> Graph<'w, 'a> {
         if !self.drafts.keys().any(|(_, slot)| *slot == Slot::Replaced) {
             return None;
         }
-        self.stuck().into_iter().find(|(_, slot)| *slot == Slot::Replaced).map(|(place, _)| place)
+        self.stuck().into_iter().find(|(_, slot)| *slot == Slot::Replaced).map(|(index, _)| index)
     }
 
-    fn steps_of(&mut self, place: ResourceIndex, decided: &Decided<'a>) {
-        let ready = (place, Slot::Ready);
+    fn steps_of(&mut self, index: ResourceIndex, decided: &Decided<'a>) {
+        let ready = (index, Slot::Ready);
         match &decided.what {
             Decision::Same => {
-                self.unchanged.push(place);
+                self.unchanged.push(index);
                 self.summary.unchanged += 1;
             }
             Decision::Note(note) => {
-                self.unchanged.push(place);
+                self.unchanged.push(index);
                 self.summary.unchanged += 1;
                 self.add(ready, Node::Note(note.clone()), decided);
             }
@@ -138,8 +138,8 @@ impl<'w, 'a> Graph<'w, 'a> {
                 self.summary.replace += 1;
                 let note = Note::Return { recorded: back.clone(), old: old.sha256.clone() };
                 self.add(ready, Node::Note(note), decided);
-                self.add((place, Slot::Replaced), Node::Call(delete(instead, ObjectRole::Old)), decided);
-                self.after((place, Slot::Replaced), ready);
+                self.add((index, Slot::Replaced), Node::Call(delete(instead, ObjectRole::Old)), decided);
+                self.after((index, Slot::Replaced), ready);
             }
             Decision::Create => {
                 self.summary.create += 1;
@@ -151,42 +151,42 @@ impl<'w, 'a> Graph<'w, 'a> {
             }
             Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, stray } => {
                 self.summary.replace += 1;
-                self.add((place, Slot::Gone), Node::Call(delete(recorded, current(*stray))), decided);
+                self.add((index, Slot::Gone), Node::Call(delete(recorded, current(*stray))), decided);
                 self.add(ready, Node::Call(create(decided, false)), decided);
-                self.after(ready, (place, Slot::Gone));
+                self.after(ready, (index, Slot::Gone));
             }
             Decision::Replace { recorded, order: ReplaceOrder::CreateFirst, .. } => {
                 self.summary.replace += 1;
                 self.add(ready, Node::Call(create(decided, true)), decided);
-                self.add((place, Slot::Replaced), Node::Call(delete(recorded, ObjectRole::Old)), decided);
-                self.after((place, Slot::Replaced), ready);
+                self.add((index, Slot::Replaced), Node::Call(delete(recorded, ObjectRole::Old)), decided);
+                self.after((index, Slot::Replaced), ready);
             }
-            Decision::Maybe { .. } => self.maybe(place, decided),
+            Decision::Maybe { .. } => self.maybe(index, decided),
             Decision::Delete { recorded } => {
                 self.summary.delete += 1;
-                self.add((place, Slot::Gone), Node::Call(delete(recorded, ObjectRole::Current)), decided);
+                self.add((index, Slot::Gone), Node::Call(delete(recorded, ObjectRole::Current)), decided);
             }
-            Decision::Forget { .. } => self.add((place, Slot::Gone), Node::Note(Note::Forget), decided),
-            Decision::Retain { recorded } => self.retain(place, recorded, &decided.because, true),
+            Decision::Forget { .. } => self.add((index, Slot::Gone), Node::Note(Note::Forget), decided),
+            Decision::Retain { recorded } => self.retain(index, recorded, &decided.because, true),
             Decision::Leftovers => self.summary.delete += 1,
             Decision::Blocked => {
-                let resource = self.world.ids[place].clone();
+                let resource = self.world.ids[index].clone();
                 self.blocked.push(Blocked { resource, because: decided.because.clone() });
             }
             Decision::Refused { problem } => self.refusals.push(problem.clone()),
         }
-        self.leftovers(place, decided);
+        self.leftovers(index, decided);
     }
 
-    fn retain(&mut self, place: ResourceIndex, recorded: &Recorded, because: &str, whole: bool) {
+    fn retain(&mut self, index: ResourceIndex, recorded: &Recorded, because: &str, replaces: bool) {
         let holds = is_kept(self.world, recorded, &recorded.site);
-        let because = if holds || !whole { "it holds data".to_owned() } else { because.to_owned() };
-        let resource = self.world.ids[place].clone();
+        let because = if holds || !replaces { "it holds data".to_owned() } else { because.to_owned() };
+        let resource = self.world.ids[index].clone();
         self.retained.push(Retained { resource, kind: recorded.kind.clone(), because });
     }
 
     /// Adds the removal of unrecorded objects and of those that an earlier run replaced.
-    fn leftovers(&mut self, place: ResourceIndex, decided: &Decided<'a>) {
+    fn leftovers(&mut self, index: ResourceIndex, decided: &Decided<'a>) {
         if matches!(decided.what, Decision::Blocked | Decision::Refused { .. }) {
             return;
         }
@@ -201,11 +201,11 @@ impl<'w, 'a> Graph<'w, 'a> {
                 continue;
             }
             if is_kept(self.world, recorded, decided.site) {
-                self.retain(place, recorded, "", false);
+                self.retain(index, recorded, "", false);
                 continue;
             }
-            if let Some(because) = self.guest(place, recorded) {
-                let resource = self.world.ids[place].clone();
+            if let Some(because) = self.guest(index, recorded) {
+                let resource = self.world.ids[index].clone();
                 self.retained.push(Retained { resource, kind: recorded.kind.clone(), because });
                 continue;
             }
@@ -214,18 +214,18 @@ impl<'w, 'a> Graph<'w, 'a> {
                 _ => (Slot::Stray(number), "it belongs to this deployment and is not in the state"),
             };
             let (node, changes, because) = (Node::Call(delete(recorded, which)), Vec::new(), because.to_owned());
-            self.drafts.insert((place, slot), Draft { node, changes, because, after: BTreeSet::new() });
+            self.drafts.insert((index, slot), Draft { node, changes, because, after: BTreeSet::new() });
         }
     }
 
     /// The external contents of a replaced or unrecorded object.
-    fn guest(&self, place: ResourceIndex, recorded: &Recorded) -> Option<String> {
-        let object = self.world.rows[place].present().find(|object| object.cloud_id == recorded.cloud_id)?;
+    fn guest(&self, index: ResourceIndex, recorded: &Recorded) -> Option<String> {
+        let object = self.world.rows[index].present().find(|object| object.cloud_id == recorded.cloud_id)?;
         let guest = object.foreign.iter().find(|foreign| !foreign.swept)?;
         Some(format!("`{}` ({}) is inside it and was not created by this deployment", guest.cloud_id, guest.what))
     }
 
-    fn maybe(&mut self, place: ResourceIndex, decided: &Decided<'a>) {
+    fn maybe(&mut self, index: ResourceIndex, decided: &Decided<'a>) {
         let Decision::Maybe { recorded, seen, order, least, most, stray } = &decided.what else { return };
         match least {
             Branch::Nothing => self.summary.possible += 1,
@@ -247,7 +247,7 @@ impl<'w, 'a> Graph<'w, 'a> {
             recorded: Box::new(recorded.as_ref().clone()),
             seen: Box::new((*seen).clone()),
         };
-        let ready = (place, Slot::Ready);
+        let ready = (index, Slot::Ready);
         self.add(ready, Node::OneOf(Choice { decides, alternatives }), decided);
         if *most == Branch::Replace && *order == ReplaceOrder::CreateFirst {
             let replace = Alternative { branch: Branch::Replace, calls: vec![delete(recorded, ObjectRole::Old)] };
@@ -260,8 +260,8 @@ impl<'w, 'a> Graph<'w, 'a> {
             alternatives.push(replace);
             // The number of the deciding step is set when steps are numbered.
             let node = Node::OneOf(Choice { decides: ChoiceBasis::As(u32::MAX), alternatives });
-            self.add((place, Slot::Replaced), node, decided);
-            self.after((place, Slot::Replaced), ready);
+            self.add((index, Slot::Replaced), node, decided);
+            self.after((index, Slot::Replaced), ready);
         }
     }
 
@@ -283,9 +283,9 @@ impl<'w, 'a> Graph<'w, 'a> {
 
     fn wait_for_needs(&mut self) {
         let world = self.world;
-        for (place, row) in world.rows.iter().enumerate().filter(|(_, row)| row.wanted.is_some()) {
+        for (index, row) in world.rows.iter().enumerate().filter(|(_, row)| row.wanted.is_some()) {
             for need in &row.needs {
-                self.after((place, Slot::Ready), (*need, Slot::Ready));
+                self.after((index, Slot::Ready), (*need, Slot::Ready));
             }
         }
     }
@@ -297,21 +297,21 @@ impl<'w, 'a> Graph<'w, 'a> {
             return;
         }
         let mut users: Vec<BTreeSet<ResourceIndex>> = vec![BTreeSet::new(); self.world.rows.len()];
-        for (place, row) in self.world.rows.iter().enumerate() {
+        for (index, row) in self.world.rows.iter().enumerate() {
             let Some((_, holding)) = row.holding else { continue };
             for recorded in holding.current.iter().chain(holding.old.iter().map(|old| &old.recorded)) {
                 for need in self.world.recorded_needs(recorded) {
-                    users[need].insert(place);
+                    users[need].insert(index);
                 }
             }
         }
         // An unrecorded object counts where it was observed.
         let mut strays: Vec<(ResourceIndex, Key)> = Vec::new();
-        for (place, decided) in self.decisions.all.iter().enumerate() {
+        for (index, decided) in self.decisions.all.iter().enumerate() {
             let Some(decided) = decided else { continue };
             for (number, stray) in (decided.old.len() as u32..).zip(&decided.strays) {
                 let needs = self.world.recorded_needs(stray);
-                strays.extend(needs.into_iter().map(|need| (need, (place, Slot::Stray(number)))));
+                strays.extend(needs.into_iter().map(|need| (need, (index, Slot::Stray(number)))));
             }
         }
         for key in going {
@@ -351,8 +351,8 @@ impl<'w, 'a> Graph<'w, 'a> {
     }
 
     /// The count of a resource's recorded replaced objects.
-    fn olds(&self, place: ResourceIndex) -> u32 {
-        self.world.rows[place].holding.map_or(0, |(_, holding)| holding.old.len() as u32)
+    fn olds(&self, index: ResourceIndex) -> u32 {
+        self.world.rows[index].holding.map_or(0, |(_, holding)| holding.old.len() as u32)
     }
 
     fn gentle_edges(&mut self) {
@@ -392,10 +392,10 @@ impl<'w, 'a> Graph<'w, 'a> {
     fn moves_before_old_goes(&self) -> Vec<(Key, Key)> {
         let mut wishes = Vec::new();
         let stays = |row: &super::facts::Row<'_>| row.wanted.is_some() && row.holding.is_some();
-        for (place, row) in self.world.rows.iter().enumerate().filter(|(_, row)| stays(row)) {
+        for (index, row) in self.world.rows.iter().enumerate().filter(|(_, row)| stays(row)) {
             for need in &row.needs {
                 let slots = std::iter::once(Slot::Replaced).chain((0..self.olds(*need)).map(Slot::Old));
-                wishes.extend(slots.map(|slot| ((*need, slot), (place, Slot::Ready))));
+                wishes.extend(slots.map(|slot| ((*need, slot), (index, Slot::Ready))));
             }
         }
         wishes
@@ -403,18 +403,21 @@ impl<'w, 'a> Graph<'w, 'a> {
 
     /// Remaining users of a deleted resource stop using it first.
     fn lets_go_first(&self) -> Vec<(Key, Key)> {
-        let goes = |decided: &Option<Decided<'a>>| {
+        let is_removed = |decided: &Option<Decided<'a>>| {
             decided.as_ref().is_some_and(|decided| matches!(decided.what, Decision::Delete { .. }))
         };
-        if !self.decisions.all.iter().any(goes) {
+        if !self.decisions.all.iter().any(is_removed) {
             return Vec::new();
         }
         let mut wishes = Vec::new();
         for (user, row) in self.world.rows.iter().enumerate() {
             let Some(recorded) = row.holding.and_then(|(_, holding)| holding.current.as_ref()) else { continue };
             if self.drafts.contains_key(&(user, Slot::Ready)) {
-                let gone =
-                    self.world.recorded_needs(recorded).into_iter().filter(|need| goes(&self.decisions.all[*need]));
+                let gone = self
+                    .world
+                    .recorded_needs(recorded)
+                    .into_iter()
+                    .filter(|need| is_removed(&self.decisions.all[*need]));
                 wishes.extend(gone.map(|need| ((need, Slot::Gone), (user, Slot::Ready))));
             }
         }
@@ -425,17 +428,17 @@ impl<'w, 'a> Graph<'w, 'a> {
     /// Replicas change one at a time.
     fn one_by_one(&self) -> Vec<(Key, Key)> {
         let mut groups: BTreeMap<(&str, &str, &str), Vec<ResourceIndex>> = BTreeMap::new();
-        for (place, decided) in self.decisions.all.iter().enumerate() {
+        for (index, decided) in self.decisions.all.iter().enumerate() {
             let Some(Decided { what, wanted: Some(wanted), .. }) = decided else { continue };
             let changes = matches!(what, Decision::Update { .. } | Decision::Replace { .. } | Decision::Maybe { .. });
             if changes && self.world.kind_of(wanted).is_some_and(|kind| kind.one_by_one) {
-                let id = self.world.ids[place];
-                groups.entry((id.site(), id.component(), wanted.kind.as_str())).or_default().push(place);
+                let id = self.world.ids[index];
+                groups.entry((id.site(), id.component(), wanted.kind.as_str())).or_default().push(index);
             }
         }
-        let begins = |place: ResourceIndex| {
-            let gone = (place, Slot::Gone);
-            if self.drafts.contains_key(&gone) { gone } else { (place, Slot::Ready) }
+        let begins = |index: ResourceIndex| {
+            let gone = (index, Slot::Gone);
+            if self.drafts.contains_key(&gone) { gone } else { (index, Slot::Ready) }
         };
         let pairs = groups.values().flat_map(|group| group.windows(2));
         pairs.map(|pair| (begins(pair[1]), (pair[0], Slot::Ready))).collect()
@@ -529,7 +532,7 @@ impl<'w, 'a> Graph<'w, 'a> {
             return Ok(steps);
         }
         let left = keys.iter().zip(&drafts).filter(|(_, draft)| draft.is_some());
-        let names: BTreeSet<String> = left.map(|((place, _), _)| format!("`{}`", self.world.ids[*place])).collect();
+        let names: BTreeSet<String> = left.map(|((index, _), _)| format!("`{}`", self.world.ids[*index])).collect();
         let cause =
             format!("removals wait for each other in a cycle: {}", names.into_iter().collect::<Vec<_>>().join(", "));
         Err(Problems(vec![Problem::new("plan", cause, "remove one of them on its own first")]))

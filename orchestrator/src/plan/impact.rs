@@ -48,10 +48,10 @@ pub fn impact(plan: &Plan, facts: &Facts) -> Vec<Impact> {
     for step in &plan.steps {
         let in_use = |id| facts.sites[&step.site].holdings.get(id).is_some_and(|holding| holding.current.is_some());
         let Some(does) = does(&step.node).filter(|_| in_use(&step.resource)) else { continue };
-        let said = most.entry(&step.resource).or_insert(does);
+        let action = most.entry(&step.resource).or_insert(does);
         // A deletion and a creation are a replacement.
-        if *said != does {
-            *said = ImpactKind::Replace;
+        if *action != does {
+            *action = ImpactKind::Replace;
         }
     }
     let all = |resource: &ResourceId| {

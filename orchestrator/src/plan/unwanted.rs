@@ -101,7 +101,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
             let Some(recorded) = holding.and_then(|(_, holding)| holding.current.as_ref()) else { continue };
             for need in self.world.recorded_needs(recorded) {
                 let is_host = recorded.via.as_ref().is_some_and(|host| self.world.place(&host.0) == Some(need));
-                let goes = match self.all[need].as_ref().map(|decided| &decided.what) {
+                let is_removed = match self.all[need].as_ref().map(|decided| &decided.what) {
                     Some(Decision::Delete { .. }) => true,
                     // Without its record, what is in it could not be reached any more.
                     Some(Decision::Forget { recorded }) => {
@@ -109,7 +109,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
                     }
                     _ => false,
                 };
-                if goes && !reasons.contains_key(&need) {
+                if is_removed && !reasons.contains_key(&need) {
                     reasons.insert(need, place);
                     todo.push(need);
                 }

@@ -178,9 +178,9 @@ impl Store for Folder {
         let file = File::open(&path).map_err(fail)?;
         let first = bodies.iter().map(|body| body.at).min().unwrap_or_default();
         let last = bodies.iter().map(|body| body.at.saturating_add(body.len.into())).max().unwrap_or_default();
-        let asked: u64 = bodies.iter().map(|body| u64::from(body.len)).sum();
+        let requested_bytes: u64 = bodies.iter().map(|body| u64::from(body.len)).sum();
         // If most of a range is needed, one read of the whole range is faster.
-        let stretch = (last - first <= asked.saturating_mul(4)).then(|| {
+        let stretch = (last - first <= requested_bytes.saturating_mul(4)).then(|| {
             let mut bytes = vec![0; (last - first) as usize];
             file.read_exact_at(&mut bytes, first).map(|()| bytes)
         });

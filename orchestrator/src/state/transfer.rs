@@ -22,8 +22,8 @@ const PIECE: usize = 4 << 20;
 pub async fn transfer(from: &dyn Store, to: &dyn Store, holder: &Holder) -> Result<(), StateError> {
     let lock = to.lock(holder).await?;
     let copied = copy(from, to, &lock).await;
-    let given_back = to.unlock(lock).await;
-    copied.and(given_back)
+    let unlocked = to.unlock(lock).await;
+    copied.and(unlocked)
 }
 
 async fn copy(from: &dyn Store, to: &dyn Store, lock: &Lock) -> Result<(), StateError> {

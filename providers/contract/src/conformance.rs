@@ -150,9 +150,9 @@ impl<'a> TestBed<'a> {
             });
             law(wanted, found, || "an object of this lineage is observed without a record".to_owned())?;
         }
-        let stranger = Lineage(uuid::Uuid::from_u128(self.lineage.0.as_u128() ^ 1));
-        let wishes = std::slice::from_ref(wanted);
-        let scope = self.scope(stranger, wishes, &[]);
+        let other_lineage = Lineage(uuid::Uuid::from_u128(self.lineage.0.as_u128() ^ 1));
+        let wanted_list = std::slice::from_ref(wanted);
+        let scope = self.scope(other_lineage, wanted_list, &[]);
         let seen = self.provider.observe(&scope).await.map_err(|error| breach(wanted, chain(&error)))?;
         let taken = seen.iter().any(|(_, seen)| {
             matches!(seen, Observed::Present(object) if object.cloud_id == recorded.cloud_id && object.lineage != Some(self.lineage))
@@ -160,7 +160,7 @@ impl<'a> TestBed<'a> {
         law(wanted, !taken, || "another deployment does not see the object as its own".to_owned())?;
         if identity == Some(Identity::Named) {
             let mut op = self.operation(Verb::Create, wanted, None);
-            op.lineage = stranger;
+            op.lineage = other_lineage;
             let refused = matches!(self.provider.begin(&op).await, Err(error) if !error.kind.may_pass());
             law(wanted, refused, || "a name that another deployment has is refused".to_owned())?;
             let there = self.objects(wanted, Some(recorded)).await?;

@@ -20,8 +20,8 @@ pub async fn finished(
     let mut child = command.spawn()?;
     let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else { return Ok(None) };
     let ended = tokio::time::timeout(within, async {
-        let (printed, said) = tokio::try_join!(read(out), read(err))?;
-        Ok((child.wait().await?, printed, said))
+        let (printed, errors) = tokio::try_join!(read(out), read(err))?;
+        Ok((child.wait().await?, printed, errors))
     });
     ended.await.map_or(Ok(None), |ended: std::io::Result<_>| ended.map(Some))
 }

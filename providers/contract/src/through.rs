@@ -329,8 +329,8 @@ impl Provider for Through {
         let mut ways = self.ways();
         ways.known.retain(|key, _| there.contains(key));
         ways.doubted.clear();
-        let no_way = there.into_iter().find(|key| !ways.known.contains_key(key)).map(|(host, _)| host);
-        ways.unseen = unseen.or(no_way);
+        let missing_host = there.into_iter().find(|key| !ways.known.contains_key(key)).map(|(host, _)| host);
+        ways.unseen = unseen.or(missing_host);
         drop(ways);
         seen.extend(answers);
         Ok(seen)

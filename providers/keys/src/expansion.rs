@@ -199,8 +199,8 @@ impl<'a> Expansion<'a> {
 
     /// Adds a problem of a field of the component.
     pub fn problem(&mut self, field: &str, cause: impl Into<String>, fix: impl Into<String>) {
-        let place = format!("{}/{}", self.site.name, self.component.name);
-        self.problems.push(Problem::new(format!("{place}: {field}"), cause, fix));
+        let location = format!("{}/{}", self.site.name, self.component.name);
+        self.problems.push(Problem::new(format!("{location}: {field}"), cause, fix));
     }
 
     /// Adds a resource. It also needs every resource whose outputs its spec refers to.

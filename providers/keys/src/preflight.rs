@@ -139,16 +139,16 @@ mod tests {
     #[test]
     fn git_is_required_where_a_repository_is_configured() {
         let folder = tempfile::tempdir().unwrap();
-        let said = || {
+        let problems_of = || {
             let mut problems = Vec::new();
             git(folder.path().as_os_str(), &mut problems);
             problems
         };
-        assert!(said().iter().any(|problem| !problem.warning && problem.place == "prerequisites.git"));
+        assert!(problems_of().iter().any(|problem| !problem.warning && problem.place == "prerequisites.git"));
         let program = folder.path().join("git");
         std::fs::write(&program, "").unwrap();
-        assert_eq!(said().len(), 1, "a file that cannot be run is no program");
+        assert_eq!(problems_of().len(), 1, "a file that cannot be run is no program");
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(said(), []);
+        assert_eq!(problems_of(), []);
     }
 }

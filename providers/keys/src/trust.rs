@@ -220,8 +220,8 @@ mod tests {
         let seen = inspect(leaf.as_bytes(), Some(ca.as_bytes()), Some(&key)).unwrap();
         assert_eq!((seen.signed, seen.key_matches), (Some(true), Some(true)));
         assert_eq!(seen.names, sorted_names(&names));
-        let elsewhere = inspect(leaf.as_bytes(), Some(other.as_bytes()), Some(&ca_key)).unwrap();
-        assert_eq!((elsewhere.signed, elsewhere.key_matches), (Some(false), Some(false)));
+        let other_ca = inspect(leaf.as_bytes(), Some(other.as_bytes()), Some(&ca_key)).unwrap();
+        assert_eq!((other_ca.signed, other_ca.key_matches), (Some(false), Some(false)));
         let days = seen.renew_at().duration_since(now).as_hours() / 24;
         assert!((5..=6).contains(&days), "two thirds of nine days, not {days}");
     }

@@ -263,8 +263,8 @@ impl<'a, P: FolderProvider> Work<'a, P> {
 
     /// The object before its removal: as observed, else as recorded.
     pub async fn last_seen(&self) -> Result<Object> {
-        let looks = P::is_observed_before_removal(self.noun);
-        if let Some(marker) = self.marker.as_ref().filter(|_| looks)
+        let is_checked = P::is_observed_before_removal(self.noun);
+        if let Some(marker) = self.marker.as_ref().filter(|_| is_checked)
             && let Observed::Present(object) = self.observed(marker).await
         {
             return Ok(object);

@@ -150,14 +150,14 @@ async fn run(program: &str, exec: &ExecConfig, within: Duration) -> Result<Statu
         let error = refused(program).because(source);
         error.hint("the kubeconfig needs it: install it, or use its full path there")
     })?;
-    let Some((ended, printed, said)) = ended else {
+    let Some((ended, printed, errors)) = ended else {
         let why = format!("it did not end within {within:?} and was stopped");
         return Err(refused(program).because(why).hint("run it manually: it can be waiting for an interactive login"));
     };
     if !ended.success() {
         // Stderr is for the operator, stdout is the credential.
-        let said = String::from_utf8_lossy(&said);
-        let shown: String = said.trim().chars().take(SHOWN).collect();
+        let errors = String::from_utf8_lossy(&errors);
+        let shown: String = errors.trim().chars().take(SHOWN).collect();
         return Err(refused(program).because(format!("{ended}: {shown}")));
     }
     // The parser's error would quote its input.
@@ -199,9 +199,9 @@ mod tests {
             ("yes $PLANTED", "signal|exit status: 141"),
         ] {
             let error = resolve(&mut auth(script), DEADLINE).await.expect_err("no credential");
-            let told = format!("{error} {:?} {:?}", std::error::Error::source(&error), error.hint);
-            assert!(expect.split('|').any(|part| told.contains(part)), "{told}");
-            assert!(!told.contains("hunter2") && told.contains("install it from there"), "{told}");
+            let text = format!("{error} {:?} {:?}", std::error::Error::source(&error), error.hint);
+            assert!(expect.split('|').any(|part| text.contains(part)), "{text}");
+            assert!(!text.contains("hunter2") && text.contains("install it from there"), "{text}");
         }
     }
 

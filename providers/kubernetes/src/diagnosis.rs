@@ -138,16 +138,17 @@ async fn of_crash(api: &Api, pod: &Value, status: &Value) -> String {
     let container = status["name"].as_str().unwrap_or_default();
     let last = &status["lastState"]["terminated"];
     let code = last["exitCode"].as_i64().map_or(String::new(), |code| format!(" with status {code}"));
-    let told = last["message"].as_str().unwrap_or_default();
+    let last_message = last["message"].as_str().unwrap_or_default();
     let call = Call { action: "read the log of", verb: "get", row: &POD, namespace, name };
-    let log = match told.trim() {
+    let log = match last_message.trim() {
         "" => api.log(&call, container, LAST_LINES, true).await.unwrap_or_default(),
-        told => told.to_owned(),
+        last_message => last_message.to_owned(),
     };
     let mut lines: Vec<&str> = log.lines().rev().take(LAST_LINES as usize).collect();
     lines.reverse();
-    let said = if lines.is_empty() { String::new() } else { format!("; end of its log:\n  {}", lines.join("\n  ")) };
-    format!("container {container} of pod {} exited{code} and restarts repeatedly{said}", name.unwrap_or_default())
+    let log_text =
+        if lines.is_empty() { String::new() } else { format!("; end of its log:\n  {}", lines.join("\n  ")) };
+    format!("container {container} of pod {} exited{code} and restarts repeatedly{log_text}", name.unwrap_or_default())
 }
 
 /// What the deletion of an object waits for.

@@ -70,7 +70,8 @@ fn is_smaller_volume(row: &Row, field: &str, before: Option<&Value>, after: Opti
 fn quantity(text: &str) -> Option<f64> {
     let split = text.find(|c: char| c.is_ascii_alphabetic() && c != 'e').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let power = |unit: &str| "KMGTPE".find(unit.to_uppercase().trim_end_matches('I')).map(|place| place as i32 + 1);
+    let power =
+        |unit: &str| "KMGTPE".find(unit.to_uppercase().trim_end_matches('I')).map(|exponent| exponent as i32 + 1);
     let factor = match unit {
         "" => 1.0,
         binary if binary.ends_with('i') => 1024_f64.powi(power(binary)?),

@@ -104,14 +104,14 @@ pub(crate) fn transport(call: &Call<'_>, source: kube::Error) -> Error {
 
 /// The error for a call that the API server refused.
 pub(crate) fn refusal(call: &Call<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
-    let said: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
-    let reason = said["reason"].as_str().unwrap_or_default();
-    let message = match said["message"].as_str() {
+    let body_json: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    let reason = body_json["reason"].as_str().unwrap_or_default();
+    let message = match body_json["message"].as_str() {
         Some(message) => message.to_owned(),
         None => String::from_utf8_lossy(&body[..body.len().min(500)]).trim().to_owned(),
     };
     let after = headers.get("retry-after").and_then(|value| parse_retry_after(value.to_str().ok()?, Timestamp::now()));
-    let causes = || said["details"]["causes"].as_array().into_iter().flatten();
+    let causes = || body_json["details"]["causes"].as_array().into_iter().flatten();
     let because_of = |reason: &str| causes().any(|cause| cause["reason"] == reason);
     let code = if reason.is_empty() { status.as_u16().to_string() } else { reason.to_owned() };
     let contested = contested(causes());
@@ -124,7 +124,7 @@ pub(crate) fn refusal(call: &Call<'_>, status: StatusCode, headers: &HeaderMap, 
         403 => ErrorKind::Denied,
         // A 404 without a Status object means an unknown path. The API server returns it for a kind whose
         // CustomResourceDefinition was created seconds ago.
-        404 if said.is_null() && call.verb == "patch" && call.row.brought_by.is_some() => ErrorKind::Unavailable,
+        404 if body_json.is_null() && call.verb == "patch" && call.row.brought_by.is_some() => ErrorKind::Unavailable,
         404 => ErrorKind::NotFound,
         405 | 406 | 413 | 415 | 422 => ErrorKind::Invalid,
         409 if owned => ErrorKind::Denied,

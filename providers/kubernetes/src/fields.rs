@@ -97,14 +97,14 @@ pub(crate) fn without(manifest: &Value, paths: &[&[PathSegment]]) -> Value {
     let mut manifest = manifest.clone();
     for path in paths {
         let Some((PathSegment::Key(last), before)) = path.split_last() else { continue };
-        let mut place = Some(&mut manifest);
+        let mut node = Some(&mut manifest);
         for segment in before {
-            place = match segment {
-                PathSegment::Key(key) => place.and_then(|value| value.get_mut(key)),
-                PathSegment::Index(index) => place.and_then(|value| value.get_mut(index)),
+            node = match segment {
+                PathSegment::Key(key) => node.and_then(|value| value.get_mut(key)),
+                PathSegment::Index(index) => node.and_then(|value| value.get_mut(index)),
             };
         }
-        if let Some(parent) = place.and_then(Value::as_object_mut) {
+        if let Some(parent) = node.and_then(Value::as_object_mut) {
             parent.shift_remove(last);
         }
     }
@@ -147,8 +147,8 @@ fn walk_item(item: &Value, index: usize, here: &Position<'_>, found: &mut Vec<Fi
     };
     let among = |list: Option<&'_ Value>| -> Option<usize> { list?.as_array()?.iter().position(|one| fits(key, one)) };
     let mut inner = here.index(index, &name_of(item, index));
-    inner.live = among(here.live).and_then(|place| here.live?.get(place));
-    inner.recorded = among(here.recorded).and_then(|place| here.recorded?.get(place));
+    inner.live = among(here.live).and_then(|node| here.live?.get(node));
+    inner.recorded = among(here.recorded).and_then(|node| here.recorded?.get(node));
     inner.ours = here.ours.and_then(|fields| fields.get(key));
     inner.others = here.others_at(key);
     walk(item, &inner, found);
@@ -187,10 +187,10 @@ fn left_over(
             (name.to_owned(), wanted.and_then(|one| one.get(name)), live.and_then(|one| one.get(name)))
         } else if key.starts_with("k:") {
             let among = |list: Option<&'_ Value>| list?.as_array()?.iter().position(|one| fits(key, one));
-            let place = among(live).unwrap_or_default();
-            let inner = live.and_then(|list| list.get(place));
-            let name = inner.map_or_else(|| key.clone(), |item| name_of(item, place));
-            (name, among(wanted).and_then(|place| wanted?.get(place)), inner)
+            let node = among(live).unwrap_or_default();
+            let inner = live.and_then(|list| list.get(node));
+            let name = inner.map_or_else(|| key.clone(), |item| name_of(item, node));
+            (name, among(wanted).and_then(|node| wanted?.get(node)), inner)
         } else if let Some(value) = key.strip_prefix("v:") {
             let value: Value = serde_json::from_str(value).unwrap_or(Value::Null);
             let is_wanted = wanted.and_then(Value::as_array).is_some_and(|items| items.contains(&value));
@@ -208,13 +208,13 @@ fn left_over(
             continue;
         };
         let field = if field.is_empty() { name } else { format!("{field}.{name}") };
-        let stands = wanted.is_some_and(|value| !value.is_null());
+        let is_set = wanted.is_some_and(|value| !value.is_null());
         if kept.contains(&field.as_str()) || live.is_none() {
             continue;
         }
         let is_leaf = below.as_object().is_none_or(Map::is_empty);
-        if stands || (!is_leaf && field.starts_with("metadata")) {
-            if !stands || !wanted.and_then(Value::as_object).is_some_and(is_one_value) {
+        if is_set || (!is_leaf && field.starts_with("metadata")) {
+            if !is_set || !wanted.and_then(Value::as_object).is_some_and(is_one_value) {
                 left_over(below, wanted, live, &field, kept, found);
             }
         } else {
@@ -361,7 +361,7 @@ mod tests {
         let is = |is: FieldOwner| vec![("spec.replicas", is)];
         let taken = |by: &str| is(FieldOwner::Taken(by.to_owned()));
         let contested = |by: &str| is(FieldOwner::Contested(by.to_owned()));
-        let seen = |wish: u64| [replicas(wish), replicas(2), replicas(5)];
+        let seen = |replica_count: u64| [replicas(replica_count), replicas(2), replicas(5)];
         check(seen(2), json!({}), &own("keda", ""), &taken("keda"));
         check(seen(3), json!({}), &own("keda", ""), &contested("keda"));
         check(seen(2), json!({}), &own("kubectl-edit", ""), &contested("kubectl-edit"));

@@ -102,13 +102,13 @@ fn refusal(gateway: &Value, asks: &ListenerRequirements<'_>) -> Option<Problem> 
     );
     let all = gateway["spec"]["listeners"].as_array().map(Vec::as_slice).unwrap_or_default();
     let named = |listener: &&Value| asks.section.is_none_or(|section| listener["name"] == section);
-    let meant: Vec<&Value> = all.iter().filter(named).collect();
-    if let (Some(section), true) = (asks.section, meant.is_empty()) {
+    let matching: Vec<&Value> = all.iter().filter(named).collect();
+    if let (Some(section), true) = (asks.section, matching.is_empty()) {
         let names: Vec<&str> = all.iter().filter_map(|one| one["name"].as_str()).collect();
         let fix = format!("choose one of its listeners: {}", names.join(", "));
         return Some(Problem::new(PLACE, format!("Gateway {name} has no listener `{section}`"), fix));
     }
-    let whys: Vec<(&str, Option<String>)> = meant
+    let whys: Vec<(&str, Option<String>)> = matching
         .iter()
         .map(|listener| (listener["name"].as_str().unwrap_or_default(), keeps_from(gateway, listener, asks)))
         .collect();
@@ -132,7 +132,7 @@ fn refusal(gateway: &Value, asks: &ListenerRequirements<'_>) -> Option<Problem> 
     let is_open = |listener: &&&Value| {
         listener["protocol"] == "HTTP" && takes_host(listener, asks.host) && may_come(gateway, listener, asks)
     };
-    let open = meant.iter().find(is_open)?["name"].as_str().unwrap_or_default();
+    let open = matching.iter().find(is_open)?["name"].as_str().unwrap_or_default();
     let cause = format!(
         "listener `{open}` of Gateway {name} would also accept the route, and API keys would be sent without TLS"
     );
@@ -220,10 +220,13 @@ mod tests {
             namespace: "textnlp",
             labels: &labels,
         };
-        let said = refusal(&gateway, &asks).map(|problem| problem.to_string());
+        let refusal_text = refusal(&gateway, &asks).map(|problem| problem.to_string());
         match says {
-            None => assert_eq!(said, None, "{listeners}"),
-            Some(says) => assert!(said.as_ref().is_some_and(|said| said.contains(says)), "{listeners}: {said:?}"),
+            None => assert_eq!(refusal_text, None, "{listeners}"),
+            Some(says) => assert!(
+                refusal_text.as_ref().is_some_and(|refusal_text| refusal_text.contains(says)),
+                "{listeners}: {refusal_text:?}"
+            ),
         }
     }
 

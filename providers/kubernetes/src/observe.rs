@@ -92,14 +92,14 @@ pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(Resourc
             *why = diagnosis::of_pods(api, row, &raw, why.clone()).await;
         }
     }
-    let mut looks: Vec<BoxFuture<'_, (ResourceId, Observed)>> = Vec::new();
+    let mut observations: Vec<BoxFuture<'_, (ResourceId, Observed)>> = Vec::new();
     for (id, asked) in asked {
         if !shown.contains(id) {
             let lists = &lists;
-            looks.push(Box::pin(async move { (id.clone(), look_for(api, scope, lists, asked).await) }));
+            observations.push(Box::pin(async move { (id.clone(), look_for(api, scope, lists, asked).await) }));
         }
     }
-    answer.extend(several(looks).await);
+    answer.extend(several(observations).await);
     Ok(answer)
 }
 

@@ -187,7 +187,7 @@ async fn wait_for_end(
 ) -> Result<JobResult> {
     let row = table::named("kubernetes.job");
     let call = call("wait for", "get", row, namespace, made["metadata"]["name"].as_str());
-    let (began, mut told) = (Instant::now(), Instant::now());
+    let (began, mut last_report) = (Instant::now(), Instant::now());
     loop {
         let is_late = began.elapsed() >= within;
         let job = match api.get(&call).await {
@@ -207,9 +207,9 @@ async fn wait_for_end(
                 return Err(call.error(ErrorKind::Unavailable).because(diagnosis::of_pods(api, row, &job, why).await));
             }
             Ready::NotYet(why) => {
-                if told.elapsed() >= TELL {
+                if last_report.elapsed() >= TELL {
                     tell(&diagnosis::of_pods(api, row, &job, why).await);
-                    told = Instant::now();
+                    last_report = Instant::now();
                 }
                 tokio::time::sleep(if began.elapsed() < TELL { POLL_INTERVAL } else { LATER_POLL_INTERVAL }).await;
                 continue;

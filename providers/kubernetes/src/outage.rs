@@ -32,10 +32,10 @@ impl Kubernetes {
         let api = self.api().await?;
         pods(&api, namespace, lineage, deployment).await?;
         let mut refused: BTreeMap<Option<&str>, Vec<Rule<'_>>> = BTreeMap::new();
-        for (place, row, verbs) in [(None, &NODE, ["list", "patch"]), (Some(namespace), &POD, ["list", "delete"])] {
+        for (scope, row, verbs) in [(None, &NODE, ["list", "patch"]), (Some(namespace), &POD, ["list", "delete"])] {
             for verb in verbs {
-                if !may(&api, place, row, verb).await? {
-                    refused.entry(place).or_default().push(Rule::of(row, vec![verb]));
+                if !may(&api, scope, row, verb).await? {
+                    refused.entry(scope).or_default().push(Rule::of(row, vec![verb]));
                 }
             }
         }
@@ -52,7 +52,7 @@ impl Kubernetes {
         match refused.is_empty() {
             true => Ok(()),
             false => {
-                let roles = refused.into_iter().map(|(place, rules)| missing_rules(place, &rules));
+                let roles = refused.into_iter().map(|(scope, rules)| missing_rules(scope, &rules));
                 let hint = format!("ask a cluster administrator to add this:\n{}", roles.collect::<String>());
                 let why = "an outage cordons nodes and removes pods, and you are not allowed to";
                 Err(Error::new(ErrorKind::Denied, "simulate a failure of", "the cluster").because(why).hint(hint))
@@ -103,13 +103,13 @@ impl Kubernetes {
     /// If a node could not be uncordoned; all others were tried.
     pub async fn find_again(&self, outage: &str) -> Result<usize> {
         let api = self.api().await?;
-        let mut given = 0;
+        let mut evicted = 0;
         // A cordon that was in flight when its client gave up may arrive after the first poll.
         for _ in 0..MAX_POLLS {
             let nodes = api.list(&listing(), "").await?;
             let taken: Vec<&Value> = nodes.iter().filter(|node| outage_of(node) == Some(outage)).collect();
             if taken.is_empty() {
-                return Ok(given);
+                return Ok(evicted);
             }
             let mut stays = None;
             for node in taken {
@@ -118,14 +118,14 @@ impl Kubernetes {
                     Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict) => {
                         stays = Some(error)
                     }
-                    _ => given += 1,
+                    _ => evicted += 1,
                 }
             }
             if let Some(error) = stays {
                 return Err(error);
             }
         }
-        Ok(given)
+        Ok(evicted)
     }
 
     /// The number of nodes; an error if nodes cannot be listed.
@@ -134,8 +134,8 @@ impl Kubernetes {
     }
 
     /// The number of ready pods of a deployment.
-    pub async fn ready_pods(&self, place: (&str, Lineage), deployment: &str) -> Result<usize> {
-        let pods = pods(&self.api().await?, place.0, place.1, deployment).await?;
+    pub async fn ready_pods(&self, scope: (&str, Lineage), deployment: &str) -> Result<usize> {
+        let pods = pods(&self.api().await?, scope.0, scope.1, deployment).await?;
         Ok(pods.iter().filter(|pod| ready::pod(pod)).count())
     }
 }

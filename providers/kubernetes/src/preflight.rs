@@ -22,7 +22,7 @@ const OLDEST_MINOR: u64 = 30;
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let asked: Vec<(&'static Row, &Wanted)> =
+    let supported: Vec<(&'static Row, &Wanted)> =
         wanted.iter().filter_map(|one| Some((table::row(&one.kind)?, one))).collect();
     let mut problems = Vec::new();
     let (api, minor) = match reach(kubernetes, &mut problems).await {
@@ -49,7 +49,7 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
         problems.push(Problem::warning("cluster.image", cause, "write `REGISTRY/textnlp@sha256:…`"));
     }
     let brought = brought_kinds(wanted);
-    let missing = missing_kinds(&api, &asked).await?;
+    let missing = missing_kinds(&api, &supported).await?;
     for row in ROWS.iter().filter(|row| missing.contains(row.name) && !brought.contains(&row.resource())) {
         let fix = match row.brought_by {
             Some(who) => format!("install {who} in the cluster, which provides it"),
@@ -71,9 +71,9 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
         gateway::listeners(&api, wanted, port, &mut problems).await?;
     }
     served::image_volumes(minor, wanted, &mut problems);
-    let asked: Vec<_> = asked.into_iter().filter(|(row, _)| !missing.contains(row.name)).collect();
-    permissions(&api, &asked, &mut problems).await?;
-    taken_names(&api, &asked, &mut problems).await?;
+    let supported: Vec<_> = supported.into_iter().filter(|(row, _)| !missing.contains(row.name)).collect();
+    permissions(&api, &supported, &mut problems).await?;
+    taken_names(&api, &supported, &mut problems).await?;
     Ok(problems)
 }
 
@@ -125,9 +125,9 @@ async fn reach(kubernetes: &Kubernetes, problems: &mut Vec<Problem>) -> Result<(
 }
 
 /// The kinds that the cluster lacks.
-async fn missing_kinds(api: &Api, asked: &[(&'static Row, &Wanted)]) -> Result<BTreeSet<&'static str>> {
+async fn missing_kinds(api: &Api, supported: &[(&'static Row, &Wanted)]) -> Result<BTreeSet<&'static str>> {
     let mut versions: BTreeMap<String, Vec<&'static Row>> = BTreeMap::new();
-    for row in ROWS.iter().filter(|row| asked.iter().any(|(one, _)| one.name == row.name)) {
+    for row in ROWS.iter().filter(|row| supported.iter().any(|(one, _)| one.name == row.name)) {
         versions.entry(row.root()).or_default().push(row);
     }
     let mut missing = BTreeSet::new();
@@ -147,25 +147,25 @@ async fn missing_kinds(api: &Api, asked: &[(&'static Row, &Wanted)]) -> Result<B
 }
 
 /// Reviews the permissions per kind and namespace. Missing ones are one problem, with the rules to add.
-async fn permissions(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mut Vec<Problem>) -> Result<()> {
+async fn permissions(api: &Api, supported: &[(&'static Row, &Wanted)], problems: &mut Vec<Problem>) -> Result<()> {
     let mut questions = BTreeSet::new();
-    for (row, wanted) in asked.iter().filter(|(_, wanted)| wanted.ownership == Ownership::Ours) {
+    for (row, wanted) in supported.iter().filter(|(_, wanted)| wanted.ownership == Ownership::Ours) {
         let number = ROWS.iter().position(|one| one.name == row.name);
-        if let (Some(number), Ok(place)) = (number, ObjectLocation::of_spec(row, &wanted.spec)) {
-            questions.extend(VERBS.map(|verb| (place.namespace.clone(), number, verb)));
+        if let (Some(number), Ok(location)) = (number, ObjectLocation::of_spec(row, &wanted.spec)) {
+            questions.extend(VERBS.map(|verb| (location.namespace.clone(), number, verb)));
         }
     }
     let mut answers: Vec<BoxFuture<'_, Result<bool>>> = Vec::new();
-    for (namespace, place, verb) in &questions {
-        answers.push(Box::pin(may(api, namespace.as_deref(), &ROWS[*place], verb)));
+    for (namespace, location, verb) in &questions {
+        answers.push(Box::pin(may(api, namespace.as_deref(), &ROWS[*location], verb)));
     }
     let answers = several(answers).await;
     let mut refused: BTreeMap<Option<String>, Vec<Rule<'_>>> = BTreeMap::new();
-    for ((namespace, place, verb), may) in questions.into_iter().zip(answers) {
+    for ((namespace, location, verb), may) in questions.into_iter().zip(answers) {
         if may? {
             continue;
         }
-        let row = &ROWS[place];
+        let row = &ROWS[location];
         let rules = refused.entry(namespace).or_default();
         match rules.iter_mut().find(|rule| (rule.group, rule.plural) == (row.group, row.plural)) {
             Some(rule) => rule.verbs.push(verb),
@@ -173,7 +173,7 @@ async fn permissions(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mu
         }
     }
     for (namespace, rules) in refused {
-        let place = namespace.as_ref().map_or("cluster".to_owned(), |namespace| format!("namespace {namespace}"));
+        let location = namespace.as_ref().map_or("cluster".to_owned(), |namespace| format!("namespace {namespace}"));
         let kinds: Vec<String> =
             rules.iter().map(|rule| format!("{} {}", rule.verbs.join(", "), rule.resource())).collect();
         let cause = format!("you are not allowed to {}", kinds.join("; "));
@@ -181,7 +181,7 @@ async fn permissions(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mu
             "ask a cluster administrator to add this role and bind it to you:\n{}",
             missing_rules(namespace.as_deref(), &rules)
         );
-        problems.push(Problem::new(place, cause, fix));
+        problems.push(Problem::new(location, cause, fix));
     }
     Ok(())
 }
@@ -198,9 +198,9 @@ pub(crate) async fn may(api: &Api, namespace: Option<&str>, row: &'static Row, v
 }
 
 /// Names taken by objects without a lineage. Those of other deployments are reported once their lineage is known.
-async fn taken_names(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mut Vec<Problem>) -> Result<()> {
+async fn taken_names(api: &Api, supported: &[(&'static Row, &Wanted)], problems: &mut Vec<Problem>) -> Result<()> {
     let mut looks: Vec<BoxFuture<'_, Result<Option<Problem>>>> = Vec::new();
-    for (row, wanted) in asked.iter().filter(|(_, wanted)| wanted.ownership == Ownership::Ours) {
+    for (row, wanted) in supported.iter().filter(|(_, wanted)| wanted.ownership == Ownership::Ours) {
         looks.push(Box::pin(taken_name(api, row, wanted)));
     }
     for problem in several(looks).await {
@@ -210,8 +210,8 @@ async fn taken_names(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mu
 }
 
 async fn taken_name(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Option<Problem>> {
-    let place = match ObjectLocation::of_spec(row, &wanted.spec) {
-        Ok(place) => place,
+    let location = match ObjectLocation::of_spec(row, &wanted.spec) {
+        Ok(location) => location,
         Err(error) => {
             return Ok(Some(Problem::new(
                 wanted.id.to_string(),
@@ -220,7 +220,7 @@ async fn taken_name(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Opt
             )));
         }
     };
-    let (namespace, name) = (place.namespace.as_deref(), Some(place.name.as_str()));
+    let (namespace, name) = (location.namespace.as_deref(), Some(location.name.as_str()));
     let call = Call { action: "read", verb: "get", row, namespace, name };
     let there = match api.get(&call).await {
         // The missing permission is reported above.

@@ -153,17 +153,17 @@ pub(crate) fn gateway(object: &Value) -> Ready {
 
 /// A route is ready when each Gateway in its spec accepts it. Statuses of Gateways that it named before are ignored.
 pub(crate) fn http_route(object: &Value) -> Ready {
-    let list = |place: &str| object.pointer(place).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let (named, said) = (list("/spec/parentRefs"), list("/status/parents"));
+    let list = |path: &str| object.pointer(path).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let (named, statuses) = (list("/spec/parentRefs"), list("/status/parents"));
     let mut taken_by = 0;
     for parent in named {
-        let of_it = said.iter().filter(|one| is_about(&one["parentRef"], parent));
-        let mut looks: Vec<Ready> = of_it.map(|one| taken(object, one)).collect();
+        let of_it = statuses.iter().filter(|one| is_about(&one["parentRef"], parent));
+        let mut states: Vec<Ready> = of_it.map(|one| taken(object, one)).collect();
         // Several controllers may report; the one of the Gateway decides.
-        if looks.contains(&Ready::Yes) {
+        if states.contains(&Ready::Yes) {
             taken_by += 1;
-        } else if !looks.is_empty() {
-            return looks.swap_remove(0);
+        } else if !states.is_empty() {
+            return states.swap_remove(0);
         }
     }
     match taken_by < named.len() {
@@ -175,8 +175,8 @@ pub(crate) fn http_route(object: &Value) -> Ready {
 /// A policy exists before any route uses its service, and has no status until then.
 pub(crate) fn backend_tls(object: &Value) -> Ready {
     let gateways = object["status"]["ancestors"].as_array().into_iter().flatten();
-    let mut looks = gateways.map(|gateway| taken(object, gateway));
-    looks.find(|ready| *ready != Ready::Yes).unwrap_or(Ready::Yes)
+    let mut states = gateways.map(|gateway| taken(object, gateway));
+    states.find(|ready| *ready != Ready::Yes).unwrap_or(Ready::Yes)
 }
 
 /// Whether the Gateway of a route enforces the policy for it. Until then it would talk to pods without TLS.
@@ -190,8 +190,8 @@ pub(crate) fn in_force(policy: &Value) -> Ready {
     }
 }
 
-fn is_about(said: &Value, parent: &Value) -> bool {
-    ["namespace", "name", "sectionName"].iter().all(|field| parent[field].is_null() || said[field] == parent[field])
+fn is_about(statuses: &Value, parent: &Value) -> bool {
+    ["namespace", "name", "sectionName"].iter().all(|field| parent[field].is_null() || statuses[field] == parent[field])
 }
 
 /// Whether a Gateway accepts an object and resolves its references.
@@ -229,8 +229,8 @@ fn by_condition(object: &Value, conditions: &Value, name: &str) -> Ready {
 
 /// The message of a condition, else its reason.
 fn condition_message(condition: &Value, otherwise: &str) -> String {
-    let words = [&condition["message"], &condition["reason"]].into_iter().filter_map(Value::as_str);
-    words.into_iter().find(|words| !words.is_empty()).unwrap_or(otherwise).to_owned()
+    let texts = [&condition["message"], &condition["reason"]].into_iter().filter_map(Value::as_str);
+    texts.into_iter().find(|texts| !texts.is_empty()).unwrap_or(otherwise).to_owned()
 }
 
 /// The controller has not observed the current spec.
@@ -347,8 +347,8 @@ mod tests {
             check(look, taken("True", "False"), not_yet("BackendNotFound"));
         }
         check(backend_tls, object(json!({})), Ready::Yes);
-        let nobody = "no gateway has processed its BackendTLSPolicy: check that the controller supports this kind of Gateway API 1.4";
-        check(in_force, object(json!({})), not_yet(nobody));
+        let unprocessed = "no gateway has processed its BackendTLSPolicy: check that the controller supports this kind of Gateway API 1.4";
+        check(in_force, object(json!({})), not_yet(unprocessed));
         check(openshift_route, object(json!({})), not_yet("no router has processed it yet"));
         check(definition, says(condition("Established", "False", 2)), not_yet("the API server does not serve it yet"));
         check(definition, says(condition("NamesAccepted", "False", 2)), Ready::Never("no address".to_owned()));

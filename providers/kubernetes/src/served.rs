@@ -130,12 +130,13 @@ pub(crate) async fn classes(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
             "/spec/storageClassName",
         ),
     ];
-    for (place, kind, path, pointer) in CLASSES {
-        let asked = wanted.iter().filter(|one| table::row(&one.kind).is_some());
-        let asked: BTreeSet<&str> = asked.filter_map(|one| one.spec.as_value().pointer(pointer)?.as_str()).collect();
-        for class in asked {
+    for (location, kind, path, pointer) in CLASSES {
+        let named_classes = wanted.iter().filter(|one| table::row(&one.kind).is_some());
+        let named_classes: BTreeSet<&str> =
+            named_classes.filter_map(|one| one.spec.as_value().pointer(pointer)?.as_str()).collect();
+        for class in named_classes {
             let fix = "ask a cluster administrator to create it, or remove it here";
-            named(api, (place, kind, path), class, fix, problems).await?;
+            named(api, (location, kind, path), class, fix, problems).await?;
         }
     }
     Ok(())
@@ -218,23 +219,23 @@ pub(crate) fn image_volumes(minor: u64, wanted: &[Wanted], problems: &mut Vec<Pr
     if !volumes.flatten().any(|volume| volume["image"].is_object()) || minor >= IMAGE_VOLUMES.1 {
         return;
     }
-    let place = "cluster.models";
+    let location = "cluster.models";
     let fix = format!("write `kind: claim` or `kind: pod`, or use a cluster of version 1.{} or newer", IMAGE_VOLUMES.1);
     if minor < IMAGE_VOLUMES.0 {
         let cause = format!("models come in an image, and Kubernetes 1.{minor} does not support image volumes");
-        return problems.push(Problem::new(place, cause, fix));
+        return problems.push(Problem::new(location, cause, fix));
     }
     let cause = format!(
         "models come in an image, which Kubernetes 1.{minor} supports as a volume only when its feature gate `ImageVolume` is on, for the API server and every kubelet"
     );
-    problems.push(Problem::warning(place, cause, fix));
+    problems.push(Problem::warning(location, cause, fix));
 }
 
 /// Checks that a cluster object exists: `(setting, kind, path of the list)`. A problem lists the existing ones. Without
 /// permission to check, it is assumed to exist.
 async fn named(
     api: &Api,
-    (place, kind, path): (&str, &str, &str),
+    (location, kind, path): (&str, &str, &str),
     name: &str,
     fix: &str,
     problems: &mut Vec<Problem>,
@@ -252,7 +253,7 @@ async fn named(
         return Ok(());
     }
     let fix = if names.is_empty() { fix.to_owned() } else { format!("choose an existing one: {}", names.join(", ")) };
-    problems.push(Problem::new(place, format!("the cluster has no {kind} `{name}`"), fix));
+    problems.push(Problem::new(location, format!("the cluster has no {kind} `{name}`"), fix));
     Ok(())
 }
 
@@ -277,10 +278,13 @@ mod tests {
         let check = |minor: u64, volume: serde_json::Value, says: Option<&str>| {
             let mut problems = Vec::new();
             image_volumes(minor, &[deployment(volume)], &mut problems);
-            let said = problems.first().map(|problem| problem.to_string());
+            let problem_text = problems.first().map(|problem| problem.to_string());
             match says {
-                None => assert_eq!(said, None, "1.{minor}"),
-                Some(says) => assert!(said.as_ref().is_some_and(|said| said.contains(says)), "1.{minor}: {said:?}"),
+                None => assert_eq!(problem_text, None, "1.{minor}"),
+                Some(says) => assert!(
+                    problem_text.as_ref().is_some_and(|problem_text| problem_text.contains(says)),
+                    "1.{minor}: {problem_text:?}"
+                ),
             }
         };
         let image = || json!({ "name": "shared-models", "image": { "reference": "a" } });

@@ -42,7 +42,7 @@ pub(crate) struct Work<'a> {
     api: Api,
     op: &'a Operation,
     row: &'static Row,
-    place: ObjectLocation,
+    location: ObjectLocation,
     manager: String,
 }
 
@@ -90,7 +90,7 @@ impl<'a> Work<'a> {
             return Err(error.because("an existing object is read and never changed"));
         }
         let recorded = op.recorded.as_ref().map(|recorded| &recorded.cloud_id);
-        let place = match (op.verb, recorded) {
+        let location = match (op.verb, recorded) {
             (Verb::Create, _) => ObjectLocation::of_spec(row, &op.spec)?,
             (_, Some(id)) => {
                 ObjectLocation::of_id(row, id).ok_or_else(|| invalid("its cloud id is not one of this provider"))?
@@ -98,11 +98,11 @@ impl<'a> Work<'a> {
             (_, None) => return Err(invalid("it is not recorded")),
         };
         let api = kubernetes.api().await?.for_one_verb(began);
-        Ok(Self { kubernetes, api, op, row, place, manager: identity::manager(op.lineage) })
+        Ok(Self { kubernetes, api, op, row, location, manager: identity::manager(op.lineage) })
     }
 
     fn call(&self, action: &'static str, verb: &'static str) -> Call<'_> {
-        let (namespace, name) = (self.place.namespace.as_deref(), Some(self.place.name.as_str()));
+        let (namespace, name) = (self.location.namespace.as_deref(), Some(self.location.name.as_str()));
         Call { action, verb, row: self.row, namespace, name }
     }
 
@@ -140,8 +140,8 @@ impl<'a> Work<'a> {
     async fn awaited(&self, stand: &mut OperationProgress) -> Result<Option<Value>> {
         let is_it = |object: &Value| identity::uid(object) == stand.uid;
         let is_over = |object: &Value| {
-            let goes = self.op.verb == Verb::Delete || stand.in_the_way;
-            !goes && !matches!((self.row.ready)(object), Ready::NotYet(_))
+            let is_removed = self.op.verb == Verb::Delete || stand.in_the_way;
+            !is_removed && !matches!((self.row.ready)(object), Ready::NotYet(_))
         };
         let (until, call) = (Instant::now() + WATCH_TIMEOUT, self.call("wait for", "watch"));
         let mut there = self.api.get(&self.call("read", "get")).await?.filter(is_it);
@@ -206,7 +206,7 @@ impl<'a> Work<'a> {
     /// Applies the wanted spec to the recorded object, never to another one of the same name.
     async fn update(&self, there: Option<&Value>) -> Result<Progress> {
         let Some(object) =
-            there.filter(|object| self.place.uid.as_deref().is_none_or(|uid| uid == identity::uid(object)))
+            there.filter(|object| self.location.uid.as_deref().is_none_or(|uid| uid == identity::uid(object)))
         else {
             return Err(self.call("update", "patch").error(ErrorKind::NotFound).because("it no longer exists"));
         };
@@ -240,10 +240,10 @@ impl<'a> Work<'a> {
             self.hand_over(object, &seen).await?;
             return self.begin_rollout(object, canary, (&left, &seen)).await;
         }
-        if let ("Deployment", Some(namespace)) = (self.row.kind, &self.place.namespace) {
-            canary::route_to_all(&self.api, (namespace, &self.place.name), object, (&self.manager, None)).await?;
+        if let ("Deployment", Some(namespace)) = (self.row.kind, &self.location.namespace) {
+            canary::route_to_all(&self.api, (namespace, &self.location.name), object, (&self.manager, None)).await?;
         }
-        if let (table::HTTP_ROUTE, Some(namespace)) = (self.row.kind, &self.place.namespace) {
+        if let (table::HTTP_ROUTE, Some(namespace)) = (self.row.kind, &self.location.namespace) {
             canary::leave_shares(&self.api, namespace, object).await?;
         }
         self.hand_over(object, &seen).await?;
@@ -266,14 +266,18 @@ impl<'a> Work<'a> {
         let promote = manifest::applied(self.row, self.op, self.kubernetes.secrets(), Some(uid), left).await?;
         // `Canary::of` has checked that a record exists.
         let before = self.op.recorded.as_ref().map_or(&self.op.spec, |recorded| &recorded.spec);
-        let theirs = findings(before, Some(before), &seen.spec);
-        let theirs: Vec<&[PathSegment]> =
-            theirs.iter().filter(|one| matches!(one.is, FieldOwner::Taken(_))).map(|one| &one.path[..]).collect();
+        let foreign_changes = findings(before, Some(before), &seen.spec);
+        let foreign_changes: Vec<&[PathSegment]> = foreign_changes
+            .iter()
+            .filter(|one| matches!(one.is, FieldOwner::Taken(_)))
+            .map(|one| &one.path[..])
+            .collect();
         let before = Operation { spec: before.clone(), ..self.op.clone() };
-        let revert = manifest::applied(self.row, &before, self.kubernetes.secrets(), Some(uid), &theirs).await?;
-        let place = (self.place.namespace.as_deref().unwrap_or_default(), self.place.name.as_str(), uid);
-        let route = canary::route_of(&self.api, (place.0, place.1), &self.manager, canary).await?;
-        let orders = RolloutOrders::of(self.op, canary, place, &self.manager, (promote, revert), route);
+        let revert =
+            manifest::applied(self.row, &before, self.kubernetes.secrets(), Some(uid), &foreign_changes).await?;
+        let location = (self.location.namespace.as_deref().unwrap_or_default(), self.location.name.as_str(), uid);
+        let route = canary::route_of(&self.api, (location.0, location.1), &self.manager, canary).await?;
+        let orders = RolloutOrders::of(self.op, canary, location, &self.manager, (promote, revert), route);
         orders.send(&self.api, object).await?;
         let stand = OperationProgress { rollout: Some(Box::new(orders)), ..OperationProgress::of(object) };
         Ok(pending(&stand, "starting its rollout job".to_owned()))
@@ -326,7 +330,7 @@ impl<'a> Work<'a> {
         let (ours, _) = manifest::owners(&seen.spec);
         let is_wanted = self.op.spec.as_value()["spec"].get("replicas").is_some();
         let was_ours = ours.is_some_and(|fields| fields["f:spec"].get("f:replicas").is_some());
-        let mut held = manifest::bare(self.row, &self.place, identity::uid(object));
+        let mut held = manifest::bare(self.row, &self.location, identity::uid(object));
         match &object["spec"]["replicas"] {
             now if now.is_u64() && !is_wanted && was_ours => held["spec"] = json!({ "replicas": now }),
             _ if self.is_let_go(object) => {}
@@ -353,7 +357,7 @@ impl<'a> Work<'a> {
             Ok(written) if uid.is_none() && !written.created => {
                 // Another client created the object after it was read as absent, and owns it. The fields that were
                 // added to it are released, the lineage label first of all.
-                let bare = manifest::bare(self.row, &self.place, identity::uid(&written.object));
+                let bare = manifest::bare(self.row, &self.location, identity::uid(&written.object));
                 let given_back = self.api.apply(&call, &self.manager, &bare, false).await;
                 let why = match given_back {
                     Ok(_) => "another client created it at the same time".to_owned(),
@@ -364,7 +368,7 @@ impl<'a> Work<'a> {
                 let hint = format!(
                     "`kubectl get {} {} -o yaml --show-managed-fields` shows its field managers",
                     self.row.resource(),
-                    self.place.name
+                    self.location.name
                 );
                 Err(call.error(ErrorKind::Exists).because(why).hint(hint))
             }
@@ -379,7 +383,7 @@ impl<'a> Work<'a> {
 
     /// Deletes the recorded object, never another one of the same name.
     async fn delete(&self, there: Option<&Value>) -> Result<Progress> {
-        if self.place.uid.is_none() && there.is_some() {
+        if self.location.uid.is_none() && there.is_some() {
             // Recorded without a uid, as in a manual import: another object may have the name by now.
             let error = self
                 .call("delete", "delete")
@@ -389,7 +393,7 @@ impl<'a> Work<'a> {
                 "remove the record with `state remove`, and record the object with its uid with `state import`",
             ));
         }
-        let Some(object) = there.filter(|object| self.place.uid.as_deref() == Some(identity::uid(object))) else {
+        let Some(object) = there.filter(|object| self.location.uid.as_deref() == Some(identity::uid(object))) else {
             return self.gone();
         };
         let uid = identity::uid(object).to_owned();
@@ -417,7 +421,7 @@ impl<'a> Work<'a> {
         let call = self.call("delete", "delete");
         let foreign = match self.row.kind == table::DEFINITION {
             true => inside::of_kind(&self.api, &call, object, self.op.lineage).await?,
-            false => inside::foreign(&self.api, &call, &self.place.name, self.op.lineage).await?,
+            false => inside::foreign(&self.api, &call, &self.location.name, self.op.lineage).await?,
         };
         if foreign.is_empty() {
             return Ok(());

@@ -114,11 +114,11 @@ mod tests {
     fn check(line: &str, expect: std::result::Result<Option<Change>, &str>) -> String {
         let call = Call { action: "wait for", verb: "watch", row: &ROWS[0], namespace: None, name: Some("a") };
         let mut version = "7".to_owned();
-        let said = event(&call, line.as_bytes(), &mut version);
-        match (said, expect) {
-            (Ok(said), Ok(expect)) => assert_eq!(said, expect, "{line}"),
+        let parsed = event(&call, line.as_bytes(), &mut version);
+        match (parsed, expect) {
+            (Ok(parsed), Ok(expect)) => assert_eq!(parsed, expect, "{line}"),
             (Err(error), Err(code)) => assert_eq!(error.code.as_deref().unwrap_or_default(), code, "{line}"),
-            (said, expect) => panic!("{line}: {said:?} and not {expect:?}"),
+            (parsed, expect) => panic!("{line}: {parsed:?} and not {expect:?}"),
         }
         version
     }

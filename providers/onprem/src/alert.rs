@@ -271,9 +271,9 @@ mod tests {
             ("oncall".to_owned(), Receiver::File { file: "/run/address".into() }),
             ("team".to_owned(), Receiver::Address { address: "https://hooks.example.com/".to_owned() }),
         ]);
-        let (environment, place) = ("staging".to_owned(), "here".to_owned());
+        let (environment, site_name) = ("staging".to_owned(), "here".to_owned());
         let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), Receiver::File { file: "/run/proxy".into() })]);
-        let order = AlertOrder { environment, site: place, receivers, home: true, proxy, ..AlertOrder::default() };
+        let order = AlertOrder { environment, site: site_name, receivers, home: true, proxy, ..AlertOrder::default() };
         std::fs::write(site.join(ALERTS_FILE), serde_yaml::to_string(&order).unwrap()).unwrap();
         assert_eq!(Outbox::of(site).order().unwrap(), Some(order));
     }

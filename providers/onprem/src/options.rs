@@ -42,7 +42,7 @@ impl Options {
         }
         // Sockets and locks need one canonical path of the folder.
         let state_folder = canonical(state_folder);
-        let beside = state_folder.parent().unwrap_or(&state_folder);
+        let base = state_folder.parent().unwrap_or(&state_folder);
         Ok(Self {
             secrets: Arc::new(FileSecretStore::new(state_folder.join("secrets"))),
             supervisor: supervisor.into(),
@@ -51,7 +51,7 @@ impl Options {
             serves_elsewhere: false,
             needs_git: false,
             models: FetchOptions::from_env(),
-            model_cache: beside.join("model-cache"),
+            model_cache: base.join("model-cache"),
             state_folder,
         })
     }

@@ -46,10 +46,10 @@ mod tests {
 
     #[test]
     fn wait_restarts_when_another_process_takes_over() {
-        let (ours, theirs) = (Waiting::default(), Waiting::default());
+        let (ours, other) = (Waiting::default(), Waiting::default());
         let handle = Handle(ours.begin("start"));
         assert!(ours.waited_ms(&handle).is_some());
-        assert_eq!(theirs.waited_ms(&handle), None);
+        assert_eq!(other.waited_ms(&handle), None);
         // As an older version wrote it.
         assert_eq!(ours.waited_ms(&Handle(json!({ "step": "start", "since_ms": 1 }))), None);
     }

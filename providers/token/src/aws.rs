@@ -47,46 +47,46 @@ const PARTITIONS: &[(&str, &str)] = &[
 
 const ACTION: (&str, &str) = ("sign in to", "aws");
 
-pub(super) async fn token(ask: &AwsSignIn, variables: &Variables) -> Result<Token> {
+pub(super) async fn token(options: &AwsSignIn, variables: &Variables) -> Result<Token> {
     // EKS allows letters, digits, `-` and `_`. Self-managed clusters with the same authenticator allow more.
-    checked("--cluster", &ask.cluster, &['_', '.', ':', '/'])?;
-    for (what, value) in [("--profile", &ask.profile), ("--role-arn", &ask.role_arn)] {
+    checked("--cluster", &options.cluster, &['_', '.', ':', '/'])?;
+    for (what, value) in [("--profile", &options.profile), ("--role-arn", &options.role_arn)] {
         if value.as_ref().is_some_and(String::is_empty) {
             return Err(Error::new(ErrorKind::Invalid, "use", what).because("it is empty"));
         }
     }
-    if let Some(region) = &ask.region {
+    if let Some(region) = &options.region {
         checked("--region", region, &[])?;
     }
-    let config = config(ask).await;
+    let config = config(options).await;
     let Some(region) = config.region() else {
         let error = Error::new(ErrorKind::Invalid, ACTION.0, ACTION.1).because("no region is set");
         return Err(error.hint("set the region of the cluster: `--region eu-central-1`, or AWS_REGION"));
     };
     let region = checked("the region", region.as_ref(), &[])?;
     let secrets = confided(variables);
-    let credentials = credentials(ask, &config, &secrets.iter().collect::<Vec<_>>()).await?;
-    presigned(&credentials, region, &ask.cluster, SystemTime::now())
+    let credentials = credentials(options, &config, &secrets.iter().collect::<Vec<_>>()).await?;
+    presigned(&credentials, region, &options.cluster, SystemTime::now())
 }
 
 /// The configuration of AWS's own tools: region, profile, proxies, endpoints.
-async fn config(ask: &AwsSignIn) -> SdkConfig {
+async fn config(options: &AwsSignIn) -> SdkConfig {
     let timeouts = TimeoutConfig::builder().operation_attempt_timeout(EACH).build();
     let retries = RetryConfig::standard().with_max_attempts(2);
     let mut loader =
         aws_config::defaults(BehaviorVersion::v2026_01_12()).timeout_config(timeouts).retry_config(retries);
-    if let Some(region) = &ask.region {
+    if let Some(region) = &options.region {
         loader = loader.region(Region::new(region.clone()));
     }
-    if let Some(profile) = &ask.profile {
+    if let Some(profile) = &options.profile {
         loader = loader.profile_name(profile);
     }
     loader.load().await
 }
 
-async fn credentials(ask: &AwsSignIn, config: &SdkConfig, secrets: &[&Secret]) -> Result<Credentials> {
+async fn credentials(options: &AwsSignIn, config: &SdkConfig, secrets: &[&Secret]) -> Result<Credentials> {
     // An explicit profile takes precedence over variables, as in the `aws` CLI.
-    let provider = match &ask.profile {
+    let provider = match &options.profile {
         Some(profile) => {
             let settings = ProviderConfig::without_region().with_region(config.region().cloned());
             let provider = ProfileFileCredentialsProvider::builder().profile_name(profile).configure(&settings).build();
@@ -94,7 +94,7 @@ async fn credentials(ask: &AwsSignIn, config: &SdkConfig, secrets: &[&Secret]) -
         }
         None => config.credentials_provider(),
     };
-    let refused = || match &ask.profile {
+    let refused = || match &options.profile {
         Some(profile) => Error::new(ErrorKind::Denied, "sign in to aws with the profile", shown(profile, &[])),
         None => Error::new(ErrorKind::Denied, ACTION.0, ACTION.1),
     };
@@ -102,7 +102,7 @@ async fn credentials(ask: &AwsSignIn, config: &SdkConfig, secrets: &[&Secret]) -
         refused().because(shown(&error_chain(error), secrets)).hint(hint.to_owned())
     };
     let provider = provider.ok_or_else(|| refused().because("no credentials were found"))?;
-    let Some(role) = &ask.role_arn else {
+    let Some(role) = &options.role_arn else {
         return provider.provide_credentials().await.map_err(|error| failed(&error, "`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"));
     };
     let assumed =
@@ -212,10 +212,10 @@ mod tests {
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            let ask = json!({ "time": "20261122T102030Z", "access": access, "secret": secret, "session": session, "region": region, "cluster": cluster });
-            child.stdin.take().unwrap().write_all(ask.to_string().as_bytes()).unwrap();
-            let theirs: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
-            assert_eq!(parts(std::str::from_utf8(&url).unwrap()), parts(theirs["url"].as_str().unwrap()), "{region}");
+            let options = json!({ "time": "20261122T102030Z", "access": access, "secret": secret, "session": session, "region": region, "cluster": cluster });
+            child.stdin.take().unwrap().write_all(options.to_string().as_bytes()).unwrap();
+            let expected: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
+            assert_eq!(parts(std::str::from_utf8(&url).unwrap()), parts(expected["url"].as_str().unwrap()), "{region}");
         }
     }
 

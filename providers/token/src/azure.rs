@@ -53,7 +53,7 @@ pub(super) async fn token(ask: &AzureSignIn, variables: &Variables) -> Result<To
         Some(tenant) => Some(checked("the tenant", tenant, &['.'])?),
         None => None,
     };
-    let found = WAYS.iter().find_map(|(name, way)| Some((*name, variables.get(name)?, *way)));
+    let found = WAYS.iter().find_map(|(name, source)| Some((*name, variables.get(name)?, *source)));
     match found {
         Some((_, file, CredentialSource::Federated)) => {
             let proof = trimmed(&read_file(file)?);
@@ -130,7 +130,7 @@ async fn of_surroundings(
         Ok(token) => return Ok(token),
         Err(error) => error,
     };
-    let person = match (who, program(variables)) {
+    let cli_error = match (who, program(variables)) {
         // An identity was requested explicitly, so another signed-in user must not replace it.
         (Some(_), _) => return Err(machine.hint(HINT)),
         (None, None) => "`az` is not installed".to_owned(),
@@ -140,7 +140,7 @@ async fn of_surroundings(
         },
     };
     Err(Error::new(ErrorKind::Denied, ACTION.0, ACTION.1)
-        .because(format!("{}; {person}", error_chain(&machine)))
+        .because(format!("{}; {cli_error}", error_chain(&machine)))
         .hint(HINT))
 }
 
@@ -179,13 +179,15 @@ async fn of_person(program: &Path, server: &str, tenant: Option<&str>) -> Result
     }
     let failed = |why: String| Error::new(ErrorKind::Denied, action.0, action.1).because(why);
     let ended = finished(command, PROGRAM).await.map_err(|error| Error::io(action.0, action.1, error))?;
-    let Some((status, printed, said)) = ended else { return Err(failed(format!("it did not end within {PROGRAM:?}"))) };
+    let Some((status, printed, errors)) = ended else {
+        return Err(failed(format!("it did not end within {PROGRAM:?}")));
+    };
     let printed = Secret::new(printed);
     if !status.success() {
-        return Err(failed(format!("{status}: {}", shown(&String::from_utf8_lossy(&said), &[]))));
+        return Err(failed(format!("{status}: {}", shown(&String::from_utf8_lossy(&errors), &[]))));
     }
     let answer: Value = serde_json::from_slice(printed.expose()).unwrap_or_default();
     // `expiresOn` is in local time, and older versions have no other field. The API server enforces the expiry.
-    let ends = answer["expires_on"].as_i64().and_then(|moment| Timestamp::from_second(moment).ok());
+    let ends = answer["expires_on"].as_i64().and_then(|seconds| Timestamp::from_second(seconds).ok());
     Token::new(action, Secret::new(answer["accessToken"].as_str().unwrap_or_default()), ends, Timestamp::now())
 }

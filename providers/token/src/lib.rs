@@ -182,12 +182,12 @@ pub async fn token(sign_in: &SignIn, variables: &Variables) -> Result<Token> {
     let asked = async {
         match sign_in {
             #[cfg(feature = "aws")]
-            SignIn::Aws(ask) => aws::token(ask, variables).await,
+            SignIn::Aws(options) => aws::token(options, variables).await,
             #[cfg(not(feature = "aws"))]
             SignIn::Aws(_) => Err(Error::new(ErrorKind::Invalid, "sign in to", "aws")
                 .because("this build does not support AWS; build it with `cargo build --release --features aws`")),
             SignIn::Gcp => gcp::token(variables).await,
-            SignIn::Azure(ask) => azure::token(ask, variables).await,
+            SignIn::Azure(options) => azure::token(options, variables).await,
         }
     };
     tokio::time::timeout(ALL, asked).await.unwrap_or_else(|_| {
@@ -253,13 +253,15 @@ mod tests {
 
     #[test]
     fn requested_exec_credential_version_is_used_and_others_refused() {
-        let asks = |version: &str| {
+        let version_for = |version: &str| {
             let info = json!({ "apiVersion": format!("client.authentication.k8s.io/{version}"), "kind": "ExecCredential", "spec": { "interactive": true } });
             Version::asked(Some(&info.to_string())).map_err(|error| textnlp_provider::error_chain(&error))
         };
         assert_eq!((Version::asked(None).ok(), Version::asked(Some("")).ok()), (Some(Version::V1), Some(Version::V1)));
-        assert_eq!((asks("v1"), asks("v1beta1")), (Ok(Version::V1), Ok(Version::V1Beta1)));
-        assert!(asks("v1alpha1").is_err_and(|told| told.contains("v1alpha1") && told.contains("v1beta1")));
+        assert_eq!((version_for("v1"), version_for("v1beta1")), (Ok(Version::V1), Ok(Version::V1Beta1)));
+        assert!(
+            version_for("v1alpha1").is_err_and(|refusal| refusal.contains("v1alpha1") && refusal.contains("v1beta1"))
+        );
         for garbage in [
             "{",
             "[]",

@@ -90,8 +90,8 @@ impl Log {
     }
 
     pub(crate) fn entry(&self, index: u64) -> Option<&Entry> {
-        let place = index.checked_sub(self.base.at.index + 1)?;
-        self.entries.get(usize::try_from(place).ok()?)
+        let offset = index.checked_sub(self.base.at.index + 1)?;
+        self.entries.get(usize::try_from(offset).ok()?)
     }
 
     /// The entries after an index, as many as fit a message.

@@ -49,7 +49,7 @@ pub struct Witness {
     /// When each site was last heard, and its incarnation.
     heard: BTreeMap<Site, (Millis, Incarnation)>,
     /// Before a configuration is known: what each site reported.
-    said: BTreeMap<Site, (Incarnation, Option<Configuration>)>,
+    reports: BTreeMap<Site, (Incarnation, Option<Configuration>)>,
 }
 
 /// After a lost record, epochs continue far beyond those that a site may still receive.
@@ -59,7 +59,7 @@ impl Witness {
     /// Starts from the state on disk. A restarted witness waits a whole grace before it grants leadership to another
     /// site.
     pub fn new(settings: WitnessSettings, memory: Memory, now: Millis) -> Self {
-        Self { settings, memory, renewed: now, heard: BTreeMap::new(), said: BTreeMap::new() }
+        Self { settings, memory, renewed: now, heard: BTreeMap::new(), reports: BTreeMap::new() }
     }
 
     /// The configuration in force.
@@ -144,10 +144,10 @@ impl Witness {
         }
         if *by == holds.primary {
             let own = to.members.get(by) == holds.members.get(by);
-            let given = to.primary != holds.primary && to.members == holds.members;
+            let handed_over = to.primary != holds.primary && to.members == holds.members;
             return match to.primary == holds.primary {
                 true if own => Ok(Some(members_change(holds, to))),
-                false if given => Ok(Some(format!("{by} handed over the primary role to {}", to.primary))),
+                false if handed_over => Ok(Some(format!("{by} handed over the primary role to {}", to.primary))),
                 _ => Err(Refusal::NotAllowed),
             };
         }
@@ -213,15 +213,16 @@ impl Witness {
         incarnation: Incarnation,
         configuration: Option<Configuration>,
     ) -> Option<Record> {
-        self.said.insert(site, (incarnation, configuration));
-        let newest = self.said.values().filter_map(|(_, said)| said.as_ref()).max_by_key(|said| said.epoch);
+        self.reports.insert(site, (incarnation, configuration));
+        let newest =
+            self.reports.values().filter_map(|(_, reports)| reports.as_ref()).max_by_key(|reports| reports.epoch);
         let (configuration, why) = match newest {
-            Some(newest) if self.said.len() == self.settings.sites.len() => {
+            Some(newest) if self.reports.len() == self.settings.sites.len() => {
                 let found = Configuration { epoch: newest.epoch + LEAP, ..newest.clone() };
                 (found, "the witness's record was lost and was restored from all sites".to_owned())
             }
-            None if self.said.len() == self.settings.sites.len() => {
-                let (incarnation, _) = self.said.get(&self.settings.home)?;
+            None if self.reports.len() == self.settings.sites.len() => {
+                let (incarnation, _) = self.reports.get(&self.settings.home)?;
                 let home = self.settings.home.clone();
                 let members = BTreeMap::from([(home.clone(), *incarnation)]);
                 (Configuration { epoch: 1, primary: home, members }, "the first configuration".to_owned())
@@ -229,7 +230,7 @@ impl Witness {
             _ => return None,
         };
         self.renewed = now;
-        self.said.clear();
+        self.reports.clear();
         self.set(configuration.clone());
         Some(Record { configuration, why })
     }
@@ -310,10 +311,10 @@ mod tests {
         let (mut witness, first) = begun();
         let two = first.with(&Site::new("b"), Incarnation(2));
         witness.receive(10, change("a", 1, two.clone(), 10));
-        let mut stranger = two.with(&Site::new("x"), Incarnation(1));
-        assert_eq!(refusal(witness.receive(11, change("a", 1, stranger.clone(), 11))), Some(Refusal::NotAllowed));
-        stranger = two.with(&Site::new("c"), Incarnation(3));
-        assert_eq!(refusal(witness.receive(9000, change("b", 2, stranger, 9000))), Some(Refusal::NotAllowed));
+        let mut changed = two.with(&Site::new("x"), Incarnation(1));
+        assert_eq!(refusal(witness.receive(11, change("a", 1, changed.clone(), 11))), Some(Refusal::NotAllowed));
+        changed = two.with(&Site::new("c"), Incarnation(3));
+        assert_eq!(refusal(witness.receive(9000, change("b", 2, changed, 9000))), Some(Refusal::NotAllowed));
         let alone = two.without(&Site::new("a"));
         assert_eq!(refusal(witness.receive(12, change("a", 1, alone, 12))), Some(Refusal::NotAllowed));
     }

@@ -81,12 +81,12 @@ pub(super) async fn handle(
     client: Client,
     request: Request<Incoming>,
 ) -> Result<Response<Download>, Infallible> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let id = request_id(request.headers());
     let client = client.behind(request.headers(), &gateway.live().config);
     let method = request.method().clone();
     let path: String = request.uri().path().chars().take(MOST_PATH).collect();
-    let mut response = match forward(&gateway, client, &id, begun, request).await {
+    let mut response = match forward(&gateway, client, &id, started, request).await {
         Ok(response) => response,
         Err(refusal) => {
             let line = RequestLine { id: id.to_str().unwrap_or_default(), method: method.as_str(), path: &path };
@@ -95,7 +95,7 @@ pub(super) async fn handle(
         }
     };
     response.headers_mut().entry(REQUEST_ID).or_insert(id);
-    gateway.metrics.answered(response.status(), begun.elapsed());
+    gateway.metrics.answered(response.status(), started.elapsed());
     Ok(response)
 }
 
@@ -103,11 +103,11 @@ async fn forward(
     gateway: &Arc<Gateway>,
     client: Client,
     id: &HeaderValue,
-    begun: Instant,
+    started: Instant,
     request: Request<Incoming>,
 ) -> Result<Response<Download>, Refusal> {
     let live = gateway.live();
-    let deadline = begun + Duration::from_secs(live.config.timeout_seconds);
+    let deadline = started + Duration::from_secs(live.config.timeout_seconds);
     let (mut head, body) = request.into_parts();
     let authority = head.uri.authority().map(|authority| authority.to_string());
     head.uri = origin_form(&head.method, &head.uri)?;
@@ -116,22 +116,22 @@ async fn forward(
     let body = take(body, live.config.max_request_bytes, deadline, &too_large).await?;
     let head = Head { method: head.method, uri: head.uri, headers: head.headers };
 
-    let mut road = Forwarding { gateway, deadline, head, too_large, tried: Vec::new(), last: Refusal::NoBackend };
+    let mut attempt = Forwarding { gateway, deadline, head, too_large, tried: Vec::new(), last: Refusal::NoBackend };
     let mut body = Some(body);
-    while road.tried.len() < MOST_TRIES {
+    while attempt.tried.len() < MOST_TRIES {
         // A reload in between may have brought new ones.
-        let Some(backend) = gateway.live().backends.pick(&road.tried) else { break };
-        if !road.tried.is_empty() {
+        let Some(backend) = gateway.live().backends.pick(&attempt.tried) else { break };
+        if !attempt.tried.is_empty() {
             gateway.metrics.retried();
         }
-        road.tried.push(backend.clone());
-        match road.try_one(&backend, body.take()).await {
+        attempt.tried.push(backend.clone());
+        match attempt.try_one(&backend, body.take()).await {
             Attempt::Answer(response) => return Ok(response),
             Attempt::Again(kept) => body = Some(kept),
             Attempt::Over(refusal) => return Err(refusal),
         }
     }
-    Err(road.last)
+    Err(attempt.last)
 }
 
 struct Head {

@@ -225,12 +225,12 @@ struct Session {
 impl Session {
     async fn secure(self, stream: TcpStream, ip: IpAddr) {
         let Some(certificate) = self.gateway.certificate.clone() else { return };
-        let begun = AtomicBool::new(false);
+        let started = AtomicBool::new(false);
         let shaken = timeout(HANDSHAKE_TIMEOUT, async {
             // The first byte of a TLS handshake is 22; a letter is a plain HTTP method.
             let mut first = [0u8];
             let came = stream.peek(&mut first).await? == 1;
-            begun.store(came, Relaxed);
+            started.store(came, Relaxed);
             if came && first[0].is_ascii_uppercase() {
                 return Ok((Err(stream), false));
             }
@@ -242,11 +242,11 @@ impl Session {
         let shaken = tokio::select! {
             shaken = shaken => shaken,
             () = stops.leave.cancelled() => return,
-            () = async { stops.drain.cancelled().await; nothing_comes(&self.gateway, || begun.load(Relaxed)).await } => return,
+            () = async { stops.drain.cancelled().await; nothing_comes(&self.gateway, || started.load(Relaxed)).await } => return,
             () = self.activity.evicted() => return self.closes(Closing::Evicted),
         };
         let failed = |error: &str| {
-            self.gateway.events.handshake_failed(&self.gateway.metrics, ip, begun.load(Relaxed), error);
+            self.gateway.events.handshake_failed(&self.gateway.metrics, ip, started.load(Relaxed), error);
         };
         match shaken {
             Ok(Ok((Ok(stream), true))) => self.http2(Box::new(stream)).await,

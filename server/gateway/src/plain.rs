@@ -21,7 +21,7 @@ pub async fn get(
     most_time: Duration,
     most_bytes: usize,
 ) -> Result<(StatusCode, HeaderMap, Bytes), String> {
-    let road = async {
+    let request_future = async {
         let fail = |error: std::io::Error| format!("connect: {error}");
         match address {
             SocketAddress::Tcp(address) => {
@@ -32,7 +32,7 @@ pub async fn get(
             }
         }
     };
-    match tokio::time::timeout(most_time, road).await {
+    match tokio::time::timeout(most_time, request_future).await {
         Ok(result) => result,
         Err(_) => Err(format!("no answer to {path} within {} ms", most_time.as_millis())),
     }
@@ -64,14 +64,14 @@ pub async fn exchange(
     request: Request<Full<Bytes>>,
     most_bytes: usize,
 ) -> Result<(StatusCode, HeaderMap, Bytes), String> {
-    let told = |error: hyper::Error| super::answer::chain(&error);
+    let failed = |error: hyper::Error| super::answer::chain(&error);
     let path = request.uri().path().to_owned();
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let answer = async {
-        let (head, mut body) = sender.send_request(request).await.map_err(told)?.into_parts();
+        let (head, mut body) = sender.send_request(request).await.map_err(failed)?.into_parts();
         let mut all = BytesMut::new();
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(told)?.into_data() else { continue };
+            let Ok(data) = frame.map_err(failed)?.into_data() else { continue };
             if all.len() + data.len() > most_bytes {
                 return Err(format!("the answer to {path} is larger than {most_bytes} bytes"));
             }
@@ -85,7 +85,7 @@ pub async fn exchange(
         answer = &mut answer => answer,
         ended = connection => match ended {
             Ok(()) => answer.await,
-            Err(error) => Err(told(error)),
+            Err(error) => Err(failed(error)),
         },
     }
 }

@@ -85,13 +85,13 @@ mod tests {
 
     #[tokio::test]
     async fn stalled_reader_is_aborted_and_an_active_one_is_not() {
-        let (ours, mut theirs) = tokio::io::duplex(1000);
+        let (ours, mut peer) = tokio::io::duplex(1000);
         let mut guarded = Guarded::new(ours);
         let writer = tokio::spawn(async move { guarded.write_all(&[0; 5000]).await });
-        tokio::io::AsyncReadExt::read_exact(&mut theirs, &mut [0; 5000]).await.unwrap();
+        tokio::io::AsyncReadExt::read_exact(&mut peer, &mut [0; 5000]).await.unwrap();
         writer.await.unwrap().unwrap();
 
-        let (ours, _theirs) = tokio::io::duplex(1000);
+        let (ours, _peer) = tokio::io::duplex(1000);
         let mut guarded = Guarded { most: Duration::from_millis(20), ..Guarded::new(ours) };
         let error = guarded.write_all(&[0; 5000]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

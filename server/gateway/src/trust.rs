@@ -64,17 +64,17 @@ impl Trust {
 
     fn connector(&self) -> io::Result<TlsConnector> {
         let file = &self.wanted.ca_file;
-        let told = |error: io::Error| io::Error::new(error.kind(), format!("read the authority {file}: {error}"));
-        let found = std::fs::metadata(file).map_err(told)?;
+        let failed = |error: io::Error| io::Error::new(error.kind(), format!("read the authority {file}: {error}"));
+        let found = std::fs::metadata(file).map_err(failed)?;
         let stamp = (found.ino(), found.len(), found.mtime(), found.mtime_nsec());
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = read.as_ref().filter(|known| known.stamp == stamp) {
             return Ok(known.connector.clone());
         }
         if found.len() > MOST_FILE {
-            return Err(told(io::Error::other(format!("it has {} bytes, more than {MOST_FILE}", found.len()))));
+            return Err(failed(io::Error::other(format!("it has {} bytes, more than {MOST_FILE}", found.len()))));
         }
-        let connector = TlsConnector::from(Arc::new(config(&std::fs::read(file).map_err(told)?, file)?));
+        let connector = TlsConnector::from(Arc::new(config(&std::fs::read(file).map_err(failed)?, file)?));
         *read = Some(Read { stamp, connector: connector.clone() });
         Ok(connector)
     }

@@ -229,8 +229,8 @@ fn placed(reply: &Reply, offset: u64) -> Placed {
 }
 
 /// Every side that names a size must name the same one.
-fn agreed_size(name: &str, said: &[Option<u64>]) -> Result<Option<u64>> {
-    let mut sizes = said.iter().flatten();
+fn agreed_size(name: &str, sizes_given: &[Option<u64>]) -> Result<Option<u64>> {
+    let mut sizes = sizes_given.iter().flatten();
     let Some(first) = sizes.next() else { return Ok(None) };
     match sizes.find(|size| *size != first) {
         None => Ok(Some(*first)),

@@ -189,8 +189,8 @@ pub fn local_digest(source: &Source, progress: &Progress<'_>) -> Result<Option<D
             let mut files = Vec::new();
             for (name, path) in local_files(&path)? {
                 let total = fs::metadata(&path).ok().map(|found| found.len());
-                let tell = |done| progress(Event::File { name: name.clone(), done, total });
-                let (digest, bytes) = crate::manifest::hash_file_aloud(&path, &tell)?;
+                let report = |done| progress(Event::File { name: name.clone(), done, total });
+                let (digest, bytes) = crate::manifest::hash_file_aloud(&path, &report)?;
                 files.push(FileEntry { name, digest, bytes });
             }
             Ok(Some(Manifest::new(source.to_string(), None, None, files).digest))

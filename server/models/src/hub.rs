@@ -129,33 +129,33 @@ fn explain(fault: Fault, hub: &HubSource, transport: &Transport) -> Error {
     };
     let what = format!("hf:{}", hub.repo());
     let page = format!("{}/{}", transport.endpoint().as_str().trim_end_matches('/'), hub.repo());
-    let said = message.unwrap_or_else(|| format!("the hub answered {status}"));
+    let message_text = message.unwrap_or_else(|| format!("the hub answered {status}"));
     let token = if transport.has_token() { "the token in HF_TOKEN" } else { "no token (HF_TOKEN is not set)" };
     match (status, code.as_str()) {
         (_, "GatedRepo") => Error::Denied {
             what,
-            why: format!("it is gated and the request used {token}: {said}"),
+            why: format!("it is gated and the request used {token}: {message_text}"),
             hint: format!("accept its terms at {page}, create a token with read access, and set HF_TOKEN"),
         },
         (StatusCode::NOT_FOUND, "RevisionNotFound") => Error::NotFound {
             what: format!("revision {} of {what}", hub.revision()),
-            why: said,
+            why: message_text,
             hint: format!("see {page}/tree/main for its branches and tags"),
         },
         (StatusCode::NOT_FOUND, "EntryNotFound") => {
-            Error::NotFound { what, why: said, hint: format!("see its files at {page}/tree/main") }
+            Error::NotFound { what, why: message_text, hint: format!("see its files at {page}/tree/main") }
         }
         // The hub says 401 for what does not exist, too, so that nobody can probe for private names.
         (StatusCode::UNAUTHORIZED, _) | (StatusCode::NOT_FOUND, _) => Error::NotFound {
             what,
-            why: format!("it does not exist, or it is private and the request used {token}: {said}"),
+            why: format!("it does not exist, or it is private and the request used {token}: {message_text}"),
             hint: format!("check the name at {page}; for a private model set HF_TOKEN to a token that may read it"),
         },
         (StatusCode::FORBIDDEN, _) => Error::Denied {
             what,
-            why: format!("the request used {token}: {said}"),
+            why: format!("the request used {token}: {message_text}"),
             hint: format!("request access at {page}, and set HF_TOKEN to a token that may read it"),
         },
-        _ => Error::Network { what, attempts: 1, why: said },
+        _ => Error::Network { what, attempts: 1, why: message_text },
     }
 }

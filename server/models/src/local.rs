@@ -91,12 +91,12 @@ pub(crate) fn try_lock(path: &Utf8Path, shared: bool) -> Result<Option<Lock>> {
 
 /// Waits for the lock; says after the first look that it waits.
 pub(crate) async fn lock(path: &Utf8Path, shared: bool, most: Duration, what: &str, waits: impl Fn()) -> Result<Lock> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         if let Some(held) = try_lock(path, shared)? {
             return Ok(held);
         }
-        if begun.elapsed() >= most {
+        if started.elapsed() >= most {
             return Err(Error::Busy { what: what.to_owned() });
         }
         waits();

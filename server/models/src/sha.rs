@@ -67,8 +67,8 @@ impl Sha256 {
         padding[zeros..zeros + 8].copy_from_slice(&bits.to_be_bytes());
         self.update(&padding[..zeros + 8]);
         let mut digest = [0; 32];
-        for (place, word) in digest.as_chunks_mut().0.iter_mut().zip(self.hash) {
-            *place = word.to_be_bytes();
+        for (target, word) in digest.as_chunks_mut().0.iter_mut().zip(self.hash) {
+            *target = word.to_be_bytes();
         }
         digest
     }
@@ -389,16 +389,16 @@ mod tests {
         };
         let bytes: Vec<u8> = (0..8192).map(|_| next(256) as u8).collect();
         for round in 0..500 {
-            let places: Vec<_> = (0..round % 9).map(|_| (next(200), next(3000), next(3000))).collect();
-            let parts = places.iter().map(|&(from, first, second)| bytes[from..from + first + second].split_at(first));
+            let slices: Vec<_> = (0..round % 9).map(|_| (next(200), next(3000), next(3000))).collect();
+            let parts = slices.iter().map(|&(from, first, second)| bytes[from..from + first + second].split_at(first));
             let begun = parts.clone().enumerate().map(|(n, (first, second))| (n, after(first), second));
-            let mut found = vec![None; places.len()];
+            let mut found = vec![None; slices.len()];
             update(begun, |n, hash| found[n] = Some(hash));
             for (found, (first, second)) in found.into_iter().zip(parts) {
                 let (found, wanted) = (found.unwrap(), after(&[first, second].concat()));
-                assert_eq!(found.to_string(), wanted.to_string(), "{places:?}");
+                assert_eq!(found.to_string(), wanted.to_string(), "{slices:?}");
                 let digest = <[u8; 32]>::from(sha2::Sha256::new_with_prefix(first).chain_update(second).finalize());
-                assert_eq!(found.finish(), digest, "{places:?}");
+                assert_eq!(found.finish(), digest, "{slices:?}");
                 let read: Sha256 = found.to_string().parse().unwrap();
                 assert_eq!((read.length(), read.finish()), ((first.len() + second.len()) as u64, digest));
             }

@@ -27,8 +27,8 @@ pub(crate) async fn pull(
     progress: &Progress<'_>,
 ) -> Result<Pulled> {
     progress(Event::Resolving { what: shown(web.url()) });
-    let road = WebFetch { transport, assembly, progress };
-    let files = if web.is_folder() { road.folder(web.url()).await? } else { vec![road.file(web).await?] };
+    let web_fetch = WebFetch { transport, assembly, progress };
+    let files = if web.is_folder() { web_fetch.folder(web.url()).await? } else { vec![web_fetch.file(web).await?] };
     Ok(Pulled { files, revision: None, license: None })
 }
 

@@ -29,7 +29,7 @@ pub struct Leaving {
     open: AtomicUsize,
     /// Milliseconds since `began`, plus one; 0: never.
     request_at: AtomicU64,
-    asked_at: AtomicU64,
+    ready_polled_at: AtomicU64,
 }
 
 impl Default for Leaving {
@@ -40,7 +40,7 @@ impl Default for Leaving {
             told: AtomicBool::new(false),
             open: AtomicUsize::new(0),
             request_at: AtomicU64::new(0),
-            asked_at: AtomicU64::new(0),
+            ready_polled_at: AtomicU64::new(0),
         }
     }
 }
@@ -70,7 +70,7 @@ impl Leaving {
 
     /// Records a readiness check; `told`: its answer said that the replica drains.
     pub fn asked(&self, told: bool) {
-        self.asked_at.store(self.now(), SeqCst);
+        self.ready_polled_at.store(self.now(), SeqCst);
         if told {
             self.told.store(true, SeqCst);
         }
@@ -85,9 +85,9 @@ impl Leaving {
     /// Reports draining, and waits until informed clients stop sending: at least `lame_duck` with a monitoring client
     /// and open connections, hardly at all without connections.
     pub async fn go(&self, lame_duck: Duration, most: Duration) {
-        let watched = self.since(&self.asked_at).is_some_and(|since| since < READY_WATCH_WINDOW);
+        let watched = self.since(&self.ready_polled_at).is_some_and(|since| since < READY_WATCH_WINDOW);
         self.going.store(true, SeqCst);
-        let begun = Instant::now();
+        let started = Instant::now();
         let most = most.min(lame_duck * AT_MOST);
         loop {
             let seen = CounterSnapshot {
@@ -95,7 +95,7 @@ impl Leaving {
                 watched,
                 told: self.told.load(SeqCst),
                 since_request: self.since(&self.request_at),
-                since_begin: begun.elapsed(),
+                since_begin: started.elapsed(),
             };
             if seen.since_begin >= most || is_over(&seen, lame_duck) {
                 return;

@@ -253,8 +253,8 @@ mod tests {
         let pods = ["one", "two", "three"].map(|pod| folder.join(pod));
         let lists = pods.clone().map(|pod| written(&pod, "shared", &shared, &digest));
         let (one, two, three) = tokio::join!(deliver(&lists[0]), deliver(&lists[1]), deliver(&lists[2]));
-        for said in [one, two, three] {
-            assert_eq!(said.unwrap()["models"][0]["digest"], digest);
+        for report in [one, two, three] {
+            assert_eq!(report.unwrap()["models"][0]["digest"], digest);
         }
         let there = |pod: &Utf8Path| pod.join("models/tiny").read_link_utf8().unwrap();
         assert!(pods.iter().all(|pod| there(pod) == there(&pods[0]) && there(pod).starts_with(&shared)));
@@ -309,8 +309,8 @@ mod tests {
         let folder = Utf8Path::from_path(folder.path()).unwrap();
         let digest = textnlp_models::bundled_digest().unwrap().to_string();
         let list = list(folder, &digest);
-        let said = deliver(&list).await.unwrap();
-        assert_eq!(said["models"][0]["digest"], digest);
+        let report = deliver(&list).await.unwrap();
+        assert_eq!(report["models"][0]["digest"], digest);
         let model = folder.join("models/tiny");
         assert_eq!(textnlp_models::verify(&model).unwrap().digest.to_string(), digest);
 

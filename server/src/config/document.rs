@@ -86,8 +86,8 @@ impl Document {
         // A path without a location (a missing key) is reported at the nearest parent key.
         let mut at = path;
         let (line, column) = loop {
-            if let Some(place) = self.places.get(at) {
-                break *place;
+            if let Some(position) = self.places.get(at) {
+                break *position;
             }
             match at.rfind(['.', '[']) {
                 Some(end) => at = &at[..end],

@@ -38,8 +38,8 @@ pub(super) async fn chat(mut call: Call) -> Result<Response, ApiError> {
     work::check_length(&model, "messages", messages.iter().map(|message| message.content.len()).sum())?;
     let prompt = Prompt::Rendered(render(&model, &messages)?);
     drop(messages);
-    let ask = GenerationParameters { prompt, max_tokens, sampling, stop, logprobs, ignore_end };
-    let mut running = work::start(&call.app, &call.record, &caller, model, ask).await.map_err(|error| {
+    let parameters = GenerationParameters { prompt, max_tokens, sampling, stop, logprobs, ignore_end };
+    let mut running = work::start(&call.app, &call.record, &caller, model, parameters).await.map_err(|error| {
         // The prompt of a chat is its messages.
         if error.param.as_deref() == Some("prompt") { error.param("messages") } else { error }
     })?;
@@ -84,7 +84,7 @@ pub(super) async fn chat(mut call: Call) -> Result<Response, ApiError> {
         }
         chunk
     };
-    let said = move |moment: Moment<'_>| match moment {
+    let write_event = move |event: Moment<'_>| match event {
         Moment::Begin => streaming::data(&chunk(json!({ "role": "assistant", "content": "" }), Value::Null, None)),
         Moment::Token(_, token) if token.text.is_empty() && logprobs.is_none() => String::new(),
         Moment::Token(model, token) => {
@@ -93,22 +93,22 @@ pub(super) async fn chat(mut call: Call) -> Result<Response, ApiError> {
             streaming::data(&chunk(json!({ "content": token.text }), shown, None))
         }
         Moment::Done(done) => {
-            let mut words = String::new();
+            let mut frames = String::new();
             if !done.text.is_empty() {
-                words = streaming::data(&chunk(json!({ "content": done.text }), Value::Null, None));
+                frames = streaming::data(&chunk(json!({ "content": done.text }), Value::Null, None));
             }
-            words += &streaming::data(&chunk(json!({}), Value::Null, Some(finish_reason(done.finish))));
+            frames += &streaming::data(&chunk(json!({}), Value::Null, Some(finish_reason(done.finish))));
             if with_usage {
                 let mut total = chunk(json!({}), Value::Null, None);
                 total["choices"] = json!([]);
                 total["usage"] = usage(done);
-                words += &streaming::data(&total);
+                frames += &streaming::data(&total);
             }
-            words + streaming::END
+            frames + streaming::END
         }
         Moment::Failed(error) => streaming::data(&error.body()) + streaming::END,
     };
-    streaming::respond(running, said).await
+    streaming::respond(running, write_event).await
 }
 
 fn render(model: &Ready, messages: &[Message]) -> Result<String, ApiError> {

@@ -46,8 +46,8 @@ pub(super) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     for (place, prompt) in prompts.into_iter().enumerate() {
         let ask = GenerationParameters { prompt, ..ask.clone() };
         // Dropped with an error, those that are running already are cancelled.
-        let begun = work::start(&call.app, &call.record, &caller, model.clone(), ask).await;
-        running.push(begun.map_err(|error| placed(error, place, several))?);
+        let started = work::start(&call.app, &call.record, &caller, model.clone(), ask).await;
+        running.push(started.map_err(|error| placed(error, place, several))?);
     }
     let (id, created, name) = (format!("cmpl-{}", call.record.id), super::now(), model.info.name.clone());
     let shape = move |choices: Value| {
@@ -81,7 +81,7 @@ pub(super) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         }
         chunk
     };
-    let said = move |place: usize, moment: Moment<'_>| match moment {
+    let render = move |place: usize, moment: Moment<'_>| match moment {
         Moment::Begin => String::new(),
         Moment::Token(model, token) => {
             if token.text.is_empty() && logprobs.is_none() {
@@ -97,21 +97,21 @@ pub(super) async fn completions(mut call: Call) -> Result<Response, ApiError> {
             total.add(done);
             ended += 1;
             let reason = Some(finish_reason(done.finish));
-            let mut words = streaming::data(&chunk(choice(place, &done.text, Value::Null, reason)));
+            let mut frames = streaming::data(&chunk(choice(place, &done.text, Value::Null, reason)));
             if ended < several {
-                return words;
+                return frames;
             }
             if with_usage {
                 let mut last = chunk(Value::Null);
                 last["choices"] = json!([]);
                 last["usage"] = total.shown();
-                words += &streaming::data(&last);
+                frames += &streaming::data(&last);
             }
-            words + streaming::END
+            frames + streaming::END
         }
         Moment::Failed(error) => streaming::data(&placed(error, place, several).body()) + streaming::END,
     };
-    streaming::respond_all(running, said).await
+    streaming::respond_all(running, render).await
 }
 
 fn choice(place: usize, text: &str, logprobs: Value, finish: Option<&str>) -> Value {

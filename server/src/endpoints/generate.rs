@@ -48,7 +48,7 @@ pub(super) enum Form {
 /// A parsed request.
 pub(super) struct Wanted {
     model: Option<String>,
-    ask: GenerationParameters,
+    parameters: GenerationParameters,
     streamed: bool,
 }
 
@@ -62,7 +62,7 @@ pub(super) fn read(fields: &Fields, app: &App, form: Form) -> Result<Wanted, Api
     if always_stream && !streamed {
         fields.wrong("stream", "is false", Some("POST /v1/generate does not stream; use POST /v1/stream"));
     }
-    let ask = GenerationParameters {
+    let parameters = GenerationParameters {
         prompt: Prompt::Text(prompt),
         max_tokens: Some(
             sampling::max_tokens(fields, "max_tokens", app).unwrap_or(MAX_TOKENS.min(app.config.api.max_tokens)),
@@ -74,15 +74,15 @@ pub(super) fn read(fields: &Fields, app: &App, form: Form) -> Result<Wanted, Api
     };
     sampling::neutral(fields);
     fields.finish()?;
-    Ok(Wanted { model, ask, streamed })
+    Ok(Wanted { model, parameters, streamed })
 }
 
 /// Answers a request that was read.
 pub(super) async fn answer(call: Call, caller: Caller, wanted: Wanted) -> Result<Response, ApiError> {
-    let Wanted { model, ask, streamed } = wanted;
-    let logprobs = ask.logprobs;
+    let Wanted { model, parameters, streamed } = wanted;
+    let logprobs = parameters.logprobs;
     let model = call.model(model.as_deref()).await?;
-    let mut running = work::start(&call.app, &call.record, &caller, model, ask).await?;
+    let mut running = work::start(&call.app, &call.record, &caller, model, parameters).await?;
     let head = Head {
         id: format!("gen-{}", call.record.id),
         created: super::now(),
@@ -118,26 +118,25 @@ struct Head {
 }
 
 async fn stream_events(running: Running, head: Head, logprobs: bool) -> Result<Response, ApiError> {
-    let said = move |moment: Moment<'_>| match moment {
+    let render = move |event: Moment<'_>| match event {
         Moment::Begin => streaming::named(
             "start",
             &json!({ "id": head.id, "object": "generation", "created": head.created, "model": head.model, "seed": head.seed }),
         ),
         Moment::Token(model, token) => piece(model, token, logprobs),
         Moment::Done(done) => {
-            let mut words = String::new();
+            let mut data = String::new();
             if !done.text.is_empty() {
-                words = streaming::named("token", &json!({ "text": done.text }));
+                data = streaming::named("token", &json!({ "text": done.text }));
             }
-            words
-                + &streaming::named(
-                    "done",
-                    &json!({ "finish_reason": finish_reason(done.finish), "usage": usage(done), "timing": timing(done) }),
-                )
+            data + &streaming::named(
+                "done",
+                &json!({ "finish_reason": finish_reason(done.finish), "usage": usage(done), "timing": timing(done) }),
+            )
         }
         Moment::Failed(error) => streaming::named("error", &error.body()),
     };
-    streaming::respond(running, said).await
+    streaming::respond(running, render).await
 }
 
 fn piece(model: &Ready, token: &Token, logprobs: bool) -> String {

@@ -37,7 +37,7 @@ pub(super) async fn respond(
     running: Running,
     mut say: impl FnMut(Moment<'_>) -> String + Send + 'static,
 ) -> Result<Response, ApiError> {
-    respond_all(vec![running], move |_, moment| say(moment)).await
+    respond_all(vec![running], move |_, stream_event| say(stream_event)).await
 }
 
 /// Streams several answers, each event with its answer's index. All end when one fails, and when the client
@@ -60,15 +60,15 @@ pub(super) async fn respond_all(
     let rest = futures::stream::unfold(state, async |stream| {
         let mut stream = stream?;
         loop {
-            let (words, ended) = stream.next().await;
-            if ended || !words.is_empty() {
-                return Some((words, (!ended).then_some(stream)));
+            let (frames, ended) = stream.next().await;
+            if ended || !frames.is_empty() {
+                return Some((frames, (!ended).then_some(stream)));
             }
         }
     });
     let all = futures::stream::iter((!begin.is_empty()).then_some(begin)).chain(rest);
     let mut response =
-        Response::new(Body::from_stream(all.map(|words| Ok::<_, std::convert::Infallible>(Bytes::from(words)))));
+        Response::new(Body::from_stream(all.map(|frames| Ok::<_, std::convert::Infallible>(Bytes::from(frames)))));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -85,8 +85,8 @@ fn merge(running: Vec<Running>) -> Events {
         futures::stream::unfold(Some(one.events), move |events| async move {
             let mut events = events?;
             let event = events.recv().await;
-            let goes_on = matches!(event, Some(Event::Token(_)));
-            Some(((place, event), goes_on.then_some(events)))
+            let continues = matches!(event, Some(Event::Token(_)));
+            Some(((place, event), continues.then_some(events)))
         })
         .boxed()
     });

@@ -95,10 +95,10 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
     caller.allow("generate")?;
     let fields = match kept.body {
         None => query,
-        Some(sealed) => {
+        Some(encrypted) => {
             // The ticket's request is the whole request.
             query.finish().map_err(|error| error.hint("this ticket already contains its request"))?;
-            let body = ticket::open(&text, sealed).map_err(|_| refused())?;
+            let body = ticket::open(&text, encrypted).map_err(|_| refused())?;
             Fields::new(serde_json::from_slice(&body).map_err(|_| refused())?)?
         }
     };

@@ -185,7 +185,7 @@ fn broken(text: &str, error: &serde_json::Error) -> ApiError {
     if let Some(field) = field_before(before) {
         answer = answer.param(field);
     }
-    let start = before.rfind([':', ',', '[']).map_or(0, |place| place + 1);
+    let start = before.rfind([':', ',', '[']).map_or(0, |index| index + 1);
     let value = text.get(start..).unwrap_or_default().trim_start();
     let not_finite = ["NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"].iter().any(|word| value.starts_with(word));
     if not_finite {

@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn http_ranges_are_parsed_as_specified() {
-        for (text, meant) in [
+        for (text, expected) in [
             ("bytes=0-", Some(Some((0, 10)))),
             ("bytes=2-3", Some(Some((2, 4)))),
             ("bytes=2-99", Some(Some((2, 10)))),
@@ -162,7 +162,7 @@ mod tests {
             ("lines=1-2", None),
             ("bytes=x-", None),
         ] {
-            assert_eq!(range(text, 10), meant, "{text}");
+            assert_eq!(range(text, 10), expected, "{text}");
         }
         assert_eq!(range("bytes=0-", 0), Some(None));
     }

@@ -45,13 +45,13 @@ fn obstacle(cause: impl Into<String>, fix: impl Into<String>) -> CheckFinding {
 /// created.
 pub async fn check_database(database: &Database) -> CheckResult {
     let mut found = CheckResult::default();
-    let looked = async {
+    let checked = async {
         let store = Store::open(database).await?;
-        let looked = store.look(&mut found).await;
+        let checked = store.look(&mut found).await;
         store.close().await;
-        looked
+        checked
     };
-    if let Err(error) = looked.await {
+    if let Err(error) = checked.await {
         let fix = hint(&error);
         let at = match &database.at {
             DatabaseAt::Server(server) => server.shown(),

@@ -106,13 +106,13 @@ async fn copy_file(from: &Utf8Path, to: &Utf8Path) -> Result<Copied, StoreError>
 /// Verifies a whole database file and returns its contents.
 pub async fn check(file: &Utf8Path) -> Result<Copied, StoreError> {
     let mut database = open(file).await?;
-    let said = sqlx::query("PRAGMA integrity_check(1)")
+    let result = sqlx::query("PRAGMA integrity_check(1)")
         .fetch_one(&mut database)
         .await
         .map_err(|error| Dialect::Sqlite.sort(error))?;
-    let said: String = said.get(0);
-    if said != "ok" {
-        return Err(StoreError::Schema(format!("{file} is damaged: {said}")));
+    let result: String = result.get(0);
+    if result != "ok" {
+        return Err(StoreError::Schema(format!("{file} is damaged: {result}")));
     }
     let schema = count(&mut database, "schema_version").await?;
     let keys = count(&mut database, "api_keys").await?;

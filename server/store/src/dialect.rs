@@ -275,8 +275,8 @@ fn postgres(options: AnyConnectOptions, most: u32) -> Store {
 /// Whether a returned connection has no open transaction. If a task is dropped while its transaction starts, sqlx does
 /// not know about that transaction. And an unresponsive server would keep the connection until the TCP timeout.
 async fn is_settled(connection: &mut AnyConnection) -> Result<bool, sqlx::Error> {
-    let asked = connection.fetch_one("SELECT now() = statement_timestamp()");
-    match timeout(SETTLES, asked).await {
+    let query = connection.fetch_one("SELECT now() = statement_timestamp()");
+    match timeout(SETTLES, query).await {
         Ok(row) => row?.try_get(0),
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
     }

@@ -17,10 +17,10 @@ pub fn find(name: &str, least: u32) -> Option<Utf8PathBuf> {
     // Searches 20 major versions, one a year.
     let versions = (least..least + 20)
         .flat_map(|version| [format!("/usr/lib/postgresql/{version}/bin"), format!("/usr/pgsql-{version}/bin")]);
-    let places = std::env::var("TEXTNLP_POSTGRES_BIN").into_iter().chain(versions);
+    let folders = std::env::var("TEXTNLP_POSTGRES_BIN").into_iter().chain(versions);
     let path = std::env::var("PATH").unwrap_or_default();
-    let places: Vec<String> = places.chain(path.split(':').map(str::to_owned)).collect();
-    places.into_iter().map(|place| Utf8PathBuf::from(place).join(name)).find(|program| program.is_file())
+    let folders: Vec<String> = folders.chain(path.split(':').map(str::to_owned)).collect();
+    folders.into_iter().map(|folder| Utf8PathBuf::from(folder).join(name)).find(|program| program.is_file())
 }
 
 /// Runs a program on a database. The password is not on the command line. The error is the program's output.
@@ -37,8 +37,8 @@ pub async fn run(program: &Utf8PathBuf, url: &Url, arguments: &[&str]) -> Result
     if said.status.success() {
         return Ok(());
     }
-    let words: String = String::from_utf8_lossy(&said.stderr).chars().take(2000).collect();
-    Err(format!("{program}: {}", words.trim().replace('\n', "; ")))
+    let excerpt: String = String::from_utf8_lossy(&said.stderr).chars().take(2000).collect();
+    Err(format!("{program}: {}", excerpt.trim().replace('\n', "; ")))
 }
 
 /// The address as the variables that PostgreSQL's programs read. They see all tenants' rows.

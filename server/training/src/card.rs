@@ -118,6 +118,6 @@ Not chosen: the prompts are fixed in `evaluate.rs`, the temperature is 0.7, the 
     Ok(out)
 }
 
-fn percent(written: &Written, figure: impl Fn(&Written) -> f64) -> f64 {
-    figure(written) * 100.0
+fn percent(written: &Written, measure: impl Fn(&Written) -> f64) -> f64 {
+    measure(written) * 100.0
 }

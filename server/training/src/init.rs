@@ -148,7 +148,7 @@ mod tests {
             };
             (read(to) - read(from)) / (to - from) as f64
         };
-        let (heard_first, heard_again) = (loss(0, 99), loss(102, 199));
-        assert!(heard_again + 1.5 < heard_first, "{heard_first} {heard_again}");
+        let (first_loss, repeated_loss) = (loss(0, 99), loss(102, 199));
+        assert!(repeated_loss + 1.5 < first_loss, "{first_loss} {repeated_loss}");
     }
 }

@@ -85,16 +85,16 @@ impl Layout {
         let d = shape.width;
         let mut tensors = Vec::new();
         let mut len = 0;
-        let mut place = |name: String, sizes: &[usize]| {
+        let mut allocate = |name: String, sizes: &[usize]| {
             let range = len..len + sizes.iter().product::<usize>();
             len = range.end;
             tensors.push(Tensor { name, sizes: sizes.to_vec(), range: range.clone() });
             range
         };
-        let wte = place("wte.weight".into(), &[shape.vocabulary, d]);
-        let wpe = place("wpe.weight".into(), &[shape.context, d]);
+        let wte = allocate("wte.weight".into(), &[shape.vocabulary, d]);
+        let wpe = allocate("wpe.weight".into(), &[shape.context, d]);
         let mut pair = |name: String, sizes: &[usize], outputs: usize| {
-            (place(format!("{name}.weight"), sizes), place(format!("{name}.bias"), &[outputs]))
+            (allocate(format!("{name}.weight"), sizes), allocate(format!("{name}.bias"), &[outputs]))
         };
         let blocks = (0..shape.layers)
             .map(|i| Block {

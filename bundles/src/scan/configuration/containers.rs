@@ -284,18 +284,18 @@ const RULING: [&str; 12] =
 /// Ports of PostgreSQL, MySQL, Redis, MongoDB, MinIO, etcd.
 const STORES: [u64; 6] = [5432, 3306, 6379, 27017, 9000, 2379];
 
-fn each(document: &Document, mut look: impl FnMut(&Container<'_>)) {
-    document.containers().iter().for_each(&mut look);
+fn each(document: &Document, mut visit: impl FnMut(&Container<'_>)) {
+    document.containers().iter().for_each(&mut visit);
 }
 
-fn each_image(document: &Document, mut look: impl FnMut(String, &str)) {
+fn each_image(document: &Document, mut visit: impl FnMut(String, &str)) {
     each(document, |c| {
         // A compose file may build what it runs, or take the name from a variable.
         if let Some(image) = c.value.get("image").and_then(Value::as_str)
             && c.value.get("build").is_none()
             && !image.contains("${")
         {
-            look(format!("{}.image", c.path), image);
+            visit(format!("{}.image", c.path), image);
         }
     });
 }
@@ -315,7 +315,7 @@ fn shares(document: &Document, hits: &mut Hits, compose: &str, pod: &str) {
 }
 
 /// Every folder or socket of the machine that a container is given.
-fn each_mount(document: &Document, mut look: impl FnMut(String, &str)) {
+fn each_mount(document: &Document, mut visit: impl FnMut(String, &str)) {
     each(document, |c| {
         for (at, volume) in c.value.get("volumes").and_then(Value::as_array).into_iter().flatten().enumerate() {
             let source = match volume {
@@ -323,14 +323,14 @@ fn each_mount(document: &Document, mut look: impl FnMut(String, &str)) {
                 other => other.get("source").and_then(Value::as_str),
             };
             if document.of == DocumentKind::Compose {
-                look(format!("{}.volumes[{at}]", c.path), source.unwrap_or_default());
+                visit(format!("{}.volumes[{at}]", c.path), source.unwrap_or_default());
             }
         }
     });
     if let Some((path, pod)) = document.pod() {
         for (at, volume) in pod.get("volumes").and_then(Value::as_array).into_iter().flatten().enumerate() {
             if let Some(source) = volume.pointer("/hostPath/path").and_then(Value::as_str) {
-                look(format!("{path}.volumes[{at}].hostPath"), source);
+                visit(format!("{path}.volumes[{at}].hostPath"), source);
             }
         }
     }

@@ -173,8 +173,8 @@ fn json(value: serde_yaml::Value) -> Value {
         Yaml::Null => Value::Null,
         Yaml::Bool(b) => Value::Bool(b),
         Yaml::Number(n) => {
-            let whole = n.as_u64().map(Value::from).or_else(|| n.as_i64().map(Value::from));
-            whole.or_else(|| n.as_f64().map(Value::from)).unwrap_or(Value::Null)
+            let integer = n.as_u64().map(Value::from).or_else(|| n.as_i64().map(Value::from));
+            integer.or_else(|| n.as_f64().map(Value::from)).unwrap_or(Value::Null)
         }
         Yaml::String(text) => Value::String(text),
         Yaml::Sequence(list) => Value::Array(list.into_iter().map(json).collect()),

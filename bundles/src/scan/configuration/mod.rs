@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn shipped_environments_have_no_finding_above_medium() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../environments");
-        let mut looked = 0;
+        let mut checked = 0;
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "yaml") {
@@ -156,10 +156,10 @@ mod tests {
                     .map(|f| format!("{} {}", f.id, f.place))
                     .collect();
                 assert_eq!(bad, Vec::<String>::new());
-                looked += 1;
+                checked += 1;
             }
         }
-        assert!(looked > 5);
+        assert!(checked > 5);
     }
 
     #[test]

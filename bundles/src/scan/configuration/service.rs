@@ -339,13 +339,13 @@ fn local(listen: &str) -> bool {
     listen.starts_with("unix:") || host.starts_with("127.") || host.starts_with("::1") || host.starts_with("localhost")
 }
 
-fn each_model(document: &Document, mut look: impl FnMut(usize, &str, bool)) {
+fn each_model(document: &Document, mut visit: impl FnMut(usize, &str, bool)) {
     if document.of != DocumentKind::Environment {
         return;
     }
     for (at, model) in document.value.get("models").and_then(Value::as_array).into_iter().flatten().enumerate() {
         let digest = model.get("digest").is_some_and(|d| !d.is_null());
-        look(at, model.get("source").and_then(Value::as_str).unwrap_or_default(), digest);
+        visit(at, model.get("source").and_then(Value::as_str).unwrap_or_default(), digest);
     }
 }
 

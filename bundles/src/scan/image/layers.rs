@@ -163,10 +163,10 @@ impl<'a> Walk<'a> {
         if self.image.secrets.len() >= MOST_SECRETS {
             return Ok(());
         }
-        let place = format!("{} {layer}/{path}", self.image.name);
-        self.image.secrets.extend(secrets::by_name(&place, path));
+        let location = format!("{} {layer}/{path}", self.image.name);
+        self.image.secrets.extend(secrets::by_name(&location, path));
         let mut reader = start.as_slice().chain(entry);
-        if secrets::scan_file(&place, size, care(path), &mut reader, &mut self.image.secrets)? == FileContent::Text {
+        if secrets::scan_file(&location, size, care(path), &mut reader, &mut self.image.secrets)? == FileContent::Text {
             self.image.texts += 1;
         }
         if self.image.secrets.len() >= MOST_SECRETS {

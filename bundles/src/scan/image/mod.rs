@@ -175,9 +175,9 @@ impl Layout<'_> {
             let annotation = |key: &str| descriptor.annotations.get(key).map(String::as_str);
             let name =
                 annotation("io.containerd.image.name").or(annotation("org.opencontainers.image.ref.name")).or(named);
-            let place = format!("image {}", name.unwrap_or(&descriptor.digest));
+            let location = format!("image {}", name.unwrap_or(&descriptor.digest));
             if images.len() >= MOST_IMAGES || depth > 3 {
-                unread.push((place, "the index names too many images".to_owned()));
+                unread.push((location, "the index names too many images".to_owned()));
                 return;
             }
             // Attestations that builders add: manifests of no image.
@@ -187,20 +187,20 @@ impl Layout<'_> {
             let path = match self.blob(&descriptor.digest) {
                 Ok(path) => path,
                 Err(why) => {
-                    unread.push((place, why));
+                    unread.push((location, why));
                     continue;
                 }
             };
             if descriptor.media_type.contains("index") || descriptor.media_type.contains("manifest.list") {
                 match self.json::<Index>(&path) {
                     Ok(inner) => self.index(inner, name, depth + 1, images, unread),
-                    Err(why) => unread.push((place, why)),
+                    Err(why) => unread.push((location, why)),
                 }
                 continue;
             }
             match self.image(&path, &descriptor, name) {
                 Ok(image) => images.push(image),
-                Err(why) => unread.push((place, why)),
+                Err(why) => unread.push((location, why)),
             }
         }
     }
@@ -225,9 +225,9 @@ impl Layout<'_> {
             return Err(format!("it has {} layers", manifest.layers.len()));
         }
         let environment = run.env.unwrap_or_default().join("\n");
-        let place = format!("{}: variables", image.name);
+        let location = format!("{}: variables", image.name);
         let looked = super::secrets::scan_file(
-            &place,
+            &location,
             environment.len() as u64,
             super::secrets::ScanDepth::All,
             &mut environment.as_bytes(),

@@ -95,11 +95,11 @@ mod tests {
         let script = "while read -r a b; do if dpkg --compare-versions \"$a\" lt \"$b\"; then echo Less; \
                       elif dpkg --compare-versions \"$a\" eq \"$b\"; then echo Equal; else echo Greater; fi; done";
         let input: String = pairs.iter().map(|(a, b)| format!("{a} {b}\n")).collect();
-        let Some(told) = crate::scan::tool::run("dpkg", "sh", &["-c", script], &input) else { return };
-        let told: Vec<&str> = told.lines().collect();
-        assert_eq!(told.len(), pairs.len());
-        for ((a, b), told) in pairs.iter().zip(told) {
-            assert_eq!(format!("{:?}", compare(a, b).unwrap()), told, "{a} and {b}");
+        let Some(output) = crate::scan::tool::run("dpkg", "sh", &["-c", script], &input) else { return };
+        let output: Vec<&str> = output.lines().collect();
+        assert_eq!(output.len(), pairs.len());
+        for ((a, b), output) in pairs.iter().zip(output) {
+            assert_eq!(format!("{:?}", compare(a, b).unwrap()), output, "{a} and {b}");
         }
     }
 

@@ -85,14 +85,14 @@ fn folders(session: &Session) -> Vec<Utf8PathBuf> {
     let mut folders = vec![session.here.join(FOLDER)];
     // Beside the git checkout that contains the working directory.
     let checkout = session.here.ancestors().find(|folder| folder.join(".git").exists());
-    folders.extend(checkout.and_then(Utf8Path::parent).map(|beside| beside.join(FOLDER)));
+    folders.extend(checkout.and_then(Utf8Path::parent).map(|parent_folder| parent_folder.join(FOLDER)));
     folders.extend(cache(session));
     let variable = |name: &str| std::env::var(name).ok().map(Utf8PathBuf::from).filter(|path| path.is_absolute());
     if let Some(cargo) = variable("CARGO_HOME").or_else(|| variable("HOME").map(|home| home.join(".cargo"))) {
         // cargo-audit has one clone, cargo-deny one per URL.
         folders.push(cargo.join(FOLDER));
-        let copies = cargo.join("advisory-dbs").read_dir_utf8().into_iter().flatten().flatten();
-        folders.extend(copies.map(|copy| copy.into_path()));
+        let clones = cargo.join("advisory-dbs").read_dir_utf8().into_iter().flatten().flatten();
+        folders.extend(clones.map(|copy| copy.into_path()));
     }
     folders.retain(|folder| folder.is_dir());
     folders

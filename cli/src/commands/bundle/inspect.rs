@@ -164,14 +164,14 @@ pub fn signed(authenticity: &Authenticity) -> String {
 
 /// `bundle diff`.
 pub fn diff(args: &Diff) -> Result<Success, Failure> {
-    let whole = |path: &camino::Utf8Path| -> Result<Contents, Failure> {
+    let read_contents = |path: &camino::Utf8Path| -> Result<Contents, Failure> {
         let bundle = open(path)?;
         Contents::of(bundle.manifest()).ok_or_else(|| {
             Failure::usage("other_kind", anyhow::anyhow!("{path} is an update: it contains only what changed"))
                 .hint("compare full bundles; `bundle inspect` shows what an update contains")
         })
     };
-    let (left, right) = (whole(&args.left)?, whole(&args.right)?);
+    let (left, right) = (read_contents(&args.left)?, read_contents(&args.right)?);
     let changes = textnlp_bundle::diff(&left, &right);
     let document =
         json!({ "left": left.digest(), "right": right.digest(), "same": changes.is_empty(), "diff": changes });

@@ -34,19 +34,19 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         ));
     }
 
-    let place = Site::new(&root);
+    let installation = Site::new(&root);
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let unpacked = drive(&progress, &stop, |drive| {
-        let unpacked =
-            place.unpack(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })?;
-        place.activate(&unpacked.name)?;
+        let unpacked = installation
+            .unpack(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })?;
+        installation.activate(&unpacked.name)?;
         Ok(unpacked)
     });
     progress.finish();
     let unpacked = unpacked.map_err(failed)?;
     console.say(said(&unpacked));
-    site::lay_out(session, &place, &unpacked.record, &name, console)?;
+    site::lay_out(session, &installation, &unpacked.record, &name, console)?;
 
     let state = site::state_folder(&root);
     let mut document = json!({
@@ -59,7 +59,7 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     } else {
         let run = site::Run { root: &root, environment: &name, no_gate: args.no_gate };
         let up = site::up(session, &run, console).await.map_err(|failure| failure.document(document.clone()))?;
-        place.gc().map_err(failed)?;
+        installation.gc().map_err(failed)?;
         up
     };
     merge(&mut document, up);

@@ -118,7 +118,7 @@ pub fn drive<T: Send>(
 ) -> Result<T, Error> {
     let stopped = AtomicBool::new(false);
     let total = std::sync::atomic::AtomicU64::new(0);
-    let tell = |event: Event<'_>| {
+    let report_progress = |event: Event<'_>| {
         if stop.is_cancelled() {
             stopped.store(true, Ordering::Relaxed);
         }
@@ -138,7 +138,7 @@ pub fn drive<T: Send>(
         }
     };
     // The runtime's other threads continue to listen for signals.
-    tokio::task::block_in_place(|| work(Drive { threads: threads(), progress: &tell, stop: &stopped }))
+    tokio::task::block_in_place(|| work(Drive { threads: threads(), progress: &report_progress, stop: &stopped }))
 }
 
 /// Four threads hash faster than any disk reads.

@@ -83,17 +83,17 @@ async fn third_party(text: &str, platform: &Platform, work: &Utf8Path, progress:
         limits: fetch.limits,
         ..registry::Options::default()
     };
-    let tell = |event| {
+    let report_progress = |event| {
         if let textnlp_models::Event::File { name, done, .. } = event {
             progress.doing(&format!("{name}: {}", size(done)));
         }
     };
-    let pinned = registry::resolve(&reference, &options, &tell).await.map_err(failed)?;
+    let pinned = registry::resolve(&reference, &options, &report_progress).await.map_err(failed)?;
     if reference.digest.is_none() {
         progress.line(format!("  {text} is {pinned} now; pin it to that for reproducible bundles"));
     }
     std::fs::create_dir_all(work).with_context(|| format!("make {work}"))?;
-    registry::pull(&pinned, platform, work, &options, &tell).await.map_err(failed)
+    registry::pull(&pinned, platform, work, &options, &report_progress).await.map_err(failed)
 }
 
 /// The registry account, from variables: command lines are visible to other users.

@@ -28,7 +28,7 @@ pub async fn preflight(
 ) -> Result<(), Failure> {
     let state = site::wanted_state(session, root)?;
     let mut problems = Vec::new();
-    let mut wrong = |place: &str, cause: String, fix: String| problems.push(Problem::new(place, cause, fix));
+    let mut wrong = |location: &str, cause: String, fix: String| problems.push(Problem::new(location, cause, fix));
     let items = &bundle.manifest().items;
 
     let here = site::platform();
@@ -120,20 +120,21 @@ async fn of_environment(
     let state = site::wanted_state(session, root)?;
     let of_root = state.starts_with(root);
     global.state_dir = Some(state);
-    let looked = Session {
+    let probe_session = Session {
         global,
         here: session.here.clone(),
         library: Library::from_folder(there.to_owned()),
         is_alone: false,
     };
     // `up` prints the notes.
-    let chosen = looked.load_to_run(Console::new(session.global.output, true))?;
-    let deployment = deployment::wanted(&looked, chosen, console).await?;
+    let chosen = probe_session.load_to_run(Console::new(session.global.output, true))?;
+    let deployment = deployment::wanted(&probe_session, chosen, console).await?;
     let mut problems = Vec::new();
-    for road in deployment.sites.values() {
-        let wanted: Vec<_> = road.wanted.iter().filter(|w| !w.kind.as_str().ends_with(".model")).cloned().collect();
+    for site_run in deployment.sites.values() {
+        let wanted: Vec<_> = site_run.wanted.iter().filter(|w| !w.kind.as_str().ends_with(".model")).cloned().collect();
         problems.extend(
-            road.provider
+            site_run
+                .provider
                 .preflight(&wanted)
                 .await
                 .map_err(|e| Failure::new(Exit::Failed, "preflight", anyhow::Error::new(e)))?,

@@ -58,25 +58,26 @@ pub fn names(items: &[Item], kind: ItemKind) -> Vec<String> {
 /// The state folder of a site: `ROOT/.textnlp`, or the folder that it links to.
 pub fn state_folder(root: &Utf8Path) -> Utf8PathBuf {
     let own = root.join(STATE);
-    own.read_link_utf8().map_or(own, |elsewhere| root.join(elsewhere))
+    own.read_link_utf8().map_or(own, |link_target| root.join(link_target))
 }
 
 /// The state folder of this run: that of `--state-dir`, unless the site has its state in another one.
 pub fn wanted_state(session: &Session, root: &Utf8Path) -> Result<Utf8PathBuf, Failure> {
     let there = state_folder(root);
-    let Some(asked) = session.again().state_dir().map(|asked| absolute(session, Utf8Path::new(asked))) else {
+    let Some(requested) = session.again().state_dir().map(|requested| absolute(session, Utf8Path::new(requested)))
+    else {
         return Ok(there);
     };
-    let whole = |path: &Utf8Path| path.canonicalize_utf8().unwrap_or_else(|_| path.to_owned());
-    if whole(&asked) == whole(&there) {
+    let canonical = |path: &Utf8Path| path.canonicalize_utf8().unwrap_or_else(|_| path.to_owned());
+    if canonical(&requested) == canonical(&there) {
         return Ok(there);
     }
     if root.join(STATE).symlink_metadata().is_ok() {
-        let error = anyhow::anyhow!("{root} keeps its state in {there}, not in {asked}");
+        let error = anyhow::anyhow!("{root} keeps its state in {there}, not in {requested}");
         return Err(Failure::usage("other_state", error)
             .hint("omit --state-dir; for a second deployment, use another root: --root DIR"));
     }
-    Ok(asked)
+    Ok(requested)
 }
 
 /// Links `ROOT/.textnlp` to an external state folder, where later commands find it.
@@ -104,8 +105,8 @@ pub fn lay_out(
     let folder = root.join("environments");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {folder}"))?;
     for environment in names(&installed.contents.items, ItemKind::Environment) {
-        let sealed = current.join(recipe::environment_path(&environment));
-        let text = std::fs::read_to_string(&sealed).with_context(|| format!("read {sealed}"))?;
+        let bundled = current.join(recipe::environment_path(&environment));
+        let text = std::fs::read_to_string(&bundled).with_context(|| format!("read {bundled}"))?;
         write(
             &folder.join(format!("bundle-{environment}.yaml")),
             &placed(&text, &current, &installed.contents.items)?,
@@ -284,17 +285,18 @@ fn passed_on(code: Option<i32>, stdout: &[u8], verb: &str) -> Failure {
         _ => Exit::Failed,
     };
     let mut document: Value = serde_json::from_slice(stdout).unwrap_or(Value::Null);
-    let said = document["error"].take();
+    let error_document = document["error"].take();
     // On a terminal the child has printed its error.
     let mut error = anyhow::anyhow!("the content is installed; `{verb}` failed");
-    let causes = said["causes"].as_array().into_iter().flatten();
-    let lines: Vec<&str> = said["message"].as_str().into_iter().chain(causes.filter_map(Value::as_str)).collect();
+    let causes = error_document["causes"].as_array().into_iter().flatten();
+    let lines: Vec<&str> =
+        error_document["message"].as_str().into_iter().chain(causes.filter_map(Value::as_str)).collect();
     if let Some((last, before)) = lines.split_last() {
         let inner =
             before.iter().rev().fold(anyhow::anyhow!("{last}"), |inner, line| inner.context((*line).to_owned()));
         error = inner.context(error.to_string());
     }
-    let code = match (&exit, said["code"].as_str()) {
+    let code = match (&exit, error_document["code"].as_str()) {
         (Exit::GateShut, _) => "gate_not_open",
         (Exit::Stopped, _) => "stopped",
         (_, Some("locked")) => "locked",
@@ -304,7 +306,7 @@ fn passed_on(code: Option<i32>, stdout: &[u8], verb: &str) -> Failure {
     let mut members = serde_json::json!({});
     super::install::merge(&mut members, document);
     let mut failure = Failure::new(exit, code, error).document(members);
-    failure.hint = said["hint"].as_str().map(str::to_owned);
+    failure.hint = error_document["hint"].as_str().map(str::to_owned);
     failure
 }
 

@@ -97,7 +97,7 @@ async fn apply(
 ) -> Result<Success, Failure> {
     let trust = trusted(trust)?;
     let root = absolute(session, &root.root);
-    let (place, before) = site::installed(&root)?;
+    let (installation, before) = site::installed(&root)?;
     site::wanted_state(session, &root)?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
@@ -106,9 +106,9 @@ async fn apply(
         let mut bundle = open(path)?;
         let authenticity = authentic(&bundle, &trust, console)?;
         let unpacked = drive(&progress, &stop, |drive| {
-            let unpacked =
-                place.apply(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })?;
-            place.activate(&unpacked.name)?;
+            let unpacked = installation
+                .apply(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })?;
+            installation.activate(&unpacked.name)?;
             Ok(unpacked)
         });
         let unpacked = unpacked.map_err(failed)?;
@@ -123,12 +123,12 @@ async fn apply(
     progress.finish();
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content, "applied": applied });
-    let rolled = roll(session, &place, &now, no_up, no_gate, console).await;
+    let rolled = roll(session, &installation, &now, no_up, no_gate, console).await;
     let rolled = rolled.map_err(|failure| failure.document(document.clone()))?;
     merge(&mut document, rolled);
     if !no_up {
         // The new content runs. One previous version is kept for a rollback.
-        place.gc().map_err(failed)?;
+        installation.gc().map_err(failed)?;
     }
     Ok(Success::new(format!("{root} has {} now (before: {})", now.content, before.content), document))
 }
@@ -141,12 +141,12 @@ async fn rollback(
     console: Console,
 ) -> Result<Success, Failure> {
     let root = absolute(session, &root.root);
-    let (place, before) = site::installed(&root)?;
+    let (installation, before) = site::installed(&root)?;
     site::wanted_state(session, &root)?;
-    place.rollback().map_err(failed)?;
+    installation.rollback().map_err(failed)?;
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
-    let rolled = roll(session, &place, &now, no_up, no_gate, console).await;
+    let rolled = roll(session, &installation, &now, no_up, no_gate, console).await;
     let rolled = rolled.map_err(|failure| failure.document(document.clone()))?;
     merge(&mut document, rolled);
     Ok(Success::new(
@@ -161,20 +161,20 @@ async fn rollback(
 /// Sets up the current content and rolls it out to all of its environments that run here.
 async fn roll(
     session: &Session,
-    place: &Site,
+    installation: &Site,
     installed: &Installed,
     no_up: bool,
     no_gate: bool,
     console: Console,
 ) -> Result<Value, Failure> {
-    let root = place.root();
+    let root = installation.root();
     let names = site::names(&installed.contents.items, ItemKind::Environment);
     let state = site::wanted_state(session, root)?;
     let running = |name: &&String| state.join(name.as_str()).join("lineage.json").exists();
     let up: Vec<&String> = names.iter().filter(running).collect();
     let mut last = Value::Null;
-    let meant = session.global.env.as_deref().or_else(|| names.first().map(String::as_str)).unwrap_or_default();
-    site::lay_out(session, place, installed, meant, console)?;
+    let chosen = session.global.env.as_deref().or_else(|| names.first().map(String::as_str)).unwrap_or_default();
+    site::lay_out(session, installation, installed, chosen, console)?;
     for name in up.iter().filter(|_| !no_up) {
         last = site::up(session, &site::Run { root, environment: name, no_gate }, console).await?;
     }

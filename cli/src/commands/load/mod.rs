@@ -308,14 +308,15 @@ fn summary(measured: &Measured, limit: Option<&Limit>, p95_ms: f64) -> String {
 
 async fn goal(session: &Session, args: &Load) -> Result<LoadTarget, Failure> {
     let health = session.again().bare("health");
-    let given = args.api_key.as_deref().map(|key| Key { header: "X-API-Key".to_owned(), value: Secret::new(key) });
+    let provided_key =
+        args.api_key.as_deref().map(|key| Key { header: "X-API-Key".to_owned(), value: Secret::new(key) });
     if let Some(address) = &args.address {
         let trust = network::trust(args.ca_file.as_deref(), None)?;
         let reports = session.here.join("textnlp-reports");
         return Ok(LoadTarget {
             address: address.clone(),
             trust,
-            key: given,
+            key: provided_key,
             temporary: None,
             reports,
             health,
@@ -343,8 +344,8 @@ async fn goal(session: &Session, args: &Load) -> Result<LoadTarget, Failure> {
         lineage: running.lineage,
         release: applied.map(|newest| (newest.number, release_digest(lock.as_ref(), environment))),
     });
-    if given.is_some() {
-        return Ok(LoadTarget { address, trust, key: given, temporary: None, reports, health, own });
+    if provided_key.is_some() {
+        return Ok(LoadTarget { address, trust, key: provided_key, temporary: None, reports, health, own });
     }
     let issuer = Issuer { running, environment: chosen.loaded.environment };
     let issued = issuer

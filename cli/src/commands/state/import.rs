@@ -57,9 +57,9 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
         }
         _ => {}
     }
-    let ask = RunOptions::UP;
+    let options = RunOptions::UP;
     let facts =
-        run::read(&road, &state, ask).await.map_err(|e| run_failed(e, Purpose::Up, &deployment.chosen.scope))?;
+        run::read(&road, &state, options).await.map_err(|e| run_failed(e, Purpose::Up, &deployment.chosen.scope))?;
     let Matched { proposals, left } = match &file {
         Some(file) => matched(&facts, file).await,
         None if args.objects.is_empty() => Matched { proposals: propose(&facts), left: Vec::new() },
@@ -72,11 +72,11 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
             json!({ "tool": file.tool, "lineage": file.lineage, "serial": file.serial, "objects": objects });
         document["left"] = json!(left);
     }
-    let told = told_left(&left);
+    let left_text = told_left(&left);
     if proposals.is_empty() {
         let text = match &file {
             Some(file) => {
-                format!("{name}: none of the {} objects in the file can be imported{told}", file.objects.len())
+                format!("{name}: none of the {} objects in the file can be imported{left_text}", file.objects.len())
             }
             None => format!("{name}: all objects at the providers are already recorded"),
         };
@@ -89,7 +89,7 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
             if *wanted { "" } else { "  (not in the environment: it is retained until `down` may delete its data)" };
         let _ = writeln!(text, "  + {:<36} {} `{}`{mark}", resource.as_str(), recorded.kind, recorded.cloud_id);
     }
-    console.say(format!("{}{told}", text.trim_end()));
+    console.say(format!("{}{left_text}", text.trim_end()));
     agreed(session, console, &again).map_err(|failure| failure.document(document.clone()))?;
     let places = deployment.places();
     let locked = load().await.map_err(failed)?;

@@ -80,7 +80,7 @@ pub async fn warning(scope: &Scope, lineage: Lineage, environment: &Environment)
         Err(error) => return unknown(&error),
     }
     let settings::Settings { protected, backup: settings } = settings::settings(folder, environment);
-    let destination = settings.destination.as_deref().filter(|place| !place.contains("://"));
+    let destination = settings.destination.as_deref().filter(|target| !target.contains("://"));
     let standing = read(folder);
     let dumps = shelf(name, folder, destination).list().unwrap_or_default();
     let facts = BackupFacts {
@@ -222,10 +222,10 @@ fn lines(
             lines.push(format!("{name} {why}: {}", again.command(&format!("backup {next}"), name)));
         }
     }
-    let sealed_for_us = |dump: &&&StoredBackup| {
+    let encrypted_for_us = |dump: &&&StoredBackup| {
         dump.facts.as_ref().is_some_and(|known| known.sealed == EncryptionKind::Keys && known.recipients.len() < 2)
     };
-    let only_here = !facts.own_recipients && ours.iter().any(|dump| sealed_for_us(&dump));
+    let only_here = !facts.own_recipients && ours.iter().any(|dump| encrypted_for_us(&dump));
     if standing.key_shown.is_none() && only_here && (facts.enabled || facts.protected) {
         lines.push(format!(
             "the key that decrypts {name}'s backups is only on this machine; export it: {}",
@@ -286,20 +286,25 @@ mod tests {
     fn backup_warnings_report_only_actual_problems() {
         let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
         let name = EnvironmentName::new("a").unwrap();
-        let said = |protected: bool, standing: &BackupStatus, dumps: &[StoredBackup]| {
+        let warnings_of = |protected: bool, standing: &BackupStatus, dumps: &[StoredBackup]| {
             let every = Duration::from_secs(86_400);
             let facts = BackupFacts { protected, enabled: true, every, own_recipients: false, now };
             lines(&RerunFlags::default(), &name, &facts, standing, &dumps.iter().collect::<Vec<_>>()).join("\n")
         };
         let shown = BackupStatus { last: None, key_shown: Some(now) };
-        assert_eq!(said(false, &shown, &[]), "");
-        assert!(said(true, &shown, &[]).contains("protected data and no backup: textnlp-deploy backup create"));
-        assert!(said(true, &shown, &[dump(1, None, now)]).contains("no verified backup: textnlp-deploy backup verify"));
-        assert!(said(true, &shown, &[dump(1, Some(false), now)]).contains("no verified backup"));
-        assert!(said(true, &shown, &[dump(49, Some(true), now)]).contains("is old"));
-        assert_eq!(said(true, &shown, &[dump(1, None, now), dump(47, Some(true), now)]), "");
-        assert!(said(true, &BackupStatus::default(), &[dump(1, Some(true), now)]).contains("backup key show"));
+        assert_eq!(warnings_of(false, &shown, &[]), "");
+        assert!(warnings_of(true, &shown, &[]).contains("protected data and no backup: textnlp-deploy backup create"));
+        assert!(
+            warnings_of(true, &shown, &[dump(1, None, now)])
+                .contains("no verified backup: textnlp-deploy backup verify")
+        );
+        assert!(warnings_of(true, &shown, &[dump(1, Some(false), now)]).contains("no verified backup"));
+        assert!(warnings_of(true, &shown, &[dump(49, Some(true), now)]).contains("is old"));
+        assert_eq!(warnings_of(true, &shown, &[dump(1, None, now), dump(47, Some(true), now)]), "");
+        assert!(warnings_of(true, &BackupStatus::default(), &[dump(1, Some(true), now)]).contains("backup key show"));
         let failed = BackupStatus { last: Some(LastRun { at: now, ok: false, says: "no room".into() }), ..shown };
-        assert!(said(false, &failed, &[]).contains("FAILED") && said(false, &failed, &[]).contains("no room"));
+        assert!(
+            warnings_of(false, &failed, &[]).contains("FAILED") && warnings_of(false, &failed, &[]).contains("no room")
+        );
     }
 }

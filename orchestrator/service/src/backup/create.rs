@@ -140,9 +140,9 @@ impl BackupRun<'_> {
         &self,
         with_models: bool,
         operator: &Operator,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(StoredBackup, Vec<String>), Failure> {
-        let gathered = gather(self.scope, with_models, operator, patience).await?;
+        let gathered = gather(self.scope, with_models, operator, timeout).await?;
         let BackupContent { manifest, items, notes, .. } = &gathered;
         let at = manifest.at;
         let recipients = match self.seal {
@@ -219,16 +219,20 @@ async fn scheduled(
     }
     let making = BackupRun { scope: &scope, shelf: &shelf, seal: &seal, scheduled: true };
     // The grace period covers both waits.
-    let patience = PATIENCE_SCHEDULED.saturating_sub(began.elapsed());
-    let (dump, _) = making.make(false, operator, patience).await?;
+    let timeout = PATIENCE_SCHEDULED.saturating_sub(began.elapsed());
+    let (dump, _) = making.make(false, operator, timeout).await?;
     let mut text = format!("{} {}", dump.file, size(dump.bytes));
     if order.verify {
         let opener = Arc::new(super::opener_of_state(platform, folder).await?);
-        let proof = verify_backup::verify_backup(platform, &dump.file, &opener, folder, false).await?;
-        if !proof.ok {
-            return Err(Failure::new(Exit::Failed, "not_proven", anyhow::anyhow!("{}: {}", dump.file, proof.says)));
+        let verification = verify_backup::verify_backup(platform, &dump.file, &opener, folder, false).await?;
+        if !verification.ok {
+            return Err(Failure::new(
+                Exit::Failed,
+                "not_proven",
+                anyhow::anyhow!("{}: {}", dump.file, verification.says),
+            ));
         }
-        text.push_str(&format!(", {}", proof.says));
+        text.push_str(&format!(", {}", verification.says));
     }
     let gone = clear(&shelf, lineage, Duration::from_secs(order.keep_seconds))?;
     if !gone.dumps.is_empty() || gone.parts > 0 {

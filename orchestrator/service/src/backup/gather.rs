@@ -124,8 +124,8 @@ pub(crate) async fn gather(
             (None, None) => None,
         };
         if let Some((mut database, file)) = taken {
-            if let Some(keeper) = base {
-                let (base, tar) = copied_base(site, &keeper, within).await?;
+            if let Some(data_folder) = base {
+                let (base, tar) = copied_base(site, &data_folder, within).await?;
                 items.push(Item { path: base.member.clone(), content: Content::File(tar) });
                 database.base = Some(base);
             }
@@ -285,10 +285,10 @@ async fn dump(
 }
 
 /// Takes a base backup of the managed PostgreSQL. Its archived log continues from there.
-async fn copied_base(site: &SiteName, keeper: &Utf8Path, work: &Utf8Path) -> Result<(Base, Utf8PathBuf), Failure> {
+async fn copied_base(site: &SiteName, data_folder: &Utf8Path, work: &Utf8Path) -> Result<(Base, Utf8PathBuf), Failure> {
     let file = work.join(format!("{site}.base.tar"));
     let program = std::env::current_exe().context("find this program")?;
-    let arguments = ["admin", "base-backup", "--config", keeper.as_str(), "--out", file.as_str()];
+    let arguments = ["admin", "base-backup", "--config", data_folder.as_str(), "--out", file.as_str()];
     let said = verify_backup::child(program.as_ref(), &arguments, None, DATABASE_TIMEOUT).await;
     let mut said = said.with_context(|| format!("copy the files of the PostgreSQL of site {site}"))?;
     said["member"] = json!(format!("databases/{site}.base.tar"));
@@ -345,11 +345,11 @@ mod tests {
 
     #[test]
     fn missing_number_in_an_answer_is_an_error_and_not_zero() {
-        let whole = json!({ "schema": 7, "keys": 2, "usage": 0, "bytes": 4096 });
-        assert_eq!(answered::<Counts>(whole.clone()).unwrap(), Counts { schema: 7, keys: 2, usage: 0 });
+        let complete = json!({ "schema": 7, "keys": 2, "usage": 0, "bytes": 4096 });
+        assert_eq!(answered::<Counts>(complete.clone()).unwrap(), Counts { schema: 7, keys: 2, usage: 0 });
         for field in ["schema", "keys", "usage"] {
             for wrong in [None, Some(json!("7")), Some(json!(-1)), Some(Value::Null)] {
-                let mut said = whole.clone();
+                let mut said = complete.clone();
                 match wrong {
                     Some(wrong) => said[field] = wrong,
                     None => drop(said.as_object_mut().unwrap().remove(field)),

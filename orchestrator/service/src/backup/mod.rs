@@ -74,7 +74,7 @@ pub fn directory(scope: &Scope, environment: &Environment) -> Result<(BackupDire
 
 /// Rejects destinations that are not folders, by name.
 fn no_object_store(destination: Option<&str>) -> Result<(), Failure> {
-    match destination.and_then(|place| place.split_once("://")) {
+    match destination.and_then(|url| url.split_once("://")) {
         Some((scheme, _)) => {
             let error = anyhow::anyhow!("backups to `{scheme}://` are not supported");
             Err(Failure::usage("not_available", error).hint(

@@ -93,8 +93,8 @@ async fn may_be_restored(request: &Request<'_>, opener: &Decryptor) -> Result<()
     }
     if let Ok(manifest) = &listed {
         let name = &manifest.environment;
-        if let Some(asked) = request.environment.filter(|asked| *asked != name.as_str()) {
-            let error = anyhow::anyhow!("{file} is of environment `{name}`, but --env is `{asked}`");
+        if let Some(requested) = request.environment.filter(|requested| *requested != name.as_str()) {
+            let error = anyhow::anyhow!("{file} is of environment `{name}`, but --env is `{requested}`");
             obstacles
                 .push(Failure::refused("other_environment", error).hint(format!("omit --env, or use --env {name}")));
         }

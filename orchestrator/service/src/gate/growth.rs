@@ -84,8 +84,8 @@ pub async fn watch(
             }
         }
         let waits = growth.as_ref().is_some_and(|growth| growth.to > growth.from && growth.seconds.is_none());
-        let patience = |ended: Duration| (ended + ON_THEIR_WAY).max(start + environment.gates.scaling.0);
-        if stop.is_cancelled() || ended.is_some_and(|ended| !waits || now > patience(ended)) {
+        let timeout_after = |ended: Duration| (ended + ON_THEIR_WAY).max(start + environment.gates.scaling.0);
+        if stop.is_cancelled() || ended.is_some_and(|ended| !waits || now > timeout_after(ended)) {
             return growth.filter(|growth| growth.to > growth.from);
         }
         tokio::select! {
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn scale_up_time_ends_when_all_desired_pods_are_ready() {
         let mut growth = ScaleUp::new(3, 3);
-        let looks = [
+        let observations = [
             (3, 3, false),
             (6, 3, true),
             (6, 5, false),
@@ -135,7 +135,7 @@ mod tests {
             (20, 20, false),
             (3, 3, false),
         ];
-        for (second, (wanted, ready, news)) in looks.into_iter().enumerate() {
+        for (second, (wanted, ready, news)) in observations.into_iter().enumerate() {
             assert_eq!(growth.saw(wanted, ready, Duration::from_secs(second as u64)), news, "second {second}");
         }
         assert_eq!(growth, ScaleUp { from: 3, to: 20, seconds: Some(6.0) });

@@ -95,8 +95,8 @@ pub(super) async fn checks(chosen: &ChosenEnvironment, running: &RunningEnvironm
     let sessions = shown.sessions.filter(|kept| kept.is_of(running.lineage, &release)).map(|kept| kept.what);
     // Held for the gate's duration, and every session was used while all were open.
     let counts = |held: &SessionResult| {
-        let asked = held.answers.count + held.errors;
-        held.sessions.count >= gates.sessions && held.sessions.hold >= gates.hold.0 && asked >= gates.sessions.into()
+        let sent = held.answers.count + held.errors;
+        held.sessions.count >= gates.sessions && held.sessions.hold >= gates.hold.0 && sent >= gates.sessions.into()
     };
     match sessions.filter(counts) {
         Some(held) => checks.extend(held_sessions(&held, environment)),
@@ -125,8 +125,9 @@ pub(super) async fn checks(chosen: &ChosenEnvironment, running: &RunningEnvironm
     checks.push(match scale {
         Ok(scale) => match scale.autoscaler {
             Some(autoscaler) => {
-                let (read, told) = (autoscaler.metrics.len(), autoscaler.configured);
-                let check = Check::new(METRICS, read, told, "read", autoscaler.problem.is_none() && read == told);
+                let (read, expected) = (autoscaler.metrics.len(), autoscaler.configured);
+                let check =
+                    Check::new(METRICS, read, expected, "read", autoscaler.problem.is_none() && read == expected);
                 let names = autoscaler.metrics.join(", ");
                 check.note(autoscaler.problem.unwrap_or(format!("the autoscaler reads {names}")))
             }

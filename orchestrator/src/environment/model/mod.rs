@@ -188,12 +188,12 @@ impl Environment {
             return None;
         }
         let home = self.primary()?;
-        let beside = |provider: &str, region: &str| provider == home.provider && region == home.region;
+        let is_same_location = |provider: &str, region: &str| provider == home.provider && region == home.region;
         let witness = self.dr.witness.as_ref();
         let (provider, region) = witness.map_or((home.provider.as_str(), home.region.as_str()), |witness| {
             (witness.provider.as_str(), witness.region.as_str())
         });
-        let account = home.account.as_deref().filter(|_| beside(provider, region));
+        let account = home.account.as_deref().filter(|_| is_same_location(provider, region));
         // Another's place is a machine.
         let runtime = if provider == home.provider { home.runtime } else { Runtime::Process };
         Some(WitnessPlace { provider, region, runtime, account })

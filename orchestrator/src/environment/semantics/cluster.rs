@@ -15,8 +15,8 @@ impl Checker<'_> {
         let (at, access) = (format!("sites[{i}].cluster"), &site.cluster);
         if !site.is_in_cluster() {
             // Defaults are not serialized, so this is exactly what was configured, also for fields added later.
-            let asked = serde_json::to_value(access).unwrap_or_default();
-            for field in asked.as_object().into_iter().flat_map(|asked| asked.keys()) {
+            let access_fields = serde_json::to_value(access).unwrap_or_default();
+            for field in access_fields.as_object().into_iter().flat_map(|access_fields| access_fields.keys()) {
                 let cause = format!("the site has `runtime: {}` and is not in a cluster", site.runtime);
                 self.error(&format!("{at}.{field}"), cause, "remove it, or write `runtime: kubernetes`");
             }
@@ -104,7 +104,7 @@ impl Checker<'_> {
                     ("section", ingress.section.is_some()),
                     ("port", ingress.port.is_some()),
                 ];
-                for (field, _) in fields.into_iter().filter(|(_, is_said)| *is_said) {
+                for (field, _) in fields.into_iter().filter(|(_, is_set)| *is_set) {
                     self.error(
                         &format!("{at}.{field}"),
                         "only `kind: gateway` has this key",
@@ -173,7 +173,9 @@ impl Checker<'_> {
             self.error(&format!("{path}.schedule"), cause, fix);
         }
         let words = &analytics.command;
-        if words.is_empty() || words.iter().any(|word| word.is_empty() || word.chars().any(char::is_control)) {
+        if words.is_empty()
+            || words.iter().any(|argument| argument.is_empty() || argument.chars().any(char::is_control))
+        {
             let fix = "write it as a list, such as `[python, -m, textnlp.analytics.process]`";
             self.error(&format!("{path}.command"), "it is empty, or one of its entries is", fix);
         }
@@ -198,8 +200,10 @@ impl Checker<'_> {
             self.error(&format!("{path}.kind"), cause, fix);
         }
         if models.kind != ModelVolume::Claim {
-            for (field, asked) in [("size", models.size.is_some()), ("storage_class", models.storage_class.is_some())] {
-                if asked {
+            for (field, access_fields) in
+                [("size", models.size.is_some()), ("storage_class", models.storage_class.is_some())]
+            {
+                if access_fields {
                     self.error(
                         &format!("{path}.{field}"),
                         unread("it", models.kind),
@@ -302,7 +306,7 @@ fn is_schedule(line: &str) -> bool {
                 let named = names.split(' ').position(|name| !name.is_empty() && name == text.to_lowercase());
                 let digits = !text.is_empty() && text.len() <= 2 && text.bytes().all(|b| b.is_ascii_digit());
                 let number = match named {
-                    Some(place) => u32::try_from(place).ok()? + least,
+                    Some(index) => u32::try_from(index).ok()? + least,
                     None if digits => text.parse().ok()?,
                     None => return None,
                 };

@@ -85,10 +85,10 @@ impl Checker<'_> {
             self.witnessed(place);
         }
         if dr.mode == Failover::Automatic {
-            let places: BTreeSet<(&str, &str)> =
+            let locations: BTreeSet<(&str, &str)> =
                 e.sites.iter().map(|s| (s.provider.as_str(), s.name.as_str())).collect();
             match &dr.witness {
-                None if places.len() < 3 || e.witness_place().is_some() => {
+                None if locations.len() < 3 || e.witness_place().is_some() => {
                     let fix = "add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`";
                     self.error("dr.mode", "automatic failover needs a witness in a third location", fix);
                 }
@@ -275,9 +275,9 @@ impl Checker<'_> {
             Some(home) if !home.is_in_cluster() => (home.provider.as_str(), home.region.as_str()),
             _ => (place.provider, place.region),
         };
-        let elsewhere =
+        let is_remote =
             |site: &SiteSettings| !site.is_in_cluster() && (site.provider.as_str(), site.region.as_str()) != machine;
-        if let Some((i, site)) = e.sites.iter().enumerate().find(|(_, site)| elsewhere(site)) {
+        if let Some((i, site)) = e.sites.iter().enumerate().find(|(_, site)| is_remote(site)) {
             let cause = format!(
                 "the built-in global endpoint supports only clusters and sites on one machine, and this site is in `{}`",
                 cut(&site.region)
@@ -315,8 +315,8 @@ impl Checker<'_> {
         }
         let mut known: Vec<&SiteSettings> = Vec::new();
         for (i, site) in clusters {
-            let way = |site: &SiteSettings| (site.cluster.kubeconfig.clone(), site.cluster.context.clone());
-            if let Some(other) = known.iter().find(|other| way(other) == way(site)) {
+            let access = |site: &SiteSettings| (site.cluster.kubeconfig.clone(), site.cluster.context.clone());
+            if let Some(other) = known.iter().find(|other| access(other) == access(site)) {
                 let cause = format!("`{}` is in the same cluster", other.name);
                 let fix = "write another `context` or `kubeconfig`: a cluster fails as a whole";
                 self.error(&format!("sites[{i}].cluster.context"), cause, fix);

@@ -21,8 +21,8 @@ const PLACEHOLDERS: [&str; 3] = ["namespace", "new", "old"];
 impl Checker<'_> {
     pub(super) fn rollout(&mut self) {
         let rollout = &self.environment.rollout;
-        let asked = [("prometheus", rollout.prometheus.is_some()), ("queries", !rollout.queries.is_empty())];
-        for (field, _) in asked.into_iter().filter(|(_, is_there)| *is_there) {
+        let settings = [("prometheus", rollout.prometheus.is_some()), ("queries", !rollout.queries.is_empty())];
+        for (field, _) in settings.into_iter().filter(|(_, is_there)| *is_there) {
             let path = format!("rollout.{field}");
             if rollout.strategy == Strategy::Rolling {
                 let fix = "write `strategy: canary` or `blue-green`, or remove it";
@@ -32,7 +32,7 @@ impl Checker<'_> {
                 self.error(&path, "a job in a cluster queries it, and no site is in a cluster", fix);
             }
         }
-        match asked.map(|(_, is_there)| is_there) {
+        match settings.map(|(_, is_there)| is_there) {
             [true, false] => self.error("rollout.prometheus", "it has no queries", "write `queries`, or remove it"),
             [false, true] => {
                 let fix = "write `prometheus: { url: \"http://prometheus-operated.monitoring:9090\" }`";

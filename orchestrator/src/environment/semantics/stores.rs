@@ -145,8 +145,8 @@ impl Checker<'_> {
                     "remove it, and keep the state folder on an encrypted disk",
                 );
             }
-            for (path, given) in [("state.endpoint", &e.state.endpoint), ("state.region", &e.state.region)] {
-                if given.is_some() {
+            for (path, value) in [("state.endpoint", &e.state.endpoint), ("state.region", &e.state.region)] {
+                if value.is_some() {
                     self.error(
                         path,
                         "a state in a folder has no endpoint",

@@ -50,7 +50,7 @@ struct LeaseState {
     file: LeaseFile,
     tag: Tag,
     /// When the last successful renewal was requested, by both clocks.
-    asked: (Duration, Timestamp),
+    requested_at: (Duration, Timestamp),
     lost: Option<String>,
 }
 
@@ -92,7 +92,7 @@ pub(super) async fn take(wire: &Arc<Wire>, holder: &Holder) -> Result<GrantedLoc
         let seconds = wire.timing.lease.as_secs();
         let file =
             LeaseFile { fence, beat: 0, nonce: Uuid::new_v4(), released: false, seconds, holder: holder.clone() };
-        let asked = (wire.clock.steady(), wire.clock.now());
+        let requested_at = (wire.clock.steady(), wire.clock.now());
         let put = match &tag {
             None => wire.create(LEASE, &json(&file)).await?,
             Some(tag) => wire.update(LEASE, &json(&file), tag).await?,
@@ -104,7 +104,7 @@ pub(super) async fn take(wire: &Arc<Wire>, holder: &Holder) -> Result<GrantedLoc
         if fence == 1 || ran_out {
             check_conditions(wire).await?;
         }
-        let standing = Mutex::new(LeaseState { file, tag, asked, lost: None });
+        let standing = Mutex::new(LeaseState { file, tag, requested_at, lost: None });
         let term = HeldLease { wire: wire.clone(), standing, gate: tokio::sync::Mutex::default() };
         return Ok(GrantedLock { term: Arc::new(term), ran_out });
     }
@@ -170,13 +170,13 @@ impl HeldLease {
         if self.lost().is_some() {
             return Ok(());
         }
-        let asked = (self.wire.clock.steady(), self.wire.clock.now());
+        let requested_at = (self.wire.clock.steady(), self.wire.clock.now());
         let (file, tag) = {
             let standing = self.standing();
             (LeaseFile { beat: standing.file.beat + 1, ..standing.file.clone() }, standing.tag.clone())
         };
         if self.write(file, tag).await? {
-            self.standing().asked = asked;
+            self.standing().requested_at = requested_at;
         }
         Ok(())
     }
@@ -219,10 +219,10 @@ impl HeldLease {
         if standing.lost.is_some() {
             return Duration::ZERO;
         }
-        let gone = steady.saturating_sub(standing.asked.0);
+        let gone = steady.saturating_sub(standing.requested_at.0);
         // A suspended virtual machine notices only by the wall clock, if at all. A wall clock that was set forward
         // costs a renewal; one that was set back is ignored.
-        let by_wall = wall.duration_since(standing.asked.1);
+        let by_wall = wall.duration_since(standing.requested_at.1);
         let gone = gone.max(Duration::try_from(by_wall).unwrap_or_default());
         self.wire.timing.lease.saturating_sub(gone)
     }

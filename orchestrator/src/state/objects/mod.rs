@@ -316,16 +316,16 @@ impl Store for Objects {
     }
 
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError> {
-        let given = lease::take(&self.wire, holder).await?;
-        let fence = given.term.fence();
-        let beside = self.wire.clock.spawn(Box::pin(given.term.clone().keep()));
-        if given.ran_out {
+        let granted = lease::take(&self.wire, holder).await?;
+        let fence = granted.term.fence();
+        let beside = self.wire.clock.spawn(Box::pin(granted.term.clone().keep()));
+        if granted.ran_out {
             self.fence_off(fence).await?;
         }
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(given.term.clone());
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(granted.term.clone());
         self.broken.store(false, Ordering::SeqCst);
-        let grace = if given.ran_out { self.wire.timing.grace } else { Duration::ZERO };
-        Ok(Lock { fence, guard: Box::new(Guard { _beside: beside }), lease: Some(given.term), grace })
+        let grace = if granted.ran_out { self.wire.timing.grace } else { Duration::ZERO };
+        Ok(Lock { fence, guard: Box::new(Guard { _beside: beside }), lease: Some(granted.term), grace })
     }
 
     async fn holder(&self) -> Result<Option<Holder>, StateError> {

@@ -131,8 +131,8 @@ impl Lowering<'_> {
         match ResourceId::part(&self.site.name, &self.component.name, part) {
             Ok(id) => self.push(id, kind, spec, Ownership::Ours),
             Err(error) => {
-                let place = format!("{}/{}", self.site.name, self.component.name);
-                self.problems.push(Problem::new(place, error.to_string(), "give it another name"));
+                let location = format!("{}/{}", self.site.name, self.component.name);
+                self.problems.push(Problem::new(location, error.to_string(), "give it another name"));
             }
         }
     }

@@ -228,12 +228,12 @@ impl Provider for MemoryCloud {
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
         let world = self.world();
-        let mut asked: BTreeMap<&KindName, usize> = BTreeMap::new();
+        let mut counts: BTreeMap<&KindName, usize> = BTreeMap::new();
         let mut problems = Vec::new();
         for one in wanted {
-            *asked.entry(&one.kind).or_default() += 1;
+            *counts.entry(&one.kind).or_default() += 1;
         }
-        for (kind, count) in asked {
+        for (kind, count) in counts {
             if let Some(most) = world.quota.get(kind)
                 && count > *most
             {

@@ -210,8 +210,8 @@ impl World {
                 Error::new(ErrorKind::Unavailable, "list", scope.site.as_str()).because("the list did not come")
             );
         }
-        let mut asked: BTreeSet<ResourceId> = scope.wanted.iter().map(|wanted| wanted.id.clone()).collect();
-        asked.extend(scope.recorded.iter().map(|recorded| recorded.id.clone()));
+        let mut requested: BTreeSet<ResourceId> = scope.wanted.iter().map(|wanted| wanted.id.clone()).collect();
+        requested.extend(scope.recorded.iter().map(|recorded| recorded.id.clone()));
         let mut answer = Vec::new();
         let mut shown = BTreeSet::new();
         let foreign: BTreeSet<CloudId> = self.foreign_places();
@@ -241,7 +241,7 @@ impl World {
                 seen.foreign = self.shown(thing).foreign;
             }
         }
-        for resource in asked.difference(&shown) {
+        for resource in requested.difference(&shown) {
             let seen = if self.unseen.contains(resource) || self.partial {
                 Observed::Unknown(ReadFailure("the list was cut short".to_owned()))
             } else if let Some(thing) = self.taken(scope, resource) {
@@ -541,8 +541,8 @@ impl World {
 
     /// A foreign object inside of this one, or inside of what is reached through it.
     fn guest(&self, id: &CloudId, lineage: Lineage) -> Option<CloudId> {
-        let is_guest = |child: &&StoredObject| child.owner.as_ref().is_none_or(|(_, owner)| *owner != lineage);
-        let here = self.foreign(id).find(is_guest).map(|guest| guest.cloud_id.clone());
+        let is_external = |child: &&StoredObject| child.owner.as_ref().is_none_or(|(_, owner)| *owner != lineage);
+        let here = self.foreign(id).find(is_external).map(|guest| guest.cloud_id.clone());
         here.or_else(|| {
             let mut reached = self.things.values().filter(|thing| thing.parent.as_ref() == Some(id));
             reached.find_map(|thing| self.guest(&thing.cloud_id, lineage))

@@ -108,29 +108,30 @@ pub(crate) async fn observe(keys: &Keys, folder: &SiteFolder, marker: &Marker) -
     if pem.is_none() && key.is_none() {
         return Ok(Observation::Absent);
     }
-    let mut look = ObservedObject::default();
-    look.output("ca_file", path.as_str()).output("sha256", marker.fact("sha256").unwrap_or_default());
-    look.output("secret", json!(secret));
+    let mut observed = ObservedObject::default();
+    observed.output("ca_file", path.as_str()).output("sha256", marker.fact("sha256").unwrap_or_default());
+    observed.output("secret", json!(secret));
     if key.is_none() {
-        look.drift("key", "its key is gone");
+        observed.drift("key", "its key is gone");
     }
     let Some(pem) = pem else {
-        look.drift("certificate", "its file is gone");
-        return Ok(Observation::There(look));
+        observed.drift("certificate", "its file is gone");
+        return Ok(Observation::There(observed));
     };
     match trust::inspect(&pem, Some(&pem), key.as_ref()) {
-        Err(error) => drop(look.drift("certificate", error.to_string())),
+        Err(error) => drop(observed.drift("certificate", error.to_string())),
         Ok(seen) => {
-            look.output("not_after", seen.not_after.to_string())
+            observed
+                .output("not_after", seen.not_after.to_string())
                 .output("ca_pem", String::from_utf8_lossy(&pem).into_owned());
             if seen.key_matches == Some(false) || seen.signed == Some(false) {
-                look.drift("certificate", "it does not match the key of the authority");
+                observed.drift("certificate", "it does not match the key of the authority");
             } else if seen.not_after <= jiff::Timestamp::now() {
-                look.drift("certificate", format!("it ended on {}", seen.not_after));
+                observed.drift("certificate", format!("it ended on {}", seen.not_after));
             } else if marker.complete && marker.fact("sha256") != Some(&seen.sha256) {
-                look.drift("certificate", "it was changed");
+                observed.drift("certificate", "it was changed");
             }
         }
     }
-    Ok(Observation::There(look))
+    Ok(Observation::There(observed))
 }

@@ -96,43 +96,43 @@ pub(crate) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observatio
     if pem.is_none() && key.is_none() {
         return Ok(Observation::Absent);
     }
-    let mut look = ObservedObject::default();
-    look.output("certificate_file", path.as_str()).output("key_file", key_path.as_str());
-    look.output("ca_file", folder.join(&spec.ca_file).as_str()).output("names", json!(spec.names));
+    let mut observed = ObservedObject::default();
+    observed.output("certificate_file", path.as_str()).output("key_file", key_path.as_str());
+    observed.output("ca_file", folder.join(&spec.ca_file).as_str()).output("names", json!(spec.names));
     if key.is_none() {
-        look.drift("key", "its file is gone");
+        observed.drift("key", "its file is gone");
     }
     if spec.kept.is_none() && read(&renewal_order(folder))?.is_none() {
-        look.drift("renewal", "its renewal configuration is gone");
+        observed.drift("renewal", "its renewal configuration is gone");
     }
     let Some(pem) = pem else {
-        look.drift("certificate", "its file is gone");
-        return Ok(Observation::There(look));
+        observed.drift("certificate", "its file is gone");
+        return Ok(Observation::There(observed));
     };
     match trust::inspect(&pem, authority.as_deref(), key.as_ref()) {
-        Err(error) => drop(look.drift("certificate", error.to_string())),
+        Err(error) => drop(observed.drift("certificate", error.to_string())),
         Ok(seen) => {
-            look.output("sha256", seen.sha256.as_str()).output("not_after", seen.not_after.to_string());
-            look.output("not_before", seen.not_before.to_string());
+            observed.output("sha256", seen.sha256.as_str()).output("not_after", seen.not_after.to_string());
+            observed.output("not_before", seen.not_before.to_string());
             if seen.signed == Some(false) {
-                look.drift("certificate", "it was not issued by the site's authority");
+                observed.drift("certificate", "it was not issued by the site's authority");
             } else if seen.key_matches == Some(false) {
-                look.drift("certificate", "it does not match its key");
+                observed.drift("certificate", "it does not match its key");
             } else if seen.names != spec.names {
-                look.drift("certificate", format!("it is for {}", seen.names.join(", ")));
+                observed.drift("certificate", format!("it is for {}", seen.names.join(", ")));
             } else if seen.not_after <= Timestamp::now() {
-                look.drift("certificate", format!("it ended on {}", seen.not_after));
+                observed.drift("certificate", format!("it ended on {}", seen.not_after));
             } else if spec.kept.is_some() && seen.renew_at() <= Timestamp::now() {
                 // Only the next `up` renews it.
-                look.drift("certificate", format!("it is to be renewed, and ends on {}", seen.not_after));
+                observed.drift("certificate", format!("it is to be renewed, and ends on {}", seen.not_after));
             }
             if let Some(name) = &spec.kept {
                 let [certificate, key] = retained_secrets(name, &seen.sha256);
-                look.output("certificate", json!(certificate)).output("key", json!(key));
+                observed.output("certificate", json!(certificate)).output("key", json!(key));
             }
         }
     }
-    Ok(Observation::There(look))
+    Ok(Observation::There(observed))
 }
 
 /// Observes a user-provided certificate: read and checked, never changed.
@@ -147,13 +147,16 @@ pub(crate) fn observe_existing(file: &CloudId) -> Observed {
         }
     };
     let key = key.map(Secret::new);
-    let mut look = ObservedObject::default();
-    look.output("certificate_file", path.as_str()).output("key_file", key_path.as_str()).output("ca_file", Value::Null);
+    let mut observed = ObservedObject::default();
+    observed
+        .output("certificate_file", path.as_str())
+        .output("key_file", key_path.as_str())
+        .output("ca_file", Value::Null);
     let trouble = match trust::inspect(&pem, None, key.as_ref()) {
         Err(error) => Some(error.to_string()),
         Ok(seen) => {
-            look.output("sha256", seen.sha256.as_str()).output("not_after", seen.not_after.to_string());
-            look.output("names", json!(seen.names));
+            observed.output("sha256", seen.sha256.as_str()).output("not_after", seen.not_after.to_string());
+            observed.output("names", json!(seen.names));
             match seen.key_matches {
                 None => Some(format!("its key {key_path} does not exist")),
                 Some(false) => Some(format!("{key_path} is not its key")),
@@ -166,7 +169,7 @@ pub(crate) fn observe_existing(file: &CloudId) -> Observed {
         kind: KeyKind::Certificate.into(),
         cloud_id: file.clone(),
         spec: Spec::of(&json!({ "existing": file.as_str() })),
-        outputs: look.outputs,
+        outputs: observed.outputs,
         lineage: None,
         health: trouble.map_or(Health::Ready, Health::Degraded),
         via: None,

@@ -105,8 +105,8 @@ pub(crate) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observatio
     if std::fs::symlink_metadata(folder.root()).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
         return Ok(Observation::Absent);
     }
-    let mut look = ObservedObject::default();
-    look.output("path", folder.root().as_str());
+    let mut observed = ObservedObject::default();
+    observed.output("path", folder.root().as_str());
     for name in &spec.folders {
         let field = format!("folders.{name}");
         let says = match std::fs::symlink_metadata(folder.join(name)) {
@@ -116,10 +116,10 @@ pub(crate) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observatio
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => "it is gone",
             Err(error) => return Err(Error::io("check", folder.join(name).as_str(), error)),
         };
-        look.drift(&field, says);
+        observed.drift(&field, says);
     }
     if folder.has_short_sockets() && std::fs::symlink_metadata(folder.sockets()).is_err() {
-        look.drift("sockets", format!("{} is gone", folder.sockets()));
+        observed.drift("sockets", format!("{} is gone", folder.sockets()));
     }
-    Ok(Observation::There(look))
+    Ok(Observation::There(observed))
 }

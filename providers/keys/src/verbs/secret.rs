@@ -108,13 +108,13 @@ pub(crate) async fn observe(keys: &Keys, marker: &Marker) -> Result<Observation>
         Err(error) if error.kind == ErrorKind::NotFound => return Ok(Observation::Absent),
         Err(error) => return Err(error),
     };
-    let mut look = ObservedObject::default();
-    look.output("secret", json!(secret));
+    let mut observed = ObservedObject::default();
+    observed.output("secret", json!(secret));
     match spec.recipe.as_ref().map_or(Ok(Vec::new()), |recipe| outputs(recipe, &value)) {
-        Ok(public) => look.outputs.extend(public),
-        Err(why) => drop(look.drift("value", why)),
+        Ok(public) => observed.outputs.extend(public),
+        Err(why) => drop(observed.drift("value", why)),
     }
-    Ok(Observation::There(look))
+    Ok(Observation::There(observed))
 }
 
 /// The public properties of a secret.

@@ -51,7 +51,7 @@ impl Question {
         let parts: Option<Vec<String>> = path.trim_matches('/').split('/').map(|part| decoded(part, false)).collect();
         let parts = parts?;
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let asks = |name: &str| {
+        let parameter = |name: &str| {
             let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             pairs.find(|(key, _)| *key == name).map_or(Some(String::new()), |(_, value)| decoded(value, true))
         };
@@ -81,10 +81,10 @@ impl Question {
             ["apis", GROUP, VERSION, "namespaces", namespace, "pods", name, METRIC] => Self::Figures {
                 namespace: namespace.to_owned(),
                 of: match name {
-                    "*" => Subject::All(asks("labelSelector")?),
+                    "*" => Subject::All(parameter("labelSelector")?),
                     name => Subject::One(name.to_owned()),
                 },
-                metric_labels: asks("metricLabelSelector")?,
+                metric_labels: parameter("metricLabelSelector")?,
             },
             _ => return None,
         })

@@ -55,7 +55,7 @@ pub struct Adapter {
     rates: Mutex<Rates>,
     looks: AtomicU32,
     /// Whether the front proxy's certificate is known.
-    knows_front: AtomicBool,
+    knows_proxy: AtomicBool,
 }
 
 impl Adapter {
@@ -67,7 +67,7 @@ impl Adapter {
             pods,
             rates: Mutex::default(),
             looks: AtomicU32::new(0),
-            knows_front: AtomicBool::new(false),
+            knows_proxy: AtomicBool::new(false),
         }
     }
 
@@ -99,25 +99,25 @@ impl Adapter {
         let found = self.kubernetes.api().await?.get(&call).await?;
         let found = found
             .ok_or_else(|| call.error(ErrorKind::NotFound).because("the cluster does not support API aggregation"))?;
-        let told = |key: &str| found["data"][key].as_str().unwrap_or_default();
-        let authorities = told("requestheader-client-ca-file").to_owned();
+        let value_of = |key: &str| found["data"][key].as_str().unwrap_or_default();
+        let authorities = value_of("requestheader-client-ca-file").to_owned();
         if authorities.is_empty() {
             let why = "it has no `requestheader-client-ca-file`: the API server has no client certificate for extension API servers";
             return Err(call.error(ErrorKind::NotFound).because(why));
         }
-        let names = match told("requestheader-allowed-names") {
+        let names = match value_of("requestheader-allowed-names") {
             "" => Vec::new(),
             names => serde_json::from_str(names).map_err(|error| {
                 call.error(ErrorKind::Invalid).because(format!("requestheader-allowed-names: {error}"))
             })?,
         };
-        self.knows_front.store(true, Ordering::Relaxed);
+        self.knows_proxy.store(true, Ordering::Relaxed);
         Ok(FrontProxy { authorities, names })
     }
 
     /// Whether there are two polls: before that, a client would get an empty list.
     fn is_ready(&self) -> bool {
-        self.knows_front.load(Ordering::Relaxed) && self.looks.load(Ordering::Relaxed) >= MIN_POLLS
+        self.knows_proxy.load(Ordering::Relaxed) && self.looks.load(Ordering::Relaxed) >= MIN_POLLS
     }
 
     /// The answer to a GET of `/path?query`. Only the API server (`is_front`) gets the metrics of pods.

@@ -370,8 +370,8 @@ mod tests {
             ..CanaryObservation::default()
         };
         let waits = |look: CanaryObservation, wish: Option<OperatorCommand>, with: &str| {
-            let judged = judge.prepare(look, wish);
-            assert!(matches!(&judged, AnalysisResult::Wait(why) if why.contains(with)), "{with}: {judged:?}");
+            let result = judge.prepare(look, wish);
+            assert!(matches!(&result, AnalysisResult::Wait(why) if why.contains(with)), "{with}: {result:?}");
         };
         waits(CanaryObservation::default(), None, "0 of 0 new pods are ready, and no traffic is routed to them");
         waits(look(10, 2, 2), None, "2 of 3");
@@ -392,8 +392,8 @@ mod tests {
         let usual = totals(1000, 20, 0);
         let mut judge = Analysis::new(blue_green());
         for second in 0..300 {
-            let judged = judge.judge(at(second, totals(100 * second, 3 * second, 0), usual), None);
-            assert!(matches!(judged, AnalysisResult::Wait(_)), "{second}: {judged:?}");
+            let result = judge.judge(at(second, totals(100 * second, 3 * second, 0), usual), None);
+            assert!(matches!(result, AnalysisResult::Wait(_)), "{second}: {result:?}");
         }
         let bad = at(301, totals(30_100, 1100, 0), usual);
         assert!(reverts(&judge.judge(bad, None), "failed, and 20 of 1000 of the old release"));
@@ -433,12 +433,12 @@ mod tests {
             old_ready,
             ..at(20, totals(9, 0, 0), totals(90, 0, 0))
         };
-        let judged = |ready, old| Analysis::new(blue_green()).judge(look(ready, old), None);
-        assert!(reverts(&judged(0, 3), "0 of 3 new pods are ready, and 3 of the old release"));
-        assert!(reverts(&judged(1, 3), "1 of 3"));
+        let result = |ready, old| Analysis::new(blue_green()).judge(look(ready, old), None);
+        assert!(reverts(&result(0, 3), "0 of 3 new pods are ready, and 3 of the old release"));
+        assert!(reverts(&result(1, 3), "1 of 3"));
         // One pod fails, or a node takes equally many pods of both sets.
         for (ready, old) in [(2, 3), (1, 1), (0, 0)] {
-            assert!(matches!(judged(ready, old), AnalysisResult::Wait(_)), "{ready} {old}");
+            assert!(matches!(result(ready, old), AnalysisResult::Wait(_)), "{ready} {old}");
         }
         assert!(matches!(self::judge().judge(look(0, 3), None), AnalysisResult::Wait(_)), "a few have few clients");
     }

@@ -253,8 +253,8 @@ impl Kubernetes {
     ) -> Result<Option<(RolloutReport, bool)>> {
         let found = self.rolled((namespace, lineage), name).await?;
         Ok(read_report(&found).map(|told| {
-            let goes_on = is_held(&found, &told.id);
-            (told, goes_on)
+            let is_active = is_held(&found, &told.id);
+            (told, is_active)
         }))
     }
 

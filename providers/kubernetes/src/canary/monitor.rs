@@ -56,15 +56,15 @@ impl Kubernetes {
     pub async fn run_rollout(
         &self,
         orders: &str,
-        (figures, ask): (&dyn Scrape, &dyn QueryApi),
-        tell: &(dyn Fn(&str) + Sync),
+        (figures, query_api): (&dyn Scrape, &dyn QueryApi),
+        notify: &(dyn Fn(&str) + Sync),
     ) -> Result<RolloutReport> {
         let invalid = |source| Error::new(ErrorKind::Invalid, "read", "the rollout commands").because(source);
         let orders: RolloutOrders = serde_json::from_str(orders).map_err(|error| invalid(error.to_string()))?;
         let asking = QueryRunner::new(QueryConfig::of(&orders).map_err(invalid)?);
         tokio::select! {
-            told = self.watch_over(&orders, figures, (&asking, ask), tell) => told,
-            never = asking.go_on(ask) => match never {},
+            status_report = self.watch_over(&orders, figures, (&asking, query_api), notify) => status_report,
+            never = asking.go_on(query_api) => match never {},
         }
     }
 
@@ -72,8 +72,8 @@ impl Kubernetes {
         &self,
         orders: &RolloutOrders,
         figures: &dyn Scrape,
-        (asking, ask): (&QueryRunner, &dyn QueryApi),
-        tell: &(dyn Fn(&str) + Sync),
+        (asking, query_api): (&QueryRunner, &dyn QueryApi),
+        notify: &(dyn Fn(&str) + Sync),
     ) -> Result<RolloutReport> {
         let mut watching = RolloutMonitor {
             asking,
@@ -86,28 +86,28 @@ impl Kubernetes {
             before: None,
             ending: None,
             taken: false,
-            told: None,
-            told_at: Instant::now(),
+            status_report: None,
+            reported_at: Instant::now(),
         };
         let began = Instant::now();
         loop {
             let step = match self.api().await {
-                Ok(api) => watching.step(&api, orders, (figures, ask), began.elapsed() > START_TIMEOUT).await,
+                Ok(api) => watching.step(&api, orders, (figures, query_api), began.elapsed() > START_TIMEOUT).await,
                 Err(error) => Err(error),
             };
             let pause = match step {
-                Ok(Step::Over(told)) => {
-                    tell(&told.says);
-                    return Ok(told);
+                Ok(Step::Over(status_report)) => {
+                    notify(&status_report.says);
+                    return Ok(status_report);
                 }
                 Ok(Step::Waits) => BEGIN,
                 Ok(Step::Looked(says)) => {
-                    tell(&says);
+                    notify(&says);
                     if orders.canary.is_blue_green() { BLUE_GREEN_POLL_INTERVAL } else { POLL_INTERVAL }
                 }
                 Err(error) if error.kind == ErrorKind::NotFound => return Err(error),
                 Err(error) => {
-                    tell(&in_one_line(&error));
+                    notify(&in_one_line(&error));
                     POLL_INTERVAL
                 }
             };
@@ -135,8 +135,8 @@ struct RolloutMonitor<'a> {
     ending: Option<Instant>,
     /// Whether another manager changed the route with the traffic weights.
     taken: bool,
-    told: Option<RolloutReport>,
-    told_at: Instant,
+    status_report: Option<RolloutReport>,
+    reported_at: Instant,
 }
 
 enum Step {
@@ -150,48 +150,48 @@ impl RolloutMonitor<'_> {
         &mut self,
         api: &Api,
         orders: &RolloutOrders,
-        (figures, ask): (&dyn Scrape, &dyn QueryApi),
+        (figures, query_api): (&dyn Scrape, &dyn QueryApi),
         is_late: bool,
     ) -> Result<Step> {
         let call = call("read", "get", &orders.namespace, Some(&orders.name));
         let gone = || call.error(ErrorKind::NotFound).because("it is gone, or it was recreated");
         let deployment = api.get(&call).await?.filter(|found| identity::uid(found) == orders.uid).ok_or_else(gone)?;
-        let known = read_report(&deployment).filter(|told| told.id == orders.id);
-        if self.told.is_some() && known.is_none() {
+        let known = read_report(&deployment).filter(|status_report| status_report.id == orders.id);
+        if self.status_report.is_some() && known.is_none() {
             return Ok(Step::Over(orders.report(Stage::Waiting, "another rollout has started", 0)));
         }
         let held = is_held(&deployment, &orders.id);
         // A recorded decision is carried out first: the previous pod of the job may have been lost before it was done
         // or reported.
-        if let Some(told) = &known {
-            match (told.stage, held) {
+        if let Some(status_report) = &known {
+            match (status_report.stage, held) {
                 (Stage::Promoting | Stage::Reverting, true) => {
-                    return self.end(api, orders, &deployment, told.clone()).await;
+                    return self.end(api, orders, &deployment, status_report.clone()).await;
                 }
                 (Stage::Promoting | Stage::Reverting, false) => {
-                    return self.ended(api, orders, &deployment, told.clone()).await;
+                    return self.ended(api, orders, &deployment, status_report.clone()).await;
                 }
-                (Stage::Promoted | Stage::Reverted, _) => return Ok(Step::Over(told.clone())),
+                (Stage::Promoted | Stage::Reverted, _) => return Ok(Step::Over(status_report.clone())),
                 (Stage::Waiting | Stage::Preparing | Stage::Switching | Stage::Baking, _) => {}
             }
         }
         if !held {
-            let over = match known.map(|told| told.stage) {
+            let over = match known.map(|status_report| status_report.stage) {
                 Some(stage @ (Stage::Preparing | Stage::Switching | Stage::Baking)) => {
                     orders.report(stage, "another change was applied in the meantime", 0)
                 }
                 _ if is_late => orders.report(Stage::Waiting, "the rollout job did not start within three minutes", 0),
                 Some(_) => return Ok(Step::Waits),
                 None => {
-                    if let Some(step) = self.refused(api, orders, ask).await? {
+                    if let Some(step) = self.refused(api, orders, query_api).await? {
                         return Ok(step);
                     }
                     let sets = match orders.has_two_sets() {
                         true => Some(keep(api, orders, &deployment).await?),
                         false => None,
                     };
-                    let told = RolloutReport { sets, ..orders.report(Stage::Waiting, "the job exists", 0) };
-                    self.say(api, orders, told).await?;
+                    let status_report = RolloutReport { sets, ..orders.report(Stage::Waiting, "the job exists", 0) };
+                    self.say(api, orders, status_report).await?;
                     return Ok(Step::Waits);
                 }
             };
@@ -201,12 +201,12 @@ impl RolloutMonitor<'_> {
             return Ok(Step::Over(over));
         }
         let now = now();
-        let began = known.as_ref().map(|told| told.began).filter(|began| *began > 0).unwrap_or(now);
+        let began = known.as_ref().map(|status_report| status_report.began).filter(|began| *began > 0).unwrap_or(now);
         let at = now.saturating_sub(began);
-        let wish = read_command(&deployment, &orders.id).filter(|wish| *wish != OperatorCommand::Resume);
+        let command = read_command(&deployment, &orders.id).filter(|command| *command != OperatorCommand::Resume);
         // Without two sets, Kubernetes itself routes the clients.
-        let mut sets = known.as_ref().and_then(|told| told.sets.clone());
-        let mut stage = known.map_or(Stage::Waiting, |told| told.stage);
+        let mut sets = known.as_ref().and_then(|status_report| status_report.sets.clone());
+        let mut stage = known.map_or(Stage::Waiting, |status_report| status_report.stage);
         let mut trouble = None;
         let judgement = match self.looked(api, orders, &deployment, figures, (&mut stage, &mut sets), at).await {
             Ok(look) => {
@@ -217,7 +217,7 @@ impl RolloutMonitor<'_> {
                         let why = "the HTTPRoute was changed in the meantime, or its second service was removed; it is left unchanged";
                         AnalysisResult::Revert(why.to_owned())
                     }
-                    Stage::Preparing => self.judge.prepare(look, wish),
+                    Stage::Preparing => self.judge.prepare(look, command),
                     // The set that clients are routed to is being replaced.
                     _ if orders.has_two_sets() && self.hash.is_some() && is_another => {
                         AnalysisResult::Revert("its pod template was changed in the meantime".to_owned())
@@ -226,13 +226,13 @@ impl RolloutMonitor<'_> {
                         if look.pods > 0 && look.ready == look.pods {
                             self.asking.about(self.about(orders), began);
                         }
-                        let judgement = self.judge.judge(look, wish);
-                        self.asking.join(judgement, (at, orders.canary.deadline_seconds), wish)
+                        let judgement = self.judge.judge(look, command);
+                        self.asking.join(judgement, (at, orders.canary.deadline_seconds), command)
                     }
                 }
             }
             // Without observations the rollout is rolled back at its deadline all the same.
-            Err(error) if at >= orders.canary.deadline_seconds || wish == Some(OperatorCommand::Abort) => {
+            Err(error) if at >= orders.canary.deadline_seconds || command == Some(OperatorCommand::Abort) => {
                 AnalysisResult::Revert(format!("the state of the new pods is unknown: {}", in_one_line(&error)))
             }
             Err(error) => return Err(error),
@@ -248,20 +248,20 @@ impl RolloutMonitor<'_> {
             Stage::Preparing => orders.share().map(|_| 0),
             _ => None,
         };
-        let mut told = RolloutReport { sets, share, ..orders.report(stage, &says, began) };
+        let mut status_report = RolloutReport { sets, share, ..orders.report(stage, &says, began) };
         if self.taken {
             // The release did not fail, so it may be retried.
-            told.release.clear();
+            status_report.release.clear();
         }
         match stage {
             Stage::Promoting | Stage::Reverting => {
-                self.say(api, orders, told.clone()).await?;
-                self.end(api, orders, &deployment, told).await
+                self.say(api, orders, status_report.clone()).await?;
+                self.end(api, orders, &deployment, status_report).await
             }
             Stage::Switching => {
                 // The baseline is recorded first, for a restarted job.
-                self.say(api, orders, told.clone()).await?;
-                if let Some(sets) = &told.sets
+                self.say(api, orders, status_report.clone()).await?;
+                if let Some(sets) = &status_report.sets
                     && !orders.traffic(api).show(&sets.old, sets.new.as_deref()).await?
                 {
                     // The next poll sees the same and rolls back.
@@ -269,20 +269,21 @@ impl RolloutMonitor<'_> {
                 }
                 // The old observations say nothing about pods with all clients.
                 self.judge = Analysis::new(orders.canary);
-                self.say(api, orders, RolloutReport { stage: Stage::Baking, share: orders.share(), ..told }).await?;
+                self.say(api, orders, RolloutReport { stage: Stage::Baking, share: orders.share(), ..status_report })
+                    .await?;
                 Ok(Step::Looked(says))
             }
             _ => {
-                let is_new = self.told.as_ref().is_none_or(|told| told.stage != stage);
-                if is_new || self.told_at.elapsed() >= TELL {
+                let is_new = self.status_report.as_ref().is_none_or(|status_report| status_report.stage != stage);
+                if is_new || self.reported_at.elapsed() >= TELL {
                     let says = match trouble {
                         Some(deployment) => {
-                            let says = ready::failing(deployment, told.says);
+                            let says = ready::failing(deployment, status_report.says);
                             diagnosis::of_pods(api, call.row, deployment, says).await
                         }
-                        None => told.says,
+                        None => status_report.says,
                     };
-                    self.say(api, orders, RolloutReport { says, ..told }).await?;
+                    self.say(api, orders, RolloutReport { says, ..status_report }).await?;
                 }
                 Ok(Step::Looked(says))
             }
@@ -290,8 +291,8 @@ impl RolloutMonitor<'_> {
     }
 
     /// Ends a rollout before anything has changed if a query is invalid or Prometheus is unreachable.
-    async fn refused(&mut self, api: &Api, orders: &RolloutOrders, ask: &dyn QueryApi) -> Result<Option<Step>> {
-        let Some(QueryError { may_pass, why }) = self.asking.refused(ask, &orders.namespace).await else {
+    async fn refused(&mut self, api: &Api, orders: &RolloutOrders, query_api: &dyn QueryApi) -> Result<Option<Step>> {
+        let Some(QueryError { may_pass, why }) = self.asking.refused(query_api, &orders.namespace).await else {
             return Ok(None);
         };
         if may_pass && self.unanswered.get_or_insert_with(Instant::now).elapsed() < ANSWERS {
@@ -299,9 +300,9 @@ impl RolloutMonitor<'_> {
         }
         // The release did not fail, so it may be retried.
         let says = format!("no pod was created: {why}");
-        let told = RolloutReport { release: String::new(), ..orders.report(Stage::Reverted, &says, 0) };
-        self.say(api, orders, told.clone()).await?;
-        Ok(Some(Step::Over(told)))
+        let status_report = RolloutReport { release: String::new(), ..orders.report(Stage::Reverted, &says, 0) };
+        self.say(api, orders, status_report.clone()).await?;
+        Ok(Some(Step::Over(status_report)))
     }
 
     fn about(&self, orders: &RolloutOrders) -> About {
@@ -348,10 +349,10 @@ impl RolloutMonitor<'_> {
         *sets = PodSets { new: self.hash.clone(), before: before.and(self.old.totals), ..sets.clone() };
         let all = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
         // Kubernetes rounds a surge up, too.
-        let meant = orders.canary.share.map_or(all, |share| (all * u64::from(share)).div_ceil(100).max(1));
+        let expected = orders.canary.share.map_or(all, |share| (all * u64::from(share)).div_ceil(100).max(1));
         Ok(match self.hash {
-            Some(_) => CanaryObservation { pods: look.pods.max(meant), ..look },
-            None => CanaryObservation { at, pods: meant, ..CanaryObservation::default() },
+            Some(_) => CanaryObservation { pods: look.pods.max(expected), ..look },
+            None => CanaryObservation { at, pods: expected, ..CanaryObservation::default() },
         })
     }
 
@@ -361,23 +362,23 @@ impl RolloutMonitor<'_> {
         api: &Api,
         orders: &RolloutOrders,
         deployment: &Value,
-        told: RolloutReport,
+        status_report: RolloutReport,
     ) -> Result<Step> {
-        let done = match told.stage {
+        let done = match status_report.stage {
             Stage::Promoting => orders.go_on(api).await,
-            _ => orders.put_back(api, &told).await,
+            _ => orders.put_back(api, &status_report).await,
         };
         if let Err(error) = done {
-            let (why, _) = told.says.split_once(STUCK).unwrap_or((&told.says, ""));
+            let (why, _) = status_report.says.split_once(STUCK).unwrap_or((&status_report.says, ""));
             let says = format!("{why}{STUCK}{}", in_one_line(&error));
             // It is retried without limit; the report shows an operator why. A failed report must not hide the error.
-            let _ = self.say(api, orders, RolloutReport { says, ..told.clone() }).await;
+            let _ = self.say(api, orders, RolloutReport { says, ..status_report.clone() }).await;
             return Err(error);
         }
         if orders.has_two_sets() {
-            return Ok(Step::Looked(told.says));
+            return Ok(Step::Looked(status_report.says));
         }
-        self.ended(api, orders, deployment, told).await
+        self.ended(api, orders, deployment, status_report).await
     }
 
     /// Waits until one set of pods is left, then routes clients to all pods again.
@@ -386,25 +387,25 @@ impl RolloutMonitor<'_> {
         api: &Api,
         orders: &RolloutOrders,
         deployment: &Value,
-        told: RolloutReport,
+        status_report: RolloutReport,
     ) -> Result<Step> {
         if orders.has_two_sets() {
             let since = *self.ending.get_or_insert_with(Instant::now);
             if !orders.settle(api, deployment).await? {
                 if since.elapsed() < SETTLES {
-                    return Ok(Step::Looked(format!("{}; removing the pods of the other release", told.says)));
+                    return Ok(Step::Looked(format!("{}; removing the pods of the other release", status_report.says)));
                 }
                 orders.traffic(api).lead_to_all().await?;
             }
         }
-        let told = told.ended();
-        self.say(api, orders, told.clone()).await?;
-        Ok(Step::Over(told))
+        let status_report = status_report.ended();
+        self.say(api, orders, status_report.clone()).await?;
+        Ok(Step::Over(status_report))
     }
 
-    async fn say(&mut self, api: &Api, orders: &RolloutOrders, told: RolloutReport) -> Result<()> {
-        orders.say(api, &told).await?;
-        (self.told, self.told_at) = (Some(told), Instant::now());
+    async fn say(&mut self, api: &Api, orders: &RolloutOrders, status_report: RolloutReport) -> Result<()> {
+        orders.say(api, &status_report).await?;
+        (self.status_report, self.reported_at) = (Some(status_report), Instant::now());
         Ok(())
     }
 
@@ -425,13 +426,13 @@ impl RolloutMonitor<'_> {
         let of = |pod: &Value| pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let staying = |pod: &&Value| !pod["metadata"]["deletionTimestamp"].is_string();
         let is_new = |pod: &Value| pod["metadata"]["labels"][HASH] == hash.as_str();
-        let asked = pods.iter().filter(staying).filter_map(|pod| {
+        let scrapes = pods.iter().filter(staying).filter_map(|pod| {
             let address: IpAddr = pod["status"]["podIP"].as_str()?.parse().ok()?;
             Some(async move { (pod, figures.scrape(address, orders.metrics_port).await) })
         });
         let slow_ms = orders.canary.slow_ms;
         let mut measured = 0;
-        for (pod, text) in futures::future::join_all(asked).await {
+        for (pod, text) in futures::future::join_all(scrapes).await {
             // The counters of a pod that does not answer are read later; the kubelet decides whether it is ready.
             let Ok(text) = text else { continue };
             let totals: Totals = counters::read(&text, slow_ms);
@@ -457,10 +458,10 @@ impl RolloutMonitor<'_> {
         let restarts = restarts.flat_map(|all| all.as_array().into_iter().flatten());
         let restarts = restarts.filter_map(|one| one["restartCount"].as_u64()).max().unwrap_or_default();
         // The intended number, of which some pods may not exist yet.
-        let meant = deployment["status"]["updatedReplicas"].as_u64().unwrap_or_default();
+        let expected = deployment["status"]["updatedReplicas"].as_u64().unwrap_or_default();
         Ok(CanaryObservation {
             at,
-            pods: meant.max(new.len() as u64),
+            pods: expected.max(new.len() as u64),
             ready: new.into_iter().filter(ready).count() as u64,
             restarts,
             measured,

@@ -178,8 +178,8 @@ impl QueryConfig {
 
     /// Adds the Prometheus settings to the job's pod. An older program rejects the argument, and no rollout starts.
     pub(super) fn reached(&self, pod: &mut Value) {
-        let mut add = |place: &str, what: Value| {
-            if let Some(list) = pod.pointer_mut(place).and_then(Value::as_array_mut) {
+        let mut add = |pointer: &str, what: Value| {
+            if let Some(list) = pod.pointer_mut(pointer).and_then(Value::as_array_mut) {
                 list.push(what);
             }
         };
@@ -290,8 +290,9 @@ impl Answers {
 
     /// The last answer to each query, for a message.
     fn say(&self, at: u64) -> String {
-        let said: Vec<String> = self.queries.iter().zip(&self.seen).map(|(query, seen)| seen.says(query, at)).collect();
-        said.join("; ")
+        let summary: Vec<String> =
+            self.queries.iter().zip(&self.seen).map(|(query, seen)| seen.says(query, at)).collect();
+        summary.join("; ")
     }
 }
 
@@ -612,8 +613,8 @@ mod tests {
     impl QueryApi for Says {
         async fn ask(&self, url: &str, query: &str) -> Result<(u16, String), String> {
             assert_eq!(url, "http://p");
-            let said = self.0.iter().find(|(asked, ..)| *asked == query);
-            said.map(|(_, status, body)| (*status, (*body).to_owned())).ok_or_else(|| "nobody there".to_owned())
+            let summary = self.0.iter().find(|(asked, ..)| *asked == query);
+            summary.map(|(_, status, body)| (*status, (*body).to_owned())).ok_or_else(|| "nobody there".to_owned())
         }
     }
 
@@ -639,15 +640,15 @@ mod tests {
     fn query_results_are_discarded_when_the_pods_change() {
         let asking = QueryRunner::new(Some(outside(&[("{{new}}", Some(1.0), None, 1)])));
         let about = |new: &str| asking.about(About { new: Some(new.to_owned()), ..About::default() }, 1);
-        let goes_on = || matches!(asking.join(promote(), (0, 1000), None), AnalysisResult::Promote(_));
-        assert!(!goes_on(), "nothing is left to query");
+        let promotes = || matches!(asking.join(promote(), (0, 1000), None), AnalysisResult::Promote(_));
+        assert!(!promotes(), "nothing is left to query");
         about("1");
         asking.answers.lock().unwrap().1.add(0, vec![value(0.0)]);
-        assert!(goes_on());
+        assert!(promotes());
         about("1");
-        assert!(goes_on(), "they are the same");
+        assert!(promotes(), "they are the same");
         about("2");
-        assert!(!goes_on());
+        assert!(!promotes());
         assert_eq!(QueryRunner::new(None).join(promote(), (0, 1000), None), promote(), "nobody is asked");
     }
 }

@@ -595,7 +595,7 @@ mod tests {
             "nor of shares of clients"
         );
         for secret in [true, false] {
-            let asked = component::PrometheusQueries {
+            let settings = component::PrometheusQueries {
                 url: "http://p".to_owned(),
                 token: secret,
                 ca: None,
@@ -603,7 +603,7 @@ mod tests {
             };
             let mut orders = orders.clone();
             orders.promote["metadata"]["annotations"]["textnlp-rollout-queries"] =
-                json!(QueryConfig::written(&asked, secret));
+                json!(QueryConfig::written(&settings, secret));
             let job = orders.job("rollout", &deployment).unwrap();
             let pod = &job["spec"]["template"]["spec"];
             let one = &pod["containers"][0];

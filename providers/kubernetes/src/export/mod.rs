@@ -130,8 +130,8 @@ impl SiteObjects {
             ]);
             manifest.extend(spec.fields().map(|(name, value)| (name.clone(), value.clone())));
             let mut manifest = Value::Object(manifest);
-            let mut asks_for_key = false;
-            later(&mut manifest, &mut asks_for_key);
+            let mut needs_key = false;
+            later(&mut manifest, &mut needs_key);
             if row.kind == "Job" {
                 // The notes select jobs by this label, to delete them before the next apply.
                 manifest["metadata"]["labels"]["app.kubernetes.io/part-of"] = json!("textnlp");
@@ -144,7 +144,7 @@ impl SiteObjects {
             if let Some(left) = first_output(&manifest) {
                 return Err(format!("{} needs {}#{}, which only `up` knows", one.id, left.resource, left.field));
             }
-            if asks_for_key && site.secrets.iter().all(|secret| secret.name != FIRST_KEY) {
+            if needs_key && site.secrets.iter().all(|secret| secret.name != FIRST_KEY) {
                 let keys = [FIRST_KEY_ID, FIRST_KEY_DIGEST].map(str::to_owned).into();
                 site.secrets.push(NeededSecret { name: FIRST_KEY.to_owned(), kind: "Opaque".to_owned(), keys });
             }
@@ -225,7 +225,7 @@ fn needed(name: &str, spec: &Value) -> NeededSecret {
 }
 
 /// Prepares fields that depend on secrets: digests are removed, and variables refer to the operator's Secret.
-fn later(value: &mut Value, asks_for_key: &mut bool) {
+fn later(value: &mut Value, needs_key: &mut bool) {
     match value {
         Value::Object(fields) => {
             let output = |value: &Value| OutputRef::from_value(value).map(|output| output.field);
@@ -239,11 +239,11 @@ fn later(value: &mut Value, asks_for_key: &mut bool) {
                 fields.shift_remove("value");
                 let from = json!({ "secretKeyRef": { "name": FIRST_KEY, "key": key } });
                 fields.insert("valueFrom".to_owned(), from);
-                *asks_for_key = true;
+                *needs_key = true;
             }
-            fields.values_mut().for_each(|value| later(value, asks_for_key));
+            fields.values_mut().for_each(|value| later(value, needs_key));
         }
-        Value::Array(items) => items.iter_mut().for_each(|value| later(value, asks_for_key)),
+        Value::Array(items) => items.iter_mut().for_each(|value| later(value, needs_key)),
         // The job runs again with the next release, and must not reinstate a key that was revoked since.
         Value::String(text) => *text = text.replace(",\"reinstate\":true", ""),
         _ => {}

@@ -88,6 +88,6 @@ impl Lowering<'_> {
 /// The labels and tolerations of pods on spot nodes; the map and the pods share them.
 fn spot() -> (BTreeMap<&'static str, &'static str>, Value) {
     let (key, value) = LIFECYCLE;
-    let borne = json!([{ "key": key, "operator": "Equal", "value": value, "effect": "NoSchedule" }]);
-    (BTreeMap::from([LIFECYCLE, BATCH]), borne)
+    let tolerated = json!([{ "key": key, "operator": "Equal", "value": value, "effect": "NoSchedule" }]);
+    (BTreeMap::from([LIFECYCLE, BATCH]), tolerated)
 }

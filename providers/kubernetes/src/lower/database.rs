@@ -208,8 +208,8 @@ impl Lowering<'_> {
             let cause = "backups of an external database from a cluster are not supported";
             return self.problem("backup", cause, "set `backup: { enabled: false }`, and back it up where it runs");
         };
-        if let Some(place) = &backup.destination {
-            let cause = format!("backups from a cluster to `{place}` are not supported yet");
+        if let Some(target) = &backup.destination {
+            let cause = format!("backups from a cluster to `{target}` are not supported yet");
             self.problem(
                 "destination",
                 cause,
@@ -278,8 +278,8 @@ const DATABASE: &str = "database";
 /// Bytes as a Kubernetes quantity, in the largest unit that divides them.
 pub(super) fn disk(bytes: u64) -> String {
     let units = [(1_u64 << 40, "Ti"), (1 << 30, "Gi"), (1 << 20, "Mi")];
-    let whole = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
-    whole.map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
+    let amount = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    amount.map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
 }
 
 /// A period as a cron expression in UTC; daily and weekly runs start at 02:00.
@@ -288,7 +288,7 @@ fn schedule(seconds: u64) -> Option<String> {
     const DAY: u64 = 24 * HOUR;
     const WEEK: u64 = 7 * DAY;
     // Cron steps restart with every hour or day, so the period must divide it.
-    let parts = |whole: u64, unit: u64| seconds.is_multiple_of(unit) && whole.is_multiple_of(seconds);
+    let parts = |amount: u64, unit: u64| seconds.is_multiple_of(unit) && amount.is_multiple_of(seconds);
     match seconds {
         WEEK => Some("0 2 * * 0".to_owned()),
         DAY => Some("0 2 * * *".to_owned()),

@@ -80,8 +80,8 @@ struct Lowering<'a> {
 pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
     let Some(cluster) = site.cluster.as_deref() else {
         let cause = format!("a cluster runs programs as pods, not with `{}`", site.runtime);
-        let place = format!("{}/{} runtime", site.name, component.name);
-        return Err(Problems(vec![Problem::new(place, cause, "set `runtime: kubernetes` for this site")]));
+        let location = format!("{}/{} runtime", site.name, component.name);
+        return Err(Problems(vec![Problem::new(location, cause, "set `runtime: kubernetes` for this site")]));
     };
     let mut lowering = Lowering { component, site, cluster, wanted: Vec::new(), problems: Vec::new() };
     lowering.lower();
@@ -216,12 +216,12 @@ impl Lowering<'_> {
             return self.problem("existing", cause, fix);
         }
         let Some(id) = self.id(CERTIFICATE, "secret") else { return };
-        let Ok(place) = CloudId::new(format!("{}/{name}", self.cluster.namespace)) else { return };
+        let Ok(location) = CloudId::new(format!("{}/{name}", self.cluster.namespace)) else { return };
         let namespace = self.id(NETWORK, "namespace");
         let spec = json!({ "metadata": { "name": name, "namespace": self.cluster.namespace } });
         self.push(id, "kubernetes.secret", spec, namespace.into_iter().collect());
         if let Some(last) = self.wanted.last_mut() {
-            last.ownership = Ownership::External(place);
+            last.ownership = Ownership::External(location);
         }
     }
 
@@ -432,8 +432,8 @@ impl Lowering<'_> {
     }
 
     fn problem(&mut self, field: &str, cause: impl Into<String>, fix: impl Into<String>) {
-        let place = format!("{}/{} {field}", self.site.name, self.component.name);
-        let problem = Problem::new(place, cause.into(), fix.into());
+        let location = format!("{}/{} {field}", self.site.name, self.component.name);
+        let problem = Problem::new(location, cause.into(), fix.into());
         if !self.problems.contains(&problem) {
             self.problems.push(problem);
         }

@@ -224,8 +224,13 @@ impl Lowering<'_> {
             let mut inputs = json!(growth);
             inputs["namespace"] = json!(self.cluster.namespace);
             inputs["min"] = json!(workload.replicas);
-            let told = self.adapter(&image);
-            self.part_of_kind("autoscaler", Template::Autoscaler, &inputs, [deployment].into_iter().chain(told));
+            let adapter_objects = self.adapter(&image);
+            self.part_of_kind(
+                "autoscaler",
+                Template::Autoscaler,
+                &inputs,
+                [deployment].into_iter().chain(adapter_objects),
+            );
         }
         self.beside(&secrets, &way, workload.saml.as_ref());
     }

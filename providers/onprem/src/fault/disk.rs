@@ -23,8 +23,8 @@ fn places(folder: &SiteFolder) -> Vec<(Utf8PathBuf, Utf8PathBuf)> {
 
 /// Refuses the fault where this site's disk must not be filled.
 pub(super) fn check(folder: &SiteFolder) -> Result<(), String> {
-    for (data, beside) in places(folder) {
-        if device(&data)? == device(&beside)? {
+    for (data, neighbour) in places(folder) {
+        if device(&data)? == device(&neighbour)? {
             return Err(format!(
                 "{data} is on the same filesystem as other data: filling it would fill that too. Mount a separate filesystem there, or choose another fault"
             ));
@@ -43,8 +43,8 @@ pub(super) fn check(folder: &SiteFolder) -> Result<(), String> {
 
 /// Refuses the loss of data where the data is a mount point, which cannot be renamed.
 pub(super) fn can_be_taken(folder: &SiteFolder) -> Result<(), String> {
-    for (data, beside) in places(folder) {
-        if device(&data)? != device(&beside)? {
+    for (data, neighbour) in places(folder) {
+        if device(&data)? != device(&neighbour)? {
             return Err(format!(
                 "{data} is a mount point and cannot be removed while it is mounted: use `kill` without --lose-data, or `disk_full`"
             ));

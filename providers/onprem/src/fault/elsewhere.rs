@@ -53,13 +53,13 @@ impl RevertCommand {
         let mut command = self.command(program, folder);
         command.arg(CHECK_ONLY_FLAG).stdout(Stdio::piped()).stderr(Stdio::piped());
         let run = tokio::process::Command::from(command).kill_on_drop(true).output();
-        let said = match tokio::time::timeout(START_TIMEOUT, run).await {
-            Ok(said) => said.map_err(|error| error.to_string())?,
+        let result = match tokio::time::timeout(START_TIMEOUT, run).await {
+            Ok(result) => result.map_err(|error| error.to_string())?,
             Err(_) => return Err(format!("it does not end within {} s", START_TIMEOUT.as_secs())),
         };
-        match said.status.success() {
+        match result.status.success() {
             true => Ok(()),
-            false => Err(String::from_utf8_lossy(&said.stderr).trim().to_owned()),
+            false => Err(String::from_utf8_lossy(&result.stderr).trim().to_owned()),
         }
     }
 

@@ -148,10 +148,10 @@ impl Faults {
     }
 
     /// The faults that the supervisor of the location `witness` manages; `None` for every other location.
-    pub(crate) fn of_witness(place: &SiteFolder) -> Option<Self> {
-        let is_witness = place.root().file_name() == Some(WITNESS);
+    pub(crate) fn of_witness(site_folder: &SiteFolder) -> Option<Self> {
+        let is_witness = site_folder.root().file_name() == Some(WITNESS);
         // `/proc/self/exe`, because the file may have been replaced or removed since this supervisor started.
-        is_witness.then(|| Self { state: place.state().to_owned(), program: "/proc/self/exe".into() })
+        is_witness.then(|| Self { state: site_folder.state().to_owned(), program: "/proc/self/exe".into() })
     }
 
     /// Stores the fault, then injects it. The caller injects a fault of other machines afterwards. On an error the file
@@ -427,8 +427,8 @@ impl Faults {
 
 /// The socket of a program of a site or of the witness: `watch`, `border`, `witness`. It is in a short folder where the
 /// state folder's path is too long for a socket address.
-pub fn socket(state: &Utf8Path, place: &SiteName, name: &str) -> Utf8PathBuf {
-    SiteFolder::of(&crate::options::canonical(state.to_owned()), place).socket(name)
+pub fn socket(state: &Utf8Path, site_folder: &SiteName, name: &str) -> Utf8PathBuf {
+    SiteFolder::of(&crate::options::canonical(state.to_owned()), site_folder).socket(name)
 }
 
 /// Moves the site's data to a private folder. Running programs still hold it open and are killed next.

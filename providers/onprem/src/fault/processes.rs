@@ -112,10 +112,10 @@ impl<'a> Processes<'a> {
         let mut strange = Vec::new();
         for name in self.names() {
             let Some(pid) = self.holder(&name)? else { continue };
-            let proof = || {
+            let verify = || {
                 self.holder(&name).ok().flatten() == Some(pid) && Running::of_holder(self.folder, &name, pid).is_some()
             };
-            match VerifiedProcess::when(pid, proof) {
+            match VerifiedProcess::when(pid, verify) {
                 Some(proven) => proven.signal(signal, true)?,
                 None if self.holder(&name)? == Some(pid) => strange.push(format!("{name} (process {pid})")),
                 None => {}

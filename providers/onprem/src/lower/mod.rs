@@ -166,8 +166,8 @@ impl Lowering<'_> {
 
     /// The schedule is a file that the supervisor reads.
     fn backup(&mut self, backup: &Backup) {
-        if let Some(place) = backup.destination.as_ref().filter(|place| !place.starts_with('/')) {
-            let cause = format!("backups to `{place}` are not supported yet");
+        if let Some(target) = backup.destination.as_ref().filter(|target| !target.starts_with('/')) {
+            let cause = format!("backups to `{target}` are not supported yet");
             return self.problem("destination", cause, "write an absolute path, or remove it");
         }
         let spec = json!({ "path": BACKUP_FILE, "document": backup });
@@ -221,24 +221,24 @@ impl Lowering<'_> {
         [secret, file]: [String; 2],
         needs: &mut Vec<ResourceId>,
     ) -> Option<Receiver> {
-        let given = match address {
+        let external = match address {
             ReceiverAddress::Plain(address) => return Some(Receiver::Address { address: address.clone() }),
-            ReceiverAddress::Secret(given) => given,
+            ReceiverAddress::Secret(external) => external,
         };
-        if let Some(path) = given.source.strip_prefix("secret:file:") {
+        if let Some(path) = external.source.strip_prefix("secret:file:") {
             return Some(Receiver::File { file: path.into() });
         }
         let (secret, file) = (self.part(&secret), self.part(&file));
         let (secret, file) = (secret?, file?);
         let path = format!("config/{name}");
-        self.given_file(name, given, secret, file.clone(), &path);
+        self.given_file(name, external, secret, file.clone(), &path);
         needs.push(file);
         Some(Receiver::File { file: self.folder.join(&path) })
     }
 
     /// A user-provided secret `name`, and the file at `path` that programs read.
-    fn given_file(&mut self, name: &str, given: &ExternalSecret, secret: ResourceId, file: ResourceId, path: &str) {
-        self.given_secret(secret.clone(), name, given);
+    fn given_file(&mut self, name: &str, external: &ExternalSecret, secret: ResourceId, file: ResourceId, path: &str) {
+        self.given_secret(secret.clone(), name, external);
         let network = self.network_id();
         self.want(
             file,

@@ -51,8 +51,8 @@ pub(super) fn database_door(database: &ComponentName) -> String {
 }
 
 /// The relay's outbound socket to another location.
-fn door_to(place: &SiteName) -> String {
-    format!("out-{place}")
+fn door_to(target: &SiteName) -> String {
+    format!("out-{target}")
 }
 
 /// What these processes need beyond the common inputs.
@@ -291,7 +291,9 @@ impl Lowering<'_> {
             }
             backends.push(backend);
         }
-        let Some(figures) = self.socket_at(&self.site.name, front.witness.as_str()) else { return self.too_long() };
+        let Some(metrics_socket) = self.socket_at(&self.site.name, front.witness.as_str()) else {
+            return self.too_long();
+        };
         self.gateway_process(super::serving::Gateway {
             host: &front.host,
             port: front.port,
@@ -313,7 +315,7 @@ impl Lowering<'_> {
                 "healthy_after": 1,
                 "gives_up": true,
             }),
-            metrics_from: vec![figures],
+            metrics_from: vec![metrics_socket],
             stop_grace_ms: FRONT_GRACE_MS,
             needs: vec![witness],
         });

@@ -14,8 +14,8 @@ pub(super) fn disk(sys: &Path, device: u64) -> Option<Disk> {
     let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     let found = sys.join("dev/block").join(number).canonicalize().ok()?;
     // A partition says nothing of its own; its disk is the folder above.
-    let whole = if found.join("partition").exists() { found.parent()?.to_owned() } else { found };
-    kind(&whole, DEEPEST)
+    let disk_path = if found.join("partition").exists() { found.parent()?.to_owned() } else { found };
+    kind(&disk_path, DEEPEST)
 }
 
 fn kind(disk: &Path, deepest: u32) -> Option<Disk> {
@@ -29,8 +29,8 @@ fn kind(disk: &Path, deepest: u32) -> Option<Disk> {
             kinds.into_iter().collect::<Option<Vec<_>>>()?.into_iter().max()
         };
     }
-    let whole = if disk.join("partition").exists() { disk.parent()? } else { disk };
-    let name = whole.file_name()?.to_str()?;
+    let disk_path = if disk.join("partition").exists() { disk.parent()? } else { disk };
+    let name = disk_path.file_name()?.to_str()?;
     if name.starts_with("nvme") {
         return Some(Disk::Nvme);
     }
@@ -38,7 +38,7 @@ fn kind(disk: &Path, deepest: u32) -> Option<Disk> {
     if ["vd", "xvd", "loop", "ram", "zram", "nbd"].iter().any(|kind| name.starts_with(kind)) {
         return None;
     }
-    match std::fs::read_to_string(whole.join("queue/rotational")).ok()?.trim() {
+    match std::fs::read_to_string(disk_path.join("queue/rotational")).ok()?.trim() {
         "0" => Some(Disk::Solid),
         "1" => Some(Disk::Rotating),
         _ => None,

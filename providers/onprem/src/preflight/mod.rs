@@ -143,14 +143,14 @@ async fn model(
         return;
     }
     let (folder, source) = (path.clone(), source.clone());
-    let looked = tokio::task::spawn_blocking(move || {
+    let facts = tokio::task::spawn_blocking(move || {
         textnlp_models::inspect(&folder)?;
         match &store {
             Some(store) => store.local_digest(&source, &|_| ()),
             None => textnlp_models::local_digest(&source, &|_| ()),
         }
     });
-    match looked.await {
+    match facts.await {
         Ok(Ok(found)) => {
             let found = found.map(|digest| digest.to_string());
             if let (Some(locked), Some(found)) = (&spec.digest, &found)

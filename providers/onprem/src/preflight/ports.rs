@@ -21,7 +21,7 @@ pub(super) fn check(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Pro
         if runs && applied.contains(&address) {
             continue;
         }
-        let place = format!("{}: {field}", wanted.id);
+        let location = format!("{}: {field}", wanted.id);
         let change = setting(wanted.id.as_str(), field);
         match TcpListener::bind(address) {
             Ok(_) => {}
@@ -36,18 +36,18 @@ pub(super) fn check(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Pro
                 });
                 let cause = format!("{address} is taken{}", by.unwrap_or_default());
                 problems.push(Problem::new(
-                    place,
+                    location,
                     cause,
                     format!("stop that process, or choose another port: {change}"),
                 ));
             }
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 let cause = format!("only root can bind {address}");
-                problems.push(Problem::new(place, cause, format!("choose a port above 1023: {change}")));
+                problems.push(Problem::new(location, cause, format!("choose a port above 1023: {change}")));
             }
             Err(error) => {
                 let cause = format!("{address} cannot be bound: {error}");
-                problems.push(Problem::new(place, cause, "choose an address of this machine"));
+                problems.push(Problem::new(location, cause, "choose an address of this machine"));
             }
         }
     }

@@ -14,10 +14,10 @@ pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec
     if folder.join(&spec.path).join("data/PG_VERSION").is_file() || spec.follows {
         return;
     }
-    let place = wanted.id.as_str();
+    let location = wanted.id.as_str();
     let elsewhere = "or set `database.url` to an external PostgreSQL";
     if postgres::newest(spec.version).is_none() {
-        problems.push(Problem::new(place, postgres::missing(spec.version), format!("install it, {elsewhere}")));
+        problems.push(Problem::new(location, postgres::missing(spec.version), format!("install it, {elsewhere}")));
     }
     match postgres::user() {
         Ok(None) => {}
@@ -30,11 +30,11 @@ pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec
                     user.name,
                     postgres::ELSEWHERE
                 );
-                problems.push(Problem::new(place, cause, format!("make it writable, {elsewhere}")));
+                problems.push(Problem::new(location, cause, format!("make it writable, {elsewhere}")));
             }
         }
         Err(why) => problems.push(Problem::new(
-            place,
+            location,
             why,
             "add a system user `postgres`, or run this as a user other than root",
         )),
@@ -97,26 +97,26 @@ pub(super) async fn check_others(wanted: &Wanted, all: &[Wanted], folder: &SiteF
         // elsewhere.
         let given = secret.and_then(|secret| secret.spec.typed::<SecretSpec>().ok()).and_then(|spec| spec.given);
         let Some(value) = given.and_then(|given| given.read()) else { return };
-        let Ok(place) = pass_bytes(value.expose()) else { return };
-        database[field] = Value::from(place.path.as_str());
-        lent.push(place);
+        let Ok(location) = pass_bytes(value.expose()) else { return };
+        database[field] = Value::from(location.path.as_str());
+        lent.push(location);
     }
     let Ok(config) = pass_file(&document) else { return };
-    let place = format!("{}: database", wanted.id);
+    let location = format!("{}: database", wanted.id);
     let found = match query_database(&program.source, &config.path, wanted.id.as_str()).await {
         Ok(found) => found,
         Err(error) => {
             let fix = "check that the server program runs on this machine";
-            return problems.push(Problem::new(place, textnlp_provider::error_chain(&error), fix));
+            return problems.push(Problem::new(location, textnlp_provider::error_chain(&error), fix));
         }
     };
-    let told = |list: &str| found[list].as_array().cloned().unwrap_or_default();
-    let text = |told: &Value, field: &str| told[field].as_str().unwrap_or_default().to_owned();
-    for told in told("problems") {
-        problems.push(Problem::new(place.clone(), text(&told, "cause"), text(&told, "fix")));
+    let problems_of = |list: &str| found[list].as_array().cloned().unwrap_or_default();
+    let text = |problems_of: &Value, field: &str| problems_of[field].as_str().unwrap_or_default().to_owned();
+    for problems_of in problems_of("problems") {
+        problems.push(Problem::new(location.clone(), text(&problems_of, "cause"), text(&problems_of, "fix")));
     }
-    for told in told("notes") {
-        problems.push(Problem::warning(place.clone(), text(&told, "cause"), text(&told, "fix")));
+    for problems_of in problems_of("notes") {
+        problems.push(Problem::warning(location.clone(), text(&problems_of, "cause"), text(&problems_of, "fix")));
     }
     let replicas =
         of_site().filter(|other| other.spec.get("arguments") == Some(&serde_json::json!(["serve"]))).count() as u64;
@@ -127,6 +127,6 @@ pub(super) async fn check_others(wanted: &Wanted, all: &[Wanted], folder: &SiteF
             replicas * connections
         );
         let fix = "lower `database.pool_size` and `database.max_overflow`, or raise the server's max_connections";
-        problems.push(Problem::warning(place, cause, fix));
+        problems.push(Problem::warning(location, cause, fix));
     }
 }

@@ -76,7 +76,7 @@ pub(super) struct AlertInputs<'a> {
 pub(super) struct Alerts {
     folder: SiteFolder,
     outbox: Outbox,
-    looked: Option<Instant>,
+    last_poll: Option<Instant>,
     order: Option<(Stamp, AlertOrder)>,
     active: BTreeMap<(String, String), Active>,
     restarts: BTreeMap<String, Restarts>,
@@ -102,7 +102,7 @@ impl Alerts {
         Self {
             folder: folder.clone(),
             outbox,
-            looked: None,
+            last_poll: None,
             order: None,
             active,
             restarts: BTreeMap::new(),
@@ -117,12 +117,12 @@ impl Alerts {
 
     /// Whether the next poll is due.
     pub(super) fn is_due(&self) -> bool {
-        self.looked.is_none_or(|at| at.elapsed() >= POLL_INTERVAL)
+        self.last_poll.is_none_or(|at| at.elapsed() >= POLL_INTERVAL)
     }
 
     /// Detects problems, puts new messages into the outbox, and starts the sender.
     pub(super) async fn look(&mut self, seen: AlertInputs<'_>, now: Timestamp, notes: &mut Notes) {
-        self.looked = Some(Instant::now());
+        self.last_poll = Some(Instant::now());
         if let Err(why) = self.read_order() {
             self.complaint.say(why, notes);
             return;
@@ -287,9 +287,9 @@ impl Alerts {
         };
         let request = "GET /v1/status HTTP/1.1\r\nHost: watch\r\nConnection: close\r\n\r\n";
         let socket = self.folder.socket(&unit.name);
-        let asked = probe::exchange(&socket, request);
+        let request_future = probe::exchange(&socket, request);
         // An agent that does not answer is soon unready, and reported as a unit.
-        let Ok(Ok(answer)) = tokio::time::timeout(AGENT_TIMEOUT, asked).await else { return Vec::new() };
+        let Ok(Ok(answer)) = tokio::time::timeout(AGENT_TIMEOUT, request_future).await else { return Vec::new() };
         answer.split_once("\r\n\r\n").map(|(_, body)| of_watch(body)).unwrap_or_default()
     }
 }
@@ -434,11 +434,11 @@ fn memory_used(meminfo: &str) -> Option<u32> {
     percent(total.saturating_sub(available), total)
 }
 
-fn percent(part: u64, whole: u64) -> Option<u32> {
-    if whole == 0 {
+fn percent(part: u64, capacity: u64) -> Option<u32> {
+    if capacity == 0 {
         return None;
     }
-    u32::try_from(u128::from(part) * 100 / u128::from(whole)).ok()
+    u32::try_from(u128::from(part) * 100 / u128::from(capacity)).ok()
 }
 
 fn short_digest(text: &str) -> String {

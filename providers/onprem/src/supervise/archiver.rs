@@ -52,9 +52,9 @@ impl Archiver {
             return;
         };
         let log = self.folder.log(LOG);
-        if let Some((child, begun_with)) = &mut self.running {
+        if let Some((child, running_order)) = &mut self.running {
             match child.try_wait() {
-                Ok(None) if *begun_with == order => {
+                Ok(None) if *running_order == order => {
                     if self.began.is_some_and(|at| now.duration_since(at) > SETTLED) {
                         self.complaint.end();
                     }

@@ -134,18 +134,18 @@ pub async fn status(folder: &Utf8Path) -> std::io::Result<Option<Status>> {
 }
 
 /// Sends a request to a site's supervisor; `None` when none runs.
-pub async fn request(folder: &Utf8Path, ask: &ControlRequest) -> std::io::Result<Option<Status>> {
+pub async fn request(folder: &Utf8Path, request_body: &ControlRequest) -> std::io::Result<Option<Status>> {
     let folder = SiteFolder::at(folder);
     if lock::holder(&folder.lock("supervisor"))?.is_none() {
         return Ok(None);
     }
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange(&folder, ask)).await;
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange(&folder, request_body)).await;
     answer.map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the supervisor does not answer"))?.map(Some)
 }
 
-async fn exchange(folder: &SiteFolder, ask: &ControlRequest) -> std::io::Result<Status> {
+async fn exchange(folder: &SiteFolder, request_body: &ControlRequest) -> std::io::Result<Status> {
     let mut stream = UnixStream::connect(folder.control()).await?;
-    let mut line = serde_json::to_vec(ask)?;
+    let mut line = serde_json::to_vec(request_body)?;
     line.push(b'\n');
     stream.write_all(&line).await?;
     let mut answer = Vec::new();

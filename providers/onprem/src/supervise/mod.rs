@@ -202,7 +202,7 @@ impl Supervisor {
         let listener = self.listen().map_err(Error::Run)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::Run)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Run)?;
-        let (asks, mut asked) = mpsc::channel::<ClientRequest>(CLIENTS_MAX);
+        let (asks, mut received) = mpsc::channel::<ClientRequest>(CLIENTS_MAX);
         let mut clients = JoinSet::new();
         let mut tick = tokio::time::interval(TICK);
         // After a suspend, missed ticks are not caught up.
@@ -223,7 +223,7 @@ impl Supervisor {
                     }
                 }
                 Some(_) = clients.join_next(), if !clients.is_empty() => {}
-                Some((ask, answer)) = asked.recv() => {
+                Some((ask, answer)) = received.recv() => {
                     let leave = ask == ControlRequest::Shutdown;
                     let status = self.answer(ask).await;
                     // A client that left needs no answer.

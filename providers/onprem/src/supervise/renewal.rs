@@ -18,7 +18,7 @@ const RETRY_SECONDS: i64 = 60;
 pub(super) struct Renewal {
     folder: SiteFolder,
     secrets: FileSecretStore,
-    looked: Option<(Option<Stamp>, Option<Stamp>)>,
+    observed: Option<(Option<Stamp>, Option<Stamp>)>,
     seen: Option<CertificateStatus>,
     /// The earliest time of the next attempt.
     not_before: Option<Timestamp>,
@@ -29,7 +29,7 @@ pub(super) struct Renewal {
 impl Renewal {
     pub(super) fn new(folder: &SiteFolder) -> Self {
         let secrets = FileSecretStore::new(folder.state().join("secrets"));
-        Self { folder: folder.clone(), secrets, looked: None, seen: None, not_before: None, valid_from: None }
+        Self { folder: folder.clone(), secrets, observed: None, seen: None, not_before: None, valid_from: None }
     }
 
     pub(super) fn status(&self) -> Vec<CertificateStatus> {
@@ -47,7 +47,7 @@ impl Renewal {
         let Ok(bytes) = files::read_bounded(&renewal_order(&self.folder), files::TEXT_MAX) else {
             // Without an order nothing is renewed: the certificate is user-provided, or not issued yet.
             self.seen = None;
-            self.looked = None;
+            self.observed = None;
             self.valid_from = None;
             return;
         };
@@ -57,8 +57,8 @@ impl Renewal {
         };
         let stamp = |path: &str| Stamp::of(&self.folder.join(path)).ok().flatten();
         let stamps = (stamp("certs/renewal.json"), stamp(&order.certificate_file));
-        if self.looked != Some(stamps) {
-            self.looked = Some(stamps);
+        if self.observed != Some(stamps) {
+            self.observed = Some(stamps);
             self.read(&order, now, notes);
         }
         let due = self.seen.as_ref().and_then(|seen| seen.renew_at).is_some_and(|at| now >= at)
@@ -71,7 +71,7 @@ impl Renewal {
             Ok(()) => {
                 notes.say(&format!("certificate {} renewed", order.certificate_file));
                 self.read(&order, now, notes);
-                self.looked = None;
+                self.observed = None;
             }
             Err(why) => self.failed(&order.certificate_file, now, why, notes),
         }

@@ -96,7 +96,7 @@ impl Schedule {
             true => "backup created".to_owned(),
             false => format!("backup FAILED ({status}): {}", output::tail(&log, 3)),
         };
-        let said = match child.try_wait() {
+        let message = match child.try_wait() {
             Ok(None) if is_within(*since, now, BACKUP_TIMEOUT) => return true,
             Ok(None) => {
                 format!("backup FAILED: it took longer than {} h and was stopped", BACKUP_TIMEOUT.as_secs() / 3600)
@@ -106,7 +106,7 @@ impl Schedule {
         };
         // A child that still lives is killed when it is dropped.
         self.running = None;
-        notes.say(&said);
+        notes.say(&message);
         let _ = output::keep_bounded(&log);
         false
     }

@@ -53,7 +53,7 @@ struct SocketRequest {
     asking: Option<JoinHandle<Result<PassedSockets, Refused>>>,
     answered: bool,
     steps_aside: bool,
-    told: bool,
+    logged: bool,
 }
 
 /// The sockets that a program sent.
@@ -100,7 +100,7 @@ impl Sockets {
                 asking: None,
                 answered: false,
                 steps_aside: false,
-                told: false,
+                logged: false,
             }),
         };
         if let Some(asking) = asked.asking.take_if(|asking| asking.is_finished()) {
@@ -117,8 +117,8 @@ impl Sockets {
                     self.kept.clear();
                     notes.say(&format!("{name} does not share its listening sockets: {why}"));
                 }
-                Ok(Err(Refused::Now(why))) if !asked.told && now.duration_since(asked.since) >= AWAITED_FOR => {
-                    asked.told = true;
+                Ok(Err(Refused::Now(why))) if !asked.logged && now.duration_since(asked.since) >= AWAITED_FOR => {
+                    asked.logged = true;
                     notes.say(&format!("{name} does not share its listening sockets yet: {why}"));
                 }
                 Ok(Err(Refused::Now(_))) | Err(_) => {}
@@ -323,13 +323,13 @@ mod tests {
         assert!(given.steps_aside);
         std::net::TcpStream::connect(address).unwrap();
         let mut sockets = Sockets { kept: given.sockets, ..Sockets::default() };
-        let copies = sockets.for_child().unwrap();
-        let flags = rustix::io::fcntl_getfd(&copies[0]).unwrap();
+        let duplicates = sockets.for_child().unwrap();
+        let flags = rustix::io::fcntl_getfd(&duplicates[0]).unwrap();
         assert!(!flags.contains(rustix::io::FdFlags::CLOEXEC), "a child finds it open");
-        assert_eq!(numbers(&copies), copies[0].as_raw_fd().to_string());
+        assert_eq!(numbers(&duplicates), duplicates[0].as_raw_fd().to_string());
         let flags = rustix::io::fcntl_getfd(&sockets.kept[0]).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "other children do not");
-        drop(copies);
+        drop(duplicates);
         sockets.keep_only(&[address]);
         std::net::TcpStream::connect(address).unwrap();
         sockets.keep_only(&[([127, 0, 0, 1], 1).into()]);

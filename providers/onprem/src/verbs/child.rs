@@ -187,11 +187,11 @@ async fn replicate_key(
     command: &Value,
     subject: &str,
 ) -> Result<Map<String, Value>> {
-    let begun = tokio::time::Instant::now();
+    let started = tokio::time::Instant::now();
     loop {
         match keys_within(program, config, command, subject, REPLICATED_TIMEOUT).await {
             Ok(_) => return Ok(Map::new()),
-            Err(error) if begun.elapsed() > JOIN_TIMEOUT => {
+            Err(error) if started.elapsed() > JOIN_TIMEOUT => {
                 return Err(error.hint("check the agents of the sites: a second one must run and be reachable"));
             }
             Err(_) => tokio::time::sleep(RETRY_INTERVAL).await,
@@ -372,8 +372,10 @@ async fn ask(program: &Utf8Path, arguments: &[String], input: Input, within: Dur
 }
 
 fn refused(subject: &str, status: std::process::ExitStatus, answer: Option<Value>, err: &[u8]) -> Error {
-    let told = answer.as_ref().and_then(|answer| answer.get("error"));
-    let text = |field: &str| told.and_then(|told| told.get(field)).and_then(Value::as_str).map(str::to_owned);
+    let error_document = answer.as_ref().and_then(|answer| answer.get("error"));
+    let text = |field: &str| {
+        error_document.and_then(|error_document| error_document.get(field)).and_then(Value::as_str).map(str::to_owned)
+    };
     let last = String::from_utf8_lossy(err);
     let last = last.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let why = text("message").unwrap_or_else(|| format!("the program ended with {status}: {last}"));

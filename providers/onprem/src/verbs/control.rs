@@ -36,13 +36,13 @@ pub(super) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observatio
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Observation::Absent),
         Err(error) => return Err(Error::io("check", path.as_str(), error)),
     };
-    let mut look = ObservedObject::default();
-    look.output("path", path.as_str());
+    let mut observed = ObservedObject::default();
+    observed.output("path", path.as_str());
     if !found.is_dir() {
         // An update must not repair it: it may be a replacement for lost data.
-        look.trouble = Some("another object has its path".to_owned());
+        observed.trouble = Some("another object has its path".to_owned());
     } else if found.permissions().mode() & 0o077 != 0 {
-        look.drift("mode", "other users can enter it");
+        observed.drift("mode", "other users can enter it");
     }
-    Ok(Observation::There(look))
+    Ok(Observation::There(observed))
 }

@@ -51,16 +51,19 @@ pub(super) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observatio
     };
     let fails = |error| Error::io("read", path.as_str(), error);
     let found = file.metadata().map_err(fails)?;
-    let mut look = ObservedObject::default();
-    look.output("path", path.as_str()).output("url", format!("sqlite://{path}")).output("schema", json!(spec.schema));
+    let mut observed = ObservedObject::default();
+    observed
+        .output("path", path.as_str())
+        .output("url", format!("sqlite://{path}"))
+        .output("schema", json!(spec.schema));
     let mut header = Vec::new();
     file.by_ref().take(16).read_to_end(&mut header).map_err(fails)?;
     if !header.is_empty() && header != b"SQLite format 3\0" {
         // An update must not repair it: it may be the rest of user data.
-        look.trouble = Some("it is no longer an SQLite database".to_owned());
+        observed.trouble = Some("it is no longer an SQLite database".to_owned());
     }
     if found.permissions().mode() & 0o077 != 0 {
-        look.drift("mode", "other users can read it");
+        observed.drift("mode", "other users can read it");
     }
-    Ok(Observation::There(look))
+    Ok(Observation::There(observed))
 }

@@ -47,20 +47,20 @@ pub(super) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observatio
     };
     let sha256 = hex::encode(Sha256::digest(&bytes));
     let applied = marker.fact("sha256").unwrap_or_default();
-    let mut look = ObservedObject::default();
+    let mut observed = ObservedObject::default();
     // Outputs of a changed file are the wanted ones: other resources refer to them.
-    look.output("path", path.as_str()).output("sha256", applied);
+    observed.output("path", path.as_str()).output("sha256", applied);
     if let Some(document) = spec.document {
-        look.output("document", document);
+        observed.output("document", document);
     }
     if sha256 != applied {
-        look.drift("content", format!("it was changed: sha256 {}", &sha256[..12]));
+        observed.drift("content", format!("it was changed: sha256 {}", &sha256[..12]));
     }
     if private(&path)? {
-        return Ok(Observation::There(look));
+        return Ok(Observation::There(observed));
     }
-    look.drift("mode", "other users can read it");
-    Ok(Observation::There(look))
+    observed.drift("mode", "other users can read it");
+    Ok(Observation::There(observed))
 }
 
 fn private(path: &camino::Utf8Path) -> Result<bool> {

@@ -42,13 +42,13 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
         };
         placed.map_err(|failed| failed.explained(&subject, &source))
     });
-    let standing = match begun.await {
-        Ok(standing) => standing,
+    let status = match begun.await {
+        Ok(status) => status,
         // The fetch has retried enough by itself. Further retries would block a `down` while the source is unavailable.
         // The next `up` starts again.
         Err(error) => return Ok(Progress::Failed { left: None, error }),
     };
-    match standing {
+    match status {
         JobStatus::GoesOn(says) => Ok(work.pending(json!({ "step": "fetch" }), format!("{name}: {says}"))),
         JobStatus::Ended(facts) => {
             let marker = work.complete(&cloud_id, facts)?;

@@ -55,13 +55,13 @@ pub(crate) fn user() -> std::result::Result<Option<User>, String> {
 
 /// The programs of a version: Debian's path, Red Hat's, then `PATH`.
 pub(crate) fn programs(version: u32) -> Option<Utf8PathBuf> {
-    let mut places = vec![format!("/usr/lib/postgresql/{version}/bin"), format!("/usr/pgsql-{version}/bin")];
+    let mut candidates = vec![format!("/usr/lib/postgresql/{version}/bin"), format!("/usr/pgsql-{version}/bin")];
     if let Some(place) = std::env::var("TEXTNLP_POSTGRES_BIN").ok().filter(|place| version_in(place) == Some(version)) {
-        places.insert(0, place);
+        candidates.insert(0, place);
     }
     let path = std::env::var("PATH").unwrap_or_default();
-    places.extend(path.split(':').filter(|place| version_in(place) == Some(version)).map(str::to_owned));
-    places
+    candidates.extend(path.split(':').filter(|place| version_in(place) == Some(version)).map(str::to_owned));
+    candidates
         .into_iter()
         .map(Utf8PathBuf::from)
         .find(|place| place.join("initdb").is_file() && place.join("postgres").is_file())

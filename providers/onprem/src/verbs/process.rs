@@ -23,9 +23,9 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     work.claim(&cloud_id, Map::new())?;
     let unit = unit(&work.folder, &spec, work.op.id.0, &work.op.lineage.to_string());
     write(work, &unit)?;
-    let told =
+    let outcome =
         supervise::request(work.folder.root(), &ControlRequest::Apply).await.map_err(|error| work.fails(error))?;
-    if told.is_none() {
+    if outcome.is_none() {
         let error = work.fails("the site's supervisor is not running");
         return Err(error.hint(format!("look at {}", work.folder.log("supervisor"))));
     }

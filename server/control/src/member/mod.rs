@@ -350,14 +350,14 @@ impl Member {
         }
         let another = known.is_none_or(|known| known.primary != configuration.primary);
         let led = self.leading.is_some();
-        let asked = self.claim.is_some();
+        let is_claimed = self.claim.is_some();
         let let_go = self.leading.as_ref().is_some_and(|leading| leading.asked_for(&configuration));
         effects.push(Effect::Configure(configuration.clone()));
         self.before = self.configuration.replace(configuration.clone()).map(|c| c.primary).filter(|_| another);
         self.claim = self.claim.filter(|_| !another);
         if another {
             self.heard = now;
-            if !asked && self.is_primary() {
+            if !is_claimed && self.is_primary() {
                 // The witness did not wait for leases. The predecessor may still rely on its lease until it says
                 // otherwise.
                 self.followed_until = self.followed_until.max(now + self.settings.grace);

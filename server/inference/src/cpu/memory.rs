@@ -9,7 +9,7 @@ const LINE: usize = 64;
 
 /// Memory of a size fixed at the start.
 pub(crate) struct Arena {
-    whole: Arc<Whole>,
+    mapping: Arc<Whole>,
     used: usize,
 }
 
@@ -27,7 +27,7 @@ unsafe impl Sync for Whole {}
 
 /// A piece of an [`Arena`], zero at first.
 pub(crate) struct Piece {
-    _whole: Arc<Whole>,
+    _mapping: Arc<Whole>,
     start: *mut u8,
     length: usize,
 }
@@ -50,17 +50,17 @@ impl Arena {
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         let start = map.as_mut_ptr();
-        Ok(Arena { whole: Arc::new(Whole { _map: map, start, length }), used: 0 })
+        Ok(Arena { mapping: Arc::new(Whole { _map: map, start, length }), used: 0 })
     }
 
     /// The next piece.
     pub(crate) fn take(&mut self, length: usize) -> Piece {
         let from = self.used;
         self.used += Self::rounded(length);
-        assert!(from + length <= self.whole.length, "the arena was measured for all its pieces");
+        assert!(from + length <= self.mapping.length, "the arena was measured for all its pieces");
         // SAFETY: within the map, as just checked.
-        let start = unsafe { self.whole.start.add(from) };
-        Piece { _whole: Arc::clone(&self.whole), start, length }
+        let start = unsafe { self.mapping.start.add(from) };
+        Piece { _mapping: Arc::clone(&self.mapping), start, length }
     }
 }
 

@@ -327,6 +327,6 @@ fn finite(weight: &Weight<'_>) -> Result<Vec<f32>, FormatError> {
     if numbers.iter().all(|v| v.is_finite()) {
         return Ok(numbers);
     }
-    let place = Place::Tensor(weight.name.clone());
-    Err(FormatError::broken(weight.file, place, "it holds numbers that are not finite"))
+    let location = Place::Tensor(weight.name.clone());
+    Err(FormatError::broken(weight.file, location, "it holds numbers that are not finite"))
 }

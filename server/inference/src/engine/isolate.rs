@@ -51,9 +51,9 @@ pub(super) fn step(executor: &mut dyn Executor, spans: &[RowSpan<'_>], outcome: 
                 let guilty = failed.guilty.and_then(|seq| batch.iter().position(|&index| spans[index].seq == seq));
                 match (guilty, batch.as_slice()) {
                     (_, &[only]) => outcome.failed(only, failed.why),
-                    (Some(place), _) => {
-                        outcome.failed(batch[place], failed.why);
-                        batches.push(batch.iter().copied().filter(|&index| index != batch[place]).collect());
+                    (Some(culprit), _) => {
+                        outcome.failed(batch[culprit], failed.why);
+                        batches.push(batch.iter().copied().filter(|&index| index != batch[culprit]).collect());
                     }
                     (None, _) => {
                         let (first, second) = batch.split_at(batch.len() / 2);

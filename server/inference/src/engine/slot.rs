@@ -195,8 +195,8 @@ impl Slot {
         self.close(&mut run);
         run.computed = 0;
         books.counts.preempted += 1;
-        let place = self.waiting.partition_point(|other| other.id < run.id);
-        self.waiting.insert(place, run);
+        let insert_at = self.waiting.partition_point(|other| other.id < run.id);
+        self.waiting.insert(insert_at, run);
     }
 
     /// Computes one step and distributes the results.

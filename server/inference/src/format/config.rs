@@ -61,8 +61,8 @@ pub(crate) fn from_config(file: &Path, text: &[u8]) -> Result<(Architecture, boo
                 return Err(FormatError::unsupported(file, Place::Key("activation_function".to_owned()), cause));
             }
             if config.scale_attn_weights == Some(false) || config.scale_attn_by_inverse_layer_idx == Some(true) {
-                let place = Place::Key("scale_attn_weights, scale_attn_by_inverse_layer_idx".to_owned());
-                return Err(FormatError::unsupported(file, place, "only the usual scaling is supported"));
+                let location = Place::Key("scale_attn_weights, scale_attn_by_inverse_layer_idx".to_owned());
+                return Err(FormatError::unsupported(file, location, "only the usual scaling is supported"));
             }
             let width = need(config.n_embd, "n_embd")?;
             let heads = need(config.n_head, "n_head")?;

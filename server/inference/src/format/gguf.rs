@@ -408,36 +408,36 @@ impl<'a> Reader<'a> {
     /// An entry of the table of tensors; its range counts from the start of the data.
     fn tensor(&mut self, alignment: usize) -> Result<TensorInfo, FormatError> {
         let name = self.name("tensor name")?;
-        let place = || Place::Tensor(name.clone());
+        let location = || Place::Tensor(name.clone());
         let dimensions = self.u32("number of dimensions")?;
         if dimensions == 0 || dimensions > MOST_DIMENSIONS {
-            return Err(FormatError::broken(self.file, place(), format!("it has {dimensions} dimensions")));
+            return Err(FormatError::broken(self.file, location(), format!("it has {dimensions} dimensions")));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let size = self.u64("dimension")?;
             match usize::try_from(size) {
                 Ok(size) if size > 0 => shape.push(size),
-                _ => return Err(FormatError::broken(self.file, place(), format!("a dimension is {size}"))),
+                _ => return Err(FormatError::broken(self.file, location(), format!("a dimension is {size}"))),
             }
         }
         let row = shape[0];
         shape.reverse();
         let kind = self.u32("type of a tensor")?;
         let dtype = Dtype::from_ggml(kind).map_err(|kind| {
-            FormatError::unsupported(self.file, place(), format!("its type is {kind}, which is not supported"))
+            FormatError::unsupported(self.file, location(), format!("its type is {kind}, which is not supported"))
         })?;
         let offset = self.u64("offset of a tensor")?;
         let size = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).and_then(|n| dtype.bytes(n));
         // Blocks never span rows.
         let (Some(size), true) = (size, row.is_multiple_of(dtype.block().0)) else {
             let cause = format!("{shape:?} numbers of type {dtype} do not make whole blocks");
-            return Err(FormatError::broken(self.file, place(), cause));
+            return Err(FormatError::broken(self.file, location(), cause));
         };
         let range = usize::try_from(offset).ok().and_then(|from| Some(from..from.checked_add(size)?));
         match range {
             Some(bytes) if bytes.start.is_multiple_of(alignment) => Ok(TensorInfo { name, dtype, shape, bytes }),
-            _ => Err(FormatError::broken(self.file, place(), format!("its offset is {offset}"))),
+            _ => Err(FormatError::broken(self.file, location(), format!("its offset is {offset}"))),
         }
     }
 }

@@ -182,17 +182,17 @@ impl Checkpoint {
     /// A tensor by our name, checked to have `shape` (outputs × inputs); `None` when the model has none of that name.
     pub(crate) fn weight(&self, name: &str, shape: &[usize]) -> Result<Option<Weight<'_>>, FormatError> {
         let gguf = self.header.is_some();
-        let theirs = match gguf {
+        let prefix_of_file = match gguf {
             true => name.to_owned(),
             false => match self.architecture.hugging_face_name(name) {
-                Some(theirs) if theirs.starts_with("lm_head") => theirs,
-                Some(theirs) => format!("{}{theirs}", self.prefix),
+                Some(prefix_of_file) if prefix_of_file.starts_with("lm_head") => prefix_of_file,
+                Some(prefix_of_file) => format!("{}{prefix_of_file}", self.prefix),
                 None => return Ok(None),
             },
         };
-        let Some(entry) = self.tensors.get(&theirs) else { return Ok(None) };
+        let Some(entry) = self.tensors.get(&prefix_of_file) else { return Ok(None) };
         let file = &self.files[entry.file];
-        let place = || Place::Tensor(theirs.clone());
+        let place = || Place::Tensor(prefix_of_file.clone());
         let matrix = shape.len() == 2;
         let layout = if !gguf && matrix && self.architecture.transposed_in_hugging_face(name) {
             Layout::Transposed
@@ -219,7 +219,7 @@ impl Checkpoint {
         let columns = if matrix { shape[1] } else { shape[0] };
         let rows = if matrix { shape[0] } else { 1 };
         let bytes = &file.map[entry.bytes.clone()];
-        Ok(Some(Weight { file: &file.path, name: theirs, dtype, rows, columns, bytes, layout }))
+        Ok(Some(Weight { file: &file.path, name: prefix_of_file, dtype, rows, columns, bytes, layout }))
     }
 
     /// As [`Checkpoint::weight`], for a tensor that must be there.

@@ -76,17 +76,17 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Full<By
             let Ok(Ok(body)) = body else {
                 return refused("bad_body", "the body did not arrive, or is too large", hint);
             };
-            let asked: FaultRequest = match serde_json::from_slice(&body.to_bytes()) {
-                Ok(asked) => asked,
+            let fault_request: FaultRequest = match serde_json::from_slice(&body.to_bytes()) {
+                Ok(fault_request) => fault_request,
                 Err(problem) => return refused("bad_body", &problem.to_string(), hint),
             };
-            if asked.kind != "blackhole" {
-                let message = format!("`{}` is not a fault that a relay can inject", asked.kind.escape_debug());
+            if fault_request.kind != "blackhole" {
+                let message = format!("`{}` is not a fault that a relay can inject", fault_request.kind.escape_debug());
                 return refused("bad_fault", &message, "the only kind is `blackhole`");
             }
-            let lasts = Duration::from_millis(asked.ttl_ms);
+            let lasts = Duration::from_millis(fault_request.ttl_ms);
             if lasts.is_zero() || lasts > MAX_DURATION {
-                let message = format!("a fault of {} ms is not supported", asked.ttl_ms);
+                let message = format!("a fault of {} ms is not supported", fault_request.ttl_ms);
                 return refused("bad_fault", &message, &format!("use 1 to {} ms", MAX_DURATION.as_millis()));
             }
             shared.faults.begin(Kind::Blackhole, lasts);

@@ -105,8 +105,8 @@ pub fn identity(
 }
 
 fn read(file: &Utf8Path) -> io::Result<Vec<u8>> {
-    let told = |error: io::Error| io::Error::new(error.kind(), format!("read {file}: {error}"));
+    let failed = |error: io::Error| io::Error::new(error.kind(), format!("read {file}: {error}"));
     let mut bytes = Vec::new();
-    std::fs::File::open(file).and_then(|open| open.take(MOST_FILE).read_to_end(&mut bytes)).map_err(told)?;
+    std::fs::File::open(file).and_then(|open| open.take(MOST_FILE).read_to_end(&mut bytes)).map_err(failed)?;
     Ok(bytes)
 }

@@ -207,7 +207,7 @@ pub(super) fn start(
     };
     let (links, ends) = Links::new(config);
     let (events, inbox) = mpsc::channel(WAITING);
-    let (tell, committed) = watch::channel(0);
+    let (committed_sender, committed) = watch::channel(0);
     let beside = DatabaseFlags { fit: AtomicBool::new(config.postgres.is_none()), held: AtomicBool::new(false) };
     let beside = Arc::new(beside);
     let service = Service::of(config);
@@ -216,7 +216,7 @@ pub(super) fn start(
     let within = Duration::from_millis(config.grace_ms().max(1000));
     tokio::spawn(links::carry(ends, config.site.clone(), within, actor.clone(), stop.clone()));
     let (member, effects) = Member::new(settings, state, clock::now());
-    let owner = Owner { member, disk, links, tell, tickets: BTreeMap::new(), ticket: 0, beside, service };
+    let owner = Owner { member, disk, links, committed_sender, tickets: BTreeMap::new(), ticket: 0, beside, service };
     let every = Duration::from_millis((config.every_ms / 8).clamp(10, 1000));
     let (ended, end) = oneshot::channel::<()>();
     let runtime = tokio::runtime::Handle::current();
@@ -233,7 +233,7 @@ struct Owner {
     member: Member,
     disk: Disk,
     links: Links,
-    tell: watch::Sender<u64>,
+    committed_sender: watch::Sender<u64>,
     tickets: BTreeMap<u64, oneshot::Sender<Result<Outcome, Refused>>>,
     ticket: u64,
     beside: Arc<DatabaseFlags>,
@@ -307,8 +307,8 @@ impl Owner {
             }
             Event::GiveUpClaim => self.member.give_up_claim(),
             Event::HandOver { to, answer } => {
-                let given = self.member.hand_over(now, &to);
-                self.do_or_refuse(given, answer)?;
+                let handover = self.member.hand_over(now, &to);
+                self.do_or_refuse(handover, answer)?;
             }
             Event::Look(answer) => drop(answer.send((self.member.overview(now), self.disk.withdrawn))),
             Event::Leadership(answer) => {
@@ -339,11 +339,11 @@ impl Owner {
         done: Result<Vec<Effect>, Refused>,
         answer: oneshot::Sender<Result<(), Refused>>,
     ) -> std::io::Result<()> {
-        let said = match done {
+        let result = match done {
             Ok(effects) => self.carry_out(effects, None).map(|()| Ok(()))?,
             Err(refused) => Err(refused),
         };
-        let _ = answer.send(said);
+        let _ = answer.send(result);
         Ok(())
     }
 
@@ -374,7 +374,7 @@ impl Owner {
                     Some((peer, answers)) if **peer == to => answers.push(message),
                     _ => self.links.send(&to, message),
                 },
-                Effect::Committed(upto) => drop(self.tell.send_replace(upto)),
+                Effect::Committed(upto) => drop(self.committed_sender.send_replace(upto)),
                 Effect::Answer(ticket, outcome) => {
                     if let Some(answer) = self.tickets.remove(&ticket) {
                         let _ = answer.send(Ok(outcome));

@@ -185,8 +185,8 @@ impl AgentConfig {
     /// All sites, in the order in which they ask for leadership.
     pub fn sites(&self) -> Vec<Site> {
         let mut sites: Vec<Site> = self.peers.keys().chain([&self.site]).cloned().collect();
-        let place = |site: &Site| self.order.iter().position(|s| s == site).unwrap_or(usize::MAX);
-        sites.sort_by_key(|site| (place(site), *site != self.home, site.clone()));
+        let rank = |site: &Site| self.order.iter().position(|s| s == site).unwrap_or(usize::MAX);
+        sites.sort_by_key(|site| (rank(site), *site != self.home, site.clone()));
         sites
     }
 
@@ -208,12 +208,12 @@ impl WitnessConfig {
     }
 
     fn problems(&self) -> Vec<String> {
-        let stranger = self.weights.keys().find(|site| !self.sites.contains(site));
+        let unknown_site = self.weights.keys().find(|site| !self.sites.contains(site));
         let problems = [
             (self.sites.len() < 2).then(|| "`sites` names fewer than two".to_owned()),
             (!self.sites.contains(&self.home))
                 .then(|| format!("`home` is {}, which is not a site of this environment", self.home)),
-            stranger.map(|site| format!("`weights` names {site}, which is not a site of this environment")),
+            unknown_site.map(|site| format!("`weights` names {site}, which is not a site of this environment")),
             pace(self.every_ms, self.lost_after),
             (!self.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
         ];

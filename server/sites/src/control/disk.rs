@@ -73,9 +73,9 @@ impl Disk {
             wrong(format!("line {line} of its log is damaged; {fix}"))
         })?;
         // A half-written line after a crash was never acknowledged.
-        let whole = ends.last().copied().unwrap_or(0);
-        if whole < text.len() as u64 {
-            log.set_len(whole).and_then(|()| log.sync_all()).map_err(fails)?;
+        let valid_length = ends.last().copied().unwrap_or(0);
+        if valid_length < text.len() as u64 {
+            log.set_len(valid_length).and_then(|()| log.sync_all()).map_err(fails)?;
         }
         let base = entries.first().map_or(snapshot.at.index, |entry| entry.at.index - 1);
         let after: Vec<Entry> = entries.into_iter().filter(|entry| entry.at.index > snapshot.at.index).collect();

@@ -60,8 +60,8 @@ pub(super) fn of_watch(site: &Site, status: &Status) -> String {
         "The last acknowledged entry that this site knows",
         committed,
     );
-    let heard = told.witness_heard_ms.map_or(f64::INFINITY, seconds);
-    one(&mut registry, "textnlp_control_witness_silent_seconds", "Since the witness answered", heard);
+    let silence = told.witness_heard_ms.map_or(f64::INFINITY, seconds);
+    one(&mut registry, "textnlp_control_witness_silent_seconds", "Since the witness answered", silence);
     let withdrawn = status.withdrawn as f64;
     one(&mut registry, "textnlp_control_withdrawn_entries", "Unacknowledged entries that were withdrawn", withdrawn);
 
@@ -97,17 +97,17 @@ pub(super) fn of_watch(site: &Site, status: &Status) -> String {
         registry.register("textnlp_database_behind_bytes", "Changes of the database that a site's copy lacks", bytes);
         registry.register("textnlp_database_behind_seconds", "How long ago the first of them was made", age);
     }
-    let (missing, whole) = (Family::<ByData, Real>::default(), Family::<ByData, Real>::default());
-    for (data, standing) in &status.copies {
+    let (missing, lag) = (Family::<ByData, Real>::default(), Family::<ByData, Real>::default());
+    for (data, progress) in &status.copies {
         let label = ByData { site: site.to_string(), data };
-        missing.get_or_create(&label).set(standing.missing_bytes as f64);
-        whole.get_or_create(&label).set(standing.whole_ms.map_or(f64::INFINITY, seconds));
+        missing.get_or_create(&label).set(progress.missing_bytes as f64);
+        lag.get_or_create(&label).set(progress.whole_ms.map_or(f64::INFINITY, seconds));
     }
     registry.register("textnlp_copy_missing_bytes", "Items that the primary has and this site lacks", missing);
     registry.register(
         "textnlp_copy_whole_seconds",
         "Age of the primary's list that this site last had everything of",
-        whole,
+        lag,
     );
     encoded(&registry)
 }

@@ -319,9 +319,9 @@ async fn claim(State(watch): Shared) -> Response {
     if let Err(error) = watch.actor.claim().await {
         return changed_or(&watch, &error);
     }
-    let patience = Duration::from_millis(2 * watch.config.grace_ms() + 2000);
+    let time_limit = Duration::from_millis(2 * watch.config.grace_ms() + 2000);
     let own = watch.config.site.clone();
-    let answer = until_primary(&watch, &own, patience).await;
+    let answer = until_primary(&watch, &own, time_limit).await;
     watch.actor.give_up_claim().await;
     answer
 }
@@ -344,9 +344,9 @@ async fn handover(State(watch): Shared, Json(handover): Json<Handover>) -> Respo
     if let Some(postgres) = watch.config.postgres.clone() {
         let (of, to) = (watch.clone(), handover.to.clone());
         // Completes even if the client disconnects.
-        let given =
+        let result =
             tokio::spawn(async move { database::hand_over(&of.config, &postgres, &of.actor, &of.beside, &to).await });
-        match given.await {
+        match result.await {
             Ok(Ok(())) => {}
             Ok(Err(HandoverError::Unanswered(error))) => return changed_or(&watch, &error),
             Ok(Err(HandoverError::Refused(message, hint))) => {
@@ -357,8 +357,8 @@ async fn handover(State(watch): Shared, Json(handover): Json<Handover>) -> Respo
     } else if let Err(error) = watch.actor.hand_over(handover.to.clone()).await {
         return changed_or(&watch, &error);
     }
-    let patience = Duration::from_millis(watch.config.grace_ms() + 2000);
-    until_primary(&watch, &handover.to, patience).await
+    let time_limit = Duration::from_millis(watch.config.grace_ms() + 2000);
+    until_primary(&watch, &handover.to, time_limit).await
 }
 
 fn changed_or(watch: &AgentState, error: &Unanswered) -> Response {
@@ -372,8 +372,8 @@ fn changed_or(watch: &AgentState, error: &Unanswered) -> Response {
 }
 
 /// Waits until a site is primary and answers with the status, or with the reason why it is not.
-async fn until_primary(watch: &AgentState, wanted: &Site, patience: Duration) -> Response {
-    let until = Instant::now() + patience;
+async fn until_primary(watch: &AgentState, wanted: &Site, time_limit: Duration) -> Response {
+    let until = Instant::now() + time_limit;
     loop {
         let (overview, withdrawn) = match watch.actor.look().await {
             Ok(seen) => seen,
@@ -388,7 +388,7 @@ async fn until_primary(watch: &AgentState, wanted: &Site, patience: Duration) ->
                 (None, Some(why)) => why.to_string(),
                 (None, None) => "the witness has not granted it".to_owned(),
             };
-            let message = format!("{wanted} is not primary after {} s: {why}", patience.as_secs());
+            let message = format!("{wanted} is not primary after {} s: {why}", time_limit.as_secs());
             return refused(
                 StatusCode::CONFLICT,
                 "not_granted",

@@ -74,11 +74,11 @@ fn write_result(answer: Result<(StatusCode, Value), String>) -> Result<Value, Ke
     match answer {
         Ok((StatusCode::OK, answer)) => Ok(answer),
         Ok((status, answer)) => {
-            let said = &answer["error"];
-            let message = said["message"].as_str().map_or_else(|| format!("it answered {status}"), str::to_owned);
+            let details = &answer["error"];
+            let message = details["message"].as_str().map_or_else(|| format!("it answered {status}"), str::to_owned);
             Err(KeyError {
                 message: format!("control data was not written: {message}"),
-                hint: said["hint"].as_str().map(str::to_owned),
+                hint: details["hint"].as_str().map(str::to_owned),
             })
         }
         Err(why) => Err(KeyError {

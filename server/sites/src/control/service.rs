@@ -81,9 +81,9 @@ pub(super) async fn follow(config: AgentConfig, service: Service, stop: Cancella
             () = stop.cancelled() => return,
             _ = every.tick() => {}
         }
-        let asked =
+        let probe =
             textnlp_gateway::get(&settings.at, trust.as_ref(), &settings.path, ANSWER_TIMEOUT, MOST_BYTES).await;
-        let why = match asked {
+        let why = match probe {
             Ok((status, _, body)) if status.is_success() => {
                 service.heard().database = Some(database(&body));
                 None
@@ -106,6 +106,6 @@ pub(super) async fn follow(config: AgentConfig, service: Service, stop: Cancella
 
 /// The database state in the answer of `/ready`. A server does not accept a database in recovery.
 fn database(body: &[u8]) -> DatabaseAccess {
-    let said: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    if said["database"] == "ok" { DatabaseAccess::Primary } else { DatabaseAccess::Unavailable }
+    let body_json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    if body_json["database"] == "ok" { DatabaseAccess::Primary } else { DatabaseAccess::Unavailable }
 }

@@ -76,9 +76,9 @@ pub(super) struct Rpo {
 impl Status {
     pub(super) fn of(watch: &AgentState, overview: Overview, withdrawn: usize) -> Self {
         let leads = overview.role == MemberRole::Primary;
-        let nobody =
+        let unknown =
             || ServerStatus { why: Some("its supervisor does not answer".to_owned()), ..ServerStatus::default() };
-        let database = watch.config.postgres.as_ref().map(|_| watch.beside.kept().unwrap_or_else(nobody));
+        let database = watch.config.postgres.as_ref().map(|_| watch.beside.kept().unwrap_or_else(unknown));
         let copies = database.as_ref().filter(|_| leads).map(|kept| &kept.copies);
         let peers: BTreeMap<Site, Peer> = watch
             .config

@@ -56,7 +56,7 @@ pub(super) async fn lead(
     actor: Actor,
     own: Store,
     config: AgentConfig,
-    beside: DatabaseStatus,
+    database_status: DatabaseStatus,
     stop: CancellationToken,
 ) {
     let mut committed = actor.committed();
@@ -66,35 +66,41 @@ pub(super) async fn lead(
     tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let upto = *committed.borrow_and_update();
-        show_as_leader(&actor, &own, &config, &beside, upto).await;
+        show_as_leader(&actor, &own, &config, &database_status, upto).await;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = committed.changed() => if changed.is_err() { return },
             _ = look.tick() => {}
             // A database that is not there yet would be waited for.
-            _ = tell.tick() => told.look(&actor, beside.is_shown_at_all().then_some(&own), &config).await,
+            _ = tell.tick() => told.look(&actor, database_status.is_shown_at_all().then_some(&own), &config).await,
         }
     }
 }
 
-async fn show_as_leader(actor: &Actor, own: &Store, config: &AgentConfig, beside: &DatabaseStatus, committed: u64) {
+async fn show_as_leader(
+    actor: &Actor,
+    own: &Store,
+    config: &AgentConfig,
+    database_status: &DatabaseStatus,
+    committed: u64,
+) {
     let Ok(standing) = actor.standing().await else { return };
     if standing.primary.as_ref() != Some(&config.site) {
-        beside.set_shown(0);
+        database_status.set_shown(0);
         // The replicas read from the primary's database.
         return actor.is_applied(committed);
     }
-    if !beside.is_shown(standing.since) {
+    if !database_status.is_shown(standing.since) {
         actor.is_applied(0);
     }
     // A replica would only fail, after a timeout.
-    if beside.kept().is_none_or(|kept| kept.role != ServerRole::Primary) {
+    if database_status.kept().is_none_or(|kept| kept.role != ServerRole::Primary) {
         return;
     }
     match own.schema().await {
         // A database without tables contains no keys.
-        Ok(0) => beside.set_shown(standing.since),
-        Ok(_) if show(actor, own).await => beside.set_shown(standing.since),
+        Ok(0) => database_status.set_shown(standing.since),
+        Ok(_) if show(actor, own).await => database_status.set_shown(standing.since),
         Ok(_) => {}
         Err(error) => tracing::debug!(error = %textnlp_net::error_chain(&error), "the database does not answer yet"),
     }
@@ -129,7 +135,7 @@ pub(super) async fn publish_state(actor: Actor, store: Store, config: AgentConfi
         }
     };
     // Repeated, because the operator of the database may restore an older state.
-    let tells = async {
+    let publisher = async {
         loop {
             let told = put_verifier(&store, &config).await;
             tokio::time::sleep(if told { TELL_AGAIN } else { PUBLISH_INTERVAL }).await;
@@ -138,7 +144,7 @@ pub(super) async fn publish_state(actor: Actor, store: Store, config: AgentConfi
     tokio::select! {
         () = stop.cancelled() => {}
         () = applies => {}
-        () = tells => {}
+        () = publisher => {}
     }
 }
 

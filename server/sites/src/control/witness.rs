@@ -149,13 +149,13 @@ pub(super) async fn keep_weights(running: Arc<Running>, stop: CancellationToken)
     let mut silent = false;
     while !stop.is_cancelled() {
         if let Some(wanted) = running.wanted_weights() {
-            let looked = client::get(&front, "/status", REQUEST_TIMEOUT).await;
-            let there: Option<BTreeMap<Site, u32>> = looked.as_ref().ok().map(|(_, status)| {
+            let observed = client::get(&front, "/status", REQUEST_TIMEOUT).await;
+            let there: Option<BTreeMap<Site, u32>> = observed.as_ref().ok().map(|(_, status)| {
                 let backends = status["backends"].as_array().into_iter().flatten();
                 let weight = |b: &Value| Some((Site::new(b["name"].as_str()?), b["weight"].as_u64()? as u32));
                 backends.filter_map(weight).collect()
             });
-            match (looked, there) {
+            match (observed, there) {
                 (Ok(_), Some(there)) if there != wanted => {
                     silent = false;
                     let known: BTreeMap<_, _> =

@@ -51,11 +51,11 @@ pub async fn base(file: &Utf8Path, to: &Utf8Path) -> Result<Base, Error> {
     command.stdin(Stdio::null()).stdout(made.try_clone().map_err(fails)?).stderr(Stdio::piped()).kill_on_drop(true);
     let child = command.spawn()?;
     let ended = tokio::time::timeout(COPY_TIMEOUT, child.wait_with_output());
-    let said =
+    let output =
         ended.await.map_err(|_| Error::Base(format!("it did not end within {} s", COPY_TIMEOUT.as_secs())))??;
-    if !said.status.success() {
-        let words: String = String::from_utf8_lossy(&said.stderr).chars().take(2000).collect();
-        return Err(Error::Base(words.trim().replace('\n', "; ")));
+    if !output.status.success() {
+        let excerpt: String = String::from_utf8_lossy(&output.stderr).chars().take(2000).collect();
+        return Err(Error::Base(excerpt.trim().replace('\n', "; ")));
     }
     let from = Timestamp::now();
     made.sync_all().map_err(fails)?;

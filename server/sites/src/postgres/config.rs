@@ -163,12 +163,12 @@ impl Config {
 
     /// The primary that this server follows, if any; between sites, through the local proxy socket.
     pub(super) fn following(&self) -> Option<Primary> {
-        let through_door = |sites: &Sites| Primary {
+        let via_relay = |sites: &Sites| Primary {
             socket_folder: self.run(),
             port: self.door_number(),
             name: Sites::slot(&sites.site),
         };
-        self.primary.clone().or_else(|| self.sites.as_ref().map(through_door))
+        self.primary.clone().or_else(|| self.sites.as_ref().map(via_relay))
     }
 
     /// The number in the name of the proxy socket.

@@ -82,19 +82,19 @@ pub async fn run(file: &Utf8Path) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let config = Arc::new(Config::read(file)?);
     if let Some(of) = config.sites.clone() {
-        let told = async move {
+        let statuses = async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
         };
-        return sites::run(config, of, told).await;
+        return sites::run(config, of, statuses).await;
     }
     let state = api::State::new(config.clone());
     let stop = CancellationToken::new();
     let served = api::serve(&config.listen, state.clone(), stop.clone()).await?;
     let mut process = tokio::select! {
-        begun = begin(&config) => begun?,
+        started = begin(&config) => started?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };

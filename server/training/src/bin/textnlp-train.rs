@@ -217,8 +217,8 @@ fn run(command: Command) -> Result<()> {
         Command::Evaluate { model: folder, card: wanted, stories } => {
             let model = Model::open(&folder)?;
             let recipe = read_recipe(&folder.join("recipe.json"))?;
-            let judged = Judged { seed: recipe.seed, documents: recipe.documents, stories: usize::from(stories) };
-            let figures = evaluate::evaluate(&model, judged)?;
+            let evaluated = Judged { seed: recipe.seed, documents: recipe.documents, stories: usize::from(stories) };
+            let figures = evaluate::evaluate(&model, evaluated)?;
             println!("{}", serde_json::to_string_pretty(&figures).unwrap_or_default());
             if wanted {
                 write_whole(&folder.join("MODEL_CARD.md"), card::card(&model, &recipe, &figures)?.as_bytes())?;

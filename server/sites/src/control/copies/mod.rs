@@ -117,7 +117,7 @@ pub(super) struct CopyStatus(Arc<Mutex<BTreeMap<Data, CopyMark>>>);
 impl CopyStatus {
     pub(super) fn standing(&self) -> BTreeMap<&'static str, CopyProgress> {
         let marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = |mark: &CopyMark| CopyProgress {
+        let progress_of = |mark: &CopyMark| CopyProgress {
             source: mark.source,
             wanted: mark.wanted,
             held: mark.held,
@@ -125,7 +125,7 @@ impl CopyStatus {
             whole_ms: mark.whole.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
             error: mark.error.clone(),
         };
-        marks.iter().map(|(data, mark)| (data.word(), told(mark))).collect()
+        marks.iter().map(|(data, mark)| (data.word(), progress_of(mark))).collect()
     }
 
     fn update(&self, data: Data, change: impl FnOnce(&mut CopyMark)) {

@@ -84,7 +84,7 @@ impl Follower {
     }
 
     async fn look(&mut self, primary: &Address) {
-        let asked = Instant::now();
+        let started = Instant::now();
         let offered: Result<Offer, String> = match client::get(primary, "/v1/copies", REQUEST_TIMEOUT).await {
             Ok((StatusCode::OK, answer)) => {
                 serde_json::from_value(answer).map_err(|error| error.to_string()).and_then(sound)
@@ -107,15 +107,15 @@ impl Follower {
         let configuration = changed(|a, b| a.configuration == b.configuration);
         if models || self.is_due(Data::Models, self.copies.models_every_ms) {
             let done = self.models(primary, &offered).await;
-            self.done(Data::Models, asked, done);
+            self.done(Data::Models, started, done);
         } else {
-            self.still(Data::Models, asked);
+            self.still(Data::Models, started);
         }
         if configuration || self.is_due(Data::Configuration, self.copies.configuration_every_ms) {
             let done = self.configuration(primary, &offered).await;
-            self.done(Data::Configuration, asked, done);
+            self.done(Data::Configuration, started, done);
         } else {
-            self.still(Data::Configuration, asked);
+            self.still(Data::Configuration, started);
         }
     }
 
@@ -123,11 +123,11 @@ impl Follower {
         self.looked.get(&data).is_none_or(|at| at.elapsed() >= Duration::from_millis(every_ms))
     }
 
-    fn done(&mut self, data: Data, asked: Instant, done: Result<(), String>) {
+    fn done(&mut self, data: Data, started: Instant, done: Result<(), String>) {
         match done {
             Ok(()) => {
                 self.looked.insert(data, Instant::now());
-                self.copied.update(data, |mark| (mark.whole, mark.error) = (Some(asked), None));
+                self.copied.update(data, |mark| (mark.whole, mark.error) = (Some(started), None));
             }
             Err(why) => {
                 tracing::warn!(data = data.word(), %why, "the copy from the primary failed");
@@ -139,10 +139,10 @@ impl Follower {
     }
 
     /// Neither the primary nor this site has changed.
-    fn still(&self, data: Data, asked: Instant) {
+    fn still(&self, data: Data, started: Instant) {
         self.copied.update(data, |mark| {
             if mark.held == mark.wanted && mark.missing_bytes == 0 {
-                (mark.whole, mark.error) = (Some(asked), None);
+                (mark.whole, mark.error) = (Some(started), None);
             }
         });
     }

@@ -48,7 +48,7 @@ struct State {
     /// The server here is a primary, and is all that one should be.
     is_primary: bool,
     /// The server is ready for replicas.
-    takes_copies: bool,
+    accepts_replicas: bool,
     /// Cancelled to end connections made under the current state.
     here: CancellationToken,
     there: CancellationToken,
@@ -98,13 +98,13 @@ impl Gate {
     pub(super) fn set_primary(&self, is_primary: bool) {
         let mut state = self.state();
         state.is_primary = is_primary;
-        state.takes_copies &= is_primary;
+        state.accepts_replicas &= is_primary;
         self.look(state);
     }
 
     /// Accepts replicas, as long as the server is a primary.
     pub(super) fn take_copies(&self) {
-        self.state().takes_copies = true;
+        self.state().accepts_replicas = true;
     }
 
     /// Accepts no client from now on, whatever lease was granted.
@@ -144,7 +144,7 @@ impl Gate {
 
     /// Whether replicas may connect here.
     pub(super) fn copies_may(&self) -> bool {
-        self.state().takes_copies
+        self.state().accepts_replicas
     }
 
     /// The route to the primary, and the token that ends it.

@@ -117,11 +117,11 @@ async fn ask(sites: Sites, gate: Arc<Gate>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = every.tick() => {}
         }
-        let asked_at = boottime_ms();
+        let requested_at = boottime_ms();
         let answer = client::get(&sites.watch, "/v1/lead", AGENT_TIMEOUT).await;
         let lead = answer.ok().filter(|(status, _)| *status == StatusCode::OK);
         match lead.and_then(|(_, answer)| serde_json::from_value::<Lead>(answer).ok()) {
-            Some(lead) => gate.update(lead, asked_at),
+            Some(lead) => gate.update(lead, requested_at),
             None => gate.not_told(),
         }
     }

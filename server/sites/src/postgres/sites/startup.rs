@@ -107,10 +107,10 @@ mod tests {
     }
 
     async fn check(bytes: &[u8], expect: Option<ClientKind>) {
-        let (mut client, mut door) = tokio::io::duplex(32 << 10);
+        let (mut client, mut server_end) = tokio::io::duplex(32 << 10);
         client.write_all(bytes).await.unwrap();
         client.shutdown().await.unwrap();
-        let read = read(&mut door).await.ok();
+        let read = read(&mut server_end).await.ok();
         assert_eq!(read.as_ref().map(|startup| startup.who), expect, "{}", String::from_utf8_lossy(bytes));
         if let Some(read) = read {
             assert!(bytes.ends_with(&read.bytes), "what is passed on is what came");
