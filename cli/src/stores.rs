@@ -261,6 +261,7 @@ pub fn remember(located: &StateLocation, folder: &Utf8Path) -> anyhow::Result<()
 mod tests {
     use std::sync::Mutex;
 
+    use object_store::ObjectStoreExt as _;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;

@@ -137,7 +137,7 @@ fn a_secret_of_a_persons_is_updated_in_place_and_one_that_is_not_known_now_is_no
         let wanted = lower(&database(Some(DatabaseAddress::Secret(given(version))), |_| {}), "/srv/state").unwrap();
         wanted.into_iter().find(|one| one.id.as_str() == "here/database/url").unwrap()
     };
-    let onprem = OnPrem::new(Options::new(Utf8PathBuf::from("/srv/state"), Utf8PathBuf::from("/opt/s")).unwrap());
+    let onprem = onprem("/srv/state");
     let effects = |version: &str| -> Vec<Effect> {
         let before = of("a1");
         let seen = Object {
