@@ -233,9 +233,11 @@ fn address(receiver: &Receiver) -> Result<String, String> {
 
 /// The environment's proxies, and for each that it leaves out that of this process's variables.
 fn proxies(order: &AlertOrder) -> anyhow::Result<ProxySettings> {
-    let read = |(name, proxy)| Ok((name, address(proxy).map_err(|why| anyhow::anyhow!("{name}: {why}"))?));
-    let known: BTreeMap<&String, String> = order.proxy.iter().map(read).collect::<anyhow::Result<_>>()?;
-    Ok(ProxySettings::from_variables(|name| known.get(&name.to_owned()).cloned()).or(ProxySettings::from_env()))
+    let mut known = BTreeMap::new();
+    for (name, proxy) in &order.proxy {
+        known.insert(name.as_str(), address(proxy).map_err(|why| anyhow::anyhow!("{name}: {why}"))?);
+    }
+    Ok(ProxySettings::from_variables(|name| known.get(name).cloned()).or(ProxySettings::from_env()))
 }
 
 fn receivers(order: &AlertOrder) -> BTreeMap<String, ReceiverDestination> {
@@ -306,7 +308,7 @@ mod tests {
     async fn unreachable_alert_receiver_does_not_block_the_others() {
         let (address, took) = hook().await;
         let total = AT_ONCE + 5;
-        let (dir, outbox) = site(&[("down", "http://127.0.0.1:1/"), ("up", &address)], &[], total);
+        let (dir, outbox) = site(&[("down", "http://127.0.0.1:1/"), ("up", address.as_str())], &[], total);
         // Each run ends at the receiver that is down, and its alerts all remain in the outbox.
         for expected in [AT_ONCE, total, total] {
             let failed = send(Utf8Path::from_path(dir.path()).unwrap()).await.map(drop).unwrap_err();
@@ -319,7 +321,7 @@ mod tests {
     #[tokio::test]
     async fn alerts_use_the_proxy_of_the_environment() {
         let (proxy, took) = hook().await;
-        let (dir, outbox) = site(&[("team", "http://127.0.0.1:1/")], &[("HTTP_PROXY", &proxy)], 2);
+        let (dir, outbox) = site(&[("team", "http://127.0.0.1:1/")], &[("HTTP_PROXY", proxy.as_str())], 2);
         send(Utf8Path::from_path(dir.path()).unwrap()).await.map(drop).unwrap();
         assert_eq!((took.load(Ordering::SeqCst), outbox.is_empty()), (2, true));
     }
