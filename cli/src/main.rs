@@ -26,6 +26,7 @@ mod stores;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::fs::Mode;
 
 use crate::args::{Cli, Command};
 use crate::report::{Console, Exit, Failure};
@@ -33,6 +34,9 @@ use crate::report::{Console, Exit, Failure};
 fn main() -> ExitCode {
     // aws-lc is the only provider that is linked in. A second installation fails harmlessly.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // No file that this program or its children write is writable by other users.
+    let umask = rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    rustix::process::umask(umask | Mode::WGRP | Mode::WOTH);
     let cli = match Cli::try_parse_from(textnlp_server::current(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {

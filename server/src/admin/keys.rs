@@ -255,7 +255,7 @@ fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str
         return wrong(format!("`{tenant}` is not a valid tenant id"), "1 to 40 of a-z, 0-9, - and _");
     }
     let name = text("name")?.unwrap_or_else(|| "unnamed".to_owned());
-    if name.len() > 200 || name.chars().any(char::is_control) {
+    if !name.is_empty() && !textnlp_store::is_plain(&name) {
         return wrong("`name` is too long or has control characters", "at most 200 bytes");
     }
     let scopes: Vec<String> = match fields.get("scopes") {

@@ -110,6 +110,7 @@ impl Signer {
         let mut validation = Validation::new(Algorithm::RS256);
         validation.set_issuer(&[&security.issuer]);
         validation.set_required_spec_claims(&["exp", "iss"]);
+        validation.validate_nbf = true;
         validation.leeway = 0;
         let header = Header { kid: Some(kid), ..Header::new(Algorithm::RS256) };
         let (issuer, expiry) = (security.issuer.clone(), security.jwt_expiry);
@@ -256,6 +257,10 @@ mod tests {
         let old = Claims { exp: claims.iat - 10, ..claims.clone() };
         let old = jsonwebtoken::encode(&signer.header, &old, &signer.signing).unwrap();
         assert!(signer.verify(&old).is_err());
+        let mut later = serde_json::to_value(&claims).unwrap();
+        later["nbf"] = (claims.iat + 30).into();
+        let later = jsonwebtoken::encode(&signer.header, &later, &signer.signing).unwrap();
+        assert!(signer.verify(&later).is_err(), "not valid yet");
         let none = base64::engine::general_purpose::URL_SAFE_NO_PAD;
         let body = none.encode(serde_json::to_vec(&claims).unwrap());
         assert!(signer.verify(&format!("{}.{body}.", none.encode(r#"{"alg":"none"}"#))).is_err());

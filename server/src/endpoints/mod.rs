@@ -18,9 +18,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::{get, post};
 
 use crate::app::App;
+use crate::error::ApiError;
 
 pub(crate) use probes::metrics;
 
@@ -33,7 +35,8 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
         .route("/.well-known/jwks.json", get(token::jwks))
         .route("/v1/generate", post(generate::generate))
         .route("/v1/stream", post(generate::stream))
-        .route("/v1/stream", get(tickets::stream))
+        // A HEAD request, as link previews send it, must not spend the ticket.
+        .route("/v1/stream", get(tickets::stream).head(method_not_allowed))
         .route("/v1/stream/tickets", post(tickets::issue))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat))
@@ -50,6 +53,11 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
             .route("/docs/page.js", get(docs::script));
     }
     routes
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has no HEAD")
+        .hint("send GET or POST")
 }
 
 /// Seconds since 1970.

@@ -50,9 +50,12 @@ impl Actor {
     }
 }
 
-/// Whether a text may be logged unchanged: short, and without control characters.
+/// Whether a text may be logged and printed unchanged: short, without control characters, and without characters that
+/// reverse the direction of what follows (Unicode UAX 9).
 pub fn is_plain(text: &str) -> bool {
-    (1..=200).contains(&text.len()) && !text.chars().any(char::is_control)
+    let reverses =
+        |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    (1..=200).contains(&text.len()) && !text.chars().any(|c| c.is_control() || reverses(c))
 }
 
 /// The action. Its name is a contract with consumers of exports.
@@ -542,6 +545,14 @@ mod tests {
         store.record(&mut given_up, &AuditEvent::new(&by, Action::KeyRevoke)).await.unwrap();
         drop(given_up);
         assert_eq!(actions(&store).await.len(), rows.len(), "an act that was not done leaves no event");
+    }
+
+    #[test]
+    fn control_and_direction_characters_are_not_plain() {
+        assert!(is_plain("Ada's key, ключ, 鍵") && !is_plain("") && !is_plain(&"x".repeat(201)));
+        for text in ["a\nb", "a\u{1b}[2J", "a\u{9b}2J", "a\u{202e}b", "a\u{2066}b", "a\u{200f}b"] {
+            assert!(!is_plain(text), "{text:?}");
+        }
     }
 
     async fn a_flood_of_wrong_credentials_is_a_bounded_number_of_rows_that_count_all_of_it(bench: Bench) {

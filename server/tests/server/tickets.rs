@@ -45,6 +45,8 @@ async fn ticket_admits_one_stream_without_a_header_and_no_second() {
     let site = start(Setup::default()).await.ready().await;
     let whole = site.post("/v1/generate", ask()).await.json()["text"].as_str().unwrap().to_owned();
     let bound = url(&site, Some(ask())).await;
+    let preview = site.client.send("HEAD", &bound, &[], b"").await;
+    assert_eq!(preview.status, 405, "a link preview spends nothing");
     assert_eq!(text(&get(&site.client, &bound, &[]).await), whole);
     refused(&get(&site.client, &bound, &[]).await);
     let open = url(&site, None).await;

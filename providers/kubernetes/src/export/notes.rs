@@ -140,6 +140,9 @@ fn making(site: &SiteObjects) -> String {
             _ => {}
         }
     }
+    if !text.is_empty() {
+        text.insert_str(0, "umask 077   # these files are secret: delete them when the Secrets exist, keep api-key\n");
+    }
     text
 }
 
