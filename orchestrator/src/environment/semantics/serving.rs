@@ -148,6 +148,15 @@ impl Checker<'_> {
                 "only development may turn keys off",
             );
         }
+        let open = (!server.security.api_keys_enabled).then_some("generate without a key");
+        let open = open.or((e.tls.mode == TlsMode::Off).then_some("send API keys without TLS"));
+        if let Some(open) = open.filter(|_| e.runs_here() && !is_loopback(&server.api.host)) {
+            self.error(
+                "server.api.host",
+                format!("every machine that reaches `{}` could {open}", cut(&server.api.host)),
+                "write `host: 127.0.0.1`, or turn on `server.security.api_keys_enabled` and `tls.mode`",
+            );
+        }
     }
 
     pub(super) fn tls(&mut self) {
@@ -280,6 +289,10 @@ impl Checker<'_> {
             );
         }
     }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// An `Origin` as browsers send it: scheme, host and optional port, or `*` for all.

@@ -673,6 +673,8 @@ fn each_validation_rule_has_its_own_message() {
         (plus("server: { security: { jwt_expiry: 0 } }"), "the lifetime of a token is too short"),
         (plus("server: { security: { api_key_header: \"a b\" } }"), "`a b` is not a header"),
         (plus("server: { security: { api_keys_enabled: false } }"), "every client could generate without a key"),
+        (phase("development", "server: { security: { api_keys_enabled: false } }"), "every machine that reaches `0.0.0.0` could generate without a key"),
+        (phase("development", "tls: { mode: 'off' }\nserver: { api: { host: '::' } }"), "every machine that reaches `::` could send API keys without TLS"),
         (plus("server: { security: { jwt_secret: secret:env:X } }"), "this secret is not used"),
         (plus("models: [{ name: ../x }]"), "is not a valid model name"),
         (plus("models: [{ name: x, source: \"hf:x\" }]"), "names no model"),
