@@ -172,8 +172,11 @@ impl Server {
                     () = stop_releasing.cancelled() => return,
                     () = worked.notified() => {}
                 }
-                tokio::time::sleep(RELEASE_DELAY).await;
-                let _ = tokio::task::spawn_blocking(textnlp_process::release_memory).await;
+                // The second time for what slow clients held.
+                for delay in [RELEASE_DELAY, 10 * RELEASE_DELAY] {
+                    tokio::time::sleep(delay).await;
+                    let _ = tokio::task::spawn_blocking(textnlp_process::release_memory).await;
+                }
             }
         });
         app.audit.push(app.event(Action::ServerStart));

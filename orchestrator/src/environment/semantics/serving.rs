@@ -150,7 +150,9 @@ impl Checker<'_> {
         }
         let open = (!server.security.api_keys_enabled).then_some("generate without a key");
         let open = open.or((e.tls.mode == TlsMode::Off).then_some("send API keys without TLS"));
-        if let Some(open) = open.filter(|_| e.runs_here() && !is_loopback(&server.api.host)) {
+        // From staging on, neither may be off.
+        let local = e.phase == Phase::Development && e.runs_here();
+        if let Some(open) = open.filter(|_| local && !is_loopback(&server.api.host)) {
             self.error(
                 "server.api.host",
                 format!("every machine that reaches `{}` could {open}", cut(&server.api.host)),
