@@ -1,4 +1,4 @@
-//! A run that was stopped goes on from its journal, and ends the same whatever the journal says of the digest that was begun.
+//! A stopped run resumes from its journal, with the same result for each form of the journal's unfinished digest.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -9,7 +9,7 @@ use textnlp_bundle::*;
 
 const LENGTH: usize = 20 << 20;
 
-/// Packs; stops when so many bytes are done. Says how many were done by an earlier run.
+/// Packs until `until` bytes are done. Returns the bytes that an earlier run had done.
 fn packed(inputs: &Inputs, out: &Utf8Path, until: u64) -> (Result<Packed>, u64) {
     let (stop, resumed) = (AtomicBool::new(false), AtomicU64::new(0));
     let progress = |event: Event<'_>| match event {

@@ -21,7 +21,7 @@ pub async fn get(
     most_time: Duration,
     most_bytes: usize,
 ) -> Result<(StatusCode, HeaderMap, Bytes), String> {
-    let request_future = async {
+    let exchange = async {
         let fail = |error: std::io::Error| format!("connect: {error}");
         match address {
             SocketAddress::Tcp(address) => {
@@ -32,7 +32,7 @@ pub async fn get(
             }
         }
     };
-    match tokio::time::timeout(most_time, request_future).await {
+    match tokio::time::timeout(most_time, exchange).await {
         Ok(result) => result,
         Err(_) => Err(format!("no answer to {path} within {} ms", most_time.as_millis())),
     }

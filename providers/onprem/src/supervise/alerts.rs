@@ -287,9 +287,9 @@ impl Alerts {
         };
         let request = "GET /v1/status HTTP/1.1\r\nHost: watch\r\nConnection: close\r\n\r\n";
         let socket = self.folder.socket(&unit.name);
-        let request_future = probe::exchange(&socket, request);
+        let answer = probe::exchange(&socket, request);
         // An agent that does not answer is soon unready, and reported as a unit.
-        let Ok(Ok(answer)) = tokio::time::timeout(AGENT_TIMEOUT, request_future).await else { return Vec::new() };
+        let Ok(Ok(answer)) = tokio::time::timeout(AGENT_TIMEOUT, answer).await else { return Vec::new() };
         answer.split_once("\r\n\r\n").map(|(_, body)| of_watch(body)).unwrap_or_default()
     }
 }

@@ -64,7 +64,7 @@ async fn exchange(
         .header(header::CONNECTION, "close")
         .body(Full::new(body))
         .map_err(|error| error.to_string())?;
-    let request_future = async {
+    let exchange = async {
         let fail = |error: std::io::Error| format!("connect to {address}: {error}");
         match address {
             Address::Tcp(to) => gateway::exchange(TcpStream::connect(to).await.map_err(fail)?, request, most).await,
@@ -73,7 +73,7 @@ async fn exchange(
             }
         }
     };
-    match tokio::time::timeout(within, request_future).await {
+    match tokio::time::timeout(within, exchange).await {
         Ok(answered) => answered.map(|(status, _, body)| (status, body)),
         Err(_) => Err(format!("no answer from {address} within {} ms", within.as_millis())),
     }
