@@ -126,7 +126,7 @@ impl Console {
         }
     }
 
-    /// Prints the output of a successful command now. For commands that must not continue when nobody got the output.
+    /// Prints the output of a successful command now. For commands that must not continue when the output is lost.
     ///
     /// # Errors
     /// If stdout cannot be written, for example to a full disk. A closed pipe is not an error.
