@@ -71,6 +71,8 @@ const COMMANDS: &[&str] = &[
     "bundle update create --from TMP/b.tar --to TMP/b.tar --out TMP/u.tar",
     "bundle update apply TMP/none.tar --root TMP/root",
     "bundle update rollback --root TMP/root",
+    "bundle update zip textnlp-tiny --models TMP/models --out TMP/m.zip",
+    "bundle update unzip TMP/none.zip --models TMP/models",
     "bundle export TMP/b.tar --out TMP/export",
     "bundle keygen --out TMP/signing",
     "bundle sign TMP/b.tar --key TMP/none.key",

@@ -1,6 +1,10 @@
-//! Every target on its seeds, its kept inputs, and mutations of both. `TEXTNLP_TEST_SEED` repeats a run; `TEXTNLP_FUZZ_RUNS` sets how
+//! Every target on its seeds, its kept inputs, and mutations of both. `TEXTNLP_TESTS_SEED` repeats a run; `TEXTNLP_FUZZ_RUNS` sets how
 //! many mutations.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../src/seeds.rs"]
+#[allow(dead_code)]
+mod seeds;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,11 +57,9 @@ fn try_input(target: &textnlp_fuzz::Target, bytes: &[u8], origin: &str) {
 
 #[test]
 fn parsers_of_untrusted_input_never_panic_and_hold_bounded_memory() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = number("TEXTNLP_TEST_SEED").unwrap_or(20_261_123);
-    let runs = number("TEXTNLP_FUZZ_RUNS");
+    let seed = seeds::first_seed();
+    let runs = seeds::number("TEXTNLP_FUZZ_RUNS");
     let only = std::env::var("TEXTNLP_FUZZ_TARGET").ok();
-    eprintln!("TEXTNLP_TEST_SEED={seed}");
     for target in TARGETS.iter().filter(|target| only.as_ref().is_none_or(|only| only == target.name)) {
         let mut random = Random::new(seed);
         let inputs = [(target.seeds)(), corpus(target)].concat();
