@@ -31,6 +31,7 @@ mod proof;
 mod rules;
 mod sign;
 mod site;
+mod trust;
 mod unpack;
 mod verify;
 
@@ -53,5 +54,6 @@ pub use sign::{
     keygen, sign, sign_bytes, signature_of, verify_file,
 };
 pub use site::{Collected, INSTALLED, Installed, Site, SiteLock, Source, Stamp};
+pub use trust::{Admission, AdmissionOptions, KeyChange, PinnedKeys, Release, TRUST};
 pub use unpack::{UnpackOptions, Unpacked};
 pub use verify::{Verified, VerifyOptions};

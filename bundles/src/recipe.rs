@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{Chunk, Item, ItemKind};
 use crate::pack::{Content, Input, Inputs};
 use crate::scan::CARRIED;
+use crate::trust::KeyChange;
 
 const INSTALL: &str = include_str!("../recipes/install.sh");
 const READ_ME: &str = include_str!("../recipes/README.md");
@@ -41,6 +42,8 @@ pub struct Ingredients {
     pub packages: Vec<Utf8PathBuf>,
     /// Further files: the blobs of images, software lists.
     pub files: Vec<Input>,
+    /// See [`Manifest::keys`](crate::Manifest::keys).
+    pub keys: Option<KeyChange>,
 }
 
 /// The program of one platform.
@@ -165,7 +168,7 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
     if let Some(Input { content: Content::Bytes(bytes), .. }) = files.iter().find(|file| file.path == CARRIED) {
         items.push(item(ItemKind::Document, "advisories", Digest::of(bytes), vec![CARRIED.to_owned()]));
     }
-    Ok(Inputs { version: from.version, epoch: from.epoch, items, files, promised, recorded })
+    Ok(Inputs { version: from.version, epoch: from.epoch, items, files, promised, recorded, keys: from.keys })
 }
 
 /// The files that the model's manifest names, and the manifest itself: the folder on the other side is what it was on this one.

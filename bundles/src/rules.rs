@@ -9,6 +9,8 @@ pub use textnlp_models::MOST_CHUNK;
 
 use crate::error::{Error, Result};
 use crate::manifest::{Delta, ExpectedItem, FORMAT, File, Item, ItemKey, Kind, Manifest};
+use crate::sign::PublicKey;
+use crate::trust::{KeyChange, MAX_CHANGED_KEYS};
 
 /// The longest manifest that is read: it holds more than a million chunks, which is 4 TiB of weights.
 pub const MOST_MANIFEST: u64 = 64 << 20;
@@ -75,6 +77,7 @@ impl Manifest {
         }
         files(&mut found, &self.files);
         items(&mut found, &self.items);
+        keys(&mut found, self.keys.as_ref());
         match (&self.kind, &self.delta) {
             (Kind::Full, None) => paths_of_items(&mut found, &self.items, &self.files),
             (Kind::Delta, Some(delta)) => delta_rules(&mut found, self, delta),
@@ -243,6 +246,20 @@ fn items(found: &mut Problems, items: &[Item]) {
     }
     let keys: Vec<ItemKey> = items.iter().map(Item::key).collect();
     sorted(found, "the items", &keys);
+}
+
+fn keys(found: &mut Problems, change: Option<&KeyChange>) {
+    let Some(KeyChange { introduces, revokes }) = change else { return };
+    let count = introduces.len() + revokes.len();
+    if count == 0 || count > MAX_CHANGED_KEYS {
+        found.add(|| format!("it changes {count} keys; 1 to {MAX_CHANGED_KEYS} are allowed"));
+    }
+    for (what, keys) in [("the introduced keys", introduces), ("the revoked keys", revokes)] {
+        sorted(found, what, &keys.iter().map(PublicKey::to_base64).collect::<Vec<_>>());
+    }
+    for key in introduces.iter().filter(|key| revokes.contains(key)) {
+        found.add(|| format!("key {} is both introduced and revoked", key.id()));
+    }
 }
 
 fn sorted<T: PartialOrd + std::fmt::Debug>(found: &mut Problems, what: &str, list: &[T]) {

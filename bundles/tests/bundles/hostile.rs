@@ -179,7 +179,8 @@ fn file(path: &str, sizes: &[u32]) -> File {
 }
 
 fn manifest(files: Vec<File>) -> Manifest {
-    Manifest { format: 1, kind: Kind::Full, version: "1".into(), epoch: 7, items: Vec::new(), files, delta: None }
+    let version = "1".into();
+    Manifest { format: 1, kind: Kind::Full, version, epoch: 7, items: Vec::new(), files, keys: None, delta: None }
 }
 
 fn text(manifest: &Manifest) -> String {
