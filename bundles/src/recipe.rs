@@ -80,6 +80,11 @@ pub fn environment_path(name: &str) -> String {
     format!("{ENVIRONMENTS}/{name}.yaml")
 }
 
+/// The path of a package in a bundle.
+pub fn package_path(name: &str) -> String {
+    format!("packages/{name}")
+}
+
 /// The folder of a model in a bundle.
 pub fn model_path(name: &str) -> String {
     format!("{MODELS}/{name}")
@@ -152,7 +157,7 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
         let (digest, _) = std::fs::File::open(package)
             .and_then(Digest::of_reader)
             .map_err(|error| Error::Inputs { problems: vec![format!("read package {package}: {error}")] })?;
-        let path = format!("packages/{name}");
+        let path = package_path(name);
         items.push(item(ItemKind::Package, name, digest, vec![path.clone()]));
         promised.insert(path.clone(), digest);
         files.push(file(path, false, package));
