@@ -313,7 +313,8 @@ fn items_that_are_not_those_of_the_files_are_reported() {
     let platform = |inputs: &mut Inputs| inputs.items[1].platform = Some("linux/arm64".to_owned());
     let misnamed = |inputs: &mut Inputs| environment(inputs, "other", true_text);
     let untrue = |inputs: &mut Inputs| environment(inputs, "island", b"another text");
-    let cases: [(&str, &dyn Fn(&mut Inputs)); 8] = [
+    type Change<'a> = &'a dyn Fn(&mut Inputs);
+    let cases: [(&str, Change<'_>); 8] = [
         ("model `tiny`", &model),
         ("model `tiny`", &half),
         ("program `textnlp-deploy`", &program),

@@ -14,6 +14,8 @@ mod serve;
 mod site;
 mod update;
 
+pub use site::platform;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use textnlp_bundle::{AdmissionOptions, Authenticity, Bundle, Drive, Error, Event, PublicKey, TrustSet};
