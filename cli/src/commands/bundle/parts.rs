@@ -195,7 +195,7 @@ fn lists(
     Ok(())
 }
 
-/// Whether a program holds this text. Programs of ours embed their lock file and how they were built.
+/// Whether a program holds this text. Each build of this program embeds its lock file and its features.
 fn contains(program: &[u8], text: &str) -> bool {
     let Some((first, _)) = text.as_bytes().split_first() else { return false };
     let mut starts = program.iter().enumerate().filter(|(_, byte)| *byte == first);
