@@ -27,7 +27,7 @@ pub enum Bundle {
     Export(Export),
     /// Create a key pair for signing bundles
     Keygen(Keygen),
-    /// Sign a bundle in place
+    /// Sign a bundle in place, or another file beside it
     Sign(Sign),
     /// List the keys that an installation trusts
     Trust(Root),
@@ -352,6 +352,9 @@ pub struct Keygen {
 pub struct Sign {
     /// Bundle, or its first volume
     pub bundle: Utf8PathBuf,
+    /// Sign any file: write FILE.minisig beside it
+    #[arg(long)]
+    pub detached: bool,
     /// Secret key
     #[arg(long, value_name = "FILE", env = "TEXTNLP_SIGN_KEY")]
     pub key: Utf8PathBuf,

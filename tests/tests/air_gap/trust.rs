@@ -182,6 +182,23 @@ fn the_commands_of_the_readme_run_no_changed_installer_or_program() {
 }
 
 #[test]
+fn detached_signature_of_a_file_is_verified_by_minisign() {
+    if !tool("minisign") {
+        return;
+    }
+    let stage = Stage::new("detached");
+    stage.run(&["bundle", "keygen", "--out", "release"]).expect(0);
+    let file = stage.made().join("provenance.json");
+    std::fs::write(&file, "{}\n").unwrap();
+    let signed = stage.json(0, &["bundle", "sign", "--detached", "provenance.json", "--key", "release.key"]);
+    assert_eq!(signed["signature"], "provenance.json.minisig");
+    let verify = || said(stage.other("minisign", &["-Vm", "provenance.json", "-p", "release.pub"]).output().unwrap());
+    names(&verify().expect(0).out, &["file provenance.json"]);
+    std::fs::write(&file, "{ }\n").unwrap();
+    verify().expect(1);
+}
+
+#[test]
 fn signing_changes_only_the_signature_block() {
     let goods = Goods::get();
     let stage = Stage::new("resign");

@@ -35,16 +35,25 @@ pub fn keygen(args: &Keygen) -> Result<Success, Failure> {
 
 /// `bundle sign`.
 pub fn sign(args: &Sign) -> Result<Success, Failure> {
+    if args.detached {
+        let secret = secret_key(&args.key, args.password_file.as_deref())?;
+        let id = textnlp_bundle::sign_file(&args.bundle, &secret).map_err(failed)?.id();
+        let signature = textnlp_bundle::signature_of(&args.bundle);
+        let document = json!({ "file": args.bundle, "signature": signature, "key": id });
+        return Ok(Success::new(format!("wrote {signature}, signed by key {id}"), document));
+    }
     let id = sign_with(&args.bundle, &args.key, args.password_file.as_deref())?;
     Ok(Success::new(format!("{} is signed by key {id}", args.bundle), json!({ "file": args.bundle, "key": id })))
 }
 
 /// Signs a bundle and returns the id of the key.
 pub fn sign_with(bundle: &Utf8Path, key: &Utf8Path, password_file: Option<&Utf8Path>) -> Result<String, Failure> {
-    let password = password(password_file)?;
-    let secret = SecretKey::read(key, password.as_ref()).map_err(failed)?;
-    let public = textnlp_bundle::sign(bundle, &secret).map_err(failed)?;
+    let public = textnlp_bundle::sign(bundle, &secret_key(key, password_file)?).map_err(failed)?;
     Ok(public.id())
+}
+
+fn secret_key(path: &Utf8Path, password_file: Option<&Utf8Path>) -> Result<SecretKey, Failure> {
+    SecretKey::read(path, password(password_file)?.as_ref()).map_err(failed)
 }
 
 /// `bundle trust`.
