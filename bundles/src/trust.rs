@@ -149,6 +149,9 @@ impl Site {
         if pinned.format != FORMAT {
             return Err(altered(format!("it has format {}; this program reads {FORMAT}", pinned.format)));
         }
+        if pinned.trusted.is_empty() {
+            return Err(altered("it trusts no key".to_owned()));
+        }
         Ok(Some(pinned))
     }
 

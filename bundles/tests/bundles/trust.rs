@@ -206,7 +206,9 @@ fn a_damaged_record_of_keys_accepts_nothing() {
     it.install("1.tar", &[&own], AdmissionOptions::default()).unwrap();
     let path = it.site.root().join(TRUST);
     let text = std::fs::read_to_string(&path).unwrap();
-    for damaged in ["", "{}", &text.replace("\"format\": 1", "\"format\": 2"), &text.replace("RW", "XX")] {
+    let keyless =
+        text.find("\"revoked\"").map(|end| format!("{{\"format\":1,\"trusted\":[],{}", &text[end..])).unwrap();
+    for damaged in ["", "{}", &keyless, &text.replace("\"format\": 1", "\"format\": 2"), &text.replace("RW", "XX")] {
         std::fs::write(&path, damaged).unwrap();
         let error = it.install("1.tar", &[&own], AdmissionOptions::default()).unwrap_err();
         assert!(matches!(&error, Error::Altered { path: named, .. } if *named == path), "{damaged}: {error}");
