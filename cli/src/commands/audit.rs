@@ -5,20 +5,30 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use textnlp_bundle::sbom::{CrateGraph, Lock};
+use textnlp_bundle::scan::Package;
 use textnlp_orchestrator::environment::model::Gates;
 use textnlp_orchestrator::gate::Check;
 
 const RECORD: &str = include_str!("../../evidence/audit.json");
-const LOCK: &[u8] = include_bytes!("../../../Cargo.lock");
+/// The lock file that this program was built from.
+pub const LOCK: &str = include_str!("../../../Cargo.lock");
+/// Stands in this program, so that another one can tell how it was built.
+pub const BUILT: &str = if cfg!(feature = "clouds") {
+    "textnlp-deploy was built with the features: clouds"
+} else {
+    "textnlp-deploy was built with the features: none"
+};
 /// The name of the check, for every source of advisories.
 pub const NAME: &str = "known vulnerabilities";
+/// The crate and the name of this program.
+pub const PROGRAM: &str = "textnlp-deploy";
 
 #[derive(Deserialize)]
 struct Record {
     lock_sha256: String,
     advisories: u64,
     newest_advisory: Date,
-    dependencies: u64,
     vulnerabilities: Vec<String>,
 }
 
@@ -40,7 +50,7 @@ pub fn check(gates: &Gates, now: Timestamp) -> Check {
     let age = age_days(record.newest_advisory, now);
     let mut note = format!(
         "{} dependencies of the program, checked when it was built; {} advisories, {}",
-        record.dependencies,
+        linked().len(),
         record.advisories,
         aged(record.newest_advisory, age)
     );
@@ -48,6 +58,19 @@ pub fn check(gates: &Gates, now: Timestamp) -> Check {
         note = format!("{}; {note}", record.vulnerabilities.join("; "));
     }
     within_age(Check::new(NAME, found, 0, "found", found == 0).note(note), age, gates)
+}
+
+/// The crates of others that are linked into this program.
+pub fn linked() -> Vec<Package> {
+    let platform = super::bundle::platform();
+    let conditions = [&[platform.as_str()], &features(true)[..]].concat();
+    let of = |lock: Lock| CrateGraph { lock: &lock, root: PROGRAM, conditions: &conditions }.packages();
+    Lock::parse(LOCK).map(of).unwrap_or_default()
+}
+
+/// The features of this program, as conditions of a [`CrateGraph`]; all of them for one that may have been built with others.
+pub fn features(same: bool) -> Vec<&'static str> {
+    if cfg!(feature = "clouds") || !same { vec!["clouds"] } else { Vec::new() }
 }
 
 /// `newest of 2026-08-20, 94 days old`.
@@ -85,6 +108,16 @@ mod tests {
     fn audit_record_matches_the_current_lock_file() {
         let check = check(&Gates::default(), Timestamp::now());
         assert!(check.ok, "{check}");
+    }
+
+    #[test]
+    fn the_gate_and_a_scan_count_the_linked_crates_of_others() {
+        let (linked, lock) = (linked(), Lock::parse(LOCK).unwrap());
+        assert!(linked.iter().any(|package| package.name == "tokio") && linked.len() < lock.registry_packages().len());
+        let clouds = linked.iter().any(|package| package.name == "aws-config");
+        assert_eq!(clouds, cfg!(feature = "clouds"));
+        let note = check(&Gates::default(), Timestamp::now()).note.unwrap_or_default();
+        assert!(note.contains(&format!("{} dependencies of the program", linked.len())), "{note}");
     }
 
     #[test]

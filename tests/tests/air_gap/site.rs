@@ -195,7 +195,7 @@ fn site_settings_survive_bundles_and_ignore_shell_variables() {
 
     // Contents are kept for one way back, and no longer.
     stage.install(&goods.third, &trust).expect(0);
-    stage.install(&goods.first, &trust).expect(0);
+    stage.install(&goods.first, &[&trust[..], &["--downgrade"]].concat()).expect(0);
     let contents: Vec<_> =
         stage.root().read_dir_utf8().unwrap().flatten().filter(|e| e.file_name().starts_with("content-")).collect();
     assert_eq!(contents.len(), 2, "{contents:?}");
