@@ -11,7 +11,7 @@ use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::{Check, IssuedKey, KeyIssuer, KeyRequest};
 use textnlp_orchestrator::load::Key;
 use textnlp_provider::{Secret, SiteName};
-use textnlp_service::gate::{self, StoredEvidence};
+use textnlp_service::gate::{self, Occasion, StoredEvidence};
 use textnlp_service::running::{self, RunningEnvironment};
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +32,8 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
     let deployment = deployment::recorded(session, chosen)?;
     let running = running::running(&deployment.chosen.scope).await?;
     gate::runs_the_lock(&deployment.chosen).await?;
-    let kept = measure(session, &deployment, &running, args.again, console).await?;
+    let occasion = if args.again { Occasion::Again } else { Occasion::Unmeasured };
+    let kept = measure(session, &deployment, &running, occasion, console).await?;
     let document =
         json!({ "environment": deployment.chosen.scope.name, "gate": document(&kept), "report": kept.report });
     match kept.verdict(&deployment.chosen.scope.command("gate --again")) {
@@ -46,15 +47,16 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
 
 /// The `gate` member of JSON documents.
 pub fn document(kept: &StoredEvidence) -> Value {
-    json!({ "state": kept.gate.state(), "checks": kept.checks, "blockers": kept.gate.blockers(), "at": kept.at, "reused": kept.reused })
+    let gate = kept.gate();
+    json!({ "state": gate.state(), "checks": kept.checks, "blockers": gate.blockers(), "at": kept.at, "reused": kept.reused })
 }
 
 /// The evidence as text.
 pub fn text(kept: &StoredEvidence) -> String {
-    let mut text = format!("The {} gate {}", kept.phase, kept.gate.verdict());
+    let mut text = format!("The {} gate {}", kept.phase, kept.gate().verdict());
     if kept.reused {
         text.push_str(&format!(
-            " (evidence of {}; the release is the same; `gate --again` measures again)",
+            " (evidence of {}; release and resources are the same; `gate --again` measures again)",
             kept.at.strftime("%Y-%m-%d %H:%M")
         ));
     }
@@ -81,7 +83,7 @@ pub async fn measure(
     session: &Session,
     deployment: &Deployment,
     running: &RunningEnvironment,
-    again: bool,
+    occasion: Occasion,
     console: Console,
 ) -> Result<StoredEvidence, Failure> {
     let environment = &deployment.chosen.loaded.environment;
@@ -93,7 +95,7 @@ pub async fn measure(
         }
     };
     let (progress, stop) = (Progress::new(console), signals::stop(console));
-    gate::measure(&deployment.chosen, running, again, recorded, &progress, &stop).await
+    gate::measure(deployment, running, occasion, recorded, &progress, &stop).await
 }
 
 /// The gate within a run, measured while the old release still runs.
@@ -118,7 +120,7 @@ impl<'a> WithinRun<'a> {
     async fn measure(&self) -> Result<StoredEvidence, Failure> {
         let running = running::running(&self.deployment.chosen.scope).await?;
         // Earlier evidence does not cover the current change.
-        measure(self.session, self.deployment, &running, true, self.console).await
+        measure(self.session, self.deployment, &running, Occasion::WithinRun, self.console).await
     }
 }
 

@@ -8,6 +8,7 @@ use textnlp_orchestrator::plan::{Node, Plan};
 use textnlp_orchestrator::run::{Run, RunOptions, RunOutcome, run_phases, run_saved_plan};
 use textnlp_service::Scope;
 use textnlp_service::backup::backup_status;
+use textnlp_service::gate::Occasion;
 use textnlp_service::running::{self, RunningEnvironment};
 use textnlp_service::up::{incomplete, prepare, record, shut};
 
@@ -74,7 +75,7 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     if args.no_gate {
         document["gate"] = Value::Null;
     } else {
-        let evidence = gate::measure(session, &deployment, &running, false, console).await?;
+        let evidence = gate::measure(session, &deployment, &running, Occasion::Unmeasured, console).await?;
         document["gate"] = gate::document(&evidence);
         document["report"] = json!(evidence.report);
         report = gate::text(&evidence);

@@ -62,7 +62,7 @@ impl Gate {
     }
 
     /// Open if every check passed; wait if checks are only pending; else shut.
-    fn of(checks: &[Check]) -> Self {
+    pub fn of(checks: &[Check]) -> Self {
         let blockers: Vec<String> = checks.iter().filter(|c| !c.ok).map(ToString::to_string).collect();
         match checks.iter().any(|c| !c.ok && !c.waits) {
             true => Gate::Shut(blockers),
