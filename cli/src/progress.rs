@@ -43,6 +43,11 @@ impl Progress {
         self.bar.suspend(|| self.console.say(line));
     }
 
+    /// Runs this, such as a question, without the spinner on the terminal.
+    pub fn paused<T>(&self, ask: impl FnOnce() -> T) -> T {
+        self.bar.suspend(ask)
+    }
+
     /// Removes the spinner.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

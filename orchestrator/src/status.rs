@@ -113,6 +113,18 @@ pub enum ResourceHealth {
     Tainted,
 }
 
+impl std::fmt::Display for ResourceHealth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ready => f.write_str("ready"),
+            Self::Degraded(why) => write!(f, "degraded: {why}"),
+            Self::Gone => f.write_str("gone"),
+            Self::Unknown(why) => write!(f, "unknown: {why}"),
+            Self::Tainted => f.write_str("its creation did not finish"),
+        }
+    }
+}
+
 /// A difference between the record and the actual state.
 #[derive(Debug, Clone, Serialize)]
 pub struct Drift {
