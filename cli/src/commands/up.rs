@@ -41,7 +41,7 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
     prepare(&deployment, args.no_gate, gated).await?.iter().for_each(|warning| console.warn(warning));
     let options = RunOptions { gated: args.gated, ..RunOptions::UP };
-    let gates = gate::WithinRun::new(session, &deployment, console);
+    let gates = gate::WithinRun::new(session, &deployment, &args.audit, console);
     let arrival = go(session, &deployment, options, Some(&gates), saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["phase"] = json!(phase.to_string());
@@ -75,7 +75,8 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     if args.no_gate {
         document["gate"] = Value::Null;
     } else {
-        let evidence = gate::measure(session, &deployment, &running, Occasion::Unmeasured, console).await?;
+        let occasion = (Occasion::Unmeasured, &args.audit);
+        let evidence = gate::measure(session, &deployment, &running, occasion, console).await?;
         document["gate"] = gate::document(&evidence);
         document["report"] = json!(evidence.report);
         report = gate::text(&evidence);

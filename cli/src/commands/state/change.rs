@@ -225,7 +225,7 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
     let resources: Vec<_> = resources.iter().map(|text| resource_id(session, text)).collect::<Result<_, _>>()?;
     let state = deployment.state().await?;
     let facts = deployment.facts(&state).await?;
-    let standing = status::status(&facts, state.places()).resources;
+    let standing = status::status(&facts, state.places(), Vec::new()).resources;
     let mut text = String::new();
     let mut removed = Vec::new();
     for resource in &resources {
