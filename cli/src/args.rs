@@ -450,7 +450,7 @@ pub struct Gate {
 /// The advisories of a gate.
 #[derive(Debug, Default, Args)]
 pub struct AuditArgs {
-    /// Check for known vulnerabilities with these advisories: a folder, or the URL of a git repository to clone [default: the recorded ones]
+    /// Use these advisories for the gate's check of known vulnerabilities: a folder, or the URL of a git repository [default: the recorded ones]
     #[arg(long, value_name = "DIR|URL", env = "TEXTNLP_ADVISORIES")]
     pub advisories: Option<String>,
 }

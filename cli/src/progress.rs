@@ -38,6 +38,13 @@ impl Progress {
         self.bar.set_message(text.to_owned());
     }
 
+    /// Prints a permanent line, unless a terminal shows the current activity.
+    pub fn log(&self, line: &str) {
+        if self.bar.is_hidden() {
+            self.console.say(line);
+        }
+    }
+
     /// Prints a permanent line.
     pub fn line(&self, line: impl AsRef<str>) {
         self.bar.suspend(|| self.console.say(line));
@@ -73,6 +80,10 @@ impl textnlp_service::Progress for Progress {
 
     fn line(&self, line: &str) {
         self.line(line);
+    }
+
+    fn log(&self, line: &str) {
+        self.log(line);
     }
 
     fn warn(&self, warning: &str) {

@@ -81,7 +81,10 @@ impl Audit<'_> {
             .findings
             .iter()
             .filter(|finding| finding.kind == Kind::Vulnerability)
-            .map(|f| format!("{} {} {}: {}", f.id, text(&f.package), text(&f.installed), f.title))
+            .map(|f| {
+                let of = |name: &Option<String>| name.clone().unwrap_or_default();
+                format!("{} {} {}: {}", f.id, of(&f.package), of(&f.installed), f.title)
+            })
             .collect();
         let of = report.databases.iter().map(|d| format!("{} advisories, {}", d.advisories, aged(d.date, d.age_days)));
         let mut notes = found.clone();
@@ -97,10 +100,6 @@ impl Audit<'_> {
         let check = Check::new(NAME, count, 0, "found", count == 0).note(note);
         within_age(check, age, self.gates, &self.refresh)
     }
-}
-
-fn text(name: &Option<String>) -> &str {
-    name.as_deref().unwrap_or_default()
 }
 
 /// `newest of 2026-08-20, 94 days old`.

@@ -46,15 +46,19 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
             ResourceHealth::Unknown(_) => console.paint("33", "?"),
             ResourceHealth::Gone | ResourceHealth::Tainted => console.paint("31", "✗"),
         };
-        let why =
-            if resource.standing == ResourceHealth::Ready { String::new() } else { resource.standing.to_string() };
+        let why = match &resource.standing {
+            ResourceHealth::Ready => String::new(),
+            standing => brief(&standing.to_string()),
+        };
         let _ = writeln!(text, "  {mark} {:<34} {:<22} {why}", resource.resource.as_str(), resource.kind.as_str());
     }
     for open in &status.open {
         let says = open.says.as_deref().unwrap_or("begun");
         let _ = writeln!(text, "  ↻ {:<34} {} is open: {says}", open.resource.as_str(), open.verb);
     }
-    let _ = write!(text, "{}", drift_text(&status.drift));
+    // The reasons are in the lines above.
+    let drift: Vec<Drift> = status.drift.iter().map(|one| Drift { why: None, ..one.clone() }).collect();
+    text.push_str(&drift_text(&drift));
     let holder = holder(&deployment, &status.unfinished).await;
     text.push_str(&unfinished_text(&status.unfinished, holder.as_ref(), console));
     let held = state.held().await.map_err(|e| deployment.failed(e))?;
@@ -113,6 +117,13 @@ pub async fn drift(session: &Session, console: Console) -> Result<Success, Failu
 /// The run in progress, if one may be.
 async fn holder(deployment: &Deployment, unfinished: &[Unfinished]) -> Option<Holder> {
     if unfinished.is_empty() { None } else { deployment.store.holder().await.ok().flatten() }
+}
+
+/// The first and the last line of a reason: what happened, and the end of the log.
+fn brief(why: &str) -> String {
+    let mut lines = why.lines();
+    let first = lines.next().unwrap_or_default();
+    lines.next_back().map_or_else(|| first.to_owned(), |last| format!("{first} {last}"))
 }
 
 /// The runs that did not complete, or the one that is in progress.

@@ -211,6 +211,9 @@ pub trait Progress: Send + Sync {
     /// A line that stays.
     fn line(&self, line: &str);
 
+    /// A line that stays, only where the current activity is not shown: in a log.
+    fn log(&self, line: &str);
+
     /// A warning that is shown even when quiet.
     fn warn(&self, warning: &str);
 

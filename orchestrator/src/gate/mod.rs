@@ -124,10 +124,10 @@ impl Check {
         self
     }
 
-    /// The requirement as text: `at most 500`.
+    /// The requirement as text: `at most 500 ms`.
     pub fn demand(&self) -> String {
         let limit = self.limit.as_str().map_or_else(|| self.limit.to_string(), str::to_owned);
-        if self.at_most { format!("at most {limit}") } else { limit }
+        if self.at_most { format!("at most {limit}{}", self.unit_of(&self.limit)) } else { limit }
     }
 
     /// A check that was not made: as the policy says.

@@ -21,7 +21,7 @@ use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::{self, Check, GateInputs};
-use textnlp_orchestrator::load::{HttpWire, Wire};
+use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
 use textnlp_orchestrator::release::{History, Lock, digest};
 use textnlp_orchestrator::report::Report;
 use textnlp_orchestrator::state::{Entry, Head, State};
@@ -193,7 +193,15 @@ pub async fn measure(
     let metrics = running.metrics_address.as_deref().map(|address| HttpWire::new(address, &trust)).transpose()?;
     let keys = scope.platform.key_issuer(running, environment);
     let clock = SystemClock;
-    progress.line(&format!("Measuring the {} gate from outside …", environment.phase));
+    let load = Load::of(&environment.gates);
+    let seconds = u64::from(load.users.div_ceil(load.ramp.max(1))).saturating_add(load.hold.as_secs());
+    progress.line(&match environment.phase {
+        Phase::Staging => format!(
+            "Measuring the staging gate from outside: keys, limits and TLS, then {} users for about {seconds} s …",
+            load.users
+        ),
+        phase => format!("Measuring the {phase} gate from outside …"),
+    });
     let mut recorded = recorded.await;
     if environment.phase == Phase::MultiRegion {
         recorded.extend(sites::checks(chosen).await?);
@@ -219,10 +227,14 @@ pub async fn measure(
             }
             gate::Progress::Load(second) => {
                 progress.event(&json!({ "event": "load", "second": second }));
-                progress.doing(&format!(
-                    "load test: second {}, {} users, {} requests/s, p95 {:.0} ms",
+                let text = format!(
+                    "load test: second {} of about {seconds}, {} users, {} requests/s, p95 {:.0} ms",
                     second.second, second.users, second.requests, second.p95_ms
-                ));
+                );
+                if is_logged(second) {
+                    progress.log(&format!("  {text}"));
+                }
+                progress.doing(&text);
             }
         },
     )
@@ -269,6 +281,11 @@ fn machine(chosen: &ChosenEnvironment) -> Option<String> {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let here = || format!("{cores} cores, {}", chosen.scope.platform.host_name());
     chosen.loaded.environment.runs_here().then(here)
+}
+
+/// The seconds of a load test that are printed where no terminal shows each of them.
+pub fn is_logged(second: &Second) -> bool {
+    second.second > 0 && second.second.is_multiple_of(10)
 }
 
 /// The facts about the measured deployment in the report.
