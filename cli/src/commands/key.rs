@@ -11,7 +11,7 @@ use textnlp_server::auth::key::{NewKey, digest};
 use textnlp_service::running::{self, RunningEnvironment, ServerProcess};
 
 use crate::args::Key;
-use crate::report::{Console, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::{clouds, deployment};
 
