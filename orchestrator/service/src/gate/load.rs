@@ -199,3 +199,34 @@ fn grew(growth: &ScaleUp, limit: f64) -> Check {
         None => Check::unmeasured(GROWTH, limit, "s", format!("{note}: they were never all ready")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn load_evidence_counts_only_as_it_was_signed() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        let (lineage, at) = (Lineage(Uuid::nil()), jiff::Timestamp::UNIX_EPOCH);
+        let grew = |to| {
+            let growth = ScaleUp { from: 3, to, seconds: Some(40.0) };
+            keep(folder, (lineage, "release"), at, None, Some(&growth)).unwrap();
+        };
+        let shown = || Shown::read(folder).map(|shown| shown.growth.map(|growth| growth.what.to));
+        assert_eq!(shown(), Ok(None), "nothing was measured");
+        grew(5);
+        assert_eq!(shown(), Ok(Some(5)));
+        let written = std::fs::read_to_string(file(folder)).unwrap();
+        std::fs::write(file(folder), written.replace("\"to\": 5", "\"to\": 50")).unwrap();
+        assert!(shown().unwrap_err().contains("loads.json is not verified"));
+        std::fs::write(file(folder), &written).unwrap();
+        assert_eq!(shown(), Ok(Some(5)));
+        std::fs::remove_file(format!("{}.minisig", file(folder))).unwrap();
+        assert!(shown().unwrap_err().contains("loads.json.minisig"));
+        grew(6);
+        assert_eq!(shown(), Ok(Some(6)));
+    }
+}

@@ -336,7 +336,7 @@ async fn keep(
     let scope = &deployment.chosen.scope;
     let gate = kept.gate();
     let mut document = serde_json::to_value(kept)?;
-    // For readers of the file; this program takes the checks' word.
+    // For readers of the file, such as alerts. No gate opens because of it.
     document["gate"] = json!(gate);
     let bytes = serde_json::to_vec_pretty(&document)?;
     // A measurement says nothing about resources that another run changed meanwhile.
