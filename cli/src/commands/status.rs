@@ -56,9 +56,13 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         let says = open.says.as_deref().unwrap_or("begun");
         let _ = writeln!(text, "  ↻ {:<34} {} is open: {says}", open.resource.as_str(), open.verb);
     }
-    // The reasons are in the lines above.
-    let drift: Vec<Drift> = status.drift.iter().map(|one| Drift { why: None, ..one.clone() }).collect();
-    text.push_str(&drift_text(&drift));
+    // The lines above give the reasons of recorded resources.
+    let has_line = |one: &Drift| status.resources.iter().any(|resource| resource.resource == one.resource);
+    let drift = status.drift.iter().map(|one| match has_line(one) {
+        true => Drift { why: None, ..one.clone() },
+        false => one.clone(),
+    });
+    text.push_str(&drift_text(&drift.collect::<Vec<_>>()));
     let holder = holder(&deployment, &status.unfinished).await;
     text.push_str(&unfinished_text(&status.unfinished, holder.as_ref(), console));
     let held = state.held().await.map_err(|e| deployment.failed(e))?;
