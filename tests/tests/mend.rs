@@ -56,6 +56,7 @@ fn hint_of_status_repeats_the_flags_of_the_last_up() {
     }
     let own = sandbox.run(&["status", "--env", "development", "--set", "server.api.timeout=300"]).expect(1);
     assert!(own.out.contains("up --env development --set server.api.timeout=300"), "{}", own.out);
+    sandbox.run(&[&["up", "--yes", "--no-gate"], &changed[..]].concat()).expect(0);
     sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
     let down = sandbox.run(&["status", "--env", "development"]).expect(0);
     assert!(down.out.contains(next), "{}", down.out);

@@ -29,7 +29,7 @@ pub fn sign_bytes(bytes: &[u8], key: &SecretKey, what: &str) -> Result<String> {
 pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
     use std::io::Read as _;
     let beside = signature_of(file);
-    let invalid = |why: String| Error::Signature { why };
+    let invalid = |why: String| Error::FileSignature { why };
     let text = read_key(&beside)?;
     let signature = minisign::SignatureBox::from_string(&text).map_err(|error| key_error(&beside, &error))?;
     let mut bytes = Vec::new();
