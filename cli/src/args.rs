@@ -410,6 +410,8 @@ pub struct Up {
     /// Prompt of the first text
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
+    #[command(flatten)]
+    pub audit: AuditArgs,
 }
 
 /// See [`Command::Explain`].
@@ -441,6 +443,16 @@ pub struct Gate {
     /// Measure again, even when valid evidence exists
     #[arg(long)]
     pub again: bool,
+    #[command(flatten)]
+    pub audit: AuditArgs,
+}
+
+/// The advisories of a gate.
+#[derive(Debug, Default, Args)]
+pub struct AuditArgs {
+    /// Use these advisories for the gate's check of known vulnerabilities: a folder, or the URL of a git repository [default: the recorded ones]
+    #[arg(long, value_name = "DIR|URL", env = "TEXTNLP_ADVISORIES")]
+    pub advisories: Option<String>,
 }
 
 /// See [`Command::Down`].

@@ -12,7 +12,7 @@ use textnlp_service::platform::Scope;
 use textnlp_service::running::{self, RunningEnvironment, ServerProcess};
 
 use crate::args::Key;
-use crate::report::{Console, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::{clouds, deployment};
 
@@ -225,7 +225,8 @@ async fn logged(jobs: &dyn Jobs, lineage: Lineage, mut command: Value) -> Result
 /// The answer of the program, or its own error message.
 pub fn answered(command: &str, answer: Value, failed: Option<String>) -> Result<Value, Failure> {
     if let Some(message) = answer["error"]["message"].as_str() {
-        let mut failure = Failure::usage("key", anyhow::anyhow!("{message}"));
+        let exit = if answer["error"]["internal"] == true { Exit::Failed } else { Exit::Usage };
+        let mut failure = Failure::new(exit, "key", anyhow::anyhow!("{message}"));
         failure.hint = answer["error"]["hint"].as_str().map(str::to_owned);
         return Err(failure);
     }
