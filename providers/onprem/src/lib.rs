@@ -34,4 +34,5 @@ pub use lower::{API_KEY, JWT_KEY};
 pub use operations::{LocalOperations, endpoint};
 pub use options::Options;
 pub use provider::OnPrem;
+pub use verbs::VerifiedProgram;
 pub use verbs::postgres::{ScratchInstance, archive_socket};

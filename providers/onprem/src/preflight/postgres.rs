@@ -6,7 +6,7 @@ use textnlp_provider::{Problem, Wanted};
 
 use crate::spec::{FileSpec, PostgresSpec, ProgramSpec, SchemaSpec};
 use crate::table::ResourceKind;
-use crate::verbs::{pass_bytes, pass_file, postgres, query_database};
+use crate::verbs::{VerifiedProgram, pass_bytes, pass_file, postgres, query_database};
 
 /// Checks a managed server: its programs, its user, its port.
 pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) {
@@ -103,7 +103,14 @@ pub(super) async fn check_others(wanted: &Wanted, all: &[Wanted], folder: &SiteF
     }
     let Ok(config) = pass_file(&document) else { return };
     let location = format!("{}: database", wanted.id);
-    let found = match query_database(&program.source, &config.path, wanted.id.as_str()).await {
+    let (site, placed) = (folder.clone(), spec.program);
+    let program = tokio::task::spawn_blocking(move || {
+        let source = VerifiedProgram::of_digest(&program.source, &program.sha256);
+        source.or_else(|_| VerifiedProgram::of_site(&site, &placed))
+    });
+    // A program that is missing or has another digest is reported for its own resource.
+    let Ok(Ok(program)) = program.await else { return };
+    let found = match query_database(&program, &config.path, wanted.id.as_str()).await {
         Ok(found) => found,
         Err(error) => {
             let fix = "check that the server program runs on this machine";
