@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use textnlp_keys::{SiteFolder, files};
 
 use super::unit::Unit;
-use super::{Error, sockets};
+use super::{Error, privileges, sockets};
 use crate::lock;
 use crate::verbs::VerifiedProgram;
 
@@ -114,6 +114,7 @@ fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, Kept), Error> {
         Ok(relative) => Some(VerifiedProgram::of_site(folder, relative.as_str()).map_err(fails)?),
         Err(_) => None,
     };
+    privileges::restrict(folder, &unit).map_err(fails)?;
     let mut command = verified.as_ref().map_or_else(|| Command::new(&unit.argv[0]), VerifiedProgram::command);
     command.arg0(&unit.argv[0]);
     command.args(&unit.argv[1..]).env_clear().envs(clean_environment()).envs(&unit.env);

@@ -10,6 +10,7 @@ mod background;
 mod child;
 mod control;
 pub(crate) mod output;
+mod privileges;
 mod probe;
 pub(crate) mod renewal;
 mod roll;
@@ -118,6 +119,7 @@ pub enum Error {
 /// Blocks. It creates its own runtime on its own thread, so any code may call it.
 pub fn run(folder: &Utf8Path, child: Option<&str>) -> Result<(), Error> {
     let fails = |source| Error::Folder { folder: folder.to_owned(), source };
+    privileges::disable_core_dumps().map_err(Error::Run)?;
     let root = folder.canonicalize_utf8().map_err(fails)?;
     let site = SiteFolder::at(&root);
     if let Some(name) = child {
