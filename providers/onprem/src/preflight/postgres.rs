@@ -22,6 +22,11 @@ pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec
     match postgres::user() {
         Ok(None) => {}
         Ok(Some(user)) => {
+            if user.name == postgres::SHARED_USER {
+                let cause = "PostgreSQL runs as `nobody`, as other programs may do";
+                let fix = "install PostgreSQL's package, or add a user: `useradd --system textnlp`";
+                problems.push(Problem::warning(location, cause, fix));
+            }
             let existing = camino::Utf8Path::new(postgres::ELSEWHERE).ancestors().find(|path| path.is_dir());
             let existing = existing.unwrap_or(camino::Utf8Path::new("/"));
             if rustix::fs::access(existing.as_std_path(), rustix::fs::Access::WRITE_OK).is_err() {
