@@ -24,27 +24,41 @@ pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) 
     let Some(user) = SystemUser::find(name).context("read /etc/passwd")?.filter(|user| user.uid != 0) else {
         return Ok(());
     };
-    // As root, which sees everything.
-    let exists = state.exists();
-    let nearest = state.ancestors().find(|path| path.is_dir()).unwrap_or(state).to_owned();
+    // As root, which sees everything: the environment's folder beside the model cache, or where they will be.
+    let root = state.parent().unwrap_or(state);
+    let folders = [root, state].into_iter().filter(|folder| folder.is_dir());
+    let mut folders: Vec<(&Utf8Path, String)> =
+        folders.map(|folder| (folder, format!("while nothing of it runs: chown -R {name}: {root}"))).collect();
+    if folders.is_empty() {
+        let nearest = root.ancestors().find(|path| path.is_dir()).unwrap_or(root);
+        folders.push((nearest, format!("install -d -m 700 -o {name} {root}")));
+    }
     let files: Vec<Utf8PathBuf> =
         loaded.files.iter().map(|file| session.here.join(file)).filter(|file| file.is_file()).collect();
     let program = Utf8PathBuf::try_from(std::env::current_exe().context("find this program")?)
         .context("the path of this program is not UTF-8")?;
     become_user(&user).with_context(|| format!("change to the user `{name}`"))?;
 
-    let needed = [(&program, Access::EXEC_OK), (&session.here, Access::READ_OK | Access::EXEC_OK)];
-    let needed = needed.into_iter().chain(files.iter().map(|file| (file, Access::READ_OK)));
-    for (path, access) in needed {
-        if rustix::fs::access(path.as_std_path(), access).is_err() {
+    let may = |path: &Utf8Path, access: Access| rustix::fs::access(path.as_std_path(), access).is_ok();
+    let program = (&program, Access::EXEC_OK);
+    let here = (&session.here, Access::READ_OK | Access::EXEC_OK);
+    let files = files.iter().map(|file| (file, Access::READ_OK));
+    for (path, access) in [program, here].into_iter().chain(files) {
+        if !may(path, access) {
             let error = anyhow::anyhow!("the user `{name}` of this environment cannot use {path}");
             return Err(Failure::refused("user_denied", error)
                 .hint("move it to a folder that this user can enter, such as /opt/textnlp or /usr/local/bin"));
         }
     }
-    if rustix::fs::access(nearest.as_std_path(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_err() {
-        let error = anyhow::anyhow!("the user `{name}` of this environment cannot write to {nearest}");
-        return Err(Failure::refused("user_denied", error).hint(fix(name, state, exists)));
+    for (folder, fix) in folders {
+        if may(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
+            continue;
+        }
+        let above: Vec<&Utf8Path> = folder.ancestors().skip(1).collect();
+        let closed = above.into_iter().rev().find(|above| !may(above, Access::EXEC_OK));
+        let error = anyhow::anyhow!("the user `{name}` of this environment cannot write to {folder}");
+        let elsewhere = |closed| format!("it cannot enter {closed}: choose another folder with --state-dir DIR");
+        return Err(Failure::refused("user_denied", error).hint(closed.map_or(fix, elsewhere)));
     }
 
     let mut arguments = std::env::args_os();
@@ -52,20 +66,9 @@ pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) 
     command.arg0(arguments.next().unwrap_or_default()).args(arguments).env("HOME", &user.home);
     if session.global.state_dir.is_none() && session.library.folder().is_none() {
         // It was found with the home directory of root.
-        command.env("TEXTNLP_STATE_DIR", state.parent().unwrap_or(state));
+        command.env("TEXTNLP_STATE_DIR", root);
     }
     Err(anyhow::Error::new(command.exec()).context(format!("start again as the user `{name}`")).into())
-}
-
-/// What gives the state to the user.
-fn fix(name: &str, state: &Utf8Path, exists: bool) -> String {
-    let closed = state.ancestors().skip(1).filter(|folder| folder.is_dir()).last();
-    let enter = |folder: &Utf8Path| rustix::fs::access(folder.as_std_path(), Access::EXEC_OK).is_ok();
-    match closed.filter(|folder| !enter(folder)) {
-        Some(folder) => format!("it cannot enter {folder}: choose another folder with --state-dir DIR"),
-        None if exists => format!("while nothing of it runs: chown -R {name}: {state}"),
-        None => format!("install -d -m 700 -o {name} {}", state.parent().unwrap_or(state)),
-    }
 }
 
 /// Takes the user's rights. The right to bind ports below 1024 stays, for the gateway.

@@ -25,6 +25,8 @@ pub struct Session {
     pub library: Library,
     /// Whether variables that change values are ignored, because the file is complete.
     pub is_alone: bool,
+    /// Whether root stays root: it only asks what another command, as the environment's user, would do.
+    pub keeps_user: bool,
 }
 
 impl Session {
@@ -36,7 +38,7 @@ impl Session {
                 .hint("run it in a folder whose path is UTF-8")
         })?;
         let library = Library::from_working_directory(&here);
-        Ok(Self { global, here, library, is_alone: false })
+        Ok(Self { global, here, library, is_alone: false, keeps_user: false })
     }
 
     /// A session for a complete environment file. Variables that change values are ignored.
@@ -89,7 +91,7 @@ impl Session {
         let loaded = self.loaded(console)?;
         let name = loaded.environment.environment.clone();
         let scope = self.scope(name)?;
-        if let Some(user) = loaded.environment.prerequisites.user.as_deref().filter(|_| !self.is_alone) {
+        if let Some(user) = loaded.environment.prerequisites.user.as_deref().filter(|_| !self.keeps_user) {
             service_user::switch(self, user, &loaded, &scope.folder)?;
         }
         // The release lock is beside the environment's file, else in its state folder.

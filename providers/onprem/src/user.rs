@@ -57,7 +57,8 @@ pub(crate) fn check(wanted: Option<&str>, problems: &mut Vec<Problem>) {
         return;
     };
     let cause = match SystemUser::find(name) {
-        Ok(Some(user)) if user.uid == me.as_raw() => return,
+        // A command of root that acts for the environment changes to the user before it does anything.
+        Ok(Some(user)) if user.uid == me.as_raw() || (me.is_root() && user.uid != 0) => return,
         Ok(Some(_)) => "this command does not run as that user".to_owned(),
         Ok(None) => "this machine has no such user".to_owned(),
         Err(error) => format!("/etc/passwd cannot be read: {error}"),
