@@ -8,10 +8,12 @@ use rustix::thread::{
     clear_ambient_capability_set, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
 };
-use textnlp_keys::SiteFolder;
+use textnlp_keys::{Marker, SiteFolder};
 
 use super::unit::Unit;
 use crate::lower::POSTGRES_HOME;
+use crate::spec::PostgresSpec;
+use crate::table::ResourceKind;
 
 /// Ports below need a capability.
 const UNPRIVILEGED_PORTS: u16 = 1024;
@@ -56,6 +58,19 @@ pub(super) fn restrict(folder: &SiteFolder, unit: &Unit) -> io::Result<()> {
     Ok(())
 }
 
+/// What a connection to the site's PostgreSQL needs. For root it runs as another user, whose folder no one else may enter.
+fn to_connect(folder: &SiteFolder) -> CapabilitySet {
+    let is_link = std::fs::symlink_metadata(folder.join(POSTGRES_HOME)).is_ok_and(|found| found.is_symlink());
+    if !is_link {
+        return CapabilitySet::empty();
+    }
+    let markers = Marker::all(folder).unwrap_or_default();
+    let mut specs = markers.iter().filter(|marker| marker.kind == ResourceKind::Postgres.kind());
+    let is_shared = specs.any(|marker| marker.spec.typed::<PostgresSpec>().is_ok_and(|spec| spec.shared));
+    // The socket to the primary of all sites belongs to that user; PostgreSQL's own is open to all who reach it.
+    if is_shared { CapabilitySet::DAC_OVERRIDE } else { CapabilitySet::DAC_READ_SEARCH }
+}
+
 /// The capabilities that a program needs, of those that its supervisor has.
 fn needed(folder: &SiteFolder, unit: &Unit) -> CapabilitySet {
     let mut needed = CapabilitySet::empty();
@@ -65,8 +80,6 @@ fn needed(folder: &SiteFolder, unit: &Unit) -> CapabilitySet {
     }
     let arguments = unit.argv.get(1..).unwrap_or_default();
     let runs = |command: &str| arguments.first().is_some_and(|first| first == command);
-    // For root, PostgreSQL runs as another user, whose folder no one else may enter.
-    let has_other_user = || std::fs::symlink_metadata(folder.join(POSTGRES_HOME)).is_ok_and(|found| found.is_symlink());
     if arguments.iter().any(|argument| argument == "postgres") {
         needed |= CapabilitySet::CHOWN
             | CapabilitySet::DAC_OVERRIDE
@@ -74,9 +87,11 @@ fn needed(folder: &SiteFolder, unit: &Unit) -> CapabilitySet {
             | CapabilitySet::KILL
             | CapabilitySet::SETGID
             | CapabilitySet::SETUID;
-    } else if runs("agent") || (runs("serve") && has_other_user()) {
-        // They connect to a socket in that folder. The agent starts before the folder is created.
-        needed |= CapabilitySet::DAC_READ_SEARCH;
+    } else if runs("agent") {
+        // It starts before the folder of PostgreSQL is created.
+        needed |= CapabilitySet::DAC_OVERRIDE;
+    } else if runs("serve") {
+        needed |= to_connect(folder);
     }
     needed
 }
@@ -119,7 +134,7 @@ mod tests {
         assert_eq!(of("gateway", "0.0.0.0:8443"), CapabilitySet::empty());
         assert_eq!(of("gateway", "[::]:443"), CapabilitySet::NET_BIND_SERVICE);
         assert_eq!(of("serve", "127.0.0.1:8080"), CapabilitySet::empty());
-        assert_eq!(of("agent", "127.0.0.1:8080"), CapabilitySet::DAC_READ_SEARCH);
+        assert_eq!(of("agent", "127.0.0.1:8080"), CapabilitySet::DAC_OVERRIDE);
         assert!(of("postgres", "127.0.0.1:5432").contains(CapabilitySet::SETUID));
         assert!(!of("postgres", "127.0.0.1:5432").contains(CapabilitySet::SYS_ADMIN));
         std::fs::create_dir_all(folder.join("data")).unwrap();
