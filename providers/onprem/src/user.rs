@@ -32,10 +32,10 @@ impl SystemUser {
     fn parse(name: &str, passwd: &str, group: &str) -> Option<Self> {
         let fields_of = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<String>>();
         let fields = passwd.lines().map(fields_of).find(|fields| fields.first().is_some_and(|first| first == name))?;
-        let mut groups = vec![fields.get(3)?.parse().ok()?];
+        let mut groups: Vec<u32> = vec![fields.get(3)?.parse().ok()?];
         for fields in group.lines().map(fields_of) {
             let has_member = |members: &String| members.split(',').any(|member| member == name);
-            let number = fields.get(2).and_then(|number| number.parse().ok());
+            let number: Option<u32> = fields.get(2).and_then(|number| number.parse().ok());
             if fields.get(3).is_some_and(has_member) {
                 groups.extend(number.filter(|number| !groups.contains(number)));
             }

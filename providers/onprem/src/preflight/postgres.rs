@@ -23,7 +23,7 @@ pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec
         Ok(None) => {}
         Ok(Some(user)) => {
             if user.name == postgres::SHARED_USER {
-                let cause = "PostgreSQL runs as `nobody`, as other programs may do";
+                let cause = format!("PostgreSQL runs as `{}`, as other programs may do", user.name);
                 let fix = "install PostgreSQL's package, or add a user: `useradd --system textnlp`";
                 problems.push(Problem::warning(location, cause, fix));
             }

@@ -74,8 +74,8 @@ fn to_connect(folder: &SiteFolder) -> CapabilitySet {
 /// The capabilities that a program needs, of those that its supervisor has.
 fn needed(folder: &SiteFolder, unit: &Unit) -> CapabilitySet {
     let mut needed = CapabilitySet::empty();
-    let addresses = unit.keeps_sockets.iter().flat_map(|keeps| &keeps.addresses);
-    if addresses.into_iter().any(|address| address.port() < UNPRIVILEGED_PORTS) {
+    let mut addresses = unit.keeps_sockets.iter().flat_map(|keeps| &keeps.addresses);
+    if addresses.any(|address| address.port() < UNPRIVILEGED_PORTS) {
         needed |= CapabilitySet::NET_BIND_SERVICE;
     }
     let arguments = unit.argv.get(1..).unwrap_or_default();
