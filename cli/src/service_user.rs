@@ -1,5 +1,7 @@
 //! `prerequisites.user`: a command of root changes to this user before it touches the state, so that neither the
 //! command nor a program that it starts has the rights of root.
+//!
+//! Not the programs alone: root would then write into folders of a user who can replace their entries by links.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
