@@ -113,7 +113,7 @@ impl Site {
 }
 
 /// Whether the delta is applied already.
-fn applied(there: &Contents, manifest: &Manifest, delta: &Delta) -> bool {
+pub(crate) fn applied(there: &Contents, manifest: &Manifest, delta: &Delta) -> bool {
     let items = there.by_key();
     manifest.files.iter().all(|file| {
         there.file(&file.path).is_some_and(|old| old.digest == file.digest && old.executable == file.executable)
@@ -150,6 +150,7 @@ fn whole(contents: &Contents, delta: &Manifest) -> Result<()> {
         epoch: delta.epoch,
         items,
         files,
+        keys: None,
         delta: None,
     };
     full.validate()

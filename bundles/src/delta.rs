@@ -15,6 +15,7 @@ use crate::manifest::{Chunk, Delta, ExpectedItem, FORMAT, File, Item, ItemKey, K
 use crate::open::{Bundle, chunk_damage};
 use crate::pack::{ArchiveWriter, Inputs, Journal, Scan, head, padded, tail};
 use crate::rules::order;
+use crate::trust::KeyChange;
 use crate::volumes::Volumes;
 
 /// The part of the target that a delta contains.
@@ -68,13 +69,15 @@ pub fn make_delta(
                 damages: vec![chunk_damage(&wanted.files[*file].path, *index, offset_of(*file, *at), chunk.size)],
             };
             let made = DeltaBuilder { base, wanted: &wanted, scope, drive };
-            made.write(&bundle.manifest().version, bundle.manifest().epoch, out, read, other)
+            let manifest = bundle.manifest();
+            made.write(&manifest.version, manifest.epoch, manifest.keys.clone(), out, read, other)
         }
         Target::Inputs(inputs) => {
             let scan = Scan::of(inputs, drive)?;
             let made = DeltaBuilder { base, wanted: &scan.contents, scope, drive };
             let read = |file: usize, at: u64, buffer: &mut [u8]| scan.read(file, at, buffer);
-            made.write(&inputs.version, inputs.epoch, out, read, |(file, ..)| scan.changed(*file))
+            let other = |(file, ..): &IncludedChunk| scan.changed(*file);
+            made.write(&inputs.version, inputs.epoch, inputs.keys.clone(), out, read, other)
         }
     }
 }
@@ -104,6 +107,7 @@ impl DeltaBuilder<'_> {
         &self,
         version: &str,
         epoch: u64,
+        keys: Option<KeyChange>,
         out: &Utf8Path,
         read: impl Fn(usize, u64, &mut [u8]) -> Result<()> + Sync,
         other: impl Fn(&IncludedChunk) -> Error,
@@ -112,7 +116,7 @@ impl DeltaBuilder<'_> {
         let (delta, carried) = self.delta(&result);
         let files: Vec<File> = result.changed.iter().map(|n| self.wanted.files[*n].clone()).collect();
         let (kind, version, items) = (Kind::Delta, version.to_owned(), result.items);
-        let manifest = Manifest { format: FORMAT, kind, version, epoch, items, files, delta: Some(delta) };
+        let manifest = Manifest { format: FORMAT, kind, version, epoch, items, files, keys, delta: Some(delta) };
         manifest.validate()?;
         let reserve = padded(manifest.to_bytes()?.len() as u64)?;
         let layout = Layout::new(&Outline::of(&manifest), reserve);

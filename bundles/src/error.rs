@@ -164,6 +164,30 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// Not signed by a key that counts here.
+    #[error("this bundle has no signature by a trusted key: {why}")]
+    NotTrusted {
+        /// `it is not signed`, `it is signed with key …, which is not trusted here`.
+        why: String,
+        /// The installed site, if its pinned keys decided.
+        pinned_in: Option<Utf8PathBuf>,
+    },
+    /// Older than what the site accepted before.
+    #[error("{root} has {newest}; this bundle is {offered}, which is older")]
+    OlderRelease {
+        /// The installed site.
+        root: Utf8PathBuf,
+        /// `version 1.0.0 of 2026-01-01`.
+        offered: String,
+        /// The newest one that was accepted.
+        newest: String,
+    },
+    /// A file beside its signature is not what was signed.
+    #[error("{why}")]
+    FileSignature {
+        /// What is wrong.
+        why: String,
+    },
     /// Needs to go back in the bundle, which a stream cannot.
     #[error("{doing} needs a file; this bundle comes from a stream")]
     Stream {
@@ -240,6 +264,16 @@ impl Error {
             Error::Kind { .. } => "use `bundle install` for a full bundle".into(),
             Error::WrongBase { .. } => {
                 "apply the deltas before this one first, or make one from what is installed: textnlp-deploy bundle update create --from INSTALLED --to WANTED --out FILE".into()
+            }
+            Error::NotTrusted { pinned_in: None, .. } => {
+                "request a signed bundle from its publisher, or give the right public key with --trust KEY.pub".into()
+            }
+            Error::NotTrusted { pinned_in: Some(root), .. } => format!(
+                "`textnlp-deploy bundle trust --root {root}` lists the keys that are pinned there. If you received another key from the publisher by a separate channel, pin it instead: --forget-trust --trust KEY.pub"
+            ),
+            Error::OlderRelease { .. } => "to go back to the older release, add --downgrade".into(),
+            Error::Altered { path, .. } if path.file_name() == Some(crate::trust::TRUST) => {
+                "restore the file from a backup, or pin the keys again: --forget-trust --trust KEY.pub".into()
             }
             Error::Altered { .. } => "install the full bundle again; what is intact is kept".into(),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {

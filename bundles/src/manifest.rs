@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use textnlp_models::Digest;
 
+use crate::trust::KeyChange;
+
 /// The only format there is so far. A reader refuses a higher one by name.
 pub const FORMAT: u32 = 1;
 
@@ -30,6 +32,9 @@ pub struct Manifest {
     /// Every file of the content in the order of the archive, which is: install.sh, bin, configs, scripts, packages, sbom, images, models; within
     /// them by path. In a delta: the files that are new or changed, as they are afterwards.
     pub files: Vec<File>,
+    /// Keys that a site begins or ceases to trust, if it trusts the key that signed this bundle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeyChange>,
     /// Of a delta only: what must be there before, and what is taken away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta: Option<Delta>,

@@ -20,6 +20,7 @@ use crate::flow::{self, Ahead, Batch, Drive, Event, PAGE, Sheet, Tail, WholeFile
 use crate::layout::{self, BLOCK, Layout, Outline, Role, SIGNATURE, round_up};
 use crate::manifest::{Chunk, FORMAT, File, Item, Kind, Manifest};
 use crate::rules::{MOST_CHUNK, MOST_MANIFEST};
+use crate::trust::KeyChange;
 use crate::volumes::Volumes;
 use inputs::{StampedInput, check};
 use journal::Progress;
@@ -45,6 +46,8 @@ pub struct Inputs {
     /// bundle contain a wrong file digest, which [`VerifyOptions::whole_files`](crate::VerifyOptions::whole_files)
     /// finds.
     pub recorded: BTreeMap<String, Vec<Chunk>>,
+    /// See [`Manifest::keys`].
+    pub keys: Option<KeyChange>,
 }
 
 /// Options of the output.
@@ -147,6 +150,7 @@ fn skeleton(inputs: &Inputs, known: &[StampedInput<'_>]) -> Result<Manifest> {
         epoch: inputs.epoch,
         items,
         files,
+        keys: inputs.keys.clone(),
         delta: None,
     };
     // With one pretended chunk length per file the rules can be asked before hours of reading.

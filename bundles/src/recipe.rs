@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{Chunk, Item, ItemKind};
 use crate::pack::{Content, Input, Inputs};
 use crate::scan::CARRIED;
+use crate::trust::KeyChange;
 
 const INSTALL: &str = include_str!("../recipes/install.sh");
 const READ_ME: &str = include_str!("../recipes/README.md");
@@ -41,6 +42,8 @@ pub struct Ingredients {
     pub packages: Vec<Utf8PathBuf>,
     /// Further files: the blobs of images, software lists.
     pub files: Vec<Input>,
+    /// See [`Manifest::keys`](crate::Manifest::keys).
+    pub keys: Option<KeyChange>,
 }
 
 /// The program of one platform.
@@ -75,6 +78,11 @@ pub fn program_path(platform: &str) -> String {
 /// The path of an environment in a bundle.
 pub fn environment_path(name: &str) -> String {
     format!("{ENVIRONMENTS}/{name}.yaml")
+}
+
+/// The path of a package in a bundle.
+pub fn package_path(name: &str) -> String {
+    format!("packages/{name}")
 }
 
 /// The folder of a model in a bundle.
@@ -149,7 +157,7 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
         let (digest, _) = std::fs::File::open(package)
             .and_then(Digest::of_reader)
             .map_err(|error| Error::Inputs { problems: vec![format!("read package {package}: {error}")] })?;
-        let path = format!("packages/{name}");
+        let path = package_path(name);
         items.push(item(ItemKind::Package, name, digest, vec![path.clone()]));
         promised.insert(path.clone(), digest);
         files.push(file(path, false, package));
@@ -165,7 +173,7 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
     if let Some(Input { content: Content::Bytes(bytes), .. }) = files.iter().find(|file| file.path == CARRIED) {
         items.push(item(ItemKind::Document, "advisories", Digest::of(bytes), vec![CARRIED.to_owned()]));
     }
-    Ok(Inputs { version: from.version, epoch: from.epoch, items, files, promised, recorded })
+    Ok(Inputs { version: from.version, epoch: from.epoch, items, files, promised, recorded, keys: from.keys })
 }
 
 /// The files that the model's manifest names, and the manifest itself: the folder on the other side is what it was on this one.

@@ -8,7 +8,9 @@ use textnlp_models::Digest;
 pub use textnlp_models::MOST_CHUNK;
 
 use crate::error::{Error, Result};
-use crate::manifest::{Delta, ExpectedItem, FORMAT, File, Item, ItemKey, Kind, Manifest};
+use crate::manifest::{Delta, ExpectedItem, FORMAT, File, Item, ItemKey, ItemKind, Kind, Manifest};
+use crate::sign::PublicKey;
+use crate::trust::{KeyChange, MAX_CHANGED_KEYS};
 
 /// The longest manifest that is read: it holds more than a million chunks, which is 4 TiB of weights.
 pub const MOST_MANIFEST: u64 = 64 << 20;
@@ -21,6 +23,7 @@ const LATEST: u64 = 0o77_777_777_777;
 const MOST_PROBLEMS: usize = 100;
 const MOST_PATH: usize = 1024;
 const MOST_NAME: usize = 255;
+const MOST_VERSION: usize = 128;
 const MOST_CONTENT: u64 = 1 << 60;
 
 impl Manifest {
@@ -70,11 +73,18 @@ impl Manifest {
             return Err(Error::NewerFormat { found: self.format, known: FORMAT });
         }
         text(&mut found, "version", &self.version);
+        if self.version.len() > MOST_VERSION {
+            found.add(|| format!("its version has {} bytes; at most {MOST_VERSION} are allowed", self.version.len()));
+        }
+        if let Some(why) = unsafe_name(&self.version) {
+            found.add(|| format!("version `{}`: {why}", short(&self.version)));
+        }
         if self.epoch > LATEST {
             found.add(|| format!("the time {} is later than an archive can record", self.epoch));
         }
         files(&mut found, &self.files);
         items(&mut found, &self.items);
+        keys(&mut found, self.keys.as_ref());
         match (&self.kind, &self.delta) {
             (Kind::Full, None) => paths_of_items(&mut found, &self.items, &self.files),
             (Kind::Delta, Some(delta)) => delta_rules(&mut found, self, delta),
@@ -104,8 +114,8 @@ pub(crate) fn order(path: &str) -> (usize, &str) {
     (TOPS.iter().position(|known| *known == top).unwrap_or(TOPS.len()), path)
 }
 
-/// Why a path is not allowed in a bundle.
-pub(crate) fn unsafe_path(path: &str) -> Option<&'static str> {
+/// Why a text cannot be a path below a folder.
+fn unsafe_parts(path: &str) -> Option<&'static str> {
     if path.is_empty() {
         return Some("it is empty");
     }
@@ -126,6 +136,14 @@ pub(crate) fn unsafe_path(path: &str) -> Option<&'static str> {
             _ => {}
         }
     }
+    None
+}
+
+/// Why a path is not allowed in a bundle.
+pub(crate) fn unsafe_path(path: &str) -> Option<&'static str> {
+    if let Some(why) = unsafe_parts(path) {
+        return Some(why);
+    }
     let (rank, _) = order(path);
     match rank {
         rank if rank == TOPS.len() => {
@@ -135,6 +153,11 @@ pub(crate) fn unsafe_path(path: &str) -> Option<&'static str> {
         rank if rank > 0 && !path.contains('/') => Some("a folder is expected there"),
         _ => None,
     }
+}
+
+/// Why a text cannot name one file: names and versions become parts of paths at the site.
+fn unsafe_name(name: &str) -> Option<&'static str> {
+    if name.contains('/') { Some("it has a slash") } else { unsafe_parts(name) }
 }
 
 /// Characters that make a name look like another one.
@@ -231,6 +254,15 @@ fn files(found: &mut Problems, files: &[File]) {
 fn items(found: &mut Problems, items: &[Item]) {
     for item in items {
         text(found, "an item's name", &item.name);
+        // An image is called by a path of a registry.
+        let problem = if item.kind == ItemKind::Image { unsafe_parts } else { unsafe_name };
+        if let Some(why) = problem(&item.name) {
+            found.add(|| format!("{} `{}`: name: {why}", item.kind, short(&item.name)));
+        }
+        // A revision of a model may be a path of a repository.
+        if let Some(why) = item.version.as_deref().and_then(unsafe_parts) {
+            found.add(|| format!("{} `{}`: version: {why}", item.kind, short(&item.name)));
+        }
         for optional in [&item.version, &item.platform, &item.license, &item.source].into_iter().flatten() {
             text(found, "an item's text", optional);
         }
@@ -243,6 +275,20 @@ fn items(found: &mut Problems, items: &[Item]) {
     }
     let keys: Vec<ItemKey> = items.iter().map(Item::key).collect();
     sorted(found, "the items", &keys);
+}
+
+fn keys(found: &mut Problems, change: Option<&KeyChange>) {
+    let Some(KeyChange { introduces, revokes }) = change else { return };
+    let count = introduces.len() + revokes.len();
+    if count == 0 || count > MAX_CHANGED_KEYS {
+        found.add(|| format!("it changes {count} keys; 1 to {MAX_CHANGED_KEYS} are allowed"));
+    }
+    for (what, keys) in [("the introduced keys", introduces), ("the revoked keys", revokes)] {
+        sorted(found, what, &keys.iter().map(PublicKey::to_base64).collect::<Vec<_>>());
+    }
+    for key in introduces.iter().filter(|key| revokes.contains(key)) {
+        found.add(|| format!("key {} is both introduced and revoked", key.id()));
+    }
 }
 
 fn sorted<T: PartialOrd + std::fmt::Debug>(found: &mut Problems, what: &str, list: &[T]) {

@@ -18,10 +18,11 @@ use crate::error::{Error, Result};
 use crate::layout::{self, MANIFEST_NAME, SIGNATURE, SIGNATURE_NAME, SUMS_NAME};
 use crate::open::Bundle;
 use crate::volumes::Volumes;
-pub use detached::{sign_bytes, signature_of, verify_file};
+pub use detached::{sign_bytes, sign_file, signature_of, verify_file};
 
-/// A public key.
-#[derive(Clone, PartialEq, Eq)]
+/// A public key, in its base64 text where it is stored.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PublicKey(minisign::PublicKey);
 
 /// A secret key. It cannot be printed.
@@ -148,6 +149,20 @@ impl PublicKey {
 
     fn to_file(&self) -> String {
         format!("untrusted comment: textnlp bundle public key {}\n{}\n", self.id(), self.to_base64())
+    }
+}
+
+impl TryFrom<String> for PublicKey {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<PublicKey> {
+        PublicKey::parse(&text)
+    }
+}
+
+impl From<PublicKey> for String {
+    fn from(key: PublicKey) -> String {
+        key.to_base64()
     }
 }
 
@@ -329,6 +344,11 @@ impl TrustSet {
             if Utf8Path::new(text).exists() { PublicKey::read(text.into()) } else { PublicKey::parse(text) }
         };
         Ok(TrustSet { keys: texts.into_iter().map(key).collect::<Result<_>>()? })
+    }
+
+    /// The trusted keys.
+    pub fn keys(&self) -> &[PublicKey] {
+        &self.keys
     }
 
     /// Whether no key is trusted.

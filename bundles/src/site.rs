@@ -5,6 +5,7 @@
 //! ROOT/content-4f1d…/          the files of one content (0444, 0555), and installed.json
 //! ROOT/current -> content-4f1d…
 //! ROOT/installed.json -> current/installed.json
+//! ROOT/trust.json             the pinned keys; see `trust.rs`
 //! ```
 
 use std::fs::File;
@@ -265,7 +266,7 @@ impl Site {
         Ok(sync_folder(&self.root)?)
     }
 
-    fn switch(&self, name: &str) -> Result<()> {
+    pub(crate) fn switch(&self, name: &str) -> Result<()> {
         let mut record = self.record(name)?;
         let before = self.current()?;
         if before.as_deref() != Some(name) {

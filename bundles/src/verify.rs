@@ -2,11 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use textnlp_models::{MANIFEST, digest_of_files};
+
+use crate::contents::Contents;
 use crate::error::{Damage, Error, Result};
 use crate::flow::{self, Ahead, Drive, Event, WholeFileHashing};
-use crate::layout::{Role, name};
-use crate::manifest::Kind;
+use crate::layout::{MANIFEST_NAME, Role, name};
+use crate::manifest::{Item, ItemKind, Kind};
+use crate::oci::catalogue::path_of;
 use crate::open::{Bundle, chunk_damage};
+use crate::recipe::{environment_path, model_path, package_path, program_path};
 use crate::walk::{Walk, chunks};
 
 /// Further damage is counted, not listed.
@@ -16,7 +21,8 @@ const MOST_LISTED: usize = 10_000;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VerifyOptions<'a> {
     /// Computes the digests of whole files too, as `bundle verify` does. The chunk digests cover every byte already.
-    /// This also checks that `SHA256SUMS` is correct, and hashes everything twice.
+    /// This also checks that `SHA256SUMS` is correct and that the items are those of the files, and hashes everything
+    /// twice.
     pub whole_files: bool,
     /// Threads, progress and stopping.
     pub drive: Drive<'a>,
@@ -79,6 +85,14 @@ impl Bundle {
         let mut position = (usize::MAX, 0u64);
         // Only a full bundle has whole files; a delta's chunks are no file.
         let whole = manifest.kind == Kind::Full && options.whole_files;
+        if whole && let Some(contents) = Contents::of(manifest) {
+            let own = &layout.members[0];
+            for item in contents.items.iter().filter(|item| !is_of_its_files(item, &contents)) {
+                let (kind, name) = (item.kind, crate::rules::plain(&item.name));
+                let what = format!("{kind} `{name}` has a digest or paths that are not those of its files");
+                add(Damage { member: MANIFEST_NAME.into(), chunk: None, offset: own.data_at, bytes: own.size, what });
+            }
+        }
         let whole = if whole { WholeFileHashing::Yes(Box::default()) } else { WholeFileHashing::No };
         let read = flow::run(
             options.drive.threads,
@@ -143,5 +157,25 @@ impl Bundle {
         let elapsed = started.elapsed();
         let files = if manifest.kind == Kind::Full { manifest.files.len() } else { 1 };
         Ok(Verified { damages: found, more, bytes, files, chunks: counted, seconds: elapsed.as_secs_f64(), elapsed })
+    }
+}
+
+/// Whether an item's digest is that of its files, and whether they are where the item's kind and name say.
+fn is_of_its_files(item: &Item, contents: &Contents) -> bool {
+    let holds = |path: &String| contents.file(path).is_some_and(|file| file.digest == item.digest);
+    let at = |place: String| item.paths.contains(&place) && holds(&place);
+    match item.kind {
+        ItemKind::Program => at(program_path(item.platform.as_deref().unwrap_or_default())),
+        ItemKind::Image => at(path_of(item.digest)),
+        ItemKind::Environment => at(environment_path(&item.name)),
+        ItemKind::Package => at(package_path(&item.name)),
+        ItemKind::Document => item.paths.iter().any(holds),
+        ItemKind::Model => {
+            let folder = model_path(&item.name);
+            let within = |path: &str| Some(path.strip_prefix(&folder)?.strip_prefix('/')?.to_owned());
+            let files = item.paths.iter().filter_map(|path| Some((within(path)?, contents.file(path)?.digest)));
+            let listed: Vec<_> = files.filter(|(name, _)| name != MANIFEST).collect();
+            digest_of_files(listed.iter().map(|(name, digest)| (name.as_str(), *digest))) == item.digest
+        }
     }
 }

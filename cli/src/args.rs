@@ -11,7 +11,7 @@ use textnlp_models::WeightFormat;
     version,
     about = "Deploy your own text-generation service anywhere",
     long_about = "Deploy your own text-generation service anywhere.\n\n\
-                  One environment file describes the service. `up` plans the changes, applies them and measures a gate on\n\
+                  One environment file describes the service. `up` plans the changes, applies them and measures a gate on \
                   the running service. An interrupted command resumes when you run it again.",
     after_help = "Examples:\n  \
         textnlp-deploy up --env staging          deploy and verify; print the address, the key and a curl command\n  \
@@ -410,6 +410,8 @@ pub struct Up {
     /// Prompt of the first text
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
+    #[command(flatten)]
+    pub audit: AuditArgs,
 }
 
 /// See [`Command::Explain`].
@@ -441,6 +443,16 @@ pub struct Gate {
     /// Measure again, even when valid evidence exists
     #[arg(long)]
     pub again: bool,
+    #[command(flatten)]
+    pub audit: AuditArgs,
+}
+
+/// The advisories of a gate.
+#[derive(Debug, Default, Args)]
+pub struct AuditArgs {
+    /// Use these advisories for the gate's check of known vulnerabilities: a folder, or the URL of a git repository [default: the recorded ones]
+    #[arg(long, value_name = "DIR|URL", env = "TEXTNLP_ADVISORIES")]
+    pub advisories: Option<String>,
 }
 
 /// See [`Command::Down`].
@@ -481,14 +493,27 @@ pub enum Key {
     List,
     /// Replace the secret of a key
     Rotate {
-        /// Public ID, as shown by `key list`
+        /// Public ID, as shown by `key list`, or the whole key
+        #[arg(value_parser = public_id)]
         id: String,
     },
     /// Revoke a key immediately
     Revoke {
-        /// Public ID, as shown by `key list`
+        /// Public ID, as shown by `key list`, or the whole key
+        #[arg(value_parser = public_id)]
         id: String,
     },
+}
+
+/// The public ID in what was typed. A whole key is never repeated in an error.
+fn public_id(typed: &str) -> Result<String, &'static str> {
+    use textnlp_server::auth::key;
+    let id = key::public_id(typed).unwrap_or(typed);
+    if key::is_public_id(id) {
+        Ok(id.to_owned())
+    } else {
+        Err("expected the public ID, the part between `tnlp_` and the next `_`: 4 to 64 of a-z, 0-9 and -")
+    }
 }
 
 /// The scopes that a key can have, `*` for everything.

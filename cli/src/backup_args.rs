@@ -82,7 +82,11 @@ pub struct Verify {
 #[derive(Debug, Subcommand)]
 pub enum Key {
     /// Print the backup key for off-site storage
-    Show,
+    Show {
+        /// Write it to this new file, readable only by you, instead of printing it
+        #[arg(long, value_name = "FILE")]
+        out: Option<Utf8PathBuf>,
+    },
 }
 
 /// See [`Backup::Run`].

@@ -27,8 +27,10 @@ pub enum Bundle {
     Export(Export),
     /// Create a key pair for signing bundles
     Keygen(Keygen),
-    /// Sign a bundle in place
+    /// Sign a bundle in place, or another file beside it
     Sign(Sign),
+    /// List the keys that an installation trusts
+    Trust(Root),
 }
 
 /// `bundle create`.
@@ -64,6 +66,12 @@ pub struct Create {
     /// Sign with this secret key
     #[arg(long, value_name = "FILE", env = "TEXTNLP_SIGN_KEY")]
     pub sign_key: Option<Utf8PathBuf>,
+    /// Let installations that trust the signing key trust this key too (repeatable)
+    #[arg(long, value_name = "KEY.pub")]
+    pub next_key: Vec<Utf8PathBuf>,
+    /// Let installations that trust the signing key never trust this key again (repeatable)
+    #[arg(long, value_name = "KEY.pub")]
+    pub revoke: Vec<Utf8PathBuf>,
     /// Include this copy of the RustSec advisory database [default: the newest found]
     ///
     /// A bundle with an air-gapped environment includes the newest of: `advisory-db` in the working directory, beside the checkout or in the
@@ -75,13 +83,16 @@ pub struct Create {
         long,
         value_name = "URL",
         env = "TEXTNLP_ADVISORIES_URL",
-        default_value = "https://github.com/RustSec/advisory-db.git"
+        default_value = RUSTSEC
     )]
     pub advisories_url: String,
     /// Download nothing: take models from the cache and advisories from folders
     #[arg(long)]
     pub offline: bool,
 }
+
+/// The repository of RustSec's advisories.
+pub const RUSTSEC: &str = "https://github.com/RustSec/advisory-db.git";
 
 /// How old advisories may be.
 #[derive(Debug, Clone, Copy, Args)]
@@ -99,6 +110,17 @@ pub struct Trust {
     pub trust: Vec<Utf8PathBuf>,
 }
 
+/// Overrides of what an installation trusts.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Overrides {
+    /// Forget the keys that the installation has pinned, and pin those of --trust
+    #[arg(long)]
+    pub forget_trust: bool,
+    /// Accept a bundle that is older than the newest one installed
+    #[arg(long)]
+    pub downgrade: bool,
+}
+
 /// `bundle verify`.
 #[derive(Debug, Args)]
 pub struct Verify {
@@ -106,6 +128,9 @@ pub struct Verify {
     pub bundle: Utf8PathBuf,
     #[command(flatten)]
     pub trust: Trust,
+    /// Verify that this installation accepts the bundle: signed by a pinned key, and not older
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub age: Age,
 }
@@ -148,6 +173,8 @@ pub struct Install {
     pub root: Root,
     #[command(flatten)]
     pub trust: Trust,
+    #[command(flatten)]
+    pub overrides: Overrides,
     /// Unpack and verify, but start nothing
     #[arg(long)]
     pub no_up: bool,
@@ -241,6 +268,8 @@ pub enum Update {
         root: Root,
         #[command(flatten)]
         trust: Trust,
+        #[command(flatten)]
+        overrides: Overrides,
         /// Apply, but start nothing
         #[arg(long)]
         no_up: bool,
@@ -326,6 +355,9 @@ pub struct Keygen {
 pub struct Sign {
     /// Bundle, or its first volume
     pub bundle: Utf8PathBuf,
+    /// Sign any file: write FILE.minisig beside it
+    #[arg(long)]
+    pub detached: bool,
     /// Secret key
     #[arg(long, value_name = "FILE", env = "TEXTNLP_SIGN_KEY")]
     pub key: Utf8PathBuf,

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::Source;
-use textnlp_orchestrator::environment::{FlagValue, Library, LoadError, Loaded, Overrides, Severity};
+use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Severity};
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
@@ -213,6 +213,16 @@ impl Session {
         }
     }
 
+    /// The scope of the running environment, whose file is only read if it is named.
+    pub fn running_scope(&self) -> Result<(Scope, Option<Environment>), Failure> {
+        if self.global.file.is_some() {
+            let chosen = self.load(Console::new(self.global.output, true))?;
+            return Ok((chosen.scope, Some(chosen.loaded.environment)));
+        }
+        let name = EnvironmentName::new(self.environment_name()?).map_err(|e| Failure::usage("invalid_name", e))?;
+        Ok((self.scope(name)?, None))
+    }
+
     /// The address and credentials of the running environment.
     pub async fn target(&self) -> Result<Target, Failure> {
         self.target_or(None, None, None).await
@@ -231,13 +241,7 @@ impl Session {
             let trust = network::trust(ca, None)?;
             return Ok(Target { address, key, trust, environment: None, again: self.again() });
         }
-        let (scope, environment) = if self.global.file.is_some() {
-            let chosen = self.load(Console::new(self.global.output, true))?;
-            (chosen.scope, Some(chosen.loaded.environment))
-        } else {
-            let name = EnvironmentName::new(self.environment_name()?);
-            (self.scope(name.map_err(|e| Failure::usage("invalid_name", e))?)?, None)
-        };
+        let (scope, environment) = self.running_scope()?;
         let mut target = crate::commands::reach::target(&scope, environment.as_ref()).await?;
         target.key = key.or(target.key);
         if ca.is_some() {

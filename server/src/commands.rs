@@ -314,7 +314,9 @@ fn answer(done: Result<serde_json::Value, KeysError>) -> Result<(), CommandError
         KeysError::Watch(why) => why.hint.clone(),
         _ => None,
     };
-    print(&json!({ "error": { "message": chain(&error), "hint": hint } }))?;
+    // A wrong command is the caller's mistake, a full disk is not.
+    let internal = matches!(error, KeysError::Store(_) | KeysError::Random);
+    print(&json!({ "error": { "message": chain(&error), "hint": hint, "internal": internal } }))?;
     Err(error.into())
 }
 

@@ -99,6 +99,23 @@ fn invalid_environment_files_are_reported_with_their_location() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let sandbox = Sandbox::new("full");
+    let commands: [&[&str]; 4] = [
+        &["completions", "bash"],
+        &["env", "show", "--env", "development"],
+        &["env", "check", "--env", "development", "-o", "json"],
+        &["--help"],
+    ];
+    for typed in commands {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let lost = textnlp_tests::said(sandbox.command(typed).stdout(full).output().unwrap());
+        assert_eq!(lost.exit, 1, "{typed:?}: {}", lost.err);
+        assert!(typed == ["--help"] || lost.err.contains("No space left on device"), "{typed:?}: {}", lost.err);
+    }
+}
+
+#[test]
 fn missing_references_are_reported_with_all_other_problems() {
     let sandbox = Sandbox::new("references");
     let sets = [

@@ -58,6 +58,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-bench", &["textnlp-inference"]),
     ("textnlp-tests", &[]),
     ("textnlp-cluster", &[]),
+    (
+        "textnlp-fuzz",
+        &[
+            "textnlp-bundle",
+            "textnlp-gateway",
+            "textnlp-inference",
+            "textnlp-kubernetes",
+            "textnlp-orchestrator",
+            "textnlp-provider",
+            "textnlp-server",
+        ],
+    ),
 ];
 
 /// Crates without domain words, which every crate may import. They import none of ours.

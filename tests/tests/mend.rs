@@ -44,6 +44,27 @@ fn killed_server_and_gateway_are_restarted_automatically() {
 }
 
 #[test]
+fn hint_of_status_repeats_the_flags_of_the_last_up() {
+    let sandbox = Sandbox::new("hints");
+    let changed = ["--env", "development", "--set", "server.api.timeout=200"];
+    sandbox.run(&[&["up", "--yes", "--no-gate"], &changed[..]].concat()).expect(0);
+    sandbox.kill(sandbox.pid(SUPERVISOR).expect("it runs"));
+    let next = "textnlp-deploy up --env development --set server.api.timeout=200";
+    for look in ["status", "doctor"] {
+        let said = sandbox.run(&[look, "--env", "development"]).expect(1);
+        assert!(said.out.contains(next), "{look}: {}", said.out);
+    }
+    let own = sandbox.run(&["status", "--env", "development", "--set", "server.api.timeout=300"]).expect(1);
+    assert!(own.out.contains("up --env development --set server.api.timeout=300"), "{}", own.out);
+    sandbox.run(&[&["up", "--yes", "--no-gate"], &changed[..]].concat()).expect(0);
+    sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
+    let down = sandbox.run(&["status", "--env", "development"]).expect(0);
+    assert!(down.out.contains(next), "{}", down.out);
+    let health = sandbox.run(&["health", "--env", "development"]).expect(2);
+    assert!(health.err.contains(next), "{}", health.err);
+}
+
+#[test]
 fn killed_supervisor_is_reported_and_replaced_without_stopping_programs() {
     let sandbox = Sandbox::new("alone");
     sandbox.up("development");

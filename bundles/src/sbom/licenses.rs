@@ -1,19 +1,23 @@
-//! Licenses of crates, as their own manifests state them, and crates that are not linked into the program: tables that `licenses.sh` makes
-//! from `cargo metadata`.
+//! Licenses of crates, as their own manifests state them, and crates that are not linked into every program: tables that
+//! `licenses.sh` makes from cargo's graph of the crates.
 
 /// `name version expression`, sorted. What is not in it has no license here.
 const LICENSES: &str = include_str!("licenses.txt");
-/// `name version`, sorted: for other systems, for builds and for tests.
+/// `name version condition…`, sorted.
 const ELSEWHERE: &str = include_str!("elsewhere.txt");
 
 /// The license of one version of a crate, as an SPDX expression, if it is known.
 pub fn license_of_crate(name: &str, version: &str) -> Option<String> {
-    let key = format!("{name} {version} ");
-    LICENSES.lines().find_map(|line| line.strip_prefix(&key)).map(str::to_owned)
+    line_of(LICENSES, name, version).map(str::to_owned)
 }
 
-/// Whether a crate is known not to be linked into the program on Linux. One that is in neither table counts as linked.
-pub(super) fn is_elsewhere(name: &str, version: &str) -> bool {
-    let key = format!("{name} {version}");
-    ELSEWHERE.lines().any(|line| line == key)
+/// Whether a crate is linked into a program that fulfils these conditions. One that is not in the table always is.
+pub(super) fn is_linked(name: &str, version: &str, conditions: &[&str]) -> bool {
+    let needed = line_of(ELSEWHERE, name, version).unwrap_or_default();
+    needed.split_whitespace().all(|condition| conditions.contains(&condition))
+}
+
+fn line_of(table: &'static str, name: &str, version: &str) -> Option<&'static str> {
+    let key = format!("{name} {version} ");
+    table.lines().find_map(|line| line.strip_prefix(&key))
 }

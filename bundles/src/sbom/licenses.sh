@@ -1,40 +1,58 @@
 #!/bin/sh
-# Renews licenses.txt and elsewhere.txt from the manifests of the crates in Cargo.lock.
-#   licenses.txt   name, version and license of every crate that is linked into the program on Linux
-#   elsewhere.txt  name and version of every other crate: for other systems, for builds and for tests
+# Renews licenses.txt and elsewhere.txt from Cargo.lock and cargo's own graph of what is linked.
+#   licenses.txt   name, version and license of every crate that is linked into some program
+#   elsewhere.txt  name and version of every other crate with `never`, and of those that are linked into some programs only, with
+#                  the conditions: `linux/amd64`, `linux/arm64`, `clouds` (a feature)
 #   bundles/src/sbom/licenses.sh
 set -eu
 cd "$(dirname "$0")"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-for target in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu; do
-  cargo metadata --format-version 1 --locked --features textnlp-deploy/clouds --filter-platform "$target" --manifest-path ../../../Cargo.toml > "$folder/$target"
+for platform in amd64:x86_64 arm64:aarch64; do
+  target=${platform#*:}-unknown-linux-gnu
+  for features in none clouds; do
+    flags=
+    [ "$features" = none ] || flags="--features $features"
+    # shellcheck disable=SC2086
+    cargo tree --locked --package textnlp-deploy --edges normal,no-proc-macro --prefix none --format '{p}' --target "$target" $flags \
+      --manifest-path ../../../Cargo.toml > "$folder/linux-${platform%:*}.$features"
+  done
+  cargo metadata --format-version 1 --locked --features textnlp-deploy/clouds --filter-platform "$target" --manifest-path ../../../Cargo.toml \
+    > "$folder/$target.json"
 done
 python3 - "$folder" ../../../Cargo.lock <<'PY'
 import json, pathlib, re, sys, tomllib
 
-linked = {}
-for file in sorted(pathlib.Path(sys.argv[1]).iterdir()):
-    metadata = json.loads(file.read_text())
-    packages = {p["id"]: p for p in metadata["packages"]}
-    needs = {n["id"]: [d["pkg"] for d in n["deps"] if any(k["kind"] is None for k in d["dep_kinds"])] for n in metadata["resolve"]["nodes"]}
-    waiting = [p["id"] for p in packages.values() if p["name"] == "textnlp-deploy"]
-    seen = set()
-    while waiting:
-        at = waiting.pop()
-        if at not in seen:
-            seen.add(at)
-            waiting += needs[at]
-    for package in (packages[at] for at in seen):
-        if package["source"]:
-            linked[package["name"], package["version"]] = package["license"]
-missing = [" ".join(key) for key, license in sorted(linked.items()) if not license]
+folder = pathlib.Path(sys.argv[1])
+graphs = {}
+for file in folder.glob("linux-*"):
+    platform, features = file.name.replace("-", "/", 1).split(".")
+    graphs[platform, features] = {(m[1], m[2]) for m in re.finditer(r"^(\S+) v(\S+)", file.read_text(), re.M)}
+stated = {}
+for file in folder.glob("*.json"):
+    stated |= {(p["name"], p["version"]): p["license"] for p in json.loads(file.read_text())["packages"]}
+locked = tomllib.loads(pathlib.Path(sys.argv[2]).read_text())["package"]
+licenses, elsewhere, missing = [], [], []
+for package in locked:
+    key = package["name"], package["version"]
+    within = {build for build, crates in graphs.items() if key in crates}
+    if within and "source" in package:
+        if not stated.get(key):
+            missing.append(" ".join(key))
+        # The older way of writing "or" is a slash, which SPDX does not know.
+        licenses.append(" ".join(key) + " " + re.sub(r"\s*/\s*", " OR ", stated.get(key) or ""))
+    platforms, features = {p for p, _ in within}, {f for _, f in within}
+    conditions = sorted(platforms) if len(platforms) == 1 else []
+    conditions += ["clouds"] if features == {"clouds"} else []
+    holds = lambda p, f: all(c in (p, f) for c in conditions)
+    if not within:
+        elsewhere.append(" ".join(key) + " never")
+    elif {build for build in graphs if holds(*build)} != within:
+        sys.exit(f"{key} is linked into {sorted(within)}, which no list of conditions says")
+    elif conditions:
+        elsewhere.append(" ".join([*key, *conditions]))
 if missing:
     sys.exit("no license is stated by " + ", ".join(missing))
-locked = {(p["name"], p["version"]) for p in tomllib.loads(pathlib.Path(sys.argv[2]).read_text())["package"] if "source" in p}
-# The older way of writing "or" is a slash, which SPDX does not know.
-licenses = [f"{name} {version} " + re.sub(r"\s*/\s*", " OR ", license) for (name, version), license in linked.items()]
-elsewhere = [" ".join(key) for key in locked - linked.keys()]
 for path, lines in [("licenses.txt", licenses), ("elsewhere.txt", elsewhere)]:
     pathlib.Path(path).write_text("".join(line + "\n" for line in sorted(lines)))
     print(len(lines), path)

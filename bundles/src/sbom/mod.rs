@@ -16,7 +16,7 @@ pub use licenses::license_of_crate;
 pub use lock::Lock;
 
 use document::{Component, Parts};
-use licenses::is_elsewhere;
+use licenses::is_linked;
 
 /// The subject and the time of a document.
 #[derive(Clone, Debug)]
@@ -54,21 +54,48 @@ impl File {
     }
 }
 
-/// The crates of a program and their dependencies. `root`: the workspace crate of the program; if it is missing, all
-/// crates of the file.
-///
-/// `lock` is `None` where the dependencies of the program are unknown: the document then lists its `files` alone.
-pub fn program(subject: &Subject, files: &[File], lock: Option<&Lock>, root: &str) -> Sbom {
+/// The crates that are linked into a program.
+#[derive(Clone, Copy, Debug)]
+pub struct CrateGraph<'a> {
+    /// The lock file that the program was built from.
+    pub lock: &'a Lock,
+    /// The workspace crate of the program; if it is missing, all crates of the file.
+    pub root: &'a str,
+    /// What holds for the program: its platform `linux/amd64`, its feature `clouds`. Of several programs, what holds for any.
+    pub conditions: &'a [&'a str],
+}
+
+impl CrateGraph<'_> {
+    fn is_linked(&self, at: usize) -> bool {
+        let package = &self.lock.packages[at];
+        is_linked(&package.name, &package.version, self.conditions)
+    }
+
+    /// By place in the lock file.
+    fn linked(&self) -> Vec<usize> {
+        self.lock.reached_from(self.root).into_iter().filter(|at| self.is_linked(*at)).collect()
+    }
+
+    /// The linked crates that advisories speak of: those of the default registry.
+    pub fn packages(&self) -> Vec<Package> {
+        let linked = self.linked().into_iter().map(|at| &self.lock.packages[at]);
+        linked.filter(|p| p.is_from_registry()).map(|p| Package::of_crate(&p.name, &p.version)).collect()
+    }
+}
+
+/// The files of a program, and its crates with their dependencies. `graph` is `None` where the crates of the program are
+/// unknown: the document then lists its `files` alone.
+pub fn program(subject: &Subject, files: &[File], graph: Option<&CrateGraph<'_>>) -> Sbom {
     let mut parts = Parts::default();
     for file in files {
         let component = file.component();
         parts.top.push(component.reference.clone());
         parts.components.push(component);
     }
-    let scope = match lock {
-        Some(lock) => {
-            crates(&mut parts, lock, root);
-            "every crate that is linked into it on Linux"
+    let scope = match graph {
+        Some(graph) => {
+            crates(&mut parts, graph);
+            "every crate that is linked into the programs that were built from the lock file of the one that wrote this list"
         }
         None => "the program only: it is not the program that wrote this list, so its dependencies are unknown",
     };
@@ -76,12 +103,9 @@ pub fn program(subject: &Subject, files: &[File], lock: Option<&Lock>, root: &st
     document::make(subject, "application", parts)
 }
 
-fn crates(parts: &mut Parts, lock: &Lock, root: &str) {
-    let linked = |at: &usize| {
-        let package = &lock.packages[*at];
-        !package.is_from_registry() || !is_elsewhere(&package.name, &package.version)
-    };
-    let wanted: Vec<usize> = lock.reached_from(root).into_iter().filter(linked).collect();
+fn crates(parts: &mut Parts, graph: &CrateGraph<'_>) {
+    let CrateGraph { lock, root, .. } = *graph;
+    let wanted = graph.linked();
     let reference = |at: usize| {
         let package = &lock.packages[at];
         match (&package.source, package.is_from_registry()) {
@@ -99,10 +123,13 @@ fn crates(parts: &mut Parts, lock: &Lock, root: &str) {
             component.license = license_of_crate(&package.name, &package.version);
         }
         component.sha256 = package.checksum.clone().filter(|c| c.len() == 64);
+        if own {
+            component.license = Some(env!("CARGO_PKG_LICENSE").to_owned());
+        }
         let source = if own { "workspace" } else { package.source.as_deref().unwrap_or_default() };
         component.properties.push(("textnlp:source", source.to_owned()));
         parts.components.push(component);
-        let needs = package.dependencies.iter().filter_map(|line| lock.meant(line)).filter(linked);
+        let needs = package.dependencies.iter().filter_map(|line| lock.meant(line)).filter(|at| graph.is_linked(*at));
         let mut needs: Vec<String> = needs.map(reference).collect();
         needs.sort();
         parts.needs.push((reference(at), needs));

@@ -1,11 +1,18 @@
 //! Lists of software: the same bytes each time, true, and valid by the official schema.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
 use super::*;
 use crate::scan::image::Image as Inside;
 
 const LOCK: &str = include_str!("../../../Cargo.lock");
+/// Of all programs together.
+const CONDITIONS: &[&str] = &["linux/amd64", "linux/arm64", "clouds"];
+
+fn graph<'a>(lock: &'a Lock, root: &'a str) -> CrateGraph<'a> {
+    CrateGraph { lock, root, conditions: CONDITIONS }
+}
 
 fn subject(name: &str) -> Subject {
     Subject { name: name.to_owned(), version: "1.0.0".to_owned(), epoch: Some(1_767_225_600) }
@@ -36,9 +43,13 @@ fn all() -> Vec<Sbom> {
         architecture: Some("gpt2".to_owned()),
     };
     vec![
-        program(&subject("textnlp-deploy"), &[file("bin/linux-amd64/textnlp-deploy")], Some(&lock), "textnlp-deploy"),
-        program(&subject("another"), &[file("bin/linux-amd64/textnlp-deploy")], None, "textnlp-deploy"),
-        program(&subject("everything"), &[], Some(&lock), "no such crate"),
+        program(
+            &subject("textnlp-deploy"),
+            &[file("bin/linux-amd64/textnlp-deploy")],
+            Some(&graph(&lock, "textnlp-deploy")),
+        ),
+        program(&subject("another"), &[file("bin/linux-amd64/textnlp-deploy")], None),
+        program(&subject("everything"), &[], Some(&graph(&lock, "no such crate"))),
         image(&subject("postgres"), &inside, &[file("usr/local/bin/textnlp-deploy")]),
         models(&subject("models"), &[model]),
     ]
@@ -48,16 +59,15 @@ fn all() -> Vec<Sbom> {
 fn sbom_is_deterministic_and_serial_numbers_differ_by_content() {
     let (first, second) = (all(), all());
     assert_eq!(first, second);
-    let serials: std::collections::BTreeSet<&str> =
-        first.iter().map(|s| s.value()["serialNumber"].as_str().unwrap()).collect();
+    let serials: BTreeSet<&str> = first.iter().map(|s| s.value()["serialNumber"].as_str().unwrap()).collect();
     assert_eq!(serials.len(), first.len());
 }
 
 #[test]
 fn sbom_lists_every_locked_crate_with_checksum_and_dependencies() {
     let lock = Lock::parse(LOCK).unwrap();
-    let sbom = program(&subject("everything"), &[], Some(&lock), "no such crate");
-    let elsewhere = lock.packages.iter().filter(|p| is_elsewhere(&p.name, &p.version)).count();
+    let sbom = program(&subject("everything"), &[], Some(&graph(&lock, "no such crate")));
+    let elsewhere = lock.packages.iter().filter(|p| !is_linked(&p.name, &p.version, CONDITIONS)).count();
     assert_eq!(sbom.components(), LOCK.matches("[[package]]").count() - elsewhere);
     let component = |name: &str| {
         let list = sbom.value()["components"].as_array().unwrap();
@@ -90,7 +100,7 @@ fn program_sbom_lists_only_reachable_crates() {
         [[package]]\nname = \"b\"\nversion = \"2.0.0\"\nsource = \"git+https://example.com/b#0123\"\ndependencies = [\"a\"]\n\
         [[package]]\nname = \"c\"\nversion = \"1.0.0\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n";
     let lock = Lock::parse(text).unwrap();
-    let sbom = program(&subject("top"), &[], Some(&lock), "top");
+    let sbom = program(&subject("top"), &[], Some(&graph(&lock, "top")));
     let names: Vec<String> = sbom.value()["components"]
         .as_array()
         .unwrap()
@@ -106,10 +116,9 @@ fn program_sbom_lists_only_reachable_crates() {
 #[test]
 fn every_linked_crate_has_a_license() {
     let lock = Lock::parse(LOCK).unwrap();
-    let sbom = program(&subject("textnlp-deploy"), &[], Some(&lock), "textnlp-deploy");
+    let sbom = program(&subject("textnlp-deploy"), &[], Some(&graph(&lock, "textnlp-deploy")));
     let components = sbom.value()["components"].as_array().unwrap();
-    let of_others = components.iter().filter(|c| !c["purl"].is_null());
-    let without: Vec<&Value> = of_others.filter(|c| c["licenses"].is_null()).map(|c| &c["bom-ref"]).collect();
+    let without: Vec<&Value> = components.iter().filter(|c| c["licenses"].is_null()).map(|c| &c["bom-ref"]).collect();
     assert!(without.is_empty(), "run bundles/src/sbom/licenses.sh and commit the tables: {without:?}");
     let purls = sbom.to_bytes();
     let text = String::from_utf8_lossy(&purls);
@@ -119,7 +128,7 @@ fn every_linked_crate_has_a_license() {
 #[test]
 fn sbom_of_an_external_program_lists_its_digest_and_no_crates() {
     let files = [file("bin/linux-arm64/textnlp-deploy")];
-    let sbom = program(&subject("textnlp-deploy"), &files, None, "textnlp-deploy");
+    let sbom = program(&subject("textnlp-deploy"), &files, None);
     let [component] = &sbom.value()["components"].as_array().unwrap()[..] else { panic!("{}", sbom.value()) };
     assert_eq!((&component["type"], &component["name"]), (&json!("application"), &json!("textnlp-deploy")));
     assert_eq!(component["hashes"][0]["content"], Digest::of(b"program").hex());
@@ -149,6 +158,58 @@ fn packages_are_parsed_from_purls() {
         );
     }
     assert!(packages(b"{}").is_err());
+}
+
+/// The crates that cargo links into the program; `None` without the sources of all crates for that target.
+fn linked_by_cargo(target: &str, features: &[&str]) -> Option<BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--locked", "--package", "textnlp-deploy", "--edges", "normal,no-proc-macro"])
+        .args(["--prefix", "none", "--format", "{p}", "--target", target, "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .args(features)
+        .stderr(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let crates = text.lines().filter_map(|line| {
+        let (name, rest) = line.split_once(" v")?;
+        Some(format!("{name} {}", rest.split(' ').next()?))
+    });
+    output.status.success().then(|| crates.collect())
+}
+
+#[test]
+fn program_sbom_lists_exactly_what_cargo_links() {
+    let lock = Lock::parse(LOCK).unwrap();
+    let mut compared = 0;
+    for (platform, target) in
+        [("linux/amd64", "x86_64-unknown-linux-gnu"), ("linux/arm64", "aarch64-unknown-linux-gnu")]
+    {
+        for (features, conditions) in [(&[][..], &[platform][..]), (&["--features", "clouds"], &[platform, "clouds"])] {
+            let Some(linked) = linked_by_cargo(target, features) else {
+                eprintln!("\n*** SKIPPED: cargo tree needs the sources of all crates for {target} ***\n");
+                continue;
+            };
+            compared += 1;
+            let graph = CrateGraph { lock: &lock, root: "textnlp-deploy", conditions };
+            let sbom = program(&subject("textnlp-deploy"), &[], Some(&graph));
+            let components = sbom.value()["components"].as_array().unwrap().iter();
+            let listed: BTreeSet<String> = components
+                .map(|c| format!("{} {}", c["name"].as_str().unwrap(), c["version"].as_str().unwrap()))
+                .collect();
+            let (more, less): (Vec<_>, Vec<_>) =
+                (listed.difference(&linked).collect(), linked.difference(&listed).collect());
+            assert!(
+                more.is_empty() && less.is_empty(),
+                "{target} {features:?}: run bundles/src/sbom/licenses.sh and commit the tables: too many {more:?}, missing {less:?}"
+            );
+            let registry =
+                sbom.value()["components"].as_array().unwrap().iter().filter(|c| !c["purl"].is_null()).count();
+            assert_eq!(graph.packages().len(), registry, "one number for one thing");
+        }
+    }
+    // This machine has built the program for its own target.
+    assert!(compared > 0 || std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "cargo tree must work");
 }
 
 #[test]

@@ -41,8 +41,8 @@ pub use package::{CRATES, Package};
 /// The path of the advisories in a bundle.
 pub const CARRIED: &str = "sbom/advisories.json";
 
-/// The default maximum age of advisories.
-pub const MAX_AGE_DAYS: i64 = 90;
+/// The default maximum age of advisories, the same as that of gates.
+pub const MAX_AGE_DAYS: i64 = 30;
 
 /// Options of a scan.
 #[derive(Clone, Debug)]
@@ -138,12 +138,17 @@ impl Scan {
         Ok(reports)
     }
 
+    /// Packages, such as those of a [`CrateGraph`](crate::sbom::CrateGraph).
+    pub fn of_packages(&self, target: &str, packages: &[Package]) -> Report {
+        let mut run = Run::new(&self.settings, self.database.as_ref(), target);
+        run.packages(target, packages);
+        run.finish()
+    }
+
     /// The crates of a `Cargo.lock`.
     pub fn of_lock(&self, target: &str, text: &str) -> Result<Report, Error> {
         let lock = Lock::parse(text).map_err(|why| Error::Lock { path: target.to_owned(), why })?;
-        let mut run = Run::new(&self.settings, self.database.as_ref(), target);
-        run.packages(target, &lock.registry_packages());
-        Ok(run.finish())
+        Ok(self.of_packages(target, &lock.registry_packages()))
     }
 
     fn database_or_carried(&self, contents: &dyn Contents) -> Result<Option<Cow<'_, Database>>, Error> {

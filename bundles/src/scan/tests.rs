@@ -443,7 +443,8 @@ fn directory_scan_reports_findings_and_what_it_skipped() {
     // A program with a list of its crates has been looked at.
     let lock = Lock::parse("version = 4\n[[package]]\nname = \"plain\"\nversion = \"1.0.0\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n").unwrap();
     let subject = crate::sbom::Subject { name: "p".to_owned(), version: "1".to_owned(), epoch: None };
-    put(&root, "sbom/program.cdx.json", crate::sbom::program(&subject, &[], Some(&lock), "p").to_bytes());
+    let graph = crate::sbom::CrateGraph { lock: &lock, root: "p", conditions: &[] };
+    put(&root, "sbom/program.cdx.json", crate::sbom::program(&subject, &[], Some(&graph)).to_bytes());
     let (_guard, advisories) = temporary();
     put(&root, CARRIED, small_database(&advisories).to_bytes());
     let report = Scan::new(settings()).of_folder("a", &Folder::open(&root).unwrap()).unwrap();

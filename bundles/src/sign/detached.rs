@@ -3,6 +3,7 @@
 use std::io::Cursor;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_files::Replace;
 
 use super::{PublicKey, SecretKey, key_error, read_key};
 use crate::error::{Error, Result};
@@ -25,19 +26,34 @@ pub fn sign_bytes(bytes: &[u8], key: &SecretKey, what: &str) -> Result<String> {
     signed.map(|signature| signature.into_string()).map_err(|error| Error::Signature { why: error.to_string() })
 }
 
-/// Returns what a file was signed as, when its signature is by this key and valid.
-pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
+/// Signs any file: writes its signature beside it. Its name is part of what is signed, so that no other file takes its place.
+pub fn sign_file(file: &Utf8Path, key: &SecretKey) -> Result<PublicKey> {
+    let bytes = read_whole(file)?;
+    let text = sign_bytes(&bytes, key, &format!("file {}", file.file_name().unwrap_or_default()))?;
+    Replace::mode(0o644).write(signature_of(file), text.as_bytes())?;
+    let public = key.public()?;
+    verify_file(file, &public)?;
+    Ok(public)
+}
+
+fn read_whole(file: &Utf8Path) -> Result<Vec<u8>> {
     use std::io::Read as _;
-    let beside = signature_of(file);
-    let invalid = |why: String| Error::Signature { why };
-    let text = read_key(&beside)?;
-    let signature = minisign::SignatureBox::from_string(&text).map_err(|error| key_error(&beside, &error))?;
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(file).map_err(Error::io("open", file))?;
     opened.take(MAX_REPORT_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", file))?;
     if bytes.len() as u64 > MAX_REPORT_BYTES {
-        return Err(invalid(format!("{file} is larger than {MAX_REPORT_BYTES} bytes")));
+        return Err(Error::FileSignature { why: format!("{file} is larger than {MAX_REPORT_BYTES} bytes") });
     }
+    Ok(bytes)
+}
+
+/// Returns what a file was signed as, when its signature is by this key and valid.
+pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
+    let beside = signature_of(file);
+    let invalid = |why: String| Error::FileSignature { why };
+    let text = read_key(&beside)?;
+    let signature = minisign::SignatureBox::from_string(&text).map_err(|error| key_error(&beside, &error))?;
+    let bytes = read_whole(file)?;
     minisign::verify(&key.0, &signature, Cursor::new(&bytes), true, false, false)
         .map_err(|error| invalid(format!("{beside} does not fit {file} and key {}: {error}", key.id())))?;
     signature.trusted_comment().map_err(|error| invalid(error.to_string()))
@@ -66,5 +82,7 @@ mod tests {
         std::fs::write(&file, "{}").unwrap();
         std::fs::write(signature_of(&file), text.replace("drill d1", "drill d2")).unwrap();
         assert!(verify_file(&file, &public).is_err(), "what it was signed as is signed too");
+        assert_eq!(sign_file(&file, &key).unwrap(), public);
+        assert_eq!(verify_file(&file, &public).unwrap(), "file report.json");
     }
 }

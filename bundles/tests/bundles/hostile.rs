@@ -1,7 +1,7 @@
 //! Bundles made by somebody who means harm, and what is said to each. Nothing of them is ever written.
 
 use crate::made::Workshop;
-use textnlp_bundle::manifest::{Chunk, File, Kind, Manifest};
+use textnlp_bundle::manifest::{Chunk, File, Item, ItemKind, Kind, Manifest};
 use textnlp_bundle::*;
 
 const BLOCK: usize = 512;
@@ -179,7 +179,8 @@ fn file(path: &str, sizes: &[u32]) -> File {
 }
 
 fn manifest(files: Vec<File>) -> Manifest {
-    Manifest { format: 1, kind: Kind::Full, version: "1".into(), epoch: 7, items: Vec::new(), files, delta: None }
+    let version = "1".into();
+    Manifest { format: 1, kind: Kind::Full, version, epoch: 7, items: Vec::new(), files, keys: None, delta: None }
 }
 
 fn text(manifest: &Manifest) -> String {
@@ -236,6 +237,98 @@ fn inconsistent_manifests_are_refused() {
     refused(&around(&text(&newer)), "format 2");
     let delta = Manifest { kind: Kind::Delta, ..manifest(Vec::new()) };
     refused(&around(&text(&delta)), "needs `delta`");
+}
+
+#[test]
+fn names_and_versions_that_are_no_part_of_a_path_are_refused() {
+    let shop = Workshop::new();
+    let refused = |change: &dyn Fn(&mut Inputs), words: &str| {
+        let mut inputs = shop.inputs();
+        change(&mut inputs);
+        let error = pack(&inputs, &shop.path("x.tar"), &PackOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::Inputs { .. }) && error.to_string().contains(words), "{words}: {error}");
+        let mut manifest = shop.pack("good.tar", &shop.inputs()).manifest;
+        (manifest.version, manifest.items) = (inputs.version.clone(), inputs.items.clone());
+        manifest.items.sort_by_key(Item::key);
+        let error = Manifest::parse(&manifest.to_bytes().unwrap()).unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+    };
+    for (version, words) in [
+        ("../../x", "it has a slash"),
+        ("..", "it has a part `.` or `..`"),
+        ("1\\2", "backslash"),
+        (&"1".repeat(200), "at most 128 are allowed"),
+    ] {
+        refused(&|inputs| inputs.version = version.to_owned(), words);
+    }
+    for (version, words) in [("../../x", "`.` or `..`"), (&"1".repeat(1000), "longer than 255")] {
+        refused(&|inputs| inputs.items[1].version = Some(version.to_owned()), words);
+    }
+    for kind in [ItemKind::Program, ItemKind::Model, ItemKind::Environment, ItemKind::Package, ItemKind::Document] {
+        for (name, words) in [("../../evil", "it has a slash"), ("sub/x", "it has a slash"), ("..", "`.` or `..`")] {
+            let change = |inputs: &mut Inputs| {
+                (inputs.items[0].kind, inputs.items[0].name) = (kind, name.to_owned());
+            };
+            refused(&change, words);
+        }
+    }
+    let image = |inputs: &mut Inputs| {
+        (inputs.items[0].kind, inputs.items[0].name) = (ItemKind::Image, "docker.io/../postgres".to_owned());
+    };
+    refused(&image, "`.` or `..`");
+}
+
+#[test]
+fn items_that_are_not_those_of_the_files_are_reported() {
+    let shop = Workshop::new();
+    let environment = |inputs: &mut Inputs, name: &str, text: &[u8]| {
+        let path = "configs/environments/island.yaml".to_owned();
+        let content = Content::Bytes(b"environment: island\n".to_vec());
+        inputs.files.push(Input { path: path.clone(), executable: false, content });
+        let item = Item {
+            kind: ItemKind::Environment,
+            name: name.to_owned(),
+            digest: textnlp_models::Digest::of(text),
+            paths: vec![path],
+            ..inputs.items[0].clone()
+        };
+        inputs.items.push(item);
+    };
+    let damages = |change: &dyn Fn(&mut Inputs)| -> Vec<String> {
+        let mut inputs = shop.inputs();
+        change(&mut inputs);
+        shop.pack("x.tar", &inputs);
+        let options = VerifyOptions { whole_files: true, ..VerifyOptions::default() };
+        let verified = Bundle::open(&shop.path("x.tar")).unwrap().verify(&options).unwrap();
+        verified.damages.iter().map(ToString::to_string).collect()
+    };
+    let true_text = b"environment: island\n";
+    assert_eq!(damages(&|inputs| environment(inputs, "island", true_text)), [""; 0]);
+    let zeros = textnlp_models::Digest::from([0; 32]);
+    let model = |inputs: &mut Inputs| inputs.items[0].digest = zeros;
+    let half = |inputs: &mut Inputs| drop(inputs.items[0].paths.pop());
+    let program = |inputs: &mut Inputs| inputs.items[1].digest = zeros;
+    let pathless = |inputs: &mut Inputs| inputs.items[1].paths.clear();
+    let installer = |inputs: &mut Inputs| inputs.items[1].paths = vec!["install.sh".to_owned()];
+    let platform = |inputs: &mut Inputs| inputs.items[1].platform = Some("linux/arm64".to_owned());
+    let misnamed = |inputs: &mut Inputs| environment(inputs, "other", true_text);
+    let untrue = |inputs: &mut Inputs| environment(inputs, "island", b"another text");
+    type Change<'a> = &'a dyn Fn(&mut Inputs);
+    let cases: [(&str, Change<'_>); 8] = [
+        ("model `tiny`", &model),
+        ("model `tiny`", &half),
+        ("program `textnlp-deploy`", &program),
+        ("program `textnlp-deploy`", &pathless),
+        ("program `textnlp-deploy`", &installer),
+        ("program `textnlp-deploy`", &platform),
+        ("environment `other`", &misnamed),
+        ("environment `island`", &untrue),
+    ];
+    for (item, change) in cases {
+        let found = damages(change);
+        let [damage] = &found[..] else { panic!("{item}: {found:?}") };
+        assert!(damage.contains(&format!("{item} has a digest or paths that are not those of its files")), "{damage}");
+    }
 }
 
 #[test]

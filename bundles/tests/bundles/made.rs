@@ -4,6 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::*;
+use textnlp_models::Digest;
 
 pub struct Workshop {
     _folder: tempfile::TempDir,
@@ -24,6 +25,10 @@ impl Workshop {
         self.root.join(name)
     }
 
+    fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path("in").join(name)).unwrap()
+    }
+
     pub fn inputs(&self) -> Inputs {
         let bytes = |path: &str, bytes: &[u8]| Input {
             path: path.into(),
@@ -41,7 +46,7 @@ impl Workshop {
             kind: ItemKind::Model,
             name: "tiny".into(),
             version: None,
-            digest: textnlp_models::Digest::of(b"tiny"),
+            digest: model_digest(&[("config.json", b"{}"), ("model.safetensors", &self.read("model.safetensors"))]),
             platform: None,
             license: Some("Apache-2.0".into()),
             source: Some("bundled".into()),
@@ -52,7 +57,7 @@ impl Workshop {
             kind: ItemKind::Program,
             name: "textnlp-deploy".into(),
             version: Some("0.1.0".into()),
-            digest: textnlp_models::Digest::of(b"program"),
+            digest: Digest::of(&self.read("program")),
             platform: Some("linux/amd64".into()),
             license: None,
             source: None,
@@ -83,6 +88,10 @@ impl Workshop {
     pub fn pack(&self, name: &str, inputs: &Inputs) -> Packed {
         pack(inputs, &self.path(name), &PackOptions::default()).unwrap()
     }
+}
+
+fn model_digest(files: &[(&str, &[u8])]) -> Digest {
+    textnlp_models::digest_of_files(files.iter().map(|(name, bytes)| (*name, Digest::of(bytes))))
 }
 
 pub fn bytes(input: &Input) -> Vec<u8> {

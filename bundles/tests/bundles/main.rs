@@ -11,3 +11,4 @@ mod recipe;
 mod recorded;
 mod road;
 mod shelf;
+mod trust;

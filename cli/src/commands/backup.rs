@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::json;
@@ -30,7 +31,7 @@ pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Resul
         Backup::List => list(session, console),
         Backup::Verify(args) => verify(session, args, console).await,
         Backup::Prune { keep } => prune(session, keep.as_deref(), console).await,
-        Backup::Key(crate::backup_args::Key::Show) => show_key(session, console).await,
+        Backup::Key(crate::backup_args::Key::Show { out }) => show_key(session, out.as_deref(), console).await,
         Backup::Run(args) => run(args).await,
         Backup::Archive(args) => archive(args).await,
     }
@@ -299,8 +300,8 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
     Ok(Success::new(text, document))
 }
 
-/// `backup key show`.
-async fn show_key(session: &Session, console: Console) -> Result<Success, Failure> {
+/// `backup key show`. The key counts as exported only after it was written.
+async fn show_key(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
     if textnlp_service::running::state(&chosen.scope).await?.is_new() {
         return Err(backup::nothing_to_back_up(&chosen.scope));
@@ -311,16 +312,36 @@ async fn show_key(session: &Session, console: Console) -> Result<Success, Failur
          for example in a password manager. If this machine is lost, backups cannot be decrypted without the key.",
         chosen.scope.name
     ));
-    backup_status::key_was_shown(&chosen.scope.folder)?;
     let secret: Secret = key.secret();
     let text = secret.expose_text().unwrap_or_default();
     let public = key.recipient().to_string();
     let shown = format!("# backups of {}\n# public key: {public}\n{text}", chosen.scope.name);
-    Ok(Success::new(shown, json!({ "environment": chosen.scope.name, "key": text, "recipient": public })))
+    let shown = match out {
+        None => Success::new(shown, json!({ "environment": chosen.scope.name, "key": text, "recipient": public })),
+        Some(out) => {
+            let file = session.here.join(out);
+            if file.symlink_metadata().is_ok() {
+                return Err(Failure::refused("file_exists", anyhow::anyhow!("{file} exists"))
+                    .hint("give the path of a new file"));
+            }
+            textnlp_files::Replace::private().write(&file, format!("{shown}\n").as_bytes()).context("write the key")?;
+            Success::new(
+                format!("{file}"),
+                json!({ "environment": chosen.scope.name, "file": file, "recipient": public }),
+            )
+        }
+    };
+    let shown = console.deliver(shown)?;
+    backup_status::key_was_shown(&chosen.scope.folder)?;
+    Ok(shown)
 }
 
 /// `restore FILE`.
 pub async fn restore(session: &Session, args: &Restore, console: Console) -> Result<Success, Failure> {
+    if args.up && !session.global.yes && !console.can_ask() {
+        let error = anyhow::anyhow!("--up needs an approval, and there is no terminal to ask at");
+        return Err(Failure::refused("not_approved", error).hint("add --yes, or restore without --up"));
+    }
     let began = Instant::now();
     let at = args.at.as_deref().map(point_in_time::read).transpose()?;
     let file = chosen(session, args, at, console)?;

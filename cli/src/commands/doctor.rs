@@ -272,14 +272,26 @@ impl Doctor<'_> {
 
     async fn facts(&mut self, deployment: &Deployment, state: &State, facts: &Facts) {
         let scope = &deployment.chosen.scope;
-        let (up, explain) = (scope.command("up"), |id: &ResourceId| scope.command(&format!("explain {id}")));
-        let now = status::status(facts, state.places());
+        let (up, explain) = (scope.last_up(), |id: &ResourceId| scope.command(&format!("explain {id}")));
+        match status::unfinished(state).await {
+            Ok(unfinished) if unfinished.is_empty() => {}
+            Ok(unfinished) => {
+                let says: Vec<String> = unfinished.iter().map(ToString::to_string).collect();
+                match deployment.store.holder().await {
+                    Ok(Some(_)) => self.warning("run", "a run is in progress", scope.command("status")),
+                    _ => self.problem("run", says.join("\n"), scope.completes(unfinished[0].purpose)),
+                }
+            }
+            Err(error) => self.problem("run", error_chain(&error), error.hint().unwrap_or_default()),
+        }
+        // The runs are a check of their own.
+        let now = status::status(facts, state.places(), Vec::new());
         let bad: Vec<_> = now.resources.iter().filter(|one| one.standing != ResourceHealth::Ready).collect();
         match bad.first() {
             None if now.resources.is_empty() => self.well("resources", "none is recorded: nothing is deployed"),
             None => self.well("resources", format!("{} exist and are healthy", now.resources.len())),
             Some(first) => {
-                let says: Vec<String> = bad.iter().map(|one| format!("{}: {:?}", one.resource, one.standing)).collect();
+                let says: Vec<String> = bad.iter().map(|one| format!("{}: {}", one.resource, one.standing)).collect();
                 self.problem("resources", says.join("\n"), format!("{up}\n{}", explain(&first.resource)));
             }
         }
@@ -296,7 +308,7 @@ impl Doctor<'_> {
                         keeper.units.iter().filter(|unit| unit.failures > 0).map(|unit| {
                             format!("{} exited {} times since it was last ready", unit.name, unit.failures)
                         });
-                    let rejected = keeper.rejected.iter().map(|unit| format!("{unit:?}"));
+                    let rejected = keeper.rejected.iter().map(|unit| format!("unit file {}: {}", unit.name, unit.why));
                     let trouble: Vec<String> = rejected.chain(failing).collect();
                     if !trouble.is_empty() {
                         self.problem("supervisor", trouble.join("\n"), scope.command("logs"));

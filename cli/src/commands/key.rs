@@ -8,10 +8,11 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::Lineage;
 use textnlp_provider::operations::Jobs;
 use textnlp_server::auth::key::{NewKey, digest};
+use textnlp_service::platform::Scope;
 use textnlp_service::running::{self, RunningEnvironment, ServerProcess};
 
 use crate::args::Key;
-use crate::report::{Console, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::{clouds, deployment};
 
@@ -46,7 +47,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             .await?;
             let scopes = if scopes.is_empty() { "* (everything)".to_owned() } else { scopes.join(", ") };
             console.say(format!("Scopes: {scopes}. This is the only time that the key is shown."));
-            Ok(Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made))
+            shown_once(&chosen.scope, made, console)
         }
         Key::List => {
             let listed = ask(&running, environment, &json!({ "do": "list" })).await?;
@@ -82,7 +83,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             not_our_own(&running, id)?;
             let made = ask(&running, environment, &json!({ "do": "rotate", "public_id": id })).await?;
             console.say("This is the only time that the new key is shown; the old one no longer works.");
-            Ok(Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made))
+            shown_once(&chosen.scope, made, console)
         }
         Key::Revoke { id } => {
             not_our_own(&running, id)?;
@@ -100,6 +101,13 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             Ok(Success::new(text, done))
         }
     }
+}
+
+/// Prints a new key. When it cannot be written, it is lost, and the hint says how to replace it.
+fn shown_once(scope: &Scope, made: Value, console: Console) -> Result<Success, Failure> {
+    let replace = scope.command(&format!("key rotate {}", made["public_id"].as_str().unwrap_or("ID")));
+    let shown = Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made);
+    console.deliver(shown).map_err(|lost| lost.hint(format!("the key exists but was not shown: {replace}")))
 }
 
 /// The environment's first key is a resource: its secret is in the store, and commands use it.
@@ -217,7 +225,8 @@ async fn logged(jobs: &dyn Jobs, lineage: Lineage, mut command: Value) -> Result
 /// The answer of the program, or its own error message.
 pub fn answered(command: &str, answer: Value, failed: Option<String>) -> Result<Value, Failure> {
     if let Some(message) = answer["error"]["message"].as_str() {
-        let mut failure = Failure::usage("key", anyhow::anyhow!("{message}"));
+        let exit = if answer["error"]["internal"] == true { Exit::Failed } else { Exit::Usage };
+        let mut failure = Failure::new(exit, "key", anyhow::anyhow!("{message}"));
         failure.hint = answer["error"]["hint"].as_str().map(str::to_owned);
         return Err(failure);
     }

@@ -156,7 +156,7 @@ fn save(session: &Session, file: &Utf8Path, plan: &Steps) -> Result<(), Failure>
     let flags = flags(&session.global);
     let saved = Saved { tool: operator.tool, by: operator.by, at: Timestamp::now(), flags, plan: plan.clone() };
     put_file(file, &saved.to_bytes()).map_err(|error| {
-        Failure::usage("unwritable_plan", anyhow::Error::new(error).context(format!("write plan {file}")))
+        Failure::new(Exit::Failed, "unwritable_plan", anyhow::Error::new(error).context(format!("write plan {file}")))
             .hint("give a file in a writable folder")
     })
 }

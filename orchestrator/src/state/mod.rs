@@ -34,7 +34,7 @@ use crate::clock::Clock;
 pub use check::{Finding, Remedy, apply_remedies, check};
 pub use durations::Durations;
 pub use error::{Io, StateError};
-pub use fold::{Intent, OpenOperation, RecordedObjects, ReplacedObject};
+pub use fold::{Intent, OpenOperation, RecordedObjects, ReplacedObject, UnfinishedRun};
 pub use folder::Folder;
 pub use hold::Hold;
 pub use lineage::{LineageFile, SiteLocation};
@@ -218,6 +218,23 @@ impl State {
     /// The past durations of operations at a site.
     pub fn took(&self, site: &SiteName) -> Durations {
         self.journals.get(site).map(|journal| journal.fold.took.clone()).unwrap_or_default()
+    }
+
+    /// The runs that did not do everything that was approved.
+    pub fn unfinished(&self) -> impl Iterator<Item = (&SiteName, &UnfinishedRun)> {
+        self.journals.iter().filter_map(|(site, journal)| Some((site, journal.fold.run.as_ref()?)))
+    }
+
+    /// The digest of the gate's evidence. `None` once the resources of a site may have changed after the measurement.
+    pub fn evidence(&self) -> Option<&str> {
+        let mut all = self.journals.values().map(|journal| journal.fold.evidence.as_deref());
+        let first = all.next()??;
+        all.all(|evidence| evidence == Some(first)).then_some(first)
+    }
+
+    /// When the last `down` was approved.
+    pub fn removal(&self) -> Option<Timestamp> {
+        self.journals.values().filter_map(|journal| journal.fold.removal).max()
     }
 
     /// The head of each log, to detect later writes.

@@ -216,7 +216,7 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
                 let state =
                     on(&world.clock, State::load(store.clone(), &environment.environment, Lineage(Uuid::nil())))
                         .unwrap();
-                let told = status::status(&facts, state.places());
+                let told = status::status(&facts, state.places(), Vec::new());
                 written.add("a status", serde_json::to_vec(&told).unwrap());
                 for resource in &told.resources {
                     let told = on(&world.clock, status::explain(&state, &facts, &resource.resource)).unwrap();

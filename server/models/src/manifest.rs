@@ -62,15 +62,9 @@ impl Manifest {
         mut files: Vec<FileEntry>,
     ) -> Self {
         files.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut text = Vec::new();
-        for file in &files {
-            text.extend_from_slice(file.name.as_bytes());
-            text.push(0);
-            text.extend_from_slice(file.digest.hex().as_bytes());
-            text.push(b'\n');
-        }
+        let digest = digest_of_files(files.iter().map(|file| (file.name.as_str(), file.digest)));
         let bytes = files.iter().map(|f| f.bytes).sum();
-        Manifest { format: FORMAT, source, revision, license, digest: Digest::of(&text), bytes, files }
+        Manifest { format: FORMAT, source, revision, license, digest, bytes, files }
     }
 
     /// Parses, and refuses what does not hold together: a manifest may come from a copied folder, or from another machine.
@@ -100,6 +94,20 @@ impl Manifest {
         text.push(b'\n');
         text
     }
+}
+
+/// The digest of a model: of the names and digests of its files, in the order of their names.
+pub fn digest_of_files<'a>(files: impl IntoIterator<Item = (&'a str, Digest)>) -> Digest {
+    let mut files: Vec<_> = files.into_iter().collect();
+    files.sort_by_key(|(name, _)| *name);
+    let mut text = Vec::new();
+    for (name, digest) in files {
+        text.extend_from_slice(name.as_bytes());
+        text.push(0);
+        text.extend_from_slice(digest.hex().as_bytes());
+        text.push(b'\n');
+    }
+    Digest::of(&text)
 }
 
 /// Reads the manifest of a model folder and checks that its files are there with their sizes. `None`: the folder has none.

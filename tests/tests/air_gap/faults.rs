@@ -140,8 +140,9 @@ fn bundle_changed_at_any_byte_is_refused() {
     // Beside an empty root, one that has content: neither takes anything of it.
     stage.at_root("fresh");
     let (file, used) = (stage.made().join("changed.tar"), stage.sandbox.folder().join("used"));
-    let install =
-        |stage: &Stage, bundle: &str| stage.install(bundle, &["--no-up", "--trust", &goods.public, "--output", "json"]);
+    let install = |stage: &Stage, bundle: &str| {
+        stage.install(bundle, &["--no-up", "--trust", &goods.public, "--downgrade", "--output", "json"])
+    };
     stage.at_root("used");
     install(&stage, &goods.third).expect(0);
     let before = stage.digest();

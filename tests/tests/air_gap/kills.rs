@@ -180,7 +180,9 @@ fn killed_update_ends_with_the_same_site_while_serving() {
     let there = goods.step(&stage, &goods.first, &goods.second, &[]);
     let back = goods.step(&stage, &goods.second, &goods.first, &[]);
     let args = |step: &String| -> Vec<String> {
-        ["bundle", "update", "apply", step, "--trust", &goods.public, "--yes", "--root", stage.root().as_str()]
+        let root = stage.root().as_str();
+        // One of the two goes back to the older bundle.
+        ["bundle", "update", "apply", step, "--trust", &goods.public, "--downgrade", "--yes", "--root", root]
             .map(str::to_owned)
             .into()
     };

@@ -85,6 +85,57 @@ fn only_bundles_of_the_trusted_signer_are_installed() {
 }
 
 #[test]
+fn pinned_keys_decide_until_they_are_replaced_or_forgotten() {
+    let goods = Goods::get();
+    let stage = Stage::new("pinned");
+    let root = stage.root().as_str();
+    let listed = || stage.json(0, &["bundle", "trust", "--root", root]);
+    let create = |out: &str, version: &str, more: &[&str]| {
+        let create = ["bundle", "create", "--env", NAME, "--no-server-image", "--out", out, "--version", version];
+        stage.run(&[&create[..], more].concat()).expect(0)
+    };
+    let other = stage.json(0, &["bundle", "keygen", "--out", "other"])["key"].clone();
+    assert_eq!(listed()["trusted"], json!([]));
+    let installed = stage.install(&goods.first, &["--no-up", "--trust", &goods.public]).expect(0);
+    names(&installed.out, &["only bundles signed by"]);
+    let own = listed()["trusted"][0]["id"].clone();
+    assert_eq!((&listed()["newest"]["version"], &listed()["revoked"]), (&json!("1.0.0"), &json!([])));
+    let before = stage.digest();
+
+    create("unsigned.tar", "8.0.0", &[]);
+    create("foreign.tar", "9.0.0", &["--sign-key", "other.key"]);
+    for (bundle, trust) in [("unsigned.tar", &[][..]), ("foreign.tar", &[]), ("foreign.tar", &["--trust", "other.pub"])]
+    {
+        let refused = stage.install(bundle, &[&["--no-up", "--output", "json"], trust].concat()).expect(4).json();
+        assert_eq!(refused["error"]["code"], "not_trusted", "{refused:#}");
+        names(&refused["error"].to_string(), &["bundle trust --root", "--forget-trust"]);
+        stage.run(&[&["bundle", "verify", bundle, "--root", root], trust].concat()).expect(4);
+        assert_eq!(stage.digest(), before);
+    }
+    stage.run(&["bundle", "verify", "unsigned.tar"]).expect(0);
+    stage.install(&goods.second, &["--no-up"]).expect(0);
+    let older = stage.install(&goods.first, &["--no-up", "--output", "json"]).expect(4).json();
+    assert_eq!(older["error"]["code"], "older_release");
+    names(&older["error"].to_string(), &["version 1.0.0", "version 2.0.0", "--downgrade"]);
+
+    // The trusted key names its successor.
+    let rotation = ["--sign-key", &goods.secret, "--next-key", "other.pub", "--revoke", &goods.public];
+    let created = create("rotation.tar", "3.0.0", &rotation);
+    names(&created.out, &["introduces key", "revokes    key", "sh install.sh rotation.tar --trust maker.pub"]);
+    stage.install("rotation.tar", &["--no-up"]).expect(0);
+    stage.install("rotation.tar", &["--no-up"]).expect(0);
+    let now = listed();
+    assert_eq!((&now["trusted"][0]["id"], &now["revoked"][0]["id"]), (&other, &own), "{now:#}");
+    let revoked = stage.install(&goods.third, &["--no-up", "--trust", &goods.public]).expect(4);
+    names(&revoked.err, &["which is revoked here"]);
+    stage.install("foreign.tar", &["--no-up"]).expect(0);
+
+    let forgotten = ["--no-up", "--forget-trust", "--downgrade", "--trust", &goods.public];
+    stage.install(&goods.third, &forgotten).expect(0);
+    assert_eq!((&listed()["trusted"][0]["id"], &listed()["revoked"]), (&own, &json!([])));
+}
+
+#[test]
 fn the_commands_of_the_readme_run_no_changed_installer_or_program() {
     if !tool("minisign") {
         return;
@@ -128,6 +179,23 @@ fn the_commands_of_the_readme_run_no_changed_installer_or_program() {
     })
     .expect(1);
     assert!(!stage.made().join("RAN").exists());
+}
+
+#[test]
+fn detached_signature_of_a_file_is_verified_by_minisign() {
+    if !tool("minisign") {
+        return;
+    }
+    let stage = Stage::new("detached");
+    stage.run(&["bundle", "keygen", "--out", "release"]).expect(0);
+    let file = stage.made().join("provenance.json");
+    std::fs::write(&file, "{}\n").unwrap();
+    let signed = stage.json(0, &["bundle", "sign", "--detached", "provenance.json", "--key", "release.key"]);
+    assert_eq!(signed["signature"], "provenance.json.minisig");
+    let verify = || said(stage.other("minisign", &["-Vm", "provenance.json", "-p", "release.pub"]).output().unwrap());
+    names(&verify().expect(0).out, &["file provenance.json"]);
+    std::fs::write(&file, "{ }\n").unwrap();
+    verify().expect(1);
 }
 
 #[test]

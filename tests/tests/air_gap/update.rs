@@ -98,8 +98,11 @@ fn update_and_rollback_fail_no_request() {
         assert_eq!(stage.digest().as_deref(), stage.json(0, &["bundle", "inspect", bundle])["digest"].as_str());
         stage.is_well();
     }
-    // Further back with the whole bundle, and nobody notices.
-    let (installed, asked, wrong) = asking(&stage, || stage.install(&goods.first, &trust));
+    // Further back with the whole bundle: only if it is typed, and nobody notices.
+    let refused = stage.install(&goods.first, &trust).expect(4);
+    names(&refused.err, &["version 3.0.0", "version 1.0.0", "--downgrade"]);
+    let (installed, asked, wrong) =
+        asking(&stage, || stage.install(&goods.first, &[&trust[..], &["--downgrade"]].concat()));
     installed.expect(0);
     assert!(asked > 0 && wrong.is_empty(), "{} of {asked}: {:?}", wrong.len(), wrong.first());
     assert_eq!(stage.digest(), first);
@@ -206,7 +209,7 @@ fn update_for_another_base_is_refused_and_changes_nothing() {
     assert_eq!(stage.digest(), before);
     // Of two steps the first is done when the second is refused, and that is said.
     let program = goods.step(&stage, &goods.first, &goods.third, &["program/textnlp-deploy"]);
-    let half = stage.update(&[&program, &one], &["--no-up"]).expect(4);
+    let half = stage.update(&[&program, &one], &["--no-up", "--downgrade"]).expect(4);
     names(&half.err, &["applied", "does not fit", "program textnlp-deploy"]);
     assert_ne!(stage.digest(), before);
     stage.run(&["bundle", "update", "rollback", "--root", stage.root().as_str(), "--no-up"]).expect(0);

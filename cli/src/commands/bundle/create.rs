@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use serde_yaml::Value;
 use textnlp_bundle::recipe::{self, Ingredients, ModelFolder, ProgramFile};
-use textnlp_bundle::{Inputs, Manifest, Packed, STOCK_VERIFICATION, STOCK_VERIFICATION_FILES, elf, pack};
+use textnlp_bundle::{Inputs, KeyChange, Manifest, Packed, STOCK_VERIFICATION, STOCK_VERIFICATION_FILES, elf, pack};
 use textnlp_models::{Cut, Digest, FetchOptions, Model, Source, Store};
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Loaded, Origin};
@@ -28,7 +28,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     let advisories = advisories::find(session, args, wanted, &progress).await?;
     if wanted && advisories.is_none() {
         console.warn(
-            "no advisories were found, so the air-gapped gate will say that known vulnerabilities were not checked. To include some: \
+            "no advisories were found, so the air-gapped gate will wait for known vulnerabilities to be checked. To include some: \
              git clone --depth 1 https://github.com/RustSec/advisory-db.git, then give the folder with --advisories advisory-db",
         );
     }
@@ -38,6 +38,10 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     let texts = environments.iter().map(|e| Ok((e.environment.environment.to_string(), sealed(e, &digests)?)));
     let texts = texts.collect::<Result<Vec<_>, Failure>>()?;
 
+    let keys = KeyChange::new(
+        super::public_keys("--next-key", &args.next_key)?,
+        super::public_keys("--revoke", &args.revoke)?,
+    );
     let version = args.version.clone().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     let mut ingredients = Ingredients {
         version,
@@ -46,6 +50,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
         environments: texts,
         models,
         packages: args.package.clone(),
+        keys,
         ..Ingredients::default()
     };
     let database = advisories.as_ref().map(|found| &found.database);
@@ -80,6 +85,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
             text.push_str("\n  signed by  no key: sign it with `textnlp-deploy bundle sign`, so that the target machine can verify its origin")
         }
     }
+    text.push_str(&inspect::keys_text(&packed.manifest));
     let facts = advisories.as_ref().map_or_else(Vec::new, |found| found.database.facts(jiff::Timestamp::now()));
     if let (Some(found), false) = (&advisories, facts.is_empty()) {
         let said: Vec<String> = facts.iter().map(advisories::said).collect();

@@ -6,9 +6,9 @@ use std::fmt::Write as _;
 use serde_json::json;
 use textnlp_bundle::manifest::{ItemKind, Kind, Manifest};
 use textnlp_bundle::scan::Database;
-use textnlp_bundle::{Authenticity, Change, Contents, VerifyOptions};
+use textnlp_bundle::{AdmissionOptions, Authenticity, Change, Contents, Site, VerifyOptions};
 
-use super::{advisories, authentic, drive, failed, open, trusted};
+use super::{advisories, authentic, drive, failed, open, trusted, warn_if_unverified};
 use crate::bundle_args::{Diff, Inspect, Verify};
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
@@ -35,7 +35,15 @@ pub fn verify(args: &Verify, console: Console) -> Result<Success, Failure> {
             .hint("copy it again from where it was created, and run `bundle verify` there too")
             .document(json!({ "verified": found })));
     }
-    let authenticity = authentic(&bundle, &trust, console)?;
+    let authenticity = match &args.root {
+        Some(root) => {
+            let admission = Site::new(root).admit(&bundle, &trust, AdmissionOptions::default());
+            let authenticity = admission.map_err(failed)?.authenticity;
+            warn_if_unverified(&authenticity, console);
+            authenticity
+        }
+        None => authentic(&bundle, &trust, console)?,
+    };
     // A stream can be read only once, and an update has only changed files.
     let is_readable = bundle.path().is_some() && bundle.manifest().kind == Kind::Full;
     let known = if is_readable { Database::carried(&bundle).map_err(super::scan::failed)? } else { None };
@@ -106,6 +114,7 @@ pub fn inspect(args: &Inspect) -> Result<Success, Failure> {
             let _ = write!(text, "\n  removes    {path}");
         }
     }
+    text.push_str(&keys_text(manifest));
     for damage in bundle.head_damages() {
         let _ = write!(text, "\n  DAMAGED    {damage}");
     }
@@ -125,7 +134,7 @@ pub fn inspect(args: &Inspect) -> Result<Success, Failure> {
         json!({
             "file": args.bundle, "kind": kind, "version": manifest.version, "epoch": manifest.epoch, "bytes": bundle.bytes(),
             "digest": digest, "base": manifest.delta.as_ref().and_then(|delta| delta.base), "manifest": bundle.manifest_digest(),
-            "authenticity": authenticity, "items": manifest.items, "files": files, "damages": bundle.head_damages(),
+            "authenticity": authenticity, "items": manifest.items, "keys": manifest.keys, "files": files, "damages": bundle.head_damages(),
         }),
     ))
 }
@@ -150,6 +159,18 @@ pub fn items_text(manifest: &Manifest) -> String {
             &item.digest.hex()[..12],
             more.join(", ")
         );
+    }
+    text
+}
+
+/// The keys that a bundle introduces and revokes, one per line.
+pub fn keys_text(manifest: &Manifest) -> String {
+    let change = manifest.keys.clone().unwrap_or_default();
+    let mut text = String::new();
+    for (what, keys) in [("introduces", &change.introduces), ("revokes", &change.revokes)] {
+        for key in keys {
+            let _ = write!(text, "\n  {what:<10} key {} ({})", key.id(), key.to_base64());
+        }
     }
     text
 }

@@ -3,9 +3,9 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_bundle::manifest::{ItemKind, Kind};
-use textnlp_bundle::{Site, UnpackOptions, Unpacked};
+use textnlp_bundle::{AdmissionOptions, Site, UnpackOptions, Unpacked};
 
-use super::{authentic, drive, failed, inspect, open, preflight, site, trusted};
+use super::{drive, failed, inspect, open, preflight, site, trusted, warn_if_unverified};
 use crate::bundle_args::Install;
 use crate::progress::Progress;
 use crate::report::{Console, Failure, Success, size};
@@ -23,8 +23,11 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         )
         .hint(format!("textnlp-deploy bundle update apply {}", args.bundle)));
     }
-    let authenticity = authentic(&bundle, &trust, console)?;
     let root = absolute(session, &args.root.root);
+    let installation = Site::new(&root);
+    let options = AdmissionOptions::from(args.overrides);
+    let authenticity = installation.admit(&bundle, &trust, options).map_err(failed)?.authenticity;
+    warn_if_unverified(&authenticity, console);
     let name = site::environment(session, &site::names(&bundle.manifest().items, ItemKind::Environment))?;
     preflight::preflight(session, &bundle, &root, &name, console).await?;
     if args.preflight {
@@ -34,17 +37,16 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         ));
     }
 
-    let installation = Site::new(&root);
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let unpacked = drive(&progress, &stop, |drive| {
         let unpacked = installation
             .unpack(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })?;
-        installation.activate(&unpacked.name)?;
-        Ok(unpacked)
+        let admission = installation.activate_admitted(&unpacked.name, &bundle, &trust, options)?;
+        Ok((unpacked, admission.pinned))
     });
     progress.finish();
-    let unpacked = unpacked.map_err(failed)?;
+    let (unpacked, pinned) = unpacked.map_err(failed)?;
     console.say(said(&unpacked));
     site::lay_out(session, &installation, &unpacked.record, &name, console)?;
 
@@ -53,6 +55,7 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         "file": args.bundle, "root": root, "state_dir": state, "environment": name, "version": bundle.manifest().version, "digest": unpacked.record.content,
         "content": unpacked.folder, "unchanged": unpacked.unchanged, "written_bytes": unpacked.written, "linked_bytes": unpacked.linked,
         "resumed_bytes": unpacked.resumed, "authenticity": authenticity, "unpack_seconds": unpacked.elapsed.as_secs_f64(),
+        "trusted_keys": pinned.as_ref().map_or_else(Vec::new, |pinned| super::keys::ids(&pinned.trusted)),
     });
     let up = if args.no_up {
         Value::Null
@@ -70,6 +73,10 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         inspect::signed(&authenticity)
     );
     text.push_str(&format!("\n  state      {state}"));
+    if let Some(pinned) = &pinned {
+        let keys = super::keys::ids(&pinned.trusted).join(", ");
+        text.push_str(&format!("\n  trust      only bundles signed by {keys} are accepted from now on"));
+    }
     if args.no_up {
         text.push_str(&format!("\nTo start it: cd {root} && bin/textnlp-deploy up --env {name} --yes"));
     } else {

@@ -1,12 +1,14 @@
-//! `bundle keygen` and `bundle sign`.
+//! `bundle keygen`, `bundle sign` and `bundle trust`.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
-use textnlp_bundle::{Password, SecretKey};
+use textnlp_bundle::{Password, PublicKey, SecretKey, Site};
 
 use super::failed;
-use crate::bundle_args::{Keygen, Sign};
+use super::install::absolute;
+use crate::bundle_args::{Keygen, Root, Sign};
 use crate::report::{Failure, Success};
+use crate::session::Session;
 
 /// `bundle keygen`.
 pub fn keygen(args: &Keygen) -> Result<Success, Failure> {
@@ -33,16 +35,55 @@ pub fn keygen(args: &Keygen) -> Result<Success, Failure> {
 
 /// `bundle sign`.
 pub fn sign(args: &Sign) -> Result<Success, Failure> {
+    if args.detached {
+        let secret = secret_key(&args.key, args.password_file.as_deref())?;
+        let id = textnlp_bundle::sign_file(&args.bundle, &secret).map_err(failed)?.id();
+        let signature = textnlp_bundle::signature_of(&args.bundle);
+        let document = json!({ "file": args.bundle, "signature": signature, "key": id });
+        return Ok(Success::new(format!("wrote {signature}, signed by key {id}"), document));
+    }
     let id = sign_with(&args.bundle, &args.key, args.password_file.as_deref())?;
     Ok(Success::new(format!("{} is signed by key {id}", args.bundle), json!({ "file": args.bundle, "key": id })))
 }
 
 /// Signs a bundle and returns the id of the key.
 pub fn sign_with(bundle: &Utf8Path, key: &Utf8Path, password_file: Option<&Utf8Path>) -> Result<String, Failure> {
-    let password = password(password_file)?;
-    let secret = SecretKey::read(key, password.as_ref()).map_err(failed)?;
-    let public = textnlp_bundle::sign(bundle, &secret).map_err(failed)?;
+    let public = textnlp_bundle::sign(bundle, &secret_key(key, password_file)?).map_err(failed)?;
     Ok(public.id())
+}
+
+fn secret_key(path: &Utf8Path, password_file: Option<&Utf8Path>) -> Result<SecretKey, Failure> {
+    SecretKey::read(path, password(password_file)?.as_ref()).map_err(failed)
+}
+
+/// `bundle trust`.
+pub fn trust(session: &Session, args: &Root) -> Result<Success, Failure> {
+    let root = absolute(session, &args.root);
+    let Some(pinned) = Site::new(&root).pinned_keys().map_err(failed)? else {
+        let text =
+            format!("no key is pinned in {root}: the first bundle that is verified with --trust KEY.pub pins the keys");
+        let document = json!({ "root": root, "trusted": [], "revoked": [], "newest": null });
+        return Ok(Success::new(text, document));
+    };
+    let mut text = format!("{root} accepts bundles that one of these keys signed");
+    for (what, keys) in [("trusted", &pinned.trusted), ("revoked", &pinned.revoked)] {
+        for key in keys {
+            text.push_str(&format!("\n  {what}  {}  {}", key.id(), key.to_base64()));
+        }
+    }
+    text.push_str(&format!("\n  newest   {}; older ones need --downgrade", pinned.newest));
+    let listed = |keys: &[PublicKey]| -> Vec<_> {
+        keys.iter().map(|key| json!({ "id": key.id(), "key": key.to_base64() })).collect()
+    };
+    Ok(Success::new(
+        text,
+        json!({ "root": root, "trusted": listed(&pinned.trusted), "revoked": listed(&pinned.revoked), "newest": pinned.newest }),
+    ))
+}
+
+/// The ids of keys.
+pub fn ids(keys: &[PublicKey]) -> Vec<String> {
+    keys.iter().map(PublicKey::id).collect()
 }
 
 fn password(file: Option<&Utf8Path>) -> Result<Option<Password>, Failure> {

@@ -1,6 +1,6 @@
 //! `bundle …`: one file that installs a running service without a network.
 
-mod advisories;
+pub mod advisories;
 mod create;
 mod export;
 pub mod gate;
@@ -14,12 +14,14 @@ mod serve;
 mod site;
 mod update;
 
+pub use site::platform;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use textnlp_bundle::{Authenticity, Bundle, Drive, Error, Event, TrustSet};
+use textnlp_bundle::{AdmissionOptions, Authenticity, Bundle, Drive, Error, Event, PublicKey, TrustSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle_args::{Bundle as Verb, Trust};
+use crate::bundle_args::{Bundle as Verb, Overrides, Trust};
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::Session;
@@ -38,6 +40,7 @@ pub async fn bundle(session: &Session, verb: &Verb, console: Console) -> Result<
         Verb::Export(args) => export::export(args, console),
         Verb::Keygen(args) => keys::keygen(args),
         Verb::Sign(args) => keys::sign(args),
+        Verb::Trust(args) => keys::trust(session, args),
     }
 }
 
@@ -55,6 +58,8 @@ pub fn failed(error: Error) -> Failure {
             (Exit::Failed, "damaged")
         }
         Error::WrongBase { .. } => (Exit::Refused, "wrong_base"),
+        Error::NotTrusted { .. } => (Exit::Refused, "not_trusted"),
+        Error::OlderRelease { .. } => (Exit::Refused, "older_release"),
         Error::Room { .. } => (Exit::Failed, "no_space"),
         Error::Busy { .. } => (Exit::Refused, "locked"),
         _ => (Exit::Failed, "bundle"),
@@ -84,30 +89,40 @@ pub fn open(path: &camino::Utf8Path) -> Result<Bundle, Failure> {
 
 /// The trusted keys.
 pub fn trusted(trust: &Trust) -> Result<TrustSet, Failure> {
+    Ok(TrustSet::new(public_keys("--trust", &trust.trust)?))
+}
+
+/// The public keys of a flag.
+pub fn public_keys(flag: &str, paths: &[camino::Utf8PathBuf]) -> Result<Vec<PublicKey>, Failure> {
     // A key may also be the text of its second line, which starts with `RW`.
-    if let Some(missing) = trust.trust.iter().find(|path| !path.exists() && !path.as_str().starts_with("RW")) {
+    if let Some(missing) = paths.iter().find(|path| !path.exists() && !path.as_str().starts_with("RW")) {
         return Err(Failure::usage("no_such_file", anyhow::anyhow!("the public key {missing} does not exist"))
-            .hint("--trust takes the NAME.pub that `bundle keygen` wrote where the bundle was created"));
+            .hint(format!("{flag} takes the NAME.pub that `bundle keygen` wrote where the bundle was created")));
     }
-    TrustSet::from_texts(trust.trust.iter().map(|path| path.as_str())).map_err(failed)
+    let keys = TrustSet::from_texts(paths.iter().map(|path| path.as_str())).map_err(failed)?;
+    Ok(keys.keys().to_vec())
+}
+
+impl From<Overrides> for AdmissionOptions {
+    fn from(Overrides { forget_trust, downgrade }: Overrides) -> AdmissionOptions {
+        AdmissionOptions { forget_trust, downgrade }
+    }
 }
 
 /// Checks a bundle's signature. An invalid signature is refused, and so is one by an untrusted key if there are trusted
 /// keys. Without trusted keys, the result is recorded with a warning.
 pub fn authentic(bundle: &Bundle, trust: &TrustSet, console: Console) -> Result<Authenticity, Failure> {
-    let authenticity = bundle.authenticity(trust);
-    if let Authenticity::Unverified { why } = &authenticity {
-        let forged = matches!(bundle.signature(), textnlp_bundle::Signature::Invalid { .. });
-        if forged || !trust.is_empty() {
-            let error = anyhow::anyhow!("{why}").context("this bundle has no signature by a trusted key");
-            return Err(Failure::refused("not_trusted", error).hint(
-                "request a signed bundle from its publisher, or give the right public key with --trust KEY.pub",
-            ));
-        }
+    let authenticity = bundle.checked_authenticity(trust).map_err(failed)?;
+    warn_if_unverified(&authenticity, console);
+    Ok(authenticity)
+}
+
+/// Warns that the origin of the bundle is unknown.
+pub fn warn_if_unverified(authenticity: &Authenticity, console: Console) {
+    if let Authenticity::Unverified { why } = authenticity {
         console
             .warn(format!("authenticity: unverified; {why}. To verify who created this bundle, give --trust KEY.pub"));
     }
-    Ok(authenticity)
 }
 
 /// Runs long work with progress, until it completes or a signal arrives.

@@ -10,12 +10,10 @@ use textnlp_bundle::{Content, Input, sbom};
 use textnlp_models::FetchOptions;
 
 use crate::bundle_args::Create;
+use crate::commands::audit::{self, BUILT, LOCK, PROGRAM};
 use crate::progress::Progress;
 use crate::report::{Exit, Failure, size};
 use crate::session::Session;
-
-/// The lock file that this program was built from.
-const LOCK: &str = include_str!("../../../../Cargo.lock");
 
 /// The name of the server's image.
 const SERVER: &str = "textnlp";
@@ -120,7 +118,7 @@ fn lists(
     ingredients: &mut Ingredients,
 ) -> Result<(), Failure> {
     let own = sbom::Subject {
-        name: "textnlp-deploy".to_owned(),
+        name: PROGRAM.to_owned(),
         version: ingredients.version.clone(),
         epoch: Some(ingredients.epoch),
     };
@@ -130,23 +128,29 @@ fn lists(
         sbom::Subject { name: name.to_owned(), version, epoch: None }
     };
     let lock = sbom::Lock::parse(LOCK).map_err(|why| anyhow::anyhow!("read this program's Cargo.lock: {why}"))?;
-    let program = list_path(ItemKind::Program, "textnlp-deploy", None);
+    let program = list_path(ItemKind::Program, PROGRAM, None);
     let programs: Vec<sbom::File> = ingredients
         .programs
         .iter()
         .map(|program| sbom::File {
             kind: "application",
             path: program_path(&program.platform),
-            name: "textnlp-deploy".to_owned(),
+            name: PROGRAM.to_owned(),
             version: ingredients.version.clone(),
             digest: program.digest,
         })
         .collect();
-    let mut is_known = false;
+    let (mut platforms, mut same) = (Vec::new(), true);
     for program in &ingredients.programs {
-        is_known |= is_made_of(&program.path, LOCK).with_context(|| format!("read {}", program.path))?;
+        let bytes = std::fs::read(&program.path).with_context(|| format!("read {}", program.path))?;
+        if contains(&bytes, LOCK) {
+            platforms.push(program.platform.as_str());
+            same &= contains(&bytes, BUILT);
+        }
     }
-    let mut found = vec![(program, sbom::program(&own, &programs, is_known.then_some(&lock), "textnlp-deploy"))];
+    let conditions = [&platforms[..], &audit::features(same)].concat();
+    let graph = sbom::CrateGraph { lock: &lock, root: PROGRAM, conditions: &conditions };
+    let mut found = vec![(program, sbom::program(&own, &programs, (!platforms.is_empty()).then_some(&graph)))];
     let (images, unread) =
         scan::image::images(&BundleInputs(&ingredients.files), IMAGES, scan::image::Limits::default());
     if let (Some((what, why)), false) = (unread.first(), ingredients.images.is_empty()) {
@@ -191,12 +195,11 @@ fn lists(
     Ok(())
 }
 
-/// Whether a program was built with these dependencies: programs embed their lock file.
-fn is_made_of(program: &Utf8Path, lock: &str) -> std::io::Result<bool> {
-    let (bytes, lock) = (std::fs::read(program)?, lock.as_bytes());
-    let Some((first, _)) = lock.split_first() else { return Ok(false) };
-    let starts = bytes.iter().enumerate().filter(|(_, byte)| *byte == first).map(|(at, _)| at);
-    Ok(starts.into_iter().any(|at| bytes[at..].starts_with(lock)))
+/// Whether a program holds this text. Each build of this program embeds its lock file and its features.
+fn contains(program: &[u8], text: &str) -> bool {
+    let Some((first, _)) = text.as_bytes().split_first() else { return false };
+    let mut starts = program.iter().enumerate().filter(|(_, byte)| *byte == first);
+    starts.any(|(at, _)| program[at..].starts_with(text.as_bytes()))
 }
 
 fn document(ingredients: &mut Ingredients, path: String, bytes: Vec<u8>) {
@@ -215,9 +218,9 @@ mod tests {
 
     #[test]
     fn program_is_matched_by_its_embedded_lock_file() {
-        let own = camino::Utf8PathBuf::try_from(std::env::current_exe().unwrap()).unwrap();
-        assert!(is_made_of(&own, LOCK).unwrap());
-        assert!(!is_made_of(&own, &format!("{LOCK}#")).unwrap());
-        assert!(!is_made_of(Utf8Path::new("/bin/sh"), LOCK).unwrap());
+        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(contains(&own, LOCK) && contains(&own, BUILT));
+        assert!(!contains(&own, &format!("{LOCK}#")));
+        assert!(!contains(&std::fs::read("/bin/sh").unwrap(), LOCK));
     }
 }

@@ -9,11 +9,11 @@ use textnlp_bundle::scan::{self, Contents, Database, Folder, Gate, Report, Setti
 
 use super::{advisories, open};
 use crate::bundle_args::{FailOn, Scan};
+use crate::commands::audit;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
-const LOCK: &str = include_str!("../../../../Cargo.lock");
 /// Limit of findings in the text output. The reports have all of them.
 const SHOWN: usize = 30;
 
@@ -102,7 +102,7 @@ fn includes_advisories(target: Option<&Utf8Path>) -> Result<bool, Failure> {
 
 /// Reports on this program's crates and on the environment of `--env`.
 fn own(session: &Session, scan: &scan::Scan, console: Console) -> Result<Vec<Report>, Failure> {
-    let mut reports = vec![scan.of_lock("this program", LOCK).map_err(failed)?];
+    let mut reports = vec![scan.of_packages("this program", &audit::linked())];
     if session.global.env.is_some() || session.global.file.is_some() {
         let loaded = session.loaded(console)?;
         let name = loaded.environment.environment.to_string();

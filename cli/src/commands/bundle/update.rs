@@ -4,11 +4,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_bundle::legacy;
 use textnlp_bundle::manifest::{Item, ItemKind};
-use textnlp_bundle::{Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
+use textnlp_bundle::{AdmissionOptions, Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
 
 use super::install::{absolute, merge};
-use super::{authentic, drive, failed, inspect, open, site, trusted};
-use crate::bundle_args::{Root, Trust, Update};
+use super::{drive, failed, inspect, open, site, trusted, warn_if_unverified};
+use crate::bundle_args::{Overrides, Root, Trust, Update};
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::Session;
@@ -18,7 +18,8 @@ use crate::signals;
 pub async fn update(session: &Session, command: &Update, console: Console) -> Result<Success, Failure> {
     match command {
         Update::Create { from, to, out, only, sign_key } => create(from, to, out, only, sign_key.as_deref(), console),
-        Update::Apply { bundles, root, trust, no_up, no_gate } => {
+        Update::Apply { bundles, root, trust, overrides, no_up, no_gate } => {
+            let trust = (trust, *overrides);
             apply(session, bundles, root, trust, *no_up, *no_gate, console).await
         }
         Update::Zip { names, models, out, version } => zip(names, models, out, version),
@@ -52,8 +53,9 @@ fn create(
     let made = made.map_err(failed)?;
     let signed = sign_key.map(|key| super::keys::sign_with(out, key, None)).transpose()?;
     let whole = target.bytes();
+    let public = sign_key.and_then(Utf8Path::file_stem).map_or_else(String::new, |key| format!(" --trust {key}.pub"));
     let text = format!(
-        "{out}: {} of which {} are content; the full bundle has {}{}\n  signed by  {}\nOn the target machine: textnlp-deploy bundle update apply {}",
+        "{out}: {} of which {} are content; the full bundle has {}{}\n  signed by  {}\nOn the target machine: textnlp-deploy bundle update apply {}{public}",
         size(made.bytes),
         size(made.carried),
         size(whole),
@@ -90,7 +92,7 @@ async fn apply(
     session: &Session,
     bundles: &[Utf8PathBuf],
     root: &Root,
-    trust: &Trust,
+    (trust, overrides): (&Trust, Overrides),
     no_up: bool,
     no_gate: bool,
     console: Console,
@@ -102,16 +104,20 @@ async fn apply(
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let mut applied = Vec::new();
+    let mut options = AdmissionOptions::from(overrides);
     for path in bundles {
         let mut bundle = open(path)?;
-        let authenticity = authentic(&bundle, &trust, console)?;
+        let authenticity = installation.admit(&bundle, &trust, options).map_err(failed)?.authenticity;
+        warn_if_unverified(&authenticity, console);
         let unpacked = drive(&progress, &stop, |drive| {
             let unpacked = installation
                 .apply(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })?;
-            installation.activate(&unpacked.name)?;
+            installation.activate_admitted(&unpacked.name, &bundle, &trust, options)?;
             Ok(unpacked)
         });
         let unpacked = unpacked.map_err(failed)?;
+        // What the first update pinned counts for the next one.
+        options.forget_trust = false;
         let what = if unpacked.unchanged {
             "already applied".to_owned()
         } else {

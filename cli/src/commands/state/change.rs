@@ -120,7 +120,7 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
         State::load(old.clone(), &name, textnlp_provider::Lineage(uuid::Uuid::new_v4())).await.map_err(failed)?;
     if state.is_new() {
         let error = anyhow::anyhow!("there is no state of {name} in {}", old.place());
-        return Err(Failure::usage("not_up", error).hint(chosen.scope.command("up")));
+        return Err(Failure::usage("not_up", error).hint(chosen.scope.last_up()));
     }
     let document = json!({ "environment": name, "lineage": state.lineage(), "from": old.place(), "to": new.place() });
     console.say(format!(
@@ -225,7 +225,7 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
     let resources: Vec<_> = resources.iter().map(|text| resource_id(session, text)).collect::<Result<_, _>>()?;
     let state = deployment.state().await?;
     let facts = deployment.facts(&state).await?;
-    let standing = status::status(&facts, state.places()).resources;
+    let standing = status::status(&facts, state.places(), Vec::new()).resources;
     let mut text = String::new();
     let mut removed = Vec::new();
     for resource in &resources {
@@ -236,7 +236,7 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
         if open.into_iter().any(|open| open.intent.operation.resource == *resource) {
             let error = anyhow::anyhow!("an operation on `{resource}` is open");
             return Err(Failure::refused("operation_open", error)
-                .hint(format!("finish it first: {}", deployment.chosen.scope.command("up"))));
+                .hint(format!("finish it first: {}", deployment.chosen.scope.last_up())));
         }
         let stays = match &known.standing {
             ResourceHealth::Gone => "its object no longer exists".to_owned(),

@@ -16,6 +16,18 @@ words! {
     }
 }
 
+words! {
+    /// What missing or outdated security advisories do to a gate.
+    pub enum AdvisoryPolicy {
+        /// They are reported as a warning: the operator accepts them.
+        Warn = "warn",
+        /// The gate waits until newer ones were matched.
+        Wait = "wait",
+        /// The gate stays shut.
+        Block = "block",
+    }
+}
+
 section! {
     /// The database of keys, quotas and usage.
     pub struct DatabaseSettings {

@@ -734,6 +734,8 @@ fn each_validation_rule_has_its_own_message() {
         (site("runtime: kubernetes, cluster: { load_balancer: true }"), "it has no effect without `address`"),
         (site("runtime: kubernetes") + "network: { proxy: { https: \"secret:env:PROXY\" } }\n", "a proxy address from a secret is not supported in pods yet"),
         (plus("monitoring: { receivers: { a: \"https://a\" } }\nnetwork: { proxy: { http: \"secret:file:proxy\" } }"), "`network.proxy.http`: the supervisor that sends the messages runs in another folder"),
+        (plus("monitoring: { receivers: { a: \"https://hooks.example.com/services/hunter2\" } }"), "`monitoring.receivers.a`: the path or query of a webhook usually holds its token"),
+        (plus("monitoring: { receivers: { a: \"https://hooks.example.com/?t=hunter2\" } }"), "write a reference to a secret"),
         (site("runtime: kubernetes, cluster: { address: \"https://here:0\" }"), "is not the address of a service"),
         (two(STANDBY, "dr: { mode: manual, witness: { provider: onprem, region: far } }\nreplication: { database: { mode: streaming } }"), "is a process on that machine, not in `far`"),
         (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntls: { mode: existing, existing: /x.pem }"), "the global endpoint verifies each site"),

@@ -47,7 +47,7 @@ impl Arena {
     pub(crate) fn new(length: usize) -> io::Result<Arena> {
         let mut map = MmapMut::map_anon(length.max(LINE))?;
         // Fewer TLB misses on a stream of a hundred megabytes. A kernel without huge pages is slower, not wrong.
-        #[cfg(target_os = "linux")]
+        #[cfg(all(target_os = "linux", not(miri)))]
         let _ = map.advise(memmap2::Advice::HugePage);
         let start = map.as_mut_ptr();
         Ok(Arena { mapping: Arc::new(Whole { _map: map, start, length }), used: 0 })
@@ -108,5 +108,53 @@ impl<T> Shared<T> {
     pub(crate) unsafe fn at(self, index: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(index) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_zero_disjoint_and_outlive_the_arena() {
+        let lengths = [1, 64, 65, 0, 200];
+        let mut arena = Arena::new(lengths.map(Arena::rounded).iter().sum()).unwrap();
+        let mut pieces = lengths.map(|length| arena.take(length));
+        drop(arena);
+        for (n, piece) in pieces.iter_mut().enumerate() {
+            assert!(piece.bytes().iter().all(|byte| *byte == 0), "piece {n}");
+            let (start, length) = (piece.as_mut_ptr(), piece.len());
+            assert_eq!(start.addr() % LINE, 0, "piece {n}");
+            // SAFETY: the piece is ours alone.
+            unsafe { start.write_bytes(n as u8 + 1, length) };
+        }
+        for (n, piece) in pieces.iter().enumerate() {
+            assert_eq!(piece.bytes(), vec![n as u8 + 1; lengths[n]], "piece {n}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "measured for all its pieces")]
+    fn arena_never_gives_more_than_it_has() {
+        let mut arena = Arena::new(128).unwrap();
+        arena.take(100);
+        arena.take(1);
+    }
+
+    #[test]
+    fn threads_write_disjoint_places_of_a_shared_buffer() {
+        let mut numbers = vec![0u32; 64];
+        let shared = Shared::new(&mut numbers);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || {
+                    for index in (thread..64).step_by(4) {
+                        // SAFETY: within the buffer, and no other thread has this remainder.
+                        unsafe { shared.at(index).write(index as u32) };
+                    }
+                });
+            }
+        });
+        assert!(numbers.iter().enumerate().all(|(index, number)| index as u32 == *number));
     }
 }
