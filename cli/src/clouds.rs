@@ -29,7 +29,7 @@ use crate::dr_args::TakeBack;
 use crate::report::Failure;
 pub use faults::{end_outage_of, open_outages};
 pub use platform::Linked;
-pub use textnlp_onprem::{alert, supervise};
+pub use textnlp_onprem::{SystemUser, alert, supervise};
 
 /// What a provider and its operations are created from.
 pub struct Context<'a> {
@@ -135,6 +135,7 @@ fn options(context: &Context<'_>) -> anyhow::Result<Options> {
     let mut options = Options::new(context.folder.to_owned(), program)?;
     options.secrets = context.secrets.clone();
     options.needs_git = context.environment.prerequisites.git.is_some();
+    options.user.clone_from(&context.environment.prerequisites.user);
     Ok(options)
 }
 

@@ -19,6 +19,7 @@ mod plan_view;
 mod progress;
 mod report;
 mod rerun_flags;
+mod service_user;
 mod session;
 mod signals;
 mod state_args;

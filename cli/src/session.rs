@@ -13,7 +13,7 @@ use crate::args::Global;
 use crate::client::Target;
 use crate::report::{Console, Failure};
 use crate::rerun_flags::{self, RerunFlags};
-use crate::{clouds, network};
+use crate::{clouds, network, service_user};
 
 /// The global flags and the locations.
 pub struct Session {
@@ -25,6 +25,8 @@ pub struct Session {
     pub library: Library,
     /// Whether variables that change values are ignored, because the file is complete.
     pub is_alone: bool,
+    /// Whether root stays root: it only asks what another command, as the environment's user, would do.
+    pub keeps_user: bool,
 }
 
 impl Session {
@@ -36,7 +38,7 @@ impl Session {
                 .hint("run it in a folder whose path is UTF-8")
         })?;
         let library = Library::from_working_directory(&here);
-        Ok(Self { global, here, library, is_alone: false })
+        Ok(Self { global, here, library, is_alone: false, keeps_user: false })
     }
 
     /// A session for a complete environment file. Variables that change values are ignored.
@@ -84,8 +86,22 @@ impl Session {
         Overrides { variables, sets: self.global.set.clone(), flags }
     }
 
-    /// Loads the environment of `--file` or `--env`.
+    /// Loads the environment of `--file` or `--env`. For root, the command starts again as the environment's user.
     pub fn load(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
+        let loaded = self.loaded(console)?;
+        let name = loaded.environment.environment.clone();
+        let scope = self.scope(name)?;
+        if let Some(user) = loaded.environment.prerequisites.user.as_deref().filter(|_| !self.keeps_user) {
+            service_user::switch(self, user, &loaded, &scope.folder)?;
+        }
+        // The release lock is beside the environment's file, else in its state folder.
+        let folder = self.library.folder().filter(|_| self.global.file.is_none()).unwrap_or(&scope.folder);
+        let lock_path = Lock::path(folder, &scope.name);
+        Ok(ChosenEnvironment { scope, loaded, lock_path })
+    }
+
+    /// The environment of `--file` or `--env` without its state.
+    pub fn loaded(&self, console: Console) -> Result<Loaded, Failure> {
         let loaded = match &self.global.file {
             Some(file) => self.library.load_file(file, &self.overrides(), &clouds::catalogue()),
             None => self.library.load(&self.environment_name()?, &self.overrides(), &clouds::catalogue()),
@@ -104,11 +120,7 @@ impl Session {
                 .hint(format!("set `environment: {requested}` there, or use --env {name}")));
         }
         known_models(&loaded, &self.again())?;
-        let scope = self.scope(name)?;
-        // The release lock is beside the environment's file, else in its state folder.
-        let folder = self.library.folder().filter(|_| self.global.file.is_none()).unwrap_or(&scope.folder);
-        let lock_path = Lock::path(folder, &scope.name);
-        Ok(ChosenEnvironment { scope, loaded, lock_path })
+        Ok(loaded)
     }
 
     /// Loads the environment. Rejects one that cannot run, because its provider is not available.

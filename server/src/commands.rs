@@ -180,8 +180,19 @@ pub enum CommandError {
     System(#[from] std::io::Error),
 }
 
+/// The supervisor starts the file that it verified, by its descriptor, and the kernel names a process after that number.
+fn set_process_name() {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let name = std::path::Path::new(&program).file_name().unwrap_or_default();
+    if let Ok(name) = std::ffi::CString::new(name.as_encoded_bytes()) {
+        // The name is for people only.
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
 /// Runs a command on its own runtime: HTTP needs few threads, the engine has its own.
 pub fn run(command: Command) -> ExitCode {
+    set_process_name();
     let workers = match &command {
         // The file is read again inside, where its problems are reported.
         Command::Serve(of) => Config::read(&of.file).map_or(1, |config| config.api.workers),

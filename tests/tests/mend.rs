@@ -101,6 +101,51 @@ fn up_restarts_everything_after_all_processes_were_killed() {
     sandbox.run(&["plan", "--env", "development", "--exit-code"]).expect(0);
 }
 
+/// What the status says while a killed server does not start again.
+fn killed_server_fails(sandbox: &Sandbox, why: &str) {
+    sandbox.kill(sandbox.pid(SERVER).expect("it runs"));
+    eventually("the reason in the status", || {
+        let status = sandbox.run(&["status", "--env", "development"]);
+        (status.exit == 1 && status.out.contains(why)).then_some(())
+    });
+    assert!(answers(sandbox).is_none(), "it must not be served");
+    let log = sandbox.run(&["logs", "server-0"]).expect(0).out;
+    assert!(log.contains(why), "{log}");
+}
+
+#[test]
+fn changed_program_is_not_started_again() {
+    use std::os::unix::fs::PermissionsExt;
+    let sandbox = Sandbox::new("swapped");
+    sandbox.up("development");
+    let site = sandbox.site("development");
+    let (program, other, ran) = (site.join("bin/server"), site.join("bin/other"), site.join("ran"));
+    std::fs::write(&other, format!("#!/bin/sh\ntouch '{ran}'\nexec sleep 60\n")).unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // A running program cannot be written to, only replaced.
+    std::fs::rename(&other, &program).unwrap();
+    killed_server_fails(&sandbox, "was changed: it has sha256:");
+    assert!(!ran.exists(), "neither the supervisor nor `status` may run it");
+    sandbox.up("development");
+    answers(&sandbox).expect("the recorded program answers");
+}
+
+#[test]
+fn changed_model_is_not_loaded_again() {
+    let sandbox = Sandbox::new("weights");
+    sandbox.up("development");
+    let weights = sandbox.site("development").join("models/textnlp-tiny/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    // A different weight, in a file that is still valid.
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x40;
+    std::fs::remove_file(&weights).unwrap();
+    std::fs::write(&weights, bytes).unwrap();
+    killed_server_fails(&sandbox, "`model.safetensors` differs from textnlp-model.json");
+    sandbox.up("development");
+    answers(&sandbox).expect("the recorded model answers");
+}
+
 /// No drift, and ready. The supervisor looks at certificates every two seconds, so its word may be that old.
 fn whole_again(sandbox: &Sandbox, environment: &str) {
     eventually("up has mended everything", || drifted(sandbox, environment).is_empty().then_some(()));

@@ -265,3 +265,74 @@ fn state_in_a_bucket_survives_a_kill_two_operators_and_a_move() {
     assert_eq!(status["ready"], true, "{status:#}");
     sandbox.run(&["down", "--env", "development", "--yes", "--delete-data", "development"]).expect(0);
 }
+
+#[test]
+fn commands_of_root_run_as_the_user_of_the_environment() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    if !rustix::process::geteuid().is_root() {
+        println!("only root can change to another user");
+        return;
+    }
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let line = users.lines().find(|line| line.starts_with("nobody:")).unwrap();
+    let ids: Vec<u32> = line.split(':').skip(2).take(2).map(|id| id.parse().unwrap()).collect();
+    // In a path that other users can enter, unlike the folders of other tests.
+    let open = |path: &camino::Utf8Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let sandbox = Sandbox::at(tempfile::Builder::new().prefix("textnlp-user").tempdir_in("/var/lib").unwrap());
+    open(sandbox.folder());
+    let program = sandbox.folder().join("textnlp-deploy");
+    std::fs::copy(textnlp_tests::program(), &program).unwrap();
+    open(&program);
+    let state = sandbox.folder().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let run = |args: &[&str]| {
+        let args = [args, &["--env", "development", "--set", "prerequisites.user=nobody"]].concat();
+        let usual = sandbox.command(&args);
+        let variables = usual.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        let mut command = std::process::Command::new(&program);
+        command.args(&args).current_dir(sandbox.folder()).env_clear().envs(variables).env("TEXTNLP_SERVER", &program);
+        textnlp_tests::said(command.stdin(std::process::Stdio::null()).output().unwrap())
+    };
+    let refused = run(&["up", "--yes"]).expect(4);
+    let fix = format!("chown -R nobody: {state}");
+    assert!(refused.err.contains("cannot write to") && refused.err.contains(&fix), "{}", refused.err);
+    assert!(sandbox.files(&state).is_empty(), "root wrote nothing");
+
+    chown(&state, Some(ids[0]), Some(ids[1])).unwrap();
+    run(&["up", "--yes"]).expect(0);
+    let processes = sandbox.processes();
+    for word in ["supervise", "bin/server serve", " gateway --config"] {
+        let (pid, _) = processes.iter().find(|(_, line)| line.contains(word)).unwrap();
+        assert_eq!(std::fs::metadata(format!("/proc/{pid}")).unwrap().uid(), ids[0], "{word}");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap();
+        assert!(groups.split_whitespace().all(|group| group != "0"), "{word}: {groups}");
+    }
+    run(&["status"]).expect(0);
+    for file in sandbox.files(&state) {
+        // The supervisor may have replaced it meanwhile.
+        let Ok(found) = std::fs::symlink_metadata(state.join(&file)) else { continue };
+        assert_eq!(found.uid(), ids[0], "{file}");
+    }
+    let doctor = run(&["doctor", "-o", "json"]).expect(0).json();
+    assert!(doctor["checks"].as_array().unwrap().iter().all(|check| check["name"] != "user"), "{doctor:#}");
+}
+
+#[test]
+fn programs_that_run_as_root_are_a_warning() {
+    let sandbox = Sandbox::new("rooted");
+    let doctor = json_of(&sandbox, &["doctor"]);
+    let warned = doctor["checks"].as_array().unwrap().iter().any(|check| check["name"] == "user");
+    let preflight = json_of(&sandbox, &["preflight"]);
+    let place = |problem: &Value| problem["place"] == "prerequisites.user";
+    let noted = preflight["warnings"].as_array().unwrap().iter().any(place);
+    let is_root = rustix::process::geteuid().is_root();
+    assert_eq!((warned, noted), (is_root, is_root), "{doctor:#} {preflight:#}");
+    let unknown = run(&sandbox, &["preflight", "--set", "prerequisites.user=no-such-user"]).expect(1);
+    assert!(unknown.err.contains("this machine has no such user"), "{}", unknown.err);
+    let refused = run(&sandbox, &["preflight", "--set", "prerequisites.user=root"]).expect(2);
+    assert!(refused.err.contains("is not the name of a service user"), "{}", refused.err);
+}

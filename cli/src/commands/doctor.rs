@@ -125,6 +125,10 @@ impl Doctor<'_> {
             false => self.problem("environment", refusals.join("\n"), scope.again.check(scope.name.as_str())),
         }
         self.disk(&scope.folder);
+        if chosen.loaded.environment.runs_here() && rustix::process::geteuid().is_root() {
+            let fix = "set `prerequisites.user`: docs/guide/security.md, \"Users and privileges\"";
+            self.warning("user", "the programs of this environment run as root", fix);
+        }
         self.secrets(&scope.folder);
         let deployment = match deployment::recorded(self.session, chosen) {
             Ok(deployment) => deployment,

@@ -71,7 +71,7 @@ fn show(session: &Session, name: Option<&str>, explain: bool, console: Console) 
             .library
             .load(name, &session.overrides(), &clouds::catalogue())
             .map_err(|e| invalid(e, &session.again()))?,
-        None => session.load(console)?.loaded,
+        None => session.loaded(console)?,
     };
     let document = if explain {
         json!({ "environment": loaded.environment.environment, "facts": loaded.facts() })

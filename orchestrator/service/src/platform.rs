@@ -145,6 +145,10 @@ pub trait Platform: Send + Sync {
     /// The parts of a site that a backup needs.
     fn site_copy(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<SiteCopy>;
 
+    /// A command that starts a site's program, if that is the recorded one, and the file that must stay open until it
+    /// started.
+    fn site_program(&self, program: &Utf8Path) -> std::io::Result<(std::process::Command, std::fs::File)>;
+
     /// The process ids of a site's service that run on this machine.
     async fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32>;
 

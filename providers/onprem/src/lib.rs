@@ -27,6 +27,7 @@ pub mod fault;
 mod jobs;
 mod lock;
 mod operations;
+mod user;
 
 pub use capabilities::CAPABILITIES;
 pub use copy::{seed, site_copy};
@@ -34,4 +35,6 @@ pub use lower::{API_KEY, JWT_KEY};
 pub use operations::{LocalOperations, endpoint};
 pub use options::Options;
 pub use provider::OnPrem;
+pub use user::SystemUser;
+pub use verbs::VerifiedProgram;
 pub use verbs::postgres::{ScratchInstance, archive_socket};

@@ -127,7 +127,7 @@ fn installer(packed: &Packed, key: Option<&str>) -> String {
 fn environments(session: &Session, args: &Create, console: Console) -> Result<Vec<Loaded>, Failure> {
     let mut loaded = Vec::new();
     if session.global.env.is_some() || session.global.file.is_some() || args.with_env.is_empty() {
-        loaded.push(session.load(console)?.loaded);
+        loaded.push(session.loaded(console)?);
     }
     for name in &args.with_env {
         let one = session

@@ -10,6 +10,7 @@ mod background;
 mod child;
 mod control;
 pub(crate) mod output;
+mod privileges;
 mod probe;
 pub(crate) mod renewal;
 mod roll;
@@ -53,8 +54,8 @@ use turn::Turns;
 
 /// The version of the supervisor: the release, and the revision of its unit files. The next `up` replaces a supervisor
 /// of another version, while its programs continue. 2: gateways whose sockets are kept. 3: backups on a schedule. 5:
-/// alerts. 6: alerts of latency, errors and readiness.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/6");
+/// alerts. 6: alerts of latency, errors and readiness. 7: verified programs with few rights.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/7");
 
 /// Poll interval of the children.
 const TICK: Duration = Duration::from_millis(100);
@@ -118,6 +119,7 @@ pub enum Error {
 /// Blocks. It creates its own runtime on its own thread, so any code may call it.
 pub fn run(folder: &Utf8Path, child: Option<&str>) -> Result<(), Error> {
     let fails = |source| Error::Folder { folder: folder.to_owned(), source };
+    privileges::disable_core_dumps().map_err(Error::Run)?;
     let root = folder.canonicalize_utf8().map_err(fails)?;
     let site = SiteFolder::at(&root);
     if let Some(name) = child {
