@@ -19,7 +19,7 @@ fail() {
 
 case "${1:-}" in
     '' | -h | --help)
-        say "usage: sh install.sh BUNDLE [--env NAME] [--root DIR] [--trust KEY.pub] [--forget-trust] [--downgrade] [--yes]"
+        say "usage: sh install.sh BUNDLE [--env NAME] [--root DIR] [--user NAME] [--trust KEY.pub] [--forget-trust] [--downgrade] [--yes]"
         say "BUNDLE is the bundle file, its first volume (FILE.001), or - for standard input."
         [ -n "${1:-}" ] && exit 0
         exit 2

@@ -175,6 +175,9 @@ pub struct Install {
     pub trust: Trust,
     #[command(flatten)]
     pub overrides: Overrides,
+    /// User that runs the environment; `root` runs it as root [default for root: textnlp, created if it is missing]
+    #[arg(long, value_name = "NAME", env = "TEXTNLP_USER")]
+    pub user: Option<String>,
     /// Unpack and verify, but start nothing
     #[arg(long)]
     pub no_up: bool,

@@ -73,6 +73,14 @@ pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) 
     Err(anyhow::Error::new(command.exec()).context(format!("start again as the user `{name}`")).into())
 }
 
+/// Runs a check with a user's rights, in a thread of its own: the kernel keeps rights by thread.
+pub fn as_user<T: Send>(user: &SystemUser, check: impl FnOnce() -> T + Send) -> rustix::io::Result<T> {
+    std::thread::scope(|scope| {
+        let checked = scope.spawn(|| become_user(user).map(|()| check()));
+        checked.join().unwrap_or(Err(rustix::io::Errno::CANCELED))
+    })
+}
+
 /// Takes the user's rights. The right to bind ports below 1024 stays, for the gateway.
 fn become_user(user: &SystemUser) -> rustix::io::Result<()> {
     use rustix::process::{getppid, parent_process_death_signal, set_parent_process_death_signal};

@@ -94,9 +94,15 @@ impl Session {
         if let Some(user) = loaded.environment.prerequisites.user.as_deref().filter(|_| !self.keeps_user) {
             service_user::switch(self, user, &loaded, &scope.folder)?;
         }
-        // The release lock is beside the environment's file, else in its state folder.
-        let folder = self.library.folder().filter(|_| self.global.file.is_none()).unwrap_or(&scope.folder);
-        let lock_path = Lock::path(folder, &scope.name);
+        // The release lock is beside the environment's file, else in its state folder. The settings that root installed for
+        // another user are root's: with a file of their own there, that user could take its name out of them.
+        let user = loaded.environment.prerequisites.user.as_deref().filter(|user| *user != "root");
+        let is_of_root = |folder: &Utf8Path| {
+            let installed = folder.parent().is_some_and(|root| self.here.join(root).join("installed.json").exists());
+            user.is_some() && installed && !Lock::path(folder, &scope.name).exists()
+        };
+        let beside = self.library.folder().filter(|folder| self.global.file.is_none() && !is_of_root(folder));
+        let lock_path = Lock::path(beside.unwrap_or(&scope.folder), &scope.name);
         Ok(ChosenEnvironment { scope, loaded, lock_path })
     }
 

@@ -333,6 +333,9 @@ fn programs_that_run_as_root_are_a_warning() {
     assert_eq!((warned, noted), (is_root, is_root), "{doctor:#} {preflight:#}");
     let unknown = run(&sandbox, &["preflight", "--set", "prerequisites.user=no-such-user"]).expect(1);
     assert!(unknown.err.contains("this machine has no such user"), "{}", unknown.err);
-    let refused = run(&sandbox, &["preflight", "--set", "prerequisites.user=root"]).expect(2);
+    let declined = run(&sandbox, &["preflight", "--set", "prerequisites.user=root", "-o", "json"]);
+    let declined = declined.expect(if is_root { 0 } else { 1 }).json();
+    assert_eq!(declined["warnings"].as_array().is_some_and(|found| found.iter().any(place)), is_root, "{declined:#}");
+    let refused = run(&sandbox, &["preflight", "--set", "prerequisites.user=No:name"]).expect(2);
     assert!(refused.err.contains("is not the name of a service user"), "{}", refused.err);
 }

@@ -25,13 +25,25 @@ pub struct SystemUser {
 impl SystemUser {
     /// The user of this name in `/etc/passwd`.
     pub fn find(name: &str) -> io::Result<Option<Self>> {
-        let read = |path: &str| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        Ok(Self::parse(name, &read("/etc/passwd")?, &read("/etc/group").unwrap_or_default()))
+        Self::read(0, name)
     }
 
-    fn parse(name: &str, passwd: &str, group: &str) -> Option<Self> {
+    /// The first user with this number in `/etc/passwd`.
+    pub fn with_uid(uid: u32) -> io::Result<Option<Self>> {
+        Self::read(2, &uid.to_string())
+    }
+
+    fn read(field: usize, value: &str) -> io::Result<Option<Self>> {
+        let read = |path: &str| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok(Self::parse(field, value, &read("/etc/passwd")?, &read("/etc/group").unwrap_or_default()))
+    }
+
+    /// The first user whose field of `/etc/passwd` has this value.
+    fn parse(field: usize, value: &str, passwd: &str, group: &str) -> Option<Self> {
         let fields_of = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<String>>();
-        let fields = passwd.lines().map(fields_of).find(|fields| fields.first().is_some_and(|first| first == name))?;
+        let has_value = |fields: &Vec<String>| fields.get(field).is_some_and(|found| found == value);
+        let fields = passwd.lines().map(fields_of).find(has_value)?;
+        let name = fields.first()?;
         let mut groups: Vec<u32> = vec![fields.get(3)?.parse().ok()?];
         for fields in group.lines().map(fields_of) {
             let has_member = |members: &String| members.split(',').any(|member| member == name);
@@ -48,7 +60,7 @@ impl SystemUser {
 /// Whether this process has the rights of the user that runs the environment, and whether there is one where it is root.
 pub(crate) fn check(wanted: Option<&str>, problems: &mut Vec<Problem>) {
     let me = rustix::process::geteuid();
-    let Some(name) = wanted else {
+    let Some(name) = wanted.filter(|name| *name != "root" || !me.is_root()) else {
         if me.is_root() {
             let cause = "the programs of this environment run as root";
             let fix = format!("create a user and set `{SETTING}`: see {GUIDE}");
@@ -81,10 +93,12 @@ mod tests {
             groups: vec![997, 110],
             home: "/var/lib/textnlp".to_owned(),
         };
-        assert_eq!(SystemUser::parse("textnlp", passwd, group), Some(wanted));
+        assert_eq!(SystemUser::parse(2, "998", passwd, group), Some(wanted.clone()));
+        assert_eq!(SystemUser::parse(0, "textnlp", passwd, group), Some(wanted));
         for missing in ["short", "nobody", "", "x"] {
-            assert_eq!(SystemUser::parse(missing, passwd, group), None, "{missing}");
+            assert_eq!(SystemUser::parse(0, missing, passwd, group), None, "{missing}");
         }
+        assert_eq!(SystemUser::parse(2, "99", passwd, group), None);
     }
 
     #[test]
@@ -95,7 +109,9 @@ mod tests {
         assert!(problems[0].cause.contains("has no such user"), "{problems:?}");
         problems.clear();
         check(None, &mut problems);
+        check(Some("root"), &mut problems);
         let warnings = problems.iter().filter(|problem| problem.warning && problem.cause.contains("as root")).count();
-        assert_eq!((problems.len(), warnings), if rustix::process::geteuid().is_root() { (1, 1) } else { (0, 0) });
+        // Of `root`, another user hears that it is not root.
+        assert_eq!((problems.len(), warnings), if rustix::process::geteuid().is_root() { (2, 2) } else { (1, 0) });
     }
 }

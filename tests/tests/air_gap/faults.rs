@@ -388,8 +388,8 @@ fn missing_space_inodes_and_permissions_are_found_before_writing() {
     names(&in_file.expect(1).err, &["--root", "is not writable"]);
     let Some(small) = Small::mount(stage.sandbox.folder().join("small"), "size=20m") else { return };
     let root = format!("{}/site", small.place());
-    let install =
-        || stage.run(&["bundle", "install", &goods.first, "--no-up", "--trust", &goods.public, "--root", &root]);
+    let flags = [&["--no-up", "--trust", &goods.public, "--root", &root], Stage::user()].concat();
+    let install = || stage.run(&[&["bundle", "install", &goods.first], &flags[..]].concat());
     let full = install().expect(1);
     names(&full.err, &[small.place().as_str(), "bytes free", "are needed", "hint: free some bytes"]);
     small.remount("size=600m,nr_inodes=8");
@@ -405,7 +405,7 @@ fn missing_space_inodes_and_permissions_are_found_before_writing() {
     // Room that goes away while it writes: said, and gone on with when it is back.
     std::fs::remove_dir_all(&root).unwrap();
     let mut child = stage
-        .command(&["bundle", "install", "-", "--no-up", "--trust", &goods.public, "--root", &root])
+        .command(&[&["bundle", "install", "-"], &flags[..]].concat())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -14,3 +14,4 @@ mod site;
 mod trust;
 mod unplugged;
 mod update;
+mod user;

@@ -49,6 +49,9 @@ fn readme_commands_end_with_an_open_gate() {
     );
     let mut shell = stage.other("unshare", &["-n", "sh", "-euc", &script]);
     shell.current_dir(&there).env("TEXTNLP_ROOT", stage.root());
+    if let [_, user] = Stage::user() {
+        shell.env("TEXTNLP_USER", user);
+    }
     let done = said(shell.output().unwrap()).expect(0);
     names(&done.out, &["The air-gapped gate is open", "✓ known vulnerabilities", "1 advisories", "state      "]);
     if std::thread::available_parallelism().unwrap().get() < 16 {

@@ -20,7 +20,18 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn new(name: &str) -> Stage {
-        let sandbox = Sandbox::new(name);
+        Stage::at(Sandbox::new(name))
+    }
+
+    /// The same in a path that other users can enter.
+    pub(crate) fn open(name: &str) -> Stage {
+        let folder = tempfile::Builder::new().prefix(name).tempdir_in("/var/lib").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), mode).unwrap();
+        Stage::at(Sandbox::at(folder))
+    }
+
+    fn at(sandbox: Sandbox) -> Stage {
         for folder in ["made/environments", "home", "site"] {
             std::fs::create_dir_all(sandbox.folder().join(folder)).unwrap();
         }
@@ -83,8 +94,18 @@ impl Stage {
         said(command.current_dir(&self.root).output().expect("start the installed program"))
     }
 
-    /// The flags that make an install fit for this machine: ports that are free, and a gate that is over in seconds.
+    /// The flags of an install on this machine, by the user who runs the tests.
     pub(crate) fn flags(&self) -> Vec<String> {
+        [self.settings(), Stage::user().iter().map(|flag| (*flag).to_owned()).collect()].concat()
+    }
+
+    /// Root stays root: no other user can enter a sandbox.
+    pub(crate) fn user() -> &'static [&'static str] {
+        if rustix::process::geteuid().is_root() { &["--user", "root"] } else { &[] }
+    }
+
+    /// The flags that make an install fit for this machine: ports that are free, and a gate that is over in seconds.
+    pub(crate) fn settings(&self) -> Vec<String> {
         let mut flags = vec!["--root".to_owned(), self.root.to_string(), "--yes".to_owned()];
         for set in [
             format!("server.api.port={}", self.sandbox.port),

@@ -1,10 +1,12 @@
 //! `bundle install`: runs the preflight checks, verifies while unpacking, switches to the new content and rolls it out.
 
+use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_bundle::manifest::{ItemKind, Kind};
-use textnlp_bundle::{AdmissionOptions, Site, UnpackOptions, Unpacked};
+use textnlp_bundle::{AdmissionOptions, Site, UnpackOptions, Unpacked, recipe};
 
+use super::user::{ServiceUser, SharedFiles};
 use super::{drive, failed, inspect, open, preflight, site, trusted, warn_if_unverified};
 use crate::bundle_args::Install;
 use crate::progress::Progress;
@@ -29,33 +31,66 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     let authenticity = installation.admit(&bundle, &trust, options).map_err(failed)?.authenticity;
     warn_if_unverified(&authenticity, console);
     let name = site::environment(session, &site::names(&bundle.manifest().items, ItemKind::Environment))?;
-    preflight::preflight(session, &bundle, &root, &name, console).await?;
+    let is_stream = bundle.path().is_none();
+    let text = (!is_stream).then(|| preflight::environment_text(&bundle, &name)).transpose()?;
+    let bundled = text.as_deref().map(|text| (text, bundle.manifest().items.as_slice()));
+    let requested = args.user.as_deref();
+    let mut user = ServiceUser::choose(session, requested, &root, &name, bundled)?;
+    preflight::preflight(session, &bundle, &root, &name, user.as_ref(), console).await?;
     if args.preflight {
+        let mut text = format!("preflight passed: {} can be installed into {root}", args.bundle);
+        if let Some(user) = &user {
+            text.push_str(&format!("\n  user       {}", user.name));
+            text.push_str(if user.is_created() { " (a system user that the installation creates)" } else { "" });
+        }
+        let created = user.as_ref().is_some_and(ServiceUser::is_created);
+        let user = user.map(|user| user.name);
         return Ok(Success::new(
-            format!("preflight passed: {} can be installed into {root}", args.bundle),
-            json!({ "file": args.bundle, "root": root, "environment": name, "authenticity": authenticity }),
+            text,
+            json!({ "file": args.bundle, "root": root, "environment": name, "authenticity": authenticity, "user": user, "creates_user": created }),
         ));
     }
 
     let progress = Progress::new(console);
     let stop = signals::stop(console);
+    let shared = user.as_ref().filter(|user| !user.is_root()).map(|_| SharedFiles::begin());
     let unpacked = drive(&progress, &stop, |drive| {
-        let unpacked = installation
-            .unpack(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })?;
-        let admission = installation.activate_admitted(&unpacked.name, &bundle, &trust, options)?;
-        Ok((unpacked, admission.pinned))
+        installation.unpack(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })
     });
     progress.finish();
-    let (unpacked, pinned) = unpacked.map_err(failed)?;
+    let unpacked = unpacked.map_err(failed)?;
+    let state = site::wanted_state(session, &root)?;
+    if is_stream {
+        let file = unpacked.folder.join(recipe::environment_path(&name));
+        let text = std::fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+        user = ServiceUser::choose(
+            session,
+            requested,
+            &root,
+            &name,
+            Some((text.as_str(), bundle.manifest().items.as_slice())),
+        )?;
+    }
+    if let Some(user) = &user {
+        if is_stream {
+            preflight::user(user, &root, &state, console)?;
+        }
+        user.prepare(&state, console)?;
+    }
+    let activated =
+        tokio::task::block_in_place(|| installation.activate_admitted(&unpacked.name, &bundle, &trust, options));
+    let pinned = activated.map_err(failed)?.pinned;
     console.say(said(&unpacked));
-    site::lay_out(session, &installation, &unpacked.record, &name, console)?;
+    let user = user.map(|user| user.name);
+    site::lay_out(session, &installation, &unpacked.record, &name, user.as_deref(), console)?;
+    drop(shared);
 
     let state = site::state_folder(&root);
     let mut document = json!({
         "file": args.bundle, "root": root, "state_dir": state, "environment": name, "version": bundle.manifest().version, "digest": unpacked.record.content,
         "content": unpacked.folder, "unchanged": unpacked.unchanged, "written_bytes": unpacked.written, "linked_bytes": unpacked.linked,
         "resumed_bytes": unpacked.resumed, "authenticity": authenticity, "unpack_seconds": unpacked.elapsed.as_secs_f64(),
-        "trusted_keys": pinned.as_ref().map_or_else(Vec::new, |pinned| super::keys::ids(&pinned.trusted)),
+        "user": user, "trusted_keys": pinned.as_ref().map_or_else(Vec::new, |pinned| super::keys::ids(&pinned.trusted)),
     });
     let up = if args.no_up {
         Value::Null
@@ -73,6 +108,9 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         inspect::signed(&authenticity)
     );
     text.push_str(&format!("\n  state      {state}"));
+    if let Some(user) = &user {
+        text.push_str(&format!("\n  user       {user}"));
+    }
     if let Some(pinned) = &pinned {
         let keys = super::keys::ids(&pinned.trusted).join(", ");
         text.push_str(&format!("\n  trust      only bundles signed by {keys} are accepted from now on"));

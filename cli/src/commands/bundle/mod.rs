@@ -13,6 +13,7 @@ mod scan;
 mod serve;
 mod site;
 mod update;
+mod user;
 
 pub use site::platform;
 

@@ -2,13 +2,15 @@
 
 use anyhow::Context;
 use camino::Utf8Path;
-use textnlp_bundle::manifest::ItemKind;
+use tempfile::TempDir;
+use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{Bundle, Site, recipe};
 use textnlp_models::Memory;
 use textnlp_orchestrator::environment::Library;
 use textnlp_provider::Problem;
 
 use super::site;
+use super::user::ServiceUser;
 use crate::deployment::{self, preflight_failure};
 use crate::report::{Console, Exit, Failure, size};
 use crate::session::Session;
@@ -24,10 +26,11 @@ pub async fn preflight(
     bundle: &Bundle,
     root: &Utf8Path,
     name: &str,
+    user: Option<&ServiceUser>,
     console: Console,
 ) -> Result<(), Failure> {
     let state = site::wanted_state(session, root)?;
-    let mut problems = Vec::new();
+    let mut problems = user.map(|user| user.problems(root, &state)).transpose()?.unwrap_or_default();
     let mut wrong = |location: &str, cause: String, fix: String| problems.push(Problem::new(location, cause, fix));
     let items = &bundle.manifest().items;
 
@@ -51,7 +54,14 @@ pub async fn preflight(
         let fix = "choose another folder with --state-dir, or run as its owner";
         wrong("--state-dir", format!("{state} is not writable: {cause}"), fix.into());
     }
-    let needs = Site::new(root).needs(bundle).and_then(|needs| needs.check(root));
+    let weights = weights(bundle);
+    let needs = Site::new(root).needs(bundle).and_then(|mut needs| {
+        if user.is_some_and(|user| !user.is_root()) && state.starts_with(root) {
+            // The kernel refuses the user links to files of root (`fs.protected_hardlinks`): its model cache has copies.
+            needs.bytes += weights;
+        }
+        needs.check(root)
+    });
     if let Err(error) = needs {
         let fix = error.hint().unwrap_or_else(|| "choose another folder with --root".to_owned());
         wrong("--root", error.to_string(), fix);
@@ -64,7 +74,6 @@ pub async fn preflight(
         );
         wrong("clock", cause, "set the clock: certificates issued now would not be valid".into());
     }
-    let weights = weights(bundle);
     let memory = Memory::here();
     if weights + PROGRAMS > memory.total {
         let cause = format!(
@@ -82,8 +91,20 @@ pub async fn preflight(
     // An environment that runs here already uses its ports and files, and `up` checks its changes. A stream can be read
     // only once.
     if !state.join(name).join("lineage.json").exists() && bundle.path().is_some() {
-        problems.extend(of_environment(session, bundle, root, name, console).await?);
+        let mut found = of_environment(session, bundle, root, name, console).await?;
+        // Those of the user are known already.
+        found.retain(|problem| user.is_none() || problem.place != "prerequisites.user");
+        problems.extend(found);
     }
+    report(problems, console)
+}
+
+/// Checks the user alone, for an environment that was unknown before.
+pub fn user(user: &ServiceUser, root: &Utf8Path, state: &Utf8Path, console: Console) -> Result<(), Failure> {
+    report(user.problems(root, state)?, console)
+}
+
+fn report(problems: Vec<Problem>, console: Console) -> Result<(), Failure> {
     let (warnings, problems): (Vec<_>, Vec<_>) = problems.into_iter().partition(|p| p.warning);
     for warning in warnings.iter().filter(|w| !w.note) {
         console.warn(warning.to_string());
@@ -99,34 +120,9 @@ async fn of_environment(
     name: &str,
     console: Console,
 ) -> Result<Vec<Problem>, Failure> {
-    let bytes = bundle.read_file(&recipe::environment_path(name), MOST_ENVIRONMENT).map_err(super::failed)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let placed = site::placed(&text, &root.join("current"), &bundle.manifest().items)?;
-    // A private folder with a random name, because installs often run as root.
-    let folder = tempfile::tempdir().context("read the bundle's environment")?;
-    let there = Utf8Path::from_path(folder.path()).context("the temporary folder's path is not UTF-8")?;
-    let own = there.join(format!("{name}.yaml"));
-    let kept = root.join("environments").join(format!("{name}.yaml"));
-    // The settings of an earlier install override the bundle's, as in `up`.
-    let bundled = if kept.is_file() {
-        std::fs::copy(&kept, &own).with_context(|| format!("copy {kept}"))?;
-        there.join(format!("bundle-{name}.yaml"))
-    } else {
-        own
-    };
-    std::fs::write(&bundled, placed).with_context(|| format!("write {bundled}"))?;
-    let mut global = session.global.clone();
-    (global.env, global.file) = (Some(name.to_owned()), None);
-    let state = site::wanted_state(session, root)?;
-    let of_root = state.starts_with(root);
-    global.state_dir = Some(state);
-    let probe_session = Session {
-        global,
-        here: session.here.clone(),
-        library: Library::from_folder(there.to_owned()),
-        is_alone: false,
-        keeps_user: true,
-    };
+    let text = environment_text(bundle, name)?;
+    let (_folder, probe_session) = probe(session, root, name, &text, &bundle.manifest().items)?;
+    let of_root = probe_session.global.state_dir.as_ref().is_some_and(|state| state.starts_with(root));
     // `up` prints the notes.
     let chosen = probe_session.load_to_run(Console::new(session.global.output, true))?;
     let deployment = deployment::wanted(&probe_session, chosen, console).await?;
@@ -145,6 +141,42 @@ async fn of_environment(
         problems.iter_mut().for_each(|problem| problem.fix = problem.fix.replace("--state-dir", "--root"));
     }
     Ok(problems)
+}
+
+/// The text of an environment of the bundle. A stream can be read only once, so its is found after it is unpacked.
+pub fn environment_text(bundle: &Bundle, name: &str) -> Result<String, Failure> {
+    let bytes = bundle.read_file(&recipe::environment_path(name), MOST_ENVIRONMENT).map_err(super::failed)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A session of the environment as it will be installed, with the folder of its files.
+pub fn probe(
+    session: &Session,
+    root: &Utf8Path,
+    name: &str,
+    text: &str,
+    items: &[Item],
+) -> Result<(TempDir, Session), Failure> {
+    let placed = site::placed(text, &root.join("current"), items)?;
+    // A private folder with a random name, because installs often run as root.
+    let folder = tempfile::tempdir().context("read the bundle's environment")?;
+    let there = Utf8Path::from_path(folder.path()).context("the temporary folder's path is not UTF-8")?;
+    let own = there.join(format!("{name}.yaml"));
+    let kept = site::settings_file(root, name);
+    // The settings of an earlier install override the bundle's, as in `up`.
+    let bundled = if kept.is_file() {
+        std::fs::copy(&kept, &own).with_context(|| format!("copy {kept}"))?;
+        there.join(format!("bundle-{name}.yaml"))
+    } else {
+        own
+    };
+    std::fs::write(&bundled, placed).with_context(|| format!("write {bundled}"))?;
+    let mut global = session.global.clone();
+    (global.env, global.file) = (Some(name.to_owned()), None);
+    global.state_dir = Some(site::wanted_state(session, root)?);
+    let library = Library::from_folder(there.to_owned());
+    let probe_session = Session { global, here: session.here.clone(), library, is_alone: false, keeps_user: true };
+    Ok((folder, probe_session))
 }
 
 fn may_write(root: &Utf8Path) -> Result<(), String> {

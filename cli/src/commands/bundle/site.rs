@@ -9,11 +9,13 @@ use serde_yaml::{Mapping, Value as Yaml};
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{Installed, Site, recipe};
 use textnlp_files::Replace;
+use textnlp_orchestrator::environment::{Library, Overrides};
 use tokio::process::Command;
 
-use super::failed;
 use super::install::absolute;
+use super::{failed, user};
 use crate::args::Output;
+use crate::clouds;
 use crate::report::{Console, Exit, Failure};
 use crate::session::Session;
 use crate::signals;
@@ -91,15 +93,25 @@ fn link_state(root: &Utf8Path, state: &Utf8Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The settings of a site for an environment.
+pub fn settings_file(root: &Utf8Path, environment: &str) -> Utf8PathBuf {
+    root.join("environments").join(format!("{environment}.yaml"))
+}
+
 /// Copies the settings and the program of the current content to where `up` finds them. Keeps the operator's changes.
+/// Records the user, by default that of the site.
 pub fn lay_out(
     session: &Session,
     site: &Site,
     installed: &Installed,
     name: &str,
+    user: Option<&str>,
     console: Console,
 ) -> Result<(), Failure> {
     let root = site.root();
+    let of_site = if user.is_none() { user::of_site(session, root)? } else { None };
+    let wanted = user.or(of_site.as_deref());
+    let _shared = wanted.filter(|user| *user != "root").map(|_| user::SharedFiles::begin());
     link_state(root, &wanted_state(session, root)?)?;
     let current = root.join("current");
     let folder = root.join("environments");
@@ -111,15 +123,20 @@ pub fn lay_out(
             &folder.join(format!("bundle-{environment}.yaml")),
             &placed(&text, &current, &installed.contents.items)?,
         )?;
-        let own = folder.join(format!("{environment}.yaml"));
-        let sets: &[String] = if environment == name { &session.global.set } else { &[] };
-        if own.exists() {
-            if !sets.is_empty() {
-                console.say(format!("--set applies to this run only: to keep the setting, edit {own}"));
-            }
-            continue;
+        let own = settings_file(root, &environment);
+        let mut sets = if environment == name { session.global.set.clone() } else { Vec::new() };
+        if !own.exists() {
+            // A user that was typed overrides the one of --set.
+            sets.extend(user.filter(|_| environment == name).map(|user| format!("prerequisites.user={user}")));
+            write(&own, &site_file(&environment, &sets)?)?;
+        } else if !sets.is_empty() {
+            console.say(format!("--set applies to this run only: to keep the setting, edit {own}"));
         }
-        write(&own, &site_file(&environment, sets)?)?;
+        let runs_as_root = record_user(&folder, &environment, &own, wanted)?;
+        if runs_as_root && user.is_none() && environment == name && rustix::process::geteuid().is_root() {
+            let guide = "docs/guide/security.md, \"Choose the user\"";
+            console.warn(format!("{name} runs as root: to run it as another user, see {guide}"));
+        }
     }
     let bin = root.join("bin");
     std::fs::create_dir_all(&bin).with_context(|| format!("make {bin}"))?;
@@ -129,6 +146,27 @@ pub fn lay_out(
     std::os::unix::fs::symlink(&target, &fresh).with_context(|| format!("link {fresh}"))?;
     std::fs::rename(&fresh, &link).with_context(|| format!("link {link}"))?;
     Ok(())
+}
+
+/// Records the user in the settings of an environment that runs here, unless they name one. Returns whether the
+/// environment runs as the user who calls `up`, root included.
+fn record_user(folder: &Utf8Path, environment: &str, own: &Utf8Path, wanted: Option<&str>) -> Result<bool, Failure> {
+    let loaded = Library::from_folder(folder).load(environment, &Overrides::default(), &clouds::catalogue());
+    let found = loaded.ok().map(|loaded| loaded.environment);
+    if found.as_ref().is_some_and(|found| !found.runs_here()) {
+        return Ok(false);
+    }
+    // A user that only the bundle names is recorded too: the next bundle may not name it.
+    let named = found.and_then(|found| found.prerequisites.user);
+    let Some(user) = wanted.map(|wanted| named.as_deref().unwrap_or(wanted)) else {
+        return Ok(named.as_deref().is_none_or(|named| named == "root"));
+    };
+    let text = std::fs::read_to_string(own).with_context(|| format!("read {own}"))?;
+    let recorded = user::with_user(&text, user).ok_or_else(|| user::not_recordable(own, user))?;
+    if recorded != text {
+        write(own, &recorded)?;
+    }
+    Ok(user == "root")
 }
 
 /// The environment from the bundle, with its models at their installed paths and digests. An update may have replaced

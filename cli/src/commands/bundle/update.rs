@@ -180,7 +180,7 @@ async fn roll(
     let up: Vec<&String> = names.iter().filter(running).collect();
     let mut last = Value::Null;
     let chosen = session.global.env.as_deref().or_else(|| names.first().map(String::as_str)).unwrap_or_default();
-    site::lay_out(session, installation, installed, chosen, console)?;
+    site::lay_out(session, installation, installed, chosen, None, console)?;
     for name in up.iter().filter(|_| !no_up) {
         last = site::up(session, &site::Run { root, environment: name, no_gate }, console).await?;
     }

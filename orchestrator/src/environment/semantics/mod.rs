@@ -253,9 +253,9 @@ impl Checker<'_> {
                 && name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
         };
-        if let Some(user) = e.prerequisites.user.as_ref().filter(|user| !is_name(user) || *user == "root") {
+        if let Some(user) = e.prerequisites.user.as_ref().filter(|user| !is_name(user)) {
             let cause = format!("`{}` is not the name of a service user", cut(user));
-            self.error("prerequisites.user", cause, "write a name such as `textnlp`; to run as root, remove it");
+            self.error("prerequisites.user", cause, "write a name such as `textnlp`");
         }
         const ROLES: [&str; 4] = ["devops", "security", "database", "network"];
         for role in e.prerequisites.people.keys().filter(|r| !ROLES.contains(&r.as_str())) {
