@@ -175,7 +175,9 @@ pub struct Install {
     pub trust: Trust,
     #[command(flatten)]
     pub overrides: Overrides,
-    /// User that runs the environment; `root` runs it as root [default for root: textnlp, created if it is missing]
+    /// User that runs the environment [default where root installs: textnlp]
+    ///
+    /// The user `textnlp` is created if it is missing. `root` runs everything as root.
     #[arg(long, value_name = "NAME", env = "TEXTNLP_USER")]
     pub user: Option<String>,
     /// Unpack and verify, but start nothing

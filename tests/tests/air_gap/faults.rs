@@ -388,7 +388,7 @@ fn missing_space_inodes_and_permissions_are_found_before_writing() {
     names(&in_file.expect(1).err, &["--root", "is not writable"]);
     let Some(small) = Small::mount(stage.sandbox.folder().join("small"), "size=20m") else { return };
     let root = format!("{}/site", small.place());
-    let flags = [&["--no-up", "--trust", &goods.public, "--root", &root], Stage::user()].concat();
+    let flags = [&["--no-up", "--trust", goods.public.as_str(), "--root", root.as_str()], Stage::user()].concat();
     let install = || stage.run(&[&["bundle", "install", &goods.first], &flags[..]].concat());
     let full = install().expect(1);
     names(&full.err, &[small.place().as_str(), "bytes free", "are needed", "hint: free some bytes"]);

@@ -295,7 +295,7 @@ section! {
         pub minimum: Option<Enforcement> = None,
         /// The old form of `minimum: warn`.
         pub allow_below_minimum: bool = false,
-        /// The user of the host that runs this environment, such as `textnlp`. Commands of root change to it, unless it is `root`.
+        /// The user of the host that runs this environment. Commands of root change to it, unless it is `root`.
         pub user: Option<String> = None,
     }
 }
