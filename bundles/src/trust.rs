@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{Kind, Manifest};
 use crate::open::Bundle;
 use crate::sign::{Authenticity, PublicKey, Signature, TrustSet};
-use crate::site::{Installed, Site, remove};
+use crate::site::{Installed, Site, Source, remove};
 
 /// The record's name, at the root of a site.
 pub const TRUST: &str = "trust.json";
@@ -69,7 +69,7 @@ impl Release {
     /// By time. Bundles that were created without `SOURCE_DATE_EPOCH` have the same time: of those, by version.
     fn is_older_than(&self, other: &Release) -> bool {
         let version = |release: &Release| Version::parse(&release.version).ok();
-        self.epoch.cmp(&other.epoch).is_lt()
+        self.epoch < other.epoch
             || self.epoch == other.epoch
                 && matches!((version(self), version(other)), (Some(own), Some(other)) if own.cmp_precedence(&other).is_lt())
     }
@@ -155,17 +155,27 @@ impl Site {
         Ok(Some(pinned))
     }
 
-    /// Whether this site accepts a bundle: signed by a pinned key (before the first verified installation: by a `typed` one,
-    /// if there are any), and not older than what was accepted before. Nothing is written.
+    /// Whether this site accepts a bundle: signed by a pinned key and by a `typed` one, if there are any, and not older
+    /// than what was accepted before. Nothing is written.
     pub fn admit(&self, bundle: &Bundle, typed: &TrustSet, options: AdmissionOptions) -> Result<Admission> {
         let pinned = if options.forget_trust { None } else { self.pinned_keys()? };
         // A damaged record is repaired by the installation; it holds no keys.
         let active = self.installed().ok().flatten();
-        if let (Some(pinned), Signature::Valid { key }) = (&pinned, bundle.signature())
-            && pinned.accepted_before(bundle, key, active.as_ref())
-        {
-            let authenticity = Authenticity::Verified { key: key.id() };
-            return Ok(Admission { authenticity, pinned: Some(pinned.clone()) });
+        let unchanged = active.as_ref().filter(|active| holds(active, bundle));
+        let release = Release::of(bundle.manifest());
+        if let (Some(pinned), Signature::Valid { key }) = (&pinned, bundle.signature()) {
+            if pinned.trusted.contains(key) && !typed.is_empty() && !typed.keys().contains(key) {
+                let why = format!("it is signed with key {}, which is pinned here, but --trust names others", key.id());
+                return Err(Error::NotTrusted { why, pinned_in: None });
+            }
+            if pinned.accepted_before(bundle, key, unchanged) {
+                let mut pinned = pinned.clone();
+                if options.downgrade {
+                    pinned.newest = release;
+                }
+                let authenticity = Authenticity::Verified { key: key.id() };
+                return Ok(Admission { authenticity, pinned: Some(pinned) });
+            }
         }
 
         let refuse =
@@ -192,15 +202,13 @@ impl Site {
             return Err(refuse(format!("{why}; what is installed here was verified")));
         }
 
-        let release = Release::of(bundle.manifest());
-        let unchanged = active.as_ref().is_some_and(|active| holds(active, bundle));
         let newest = match (&pinned, &active) {
             (Some(pinned), _) => Some(pinned.newest.clone()),
             (None, Some(active)) => Some(Release { version: active.version.clone(), epoch: active.epoch }),
             (None, None) => None,
         };
-        if let Some(newest) = newest.filter(|newest| !options.downgrade && !unchanged && release.is_older_than(newest))
-        {
+        let must_be_newer = !options.downgrade && unchanged.is_none();
+        if let Some(newest) = newest.filter(|newest| must_be_newer && release.is_older_than(newest)) {
             return Err(Error::OlderRelease {
                 root: self.root().to_owned(),
                 offered: release.to_string(),
@@ -256,17 +264,13 @@ impl Site {
 }
 
 impl PinnedKeys {
-    /// Whether this is the bundle that was accepted last, or one that the active content was made from. A key may have been
-    /// revoked since, by the bundle itself: an interrupted installation must be repeatable.
-    fn accepted_before(&self, bundle: &Bundle, signer: &PublicKey, active: Option<&Installed>) -> bool {
+    /// Whether this is the bundle that was accepted last, or one that the active content was made from and that it still
+    /// holds. A key may have been revoked since, by the bundle itself: an interrupted installation must be repeatable.
+    fn accepted_before(&self, bundle: &Bundle, signer: &PublicKey, unchanged: Option<&Installed>) -> bool {
         let digest = bundle.manifest_digest();
-        let of_active = || {
-            active
-                .iter()
-                .flat_map(|active| &active.sources)
-                .any(|s| s.manifest == digest && s.authenticity.is_verified())
-        };
-        (self.trusted.contains(signer) || self.revoked.contains(signer)) && (self.accepted == digest || of_active())
+        let is_source = |source: &Source| source.manifest == digest && source.authenticity.is_verified();
+        (self.trusted.contains(signer) || self.revoked.contains(signer))
+            && (self.accepted == digest || unchanged.is_some_and(|active| active.sources.iter().any(is_source)))
     }
 
     fn accept(&mut self, bundle: &Bundle, release: Release, downgrade: bool) {
