@@ -1,9 +1,12 @@
 //! The keys that an installed site trusts. The first verified installation pins them in `ROOT/trust.json`. From then on
 //! only bundles signed by a pinned key are accepted, and only such a bundle changes the pinned keys.
 
-use std::fs::File;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
+use camino::Utf8Path;
+use rustix::fs::OFlags;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 use textnlp_files::Replace;
@@ -134,15 +137,17 @@ impl Bundle {
 impl Site {
     /// The pinned keys; `None` before the first verified installation.
     pub fn pinned_keys(&self) -> Result<Option<PinnedKeys>> {
+        self.check_folder()?;
         let path = self.root().join(TRUST);
-        let mut text = Vec::new();
-        match File::open(&path) {
-            Ok(file) => file.take(MAX_RECORD_BYTES).read_to_end(&mut text).map_err(Error::io("read", &path))?,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+            Ok(file) => file,
+            Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(Error::io("open", &path)(error)),
         };
+        check_owner(&path, &file.metadata().map_err(Error::io("read", &path))?)?;
+        let mut text = Vec::new();
+        file.take(MAX_RECORD_BYTES).read_to_end(&mut text).map_err(Error::io("read", &path))?;
         let altered = |why: String| Error::Altered { path: path.clone(), why };
         let pinned: PinnedKeys = serde_json::from_slice(&text)
             .map_err(|error| altered(format!("it is not a record of trusted keys: {error}")))?;
@@ -155,10 +160,19 @@ impl Site {
         Ok(Some(pinned))
     }
 
+    /// A user who can replace the record decides which bundles are accepted.
+    fn check_folder(&self) -> Result<()> {
+        match std::fs::metadata(self.root()) {
+            Ok(metadata) => check_owner(self.root(), &metadata),
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(Error::io("read", self.root())(error)),
+        }
+    }
+
     /// Whether this site accepts a bundle: signed by a pinned key and by a `typed` one, if there are any, and not older
     /// than what was accepted before. Nothing is written.
     pub fn admit(&self, bundle: &Bundle, typed: &TrustSet, options: AdmissionOptions) -> Result<Admission> {
-        let pinned = if options.forget_trust { None } else { self.pinned_keys()? };
+        let pinned = if options.forget_trust { self.check_folder().map(|()| None)? } else { self.pinned_keys()? };
         // A damaged record is repaired by the installation; it holds no keys.
         let active = self.installed().ok().flatten();
         let unchanged = active.as_ref().filter(|active| holds(active, bundle));
@@ -291,6 +305,24 @@ impl PinnedKeys {
         }
         self.accepted = bundle.manifest_digest();
     }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Like sshd's StrictModes. In a folder with the sticky bit, a user can only replace the files of their own.
+fn check_owner(path: &Utf8Path, metadata: &Metadata) -> Result<()> {
+    const WRITABLE_BY_ALL: u32 = 0o002;
+    const STICKY: u32 = 0o1000;
+    let why = if ![rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid()) {
+        format!("it belongs to user {}", metadata.uid())
+    } else if metadata.mode() & WRITABLE_BY_ALL != 0 && !(metadata.is_dir() && metadata.mode() & STICKY != 0) {
+        "every user can write to it".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Exposed { path: path.to_owned(), why })
 }
 
 /// Whether the active content holds all that the bundle would bring.

@@ -233,6 +233,42 @@ fn a_damaged_record_of_keys_accepts_nothing() {
 }
 
 #[test]
+fn a_root_whose_keys_other_users_can_replace_is_refused() {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    let it = Publisher::new();
+    let own = it.key("own");
+    it.bundle("1.tar", Some("own"), plain("1.0.0", 1));
+    it.install("1.tar", &[&own], AdmissionOptions::default()).unwrap();
+    let (root, record) = (it.site.root().to_owned(), it.site.root().join(TRUST));
+    let mode =
+        |path: &camino::Utf8Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let exposed = |path: &camino::Utf8Path, options: AdmissionOptions| {
+        let error = it.install("1.tar", &[&own], options).unwrap_err();
+        assert!(matches!(&error, Error::Exposed { path: named, .. } if named == path), "{error}");
+        assert!(error.hint().unwrap().contains(path.as_str()));
+    };
+    mode(&record, 0o666);
+    exposed(&record, AdmissionOptions::default());
+    mode(&record, 0o644);
+    mode(&root, 0o777);
+    exposed(&root, AdmissionOptions::default());
+    exposed(&root, FORGET);
+    mode(&root, 0o1777);
+    it.install("1.tar", &[], AdmissionOptions::default()).unwrap();
+    // Only root can give a file away.
+    if chown(&record, Some(65534), None).is_ok() {
+        exposed(&record, AdmissionOptions::default());
+        chown(&record, Some(0), None).unwrap();
+        chown(&root, Some(65534), None).unwrap();
+        exposed(&root, AdmissionOptions::default());
+        chown(&root, Some(0), None).unwrap();
+    }
+    std::fs::rename(&record, root.join("elsewhere")).unwrap();
+    symlink("elsewhere", &record).unwrap();
+    assert!(matches!(it.site.pinned_keys().unwrap_err(), Error::Io { .. }), "links are not followed");
+}
+
+#[test]
 fn manifests_with_malformed_key_changes_are_refused() {
     let it = Publisher::new();
     let (a, b) = (it.key("a"), it.key("b"));
