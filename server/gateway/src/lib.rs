@@ -28,6 +28,8 @@ mod events;
 mod exposition;
 mod frames;
 mod idle;
+mod inspect;
+mod lines;
 mod metrics;
 mod plain;
 mod stall;

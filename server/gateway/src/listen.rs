@@ -27,9 +27,11 @@ use super::admission::Bounds;
 use super::config::{MOST_CONNECTIONS, SocketAddress};
 use super::events::Closing;
 use super::forward::{self, Client};
-use super::frames::Framed;
+use super::frames::FrameLimit;
 use super::handover::{Inherited, Peer};
 use super::idle::{Activity, Answering};
+use super::inspect::Inspected;
+use super::lines::StrictLines;
 use super::stall::Guarded;
 use super::{Error, Gateway, answer};
 
@@ -278,7 +280,7 @@ impl Session {
             .timer(TokioTimer::new())
             .header_read_timeout(within)
             .max_buf_size(MOST_HEAD)
-            .serve_connection(TokioIo::new(Guarded::new(stream)), service);
+            .serve_connection(TokioIo::new(Inspected::new(Guarded::new(stream), StrictLines::default())), service);
         let quiet = async {
             self.gateway.stops.drain.cancelled().await;
             self.activity.is_quiet_for(self.gateway.stops.lame_duck()).await;
@@ -304,8 +306,8 @@ impl Session {
                 }
             })
         };
-        let framed = Framed::new(Guarded::new(stream));
-        let flooded = framed.flooded();
+        let limit = FrameLimit::new();
+        let flooded = limit.flooded();
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(MOST_STREAMS)
@@ -313,7 +315,7 @@ impl Session {
             // Pings detect clients that disappeared.
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20))
-            .serve_connection(TokioIo::new(framed), service);
+            .serve_connection(TokioIo::new(Inspected::new(Guarded::new(stream), limit)), service);
         let idle = Duration::from_secs(self.gateway.live().config.header_timeout_seconds);
         // HTTP/2 has GOAWAY: requests in flight are answered, and the client opens another connection.
         let drained = self.gateway.stops.drain.cancelled();

@@ -23,7 +23,9 @@ use crate::tls::{certify, folder, secure, tls};
 #[path = "../support/fail2ban.rs"]
 mod fail2ban;
 
-const GOAWAY: u8 = 7;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const GOAWAY: u8 = 7;
 
 /// Connects from another address of this machine.
 async fn from(source: [u8; 4], to: SocketAddr) -> TcpStream {
@@ -43,19 +45,20 @@ async fn is_served(stream: TcpStream, path: &str) -> bool {
     exchange(stream, request).await.status() == 200
 }
 
-async fn counts(site: &Site, line: &str) {
+pub(crate) async fn counts(site: &Site, line: &str) {
     eventually(async || site.metrics().await.lines().any(|found| found == format!("textnlp_gateway_{line}"))).await;
 }
 
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags, 0, 0, 0, stream]);
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
     bytes.extend(payload);
     bytes
 }
 
 /// A connection on which the client has sent its preface.
-async fn http2(site: &Site, trusted: &CertificateDer<'static>) -> TlsStream<TcpStream> {
+pub(crate) async fn http2(site: &Site, trusted: &CertificateDer<'static>) -> TlsStream<TcpStream> {
     let stream = TcpStream::connect(site.address()).await.unwrap();
     let mut stream = secure(stream, trusted, b"h2").await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
@@ -64,7 +67,7 @@ async fn http2(site: &Site, trusted: &CertificateDer<'static>) -> TlsStream<TcpS
 }
 
 /// Sends until the gateway closes the connection. The kinds of the frames that it sent.
-async fn until_closed(stream: TlsStream<TcpStream>, every: Duration, bytes: &[u8]) -> Vec<u8> {
+pub(crate) async fn until_closed(stream: TlsStream<TcpStream>, every: Duration, bytes: &[u8]) -> Vec<u8> {
     let (mut read, mut write) = tokio::io::split(stream);
     let mut kinds = Vec::new();
     let reading = async {
