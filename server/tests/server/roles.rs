@@ -245,7 +245,8 @@ async fn second_signal_exits_immediately() {
         .await
         .unwrap();
     stream.write_all(body.as_bytes()).await.unwrap();
-    until("it runs", async || client.send("GET", "/health", &[], b"").await.json()["running"] == 1).await;
+    let known = [("x-api-key", key.as_str())];
+    until("it runs", async || client.send("GET", "/health", &known, b"").await.json()["running"] == 1).await;
     let process = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
     until("it drains", async || client.try_connect().await.is_none()).await;
