@@ -21,7 +21,7 @@ use super::config::Config;
 use super::events::RequestLine;
 
 /// Backends that one request may try. More would turn one sick request into an outage of all.
-const MOST_TRIES: usize = 3;
+pub(super) const MOST_TRIES: usize = 3;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -402,10 +402,13 @@ mod tests {
         assert_eq!(found.get(name).map(|v| v.to_str().unwrap()), expect, "{name}");
     }
 
+    /// Version, target, `Host` headers, and the host that the server gets, if any; `None` for a refused request.
+    type HostCase<'a> = (Version, &'a str, &'a [&'static str], Option<Option<&'static str>>);
+
     #[test]
     fn host_is_one_name_and_the_target_decides() {
         use Version as V;
-        let table: &[(Version, &str, &[&str], Option<Option<&str>>)] = &[
+        let table: &[HostCase<'_>] = &[
             (V::HTTP_11, "/x", &["a.example"], Some(Some("a.example"))),
             (V::HTTP_11, "/x", &["A_b.example:8443"], Some(Some("A_b.example:8443"))),
             (V::HTTP_11, "/x", &["[::1]:8443"], Some(Some("[::1]:8443"))),
@@ -427,7 +430,7 @@ mod tests {
             (V::HTTP_2, "https://a@a.example/x", &[], None),
         ];
         for (version, target, hosts, expect) in table {
-            let headers = hosts.iter().map(|host| (header::HOST, HeaderValue::from_static(host))).collect();
+            let headers: HeaderMap = hosts.iter().map(|host| (header::HOST, HeaderValue::from_static(host))).collect();
             let found = requested_host(*version, &target.parse().unwrap(), &headers).ok();
             let expect = expect.map(|host| host.map(HeaderValue::from_static));
             assert_eq!(found, expect, "{version:?} {target} {hosts:?}");

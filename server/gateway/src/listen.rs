@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::admission::Bounds;
+use super::certificate::Certificate;
 use super::config::{MOST_CONNECTIONS, SocketAddress};
 use super::events::Closing;
 use super::forward::{self, Client};
@@ -41,8 +42,8 @@ const MOST_HEAD: usize = 32 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection at once.
 const MOST_STREAMS: u32 = 128;
-/// Connections to metrics and administration at once.
-const MOST_PLAIN: usize = 64;
+/// Connections to metrics, administration or health checks at once.
+const MOST_SMALL: usize = 64;
 
 /// An open socket.
 pub(super) struct Listener {
@@ -131,40 +132,56 @@ impl Listener {
         .await;
     }
 
-    /// Serves metrics or administration: small answers without TLS.
-    pub(super) async fn serve_plain<F>(self, gateway: Arc<Gateway>, answer: fn(Arc<Gateway>, Request<Incoming>) -> F)
-    where
+    /// Serves metrics, administration or health checks: small answers, with TLS if there is a certificate.
+    pub(super) async fn serve_small<F>(
+        self,
+        gateway: Arc<Gateway>,
+        certificate: Option<Arc<Certificate>>,
+        answer: fn(Arc<Gateway>, Request<Incoming>) -> F,
+    ) where
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        self.accept(gateway, MOST_PLAIN, move |gateway, stream| async move {
-            let peer = match &stream {
-                Stream::Tcp(..) => None,
-                Stream::Unix(stream) => Peer::of(stream).ok(),
-            };
-            let service = {
-                let gateway = gateway.clone();
-                service_fn(move |mut request: Request<Incoming>| {
-                    if let Some(peer) = &peer {
-                        request.extensions_mut().insert(peer.clone());
+        self.accept(gateway, MOST_SMALL, move |gateway, stream| {
+            let certificate = certificate.clone();
+            async move {
+                let peer = match &stream {
+                    Stream::Tcp(..) => None,
+                    Stream::Unix(stream) => Peer::of(stream).ok(),
+                };
+                let stream: BoxStream = match certificate {
+                    None => Box::new(stream),
+                    Some(certificate) => {
+                        match timeout(HANDSHAKE_TIMEOUT, certificate.acceptor().accept(stream)).await {
+                            Ok(Ok(stream)) => Box::new(stream),
+                            _ => return,
+                        }
                     }
-                    let answer = answer(gateway.clone(), request);
-                    async move { Ok::<_, Infallible>(answer.await) }
-                })
-            };
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(10))
-                .max_buf_size(MOST_HEAD)
-                .serve_connection(TokioIo::new(Guarded::new(stream)), service)
-                .with_upgrades();
-            let mut connection = pin!(connection);
-            tokio::select! {
-                _ = &mut connection => return,
-                () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
-            }
-            tokio::select! {
-                _ = connection => {}
-                () = gateway.stops.leave.cancelled() => {}
+                };
+                let service = {
+                    let gateway = gateway.clone();
+                    service_fn(move |mut request: Request<Incoming>| {
+                        if let Some(peer) = &peer {
+                            request.extensions_mut().insert(peer.clone());
+                        }
+                        let answer = answer(gateway.clone(), request);
+                        async move { Ok::<_, Infallible>(answer.await) }
+                    })
+                };
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from_secs(10))
+                    .max_buf_size(MOST_HEAD)
+                    .serve_connection(TokioIo::new(Guarded::new(stream)), service)
+                    .with_upgrades();
+                let mut connection = pin!(connection);
+                tokio::select! {
+                    _ = &mut connection => return,
+                    () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+                }
+                tokio::select! {
+                    _ = connection => {}
+                    () = gateway.stops.leave.cancelled() => {}
+                }
             }
         })
         .await;

@@ -212,6 +212,36 @@ async fn the_longest_idle_connection_makes_room_and_checks_are_served_in_a_flood
     assert_eq!(a.state.left.load(SeqCst), 0);
 }
 
+#[tokio::test]
+async fn flooded_site_stays_healthy_for_the_global_endpoint() {
+    let (held, path) = folder();
+    let trusted = certify(&path);
+    let (a, old) = (Backend::tcp("a").await, Backend::tcp("old").await);
+    let more = format!("{}  max_connections: 1\n  ready_listen: \"unix:{path}/ready.sock\"\n", tls(&path));
+    let site = Site::with(&[&a], &more).await;
+    let mut client = secure(from([127, 0, 0, 5], site.address()).await, &trusted, b"http/1.1").await.unwrap();
+    client.write_all(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    eventually(async || a.state.waiting.load(SeqCst) == 1).await;
+    assert!(is_closed(&mut from([127, 0, 0, 6], site.address()).await).await);
+
+    // `old`: nothing listens at its address for health checks.
+    let text = format!(
+        "gateway:\n  listen: \"127.0.0.1:0\"\n  admin_listen: \"unix:{path}/admin.sock\"\n  health: {{ interval_ms: 20 }}\n  backends:\n    \
+         - {{ name: a, listen: \"{}\", ready_listen: \"unix:{path}/ready.sock\", tls: {{ ca_file: {path}/cert.pem, name: site.example }} }}\n    \
+         - {{ name: old, listen: \"{}\", ready_listen: \"unix:{path}/none.sock\" }}\n",
+        site.address(),
+        old.listen
+    );
+    let file = path.join("front.yaml");
+    std::fs::write(&file, text).unwrap();
+    let front = Site { gateway: textnlp_gateway::start(&file).await.unwrap(), folder: held };
+    front.until("a", "healthy").await;
+    front.until("old", "healthy").await;
+    a.state.sick.store(true, SeqCst);
+    front.until("a", "unhealthy").await;
+    assert_eq!(a.state.left.load(SeqCst), 0, "the client is served");
+}
+
 /// The program, ended with the test.
 struct Program(std::process::Child);
 
