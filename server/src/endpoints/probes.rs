@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -64,7 +64,8 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 /// Everything that is measured.
-pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let text = app.metrics.text(&app.engine.stats(), app.usage.lost(), app.audit.lost());
-    ([(header::CONTENT_TYPE, textnlp_process::OPENMETRICS)], text).into_response()
+    let (kind, text) = textnlp_process::negotiated(&headers, text);
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

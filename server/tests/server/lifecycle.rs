@@ -231,6 +231,10 @@ async fn metrics_have_the_names_used_by_dashboards() {
     site.post("/v1/generate", json!({ "prompt": "x", "n": 2 })).await;
     let reply = site.metrics.send("GET", "/metrics", &[], b"").await;
     assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    let accept = [("accept", "text/plain;version=0.0.4")];
+    let older = site.metrics.send("GET", "/metrics", &accept, b"").await;
+    assert_eq!(older.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert!(older.text().contains("# TYPE http_requests_total counter\n") && !older.text().contains("# EOF"));
     let text = reply.text();
     assert!(text.contains(&format!("textnlp_tokens_generated_total{{model=\"tiny\",user=\"{public}\"}} 10")), "{text}");
     for name in [

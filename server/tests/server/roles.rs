@@ -57,6 +57,21 @@ impl Files {
 }
 
 #[test]
+fn program_without_random_numbers_does_not_start() {
+    let jail = tempfile::tempdir().unwrap();
+    std::fs::copy(PROGRAM, jail.path().join("server")).unwrap();
+    let mut command = Command::new("chroot");
+    command.arg(jail.path()).args(["/server", "serve", "--config", "/server.yaml"]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    if said.starts_with("chroot: ") {
+        return eprintln!("left out, it needs root: {said}");
+    }
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: the system gives no random numbers") && said.contains("/dev/urandom"), "{said}");
+}
+
+#[test]
 fn migrate_reports_old_and_new_schema() {
     let files = Files::new();
     let migrate = |arguments: &[&str]| {
