@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{BackendTls, Config, SocketAddress};
-pub use plain::{Probe, exchange, get};
+pub use plain::{Probe, exchange};
 pub use trust::Trust;
 
 use admission::Admission;

@@ -14,7 +14,7 @@ use super::config::SocketAddress;
 use super::trust::Trust;
 
 /// Status, headers and body, all within `most_time` and `most_bytes`. The error is a sentence.
-pub async fn get(
+pub(super) async fn get(
     address: &SocketAddress,
     trust: Option<&Trust>,
     path: &str,
@@ -49,14 +49,14 @@ pub struct Probe<'a> {
     pub trust: Option<&'a Trust>,
     /// The path.
     pub path: &'a str,
-    /// As in [`get`], for both addresses together.
+    /// The longest time, for both addresses together.
     pub most_time: Duration,
-    /// As in [`get`].
+    /// The largest body.
     pub most_bytes: usize,
 }
 
 impl Probe<'_> {
-    /// Asks at the own address. If that fails before the time is over, nothing listens there, as while a gateway is
+    /// Status, headers and body; the error is a sentence. Asks at the own address. If that fails before the time is over, nothing listens there, as while a gateway is
     /// replaced or before it has such an address; then the shared one is asked.
     pub async fn send(&self) -> Result<(StatusCode, HeaderMap, Bytes), String> {
         let started = Instant::now();
