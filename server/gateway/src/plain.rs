@@ -56,8 +56,9 @@ pub struct Probe<'a> {
 }
 
 impl Probe<'_> {
-    /// Status, headers and body; the error is a sentence. Asks at the own address. If that fails before the time is over, nothing listens there, as while a gateway is
-    /// replaced or before it has such an address; then the shared one is asked.
+    /// Status, headers and body; the error is a sentence. Asks at the own address. If that fails before the time is
+    /// over, nothing listens there, as while a gateway is replaced or before it has such an address; then the shared
+    /// one is asked.
     pub async fn send(&self) -> Result<(StatusCode, HeaderMap, Bytes), String> {
         let started = Instant::now();
         let (trust, path) = (self.trust, self.path);

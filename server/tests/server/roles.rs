@@ -62,7 +62,7 @@ fn program_without_random_numbers_does_not_start() {
     std::fs::copy(PROGRAM, jail.path().join("server")).unwrap();
     let mut command = Command::new("chroot");
     command.arg(jail.path()).args(["/server", "serve", "--config", "/server.yaml"]);
-    let output = command.stdin(Stdio::null()).output().unwrap();
+    let Ok(output) = command.stdin(Stdio::null()).output() else { return eprintln!("left out, there is no chroot") };
     let said = String::from_utf8(output.stderr).unwrap();
     if said.starts_with("chroot: ") {
         return eprintln!("left out, it needs root: {said}");
