@@ -169,7 +169,8 @@ impl Forwarding<'_> {
         };
         let in_flight = InFlight::begin(backend);
         backend.requests.fetch_add(1, Relaxed);
-        match tokio::time::timeout_at(self.deadline, self.send(backend, upload)).await {
+        let sent = tokio::time::timeout_at(self.deadline, self.send(backend, upload)).await;
+        match sent {
             Err(_) => self.interrupted(backend, "it exceeded its time limit".to_owned(), false, whole),
             Ok(Ok((response, lease))) => self.answered(backend, response, lease, in_flight, whole),
             Ok(Err(Failed::NotSent { request, why, .. })) => {
