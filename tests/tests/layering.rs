@@ -218,6 +218,23 @@ fn every_path_in_architecture_md_exists() {
 }
 
 /// The lines below a folder that name any of these outside of comments, but for the files that may.
+#[test]
+fn crates_without_unsafe_code_forbid_it() {
+    const UNSAFE: [&str; 4] = ["unsafe {", "unsafe impl", "unsafe fn", "unsafe extern"];
+    let manifest = read(&root().join("Cargo.toml"));
+    for member in manifest["workspace"]["members"].as_array().expect("workspace members") {
+        let folder = root().join(member.as_str().expect("a path")).join("src");
+        let is_unsafe = rust_files(&folder).iter().any(|file| {
+            let text = std::fs::read_to_string(file).unwrap();
+            text.lines()
+                .any(|line| UNSAFE.iter().any(|word| line.trim_start().split("//").next().unwrap().contains(word)))
+        });
+        let mut roots = ["lib.rs", "main.rs"].iter().filter_map(|file| std::fs::read_to_string(folder.join(file)).ok());
+        let forbids = roots.all(|text| text.contains("#![forbid(unsafe_code)]"));
+        assert_eq!(forbids, !is_unsafe, "{}", folder.display());
+    }
+}
+
 /// The string literal after the first quote, if it could be the name of a metric.
 fn literal(text: &str) -> Option<&str> {
     let (name, _) = text.split_once('"')?.1.split_once('"')?;
