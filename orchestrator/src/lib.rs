@@ -3,6 +3,7 @@
 //! Start with [`environment`] (the typed file), then [`release`] (the artifacts that run). This crate has no code that
 //! is specific to a cloud or to the command line, and prints nothing.
 
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod alert;

@@ -4,6 +4,7 @@
 //!
 //! Read in this order: [`config`] (settings of a replica), [`Server`] (its lifecycle), `endpoints` (the API), `work`
 //! (one generation from request to settlement).
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod admin;

@@ -1,4 +1,5 @@
 //! Durable files on Unix: replace, append, lock, digest, free space. It knows no domain words and imports no crate of this workspace.
+#![forbid(unsafe_code)]
 
 mod append;
 mod digest;

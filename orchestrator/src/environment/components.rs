@@ -315,6 +315,7 @@ fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Rela
             (Some(host), Some(port)) => (host, port),
             _ => (listening(host(e, site)), site.port.unwrap_or(e.server.api.port)),
         },
+        ready: site.cluster.health(),
         watch: name(names::WATCH),
         peers: peers(e, site),
         witness: part::RemoteComponent { site: witness_name(), component: name(names::WITNESS) },

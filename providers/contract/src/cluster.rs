@@ -70,6 +70,9 @@ pub struct ClusterAccess {
     /// Whether that address belongs to the cluster's load balancer.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub load_balancer: bool,
+    /// The address of service `textnlp-api-ready` for failover between sites, which clients must not reach; if unset, `address`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_address: Option<String>,
     /// Whether it is an OpenShift cluster, which assigns users to pods; `ingress.kind: route` implies it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub openshift: bool,
@@ -156,6 +159,12 @@ impl ClusterAccess {
             None => authority.split(':').next()?,
         };
         (!host.is_empty()).then(|| host.to_owned())
+    }
+
+    /// The host and port of the address of health checks.
+    pub fn health(&self) -> Option<(String, u16)> {
+        let access = Self { address: self.health_address.clone(), ..Self::default() };
+        Some((access.host()?, access.port()?))
     }
 
     /// The port of the address, if there is one.

@@ -596,6 +596,9 @@ pub struct Relay {
     pub cluster: ComponentName,
     /// This site's endpoint: its host and port.
     pub endpoint: (String, u16),
+    /// The host and port that answer only health checks, where the endpoint runs elsewhere and has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<(String, u16)>,
     /// This site's agent.
     pub watch: ComponentName,
     /// The other sites.

@@ -50,6 +50,14 @@ pub(crate) fn is_refusal(error: &ApiError) -> bool {
     (error.status == StatusCode::UNAUTHORIZED && error.code != "missing_api_key") || error.code == "tenant_mismatch"
 }
 
+/// Whether a request has a credential, or needs none.
+pub(crate) fn may_identify(app: &App, headers: &HeaderMap) -> bool {
+    let security = &app.config.security;
+    !security.api_keys_enabled
+        || headers.contains_key(header::AUTHORIZATION)
+        || headers.contains_key(security.api_key_header.as_str())
+}
+
 /// Identifies the caller.
 pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let claimed = claimed_tenant(app, headers).await?;

@@ -82,6 +82,12 @@ impl Call {
         self.take_request(caller).await
     }
 
+    /// Whether the request has a valid credential, or needs none; false if the database does not answer in time.
+    pub(crate) async fn is_known(&self, most: std::time::Duration) -> bool {
+        auth::may_identify(&self.app, &self.headers)
+            && matches!(tokio::time::timeout(most, self.identify()).await, Ok(Ok(_)))
+    }
+
     async fn identify(&self) -> Result<Caller, ApiError> {
         let caller = auth::authenticate(&self.app, &self.headers).await.inspect_err(|error| {
             if auth::is_refusal(error) {

@@ -4,6 +4,7 @@
 //! time, so writes use a separate connection: waiting for it in an async queue is cheaper than in the busy handler. In
 //! PostgreSQL writers lock by subject, and wait only for writers of the same subject. A locked, full or missing store
 //! is a [`StoreError`], never a panic.
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod audit;

@@ -5,6 +5,7 @@
 //! A test program has one control plane ([`Cluster::shared`]); each test uses a namespace of its own. `build` beside
 //! this crate's manifest installs the programs, once per machine. All processes end with the test program, however it
 //! ends.
+#![forbid(unsafe_code)]
 
 mod api;
 mod databases;

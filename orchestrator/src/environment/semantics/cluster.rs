@@ -57,16 +57,27 @@ impl Checker<'_> {
             ("image", &access.image),
             ("database_image", &access.database_image),
             ("address", &access.address),
+            ("health_address", &access.health_address),
         ];
         for (field, value) in fields.into_iter().filter_map(|(field, value)| Some((field, value.as_deref()?))) {
             self.without_blanks(&format!("{at}.{field}"), value);
         }
-        if let Some(address) = &access.address
-            && (access.port().is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
-        {
-            let cause = format!("`{}` is not the address of a service", cut(address));
-            let fix = "write `https://HOST` or `https://HOST:PORT`, without a path";
-            self.error(&format!("{at}.address"), cause, fix);
+        for (field, address, port) in [
+            ("address", &access.address, access.port()),
+            ("health_address", &access.health_address, access.health().map(|(_, port)| port)),
+        ] {
+            if let Some(address) = address
+                && (port.is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
+            {
+                let cause = format!("`{}` is not the address of a service", cut(address));
+                let fix = "write `https://HOST` or `https://HOST:PORT`, without a path";
+                self.error(&format!("{at}.{field}"), cause, fix);
+            }
+        }
+        if access.health_address.is_some() && self.environment.witness_place().is_none() {
+            let cause = "it has no effect without failover between sites";
+            let fix = "remove it, or write `dr: { mode: automatic }` with a second site";
+            self.error(&format!("{at}.health_address"), cause, fix);
         }
         if access.load_balancer && access.address.is_none() {
             let cause = "it has no effect without `address`: the service then has a load balancer";

@@ -737,6 +737,8 @@ fn each_validation_rule_has_its_own_message() {
         (plus("monitoring: { receivers: { a: \"https://hooks.example.com/services/hunter2\" } }"), "`monitoring.receivers.a`: the path or query of a webhook usually holds its token"),
         (plus("monitoring: { receivers: { a: \"https://hooks.example.com/?t=hunter2\" } }"), "write a reference to a secret"),
         (site("runtime: kubernetes, cluster: { address: \"https://here:0\" }"), "is not the address of a service"),
+        (site("runtime: kubernetes, cluster: { health_address: \"http://here\" }"), "is not the address of a service"),
+        (site("runtime: kubernetes, cluster: { health_address: \"https://here\" }"), "it has no effect without failover between sites"),
         (two(STANDBY, "dr: { mode: manual, witness: { provider: onprem, region: far } }\nreplication: { database: { mode: streaming } }"), "is a process on that machine, not in `far`"),
         (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntls: { mode: existing, existing: /x.pem }"), "the global endpoint verifies each site"),
         (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntraffic: { port: 9443 }"), "port 9443 is also used by"),

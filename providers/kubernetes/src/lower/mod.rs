@@ -54,6 +54,8 @@ const SECRETS_NAME: &str = "textnlp-secrets";
 const HTTP_PORT: u16 = 8080;
 const HTTPS_PORT: u16 = 8443;
 const HEALTH_PORT: u16 = 8081;
+/// For health checks of the global endpoint and the site agent, which are outside of the cluster.
+const READY_PORT: u16 = 8444;
 const METRICS_PORT: u16 = 9090;
 
 /// The Grafana dashboard, for any namespace selected there.
@@ -142,6 +144,7 @@ impl Lowering<'_> {
                 "namespace": self.cluster.namespace,
                 "https_port": HTTPS_PORT,
                 "metrics_port": METRICS_PORT,
+                "ready_port": self.ready_port(),
                 "rollout": self.is_carried().then_some(CONTROLLER),
                 "adapter": self.cluster.adapter.then_some(ADAPTER),
                 "adapter_port": HTTPS_PORT,
@@ -164,6 +167,11 @@ impl Lowering<'_> {
                 self.part_of_kind("allow-database", Template::AllowDatabase, &inputs, []);
             }
         }
+    }
+
+    /// The port for health checks from outside of the cluster, if they have an address of their own.
+    fn ready_port(&self) -> Option<u16> {
+        self.settings().health_address.as_ref().map(|_| READY_PORT)
     }
 
     fn namespace(&mut self) {

@@ -197,6 +197,7 @@ impl Lowering<'_> {
             "queries": outside.map(|outside| QueryConfig::written(outside, reached.is_some())),
             "https_port": HTTPS_PORT,
             "health_port": HEALTH_PORT,
+            "ready_port": self.ready_port(),
             "metrics_port": METRICS_PORT,
             "resources": PodResources::of(&self.settings().resources, &workload.served).to_json(),
             "model_folder": MODELS,
@@ -280,6 +281,11 @@ impl Lowering<'_> {
         } });
         if !limits.trusted_proxies.is_empty() {
             gateway["gateway"]["trusted_proxies"] = json!(limits.trusted_proxies);
+        }
+        if let Some(port) = self.ready_port() {
+            gateway["gateway"]["ready_listen"] = json!(format!("0.0.0.0:{port}"));
+            let inputs = json!({ "namespace": self.cluster.namespace, "port": port });
+            self.part_of_kind("service-ready", Template::ServiceReady, &inputs, []);
         }
         self.config_map(config, "textnlp-gateway", [(GATEWAY_FILE.to_owned(), gateway)]);
         if self.cluster.certificate.is_none() {

@@ -153,6 +153,23 @@ fn user_job_gets_database_access_and_the_settings_of_its_config_map() {
     assert_eq!(variable(&theirs, "PGPASSWORD").unwrap()["valueFrom"], password);
 }
 
+/// Other sites ask for the readiness of this one at a port that clients do not reach.
+#[test]
+fn health_checks_of_other_sites_have_a_port_and_a_service() {
+    let plain = objects(&fixture());
+    assert!(!plain.iter().any(|one| one.spec.as_value().to_string().contains("8444")));
+    let made = objects(&fixture().set(|site| site.health_address = Some("https://ready.example.com:8444".to_owned())));
+    let find = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap().spec.as_value();
+    let service = &find("/service-ready")["spec"];
+    assert_eq!((&service["type"], &service["ports"][0]["port"]), (&json!("ClusterIP"), &json!(8444)));
+    let containers = find("/deployment")["spec"]["template"]["spec"]["containers"].as_array().unwrap().clone();
+    let ports = &containers.iter().find(|one| one["name"] == "gateway").unwrap()["ports"];
+    assert_eq!(ports[2], json!({ "name": "ready", "containerPort": 8444, "protocol": "TCP" }));
+    let config = find("/gateway/config")["data"]["gateway.yaml"].as_str().unwrap();
+    assert!(config.contains(r#""ready_listen":"0.0.0.0:8444""#), "{config}");
+    assert_eq!(find("/allow-in")["spec"]["ingress"][1], json!({ "ports": [{ "protocol": "TCP", "port": 8444 }] }));
+}
+
 #[test]
 fn model_image_is_mounted_read_only() {
     let reference = "registry.example.com/models@sha256:00".to_owned();
