@@ -101,7 +101,13 @@ fn invalid_environment_files_are_reported_with_their_location() {
 #[test]
 fn missing_references_are_reported_with_all_other_problems() {
     let sandbox = Sandbox::new("references");
+    let open = sandbox.folder().join("open");
+    std::fs::write(&open, "hunter2").unwrap();
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let external = format!("prerequisites.external_keys.open=secret:file:{open}");
+    let too_open = format!("permissions 0666 for {open} are too open");
     let sets = [
+        external.as_str(),
         "prerequisites.external_keys.weather=secret:env:NOPE",
         "prerequisites.external_keys.maps=secret:file:/nowhere/at/all",
         "network.private_ca=/nowhere/ca.pem",
@@ -120,6 +126,7 @@ fn missing_references_are_reported_with_all_other_problems() {
     let says = [
         "the variable `NOPE` is not set",
         "there is no file /nowhere/at/all",
+        &too_open,
         "there is no file /nowhere/ca.pem",
         "backup.destination",
         "account.permission_boundary",
