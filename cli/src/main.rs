@@ -20,6 +20,7 @@ mod report;
 mod rerun_flags;
 mod session;
 mod signals;
+mod state_access;
 mod state_args;
 mod stores;
 

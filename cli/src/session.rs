@@ -13,7 +13,7 @@ use crate::args::Global;
 use crate::client::Target;
 use crate::report::{Console, Failure};
 use crate::rerun_flags::{self, RerunFlags};
-use crate::{clouds, network};
+use crate::{clouds, network, state_access};
 
 /// The global flags and the locations.
 pub struct Session {
@@ -61,6 +61,7 @@ impl Session {
 
     fn scope(&self, name: EnvironmentName) -> Result<Scope, Failure> {
         let folder = self.state_folder(&name)?;
+        state_access::environment(&folder)?;
         Ok(Scope { platform: &clouds::Linked, again: self.again(), name, folder })
     }
 
@@ -143,21 +144,23 @@ impl Session {
 
     /// The model cache that all environments of this state folder share.
     pub fn model_cache(&self) -> Result<Utf8PathBuf, Failure> {
-        Ok(self.state_root()?.join("model-cache"))
+        let cache = self.state_root()?.join(state_access::MODEL_CACHE);
+        state_access::model_cache(&cache)?;
+        Ok(cache)
     }
 
-    /// The folder with the states of all environments.
+    /// The folder with the states of all environments, which no other user controls.
     pub fn state_root(&self) -> Result<Utf8PathBuf, Failure> {
+        state_access::states(&self.here.join(self.typed_state_root()?))
+    }
+
+    fn typed_state_root(&self) -> Result<Utf8PathBuf, Failure> {
         if let Some(folder) = &self.global.state_dir {
-            return Ok(if folder.is_absolute() { folder.clone() } else { self.here.join(folder) });
+            return Ok(folder.clone());
         }
+        // An installed site may link to a state folder elsewhere.
         if let Some(project) = self.library.folder().and_then(Utf8Path::parent) {
-            let project = self.here.join(project);
-            let folder = project.join(".textnlp");
-            // An installed site may link to a state folder elsewhere. The link is resolved, because recorded paths must
-            // not depend on it.
-            let elsewhere = project.join("installed.json").exists().then(|| folder.read_link_utf8().ok()).flatten();
-            return Ok(elsewhere.map_or(folder, |elsewhere| project.join(elsewhere)));
+            return Ok(project.join(".textnlp"));
         }
         let absolute = |name: &str| std::env::var(name).ok().map(Utf8PathBuf::from).filter(|p| p.is_absolute());
         absolute("XDG_STATE_HOME")

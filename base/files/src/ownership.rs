@@ -54,7 +54,10 @@ impl Exposed {
     pub fn fix(&self) -> String {
         let path = shell_word(&self.path);
         match self.why {
-            Exposure::Owner(_) => format!("if you trust its content: chown -h {} {path}", caller()),
+            Exposure::Owner(_) => {
+                let sudo = if caller() == 0 { "" } else { "sudo " };
+                format!("if you trust its content: {sudo}chown -h {} {path}", caller())
+            }
             Exposure::Writable(_) => format!("chmod go-w {path}"),
             Exposure::Open(_) => format!("chmod 600 {path}"),
             Exposure::Link => format!("replace {path} by the folder that it leads to"),

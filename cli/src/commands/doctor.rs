@@ -125,6 +125,8 @@ impl Doctor<'_> {
             false => self.problem("environment", refusals.join("\n"), scope.again.check(scope.name.as_str())),
         }
         self.disk(&scope.folder);
+        // Otherwise the environment would not have been loaded.
+        self.well("access", "the state belongs to you, and no other user can change it");
         self.secrets(&scope.folder);
         let deployment = match deployment::recorded(self.session, chosen) {
             Ok(deployment) => deployment,
@@ -135,7 +137,8 @@ impl Doctor<'_> {
         };
         let state = match deployment.state().await {
             Ok(state) if state.is_new() => {
-                self.well("state", format!("nothing is deployed; the state would be in {}", state.place()));
+                let place = state.place();
+                self.damage(&deployment, format!("nothing is deployed; the state would be in {place}")).await;
                 return self.would_go_up(deployment).await;
             }
             Ok(state) => state,
@@ -229,16 +232,21 @@ impl Doctor<'_> {
         }
     }
 
-    async fn state(&mut self, deployment: &Deployment, state: &State) {
+    async fn damage(&mut self, deployment: &Deployment, intact: String) {
         let scope = &deployment.chosen.scope;
         match check(&*deployment.store, &scope.name).await {
-            Ok(found) if found.is_empty() => self.well("state", format!("intact, in {}", state.place())),
+            Ok(found) if found.is_empty() => self.well("state", intact),
             Ok(found) => {
                 let says: Vec<String> = found.iter().map(|one| format!("{}: {}", one.what, one.because)).collect();
                 self.problem("state", says.join("\n"), scope.command("state repair"));
             }
             Err(error) => self.problem("state", error_chain(&error), error.hint().unwrap_or_default()),
         }
+    }
+
+    async fn state(&mut self, deployment: &Deployment, state: &State) {
+        let scope = &deployment.chosen.scope;
+        self.damage(deployment, format!("intact, in {}", state.place())).await;
         match deployment.store.holder().await {
             Ok(None) => self.well("lock", "free"),
             Ok(Some(Holder { by, pid, host, since, .. })) => {

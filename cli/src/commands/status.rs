@@ -7,6 +7,7 @@ use textnlp_orchestrator::status::{self, Drift, ResourceHealth};
 use textnlp_provider::{ResourceId, SiteName};
 use textnlp_service::backup::backup_status;
 
+use super::down::lost_state;
 use crate::args::Explain;
 use crate::deployment;
 use crate::report::{Console, Exit, Failure, Success};
@@ -20,6 +21,9 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     let status = status::status(&facts, state.places());
     let name = &deployment.chosen.scope.name;
     if status.resources.is_empty() && status.open.is_empty() {
+        if let Some(lost) = lost_state(&state, &deployment.chosen.scope) {
+            return Err(lost.document(serde_json::to_value(&status)?));
+        }
         let text = format!("{name} is not deployed. To deploy it: {}", deployment.chosen.scope.command("up"));
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }

@@ -2,10 +2,14 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
+use textnlp_files::{Exposed, check_folder};
 use textnlp_provider::{CloudId, Error, ErrorKind, ResourceId, Result, SiteName};
 
 /// The folders of a site, in the order of their creation.
 pub(crate) const FOLDERS: [&str; 9] = ["objects", "units", "run", "log", "data", "config", "models", "certs", "bin"];
+
+/// The folders with what runs and what is trusted. `run`, `log` and `data` may belong to the users of services.
+const CHECKED: [&str; 6] = ["objects", "units", "config", "models", "certs", "bin"];
 
 /// The longest path of a Unix socket, without the terminating zero.
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -38,6 +42,20 @@ impl SiteFolder {
     /// The environment's state folder, two levels up.
     pub fn state(&self) -> &Utf8Path {
         self.root.parent().and_then(Utf8Path::parent).unwrap_or(&self.root)
+    }
+
+    /// Appends what other users control of the folders with programs, their configuration, keys and models, and of the
+    /// content of those down to `depth` levels.
+    pub fn check_owners(&self, depth: usize, found: &mut Vec<Exposed>) -> textnlp_files::Result<()> {
+        let before = found.len();
+        check_folder(&self.root, 0, found)?;
+        for folder in CHECKED {
+            if found.len() > before {
+                break;
+            }
+            check_folder(self.root.join(folder), depth, found)?;
+        }
+        Ok(())
     }
 
     /// The path of a relative path of a spec.

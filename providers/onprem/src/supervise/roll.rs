@@ -534,7 +534,24 @@ fn watched(unit: &Unit) -> Vec<(Utf8PathBuf, Option<Stamp>)> {
 }
 
 /// Starts this program as the child that becomes the unit's program.
+/// Refuses a program that other users could have replaced.
+fn refuse_exposed(folder: &SiteFolder, unit: &Unit) -> std::io::Result<()> {
+    let refused = |why: String| std::io::Error::new(std::io::ErrorKind::PermissionDenied, why);
+    let mut exposed = Vec::new();
+    folder.check_owners(0, &mut exposed)?;
+    if let Some(first) = exposed.first() {
+        return Err(refused(first.to_string()));
+    }
+    match unit.argv.first().filter(|program| program.starts_with(folder.root().as_str())) {
+        Some(program) if !textnlp_files::is_own(&std::fs::symlink_metadata(program)?) => {
+            Err(refused(format!("other users control {program}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn spawn(folder: &SiteFolder, unit: &Unit, sockets: &Sockets) -> std::io::Result<Child> {
+    refuse_exposed(folder, unit)?;
     let log = output::open(&unit.log)?;
     // Inherited by this child alone: no other process is started before they are closed here.
     let handed = sockets.for_child()?;
