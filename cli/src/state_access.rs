@@ -1,7 +1,7 @@
 //! Refuses a state that other users own or can change, before anything is read from it or written to it.
 //!
-//! Like sshd's StrictModes: every folder on the way to programs, records, secrets and models belongs to the caller and
-//! is writable by nobody else. Run-time folders such as `log` and `data` may belong to the users of services.
+//! Like sshd's StrictModes: every folder on the way to programs, records, secrets and models belongs to the caller, and
+//! other users cannot write to it. Run-time folders such as `log` and `data` may belong to the users of services.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt;

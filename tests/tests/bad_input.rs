@@ -377,14 +377,19 @@ fn disk_that_fills_up_at_runtime_loses_nothing() {
     let change = ["up", "--env", "development", "--yes", "--no-gate", "--set", "server.api.timeout=200"];
     let said = sandbox.run(&change);
     assert!(said.exit == 1 && said.err.contains("error: ") && !said.err.contains("panicked"), "{said:?}");
+    assert!(said.err.contains("hint: free some disk space") && !said.err.contains("--state-dir"), "{said:?}");
     let answer = http::post(sandbox.port, "/v1/generate", &json!({ "prompt": "Once", "max_tokens": 2 })).unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     drop(file);
     std::fs::remove_file(&fill).unwrap();
     sandbox.run(&change).expect(0);
     sandbox.run(&["status", "--env", "development"]).expect(0);
+    // Full again, `down` has the space that the state keeps for it.
+    let mut file = std::fs::File::create(&fill).unwrap();
+    let _ = std::io::copy(&mut std::io::repeat(1), &mut file);
     sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
     assert!(sandbox.processes().is_empty());
+    assert!(!sandbox.state("development").join("reserve").exists(), "nothing is left to be removed with it");
 }
 
 /// What is wrong with a state, and how every command that needs it says so.

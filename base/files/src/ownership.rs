@@ -171,8 +171,8 @@ pub fn check_parents(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
     Ok(None)
 }
 
-/// Checks a file with a secret, as ssh and PostgreSQL check private keys: it belongs to this process's user or to root, and nobody else has
-/// access. Other users than root may read root's file by its group. Links are followed: those of certbot and of mounted volumes are links.
+/// Checks a file with a secret, as ssh and PostgreSQL check private keys: it belongs to this process's user or to root, and other
+/// users have no access. A file of root may be readable for its group, if another user than root reads it. Links are followed: those of certbot and of mounted volumes are links.
 pub fn check_secret(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
     let path = path.as_ref();
     let there = std::fs::metadata(path).map_err(Error::at("check", path))?;

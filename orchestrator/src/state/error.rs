@@ -264,3 +264,22 @@ fn held(holder: Option<&Holder>) -> String {
         None => "another run holds the lock".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hint_of_a_failed_file_operation_follows_its_kind() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").expect("a file");
+        let hint = |path: &str, kind| io_hint(&format!("{}/{path}", folder.path().display()), kind);
+        assert!(hint("x", io::ErrorKind::StorageFull).starts_with("free some disk space"));
+        assert!(hint("file/x", io::ErrorKind::NotADirectory).contains("/file is a file"));
+        assert!(hint("x", io::ErrorKind::ReadOnlyFilesystem).contains("read-only"));
+        let owner = user(textnlp_files::caller());
+        assert!(hint("a/b", io::ErrorKind::PermissionDenied).ends_with(&format!("it belongs to {owner}")));
+        assert_eq!(hint("x", io::ErrorKind::TimedOut), "run the same command again");
+    }
+}
