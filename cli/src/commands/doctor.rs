@@ -188,7 +188,12 @@ impl Doctor<'_> {
             }
         };
         let says = format!("{} free in {there}", size(free));
-        let fix = "free disk space, or choose another folder with --state-dir DIR";
+        // With another folder, what runs would be deployed a second time.
+        let fix = if folder.join("sites").is_dir() {
+            "free disk space"
+        } else {
+            "free disk space, or choose another folder with --state-dir DIR"
+        };
         if free < DISK_LOW || free_inodes.is_some_and(|left| left < 1000) {
             self.problem("disk", says, fix);
         } else if free < DISK_SOME {

@@ -113,16 +113,18 @@ fn user_certificate(wanted: &Wanted, problems: &mut Vec<Problem>) {
 pub fn space<'a>(needed: impl IntoIterator<Item = (&'a Utf8Path, u64)>, problems: &mut Vec<Problem>) {
     for (folder, bytes) in needed {
         let path = nearest(folder);
+        // In another folder, what runs would be deployed a second time.
+        let or_elsewhere = if folder.join("sites").is_dir() { "" } else { ", or choose another `--state-dir`" };
         let Ok(textnlp_files::Filesystem { free, free_inodes, .. }) = textnlp_files::filesystem(&path) else {
             continue;
         };
         if free < bytes {
             let cause = format!("{path} has {} MB free and {} MB are needed", free >> 20, bytes >> 20);
-            problems.push(Problem::new("disk", cause, "free some space, or choose another `--state-dir`"));
+            problems.push(Problem::new("disk", cause, format!("free some space{or_elsewhere}")));
         }
         if let Some(left) = free_inodes.filter(|left| *left < INODES) {
             let cause = format!("{path} has {left} inodes left and {INODES} are needed");
-            problems.push(Problem::new("disk", cause, "remove files, or choose another `--state-dir`"));
+            problems.push(Problem::new("disk", cause, format!("remove files{or_elsewhere}")));
         }
     }
 }
