@@ -114,25 +114,30 @@ fn check_entries(folder: &Path, depth: usize, found: &mut Vec<Exposed>) -> Resul
     if depth == 0 {
         return Ok(());
     }
-    for entry in std::fs::read_dir(folder).map_err(Error::at("list", folder))? {
-        if found.len() >= MOST {
-            break;
-        }
-        let path = entry.map_err(Error::at("list", folder))?.path();
-        // Another process may have removed it meanwhile.
-        let Some(there) = metadata(&path)? else { continue };
+    each_entry(folder, found, |path, there, found| {
         if there.is_dir() {
-            check_folder(&path, depth - 1, found)?;
-        } else if let Some(why) = of_others(&there) {
-            found.push(Exposed { path, why });
+            return check_folder(path, depth - 1, found);
         }
-    }
-    Ok(())
+        found.extend(of_others(there).map(|why| Exposed { path: path.to_owned(), why }));
+        Ok(())
+    })
 }
 
 /// What other users control of the plain files in a folder of this process's user.
 pub fn check_files(folder: impl AsRef<Path>, found: &mut Vec<Exposed>) -> Result<()> {
-    let folder = folder.as_ref();
+    each_entry(folder.as_ref(), found, |path, there, found| {
+        let why = of_others(there).filter(|_| !there.is_dir());
+        found.extend(why.map(|why| Exposed { path: path.to_owned(), why }));
+        Ok(())
+    })
+}
+
+/// Checks what is in a folder. Other processes may remove entries meanwhile, and the folder too.
+fn each_entry(
+    folder: &Path,
+    found: &mut Vec<Exposed>,
+    check: impl Fn(&Path, &Metadata, &mut Vec<Exposed>) -> Result<()>,
+) -> Result<()> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(Error::at("list", folder))?,
@@ -142,8 +147,9 @@ pub fn check_files(folder: impl AsRef<Path>, found: &mut Vec<Exposed>) -> Result
             break;
         }
         let path = entry.map_err(Error::at("list", folder))?.path();
-        let exposed = metadata(&path)?.filter(|there| !there.is_dir()).and_then(|there| of_others(&there));
-        found.extend(exposed.map(|why| Exposed { path, why }));
+        if let Some(there) = metadata(&path)? {
+            check(&path, &there, found)?;
+        }
     }
     Ok(())
 }
