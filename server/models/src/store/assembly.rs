@@ -230,8 +230,8 @@ impl Drop for Assembly<'_> {
     }
 }
 
-/// Links, or copies where the filesystem has no hard links. A file that other users can change is copied too: they could change a link after
-/// it was verified. False: there is nothing at `from`.
+/// Links, or copies where the filesystem has no hard links. A file that other users can change is copied too: they could
+/// change a link after it was verified. False: there is nothing at `from`.
 pub(super) fn link_if_there(from: &Utf8Path, to: &Utf8Path) -> Result<bool> {
     match fs::hard_link(from, to) {
         Ok(()) if is_own(to)? => return Ok(true),

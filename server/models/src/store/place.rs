@@ -13,8 +13,8 @@ use crate::manifest::{MANIFEST, read_manifest, verify};
 use crate::names;
 
 impl Model {
-    /// Puts the model's folder at `target`, in one step: hard links where that is possible, copies otherwise and of files that other users can change. What is
-    /// there already is replaced if it is a model folder, and left alone if it is this model, intact by names and sizes.
+    /// Puts the model's folder at `target`, in one step: hard links where that is possible, copies otherwise and of files
+    /// that other users can change. What is there already is replaced if it is a model folder, and left alone if it is this model, intact by names and sizes.
     pub fn place(&self, target: &Utf8Path) -> Result<()> {
         if read_manifest(target).is_ok_and(|there| there.is_some_and(|there| there == self.manifest)) {
             return Ok(());
