@@ -138,6 +138,8 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
         let lost = run(&sandbox, args).expect(4);
         assert!(lost.err.contains(&format!("state import --lineage {lineage}")), "{}", lost.err);
     }
+    let doctor = run(&sandbox, &["doctor"]).expect(1);
+    assert!(doctor.out.contains("it was lost") && doctor.out.contains(&lineage), "{}", doctor.out);
     assert_eq!(sandbox.processes().len(), before);
     // A lineage without records, as earlier versions left it.
     let empty = json!({ "format": 1, "lineage": "00000000-0000-4000-8000-000000000000", "environment": "development", "sites": {} });

@@ -15,6 +15,7 @@ use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::{Observed, ResourceId, error_chain};
 use textnlp_service::backup::backup_status;
 
+use super::down::lost_state;
 use crate::clouds;
 use crate::deployment::{self, Deployment};
 use crate::report::{Console, Exit, Failure, Success, size};
@@ -136,17 +137,21 @@ impl Doctor<'_> {
             }
         };
         let state = match deployment.state().await {
-            Ok(state) if state.is_new() => {
-                let place = state.place();
-                self.damage(&deployment, format!("nothing is deployed; the state would be in {place}")).await;
-                return self.would_go_up(deployment).await;
-            }
             Ok(state) => state,
             Err(failure) => {
                 self.problem("state", format!("{:#}", failure.error), scope.command("state repair"));
                 return Ok(());
             }
         };
+        if let Some(lost) = lost_state(&state, &scope) {
+            self.problem("state", format!("{:#}", lost.error), lost.hint.unwrap_or_default());
+            return Ok(());
+        }
+        if state.is_new() {
+            let place = state.place();
+            self.damage(&deployment, format!("nothing is deployed; the state would be in {place}")).await;
+            return self.would_go_up(deployment).await;
+        }
         self.state(&deployment, &state).await;
         let options = RunOptions::UP;
         match run::read(&deployment.run(&DiscardEvents), &state, options).await {
