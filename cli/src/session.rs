@@ -61,7 +61,6 @@ impl Session {
 
     fn scope(&self, name: EnvironmentName) -> Result<Scope, Failure> {
         let folder = self.state_folder(&name)?;
-        state_access::environment(&folder)?;
         Ok(Scope { platform: &clouds::Linked, again: self.again(), name, folder })
     }
 
@@ -106,6 +105,7 @@ impl Session {
         }
         known_models(&loaded, &self.again())?;
         let scope = self.scope(name)?;
+        state_access::check(&scope.folder)?;
         // The release lock is beside the environment's file, else in its state folder.
         let folder = self.library.folder().filter(|_| self.global.file.is_none()).unwrap_or(&scope.folder);
         let lock_path = Lock::path(folder, &scope.name);
@@ -145,13 +145,13 @@ impl Session {
     /// The model cache that all environments of this state folder share.
     pub fn model_cache(&self) -> Result<Utf8PathBuf, Failure> {
         let cache = self.state_root()?.join(state_access::MODEL_CACHE);
-        state_access::model_cache(&cache)?;
+        state_access::check_model_cache(&cache)?;
         Ok(cache)
     }
 
-    /// The folder with the states of all environments, which no other user controls.
+    /// The folder with the states of all environments.
     pub fn state_root(&self) -> Result<Utf8PathBuf, Failure> {
-        state_access::states(&self.here.join(self.typed_state_root()?))
+        state_access::resolve(&self.here.join(self.typed_state_root()?))
     }
 
     fn typed_state_root(&self) -> Result<Utf8PathBuf, Failure> {

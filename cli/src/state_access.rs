@@ -21,9 +21,8 @@ const DEPTH: usize = 3;
 /// The model cache, beside the environments.
 pub const MODEL_CACHE: &str = "model-cache";
 
-/// Resolves and checks the folder with the states of all environments. It may be a link of the caller's own, and may
-/// belong to root.
-pub fn states(typed: &Utf8Path) -> Result<Utf8PathBuf, Failure> {
+/// Resolves the folder with the states of all environments. It may be a link of the caller's own or of root.
+pub fn resolve(typed: &Utf8Path) -> Result<Utf8PathBuf, Failure> {
     // Without a slash at the end, with which a link would be followed.
     let typed: Utf8PathBuf = typed.components().collect();
     let owner = typed.symlink_metadata().ok().filter(|there| there.is_symlink()).map(|there| there.uid());
@@ -36,18 +35,24 @@ pub fn states(typed: &Utf8Path) -> Result<Utf8PathBuf, Failure> {
     if let (Ok(target), Some(parent)) = (folder.read_link_utf8(), folder.parent()) {
         folder = resolved(&parent.join(target)).map_err(unreadable)?;
     }
-    match check_parents(&folder) {
-        Ok(None) => Ok(folder),
-        Ok(Some(exposed)) => Err(refused(vec![exposed], &folder, &folder)),
-        Err(error) => Err(unreadable(error.source)),
+    Ok(folder)
+}
+
+/// Checks the folder with the states of all environments. It may belong to root.
+fn check_states(folder: &Utf8Path) -> Result<(), Failure> {
+    match check_parents(folder) {
+        Ok(None) => Ok(()),
+        Ok(Some(exposed)) => Err(refused(vec![exposed], folder, folder)),
+        Err(error) => Err(unreadable(folder, folder, error.source)),
     }
 }
 
-/// Checks the state folder of an environment with its sites, and the model cache beside it.
-pub fn environment(folder: &Utf8Path) -> Result<(), Failure> {
+/// Checks the state folder of an environment with its sites, the model cache beside it, and the folder that holds both.
+pub fn check(folder: &Utf8Path) -> Result<(), Failure> {
     let states = folder.parent().unwrap_or(folder);
+    check_states(states)?;
     let mut found = Vec::new();
-    let mut check = || -> Result<(), textnlp_files::Error> {
+    let mut look = || -> Result<(), textnlp_files::Error> {
         check_folder(folder, 0, &mut found)?;
         if found.is_empty() {
             check_files(folder, &mut found)?;
@@ -58,13 +63,15 @@ pub fn environment(folder: &Utf8Path) -> Result<(), Failure> {
         }
         Ok(())
     };
-    check().map_err(|error| unreadable(folder, states, error.source))?;
-    if found.is_empty() { model_cache(&states.join(MODEL_CACHE)) } else { Err(refused(found, folder, states)) }
+    look().map_err(|error| unreadable(folder, states, error.source))?;
+    if found.is_empty() { check_model_cache(&states.join(MODEL_CACHE)) } else { Err(refused(found, folder, states)) }
 }
 
-/// Checks the model cache. It may be a link of the caller's own: the clones of drills share the cache of the states.
-pub fn model_cache(folder: &Utf8Path) -> Result<(), Failure> {
+/// Checks the model cache and the folder that it is in. It may be a link of the caller's own: the clones of drills share
+/// the cache of the states.
+pub fn check_model_cache(folder: &Utf8Path) -> Result<(), Failure> {
     let states = folder.parent().unwrap_or(folder);
+    check_states(states)?;
     let mut found = Vec::new();
     let mut checked = check_folder(folder, DEPTH, &mut found);
     if let [Exposed { why: Exposure::Link, .. }] = found.as_slice()
@@ -183,11 +190,11 @@ mod tests {
             ("dangling", "later"),
             ("real/../real/.", "real"),
         ] {
-            assert_eq!(states(&root.join(typed)).unwrap(), root.join(real), "{typed}");
+            assert_eq!(resolve(&root.join(typed)).unwrap(), root.join(real), "{typed}");
         }
         std::fs::write(root.join("file"), "").unwrap();
         for typed in ["file", "file/below"] {
-            let refused = states(&root.join(typed)).unwrap_err();
+            let refused = resolve(&root.join(typed)).and_then(|folder| check_states(&folder)).unwrap_err();
             assert_eq!(refused.code, "not_a_folder");
             assert!(refused.error.to_string().ends_with("/file is a file"), "{:#}", refused.error);
         }
@@ -208,21 +215,21 @@ mod tests {
         };
         let run_time = [site.join("log"), site.join("data")];
         run_time.iter().for_each(|folder| set_mode(folder, 0o777));
-        environment(&state).unwrap();
+        check(&state).unwrap();
         let levels = ["", "journal", "journal/here", "secrets/here.api-key", "sites", "sites/here", "sites/here/bin"];
         let levels = levels.map(|level| state.join(level)).into_iter();
         for path in levels.chain([site.join("bin/server"), root.join("model-cache"), root.join("model-cache/blobs/ab")])
         {
             set_mode(&path, 0o777);
-            let refused = environment(&state).unwrap_err();
+            let refused = check(&state).unwrap_err();
             assert_eq!(refused.code, "state_exposed", "{path}");
             let fix = format!("chmod go-w {}", path.as_str().trim_end_matches('/'));
             assert!(refused.hint.unwrap().contains(&fix), "{path}");
             set_mode(&path, 0o755);
         }
-        environment(&state).unwrap();
+        check(&state).unwrap();
         std::fs::rename(&site, root.join("away")).unwrap();
         symlink(root.join("away"), &site).unwrap();
-        assert!(format!("{:#}", environment(&state).unwrap_err().error).contains("is a symbolic link"));
+        assert!(format!("{:#}", check(&state).unwrap_err().error).contains("is a symbolic link"));
     }
 }

@@ -332,7 +332,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         (None, None) => root.clone(),
     };
     if here != root {
-        state_access::environment(&here)?;
+        state_access::check(&here)?;
     }
     let opener = Arc::new(opener(&args.opening, session, &here).await?);
     let progress = Progress::new(console);

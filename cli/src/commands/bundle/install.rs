@@ -10,7 +10,7 @@ use crate::bundle_args::Install;
 use crate::progress::Progress;
 use crate::report::{Console, Failure, Success, size};
 use crate::session::Session;
-use crate::{signals, state_access};
+use crate::signals;
 
 /// `bundle install`.
 pub async fn install(session: &Session, args: &Install, console: Console) -> Result<Success, Failure> {
@@ -34,9 +34,6 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         ));
     }
 
-    // Before anything is installed: `up` would refuse it.
-    let states = state_access::states(&site::wanted_state(session, &root)?)?;
-    state_access::environment(&states.join(&name))?;
     let installation = Site::new(&root);
     let progress = Progress::new(console);
     let stop = signals::stop(console);
