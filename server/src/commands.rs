@@ -301,11 +301,9 @@ fn answer(done: Result<serde_json::Value, KeysError>) -> Result<(), CommandError
     let hint = match &error {
         KeysError::Command { hint, .. } => hint.clone(),
         KeysError::Watch(why) => why.hint.clone(),
-        KeysError::Store(StoreError::Full(_)) => Some("free space on the disk of the database".to_owned()),
-        KeysError::Store(_) | KeysError::Random => None,
+        _ => None,
     };
-    let failed = matches!(error, KeysError::Store(_) | KeysError::Random);
-    print(&json!({ "error": { "message": chain(&error), "hint": hint, "failed": failed } }))?;
+    print(&json!({ "error": { "message": chain(&error), "hint": hint } }))?;
     Err(error.into())
 }
 

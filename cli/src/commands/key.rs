@@ -11,7 +11,7 @@ use textnlp_server::auth::key::{NewKey, digest};
 use textnlp_service::running::{self, RunningEnvironment, ServerProcess};
 
 use crate::args::Key;
-use crate::report::{Console, Exit, Failure, Success};
+use crate::report::{Console, Failure, Success};
 use crate::session::Session;
 use crate::{clouds, deployment};
 
@@ -217,9 +217,7 @@ async fn logged(jobs: &dyn Jobs, lineage: Lineage, mut command: Value) -> Result
 /// The answer of the program, or its own error message.
 pub fn answered(command: &str, answer: Value, failed: Option<String>) -> Result<Value, Failure> {
     if let Some(message) = answer["error"]["message"].as_str() {
-        // Without `failed`, as of earlier versions, the command was wrong.
-        let exit = if answer["error"]["failed"] == json!(true) { Exit::Failed } else { Exit::Usage };
-        let mut failure = Failure::new(exit, "key", anyhow::anyhow!("{message}"));
+        let mut failure = Failure::usage("key", anyhow::anyhow!("{message}"));
         failure.hint = answer["error"]["hint"].as_str().map(str::to_owned);
         return Err(failure);
     }
@@ -239,18 +237,5 @@ fn without_nulls(value: &Value) -> Value {
             Value::Object(fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect())
         }
         other => other.clone(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failure_of_the_database_is_not_a_usage_error() {
-        let exit = |error: Value| answered(COMMAND, json!({ "error": error }), None).unwrap_err().exit;
-        assert_eq!(exit(json!({ "message": "the database's disk is full", "failed": true })), Exit::Failed);
-        assert_eq!(exit(json!({ "message": "`name` is too long", "failed": false })), Exit::Usage);
-        assert_eq!(exit(json!({ "message": "of an earlier version" })), Exit::Usage);
     }
 }
