@@ -205,11 +205,11 @@ fn place(path: &Utf8Path, digest: &str, fill: impl FnOnce(&Utf8Path) -> Result<(
     Ok(())
 }
 
-/// What other users could change of a model after it was verified.
+/// What other users could change of a model after it was verified. A link in place of its folder is the operator's own.
 fn exposed(path: &Utf8Path) -> std::io::Result<Option<Exposed>> {
     let mut found = Vec::new();
     textnlp_files::check_folder(path, 1, &mut found)?;
-    Ok(found.into_iter().next())
+    Ok(found.into_iter().find(|exposed| exposed.why != Exposure::Link))
 }
 
 /// The facts of the marker: the digest, and stamps for a cheap check of the files.
@@ -282,8 +282,7 @@ pub(super) async fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Obse
         look.output(fact, marker.facts.get(fact).cloned().unwrap_or_default());
     }
     let exposed = exposed(&path).map_err(|error| Error::io("check", path.as_str(), error))?;
-    // A link in place of the folder is a user's own.
-    if let Some(exposed) = exposed.filter(|exposed| exposed.why != Exposure::Link) {
+    if let Some(exposed) = exposed {
         look.drift("files", exposed.to_string());
     } else if let Some(what) = changed_file(&path, marker)? {
         // Only a changed file is worth reading gigabytes.
