@@ -15,14 +15,15 @@ mod token;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_keys::FileSecretStore;
+use textnlp_files::Exposed;
+use textnlp_keys::{FileSecretStore, Marker, SiteFolder};
 use textnlp_models::FetchOptions;
 use textnlp_onprem::{LocalOperations, OnPrem, Options, fault};
 use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::environment::model::{Environment, SiteSettings};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::operations::{Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteOutputs};
-use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
+use textnlp_provider::{Capabilities, Lineage, Provider, SecretStore, Site, SiteName};
 
 use crate::args;
 use crate::dr_args::TakeBack;
@@ -127,6 +128,29 @@ pub const SECRETS: &str = "secrets";
 /// The secret store of an environment.
 pub fn secrets(folder: &Utf8Path) -> Arc<FileSecretStore> {
     Arc::new(FileSecretStore::new(folder.join(SECRETS)))
+}
+
+/// Appends what other users control in the folders of an environment's sites.
+pub fn check_sites(folder: &Utf8Path, found: &mut Vec<Exposed>) -> Result<(), textnlp_files::Error> {
+    let sites = folder.join("sites");
+    let before = found.len();
+    textnlp_files::check_folder(&sites, 0, found)?;
+    if found.len() == before {
+        let entries = sites.read_dir_utf8().into_iter().flatten().flatten();
+        for site in entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_file())) {
+            // The files of a model are checked where it is observed.
+            SiteFolder::at(site.path()).check_owners(1, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// The deployment that the objects on this machine belong to, if it is not the one with this lineage.
+pub fn other_lineage(folder: &Utf8Path, lineage: Lineage) -> Option<Lineage> {
+    let sites = folder.join("sites").read_dir_utf8().into_iter().flatten().flatten();
+    // A marker that cannot be read is reported where it is observed.
+    let markers = sites.flat_map(|site| Marker::all(&SiteFolder::at(site.path())).unwrap_or_default());
+    markers.map(|marker| marker.lineage).find(|other| *other != lineage)
 }
 
 /// Options that both providers on this machine share.

@@ -130,6 +130,20 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
         std::fs::remove_file(state.join(part)).unwrap();
     }
     std::fs::remove_dir_all(state.join("journal")).unwrap();
+    // A refused `up` names the lineage of the objects, and proposes no other one. Nothing claims that nothing runs.
+    let refused = run(&sandbox, &["up", "--yes", "--no-gate"]);
+    assert!(refused.exit != 0 && refused.err.contains(&lineage), "{refused:?}");
+    assert!(!state.join("lineage.json").exists() && !state.join("journal").exists());
+    for args in [&["down", "--yes"][..], &["status"]] {
+        let lost = run(&sandbox, args).expect(4);
+        assert!(lost.err.contains(&format!("state import --lineage {lineage}")), "{}", lost.err);
+    }
+    let doctor = run(&sandbox, &["doctor"]).expect(1);
+    assert!(doctor.out.contains("it was lost") && doctor.out.contains(&lineage), "{}", doctor.out);
+    assert_eq!(sandbox.processes().len(), before);
+    // A lineage without records, as earlier versions left it.
+    let empty = json!({ "format": 1, "lineage": "00000000-0000-4000-8000-000000000000", "environment": "development", "sites": {} });
+    std::fs::write(state.join("lineage.json"), empty.to_string()).unwrap();
     run(&sandbox, &["state", "import"]).expect(2);
     let looked = run(&sandbox, &["state", "import", "--lineage", &lineage, "-o", "json"]).expect(4).json();
     let proposed = looked["proposals"].as_array().unwrap().len();
@@ -141,6 +155,82 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
     assert_eq!(json_of(&sandbox, &["status"])["ready"], true);
     let gone = run(&sandbox, &["state", "remove", "here/nothing", "--yes"]).expect(2);
     assert!(gone.err.contains("here/nothing"), "{}", gone.err);
+}
+
+#[test]
+fn damaged_files_beside_the_journals_are_known_and_repaired() {
+    let sandbox = Sandbox::new("files");
+    sandbox.up("development");
+    let state = sandbox.state("development");
+    let up = ["up", "--yes", "--no-gate"];
+    for (file, exit) in [("lease.json", 1), ("hold.json", 1), ("store.json", 1)] {
+        std::fs::write(state.join(file), "").unwrap();
+        let refused = run(&sandbox, &[&up[..], &["-o", "json"]].concat()).expect(exit).json();
+        assert_eq!(refused["error"]["code"], "damaged_state", "{file}: {refused:#}");
+        assert!(refused["error"]["hint"].as_str().unwrap().contains("state repair"), "{file}: {refused:#}");
+        let doctor = run(&sandbox, &["doctor"]).expect(1);
+        assert!(doctor.out.contains(file) && doctor.out.contains("state repair"), "{file}: {}", doctor.out);
+        let look = run(&sandbox, &["state", "repair"]).expect(4);
+        assert!(look.err.contains(file), "{file}: {}", look.err);
+        run(&sandbox, &["state", "repair", "--yes"]).expect(0);
+        if file == "hold.json" {
+            // It may have been a freeze, so it is one until the operator ends it.
+            run(&sandbox, &up).expect(4);
+            run(&sandbox, &["hold", "--release"]).expect(0);
+        }
+        sandbox.up("development");
+        run(&sandbox, &["doctor"]).expect(0);
+    }
+}
+
+#[test]
+fn state_that_other_users_control_is_refused_before_any_change() {
+    use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+    let sandbox = Sandbox::new("owners");
+    let (states, state) = (sandbox.folder().join("state"), sandbox.state("development"));
+    let commands = [&["status"][..], &["up", "--yes", "--no-gate"], &["down", "--yes"], &["plan"]];
+    let refused = |code: &str, says: &str| {
+        let before = sandbox.files(&states);
+        for args in commands {
+            let said = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(4).json();
+            assert_eq!(said["error"]["code"], code, "{said:#}");
+            assert!(said["error"].to_string().contains(says), "{says}: {said:#}");
+        }
+        assert_eq!(run(&sandbox, &["doctor"]).exit, 1);
+        assert_eq!(sandbox.files(&states), before, "nothing was written");
+    };
+    let set_mode = |path: &camino::Utf8Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    std::fs::create_dir_all(state.join("sites/here/bin")).unwrap();
+    for path in [&states, &state, &state.join("sites/here/bin")] {
+        set_mode(path, 0o777);
+        refused("state_exposed", &format!("chmod go-w {path}"));
+        set_mode(path, 0o755);
+    }
+    // Only root may give a folder away.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    const OTHER: Option<u32> = Some(65_534);
+    for path in [&states, &state] {
+        chown(path, OTHER, OTHER).unwrap();
+        refused("other_owner", "run the command as that user: sudo -u ");
+        chown(path, Some(0), Some(0)).unwrap();
+    }
+    for path in [state.join("sites/here/bin"), state.join("sites")] {
+        chown(&path, OTHER, OTHER).unwrap();
+        refused("state_exposed", &format!("chown -h 0 {path}"));
+        chown(&path, Some(0), Some(0)).unwrap();
+    }
+    // Another user's link to a folder of the caller is not followed.
+    let victim = sandbox.folder().join("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::remove_dir_all(&state).unwrap();
+    symlink(&victim, &state).unwrap();
+    lchown(&state, OTHER, OTHER).unwrap();
+    refused("other_owner", "run the command as that user");
+    assert_eq!(sandbox.files(&victim), Vec::<String>::new());
 }
 
 /// A state file as Terraform writes it of what `export terraform` made.

@@ -23,6 +23,7 @@ use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::rerun_flags::quoted;
 use crate::session::{ChosenEnvironment, Session};
+use crate::state_access;
 
 /// Runs the subcommand.
 pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Result<Success, Failure> {
@@ -351,6 +352,9 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         (Some(name), _) | (None, Some(name)) => root.join(name),
         (None, None) => root.clone(),
     };
+    if here != root {
+        state_access::check(&here)?;
+    }
     let opener = Arc::new(opener(&args.opening, session, &here).await?);
     let progress = Progress::new(console);
     let (again, model_cache) = (session.again(), session.model_cache()?);

@@ -35,6 +35,7 @@ fn kubectl_and_our_program_sign_in_by_an_exec_kubeconfig() {
         let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(cluster.admin()).unwrap()).unwrap();
         config["users"][0]["user"] = json!({ "exec": exec(version) });
         std::fs::write(&path, config.to_string()).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let (done, said) =
             kubectl(&["auth", "whoami", "--kubeconfig", path.as_str(), "-o", "jsonpath={.status.userInfo.username}"]);
         assert!(done && said[0] == who, "{version}: {said:?}");

@@ -250,9 +250,7 @@ impl Supervisor {
     fn listen(&self) -> std::io::Result<UnixListener> {
         files::make_folder(&self.folder.join("run"))?;
         files::make_folder(&self.folder.join("log"))?;
-        if self.folder.has_short_sockets() {
-            files::make_private_folder(&self.folder.sockets())?;
-        }
+        files::make_sockets_folder(&self.folder)?;
         // This process holds the supervisor's lock, so the socket is stale.
         files::remove_file(&self.folder.control())?;
         UnixListener::bind(self.folder.control())
