@@ -258,17 +258,19 @@ impl Store {
         now_ms: i64,
     ) -> Result<LeaseAnswer, StoreError> {
         let (share, reservation) = (Share::Apart { sites }, &request.reservation);
-        let mut transaction = self.count(&about(&reservation.subject)).await?;
-        self.settle_in(&mut transaction, reservation, request.settled_apart, share).await?;
         let granted = match reservation.units {
             0 => None,
-            _ => Some(self.grant_in(&mut transaction, reservation, share, now_ms).await?),
+            _ => {
+                let mut transaction = self.count(&about(&reservation.subject)).await?;
+                let granted = self.grant_in(&mut transaction, reservation, share, now_ms).await?;
+                self.commit(transaction).await?;
+                Some(granted)
+            }
         };
-        self.commit(transaction).await?;
         Ok(LeaseAnswer { granted, apart: true, unsettled: request.settled })
     }
 
-    /// Ends what a site counted apart, once the primary grants leases again.
+    /// Settles a lease from a site's own share.
     pub async fn settle_apart(&self, request: &LeaseRequest, sites: u64) -> Result<(), StoreError> {
         let (settled, share) = (request.settled_apart, Share::Apart { sites });
         if settled == Settlement::default() {

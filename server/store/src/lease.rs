@@ -311,9 +311,9 @@ mod tests {
         /// Asks for units; without the primary it is cut off.
         async fn ask(&mut self, primary: Option<&mut Primary>, of: &Reservation, now: i64) -> Option<Outcome> {
             let request = self.lease.request(of);
+            self.store.settle_apart(&request, SITES).await.unwrap();
             let answer = match primary {
                 Some(Primary { store, granted }) => {
-                    self.store.settle_apart(&request, SITES).await.unwrap();
                     let leased = granted.leased(&request, now);
                     let answer = store.lease(&request, SITES, leased, now).await.unwrap();
                     granted.note(&request, &answer, now);
