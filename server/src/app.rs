@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
 use crate::auth::jwt::Signer;
+use crate::auth::refusals::Refusals;
 use crate::config::Config;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
@@ -30,6 +31,7 @@ pub(crate) struct App {
     pub(crate) engine: Handle,
     pub(crate) models: Arc<Models>,
     pub(crate) readiness: Readiness,
+    pub(crate) refusals: Refusals,
     pub(crate) local_rates: LocalRates,
     /// Where the primary site counts; otherwise the database does.
     pub(crate) leases: Option<Leases>,

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::allowance::LocalRates;
 use crate::app::{App, WORKERS};
 use crate::auth::jwt::{Signer, SignerError};
+use crate::auth::refusals::Refusals;
 use crate::config::{Address, Config, DatabaseAt};
 use crate::endpoints;
 use crate::http;
@@ -127,6 +128,7 @@ impl Server {
             usage,
             audit,
             readiness: Readiness::default(),
+            refusals: Refusals::default(),
             local_rates: LocalRates::default(),
             leases: match (&config.database.at, &config.watch) {
                 // Sites with a database each.

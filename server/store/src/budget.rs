@@ -410,7 +410,7 @@ impl Store {
         .map_err(StoreError::Failed)
     }
 
-    /// The counters that are not as if they had never been used, at most so many of each kind.
+    /// The counters that are in use: rates and budgets, at most `most` of each.
     pub async fn counters(&self, most: u32, now_ms: i64) -> Result<Vec<Counter>, StoreError> {
         let rates = sqlx::query(
             "SELECT subject, kind, arrival_ms FROM allowances WHERE arrival_ms > $1 AND kind IN ('requests', 'tokens') \

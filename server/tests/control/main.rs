@@ -252,8 +252,10 @@ fn limits_are_counted_once_over_three_sites_and_by_the_next_primary() {
         assert!(!take(&sites, site, &mut Lease::default(), &of), "{site} knows what was counted");
     }
     let other = Reservation { subject: "fedcba9876543210".to_owned(), ..of };
-    until(LONG, || take(&sites, "tertiary", &mut Lease::default(), &other));
-    until(LONG, || sites.counters("secondary").len() == 4);
+    until(LONG, || {
+        take(&sites, "tertiary", &mut Lease::default(), &other);
+        sites.counters("secondary").len() == 4
+    });
     let (status, answer) =
         sites.post("tertiary", "/v1/counters?forwarded=1", &json!(Lease::default().request(&other)).to_string());
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("not_primary")), "{answer}");

@@ -112,7 +112,7 @@ impl Counters {
         let mut until = self.apart_until.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *until, why.err().map(|_| Instant::now() + RETRY_INTERVAL));
         match (why, before) {
-            (Err(why), None) => tracing::warn!(%why, "the primary does not grant leases: limits are counted apart"),
+            (Err(why), None) => tracing::warn!(%why, "limits are counted apart: the primary grants no leases"),
             (Ok(()), Some(_)) => tracing::info!("the primary grants leases again"),
             _ => {}
         }
@@ -225,7 +225,7 @@ pub(super) async fn changes(
 
 fn not_primary() -> Response {
     let message = "this site is not the primary";
-    refused(StatusCode::SERVICE_UNAVAILABLE, "not_primary", message, "ask the primary")
+    refused(StatusCode::SERVICE_UNAVAILABLE, "not_primary", message, "try again in a moment")
 }
 
 fn failed(error: &StoreError) -> Response {
