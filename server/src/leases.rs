@@ -141,3 +141,125 @@ impl Leases {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use axum::extract::State;
+    use axum::routing::post;
+    use axum::{Json, Router};
+    use camino::Utf8PathBuf;
+    use textnlp_process::{Listener, Serving};
+    use textnlp_store::lease::{Granted, LeaseAnswer, LeaseRequest};
+    use textnlp_store::{BudgetRefusal, Database, DatabaseAt, Store, Unit};
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+
+    /// A site agent of the primary.
+    struct Agent {
+        store: Store,
+        granted: tokio::sync::Mutex<Granted>,
+        asked: AtomicU64,
+        stop: CancellationToken,
+        connections: TaskTracker,
+        address: Address,
+        _folder: tempfile::TempDir,
+    }
+
+    async fn grant(State(agent): State<Arc<Agent>>, Json(request): Json<LeaseRequest>) -> Json<LeaseAnswer> {
+        agent.asked.fetch_add(1, Ordering::SeqCst);
+        let mut granted = agent.granted.lock().await;
+        let leased = granted.leased(&request, now_ms());
+        let answer = agent.store.lease(&request, 3, leased, now_ms()).await.unwrap();
+        granted.note(&request, &answer, now_ms());
+        Json(answer)
+    }
+
+    async fn agent() -> Arc<Agent> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| Utf8PathBuf::from_path_buf(folder.path().join(name)).unwrap();
+        let at = DatabaseAt::File(path("t.db"));
+        let store = Store::open(&Database { at, pool_size: 1, max_overflow: 0 }).await.unwrap();
+        store.prepare().await.unwrap();
+        let address = Address::Unix(path("agent.sock"));
+        let listener = Listener::bind(&address).await.unwrap();
+        let agent = Arc::new(Agent {
+            store,
+            granted: Default::default(),
+            asked: AtomicU64::new(0),
+            stop: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            address,
+            _folder: folder,
+        });
+        let serving = Serving {
+            header_timeout: Duration::from_secs(10),
+            max_connections: 100,
+            leaving: Arc::default(),
+            stop: agent.stop.clone(),
+            leave: agent.stop.clone(),
+            connections: agent.connections.clone(),
+        };
+        let routes = Router::new().route("/v1/counters", post(grant)).with_state(agent.clone());
+        agent.connections.spawn(listener.serve(routes, serving));
+        agent
+    }
+
+    impl Agent {
+        fn asked(&self) -> u64 {
+            self.asked.load(Ordering::SeqCst)
+        }
+
+        async fn stop(&self) {
+            self.stop.cancel();
+            self.connections.close();
+            self.connections.wait().await;
+        }
+    }
+
+    fn of(unit: Unit, units: u64) -> Reservation {
+        let (rate, key_limit) = match unit {
+            Unit::Requests => (Some("1000/hour".parse().unwrap()), None),
+            Unit::Tokens => (None, Some(150)),
+        };
+        Reservation { unit, subject: "key".to_owned(), key_limit, token: None, rate, units }
+    }
+
+    #[tokio::test]
+    async fn many_requests_share_one_lease_and_its_rest_is_returned() {
+        let agent = agent().await;
+        let (replica, request) = (Leases::new(agent.address.clone()), of(Unit::Requests, 1));
+        let taken = futures::future::join_all((0..50).map(|_| replica.reserve(&request))).await;
+        assert!(taken.iter().all(|taken| matches!(taken, Ok(Ok(Some(_))))), "{taken:?}");
+        assert_eq!(agent.asked(), 1);
+        replica.give_back(false).await;
+        assert_eq!(agent.asked(), 1, "it is not over");
+        replica.give_back(true).await;
+        assert_eq!((agent.asked(), replica.held.lock().unwrap().len()), (2, 0));
+        let other = Leases::new(agent.address.clone());
+        let left = other.reserve(&request).await.unwrap().unwrap().unwrap();
+        // A unit comes back every 3.6 s.
+        assert!((949..960).contains(&left.remaining), "{left:?}");
+        agent.stop().await;
+        assert!(matches!(other.reserve(&request).await, Ok(Ok(_))), "what is leased can be used");
+        assert!(replica.reserve(&request).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn tokens_that_were_not_used_are_free_at_once() {
+        let agent = agent().await;
+        let replica = Leases::new(agent.address.clone());
+        let tokens = |units| of(Unit::Tokens, units);
+        assert!(replica.reserve(&tokens(100)).await.unwrap().is_ok());
+        let refused = replica.reserve(&tokens(100)).await.unwrap();
+        assert!(matches!(refused, Err(BudgetRefusal::Spent { limit: 150, left: 50, .. })), "{refused:?}");
+        replica.settle(&tokens(100), 10);
+        assert!(replica.reserve(&tokens(140)).await.unwrap().is_ok());
+        assert!(replica.reserve(&tokens(1)).await.unwrap().is_err());
+        agent.stop().await;
+    }
+}

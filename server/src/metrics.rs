@@ -161,7 +161,7 @@ impl Metrics {
         r.register("textnlp_errors", "Errors by type", metrics.errors.clone());
         // At zero from the start: an increase is measured from the first sample.
         for code in GUESSES {
-            metrics.authentication_failures.get_or_create(&ByType { r#type: code });
+            drop(metrics.authentication_failures.get_or_create(&ByType { r#type: code }));
         }
         r.register(
             "textnlp_authentication_failures",
