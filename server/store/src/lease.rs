@@ -301,11 +301,13 @@ mod tests {
     struct Site {
         lease: Lease,
         store: Store,
+        _bench: Bench,
     }
 
     impl Site {
         async fn new(bench: &Bench) -> Self {
-            Self { lease: Lease::default(), store: bench.another().store().await }
+            let bench = bench.another();
+            Self { lease: Lease::default(), store: bench.store().await, _bench: bench }
         }
 
         /// Asks for units; without the primary it is cut off.
@@ -447,7 +449,8 @@ mod tests {
         }
         assert_eq!(given, 9 + 3 + 3, "the limit, and a third of it at each site that is cut off");
 
-        let (mut primary, mut sites) = three(&bench.another()).await;
+        let bench = bench.another();
+        let (mut primary, mut sites) = three(&bench).await;
         let of = |units| of(None, Some(300), Unit::Tokens, units);
         assert!(sites[0].take(Some(&mut primary), &of(30), START).await.is_ok());
         sites[1].store.put_counters(&primary.store.counters(10, START).await.unwrap()).await.unwrap();
@@ -482,7 +485,8 @@ mod tests {
         let mut active = primary.store.counters(10, START).await.unwrap();
         active.reverse();
         assert_eq!((named.len(), &named), (2, &active));
-        let mut next = Primary { store: sites.remove(0).store, granted: Granted::default() };
+        let first = sites.remove(0);
+        let mut next = Primary { store: first.store.clone(), granted: Granted::default() };
         next.store.put_counters(&named).await.unwrap();
         assert!(sites[0].take(Some(&mut next), &requests, START).await.is_ok());
         assert!(sites[1].take(Some(&mut next), &requests, START).await.is_err());
