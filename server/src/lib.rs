@@ -22,6 +22,7 @@ mod http;
 mod allowance;
 pub mod auth;
 mod chat;
+mod leases;
 mod models;
 mod ready;
 mod record;

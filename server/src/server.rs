@@ -16,9 +16,11 @@ use tokio_util::task::TaskTracker;
 use crate::allowance::LocalRates;
 use crate::app::{App, WORKERS};
 use crate::auth::jwt::{Signer, SignerError};
-use crate::config::{Address, Config};
+use crate::auth::refusals::Refusals;
+use crate::config::{Address, Config, DatabaseAt};
 use crate::endpoints;
 use crate::http;
+use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
@@ -74,6 +76,9 @@ const MOST_METRICS: usize = 64;
 /// How long after a large request its freed memory is returned to the system: it holds some until it is answered.
 const RELEASE_DELAY: Duration = Duration::from_secs(1);
 
+/// Interval between two checks for leases that are over.
+const LEASE_POLL: Duration = Duration::from_secs(1);
+
 /// Part of the drain timeout that is reserved for the database and the usage log.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -123,7 +128,13 @@ impl Server {
             usage,
             audit,
             readiness: Readiness::default(),
+            refusals: Refusals::default(),
             local_rates: LocalRates::default(),
+            leases: match (&config.database.at, &config.watch) {
+                // Sites with a database each.
+                (DatabaseAt::File(_), Some(agent)) => Some(Leases::new(agent.clone())),
+                _ => None,
+            },
             began: Instant::now(),
             tasks,
             texts: Workers::new(WORKERS, &worked),
@@ -164,6 +175,13 @@ impl Server {
             let days = swept.config.usage.retention_days;
             let deleted = |rows| swept.metrics.usage_deleted(rows);
             textnlp_store::retention::run(&swept.store, days, now_ms, deleted, &stop_sweeping).await;
+        });
+        let (leasing, stop_returning) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move {
+            let Some(leases) = &leasing.leases else { return };
+            while stop_returning.run_until_cancelled(tokio::time::sleep(LEASE_POLL)).await.is_some() {
+                leases.give_back(false).await;
+            }
         });
         let stop_releasing = stop.clone();
         app.tasks.spawn(async move {
@@ -250,6 +268,9 @@ impl Server {
         let _ = tokio::time::timeout(LAST_WRITES, self.connections.wait()).await;
         self.metrics_connections.close();
         let _ = tokio::time::timeout(LAST_WRITES, self.metrics_connections.wait()).await;
+        if let Some(leases) = &app.leases {
+            let _ = tokio::time::timeout(LAST_WRITES, leases.give_back(true)).await;
+        }
         app.usage.close();
         app.audit.close();
         clean &= tokio::time::timeout(LAST_WRITES, self.usage_writer).await.is_ok();

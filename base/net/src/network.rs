@@ -18,7 +18,7 @@ impl Network {
 }
 
 /// The address with only the first bits.
-pub fn masked(address: IpAddr, prefix: u8) -> IpAddr {
+fn masked(address: IpAddr, prefix: u8) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
             let kept = u32::MAX.checked_shl(32_u32.saturating_sub(prefix.into())).unwrap_or(0);
@@ -28,6 +28,17 @@ pub fn masked(address: IpAddr, prefix: u8) -> IpAddr {
             let kept = u128::MAX.checked_shl(128_u32.saturating_sub(prefix.into())).unwrap_or(0);
             Ipv6Addr::from_bits(address.to_bits() & kept).into()
         }
+    }
+}
+
+/// The IPv6 network of one subscriber (RFC 6177), who can use all of its addresses.
+const SUBSCRIBER_PREFIX: u8 = 64;
+
+/// The address that stands for one client: an IPv4 address, or the network of an IPv6 subscriber.
+pub fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        address @ IpAddr::V4(_) => address,
+        address @ IpAddr::V6(_) => masked(address, SUBSCRIBER_PREFIX),
     }
 }
 

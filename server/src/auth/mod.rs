@@ -2,11 +2,12 @@
 
 pub mod jwt;
 pub mod key;
+pub(crate) mod refusals;
 pub mod tenant;
 pub mod ticket;
 
 use axum::http::{HeaderMap, StatusCode, header};
-use textnlp_store::{ApiKey, StoreError, StreamTicket, Token, now_ms};
+use textnlp_store::{Action, ApiKey, Origin, StoreError, StreamTicket, Token, now_ms};
 
 use crate::app::App;
 use crate::config::Rate;
@@ -45,8 +46,11 @@ impl Caller {
     }
 }
 
+/// Codes of refused credentials that may be guesses. An expired token is none: its signature is valid.
+pub(crate) const GUESSES: [&str; 3] = ["invalid_api_key", "invalid_token", "invalid_ticket"];
+
 /// Whether an error refuses a credential that was sent: one that is wrong, or of another tenant.
-pub(crate) fn is_refusal(error: &ApiError) -> bool {
+fn is_refusal(error: &ApiError) -> bool {
     (error.status == StatusCode::UNAUTHORIZED && error.code != "missing_api_key") || error.code == "tenant_mismatch"
 }
 
@@ -56,6 +60,29 @@ pub(crate) fn may_identify(app: &App, headers: &HeaderMap) -> bool {
     !security.api_keys_enabled
         || headers.contains_key(header::AUTHORIZATION)
         || headers.contains_key(security.api_key_header.as_str())
+}
+
+/// Records a refused credential. A client that sends too many wrong ones learns no more than that.
+pub(crate) fn refuse(app: &App, action: Action, error: ApiError, origin: Origin<'_>) -> ApiError {
+    if !is_refusal(&error) {
+        return error;
+    }
+    let source = origin.source;
+    app.audit.refused(action, error.code, origin);
+    if !GUESSES.contains(&error.code) {
+        return error;
+    }
+    app.metrics.authentication_failed(error.code);
+    match app.refusals.count(source, now_ms()) {
+        None => error,
+        Some(wait) => ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "authentication_limited",
+            "this address sent too many invalid credentials",
+        )
+        .hint("send a valid API key; it is accepted at once")
+        .retry_after(wait),
+    }
 }
 
 /// Identifies the caller.

@@ -30,11 +30,9 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
         fields.finish()?;
     }
     let app = &call.app;
-    let key = auth::with_key(app, text.as_deref().unwrap_or_default()).await.inspect_err(|error| {
-        if auth::is_refusal(error) {
-            app.audit.refused(Action::SignIn, error.code, call.origin());
-        }
-    })?;
+    let key = auth::with_key(app, text.as_deref().unwrap_or_default())
+        .await
+        .map_err(|error| auth::refuse(app, Action::SignIn, error, call.origin()))?;
     let caller = auth::caller(app, &key, None);
     call.record.caller(&caller);
     allowance::take_request(app, &caller).await.map_err(|(error, _)| error)?;

@@ -89,11 +89,9 @@ impl Call {
     }
 
     async fn identify(&self) -> Result<Caller, ApiError> {
-        let caller = auth::authenticate(&self.app, &self.headers).await.inspect_err(|error| {
-            if auth::is_refusal(error) {
-                self.app.audit.refused(Action::Authenticate, error.code, self.origin());
-            }
-        })?;
+        let caller = auth::authenticate(&self.app, &self.headers)
+            .await
+            .map_err(|error| auth::refuse(&self.app, Action::Authenticate, error, self.origin()))?;
         self.record.caller(&caller);
         if caller.user != auth::ANONYMOUS {
             self.app.audit.key_used(&caller.user, &caller.tenant, self.origin());

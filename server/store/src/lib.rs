@@ -14,6 +14,7 @@ mod config;
 mod copy;
 mod dialect;
 mod keys;
+pub mod lease;
 mod migrate;
 pub mod programs;
 pub mod rate;
@@ -34,7 +35,7 @@ use textnlp_net::retry::{Backoff, RetryPolicy, retry};
 use dialect::{Dialect, Haste, Trust, Turns};
 
 pub use audit::{Action, Actor, AuditEvent, AuditLog, AuditPage, AuditRow, Origin, Outcome, is_plain};
-pub use budget::{BudgetOwner, BudgetRefusal, Reservation};
+pub use budget::{BudgetOwner, BudgetRefusal, Counter, CounterName, Grant, Reservation, Unit};
 pub use check::{CheckFinding, CheckResult, check_database};
 pub use config::{Database, DatabaseAt, PostgresAt};
 pub use copy::{Copied, check, copy};

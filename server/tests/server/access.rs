@@ -258,6 +258,39 @@ async fn rate_limit_applies_per_key_with_retry_after() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invalid_credentials_are_limited_per_address_and_valid_ones_are_not() {
+    let site = start(Setup::default()).await.ready().await;
+    let limited = "192.0.2.7";
+    let ask = async |path: &str, key: &str, address: &str| {
+        let headers = [("x-api-key", key), ("x-forwarded-for", address)];
+        site.client.send("GET", path, &headers, b"").await
+    };
+    let (mut refused, mut last) = (0, None);
+    while last.is_none() && refused < 1000 {
+        let reply = ask("/v1/models", "tnlp_wrong", limited).await;
+        match reply.status {
+            401 => refused += 1,
+            _ => last = Some(reply),
+        }
+    }
+    let reply = last.unwrap();
+    assert_eq!((reply.status, reply.error().0.as_str()), (429, "authentication_limited"), "{}", reply.text());
+    assert!(refused >= 60 && reply.header("retry-after").is_some(), "{refused}");
+    assert!(site.metric("textnlp_authentication_failures_total").await > f64::from(refused));
+    // Who has a key is not held up, nor are probes, nor other addresses.
+    for _ in 0..3 {
+        assert_eq!(ask("/v1/models", &site.key, limited).await.status, 200);
+        assert_eq!(ask("/health", "tnlp_wrong", limited).await.status, 200);
+        assert_eq!(ask("/v1/models", "tnlp_wrong", "192.0.2.8").await.status, 401);
+    }
+    let headers = [("x-forwarded-for", limited)];
+    let sign_in = json!({ "api_key": site.key }).to_string();
+    assert_eq!(site.client.send("POST", "/auth/token", &headers, sign_in.as_bytes()).await.status, 200);
+    let reply = site.client.send("GET", "/v1/models", &headers, b"").await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (401, "missing_api_key"), "no credential is no guess");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn token_rate_limit_counts_used_and_not_requested_tokens() {
     let site = start(Setup::default()).await.ready().await;
     let key = make_key(&site.config, json!({ "do": "create", "token_rate_limit": "60/day" })).await;
