@@ -3,6 +3,7 @@
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use textnlp_models::WeightFormat;
+use textnlp_orchestrator::environment::model::Span;
 
 /// Deploy your own text-generation service anywhere.
 #[derive(Debug, Parser)]
@@ -161,6 +162,9 @@ pub enum Command {
     /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     Key(Key),
+    /// Rotate the key that signs tokens and the certificate authority
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// Export the audit log: who did what, when and from where
     #[command(subcommand)]
     Audit(Audit),
@@ -480,11 +484,18 @@ pub enum Key {
     /// List keys without their secrets
     List,
     /// Replace the secret of a key
+    ///
+    /// The first key is in the secret store: it is replaced there, and `up` runs.
     Rotate {
         /// Public ID, as shown by `key list`
         id: String,
+        /// How long the replaced first key stays valid: `1h`, `7d` [default: not at all]
+        #[arg(long, value_name = "TIME", value_parser = crate::dr_args::span)]
+        grace: Option<Span>,
     },
     /// Revoke a key immediately
+    ///
+    /// The first key needs another key with all scopes. The next `up` creates a new first key.
     Revoke {
         /// Public ID, as shown by `key list`
         id: String,
@@ -494,6 +505,37 @@ pub enum Key {
 /// The scopes that a key can have, `*` for everything.
 fn scope_values() -> clap::builder::PossibleValuesParser {
     clap::builder::PossibleValuesParser::new(["*"].iter().chain(textnlp_server::auth::SCOPES).copied())
+}
+
+/// See [`Command::Secret`].
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// Replace a generated credential and run `up`
+    ///
+    /// The old one stays accepted: the signing key until the last token that it signed has ended, the authority for 30
+    /// days beside the new one in the CA file.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy secret rotate jwt --env pilot                 replace the key that signs tokens\n  \
+        textnlp-deploy secret rotate jwt --env pilot --immediately   the same after a leak\n  \
+        textnlp-deploy secret rotate ca --env pilot                  replace the certificate authority\n\n\
+        The first API key: `textnlp-deploy key rotate`. Steps after a leak: docs/runbooks/leaked-credentials.md")]
+    Rotate {
+        /// Credential to replace
+        #[arg(value_enum)]
+        what: RotatedSecret,
+        /// Refuse at once what the old one signed: it was leaked
+        #[arg(long)]
+        immediately: bool,
+    },
+}
+
+/// A credential that `secret rotate` replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RotatedSecret {
+    /// The key that signs the tokens of /auth/token
+    Jwt,
+    /// The local certificate authority, with the certificates that it issued
+    Ca,
 }
 
 /// See [`Command::Audit`].

@@ -15,14 +15,14 @@ mod token;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_keys::FileSecretStore;
+use textnlp_keys::{FileSecretStore, KeyKind};
 use textnlp_models::FetchOptions;
 use textnlp_onprem::{LocalOperations, OnPrem, Options, fault};
 use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::environment::model::{Environment, SiteSettings};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::operations::{Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteOutputs};
-use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
+use textnlp_provider::{Capabilities, Provider, Recorded, SecretStore, Site, SiteName};
 
 use crate::args;
 use crate::dr_args::TakeBack;
@@ -119,6 +119,11 @@ pub fn catalogue() -> Catalogue {
         providers: PROVIDERS.iter().map(|row| (row.name.to_owned(), offer(row))).collect(),
         surroundings: Some(detection::SystemView::here().surroundings()),
     }
+}
+
+/// Whether a recorded resource is a local certificate authority.
+pub fn is_authority(recorded: &Recorded) -> bool {
+    KeyKind::of(&recorded.kind) == Some(KeyKind::Authority)
 }
 
 /// The folder for an environment's secrets, within its state folder.

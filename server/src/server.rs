@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
 use crate::app::{App, WORKERS};
+use crate::auth;
 use crate::auth::jwt::{Signer, SignerError};
 use crate::config::{Address, Config};
 use crate::endpoints;
@@ -165,6 +166,8 @@ impl Server {
             let deleted = |rows| swept.metrics.usage_deleted(rows);
             textnlp_store::retention::run(&swept.store, days, now_ms, deleted, &stop_sweeping).await;
         });
+        let (verifying, stop_verifying) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move { auth::keep_verifiers(&verifying, &stop_verifying).await });
         let stop_releasing = stop.clone();
         app.tasks.spawn(async move {
             loop {

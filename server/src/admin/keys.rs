@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use textnlp_net::retry::retry;
 use textnlp_sites::control::keys as replicated;
 use textnlp_sites::control::keys::KeyError;
-use textnlp_store::{Action, Actor, ApiKey, AuditEvent, KeyPut, Outcome, RETRIES, Store, StoreError, now_ms};
+use textnlp_store::{Action, Actor, ApiKey, AuditEvent, KeyPut, Outcome, RETRIES, Store, StoreError, now_ms, verifier};
 
 use crate::auth::{SCOPES, key, tenant};
 use crate::config::{Address, Config, Database, DatabaseAt, Rate, nearest};
@@ -35,7 +35,7 @@ fn wrong<T>(message: impl Into<String>, hint: &str) -> Result<T, KeysError> {
     Err(KeysError::Command { message: message.into(), hint: Some(hint.to_owned()) })
 }
 
-const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate", "take"];
+const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate", "expire", "take", "drop_verifiers"];
 
 const FIELDS: &[&str] = &[
     "do",
@@ -141,6 +141,30 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
             keys.put(&wanted).await?;
             shown(&wanted, new.as_deref())
         }
+        // The key ends at this time, or earlier where it would end earlier.
+        Some("expire") => {
+            let id = public_id()?;
+            let Some(old) = keys.key(&id).await? else {
+                return wrong(format!("there is no key `{id}`"), r#"{"do":"list"} shows them"#);
+            };
+            let end = match expires_at(fields)? {
+                Some(end) => end.min(old.expires_at.unwrap_or(end)),
+                None => return wrong("`expires_in` is missing", "seconds from now"),
+            };
+            let wanted = ApiKey { expires_at: Some(end), ..old };
+            keys.put(&wanted).await?;
+            shown(&wanted, None)
+        }
+        // After a leaked signing key was replaced: tokens that it signed are no longer accepted. Keys in use come back
+        // with the next look of the servers that sign with them.
+        Some("drop_verifiers") => {
+            let names: Vec<String> =
+                store.verifiers().await?.into_keys().filter(|name| verifier::is_lease(name)).collect();
+            let event = AuditEvent::new(&by, Action::VerifierDrop).detail(json!({ "verifiers": names }));
+            store.append_audit(&[event]).await?;
+            store.drop_verifiers(&names).await?;
+            json!({ "dropped": names })
+        }
         // For replicas at several sites: all take over the primary's keys, including revocations.
         Some("take") => {
             let Some(from) = text("from") else { return wrong("`from` is missing", "the path of another database") };
@@ -237,13 +261,6 @@ fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(_) => wrong(format!("`{name}` must be a text"), "write it in quotes"),
     };
-    let number = |name: &str| match fields.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64().filter(|n| (1..=1 << 50).contains(n)) {
-            Some(number) => Ok(Some(number)),
-            None => wrong(format!("`{name}` must be a whole number above 0"), "omit it for none"),
-        },
-    };
     let rate = |name: &str| -> Result<Option<Rate>, KeysError> {
         let Some(text) = text(name)? else { return Ok(None) };
         text.parse()
@@ -270,12 +287,7 @@ fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str
     if let Some(other) = scopes.iter().find(|scope| *scope != "*" && !SCOPES.contains(&scope.as_str())) {
         return wrong(format!("there is no scope `{other}`"), &format!("*, {}", SCOPES.join(", ")));
     }
-    let expires_at = match (number("expires_at")?, number("expires_in")?) {
-        (Some(_), Some(_)) => return wrong("`expires_at` cannot be combined with `expires_in`", "use one of them"),
-        (Some(at), None) => Some(at as i64),
-        (None, Some(seconds)) => Some(now_ms().saturating_add((seconds as i64).saturating_mul(1000))),
-        (None, None) => None,
-    };
+    let expires_at = expires_at(fields)?;
     Ok(ApiKey {
         public_id: public_id.to_owned(),
         sha256: sha256.to_owned(),
@@ -284,11 +296,31 @@ fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str
         scopes,
         rate_limit: rate("rate_limit")?,
         token_rate_limit: rate("token_rate_limit")?,
-        token_limit: number("token_limit")?,
+        token_limit: number(fields, "token_limit")?,
         created_at: now_ms(),
         expires_at,
         revoked_at: None,
     })
+}
+
+fn number(fields: &serde_json::Map<String, Value>, name: &str) -> Result<Option<u64>, KeysError> {
+    match fields.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64().filter(|n| (1..=1 << 50).contains(n)) {
+            Some(number) => Ok(Some(number)),
+            None => wrong(format!("`{name}` must be a whole number above 0"), "omit it for none"),
+        },
+    }
+}
+
+/// When a key is to end, in milliseconds since 1970.
+fn expires_at(fields: &serde_json::Map<String, Value>) -> Result<Option<i64>, KeysError> {
+    match (number(fields, "expires_at")?, number(fields, "expires_in")?) {
+        (Some(_), Some(_)) => wrong("`expires_at` cannot be combined with `expires_in`", "use one of them"),
+        (Some(at), None) => Ok(Some(at as i64)),
+        (None, Some(seconds)) => Ok(Some(now_ms().saturating_add((seconds as i64).saturating_mul(1000)))),
+        (None, None) => Ok(None),
+    }
 }
 
 fn shown(key: &ApiKey, text: Option<&str>) -> Value {
