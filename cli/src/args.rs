@@ -492,10 +492,13 @@ pub enum Key {
         /// How long the replaced first key stays valid: `1h`, `7d` [default: not at all]
         #[arg(long, value_name = "TIME", value_parser = crate::dr_args::span)]
         grace: Option<Span>,
+        /// Skip the gate of that `up`
+        #[arg(long)]
+        no_gate: bool,
     },
     /// Revoke a key immediately
     ///
-    /// The first key needs another key with all scopes. The next `up` creates a new first key.
+    /// The first key needs another key with all scopes that does not expire. The next `up` creates a new first key.
     Revoke {
         /// Public ID, as shown by `key list`
         id: String,
@@ -526,6 +529,9 @@ pub enum SecretCommand {
         /// Refuse at once what the old one signed: it was leaked
         #[arg(long)]
         immediately: bool,
+        /// Skip the gate of that `up`
+        #[arg(long)]
+        no_gate: bool,
     },
 }
 

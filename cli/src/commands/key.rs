@@ -79,7 +79,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             }
             Ok(Success::new(text, listed))
         }
-        Key::Rotate { id, grace } if running.key_id.as_deref() == Some(id.as_str()) => {
+        Key::Rotate { id, grace, no_gate } if running.key_id.as_deref() == Some(id.as_str()) => {
             if let Some(grace) = grace {
                 // First, so that the old key ends whatever happens afterwards.
                 let seconds = grace.as_seconds().max(1);
@@ -87,13 +87,13 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
                 ask(&running, environment, &command).await?;
             }
             let rotation = Rotation { at: jiff::Timestamp::now(), immediately: false, new_id: grace.is_some() };
-            secret::rotate(session, is_first_key, FIRST_KEY, &rotation, console).await
+            secret::rotate(session, is_first_key, FIRST_KEY, &rotation, *no_gate, console).await
         }
         Key::Rotate { grace: Some(_), .. } => {
             let error = anyhow::anyhow!("only the first key can be replaced with a grace period");
             Err(Failure::usage("no_grace", error).hint("create a second key, and revoke this one later"))
         }
-        Key::Rotate { id, grace: None } => {
+        Key::Rotate { id, grace: None, .. } => {
             let made = ask(&running, environment, &json!({ "do": "rotate", "public_id": id })).await?;
             console.say("This is the only time that the new key is shown; the old one no longer works.");
             Ok(Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made))
@@ -101,8 +101,8 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
         Key::Revoke { id } => {
             if running.key_id.as_deref() == Some(id.as_str()) {
                 let listed = ask(&running, environment, &json!({ "do": "list" })).await?;
-                if !has_other_administrator(&listed, id, jiff::Timestamp::now().as_millisecond()) {
-                    let error = anyhow::anyhow!("`{id}` is the only key with all scopes");
+                if !has_other_administrator(&listed, id) {
+                    let error = anyhow::anyhow!("`{id}` is the only key with all scopes that does not expire");
                     return Err(Failure::refused("only_key", error).hint(format!(
                         "replace it: {}; or create another one first: {}",
                         chosen.scope.command(&format!("key rotate {id}")),
@@ -138,12 +138,11 @@ fn is_first_key(recorded: &Recorded) -> bool {
     secret::is_part(recorded, &format!("{}/{API_KEY}", names::SECRETS))
 }
 
-/// Whether a list of keys has a valid one with all scopes besides `id`.
-fn has_other_administrator(listed: &Value, id: &str, now_ms: i64) -> bool {
+/// Whether a list of keys has one with all scopes and without an end besides `id`.
+fn has_other_administrator(listed: &Value, id: &str) -> bool {
     listed["keys"].as_array().into_iter().flatten().any(|key| {
         let has_all = key["scopes"].as_array().is_some_and(|scopes| scopes.iter().any(|scope| scope == "*"));
-        let is_valid = key["revoked_at"].is_null() && key["expires_at"].as_i64().is_none_or(|end| now_ms < end);
-        key["public_id"] != id && has_all && is_valid
+        key["public_id"] != id && has_all && key["revoked_at"].is_null() && key["expires_at"].is_null()
     })
 }
 
@@ -293,13 +292,13 @@ mod tests {
         let first = key("first", &["*"], Value::Null, Value::Null);
         let check = |other: Value, expect: bool| {
             let listed = json!({ "keys": [first, other] });
-            assert_eq!(has_other_administrator(&listed, "first", 100), expect, "{listed}");
+            assert_eq!(has_other_administrator(&listed, "first"), expect, "{listed}");
         };
         check(key("a", &["*"], Value::Null, Value::Null), true);
-        check(key("a", &["*"], json!(101), Value::Null), true);
         check(key("a", &["generate"], Value::Null, Value::Null), false);
         check(key("a", &["*"], json!(100), Value::Null), false);
+        check(key("first", &["*"], Value::Null, Value::Null), false);
         check(key("a", &["*"], Value::Null, json!(1)), false);
-        assert!(!has_other_administrator(&json!({}), "first", 0));
+        assert!(!has_other_administrator(&json!({}), "first"));
     }
 }

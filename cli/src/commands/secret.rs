@@ -16,7 +16,7 @@ use crate::session::Session;
 
 /// `secret …`.
 pub async fn secret(session: &Session, command: &SecretCommand, console: Console) -> Result<Success, Failure> {
-    let SecretCommand::Rotate { what, immediately } = *command;
+    let SecretCommand::Rotate { what, immediately, no_gate } = *command;
     let signing_key = format!("{}/{SIGNING_KEY}", names::SECRETS);
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
@@ -27,7 +27,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
         RotatedSecret::Ca => "the certificate authority",
     };
     let rotation = Rotation { at: Timestamp::now(), immediately, new_id: false };
-    let done = rotate(session, is_wanted, says, &rotation, console).await?;
+    let done = rotate(session, is_wanted, says, &rotation, no_gate, console).await?;
     if let (RotatedSecret::Jwt, true) = (what, immediately) {
         drop_verifiers(session).await?;
         console
@@ -48,10 +48,11 @@ pub async fn rotate(
     is_wanted: impl Fn(&Recorded) -> bool,
     says: &str,
     rotation: &Rotation,
+    no_gate: bool,
     console: Console,
 ) -> Result<Success, Failure> {
     let (deployment, targets) = request(session, is_wanted, says, rotation, console).await?;
-    let args = Up { no_gate: false, gated: false, prompt: None };
+    let args = Up { no_gate, gated: false, prompt: None };
     let mut done = up::up(session, &args, console).await.map_err(|failure| match failure.hint {
         Some(_) => failure,
         None => failure.hint(format!("the next `up` finishes the rotation: {}", deployment.chosen.scope.command("up"))),
