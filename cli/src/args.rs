@@ -162,7 +162,7 @@ pub enum Command {
     /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     Key(Key),
-    /// Rotate the key that signs tokens and the certificate authority
+    /// Rotate signing keys, certificate authorities and database passwords
     #[command(subcommand)]
     Secret(SecretCommand),
     /// Export the audit log: who did what, when and from where
@@ -516,11 +516,12 @@ pub enum SecretCommand {
     /// Replace a generated credential and run `up`
     ///
     /// The old one stays accepted: the signing key until the last token that it signed has ended, the authority for 30
-    /// days beside the new one in the CA file.
+    /// days beside the new one in the CA file. A database password has no such time.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy secret rotate jwt --env pilot                 replace the key that signs tokens\n  \
         textnlp-deploy secret rotate jwt --env pilot --immediately   the same after a leak\n  \
-        textnlp-deploy secret rotate ca --env pilot                  replace the certificate authority\n\n\
+        textnlp-deploy secret rotate ca --env pilot                  replace the certificate authority\n  \
+        textnlp-deploy secret rotate database --env staging          replace the passwords of a supervised PostgreSQL\n\n\
         The first API key: `textnlp-deploy key rotate`. Steps after a leak: docs/runbooks/leaked-credentials.md")]
     Rotate {
         /// Credential to replace
@@ -542,6 +543,8 @@ pub enum RotatedSecret {
     Jwt,
     /// The local certificate authority, with the certificates that it issued
     Ca,
+    /// The passwords of a supervised PostgreSQL of one site
+    Database,
 }
 
 /// See [`Command::Audit`].

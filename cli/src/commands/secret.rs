@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::environment::{SIGNING_KEY, names};
+use textnlp_orchestrator::environment::{DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names};
 use textnlp_orchestrator::rotation::{self, RotationTarget};
-use textnlp_provider::{Recorded, Rotation};
+use textnlp_provider::{Recorded, Rotation, SiteName};
 use textnlp_service::running;
 
 use super::{key, up};
@@ -17,14 +17,27 @@ use crate::session::Session;
 /// `secret …`.
 pub async fn secret(session: &Session, command: &SecretCommand, console: Console) -> Result<Success, Failure> {
     let SecretCommand::Rotate { what, immediately, no_gate } = *command;
-    let signing_key = format!("{}/{SIGNING_KEY}", names::SECRETS);
+    let part = |name: &str| format!("{}/{name}", names::SECRETS);
+    let signing_key = part(SIGNING_KEY);
+    let passwords = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(part);
+    // The supervisor of a PostgreSQL sets the passwords of its roles. CloudNativePG has its own way.
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    let sites = &chosen.loaded.environment.sites;
+    let is_in_cluster = |site: &SiteName| sites.iter().any(|known| known.name == *site && known.is_in_cluster());
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
         RotatedSecret::Ca => clouds::is_authority(recorded),
+        // One that sites share has one version for ever.
+        RotatedSecret::Database => {
+            passwords.iter().any(|password| is_part(recorded, password))
+                && recorded.spec.get("shared").is_none()
+                && !is_in_cluster(&recorded.site)
+        }
     };
     let says = match what {
         RotatedSecret::Jwt => "the key that signs tokens",
         RotatedSecret::Ca => "the certificate authority",
+        RotatedSecret::Database => "the database passwords of one supervised PostgreSQL",
     };
     let rotation = Rotation { at: Timestamp::now(), immediately, new_id: false };
     let done = rotate(session, is_wanted, says, &rotation, no_gate, console).await?;
