@@ -23,8 +23,8 @@ pub fn halves(pem: &[u8]) -> Result<(EncodingKey, String, Jwk), jsonwebtoken::er
 }
 
 /// A public half that verifies tokens until `until`, in seconds since 1970. The servers that sign with the key extend it;
-/// after a rotation nobody does, and it ends after the last token that the key signed. In a JWK the end is `exp`, which
-/// other readers ignore.
+/// after a rotation it ends, later than the last token that the key signed. In a JWK the end is `exp`, which other
+/// readers ignore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifierLease {
     /// Its name among the verifiers: `SITE/KID`.
