@@ -17,6 +17,7 @@ mod migrate;
 pub mod programs;
 pub mod rate;
 pub mod retention;
+mod roles;
 mod scope;
 mod sites;
 mod tickets;
@@ -25,6 +26,7 @@ pub mod verifier;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::{Any, AnyPool, Transaction};
@@ -92,6 +94,8 @@ pub struct Store {
     writes: AnyPool,
     trust: Arc<Trust>,
     turns: Arc<Turns>,
+    /// Whether statements of tenants have a role of their own: see [`roles`].
+    narrows: Arc<AtomicBool>,
 }
 
 /// Timeout for a connection from the pool.
