@@ -55,8 +55,12 @@ const VERIFIERS_INTERVAL: Duration = Duration::from_secs(60);
 /// until the server stops.
 pub(crate) async fn keep_verifiers(app: &App, stop: &CancellationToken) {
     loop {
-        if let Err(error) = look_at_verifiers(app).await {
-            tracing::debug!(error = %textnlp_net::error_chain(&error), "the public keys could not be read or stored");
+        tokio::select! {
+            // A database that does not answer must not delay the drain.
+            () = stop.cancelled() => return,
+            looked = look_at_verifiers(app) => if let Err(error) = looked {
+                tracing::debug!(error = %textnlp_net::error_chain(&error), "the public keys could not be read or stored");
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return,
