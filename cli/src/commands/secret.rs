@@ -44,7 +44,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     if let (RotatedSecret::Jwt, true) = (what, immediately) {
         drop_verifiers(session).await?;
         console
-            .say("Tokens that the old key signed are refused within a minute. Clients exchange their API keys again.");
+            .say("Tokens that the old key signed are refused within two minutes. Clients exchange their API keys again.");
     }
     Ok(done)
 }
