@@ -43,8 +43,9 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     let done = rotate(session, is_wanted, says, &rotation, no_gate, console).await?;
     if let (RotatedSecret::Jwt, true) = (what, immediately) {
         drop_verifiers(session).await?;
-        console
-            .say("Tokens that the old key signed are refused within two minutes. Clients exchange their API keys again.");
+        console.say(
+            "Tokens that the old key signed are refused within two minutes. Clients exchange their API keys again.",
+        );
     }
     Ok(done)
 }
