@@ -80,14 +80,15 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             Ok(Success::new(text, listed))
         }
         Key::Rotate { id, grace, no_gate } if running.key_id.as_deref() == Some(id.as_str()) => {
-            if let Some(grace) = grace {
-                // First, so that the old key ends whatever happens afterwards.
+            // First, so that the old key ends whatever happens afterwards.
+            let expire = async || {
+                let Some(grace) = grace else { return Ok(()) };
                 let seconds = grace.as_seconds().max(1);
                 let command = json!({ "do": "expire", "public_id": id, "expires_in": seconds });
-                ask(&running, environment, &command).await?;
-            }
+                ask(&running, environment, &command).await.map(drop)
+            };
             let rotation = Rotation { at: jiff::Timestamp::now(), immediately: false, new_id: grace.is_some() };
-            secret::rotate(session, is_first_key, FIRST_KEY, &rotation, *no_gate, console).await
+            secret::rotate(session, is_first_key, FIRST_KEY, &rotation, expire, *no_gate, console).await
         }
         Key::Rotate { grace: Some(_), .. } => {
             let error = anyhow::anyhow!("only the first key can be replaced with a grace period");
@@ -111,7 +112,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
                 }
                 // First, so that no later run makes the revoked key valid again.
                 let rotation = Rotation { at: jiff::Timestamp::now(), immediately: false, new_id: false };
-                secret::request(session, is_first_key, FIRST_KEY, &rotation, console).await?;
+                secret::request(session, is_first_key, FIRST_KEY, &rotation, async || Ok(()), console).await?;
                 console.say("The next `up` creates a new first key.");
             }
             let done = ask(&running, environment, &json!({ "do": "revoke", "public_id": id })).await?;

@@ -40,7 +40,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
         RotatedSecret::Database => "the database passwords of one supervised PostgreSQL",
     };
     let rotation = Rotation { at: Timestamp::now(), immediately, new_id: false };
-    let done = rotate(session, is_wanted, says, &rotation, no_gate, console).await?;
+    let done = rotate(session, is_wanted, says, &rotation, async || Ok(()), no_gate, console).await?;
     if let (RotatedSecret::Jwt, true) = (what, immediately) {
         drop_verifiers(session).await?;
         console.say(
@@ -56,16 +56,17 @@ pub fn is_part(recorded: &Recorded, part: &str) -> bool {
 }
 
 /// Requests the rotation of recorded resources, and carries it out by `up`. An interrupted one is finished by the next
-/// `up`.
+/// `up`. `first` is done once it is approved.
 pub async fn rotate(
     session: &Session,
     is_wanted: impl Fn(&Recorded) -> bool,
     says: &str,
     rotation: &Rotation,
+    first: impl AsyncFnOnce() -> Result<(), Failure>,
     no_gate: bool,
     console: Console,
 ) -> Result<Success, Failure> {
-    let (deployment, targets) = request(session, is_wanted, says, rotation, console).await?;
+    let (deployment, targets) = request(session, is_wanted, says, rotation, first, console).await?;
     let args = Up { no_gate, gated: false, prompt: None };
     let mut done = up::up(session, &args, console).await.map_err(|failure| match failure.hint {
         Some(_) => failure,
@@ -89,6 +90,7 @@ pub async fn request(
     is_wanted: impl Fn(&Recorded) -> bool,
     says: &str,
     rotation: &Rotation,
+    first: impl AsyncFnOnce() -> Result<(), Failure>,
     console: Console,
 ) -> Result<(Deployment, Vec<RotationTarget>), Failure> {
     let deployment = deployment::recorded(session, session.load_to_run(Console::new(session.global.output, true))?)?;
@@ -119,6 +121,7 @@ pub async fn request(
             let error = anyhow::anyhow!("not approved, so nothing was done");
             return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
         }
+        first().await?;
         rotation::request(&mut locked, &targets, rotation).await.map_err(failed)?;
         Ok(targets)
     };
