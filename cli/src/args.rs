@@ -518,10 +518,10 @@ pub enum SecretCommand {
     /// The old one stays accepted: the signing key until the last token that it signed has ended, the authority for 30
     /// days beside the new one in the CA file. A database password has no such time.
     #[command(after_help = "Examples:\n  \
-        textnlp-deploy secret rotate jwt --env pilot                 replace the key that signs tokens\n  \
-        textnlp-deploy secret rotate jwt --env pilot --immediately   the same after a leak\n  \
-        textnlp-deploy secret rotate ca --env pilot                  replace the certificate authority\n  \
-        textnlp-deploy secret rotate database --env staging          replace the passwords of a supervised PostgreSQL\n\n\
+        textnlp-deploy secret rotate jwt --env staging                 replace the key that signs tokens\n  \
+        textnlp-deploy secret rotate jwt --env staging --immediately   the same after a leak\n  \
+        textnlp-deploy secret rotate ca --env pilot --no-gate          replace the certificate authority\n  \
+        textnlp-deploy secret rotate database --env staging            replace the passwords of a supervised PostgreSQL\n\n\
         The first API key: `textnlp-deploy key rotate`. Steps after a leak: docs/runbooks/leaked-credentials.md")]
     Rotate {
         /// Credential to replace

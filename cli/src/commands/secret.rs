@@ -5,7 +5,7 @@ use serde_json::json;
 use textnlp_orchestrator::environment::{DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names};
 use textnlp_orchestrator::rotation::{self, RotationTarget};
 use textnlp_provider::{Recorded, Rotation, SiteName};
-use textnlp_service::running;
+use textnlp_service::{gate, running};
 
 use super::{key, up};
 use crate::args::{RotatedSecret, SecretCommand, Up};
@@ -66,6 +66,9 @@ pub async fn rotate(
     no_gate: bool,
     console: Console,
 ) -> Result<Success, Failure> {
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    gate::is_measured(&chosen.scope, chosen.loaded.environment.phase, no_gate, false)
+        .map_err(|failure| failure.hint("add --no-gate"))?;
     let (deployment, targets) = request(session, is_wanted, says, rotation, first, console).await?;
     let args = Up { no_gate, gated: false, prompt: None };
     let mut done = up::up(session, &args, console).await.map_err(|failure| match failure.hint {
