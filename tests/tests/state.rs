@@ -319,7 +319,7 @@ fn first_key_and_signing_key_are_replaced_and_their_past_ends() {
     let history = json_of(&sandbox, &["state", "history", "here/secrets/jwt-signing-key"]).to_string();
     assert_eq!(history.matches("rotate here/secrets/jwt-signing-key").count(), 2, "{history}");
     let audit = run(&sandbox, &["audit", "export"]).expect(0).out;
-    for action in ["key.rotate", "key.change", "verifier.drop"] {
+    for action in ["key.rotate", "key.change", "secret.rotate"] {
         assert!(audit.contains(&format!("\"{action}\"")), "{action} in {audit}");
     }
     run(&sandbox, &["plan", "--exit-code"]).expect(0);

@@ -41,8 +41,8 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     };
     let rotation = Rotation { at: Timestamp::now(), immediately, new_id: false };
     let done = rotate(session, is_wanted, says, &rotation, async || Ok(()), no_gate, console).await?;
+    record(session, what, immediately).await?;
     if let (RotatedSecret::Jwt, true) = (what, immediately) {
-        drop_verifiers(session).await?;
         console.say(
             "Tokens that the old key signed are refused within two minutes. Clients exchange their API keys again.",
         );
@@ -133,13 +133,18 @@ pub async fn request(
     Ok((deployment, prepared?))
 }
 
-/// The servers forget the public halves of replaced signing keys.
-async fn drop_verifiers(session: &Session) -> Result<(), Failure> {
+/// Records the rotation in the audit logs. The servers forget the public halves of a leaked signing key.
+async fn record(session: &Session, what: RotatedSecret, immediately: bool) -> Result<(), Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
     let running = running::running(&chosen.scope).await?;
+    let name = match what {
+        RotatedSecret::Jwt => "jwt",
+        RotatedSecret::Ca => "ca",
+        RotatedSecret::Database => "database",
+    };
     for place in key::processes(&running) {
         let jobs = key::jobs(&running, &chosen.loaded.environment, place).await?;
-        let command = json!({ "do": "drop_verifiers", "operator": key::operator() });
+        let command = json!({ "do": "rotated", "name": name, "immediately": immediately, "operator": key::operator() });
         key::run(&*jobs, running.lineage, key::COMMAND, &command).await?;
     }
     Ok(())

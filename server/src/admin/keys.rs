@@ -1,5 +1,7 @@
 //! `admin keys`: JSON key commands on standard input, answers on standard output, for deployment tools.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use textnlp_net::retry::retry;
 use textnlp_sites::control::keys as replicated;
@@ -35,7 +37,7 @@ fn wrong<T>(message: impl Into<String>, hint: &str) -> Result<T, KeysError> {
     Err(KeysError::Command { message: message.into(), hint: Some(hint.to_owned()) })
 }
 
-const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate", "expire", "take", "drop_verifiers"];
+const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate", "expire", "take", "rotated"];
 
 const FIELDS: &[&str] = &[
     "do",
@@ -51,6 +53,7 @@ const FIELDS: &[&str] = &[
     "expires_in",
     "reinstate",
     "from",
+    "immediately",
     "operator",
 ];
 
@@ -155,15 +158,19 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
             keys.put(&wanted).await?;
             shown(&wanted, None)
         }
-        // After a leaked signing key was replaced: tokens that it signed are no longer accepted. Keys in use come back
-        // with the next look of the servers that sign with them.
-        Some("drop_verifiers") => {
-            let names: Vec<String> =
-                store.verifiers().await?.into_keys().filter(|name| verifier::is_lease(name)).collect();
-            let event = AuditEvent::new(&by, Action::VerifierDrop).detail(json!({ "verifiers": names }));
+        // The deployment tool has replaced a secret. After a leaked signing key, tokens that it signed are no longer
+        // accepted: entries of keys in use come back with the next look of the servers that sign with them.
+        Some("rotated") => {
+            let Some(name) = text("name").filter(|name| textnlp_store::is_plain(name)) else {
+                return wrong("`name` is missing, or too long, or has control characters", "the secret: jwt, ca");
+            };
+            let drops = name == "jwt" && fields.get("immediately") == Some(&Value::Bool(true));
+            let verifiers = if drops { store.verifiers().await? } else { BTreeMap::new() };
+            let dropped: Vec<String> = verifiers.into_keys().filter(|name| verifier::is_lease(name)).collect();
+            let event = AuditEvent::new(&by, Action::SecretRotate).object(name).detail(json!({ "dropped": dropped }));
             store.append_audit(&[event]).await?;
-            store.drop_verifiers(&names).await?;
-            json!({ "dropped": names })
+            store.drop_verifiers(&dropped).await?;
+            json!({ "name": name, "dropped": dropped })
         }
         // For replicas at several sites: all take over the primary's keys, including revocations.
         Some("take") => {
