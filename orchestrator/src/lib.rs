@@ -20,6 +20,7 @@ pub mod load;
 pub mod plan;
 pub mod release;
 pub mod report;
+pub mod rotation;
 pub mod run;
 pub mod state;
 pub mod status;

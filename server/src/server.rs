@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
 use crate::app::{App, WORKERS};
+use crate::auth;
 use crate::auth::jwt::{Signer, SignerError};
 use crate::auth::refusals::Refusals;
 use crate::config::{Address, Config, DatabaseAt};
@@ -183,6 +184,8 @@ impl Server {
                 leases.give_back(false).await;
             }
         });
+        let (verifying, stop_verifying) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move { auth::keep_verifiers(&verifying, &stop_verifying).await });
         let stop_releasing = stop.clone();
         app.tasks.spawn(async move {
             loop {

@@ -47,5 +47,5 @@ pub use resource::{
     Wanted,
 };
 pub use secret::{Secret, SecretName, SecretRef, SecretStore, SecretVersion};
-pub use spec::{DRIFT, OutputRef, Spec, SpecError};
+pub use spec::{DRIFT, OutputRef, ROTATION, Rotation, Spec, SpecError};
 pub use through::{Reach, Through};

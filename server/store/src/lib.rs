@@ -19,6 +19,7 @@ mod migrate;
 pub mod programs;
 pub mod rate;
 pub mod retention;
+mod roles;
 mod scope;
 mod sites;
 mod tickets;
@@ -27,6 +28,7 @@ pub mod verifier;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::{Any, AnyPool, Transaction};
@@ -94,6 +96,8 @@ pub struct Store {
     writes: AnyPool,
     trust: Arc<Trust>,
     turns: Arc<Turns>,
+    /// Whether statements of tenants have a role of their own: see [`roles`].
+    narrows: Arc<AtomicBool>,
 }
 
 /// Timeout for a connection from the pool.

@@ -92,6 +92,24 @@ async fn revoked_rotated_or_expired_key_is_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn key_that_is_to_expire_ends_then_and_never_later() {
+    let site = start(Setup::default()).await.ready().await;
+    let public = site.key.split('_').nth(1).unwrap().to_owned();
+    let expire = async |more: Value| {
+        let mut command = json!({ "do": "expire", "public_id": public });
+        command.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        keys(&site.config, &command.to_string()).await
+    };
+    let end = expire(json!({ "expires_in": 3600 })).await.unwrap()["expires_at"].clone();
+    assert!(end.is_i64());
+    assert_eq!(expire(json!({ "expires_in": 7200 })).await.unwrap()["expires_at"], end);
+    assert_eq!(site.post("/v1/generate", short()).await.status, 200);
+    assert!(expire(json!({})).await.is_err());
+    assert_eq!(expire(json!({ "expires_at": 1000 })).await.unwrap()["expires_at"], 1000);
+    assert_eq!(site.post("/v1/generate", short()).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scope_allows_its_routes_and_no_others() {
     let site = start(Setup::default()).await.ready().await;
     let chat = json!({ "messages": [{ "role": "user", "content": "a" }], "max_tokens": 2 });

@@ -447,7 +447,7 @@ mod tests {
             files::make_folder(&folder.join(name)).unwrap();
         }
         let key = textnlp_keys::trust::new_key().unwrap();
-        let pem = textnlp_keys::trust::authority(&key, "a", 99, jiff::Timestamp::now()).unwrap();
+        let pem = textnlp_keys::trust::authority(&key, "a", &[], 99, jiff::Timestamp::now()).unwrap();
         let order = json!({
             "names": ["localhost"], "days": 30, "certificate_file": "certs/cert.pem", "key_file": "certs/key.pem",
             "ca_file": "certs/ca.pem", "authority_key": { "$secret": "here/ca-key", "version": "1" },
