@@ -63,9 +63,10 @@ class Api(http.server.BaseHTTPRequestHandler):
         self.answer(status, event if self.path.endswith("/stream") else json.dumps({"said": word}))
     def log_message(self, *_):
         pass
-servers = [http.server.ThreadingHTTPServer((place, port), Api) for port in (8080, 9090)]
-threading.Thread(target=servers[0].serve_forever, daemon=True).start()
-servers[1].serve_forever()
+servers = [http.server.ThreadingHTTPServer((place, port), Api) for port in (8080, 8082, 9090)]
+for server in servers[1:]:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+servers[0].serve_forever()
 "#;
 
 /// An image with such a server: what goes before it, and its gateway, are as ever.

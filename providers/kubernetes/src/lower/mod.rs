@@ -50,10 +50,12 @@ const MODELS_FILE: &str = "models.yaml";
 const SECRETS: &str = "/etc/textnlp-secrets";
 /// The Secret mounted there.
 const SECRETS_NAME: &str = "textnlp-secrets";
-/// The container ports; the environment sets the ports of the service.
+/// The ports in a pod; the environment sets the ports of the service. Requests reach the server over loopback only, from
+/// the gateway.
 const HTTP_PORT: u16 = 8080;
 const HTTPS_PORT: u16 = 8443;
 const HEALTH_PORT: u16 = 8081;
+const PROBE_PORT: u16 = 8082;
 const METRICS_PORT: u16 = 9090;
 
 /// The Grafana dashboard, for any namespace selected there.

@@ -10,7 +10,7 @@ use super::resources::{PodResources, model_bytes};
 use super::template::Template;
 use super::{
     API_KEY, CERTIFICATE, ENDPOINT, HEALTH_PORT, HTTP_PORT, HTTPS_PORT, JWT_KEY, Lowering, METRICS_PORT, MODELS,
-    MODELS_FILE, PROGRAM, SECRETS, SECRETS_NAME, label_of,
+    MODELS_FILE, PROBE_PORT, PROGRAM, SECRETS, SECRETS_NAME, label_of,
 };
 use crate::canary::QueryConfig;
 
@@ -197,6 +197,7 @@ impl Lowering<'_> {
             "queries": outside.map(|outside| QueryConfig::written(outside, reached.is_some())),
             "https_port": HTTPS_PORT,
             "health_port": HEALTH_PORT,
+            "probe_port": PROBE_PORT,
             "metrics_port": METRICS_PORT,
             "resources": PodResources::of(&self.settings().resources, &workload.served).to_json(),
             "model_folder": MODELS,
@@ -351,8 +352,9 @@ fn filled(mut tree: Map<String, Value>, database: &Value) -> Value {
             section.insert(field.to_owned(), value);
         }
     };
-    set("api", "host", json!("0.0.0.0"));
-    set("api", "port", json!(HTTP_PORT));
+    set("api", "listen", json!(format!("127.0.0.1:{HTTP_PORT}")));
+    set("api", "health_listen", json!(format!("0.0.0.0:{PROBE_PORT}")));
+    set("api", "metrics_listen", json!(format!("0.0.0.0:{METRICS_PORT}")));
     set("monitoring", "metrics_port", json!(METRICS_PORT));
     set("models", "cache_dir", json!(MODELS));
     set("security", "jwt_private_key_file", json!(format!("{SECRETS}/jwt-key.pem")));
