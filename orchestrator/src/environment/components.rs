@@ -129,6 +129,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         }),
         adapter: e.scaling.adapter,
         replicates: e.witness_place().is_some(),
+        pinned: e.phase.is_production(),
         min_nodes: e.cluster.min_nodes,
         max_nodes: e.cluster.max_nodes,
     }
@@ -150,7 +151,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     add(
         names::NETWORK,
         there.network.as_ref().or(e.network.existing.as_ref()),
-        ComponentSpec::Network(part::Network { cidr: e.network.cidr.clone(), policies: e.network.policies }),
+        ComponentSpec::Network(part::Network { cidr: e.network.cidr.clone(), policies: e.has_network_policies() }),
     );
     add(
         names::CLUSTER,
@@ -235,7 +236,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
 fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component> {
     let mut made = Vec::new();
     let mut add = |called: &str, part: ComponentSpec| made.push(Component { name: name(called), existing: None, part });
-    add(names::NETWORK, ComponentSpec::Network(part::Network { cidr: None, policies: e.network.policies }));
+    add(names::NETWORK, ComponentSpec::Network(part::Network { cidr: None, policies: e.has_network_policies() }));
     add(names::CLUSTER, ComponentSpec::Cluster(part::Cluster { network: name(names::NETWORK), gpu: None }));
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &place.region, &e.server.api.host);
@@ -539,7 +540,11 @@ fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Wo
         }),
         outside: outside(e, release),
         served: e.models.iter().map(|model| served(model, release)).collect(),
-        egress: part::Egress { private_ca: release.files.private_ca.clone(), proxy: proxy(e) },
+        egress: part::Egress {
+            private_ca: release.files.private_ca.clone(),
+            proxy: proxy(e),
+            policies: e.has_network_policies(),
+        },
         saml: release.files.saml.get(&site.name).cloned(),
     }
 }

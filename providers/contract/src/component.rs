@@ -357,6 +357,9 @@ pub struct Egress {
     pub private_ca: Option<FileText>,
     /// The proxy variables for model downloads: `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
     pub proxy: BTreeMap<String, String>,
+    /// Whether network policies limit it to what the programs need.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub policies: bool,
 }
 
 impl Egress {

@@ -171,6 +171,11 @@ impl Environment {
         Minimum { blocks, ..minimum }
     }
 
+    /// Whether network policies limit the connections of pods.
+    pub fn has_network_policies(&self) -> bool {
+        self.network.policies.unwrap_or(self.phase.is_production())
+    }
+
     /// The sites that take part in a failover: those that run the API.
     pub fn members(&self) -> impl Iterator<Item = &SiteSettings> {
         self.sites.iter().filter(|site| site.serves())

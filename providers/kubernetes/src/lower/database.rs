@@ -7,6 +7,7 @@ use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::company::private_authority;
+use super::images::postgres_image;
 use super::template::Template;
 use super::{Lowering, SECRETS};
 use crate::manifest::PLAIN;
@@ -107,7 +108,15 @@ impl Lowering<'_> {
             let cause = "failover between sites in clusters is not supported yet";
             self.problem("between", cause, "keep one site in this environment");
         }
-        let image = self.postgres_image(own);
+        let Some(image) = self.postgres_image(own) else {
+            let cause = format!("no image of PostgreSQL {} is built in", own.version);
+            let fix = format!(
+                "write `sites[].cluster.database_image: ghcr.io/cloudnative-pg/postgresql:{}@sha256:…`, or choose another `database.version`",
+                own.version
+            );
+            return self.problem("database_image", cause, fix);
+        };
+        self.pinned("database_image", &image);
         let tag = image.split('@').next().and_then(|image| image.rsplit('/').next()?.split_once(':'));
         let major: Option<u32> = tag.and_then(|(_, tag)| tag.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
         if major != Some(own.version) {
@@ -144,9 +153,8 @@ impl Lowering<'_> {
     }
 
     /// The image of PostgreSQL, compatible with CloudNativePG; backups use the programs in it.
-    fn postgres_image(&self, own: &OwnPostgres) -> String {
-        let usual = || format!("ghcr.io/cloudnative-pg/postgresql:{}", own.version);
-        self.settings().database_image.clone().unwrap_or_else(usual)
+    fn postgres_image(&self, own: &OwnPostgres) -> Option<String> {
+        self.settings().database_image.clone().or_else(|| postgres_image(own.version))
     }
 
     /// The pods' connection to the database; `None` if there is none, which the database component reports.
@@ -233,7 +241,9 @@ impl Lowering<'_> {
         let name = self.component.name.clone();
         let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
         let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
-        let (namespace, image) = (self.cluster.namespace.clone(), self.postgres_image(own));
+        // The database component reports an image that is missing.
+        let Some(image) = self.postgres_image(own) else { return };
+        let namespace = self.cluster.namespace.clone();
         let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.backup_bytes), "access": "ReadWriteOnce", "class": null });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
         let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": { "backup.sh": SCRIPT }, "carried": false });

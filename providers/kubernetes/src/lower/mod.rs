@@ -10,9 +10,11 @@ mod company;
 mod database;
 mod external_access;
 mod gateway;
+mod images;
 mod ingress;
 mod local;
 mod nodes;
+mod policies;
 mod resources;
 mod template;
 mod workload;
@@ -28,11 +30,11 @@ use textnlp_provider::{
     CloudId, Component, ComponentName, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
-use crate::canary::{ACCOUNT, CONTROLLER};
+use crate::canary::ACCOUNT;
 pub(crate) use adapter::ADAPTER;
-use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
 pub(crate) use gateway::AUTHORITY;
+pub(crate) use images::is_pinned;
 pub(crate) use ingress::{FILLED_BY_CERT_MANAGER, gateway_port};
 pub use local::local_part;
 pub(crate) use nodes::SHARED_VOLUME;
@@ -138,34 +140,7 @@ impl Lowering<'_> {
             self.problem("cidr", cause, "remove it for this site");
         }
         self.namespace();
-        if network.policies {
-            let ours = json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } });
-            let inputs = json!({
-                "namespace": self.cluster.namespace,
-                "https_port": HTTPS_PORT,
-                "metrics_port": METRICS_PORT,
-                "rollout": self.is_carried().then_some(CONTROLLER),
-                "adapter": self.cluster.adapter.then_some(ADAPTER),
-                "adapter_port": HTTPS_PORT,
-                // In an external namespace, the policies must not restrict foreign pods.
-                "pods": if self.component.existing.is_some() { ours } else { json!({}) },
-            });
-            for (part, template) in
-                [("allow-in", Template::AllowIn), ("allow-out", Template::AllowOut), ("deny", Template::Deny)]
-            {
-                self.part_of_kind(part, template, &inputs, []);
-            }
-            if self.cluster.adapter {
-                self.part_of_kind("allow-adapter", Template::AllowAdapter, &inputs, []);
-            }
-            if self.settings().ingress.as_ref().is_some_and(|ingress| ingress.issuer.is_some()) {
-                self.part_of_kind("allow-solver", Template::AllowSolver, &inputs, []);
-            }
-            if self.cluster.postgres.is_some() {
-                let inputs = json!({ "namespace": self.cluster.namespace, "name": POSTGRES });
-                self.part_of_kind("allow-database", Template::AllowDatabase, &inputs, []);
-            }
-        }
+        self.policies(network);
     }
 
     fn namespace(&mut self) {

@@ -57,9 +57,10 @@ impl Lowering<'_> {
         }
         let Some(image) = self.settings().image.clone() else {
             let cause = "no image is set, and a cluster runs only images";
-            let fix = "`textnlp-deploy bundle create` packs one; push it to a registry that the cluster reaches, and write `sites[].cluster.image: REGISTRY/textnlp:VERSION`";
+            let fix = "`textnlp-deploy bundle create` packs one; push it to a registry that the cluster reaches, and write `sites[].cluster.image: REGISTRY/textnlp:VERSION@sha256:…`";
             return self.problem("image", cause, fix);
         };
+        self.pinned("image", &image);
         let tree = workload.config.get("textnlp").unwrap_or(&workload.config).as_object().cloned();
         let Some(tree) = tree else {
             let fix = "it must have `api`, `models`, …";
@@ -110,7 +111,9 @@ impl Lowering<'_> {
         if let Some(schema) = &schema {
             arguments.extend(["--to", schema]);
         }
+        let policies = self.workload_policies(workload);
         let before = [config.clone(), secrets.clone(), account.clone()].into_iter().chain(way.needs.clone());
+        let before = before.chain(policies);
         let before = before.chain(private_ca.clone().filter(|_| authority == private_authority(&workload.egress)));
         let job = |name: &str, args: Value, env: &[Value]| {
             json!({
