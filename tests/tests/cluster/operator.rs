@@ -14,6 +14,12 @@ pub(crate) mod postgres;
 /// Where the program is in its image.
 pub(crate) const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
 
+/// An image with a digest, as production requires. Nodes of the tests look at the whole name only.
+pub(crate) fn pinned(image: &str) -> String {
+    let digest: String = image.bytes().rev().take(32).map(|byte| format!("{byte:02x}")).collect();
+    format!("{image}@sha256:{digest:0>64}")
+}
+
 /// An operator with a kubeconfig, a namespace and a database.
 pub(crate) struct Operator {
     pub(crate) cluster: &'static Cluster,
@@ -30,9 +36,7 @@ impl Operator {
         operator.cluster.databases(postgres::programs()?, postgres::user());
         // Where the Prometheus operator's definitions are there, so is what it is told.
         let watched = operator.cluster.define("prometheus-operator");
-        let is_kept = |set: &str| {
-            set.contains("cluster.") || set.starts_with("network") || (!watched && set.starts_with("monitoring"))
-        };
+        let is_kept = |set: &str| set.contains("cluster.") || (!watched && set.starts_with("monitoring"));
         operator.sets.retain(|set| is_kept(set));
         operator.url.clear();
         Some(operator)
@@ -50,14 +54,13 @@ impl Operator {
         let sets = [
             format!("cluster.namespace={namespace}"),
             format!("sites[0].cluster.address=https://{address}"),
-            "sites[0].cluster.image=local/textnlp:1".to_owned(),
+            format!("sites[0].cluster.image={}", pinned("local/textnlp:1")),
             "database.hosting=external".to_owned(),
             "database.url=secret:env:DATABASE_URL".to_owned(),
             "cache.kind=none".to_owned(),
             "cache.hosting=null".to_owned(),
             "monitoring.stack=false".to_owned(),
             "backup.enabled=false".to_owned(),
-            "network.policies=true".to_owned(),
         ];
         let url = database.url(&database.database());
         Some(Self { cluster, sandbox, namespace, url, sets: sets.into() })

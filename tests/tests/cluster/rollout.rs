@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::Value;
 use textnlp_tests::eventually;
 
-use crate::operator::{Operator, PROGRAM};
+use crate::operator::{Operator, PROGRAM, pinned};
 use crate::while_asked;
 
 const CANARY: [&str; 6] = [
@@ -80,7 +80,7 @@ pub(crate) fn image(operator: &Operator, word: &str, status: u16) -> String {
     );
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let image = format!("local/textnlp:{word}");
+    let image = pinned(&format!("local/textnlp:{word}"));
     operator.cluster.kubelet().put_program_of(&image, PROGRAM, script);
     image
 }
