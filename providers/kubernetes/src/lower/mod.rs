@@ -31,7 +31,6 @@ use textnlp_provider::{
 };
 
 use crate::canary::ACCOUNT;
-pub(crate) use adapter::ADAPTER;
 pub use database::{BACKUP, RESTORE};
 pub(crate) use gateway::AUTHORITY;
 pub(crate) use images::is_pinned;
