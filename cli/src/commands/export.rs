@@ -7,7 +7,7 @@ use camino::{Utf8Component, Utf8Path};
 use serde_json::json;
 use textnlp_provider::SiteName;
 use textnlp_provider::operations::{Export as Exported, ExportFormat, NeededSecret};
-use textnlp_service::backup::put_file;
+use textnlp_service::backup::{key, put_file};
 
 use super::state;
 use crate::clouds;
@@ -103,6 +103,7 @@ impl ExportScope {
 
 async fn exported(session: &Session, tool: ExportFormat, console: Console) -> Result<(Exported, ExportScope), Failure> {
     let chosen = session.load_to_run(console)?;
+    key::prepare(&chosen).await?;
     let deployment = deployment::described(session, chosen, console).await?;
     let environment = &deployment.chosen.loaded.environment;
     let mut found = Vec::new();

@@ -11,7 +11,7 @@ use textnlp_orchestrator::plan::{
     swept,
 };
 use textnlp_orchestrator::run::{RunOptions, look};
-use textnlp_service::backup::put_file;
+use textnlp_service::backup::{key, put_file};
 use textnlp_service::gate;
 
 use super::down::delete_data;
@@ -31,6 +31,10 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let (deployment, purpose) = if args.down {
         (deployment::recorded(session, chosen)?, Purpose::Down)
     } else {
+        if args.out.is_some() {
+            // `apply` compares the saved plan with its own.
+            key::prepare(&chosen).await?;
+        }
         (deployment::wanted(session, chosen, console).await?, Purpose::Up)
     };
     let environment = &deployment.chosen.loaded.environment;

@@ -7,7 +7,7 @@ use textnlp_orchestrator::apply::Gates;
 use textnlp_orchestrator::plan::{Node, Plan};
 use textnlp_orchestrator::run::{Run, RunOptions, RunOutcome, run_phases, run_saved_plan};
 use textnlp_service::Scope;
-use textnlp_service::backup::backup_status;
+use textnlp_service::backup::{backup_status, key};
 use textnlp_service::running::{self, RunningEnvironment};
 use textnlp_service::up::{incomplete, prepare, record, shut};
 
@@ -36,6 +36,7 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     let began = Instant::now();
     let chosen = session.load_to_run(console)?;
     let phase = chosen.loaded.environment.phase;
+    key::prepare(&chosen).await?;
     let deployment = deployment::wanted(session, chosen, console).await?;
     let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
     prepare(&deployment, args.no_gate, gated).await?.iter().for_each(|warning| console.warn(warning));

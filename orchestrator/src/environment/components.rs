@@ -218,7 +218,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     }
     // One backup has the state of all sites, and one site takes it.
     if e.backup.enabled && site.role == Role::Primary {
-        add(names::BACKUP, None, ComponentSpec::Backup(backup(&e.backup)));
+        add(names::BACKUP, None, ComponentSpec::Backup(backup(e, release)));
     }
     if e.monitoring.stack || !e.monitoring.receivers.is_empty() {
         let existing = there.monitoring.as_ref().or(e.monitoring.existing.as_ref());
@@ -398,13 +398,16 @@ fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> pa
     }
 }
 
-fn backup(backup: &Backup) -> part::Backup {
+fn backup(e: &Environment, release: &Release) -> part::Backup {
+    let backup = &e.backup;
+    // A machine adds the environment's own key when it takes a backup.
+    let own = release.files.backup_recipient.clone().filter(|_| e.dumps_in_cluster());
     part::Backup {
         every_seconds: backup.every.as_seconds(),
         keep_seconds: backup.keep.as_seconds(),
         destination: backup.destination.clone(),
         verify: backup.verify,
-        recipients: backup.recipients.clone(),
+        recipients: own.into_iter().chain(backup.recipients.iter().cloned()).collect(),
         point_in_time_seconds: backup.point_in_time.map(Span::as_seconds),
     }
 }

@@ -756,7 +756,8 @@ pub struct Backup {
     pub destination: Option<String>,
     /// Whether each backup is verified by restoring it.
     pub verify: bool,
-    /// Public keys that backups are encrypted for, besides the environment's own.
+    /// Public keys that backups are encrypted for. The environment's own is the first one for a cluster, and is not listed
+    /// for a machine, which has the key.
     pub recipients: Vec<String>,
     /// The maximum age of the archived WAL of a PostgreSQL, in seconds; `None` archives none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

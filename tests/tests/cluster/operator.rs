@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use camino::Utf8PathBuf;
 use serde_json::Value;
@@ -18,6 +19,17 @@ pub(crate) const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
 pub(crate) fn pinned(image: &str) -> String {
     let digest: String = image.bytes().rev().take(32).map(|byte| format!("{byte:02x}")).collect();
     format!("{image}@sha256:{digest:0>64}")
+}
+
+/// A copy of the program that pods of another user can run too: that of a build may be in a private folder.
+fn program_for_pods(cluster: &Cluster) -> Utf8PathBuf {
+    static COPY: OnceLock<Utf8PathBuf> = OnceLock::new();
+    let copy = || {
+        let copy = cluster.folder().join("textnlp-deploy");
+        std::fs::copy(program(), &copy).unwrap();
+        copy
+    };
+    COPY.get_or_init(copy).clone()
 }
 
 /// An operator with a kubeconfig, a namespace and a database.
@@ -46,7 +58,7 @@ impl Operator {
     pub(crate) fn new(about: &str) -> Option<Self> {
         let cluster = Cluster::shared()?;
         let database = postgres::shared()?;
-        cluster.kubelet().put_program(PROGRAM, program());
+        cluster.kubelet().put_program(PROGRAM, program_for_pods(cluster));
         let namespace = cluster.namespace_name(about);
         let sandbox = Sandbox::new(about);
         // What a load balancer, an ingress or a port-forward would lead to.

@@ -9,13 +9,21 @@ use textnlp_provider::{SecretName, SecretRef, SecretVersion};
 
 use super::failed;
 use crate::failure::Failure;
-use crate::platform::Platform;
+use crate::platform::{ChosenEnvironment, Platform};
 
 const NAME: &str = "backup-key";
 const VERSION: &str = "1";
 
 fn reference() -> SecretRef {
     SecretRef { name: SecretName(NAME.to_owned()), version: SecretVersion(VERSION.to_owned()) }
+}
+
+/// Creates the key of an environment whose backups are encrypted in a cluster, which gets only the public half.
+pub async fn prepare(chosen: &ChosenEnvironment) -> Result<(), Failure> {
+    if chosen.loaded.environment.dumps_in_cluster() {
+        ensure(chosen.scope.platform, &chosen.scope.folder).await?;
+    }
+    Ok(())
 }
 
 /// The key, if there is one.

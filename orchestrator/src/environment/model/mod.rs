@@ -213,6 +213,13 @@ impl Environment {
         (db.kind == DatabaseKind::Postgres).then(|| db.hosting.unwrap_or(usual))
     }
 
+    /// Whether a cluster takes the backups of its database.
+    pub fn dumps_in_cluster(&self) -> bool {
+        self.backup.enabled
+            && self.database_hosting() == Some(Hosting::Cluster)
+            && self.primary().is_some_and(SiteSettings::is_in_cluster)
+    }
+
     /// Whether sites that fail over to one another share one built-in PostgreSQL with a primary that moves between them.
     pub fn shares_database(&self) -> bool {
         self.witness_place().is_some() && self.database_hosting().is_some_and(|hosting| hosting != Hosting::External)

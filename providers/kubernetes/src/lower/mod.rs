@@ -43,7 +43,7 @@ use template::{Template, render};
 /// The conventional `nonroot` uid of images.
 const USER: u32 = 65532;
 /// The path of the program in the image that `bundle create` builds.
-const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
+pub(crate) const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
 /// The model directory in a pod.
 const MODELS: &str = "/var/lib/textnlp/models";
 /// The list of models.

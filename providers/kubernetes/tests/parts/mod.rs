@@ -205,7 +205,7 @@ pub fn backup() -> Backup {
         keep_seconds: 30 * 86_400,
         destination: None,
         verify: true,
-        recipients: Vec::new(),
+        recipients: vec!["age1own".to_owned(), "age1other".to_owned()],
         point_in_time_seconds: None,
     }
 }
