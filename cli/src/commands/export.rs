@@ -103,8 +103,10 @@ impl ExportScope {
 
 async fn exported(session: &Session, tool: ExportFormat, console: Console) -> Result<(Exported, ExportScope), Failure> {
     let chosen = session.load_to_run(console)?;
-    key::prepare(&chosen).await?;
-    let deployment = deployment::described(session, chosen, console).await?;
+    let mut deployment = deployment::described(session, chosen, console).await?;
+    if key::prepare(&deployment.chosen).await? {
+        deployment = deployment::described(session, deployment.chosen, console).await?;
+    }
     let environment = &deployment.chosen.loaded.environment;
     let mut found = Vec::new();
     for (name, site) in &deployment.sites {

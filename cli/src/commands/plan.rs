@@ -31,11 +31,12 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let (deployment, purpose) = if args.down {
         (deployment::recorded(session, chosen)?, Purpose::Down)
     } else {
-        if args.out.is_some() {
-            // `apply` compares the saved plan with its own.
-            key::prepare(&chosen).await?;
+        let mut deployment = deployment::wanted(session, chosen, console).await?;
+        // `apply` compares a saved plan with its own.
+        if args.out.is_some() && key::prepare(&deployment.chosen).await? {
+            deployment = deployment::wanted(session, deployment.chosen, console).await?;
         }
-        (deployment::wanted(session, chosen, console).await?, Purpose::Up)
+        (deployment, Purpose::Up)
     };
     let environment = &deployment.chosen.loaded.environment;
     let is_measured = environment.phase.has_gate();

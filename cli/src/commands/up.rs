@@ -36,10 +36,12 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     let began = Instant::now();
     let chosen = session.load_to_run(console)?;
     let phase = chosen.loaded.environment.phase;
-    key::prepare(&chosen).await?;
-    let deployment = deployment::wanted(session, chosen, console).await?;
+    let mut deployment = deployment::wanted(session, chosen, console).await?;
     let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
     prepare(&deployment, args.no_gate, gated).await?.iter().for_each(|warning| console.warn(warning));
+    if key::prepare(&deployment.chosen).await? {
+        deployment = deployment::wanted(session, deployment.chosen, console).await?;
+    }
     let options = RunOptions { gated: args.gated, ..RunOptions::UP };
     let gates = gate::WithinRun::new(session, &deployment, console);
     let arrival = go(session, &deployment, options, Some(&gates), saved, console).await?;

@@ -18,12 +18,15 @@ fn reference() -> SecretRef {
     SecretRef { name: SecretName(NAME.to_owned()), version: SecretVersion(VERSION.to_owned()) }
 }
 
-/// Creates the key of an environment whose backups are encrypted in a cluster, which gets only the public half.
-pub async fn prepare(chosen: &ChosenEnvironment) -> Result<(), Failure> {
-    if chosen.loaded.environment.dumps_in_cluster() {
-        ensure(chosen.scope.platform, &chosen.scope.folder).await?;
+/// Creates the key of an environment whose backups are encrypted in a cluster, which gets only the public half. Returns
+/// whether there was none, so that the resources have to be planned again.
+pub async fn prepare(chosen: &ChosenEnvironment) -> Result<bool, Failure> {
+    let (platform, folder) = (chosen.scope.platform, &chosen.scope.folder);
+    if !chosen.loaded.environment.dumps_in_cluster() || there(platform, folder).await?.is_some() {
+        return Ok(false);
     }
-    Ok(())
+    ensure(platform, folder).await?;
+    Ok(true)
 }
 
 /// The key, if there is one.
