@@ -473,7 +473,7 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
 #[test]
 fn private_ca_and_proxy_reach_the_objects_that_need_them() {
     let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://proxy:3128".to_owned())]);
-    let egress = Egress { private_ca: Some(Ok("PEM".to_owned())), proxy };
+    let egress = Egress { private_ca: Some(Ok("PEM".to_owned())), proxy, policies: true };
     let place = Fixture { egress, ..fixture() }.set(|site| site.analytics = Some(analytics(Spot::Never)));
     let of = |stored: Database, place: Fixture| {
         lowered(&component("server", ComponentSpec::Workload(Workload { stored, ..workload() })), place)
