@@ -88,9 +88,6 @@ impl Checker<'_> {
             let fix = "write an address such as `192.0.2.7`, or a network such as `10.0.0.0/8` without host bits; policies know no names";
             return self.error(&format!("{at}.to"), cause, fix);
         };
-        if rule.port == 0 {
-            self.error(&format!("{at}.port"), "no server has this port", "write a port from 1 to 65535");
-        }
         let mut metadata = METADATA_SERVICES.iter().filter_map(|text| text.parse::<Network>().ok());
         if rule.port != DNS_PORT && metadata.any(|metadata| metadata.includes(&network)) {
             let cause =
