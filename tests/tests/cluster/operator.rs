@@ -22,10 +22,10 @@ pub(crate) fn pinned(image: &str) -> String {
 }
 
 /// A copy of the program that pods of another user can run too: that of a build may be in a private folder.
-fn program_for_pods(cluster: &Cluster) -> Utf8PathBuf {
+pub(crate) fn program_for_pods() -> Utf8PathBuf {
     static COPY: OnceLock<Utf8PathBuf> = OnceLock::new();
     let copy = || {
-        let copy = cluster.folder().join("textnlp-deploy");
+        let copy = Cluster::shared().unwrap().folder().join("textnlp-deploy");
         std::fs::copy(program(), &copy).unwrap();
         copy
     };
@@ -58,7 +58,7 @@ impl Operator {
     pub(crate) fn new(about: &str) -> Option<Self> {
         let cluster = Cluster::shared()?;
         let database = postgres::shared()?;
-        cluster.kubelet().put_program(PROGRAM, program_for_pods(cluster));
+        cluster.kubelet().put_program(PROGRAM, program_for_pods());
         let namespace = cluster.namespace_name(about);
         let sandbox = Sandbox::new(about);
         // What a load balancer, an ingress or a port-forward would lead to.

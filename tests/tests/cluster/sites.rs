@@ -5,9 +5,9 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster;
 use textnlp_tests::ports::Ports;
-use textnlp_tests::{Said, Sandbox, counts, eventually, program, said};
+use textnlp_tests::{Said, Sandbox, counts, eventually, said};
 
-use super::operator::{PROGRAM, pinned, postgres};
+use super::operator::{PROGRAM, pinned, postgres, program_for_pods};
 
 const NAME: &str = "clusters";
 
@@ -28,7 +28,7 @@ impl Sites {
         let (sandbox, ports) = (Sandbox::new("sites"), Ports::ask(1));
         let namespace = clusters[0].namespace_name("sites");
         let site = |name: &str, role: &str, region: &str, cluster: &Cluster| {
-            cluster.kubelet().put_program(PROGRAM, program());
+            cluster.kubelet().put_program(PROGRAM, program_for_pods());
             let address = cluster.kubelet().forward(&namespace, "textnlp-api", sandbox.port);
             format!(
                 "  - name: {name}\n    role: {role}\n    provider: kubernetes\n    runtime: kubernetes\n    region: {region}\n    \
