@@ -1,5 +1,6 @@
 //! Networks of addresses, in CIDR notation.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -14,6 +15,17 @@ impl Network {
     /// Whether the network has this address. An IPv4 address may be written as IPv6 has it (`::ffff:192.0.2.1`).
     pub fn contains(&self, address: IpAddr) -> bool {
         self.address == masked(address.to_canonical(), self.prefix)
+    }
+
+    /// Whether the network has every address of another one.
+    pub fn includes(&self, other: &Network) -> bool {
+        self.prefix <= other.prefix && self.address == masked(other.address, self.prefix)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
     }
 }
 
@@ -81,6 +93,18 @@ mod tests {
         ] {
             let network: Network = text.parse().unwrap();
             assert_eq!(network.contains(address.parse().unwrap()), contains, "{text} {address}");
+        }
+        for (outer, inner, includes) in [
+            ("10.0.0.0/8", "10.1.0.0/16", true),
+            ("10.0.0.0/8", "10.0.0.0/8", true),
+            ("10.1.0.0/16", "10.0.0.0/8", false),
+            ("0.0.0.0/0", "fd00::/8", false),
+            ("::/0", "10.0.0.0/8", false),
+            ("::/0", "fd00:ec2::254", true),
+        ] {
+            let [outer, inner] = [outer, inner].map(|text| text.parse::<Network>().unwrap());
+            assert_eq!(outer.includes(&inner), includes, "{outer} {inner}");
+            assert_eq!(inner.to_string().parse::<Network>(), Ok(inner));
         }
         for wrong in ["", "10.0.0.0/33", "10.0.0.1/8", "::/129", "10.0.0.0/", "host/8", "10.0.0.0/-1"] {
             assert!(wrong.parse::<Network>().unwrap_err().contains(wrong));

@@ -69,6 +69,7 @@ fn cluster_site(environment: &Environment, name: &SiteName) -> ClusterSite {
         postgres: None,
         adapter: false,
         replicates: false,
+        pinned: false,
         min_nodes: environment.cluster.min_nodes,
         max_nodes: environment.cluster.max_nodes,
     }

@@ -40,11 +40,13 @@ pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
     }
 }
 
-/// `GET /ready` alone, for callers that are not operators.
+/// `GET /health` and `GET /ready` alone, for callers that are not operators.
 pub(super) async fn answer_checks(gateway: Arc<Gateway>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     match (request.method(), request.uri().path()) {
+        // Does not depend on the backends: a restart of the gateway would not help them.
+        (&Method::GET, "/health") => json(StatusCode::OK, &json!({ "status": "ok" })),
         (&Method::GET, "/ready") => ready(&gateway.live()),
-        _ => not_found("the only endpoint is GET /ready"),
+        _ => not_found("GET /health, GET /ready"),
     }
 }
 

@@ -22,7 +22,8 @@ pub struct Config {
     /// The administration address: a Unix socket or loopback.
     #[serde(default)]
     pub admin_listen: Option<SocketAddress>,
-    /// The address of `GET /ready` for health checks, in plain HTTP: clients cannot take its connections.
+    /// The address of `GET /health` and `GET /ready` for health checks, in plain HTTP: clients cannot take its
+    /// connections.
     #[serde(default)]
     pub health_listen: Option<SocketAddress>,
     /// The address of `GET /ready` for the site agent and the global endpoint, with TLS as for clients: the answer of a

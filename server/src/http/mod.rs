@@ -198,7 +198,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         Method::OPTIONS => "OPTIONS",
         _ => "OTHER",
     };
-    let by_https = request.headers().get("x-forwarded-proto").is_some_and(|proto| proto == "https");
+    let by_https = record::uses_https(&request);
     let probe = matches!(route.as_str(), "/health" | "/ready");
     let record = Record::begin(app.clone(), id.clone(), method, route, record::client(&request));
     request.extensions_mut().insert(record.clone());

@@ -207,6 +207,7 @@ async fn the_longest_idle_connection_makes_room_and_checks_are_served_in_a_flood
     assert!(is_served(from([127, 0, 0, 3], to).await, "/x").await, "a load balancer's check");
     let textnlp_gateway::SocketAddress::Tcp(checks) = site.gateway.health_address().unwrap().clone() else { panic!() };
     assert!(is_served(TcpStream::connect(checks).await.unwrap(), "/ready").await);
+    assert!(is_served(TcpStream::connect(checks).await.unwrap(), "/health").await);
     assert!(!is_served(TcpStream::connect(checks).await.unwrap(), "/status").await);
     assert_eq!(site.admin("GET", "/ready", "").await.0, 200);
     assert_eq!(a.state.left.load(SeqCst), 0);

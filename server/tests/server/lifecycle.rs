@@ -261,6 +261,28 @@ async fn metrics_have_the_names_used_by_dashboards() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_address_answers_probes_and_nothing_else() {
+    let mut site = start(Setup { api: "health_listen: \"127.0.0.1:0\"", ..Setup::default() }).await.ready().await;
+    let probes = Client::new(site.server.as_ref().unwrap().health_address().unwrap());
+    for path in ["/health", "/ready"] {
+        assert_eq!(probes.send("GET", path, &[], b"").await.status, 200, "{path}");
+    }
+    let key = site.key.clone();
+    for (method, path) in [
+        ("GET", "/v1/models"),
+        ("POST", "/v1/generate"),
+        ("POST", "/auth/token"),
+        ("GET", "/.well-known/jwks.json"),
+        ("GET", "/metrics"),
+        ("GET", "/docs"),
+    ] {
+        let reply = probes.send(method, path, &[("x-api-key", &key)], b"{}").await;
+        assert_eq!(reply.status, 404, "{method} {path}");
+    }
+    assert!(site.drain().await, "the probes do not delay the shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn database_of_a_newer_server_is_refused() {
     use sqlx::Connection as _;
     let folder = tempfile::tempdir().unwrap();

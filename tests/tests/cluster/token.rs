@@ -6,6 +6,8 @@ use textnlp_cluster::Cluster;
 use textnlp_tests::stand_in::{Reply, StandIn};
 use textnlp_tests::{Sandbox, program};
 
+use crate::operator::pinned;
+
 #[test]
 fn kubectl_and_our_program_sign_in_by_an_exec_kubeconfig() {
     let Some(cluster) = Cluster::shared() else { return };
@@ -45,6 +47,7 @@ fn kubectl_and_our_program_sign_in_by_an_exec_kubeconfig() {
 
     // Our own program: the API server knows it by that token, and says so while it may do nothing yet.
     let site = format!("cluster.namespace={namespace}");
+    let image = format!("sites[0].cluster.image={}", pinned("local/textnlp:1"));
     let run = || {
         let mut command = sandbox.command(&[
             "preflight",
@@ -57,7 +60,7 @@ fn kubectl_and_our_program_sign_in_by_an_exec_kubeconfig() {
             "--set",
             "database.url=secret:env:DATABASE_URL",
             "--set",
-            "sites[0].cluster.image=local/textnlp:1",
+            &image,
             "--set",
             "sites[0].cluster.address=https://127.0.0.1:1",
             "--set",

@@ -11,13 +11,24 @@ use textnlp_provider::{Error, ErrorKind, SecretName, SecretRef, SecretVersion};
 
 use super::failed;
 use crate::failure::Failure;
-use crate::platform::Platform;
+use crate::platform::{ChosenEnvironment, Platform};
 
 const NAME: &str = "backup-key";
 const VERSION: &str = "1";
 
 fn reference() -> SecretRef {
     SecretRef { name: SecretName(NAME.to_owned()), version: SecretVersion(VERSION.to_owned()) }
+}
+
+/// Creates the key of an environment whose backups are encrypted in a cluster, which gets only the public half. Returns
+/// whether there was none, so that the resources have to be planned again.
+pub async fn prepare(chosen: &ChosenEnvironment) -> Result<bool, Failure> {
+    let (platform, folder) = (chosen.scope.platform, &chosen.scope.folder);
+    if !chosen.loaded.environment.dumps_in_cluster() || there(platform, folder).await?.is_some() {
+        return Ok(false);
+    }
+    ensure(platform, folder).await?;
+    Ok(true)
 }
 
 /// The key, if there is one.

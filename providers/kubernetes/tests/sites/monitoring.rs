@@ -146,6 +146,15 @@ fn each_prometheus_alert_fires_when_due_and_not_before() {
             vec![on_pod("textnlp_authentication_failures_total", ",type=\"invalid_api_key\"", "0+50x30 1550+100x30")],
             vec![("29m", "TextnlpAuthentication", &[]), ("45m", "TextnlpAuthentication", &[""])],
         ),
+        // One of two servers cannot be scraped; the pod of another service is not ours.
+        (
+            vec![
+                ("up{namespace=\"shop\",job=\"textnlp-metrics\",pod=\"a\"}".to_owned(), "1+0x5 0+0x30"),
+                ("up{namespace=\"shop\",job=\"textnlp-metrics\",pod=\"b\"}".to_owned(), "1+0x40"),
+                ("up{namespace=\"shop\",job=\"other\",pod=\"c\"}".to_owned(), "0+0x40"),
+            ],
+            vec![("10m", "TextnlpDown", &[]), ("12m", "TextnlpDown", &["a"]), ("30m", "TextnlpDown", &["a"])],
+        ),
         // Nine tenths of the memory, from the start.
         (
             vec![
