@@ -190,6 +190,12 @@ pub enum Error {
         /// The newest one that was accepted.
         newest: String,
     },
+    /// A file beside its signature is not what was signed.
+    #[error("{why}")]
+    FileSignature {
+        /// What is wrong.
+        why: String,
+    },
     /// Needs to go back in the bundle, which a stream cannot.
     #[error("{doing} needs a file; this bundle comes from a stream")]
     Stream {

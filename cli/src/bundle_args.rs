@@ -83,13 +83,16 @@ pub struct Create {
         long,
         value_name = "URL",
         env = "TEXTNLP_ADVISORIES_URL",
-        default_value = "https://github.com/RustSec/advisory-db.git"
+        default_value = RUSTSEC
     )]
     pub advisories_url: String,
     /// Download nothing: take models from the cache and advisories from folders
     #[arg(long)]
     pub offline: bool,
 }
+
+/// The repository of RustSec's advisories.
+pub const RUSTSEC: &str = "https://github.com/RustSec/advisory-db.git";
 
 /// How old advisories may be.
 #[derive(Debug, Clone, Copy, Args)]

@@ -13,19 +13,22 @@ mod clouds;
 mod commands;
 mod deployment;
 mod dr_args;
+mod help;
 mod network;
 mod plan_view;
 mod progress;
 mod report;
 mod rerun_flags;
+mod service_user;
 mod session;
 mod signals;
+mod state_access;
 mod state_args;
 mod stores;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 use rustix::fs::Mode;
 
 use crate::args::{Cli, Command};
@@ -37,13 +40,16 @@ fn main() -> ExitCode {
     // No file that this program or its children write is writable by other users.
     let umask = rustix::process::umask(Mode::WGRP | Mode::WOTH);
     rustix::process::umask(umask | Mode::WGRP | Mode::WOTH);
-    let cli = match Cli::try_parse_from(textnlp_server::current(std::env::args_os())) {
+    let typed = help::command().try_get_matches_from(textnlp_server::current(std::env::args_os()));
+    let cli = match typed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // clap reports `--help` and `--version` as errors, but for users they succeed.
             if !error.use_stderr() {
-                let _ = error.print();
-                return code(Exit::Done);
+                return code(match error.print() {
+                    Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Exit::Failed,
+                    _ => Exit::Done,
+                });
             }
             let typed: Vec<String> =
                 std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
@@ -99,6 +105,8 @@ fn code(exit: Exit) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]

@@ -38,9 +38,21 @@ impl Progress {
         self.bar.set_message(text.to_owned());
     }
 
+    /// Prints a permanent line, unless a terminal shows the current activity.
+    pub fn log(&self, line: &str) {
+        if self.bar.is_hidden() {
+            self.console.say(line);
+        }
+    }
+
     /// Prints a permanent line.
     pub fn line(&self, line: impl AsRef<str>) {
         self.bar.suspend(|| self.console.say(line));
+    }
+
+    /// Runs this, such as a question, without the spinner on the terminal.
+    pub fn paused<T>(&self, ask: impl FnOnce() -> T) -> T {
+        self.bar.suspend(ask)
     }
 
     /// Removes the spinner.
@@ -68,6 +80,10 @@ impl textnlp_service::Progress for Progress {
 
     fn line(&self, line: &str) {
         self.line(line);
+    }
+
+    fn log(&self, line: &str) {
+        self.log(line);
     }
 
     fn warn(&self, warning: &str) {

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::{BufRead, IsTerminal, Read, Write};
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 pub use textnlp_service::failure::{Exit, Failure, size};
@@ -20,6 +21,8 @@ pub struct Success {
     pub document: Map<String, Value>,
     /// The text for stdout, empty if everything was printed already.
     pub text: String,
+    /// Whether [`Console::deliver`] has written it.
+    delivered: bool,
 }
 
 impl Success {
@@ -29,7 +32,7 @@ impl Success {
             Value::Object(members) => members,
             _ => Map::new(),
         };
-        Self { exit: None, document, text: text.into() }
+        Self { document, text: text.into(), ..Self::default() }
     }
 
     /// Sets an exit status other than 0.
@@ -39,6 +42,9 @@ impl Success {
         self
     }
 }
+
+/// The first failed write to stdout. Commands that stream go on, and the exit status tells.
+static LOST_OUTPUT: OnceLock<String> = OnceLock::new();
 
 /// Limit of an answer to a question in bytes.
 const ANSWER_BYTES: u64 = 1024;
@@ -86,9 +92,14 @@ impl Console {
         }
     }
 
+    /// Whether there is a terminal to ask at.
+    pub fn can_ask(&self) -> bool {
+        std::io::stdin().is_terminal() && self.is_text()
+    }
+
     /// Asks the operator for a confirmation. Without a terminal, or with JSON output, the answer is no.
     pub fn confirm(&self, question: &str) -> bool {
-        if !std::io::stdin().is_terminal() || !self.is_text() {
+        if !self.can_ask() {
             return false;
         }
         complain(&format!("{question} [y/N]"));
@@ -115,23 +126,42 @@ impl Console {
         }
     }
 
-    /// Prints the output of a successful command.
-    pub fn finish(&self, success: Success) -> Exit {
-        let exit = success.exit.unwrap_or(Exit::Done);
-        match self.output {
-            Output::Text => {
-                if !success.text.is_empty() {
-                    put(success.text.trim_end_matches('\n'));
-                    put("\n");
-                }
-            }
+    /// Prints the output of a successful command now. For commands that must not continue when the output is lost.
+    ///
+    /// # Errors
+    /// If stdout cannot be written, for example to a full disk. A closed pipe is not an error.
+    pub fn deliver(&self, mut success: Success) -> Result<Success, Failure> {
+        let text = match self.output {
+            Output::Text if success.text.is_empty() => String::new(),
+            Output::Text => format!("{}\n", success.text.trim_end_matches('\n')),
             Output::Json | Output::Jsonl => {
-                let mut document = head(true, exit);
-                document.extend(success.document);
-                self.document(document);
+                let mut document = head(true, success.exit.unwrap_or(Exit::Done));
+                document.extend(std::mem::take(&mut success.document));
+                self.rendered(document)
+            }
+        };
+        put(&text);
+        success.delivered = true;
+        match LOST_OUTPUT.get() {
+            None => Ok(success),
+            Some(because) => {
+                Err(Failure::from(anyhow::anyhow!("{because}").context("the output could not be written"))
+                    .hint("write it to a disk with free space, and run the command again"))
             }
         }
-        exit
+    }
+
+    /// Prints the output of a successful command. Fails with exit status 1 if stdout cannot be written.
+    pub fn finish(&self, success: Success) -> Exit {
+        let exit = success.exit.unwrap_or(Exit::Done);
+        if success.delivered {
+            return exit;
+        }
+        match self.deliver(success) {
+            Ok(_) => exit,
+            // The document went the same way as the output.
+            Err(failure) => Self { output: Output::Text, ..*self }.fail(&failure),
+        }
     }
 
     /// Prints a failure: error, causes and hint.
@@ -157,7 +187,7 @@ impl Console {
                 }),
             );
             document.extend(failure.document.clone());
-            self.document(document);
+            put(&self.rendered(document));
         }
         failure.exit
     }
@@ -167,11 +197,9 @@ impl Console {
         if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 
-    fn document(&self, document: Map<String, Value>) {
+    fn rendered(&self, document: Map<String, Value>) -> String {
         let document = Value::Object(document);
-        let text = if self.is_jsonl() { document.to_string() } else { format!("{document:#}") };
-        put(&text);
-        put("\n");
+        if self.is_jsonl() { format!("{document}\n") } else { format!("{document:#}\n") }
     }
 }
 
@@ -184,10 +212,14 @@ fn indented(head: &str, text: &str) -> String {
     format!("{head}{}", text.replace('\n', "\n         "))
 }
 
-/// A closed pipe (`| head`) is not a failure.
+/// Writes to stdout and remembers the first failure. A closed pipe (`| head`) is not a failure.
 fn put(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        let _ = LOST_OUTPUT.set(format!("stdout: {error}"));
+    }
 }
 
 fn complain(line: &str) {

@@ -13,14 +13,14 @@ pub fn of(global: &Global) -> RerunFlags {
 fn beside(global: &Global, variable: impl Fn(&str) -> Option<String>) -> RerunFlags {
     let typed = |value: Option<String>, name: &str| value.filter(|value| variable(name).as_ref() != Some(value));
     let text = |path: &Option<Utf8PathBuf>| path.as_ref().map(ToString::to_string);
-    let mut changes: Vec<_> = global.set.iter().map(|set| ("--set", set.clone())).collect();
+    let mut changes: Vec<_> = global.set.iter().map(|set| ("--set".to_owned(), set.clone())).collect();
     let flags = [
         ("--site", typed(global.site.clone(), "TEXTNLP_SITE")),
         ("--provider", typed(global.provider.clone(), "TEXTNLP_PROVIDER")),
         ("--server", typed(text(&global.server), "TEXTNLP_SERVER")),
     ];
-    changes.extend(flags.into_iter().filter_map(|(flag, value)| Some((flag, value?))));
-    changes.extend(global.take_ownership.iter().map(|field| ("--take-ownership", field.clone())));
+    changes.extend(flags.into_iter().filter_map(|(flag, value)| Some((flag.to_owned(), value?))));
+    changes.extend(global.take_ownership.iter().map(|field| ("--take-ownership".to_owned(), field.clone())));
     // If a variable names a file, `--env` beside it would be rejected, so the file is named again.
     let env = typed(global.env.clone(), "TEXTNLP_ENV").filter(|_| global.file.is_none());
     RerunFlags {

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::Source;
-use textnlp_orchestrator::environment::{FlagValue, Library, LoadError, Loaded, Overrides, Severity};
+use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Severity};
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
@@ -13,7 +13,7 @@ use crate::args::Global;
 use crate::client::Target;
 use crate::report::{Console, Failure};
 use crate::rerun_flags::{self, RerunFlags};
-use crate::{clouds, network};
+use crate::{clouds, network, service_user, state_access};
 
 /// The global flags and the locations.
 pub struct Session {
@@ -25,6 +25,8 @@ pub struct Session {
     pub library: Library,
     /// Whether variables that change values are ignored, because the file is complete.
     pub is_alone: bool,
+    /// Whether root stays root: it only asks what another command, as the environment's user, would do.
+    pub keeps_user: bool,
 }
 
 impl Session {
@@ -36,7 +38,7 @@ impl Session {
                 .hint("run it in a folder whose path is UTF-8")
         })?;
         let library = Library::from_working_directory(&here);
-        Ok(Self { global, here, library, is_alone: false })
+        Ok(Self { global, here, library, is_alone: false, keeps_user: false })
     }
 
     /// A session for a complete environment file. Variables that change values are ignored.
@@ -84,8 +86,24 @@ impl Session {
         Overrides { variables, sets: self.global.set.clone(), flags }
     }
 
-    /// Loads the environment of `--file` or `--env`.
+    /// Loads the environment of `--file` or `--env`. For root, the command starts again as the environment's user.
     pub fn load(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
+        let loaded = self.loaded(console)?;
+        let name = loaded.environment.environment.clone();
+        let scope = self.scope(name)?;
+        if let Some(user) = loaded.environment.prerequisites.user.as_deref().filter(|_| !self.keeps_user) {
+            service_user::switch(self, user, &loaded, &scope.folder)?;
+        }
+        // As the user that works on it.
+        state_access::check(&scope.folder)?;
+        // The release lock is beside the environment's file, else in its state folder.
+        let folder = self.library.folder().filter(|_| self.global.file.is_none()).unwrap_or(&scope.folder);
+        let lock_path = Lock::path(folder, &scope.name);
+        Ok(ChosenEnvironment { scope, loaded, lock_path })
+    }
+
+    /// The environment of `--file` or `--env` without its state.
+    pub fn loaded(&self, console: Console) -> Result<Loaded, Failure> {
         let loaded = match &self.global.file {
             Some(file) => self.library.load_file(file, &self.overrides(), &clouds::catalogue()),
             None => self.library.load(&self.environment_name()?, &self.overrides(), &clouds::catalogue()),
@@ -104,11 +122,7 @@ impl Session {
                 .hint(format!("set `environment: {requested}` there, or use --env {name}")));
         }
         known_models(&loaded, &self.again())?;
-        let scope = self.scope(name)?;
-        // The release lock is beside the environment's file, else in its state folder.
-        let folder = self.library.folder().filter(|_| self.global.file.is_none()).unwrap_or(&scope.folder);
-        let lock_path = Lock::path(folder, &scope.name);
-        Ok(ChosenEnvironment { scope, loaded, lock_path })
+        Ok(loaded)
     }
 
     /// Loads the environment. Rejects one that cannot run, because its provider is not available.
@@ -143,21 +157,23 @@ impl Session {
 
     /// The model cache that all environments of this state folder share.
     pub fn model_cache(&self) -> Result<Utf8PathBuf, Failure> {
-        Ok(self.state_root()?.join("model-cache"))
+        let cache = self.state_root()?.join(state_access::MODEL_CACHE);
+        state_access::check_model_cache(&cache)?;
+        Ok(cache)
     }
 
     /// The folder with the states of all environments.
     pub fn state_root(&self) -> Result<Utf8PathBuf, Failure> {
+        state_access::resolve(&self.here.join(self.typed_state_root()?))
+    }
+
+    fn typed_state_root(&self) -> Result<Utf8PathBuf, Failure> {
         if let Some(folder) = &self.global.state_dir {
-            return Ok(if folder.is_absolute() { folder.clone() } else { self.here.join(folder) });
+            return Ok(folder.clone());
         }
+        // An installed site may link to a state folder elsewhere.
         if let Some(project) = self.library.folder().and_then(Utf8Path::parent) {
-            let project = self.here.join(project);
-            let folder = project.join(".textnlp");
-            // An installed site may link to a state folder elsewhere. The link is resolved, because recorded paths must
-            // not depend on it.
-            let elsewhere = project.join("installed.json").exists().then(|| folder.read_link_utf8().ok()).flatten();
-            return Ok(elsewhere.map_or(folder, |elsewhere| project.join(elsewhere)));
+            return Ok(project.join(".textnlp"));
         }
         let absolute = |name: &str| std::env::var(name).ok().map(Utf8PathBuf::from).filter(|p| p.is_absolute());
         absolute("XDG_STATE_HOME")
@@ -201,6 +217,16 @@ impl Session {
         }
     }
 
+    /// The scope of the running environment, whose file is only read if it is named.
+    pub fn running_scope(&self) -> Result<(Scope, Option<Environment>), Failure> {
+        if self.global.file.is_some() {
+            let chosen = self.load(Console::new(self.global.output, true))?;
+            return Ok((chosen.scope, Some(chosen.loaded.environment)));
+        }
+        let name = EnvironmentName::new(self.environment_name()?).map_err(|e| Failure::usage("invalid_name", e))?;
+        Ok((self.scope(name)?, None))
+    }
+
     /// The address and credentials of the running environment.
     pub async fn target(&self) -> Result<Target, Failure> {
         self.target_or(None, None, None).await
@@ -219,13 +245,7 @@ impl Session {
             let trust = network::trust(ca, None)?;
             return Ok(Target { address, key, trust, environment: None, again: self.again() });
         }
-        let (scope, environment) = if self.global.file.is_some() {
-            let chosen = self.load(Console::new(self.global.output, true))?;
-            (chosen.scope, Some(chosen.loaded.environment))
-        } else {
-            let name = EnvironmentName::new(self.environment_name()?);
-            (self.scope(name.map_err(|e| Failure::usage("invalid_name", e))?)?, None)
-        };
+        let (scope, environment) = self.running_scope()?;
         let mut target = crate::commands::reach::target(&scope, environment.as_ref()).await?;
         target.key = key.or(target.key);
         if ca.is_some() {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::report::{Console, Exit};
 
-/// A token that the first SIGINT or SIGTERM cancels. All parts of a command share it, so the message is printed once.
+/// A token that the first SIGINT, SIGTERM or SIGHUP cancels. All parts of a command share it, so the message is printed once.
 pub fn stop(console: Console) -> CancellationToken {
     static STOP: OnceLock<CancellationToken> = OnceLock::new();
     STOP.get_or_init(|| listen(console)).clone()
@@ -15,7 +15,10 @@ pub fn stop(console: Console) -> CancellationToken {
 
 fn listen(console: Console) -> CancellationToken {
     let token = CancellationToken::new();
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    // `nohup` makes a run ignore the end of its terminal, and a handler would undo that.
+    let hangup = (!ignores_hangup()).then(|| signal(SignalKind::hangup())).transpose();
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), hangup)
     else {
         console.warn("cannot handle signals: Ctrl-C exits immediately, which is also safe");
         return token;
@@ -27,6 +30,7 @@ fn listen(console: Console) -> CancellationToken {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                Some(_) = async { hangup.as_mut()?.recv().await } => {}
             }
             if first {
                 console
@@ -39,4 +43,12 @@ fn listen(console: Console) -> CancellationToken {
         }
     });
     token
+}
+
+/// Whether SIGHUP was ignored when this process started.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit is signal 1.
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }

@@ -95,7 +95,7 @@ impl RunOptions {
 impl RunOutcome {
     /// Whether the run reached the state that the environment wants.
     pub fn is_complete(&self) -> bool {
-        self.outcome.is_complete() && !self.outcome.stopped && self.plan.as_ref().is_some_and(Plan::is_complete)
+        self.plan.as_ref().is_some_and(|plan| is_complete(&self.outcome, plan))
     }
 }
 
@@ -267,7 +267,15 @@ async fn go(
     tell(road, EventKind::Planned { steps: plan.steps.len() });
     let after = apply(self::drive(road, &providers, locked), &approved, stop).await.map_err(RunError::Apply)?;
     // What recovery could not resolve stays open; the plan reports it as blocked.
-    Ok((Some(plan), after.after(Outcome { failed: Vec::new(), ..before }), recovered))
+    let outcome = after.after(Outcome { failed: Vec::new(), ..before });
+    if is_complete(&outcome, &plan) {
+        write_completion(road, locked, plan.purpose).await?;
+    }
+    Ok((Some(plan), outcome, recovered))
+}
+
+fn is_complete(outcome: &Outcome, plan: &Plan) -> bool {
+    outcome.is_complete() && !outcome.stopped && plan.is_complete()
 }
 
 fn is_the_saved_one(saved: &Plan, plan: &Plan, facts: &Facts) -> Result<(), RunError> {
@@ -352,9 +360,18 @@ async fn write_approval(locked: &mut Locked, plan: &Plan) -> Result<(), RunError
     for site in sites {
         let write = |writer: &mut crate::state::JournalWriter<'_>| {
             let body = writer.body(plan);
-            writer.entry(Entry::Approved { purpose: plan.purpose, plan: body });
+            writer.entry(Entry::Approved { purpose: plan.purpose, plan: body, tracked: true });
         };
         locked.commit(site, write).await.map_err(RunError::State)?;
+    }
+    Ok(())
+}
+
+/// Also completes an earlier run that was interrupted after its last change.
+async fn write_completion(road: &Run<'_>, locked: &mut Locked, purpose: Purpose) -> Result<(), RunError> {
+    let open: Vec<SiteName> = locked.unfinished().map(|(site, _)| site.clone()).collect();
+    for site in open.iter().filter(|site| !road.apart.contains(*site)) {
+        locked.commit(site, |writer| writer.entry(Entry::Completed { purpose })).await.map_err(RunError::State)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use textnlp_provider::{
     Recorded, ResourceId, SiteName, Verb, Wanted,
 };
 
-use crate::plan::{Facts, SiteFacts};
+use crate::plan::{Call, Facts, Plan, Purpose, SiteFacts};
 use crate::state::{End, Entry, OpenOperation, Record, RecordedObjects, SiteLocation, State, StateError};
 
 /// The status of an environment.
@@ -19,7 +19,7 @@ pub struct Status {
     pub environment: EnvironmentName,
     /// The lineage of the deployment; `None` if there was never any.
     pub lineage: Option<Lineage>,
-    /// Every recorded resource exists and is healthy, and no operation is open.
+    /// Every recorded resource exists and is healthy, no operation is open, and the last run completed.
     pub ready: bool,
     /// Its sites.
     pub sites: Vec<SiteStatus>,
@@ -29,6 +29,37 @@ pub struct Status {
     pub drift: Vec<Drift>,
     /// Operations that were started and have not ended.
     pub open: Vec<OpenStatus>,
+    /// Runs that did not do everything that was approved.
+    pub unfinished: Vec<Unfinished>,
+}
+
+/// A run that did not do everything that was approved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unfinished {
+    /// The site.
+    pub site: SiteName,
+    /// `up` or `down`.
+    pub purpose: Purpose,
+    /// When its plan was approved.
+    pub since: Timestamp,
+    /// The operator.
+    pub by: String,
+    /// Resources that it wanted and that have no record.
+    pub missing: Vec<ResourceId>,
+}
+
+impl std::fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const SHOWN: usize = 3;
+        let Self { site, purpose, since, by, missing } = self;
+        write!(f, "`{purpose}` of {} by {by} did not complete at {site}", since.strftime("%Y-%m-%d %H:%M"))?;
+        let shown: Vec<&str> = missing.iter().take(SHOWN).map(ResourceId::as_str).collect();
+        match missing.len() {
+            0 => Ok(()),
+            n if n > SHOWN => write!(f, "; missing: {} and {} more", shown.join(", "), n - SHOWN),
+            _ => write!(f, "; missing: {}", shown.join(", ")),
+        }
+    }
 }
 
 /// The status of a site.
@@ -82,6 +113,18 @@ pub enum ResourceHealth {
     Tainted,
 }
 
+impl std::fmt::Display for ResourceHealth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ready => f.write_str("ready"),
+            Self::Degraded(why) => write!(f, "degraded: {why}"),
+            Self::Gone => f.write_str("gone"),
+            Self::Unknown(why) => write!(f, "unknown: {why}"),
+            Self::Tainted => f.write_str("its creation did not finish"),
+        }
+    }
+}
+
 /// A difference between the record and the actual state.
 #[derive(Debug, Clone, Serialize)]
 pub struct Drift {
@@ -110,8 +153,28 @@ pub struct OpenStatus {
     pub begun: Timestamp,
 }
 
-/// Summarizes the facts.
-pub fn status(facts: &Facts, locations: &BTreeMap<SiteName, SiteLocation>) -> Status {
+/// The runs that did not do everything that was approved. Whether one is still in progress is not known here.
+pub async fn unfinished(state: &State) -> Result<Vec<Unfinished>, StateError> {
+    let mut all = Vec::new();
+    for (site, run) in state.unfinished() {
+        let holdings = state.holdings(site)?;
+        // A plan of another version says nothing; the run is unfinished in any case.
+        let plan = state.body::<Plan>(site, &run.plan).await.ok().filter(|plan| plan.purpose == Purpose::Up);
+        let steps = plan.iter().flat_map(|plan| &plan.steps);
+        let creates = |call: &&Call| matches!(call, Call::Create { .. });
+        let steps = steps.filter(|step| step.site == *site && step.node.calls().iter().any(creates));
+        let mut missing: Vec<ResourceId> =
+            steps.map(|step| step.resource.clone()).filter(|id| !holdings.contains_key(id)).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        let (site, by) = (site.clone(), run.by.clone());
+        all.push(Unfinished { site, purpose: run.purpose, since: run.since, by, missing });
+    }
+    Ok(all)
+}
+
+/// Summarizes the facts. `unfinished`: see [`unfinished`].
+pub fn status(facts: &Facts, locations: &BTreeMap<SiteName, SiteLocation>, unfinished: Vec<Unfinished>) -> Status {
     let mut status = Status {
         environment: facts.environment.clone(),
         lineage: (!facts.is_new).then_some(facts.lineage),
@@ -120,6 +183,7 @@ pub fn status(facts: &Facts, locations: &BTreeMap<SiteName, SiteLocation>) -> St
         resources: Vec::new(),
         drift: drift(facts),
         open: Vec::new(),
+        unfinished,
     };
     for (name, site) in &facts.sites {
         let before = status.resources.len();
@@ -142,6 +206,7 @@ pub fn status(facts: &Facts, locations: &BTreeMap<SiteName, SiteLocation>) -> St
     }
     status.ready = !status.resources.is_empty()
         && status.open.is_empty()
+        && status.unfinished.is_empty()
         && status.resources.iter().all(|resource| resource.standing == ResourceHealth::Ready);
     status
 }
@@ -323,8 +388,13 @@ fn line(site: &SiteName, record: Record, operations: &mut BTreeMap<OperationId, 
     };
     let (resource, text) = match &record.entry {
         Entry::Opened { place, .. } => (None, format!("opened for {place}")),
-        Entry::Approved { purpose, plan } => {
+        Entry::Approved { purpose, plan, .. } => {
             (None, format!("approved a plan for `{purpose}` ({})", &plan.sha256[..12]))
+        }
+        Entry::Completed { purpose } => (None, format!("completed `{purpose}`")),
+        Entry::Measured { phase, gate, evidence } => {
+            let digest = evidence.get(..12).unwrap_or(evidence);
+            (None, format!("measured the {phase} gate: {gate} (evidence {digest})"))
         }
         Entry::Begun { op, verb, resource, .. } => {
             operations.insert(*op, (*verb, resource.clone()));

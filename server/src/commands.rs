@@ -175,13 +175,40 @@ pub enum CommandError {
     /// The copy of the database.
     #[error("copy the database")]
     Copy(#[source] StoreError),
+    /// Ids and keys come from random numbers. A static program may read them from a file.
+    #[error("the system gives no random numbers: a chroot or jail needs /dev/urandom")]
+    Random,
     /// Standard input, output, or signals.
     #[error("talk to the system")]
     System(#[from] std::io::Error),
 }
 
+/// The supervisor starts the file that it verified, by its descriptor, and the kernel names a process after that number.
+fn set_process_name() {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let name = std::path::Path::new(&program).file_name().unwrap_or_default();
+    if let Ok(name) = std::ffi::CString::new(name.as_encoded_bytes()) {
+        // The name is for people only.
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
+/// Whether the random numbers that ids are made of are there: the library panics in each request otherwise.
+fn has_random_numbers() -> bool {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let works = std::panic::catch_unwind(uuid::Uuid::new_v4).is_ok();
+    std::panic::set_hook(hook);
+    works
+}
+
 /// Runs a command on its own runtime: HTTP needs few threads, the engine has its own.
 pub fn run(command: Command) -> ExitCode {
+    set_process_name();
+    if !has_random_numbers() {
+        report(&CommandError::Random);
+        return ExitCode::FAILURE;
+    }
     let workers = match &command {
         // The file is read again inside, where its problems are reported.
         Command::Serve(of) => Config::read(&of.file).map_or(1, |config| config.api.workers),
@@ -303,7 +330,9 @@ fn answer(done: Result<serde_json::Value, KeysError>) -> Result<(), CommandError
         KeysError::Watch(why) => why.hint.clone(),
         _ => None,
     };
-    print(&json!({ "error": { "message": chain(&error), "hint": hint } }))?;
+    // A wrong command is the caller's mistake, a full disk is not.
+    let internal = matches!(error, KeysError::Store(_) | KeysError::Random);
+    print(&json!({ "error": { "message": chain(&error), "hint": hint, "internal": internal } }))?;
     Err(error.into())
 }
 

@@ -394,7 +394,13 @@ fn load(config: &config::Model, opened: Opened, engine: &Handle, threads: usize)
         Weights::Q8_0 => Quant::Q8_0,
     });
     let options = LoadOptions { quantize, context: config.context, threads, ..LoadOptions::default() };
-    let (cpu, mut notes) = Cpu::load(&checkpoint, &options).map_err(|error| chain(&error))?;
+    // Hashing takes about as long as loading and reads the same pages, so both run side by side.
+    let (cpu, verified) = std::thread::scope(|scope| {
+        let verified = scope.spawn(|| textnlp_models::verify_to_load(&config.path));
+        (Cpu::load(&checkpoint, &options), verified.join())
+    });
+    verified.map_err(|_| "its verification was aborted".to_owned())?.map_err(|error| differs(&error))?;
+    let (cpu, mut notes) = cpu.map_err(|error| chain(&error))?;
     let (mut chat, mut chat_problem) = (None, None);
     if let Some(source) = tokenizer.chat_template() {
         let piece = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
@@ -413,6 +419,16 @@ fn load(config: &config::Model, opened: Opened, engine: &Handle, threads: usize)
     engine.load(&config.name, model).map_err(|failure| failure.to_string())?;
     let info = engine.model(&config.name).ok_or("the engine released it")?;
     Ok(Ready { info, chat, chat_problem, notes, parameters, longest_token, load_ms: 0 })
+}
+
+/// The file comes first: a status shows the beginning of a message.
+fn differs(error: &textnlp_models::Error) -> String {
+    match error {
+        textnlp_models::Error::Corrupt { path, why } => {
+            format!("`{}` differs from {}: {why}", path.file_name().unwrap_or_default(), textnlp_models::MANIFEST)
+        }
+        error => chain(error),
+    }
 }
 
 #[cfg(test)]

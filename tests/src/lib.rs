@@ -1,6 +1,7 @@
 //! Support for end-to-end tests: a sandbox that runs the real program as an operator would.
 //!
 //! A sandbox has its own folder, state, home and ports. It stops everything it started, also after a failed test.
+#![forbid(unsafe_code)]
 
 pub mod bucket;
 pub mod http;
@@ -99,6 +100,8 @@ impl Sandbox {
             .env("TEXTNLP_STATE_DIR", self.folder().join("state"))
             .env("TEXTNLP_SET__server__api__port", self.port.to_string())
             .env("TEXTNLP_SET__server__monitoring__metrics_port", self.metrics_port.to_string())
+            // The recorded advisories are as old as the checkout.
+            .env("TEXTNLP_SET__gates__advisories", "warn")
             .envs(self.variables.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::null());
         command
@@ -298,6 +301,24 @@ pub fn counts(document: &Value) -> [i64; 5] {
     ["create", "update", "replace", "delete", "unchanged"].map(|word| {
         document["plan"][word].as_i64().unwrap_or_else(|| panic!("plan.{word} is no integer: {document:#}"))
     })
+}
+
+/// A folder of advisories as RustSec publishes them, with one of this day against every version of a crate.
+pub fn advisories(folder: &Utf8Path, krate: &str, cvss: &str, date: &str) -> String {
+    let place = folder.join("crates").join(krate);
+    std::fs::create_dir_all(&place).expect("make a folder of advisories");
+    let text = format!(
+        "```toml\n[advisory]\nid = \"RUSTSEC-2025-9999\"\npackage = \"{krate}\"\ndate = \"{date}\"\ncvss = \"{cvss}\"\n\n\
+         [versions]\npatched = []\n```\n\n# A flaw that was made up for a story\n\nNothing is wrong with it.\n"
+    );
+    std::fs::write(place.join("RUSTSEC-2025-9999.md"), text).expect("write an advisory");
+    folder.to_string()
+}
+
+/// Today, as advisories are dated.
+pub fn today() -> String {
+    let output = Command::new("date").args(["-u", "+%Y-%m-%d"]).output().expect("ask for the date");
+    said(output).expect(0).out.trim().to_owned()
 }
 
 /// Copies a folder without sockets, which belong to running processes.

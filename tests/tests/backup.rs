@@ -65,10 +65,20 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let status = sandbox.run(&["status", "--env", "development"]);
     assert!(status.out.contains("no verified backup") && status.out.contains("only on this machine"), "{}", status.out);
 
+    // A key that could not be written was not exported.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut show = sandbox.command(&["backup", "key", "show", "--env", "development"]);
+    let lost = textnlp_tests::said(show.stdout(full).output().unwrap()).expect(1);
+    assert!(lost.err.contains("No space left on device"), "{}", lost.err);
+    let status = sandbox.run(&["status", "--env", "development"]);
+    assert!(status.out.contains("only on this machine"), "{}", status.out);
+
     // Carried away, proven; then nothing is left to say.
-    let shown = sandbox.run(&["backup", "key", "show", "--env", "development"]).expect(0);
     let key = sandbox.folder().join("carried-away.key");
-    std::fs::write(&key, &shown.out).unwrap();
+    let export = ["backup", "key", "show", "--out", key.as_str(), "--env", "development"];
+    sandbox.run(&export).expect(0);
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    refused(sandbox.run(&[&export[..], &["-o", "json"]].concat()), 4, "file_exists");
     let proof = run(&sandbox, &["backup", "verify"]).expect(0).json();
     assert_eq!((&proof["verified"], &proof["proof"]["level"]), (&json!(true), &json!("answered")), "{proof:#}");
     assert!(Utf8PathBuf::from(format!("{file}.verified.json")).is_file());
@@ -97,6 +107,8 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     std::fs::remove_dir_all(sandbox.folder().join("state")).unwrap();
     let restore = [&["restore", kept.as_str()][..], &with_key].concat();
     refused(elsewhere(&sandbox, &["restore", kept.as_str()]), 2, "sealed");
+    // Without an approval for `up`, nothing is restored.
+    refused(elsewhere(&sandbox, &[&restore[..], &["--up"]].concat()), 4, "not_approved");
     refused(elsewhere(&sandbox, &[&restore[..], &["--at", "2026-11-20T12:00:00Z"]].concat()), 2, "no_such_moment");
     let other = sandbox.folder().join("elsewhere");
     assert_eq!(sandbox.files(&other), Vec::<String>::new(), "what was refused left nothing");

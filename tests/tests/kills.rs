@@ -259,7 +259,12 @@ fn started_and_at_work(sandbox: &Sandbox, args: &[&str]) -> Child {
 #[test]
 fn signal_stops_up_and_down_and_rerunning_resumes() {
     let sandbox = Sandbox::new("signal");
-    for (name, word) in [(Signal::INT, "SIGINT"), (Signal::TERM, "SIGTERM")] {
+    // Under `nohup` these tests and what they start ignore the end of a terminal.
+    let status = std::fs::read_to_string("/proc/self/status").expect("read what is ignored");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask").trim();
+    let hears = u64::from_str_radix(ignored, 16).expect("a mask") & 1 == 0;
+    let signals = [(Signal::INT, "SIGINT"), (Signal::TERM, "SIGTERM"), (Signal::HUP, "SIGHUP")];
+    for (name, word) in signals.into_iter().filter(|(name, _)| hears || *name != Signal::HUP) {
         for (args, story) in [(&UP[..], "up"), (&DOWN[..], "down")] {
             if story == "down" {
                 up_is_right(&sandbox, word);
@@ -271,6 +276,14 @@ fn signal_stops_up_and_down_and_rerunning_resumes() {
             assert_eq!(document["error"]["code"], "stopped", "{word} {story}: {document:#}");
             assert_eq!(document["error"]["hint"], format!("textnlp-deploy {story} --env development"));
             assert!(document["outcome"]["stopped"] == true, "{document:#}");
+            // Half a deployment is not ready, whoever asks.
+            let status = sandbox.run(&["status", "--env", "development", "-o", "json"]).expect(1).json();
+            assert!(status["ready"] == false && status["unfinished"][0]["purpose"] == story, "{status:#}");
+            for look in ["status", "drift", "doctor", "health"] {
+                let said = sandbox.run(&[look, "--env", "development"]).expect(1);
+                let text = said.out + &said.err;
+                assert!(look == "health" || text.contains("did not complete"), "{look}: {text}");
+            }
         }
         down_is_right(&sandbox, word);
     }

@@ -44,6 +44,27 @@ fn killed_server_and_gateway_are_restarted_automatically() {
 }
 
 #[test]
+fn hint_of_status_repeats_the_flags_of_the_last_up() {
+    let sandbox = Sandbox::new("hints");
+    let changed = ["--env", "development", "--set", "server.api.timeout=200"];
+    sandbox.run(&[&["up", "--yes", "--no-gate"], &changed[..]].concat()).expect(0);
+    sandbox.kill(sandbox.pid(SUPERVISOR).expect("it runs"));
+    let next = "textnlp-deploy up --env development --set server.api.timeout=200";
+    for look in ["status", "doctor"] {
+        let said = sandbox.run(&[look, "--env", "development"]).expect(1);
+        assert!(said.out.contains(next), "{look}: {}", said.out);
+    }
+    let own = sandbox.run(&["status", "--env", "development", "--set", "server.api.timeout=300"]).expect(1);
+    assert!(own.out.contains("up --env development --set server.api.timeout=300"), "{}", own.out);
+    sandbox.run(&[&["up", "--yes", "--no-gate"], &changed[..]].concat()).expect(0);
+    sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
+    let down = sandbox.run(&["status", "--env", "development"]).expect(0);
+    assert!(down.out.contains(next), "{}", down.out);
+    let health = sandbox.run(&["health", "--env", "development"]).expect(2);
+    assert!(health.err.contains(next), "{}", health.err);
+}
+
+#[test]
 fn killed_supervisor_is_reported_and_replaced_without_stopping_programs() {
     let sandbox = Sandbox::new("alone");
     sandbox.up("development");
@@ -78,6 +99,51 @@ fn up_restarts_everything_after_all_processes_were_killed() {
     sandbox.up("development");
     answers(&sandbox).expect("an answer");
     sandbox.run(&["plan", "--env", "development", "--exit-code"]).expect(0);
+}
+
+/// What the status says while a killed server does not start again.
+fn killed_server_fails(sandbox: &Sandbox, why: &str) {
+    sandbox.kill(sandbox.pid(SERVER).expect("it runs"));
+    eventually("the reason in the status", || {
+        let status = sandbox.run(&["status", "--env", "development"]);
+        (status.exit == 1 && status.out.contains(why)).then_some(())
+    });
+    assert!(answers(sandbox).is_none(), "it must not be served");
+    let log = sandbox.run(&["logs", "server-0"]).expect(0).out;
+    assert!(log.contains(why), "{log}");
+}
+
+#[test]
+fn changed_program_is_not_started_again() {
+    use std::os::unix::fs::PermissionsExt;
+    let sandbox = Sandbox::new("swapped");
+    sandbox.up("development");
+    let site = sandbox.site("development");
+    let (program, other, ran) = (site.join("bin/server"), site.join("bin/other"), site.join("ran"));
+    std::fs::write(&other, format!("#!/bin/sh\ntouch '{ran}'\nexec sleep 60\n")).unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // A running program cannot be written to, only replaced.
+    std::fs::rename(&other, &program).unwrap();
+    killed_server_fails(&sandbox, "was changed: it has sha256:");
+    assert!(!ran.exists(), "neither the supervisor nor `status` may run it");
+    sandbox.up("development");
+    answers(&sandbox).expect("the recorded program answers");
+}
+
+#[test]
+fn changed_model_is_not_loaded_again() {
+    let sandbox = Sandbox::new("weights");
+    sandbox.up("development");
+    let weights = sandbox.site("development").join("models/textnlp-tiny/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    // A different weight, in a file that is still valid.
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x40;
+    std::fs::remove_file(&weights).unwrap();
+    std::fs::write(&weights, bytes).unwrap();
+    killed_server_fails(&sandbox, "`model.safetensors` differs from textnlp-model.json");
+    sandbox.up("development");
+    answers(&sandbox).expect("the recorded model answers");
 }
 
 /// No drift, and ready. The supervisor looks at certificates every two seconds, so its word may be that old.

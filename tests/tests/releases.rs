@@ -125,6 +125,13 @@ fn only_verified_releases_are_promoted() {
     let next = promote(&new).expect(0).json()["next"].as_str().unwrap().to_owned();
     assert!(next.contains("up --env staging --server ") && next.contains("/development/sites/here/bin/"), "{next}");
 
+    // Evidence that nobody signed speaks for nothing.
+    let signature = sandbox.state("development").join("evidence/gate.json.minisig");
+    std::fs::remove_file(&signature).unwrap();
+    refused(&old, "gate.json is not verified", "gate --again");
+    with(&sandbox, &old, &["gate"]).expect(0);
+    promote(&old).expect(0);
+
     with(&sandbox, &new, &["release", "set"]).expect(0);
     refused(&new, "not the last one that `up` applied", "up");
     // Measured now, the older program would speak for the newer one.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use textnlp_tests::{Said, Sandbox, UP_KEYS, counts, eventually, has, http, program, said};
+use textnlp_tests::{Said, Sandbox, UP_KEYS, advisories, counts, eventually, has, http, program, said, today};
 
 /// A gate that is over in seconds and that any machine opens: what it measures is told elsewhere, here it is travelled.
 const SMALL_GATE: [&str; 6] = ["--set", "gates.users=3", "--set", "gates.hold=1s", "--set", "gates.p95_ms=60000"];
@@ -174,6 +174,81 @@ fn development_answers_over_http_without_a_key() {
 }
 
 #[test]
+fn changed_unsigned_and_earlier_evidence_is_refused_by_name() {
+    let sandbox = Sandbox::new("evidence");
+    sandbox.run(&["up", "--env", "development", "--yes"]).expect(0);
+    let evidence = sandbox.state("development").join("evidence");
+    let (file, signature) = (evidence.join("gate.json"), evidence.join("gate.json.minisig"));
+    let gate = |more: &[&str]| sandbox.run(&[&["gate", "--env", "development"], more].concat()).expect(0);
+    let is_reused = || gate(&[]).out.contains("evidence of ");
+    assert!(is_reused());
+    // Measured again, and said by name why.
+    let refused = |why: &str| {
+        let said = gate(&[]);
+        assert!(said.err.contains(&format!("{file} is not verified: ")) && said.err.contains(why), "{}", said.err);
+        assert!(!said.out.contains("evidence of "), "{}", said.out);
+        assert!(is_reused(), "what was measured now counts");
+    };
+    let good = std::fs::read_to_string(&file).unwrap();
+    let (before, behind) = good.split_once("\"checks\"").unwrap();
+    std::fs::write(&file, format!("{before}\"checks\"{}", behind.replacen("200", "500", 1))).unwrap();
+    refused("gate.json.minisig does not fit");
+    std::fs::remove_file(&signature).unwrap();
+    refused("gate.json.minisig");
+    let earlier = [&file, &signature].map(|path| std::fs::read(path).unwrap());
+    gate(&["--again"]);
+    std::fs::write(&file, &earlier[0]).unwrap();
+    std::fs::write(&signature, &earlier[1]).unwrap();
+    refused("the journal names another file");
+
+    // Anybody verifies it without this deployment.
+    let public = sandbox.state("development").join("dr/drill-report.pub");
+    let verified = sandbox.run(&["dr", "verify-report", file.as_str(), "--key", public.as_str()]).expect(0);
+    assert!(verified.out.contains("textnlp development gate of development"), "{}", verified.out);
+    let history = sandbox.run(&["state", "history", "--env", "development"]).expect(0).out;
+    assert!(history.contains("measured the development gate: open"), "{history}");
+
+    // Its verdict is that of its checks, and it ends with what was measured.
+    sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
+    sandbox.up("development");
+    let said = gate(&[]);
+    assert!(said.err.contains("its resources may have changed since"), "{}", said.err);
+    assert!(!said.out.contains("evidence of "), "{}", said.out);
+}
+
+#[test]
+fn staging_gate_waits_for_current_advisories() {
+    let sandbox = Sandbox::new("advisories");
+    sandbox.up("staging");
+    let folder = |name: &str, krate: &str, date: &str| {
+        advisories(&sandbox.folder().join(name), krate, "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H", date)
+    };
+    let old = folder("old", "a-crate-that-nobody-has", "2025-06-01");
+    let fresh = folder("fresh", "a-crate-that-nobody-has", &today());
+    let flawed = folder("flawed", "tokio", &today());
+    let gate = |database: &str, policy: &str, more: &[&str]| {
+        let args = ["gate", "--env", "staging", "--advisories", database, "--set", policy, "-o", "json"];
+        sandbox.run(&[&with_gate(&args)[..], more].concat())
+    };
+    let waits = gate(&old, "gates.advisories=wait", &[]).expect(3).json();
+    assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
+    let said = waits["error"].to_string();
+    for word in ["known vulnerabilities: 0 found", "days old, the limit is 30", "gate --advisories https://"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert!(waits["gate"]["checks"].to_string().contains("p95"), "everything else is measured: {waits:#}");
+    let accepted = gate(&old, "gates.advisories=warn", &["--reason", "no network until May"]).expect(0).json();
+    assert_eq!(accepted["gate"]["state"], "open", "{accepted:#}");
+    let history = sandbox.run(&["state", "history", "--env", "staging"]).expect(0).out;
+    let line = history.lines().rfind(|line| line.contains("measured the staging gate: open")).expect("it is recorded");
+    assert!(line.contains("no network until May"), "{line}");
+    assert_eq!(gate(&fresh, "gates.advisories=wait", &[]).expect(0).json()["gate"]["state"], "open");
+    let shut = gate(&flawed, "gates.advisories=warn", &[]).expect(3).json();
+    assert_eq!(shut["gate"]["state"], "shut", "{shut:#}");
+    assert!(shut["error"].to_string().contains("RUSTSEC-2025-9999 tokio"), "{shut:#}");
+}
+
+#[test]
 fn api_keys_grant_and_deny_access() {
     let sandbox = Sandbox::new("keys");
     sandbox.up("staging");
@@ -290,8 +365,9 @@ fn nothing_runs(sandbox: &Sandbox, environment: &str) {
     assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
     let left = sandbox.files(&sandbox.state(environment).join("sites"));
     assert!(left.is_empty(), "down left {left:?}");
+    // The report key stays with what it signed.
     let secrets = sandbox.files(&sandbox.state(environment).join("secrets"));
-    assert!(secrets.iter().all(|f| f == ".lock"), "down left secrets: {secrets:?}");
+    assert!(secrets.iter().all(|f| [".lock", ".drill-report.key"].contains(&f.as_str())), "down left {secrets:?}");
 }
 
 fn pasted_curl_line_works(sandbox: &Sandbox, said: &str) {

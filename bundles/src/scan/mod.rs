@@ -41,8 +41,8 @@ pub use package::{CRATES, Package};
 /// The path of the advisories in a bundle.
 pub const CARRIED: &str = "sbom/advisories.json";
 
-/// The default maximum age of advisories.
-pub const MAX_AGE_DAYS: i64 = 90;
+/// The default maximum age of advisories, the same as that of gates.
+pub const MAX_AGE_DAYS: i64 = 30;
 
 /// Options of a scan.
 #[derive(Clone, Debug)]

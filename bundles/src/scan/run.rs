@@ -47,7 +47,7 @@ impl<'a> Run<'a> {
             .map(|d| Finding {
                 id: "advisories-old".to_owned(),
                 kind: Kind::Scan,
-                severity: Severity::Low,
+                severity: Severity::Medium,
                 title: format!("The advisories of {} are {} days old", d.name, d.age_days),
                 place: d.name.clone(),
                 package: None,

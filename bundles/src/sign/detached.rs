@@ -42,7 +42,7 @@ fn read_whole(file: &Utf8Path) -> Result<Vec<u8>> {
     let opened = std::fs::File::open(file).map_err(Error::io("open", file))?;
     opened.take(MAX_REPORT_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", file))?;
     if bytes.len() as u64 > MAX_REPORT_BYTES {
-        return Err(Error::Signature { why: format!("{file} is larger than {MAX_REPORT_BYTES} bytes") });
+        return Err(Error::FileSignature { why: format!("{file} is larger than {MAX_REPORT_BYTES} bytes") });
     }
     Ok(bytes)
 }
@@ -50,7 +50,7 @@ fn read_whole(file: &Utf8Path) -> Result<Vec<u8>> {
 /// Returns what a file was signed as, when its signature is by this key and valid.
 pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
     let beside = signature_of(file);
-    let invalid = |why: String| Error::Signature { why };
+    let invalid = |why: String| Error::FileSignature { why };
     let text = read_key(&beside)?;
     let signature = minisign::SignatureBox::from_string(&text).map_err(|error| key_error(&beside, &error))?;
     let bytes = read_whole(file)?;

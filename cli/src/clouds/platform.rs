@@ -91,6 +91,10 @@ impl Platform for Linked {
         Ok(textnlp_onprem::site_copy(folder, site)?)
     }
 
+    fn site_program(&self, program: &Utf8Path) -> std::io::Result<(std::process::Command, std::fs::File)> {
+        Ok(textnlp_onprem::VerifiedProgram::at(program)?.into_command())
+    }
+
     async fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
         match clouds::supervise::status(&folder.join("sites").join(site.as_str())).await {
             Ok(Some(status)) => status.units.iter().filter_map(|unit| unit.pid).chain([status.pid]).collect(),

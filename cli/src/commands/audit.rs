@@ -6,8 +6,8 @@ use jiff::{Timestamp, Unit};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use textnlp_bundle::sbom::{CrateGraph, Lock};
-use textnlp_bundle::scan::Package;
-use textnlp_orchestrator::environment::model::Gates;
+use textnlp_bundle::scan::{Database, Kind, Package, Scan, Settings};
+use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Gates};
 use textnlp_orchestrator::gate::Check;
 
 const RECORD: &str = include_str!("../../evidence/audit.json");
@@ -32,32 +32,79 @@ struct Record {
     vulnerabilities: Vec<String>,
 }
 
-/// The check of this program: no known vulnerability in the dependencies that it was built from.
-pub fn check(gates: &Gates, now: Timestamp) -> Check {
-    let record: Record = match serde_json::from_str(RECORD) {
-        Ok(record) => record,
-        Err(error) => return Check::unmeasured(NAME, 0, "found", format!("the record cannot be read: {error}")),
-    };
-    if record.lock_sha256 != hex::encode(Sha256::digest(LOCK)) {
-        return Check::unmeasured(
-            NAME,
-            0,
-            "found",
-            "the record does not match Cargo.lock: run .ci/audit DATABASE --write",
+/// What the dependencies of this program are checked against.
+pub struct Audit<'a> {
+    /// The environment's limits.
+    pub gates: &'a Gates,
+    /// The reference of all ages.
+    pub now: Timestamp,
+    /// Advisories that the operator gave.
+    pub given: Option<&'a Database>,
+    /// The suggested command that checks against current advisories.
+    pub refresh: String,
+}
+
+impl Audit<'_> {
+    /// No known vulnerability is in the dependencies that this program was built from, by the given advisories; else by
+    /// those of the build, or newer ones of this machine once those are too old.
+    pub fn check(&self, here: impl FnOnce() -> Option<Database>) -> Check {
+        if let Some(database) = self.given {
+            return self.scan(database);
+        }
+        let record: Record = match serde_json::from_str(RECORD) {
+            Ok(record) => record,
+            Err(error) => return Check::unmeasured(NAME, 0, "found", format!("the record cannot be read: {error}")),
+        };
+        if record.lock_sha256 != hex::encode(Sha256::digest(LOCK)) {
+            let why = "the record does not match Cargo.lock: run .ci/audit DATABASE --write";
+            return Check::unmeasured(NAME, 0, "found", why);
+        }
+        let age = age_days(record.newest_advisory, self.now);
+        let is_newer =
+            |database: &Database| database.sources().iter().all(|source| source.date > record.newest_advisory);
+        if age > max_age_days(self.gates)
+            && let Some(database) = here().filter(is_newer)
+        {
+            return self.scan(&database);
+        }
+        let mut note = format!(
+            "{} dependencies of the program, checked when it was built; {} advisories, {}",
+            linked().len(),
+            record.advisories,
+            aged(record.newest_advisory, age)
         );
+        if !record.vulnerabilities.is_empty() {
+            note = format!("{}; {note}", record.vulnerabilities.join("; "));
+        }
+        self.found(record.vulnerabilities.len(), note, age)
     }
-    let found = record.vulnerabilities.len();
-    let age = age_days(record.newest_advisory, now);
-    let mut note = format!(
-        "{} dependencies of the program, checked when it was built; {} advisories, {}",
-        linked().len(),
-        record.advisories,
-        aged(record.newest_advisory, age)
-    );
-    if found > 0 {
-        note = format!("{}; {note}", record.vulnerabilities.join("; "));
+
+    fn scan(&self, database: &Database) -> Check {
+        let settings = Settings { max_age_days: max_age_days(self.gates), ..Settings::at(self.now) };
+        let report = Scan::new(settings).with(database.clone()).of_packages("this program", &linked());
+        let found: Vec<String> = report
+            .findings
+            .iter()
+            .filter(|finding| finding.kind == Kind::Vulnerability)
+            .map(|f| {
+                let of = |name: &Option<String>| name.clone().unwrap_or_default();
+                format!("{} {} {}: {}", f.id, of(&f.package), of(&f.installed), f.title)
+            })
+            .collect();
+        let of = report.databases.iter().map(|d| format!("{} advisories, {}", d.advisories, aged(d.date, d.age_days)));
+        let mut notes = found.clone();
+        notes.push(format!("dependencies of the program; {}", of.collect::<Vec<_>>().join("; ")));
+        if let Some(missed) = report.not_looked_at.iter().find(|missed| missed.required) {
+            return Check::unmeasured(NAME, 0, "found", format!("{}: {}", missed.what, missed.why));
+        }
+        let age = report.databases.iter().map(|database| database.age_days).max().unwrap_or(i64::MAX);
+        self.found(found.len(), notes.join("; "), age)
     }
-    within_age(Check::new(NAME, found, 0, "found", found == 0).note(note), age, gates)
+
+    fn found(&self, count: usize, note: String, age: i64) -> Check {
+        let check = Check::new(NAME, count, 0, "found", count == 0).note(note);
+        within_age(check, age, self.gates, &self.refresh)
+    }
 }
 
 /// The crates of others that are linked into this program.
@@ -89,24 +136,39 @@ pub fn max_age_days(gates: &Gates) -> i64 {
     i64::try_from(gates.advisories_max_age.0.as_secs() / 86_400).unwrap_or(i64::MAX)
 }
 
-/// The check, adjusted for the age of its advisories.
-pub fn within_age(check: Check, days: i64, gates: &Gates) -> Check {
+/// The check, adjusted for the age of its advisories. `refresh`: the command that checks against newer ones.
+pub fn within_age(check: Check, days: i64, gates: &Gates, refresh: &str) -> Check {
     let max = max_age_days(gates);
     if days <= max {
         return check;
     }
-    check.falls_short(format!("the advisories are {days} days old, the limit is {max}"), gates.advisories)
+    let accepted = match gates.advisories {
+        AdvisoryPolicy::Warn => " and `gates.advisories: warn` accepts older ones",
+        AdvisoryPolicy::Wait | AdvisoryPolicy::Block => "",
+    };
+    let why = format!("the advisories are {days} days old, the limit is {max}{accepted}; for current ones: {refresh}");
+    check.falls_short(why, gates.advisories)
 }
 
 #[cfg(test)]
 mod tests {
-    use textnlp_orchestrator::environment::model::Enforcement;
+    use camino::Utf8Path;
 
     use super::*;
 
+    fn after(days: i64) -> Timestamp {
+        let record: Record = serde_json::from_str(RECORD).unwrap();
+        let day = record.newest_advisory.checked_add(jiff::Span::new().days(days)).unwrap();
+        day.to_zoned(TimeZone::UTC).unwrap().timestamp()
+    }
+
+    fn audit<'a>(gates: &'a Gates, days: i64, given: Option<&'a Database>) -> Audit<'a> {
+        Audit { gates, now: after(days), given, refresh: "textnlp-deploy gate --advisories URL".to_owned() }
+    }
+
     #[test]
     fn audit_record_matches_the_current_lock_file() {
-        let check = check(&Gates::default(), Timestamp::now());
+        let check = audit(&Gates::default(), 0, None).check(|| None);
         assert!(check.ok, "{check}");
     }
 
@@ -116,28 +178,57 @@ mod tests {
         assert!(linked.iter().any(|package| package.name == "tokio") && linked.len() < lock.registry_packages().len());
         let clouds = linked.iter().any(|package| package.name == "aws-config");
         assert_eq!(clouds, cfg!(feature = "clouds"));
-        let note = check(&Gates::default(), Timestamp::now()).note.unwrap_or_default();
+        let note = audit(&Gates::default(), 0, None).check(|| None).note.unwrap_or_default();
         assert!(note.contains(&format!("{} dependencies of the program", linked.len())), "{note}");
     }
 
     #[test]
-    fn outdated_advisories_warn_and_close_a_strict_gate() {
-        let record: Record = serde_json::from_str(RECORD).unwrap();
-        let after = |days: i64| {
-            let day = record.newest_advisory.checked_add(jiff::Span::new().days(days)).unwrap();
-            day.to_zoned(TimeZone::UTC).unwrap().timestamp()
+    fn gate_waits_for_current_advisories_unless_old_ones_are_accepted() {
+        let of = |policy: AdvisoryPolicy, days| {
+            let gates = Gates { advisories: policy, ..Gates::default() };
+            let check = audit(&gates, days, None).check(|| None);
+            (check.ok, check.waits, check.warning, check.note.unwrap_or_default())
         };
-        let strict = Gates { advisories: Enforcement::Block, ..Gates::default() };
-        let state = |gates: &Gates, days| {
-            let check = check(gates, after(days));
-            (check.ok, check.warning, check.note.unwrap_or_default())
-        };
-        for gates in [&Gates::default(), &strict] {
-            let (ok, warning, note) = state(gates, 90);
-            assert!(ok && !warning && note.contains("90 days old"), "{note}");
+        for policy in [AdvisoryPolicy::Warn, AdvisoryPolicy::Wait, AdvisoryPolicy::Block] {
+            let (ok, waits, warning, note) = of(policy, 30);
+            assert!(ok && !waits && !warning && note.contains("30 days old"), "{note}");
         }
-        let (ok, warning, note) = state(&Gates::default(), 91);
-        assert!(ok && warning && note.contains("91 days old, the limit is 90"), "{note}");
-        assert_eq!((state(&strict, 91).0, state(&strict, 91).1), (false, false));
+        let (ok, waits, warning, note) = of(Gates::default().advisories, 31);
+        assert!(!ok && waits && !warning, "{note}");
+        assert!(note.contains("31 days old, the limit is 30") && note.contains("gate --advisories URL"), "{note}");
+        let (ok, waits, warning, note) = of(AdvisoryPolicy::Warn, 31);
+        assert!(ok && !waits && warning && note.contains("accepts older ones"), "{note}");
+        let (ok, waits, ..) = of(AdvisoryPolicy::Block, 31);
+        assert!(!ok && !waits);
+    }
+
+    fn database(folder: &Utf8Path, krate: &str, day: i64) -> Database {
+        let place = folder.join("crates").join(krate);
+        std::fs::create_dir_all(&place).unwrap();
+        let date = after(day).to_zoned(TimeZone::UTC).date();
+        let text = format!(
+            "```toml\n[advisory]\nid = \"RUSTSEC-2026-9999\"\npackage = \"{krate}\"\ndate = \"{date}\"\n\n\
+             [versions]\npatched = []\n```\n\n# A flaw\n\nIt was made up.\n"
+        );
+        std::fs::write(place.join("RUSTSEC-2026-9999.md"), text).unwrap();
+        Database::from_folder(folder).unwrap()
+    }
+
+    #[test]
+    fn newer_advisories_take_the_place_of_the_recorded_ones() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let clean = database(Utf8Path::from_path(one.path()).unwrap(), "a-crate-that-nobody-has", 35);
+        let flawed = database(Utf8Path::from_path(two.path()).unwrap(), "tokio", 35);
+        let gates = Gates::default();
+        // What was given decides, whatever its age.
+        assert!(audit(&gates, 40, Some(&clean)).check(|| None).ok);
+        assert!(audit(&gates, 66, Some(&clean)).check(|| None).waits);
+        let found = audit(&gates, 40, Some(&flawed)).check(|| None);
+        assert!(!found.ok && !found.waits && found.to_string().contains("RUSTSEC-2026-9999 tokio"), "{found}");
+        assert!(!audit(&gates, 66, Some(&flawed)).check(|| None).waits, "a vulnerability waits for nothing");
+        // This machine's are looked for once the recorded ones are too old.
+        assert!(audit(&gates, 30, None).check(|| panic!("the recorded ones are young enough")).ok);
+        assert!(audit(&gates, 40, None).check(|| Some(clean.clone())).ok);
+        assert!(!audit(&gates, 40, None).check(|| Some(flawed.clone())).ok);
     }
 }

@@ -3,25 +3,29 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, EncryptionMode, Key, StoredBackup};
+use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup};
 use textnlp_orchestrator::environment::model::Backup as Settings;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::Platform;
 use textnlp_service::backup::create::{Created, Encryption};
-use textnlp_service::backup::{self, backup_status, create, failed, key, point_in_time, restore as restoring};
+use textnlp_service::backup::{
+    self, backup_status, create, failed, key, point_in_time, put_file, restore as restoring,
+};
 
 use crate::args::Up;
-use crate::backup_args::{Archive, Backup, Create, Opening, Passphrase, Restore, Run, Verify};
+use crate::backup_args::{Archive, Backup, Create, Decrypt, Encrypt, Opening, Passphrase, Restore, Run, Verify};
 use crate::clouds::Linked;
 use crate::deployment::{acting, operator};
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::rerun_flags::quoted;
 use crate::session::{ChosenEnvironment, Session};
+use crate::state_access;
 
 /// Runs the subcommand.
 pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Result<Success, Failure> {
@@ -30,9 +34,11 @@ pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Resul
         Backup::List => list(session, console),
         Backup::Verify(args) => verify(session, args, console).await,
         Backup::Prune { keep } => prune(session, keep.as_deref(), console).await,
-        Backup::Key(crate::backup_args::Key::Show) => show_key(session, console).await,
+        Backup::Key(crate::backup_args::Key::Show { out }) => show_key(session, out.as_deref(), console).await,
         Backup::Run(args) => run(args).await,
         Backup::Archive(args) => archive(args).await,
+        Backup::Encrypt(args) => tokio::task::block_in_place(|| encrypt(args)),
+        Backup::Decrypt(args) => tokio::task::block_in_place(|| decrypt(args)),
     }
 }
 
@@ -177,11 +183,9 @@ async fn by_site(
     ];
     if let Some((flag, _)) = requirements.iter().find(|(_, requested)| *requested) {
         let error = anyhow::anyhow!(
-            "{flag} applies to encrypted backups only; the cluster dumps its database to a volume, unencrypted and without models"
+            "{flag} applies to backups of a machine; the cluster encrypts its dumps for the environment's key and `backup.recipients`, without models"
         );
-        return Err(
-            Failure::usage("in_cluster", error).hint("omit it; a dump contains digests of API keys, not the keys")
-        );
+        return Err(Failure::usage("in_cluster", error).hint("omit it; for further keys, set `backup.recipients`"));
     }
     let progress = Progress::new(console);
     let said = create::by_site(&chosen.scope, backups, &progress).await;
@@ -189,7 +193,11 @@ async fn by_site(
     let said = said?;
     let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
     let document = json!({ "environment": chosen.scope.name, "says": said, "seconds": seconds });
-    let text = format!("{said}\nThe dump is on {}.", backups.location());
+    let mut text = format!("{said}\nThe dump is on {}.", backups.location());
+    if backup_status::read(&chosen.scope.folder).key_shown.is_none() {
+        let show = chosen.scope.command("backup key show");
+        text.push_str(&format!("\nThe key that decrypts it is on this machine only. To export the key: {show}"));
+    }
     Ok(Success::new(text, document))
 }
 
@@ -255,6 +263,40 @@ async fn archive(args: &Archive) -> Result<Success, Failure> {
     Ok(Success::new(String::new(), json!({})))
 }
 
+/// `backup encrypt`: stores a verified dump of the database in a cluster.
+fn encrypt(args: &Encrypt) -> Result<Success, Failure> {
+    let recipients = args.recipient.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let keys = recipients.len();
+    let report = std::fs::read_to_string(&args.report).with_context(|| format!("read {}", args.report))?;
+    let folder = DumpFolder::at(args.folder.clone());
+    let keep = Duration::from_secs(args.keep);
+    let stored = folder.store(&args.dump, recipients, Timestamp::now(), keep).map_err(failed)?;
+    let encrypted = if keys == 1 { "encrypted for 1 key".to_owned() } else { format!("encrypted for {keys} keys") };
+    let text = format!("{}: {} bytes, {encrypted}, {}", stored.name, stored.bytes, report.trim());
+    Ok(Success::new(text, json!({ "file": stored.name, "bytes": stored.bytes })))
+}
+
+/// `backup decrypt`: prepares the restore of a dump in a cluster. A dump of an earlier version needs no key.
+fn decrypt(args: &Decrypt) -> Result<Success, Failure> {
+    let opener = match args.key.is_file() {
+        true => Decryptor::Keys(Key::parse(&small_file(&args.key, "the key file")?).map_err(failed)?),
+        false => Decryptor::Nothing,
+    };
+    let folder = DumpFolder::at(args.folder.clone());
+    let name = folder.open(args.dump.as_deref(), &opener, &args.out).map_err(|error| {
+        let names = folder.names().unwrap_or_default();
+        let failure = failed(error);
+        match opener {
+            Decryptor::Nothing => failure.hint(
+                "create the Secret with the key first: `textnlp-deploy backup key show > key.txt`, then `kubectl create secret generic textnlp-backup-key --from-file=key.txt`",
+            ),
+            _ => failure.hint(format!("the dumps are: {}", names.join(", "))),
+        }
+    })?;
+    put_file(&args.report, name.as_bytes()).with_context(|| format!("write {}", args.report))?;
+    Ok(Success::new(format!("decrypted {name}"), json!({ "file": name })))
+}
+
 /// `backup prune`.
 async fn prune(session: &Session, keep: Option<&str>, console: Console) -> Result<Success, Failure> {
     let (chosen, shelf, settings) = its_shelf(session, console)?;
@@ -299,8 +341,8 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
     Ok(Success::new(text, document))
 }
 
-/// `backup key show`.
-async fn show_key(session: &Session, console: Console) -> Result<Success, Failure> {
+/// `backup key show`. The key counts as exported only after it was written.
+async fn show_key(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
     if textnlp_service::running::state(&chosen.scope).await?.is_new() {
         return Err(backup::nothing_to_back_up(&chosen.scope));
@@ -311,16 +353,36 @@ async fn show_key(session: &Session, console: Console) -> Result<Success, Failur
          for example in a password manager. If this machine is lost, backups cannot be decrypted without the key.",
         chosen.scope.name
     ));
-    backup_status::key_was_shown(&chosen.scope.folder)?;
     let secret: Secret = key.secret();
     let text = secret.expose_text().unwrap_or_default();
     let public = key.recipient().to_string();
     let shown = format!("# backups of {}\n# public key: {public}\n{text}", chosen.scope.name);
-    Ok(Success::new(shown, json!({ "environment": chosen.scope.name, "key": text, "recipient": public })))
+    let shown = match out {
+        None => Success::new(shown, json!({ "environment": chosen.scope.name, "key": text, "recipient": public })),
+        Some(out) => {
+            let file = session.here.join(out);
+            if file.symlink_metadata().is_ok() {
+                return Err(Failure::refused("file_exists", anyhow::anyhow!("{file} exists"))
+                    .hint("give the path of a new file"));
+            }
+            textnlp_files::Replace::private().write(&file, format!("{shown}\n").as_bytes()).context("write the key")?;
+            Success::new(
+                format!("{file}"),
+                json!({ "environment": chosen.scope.name, "file": file, "recipient": public }),
+            )
+        }
+    };
+    let shown = console.deliver(shown)?;
+    backup_status::key_was_shown(&chosen.scope.folder)?;
+    Ok(shown)
 }
 
 /// `restore FILE`.
 pub async fn restore(session: &Session, args: &Restore, console: Console) -> Result<Success, Failure> {
+    if args.up && !session.global.yes && !console.can_ask() {
+        let error = anyhow::anyhow!("--up needs an approval, and there is no terminal to ask at");
+        return Err(Failure::refused("not_approved", error).hint("add --yes, or restore without --up"));
+    }
     let began = Instant::now();
     let at = args.at.as_deref().map(point_in_time::read).transpose()?;
     let file = chosen(session, args, at, console)?;
@@ -330,6 +392,9 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         (Some(name), _) | (None, Some(name)) => root.join(name),
         (None, None) => root.clone(),
     };
+    if here != root {
+        state_access::check(&here)?;
+    }
     let opener = Arc::new(opener(&args.opening, session, &here).await?);
     let progress = Progress::new(console);
     let (again, model_cache) = (session.again(), session.model_cache()?);

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Context;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use textnlp_orchestrator::environment::{self, BASE, Severity, Source};
 use textnlp_provider::EnvironmentName;
@@ -15,7 +15,8 @@ use crate::session::{Session, invalid, known_models};
 
 /// `init [DIR]`.
 pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
-    let folder = session.here.join(&args.dir).join("environments");
+    // Without the `.` of the default.
+    let folder: Utf8PathBuf = session.here.join(&args.dir).join("environments").components().collect();
     let written = environment::init(&folder)?;
     let mut text = String::new();
     for file in &written {
@@ -70,7 +71,7 @@ fn show(session: &Session, name: Option<&str>, explain: bool, console: Console) 
             .library
             .load(name, &session.overrides(), &clouds::catalogue())
             .map_err(|e| invalid(e, &session.again()))?,
-        None => session.load(console)?.loaded,
+        None => session.loaded(console)?,
     };
     let document = if explain {
         json!({ "environment": loaded.environment.environment, "facts": loaded.facts() })

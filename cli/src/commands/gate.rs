@@ -11,12 +11,14 @@ use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::{Check, IssuedKey, KeyIssuer, KeyRequest};
 use textnlp_orchestrator::load::Key;
 use textnlp_provider::{Secret, SiteName};
-use textnlp_service::gate::{self, StoredEvidence};
+use textnlp_service::gate::{self, Occasion, StoredEvidence};
 use textnlp_service::running::{self, RunningEnvironment};
 use tokio_util::sync::CancellationToken;
 
-use super::{audit, bundle, key};
-use crate::args::Gate;
+use super::audit::Audit;
+use super::{bundle, key};
+use crate::args::{AuditArgs, Gate};
+use crate::bundle_args::RUSTSEC;
 use crate::deployment::{self, Deployment};
 use crate::progress::Progress;
 use crate::report::{Console, Failure, Success};
@@ -32,7 +34,8 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
     let deployment = deployment::recorded(session, chosen)?;
     let running = running::running(&deployment.chosen.scope).await?;
     gate::runs_the_lock(&deployment.chosen).await?;
-    let kept = measure(session, &deployment, &running, args.again, console).await?;
+    let occasion = if args.again { Occasion::Again } else { Occasion::Unmeasured };
+    let kept = measure(session, &deployment, &running, (occasion, &args.audit), console).await?;
     let document =
         json!({ "environment": deployment.chosen.scope.name, "gate": document(&kept), "report": kept.report });
     match kept.verdict(&deployment.chosen.scope.command("gate --again")) {
@@ -46,15 +49,16 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
 
 /// The `gate` member of JSON documents.
 pub fn document(kept: &StoredEvidence) -> Value {
-    json!({ "state": kept.gate.state(), "checks": kept.checks, "blockers": kept.gate.blockers(), "at": kept.at, "reused": kept.reused })
+    let gate = kept.gate();
+    json!({ "state": gate.state(), "checks": kept.checks, "blockers": gate.blockers(), "at": kept.at, "reused": kept.reused })
 }
 
 /// The evidence as text.
 pub fn text(kept: &StoredEvidence) -> String {
-    let mut text = format!("The {} gate {}", kept.phase, kept.gate.verdict());
+    let mut text = format!("The {} gate {}", kept.phase, kept.gate().verdict());
     if kept.reused {
         text.push_str(&format!(
-            " (evidence of {}; the release is the same; `gate --again` measures again)",
+            " (evidence of {}; release and resources are the same; `gate --again` measures again)",
             kept.at.strftime("%Y-%m-%d %H:%M")
         ));
     }
@@ -81,33 +85,46 @@ pub async fn measure(
     session: &Session,
     deployment: &Deployment,
     running: &RunningEnvironment,
-    again: bool,
+    (occasion, args): (Occasion, &AuditArgs),
     console: Console,
 ) -> Result<StoredEvidence, Failure> {
     let environment = &deployment.chosen.loaded.environment;
+    let (progress, stop) = (Progress::new(console), signals::stop(console));
+    let given = match &args.advisories {
+        Some(from) => Some(bundle::advisories::given(session, from, &progress).await?.database),
+        None => None,
+    };
+    // Other advisories are a reason to measure.
+    let occasion = if given.is_some() && occasion == Occasion::Unmeasured { Occasion::Again } else { occasion };
+    let audit = Audit {
+        gates: &environment.gates,
+        now: jiff::Timestamp::now(),
+        given: given.as_ref(),
+        refresh: deployment.chosen.scope.command(&format!("gate --advisories {RUSTSEC}")),
+    };
     let recorded = async {
         match environment.phase {
             // The content of an installed site includes the program.
-            Phase::AirGapped => bundle::gate::checks(session, deployment).await,
-            _ => vec![audit::check(&environment.gates, jiff::Timestamp::now())],
+            Phase::AirGapped => bundle::gate::checks(session, deployment, &audit).await,
+            _ => vec![audit.check(|| Some(bundle::advisories::on_this_machine(session)?.database))],
         }
     };
-    let (progress, stop) = (Progress::new(console), signals::stop(console));
-    gate::measure(&deployment.chosen, running, again, recorded, &progress, &stop).await
+    gate::measure(deployment, running, occasion, recorded, &progress, &stop).await
 }
 
 /// The gate within a run, measured while the old release still runs.
 pub struct WithinRun<'a> {
     session: &'a Session,
     deployment: &'a Deployment,
+    args: &'a AuditArgs,
     console: Console,
     measured: Mutex<Option<StoredEvidence>>,
 }
 
 impl<'a> WithinRun<'a> {
     /// Creates the gate of a deployment in progress.
-    pub fn new(session: &'a Session, deployment: &'a Deployment, console: Console) -> Self {
-        Self { session, deployment, console, measured: Mutex::default() }
+    pub fn new(session: &'a Session, deployment: &'a Deployment, args: &'a AuditArgs, console: Console) -> Self {
+        Self { session, deployment, args, console, measured: Mutex::default() }
     }
 
     /// The last measurement.
@@ -118,7 +135,7 @@ impl<'a> WithinRun<'a> {
     async fn measure(&self) -> Result<StoredEvidence, Failure> {
         let running = running::running(&self.deployment.chosen.scope).await?;
         // Earlier evidence does not cover the current change.
-        measure(self.session, self.deployment, &running, true, self.console).await
+        measure(self.session, self.deployment, &running, (Occasion::WithinRun, self.args), self.console).await
     }
 }
 

@@ -19,7 +19,7 @@ pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) 
     let state = deployment.state().await?;
     if state.is_new() {
         let error = anyhow::anyhow!("environment {name} is not deployed: there is nothing to hold");
-        return Err(Failure::usage("not_up", error).hint(scope.command("up")));
+        return Err(Failure::usage("not_up", error).hint(scope.last_up()));
     }
     let held = state.held().await.map_err(failed)?;
     let Global { reason, .. } = &session.global;

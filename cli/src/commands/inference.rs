@@ -9,6 +9,7 @@ use crate::args::{Chat, Generate, SamplingArgs, Tokenize, Validate};
 use crate::client::{self, Client};
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
+use textnlp_service::running;
 
 /// Limit of standard input in bytes, the same as the server's.
 const MAX_STDIN_BYTES: u64 = 10_000_000;
@@ -128,6 +129,12 @@ pub async fn health(session: &Session) -> Result<Success, Failure> {
     let client = Client::new(session.target().await?)?;
     let health = client.get("/health").await?;
     let ready = client.get("/ready").await?;
+    let document = json!({ "health": health, "ready": ready });
+    // What answers is not what the last `up` or `down` was to leave behind.
+    let (scope, _) = session.running_scope()?;
+    if let Some(failure) = running::unfinished(&scope, &running::state(&scope).await?).await? {
+        return Err(failure.document(document));
+    }
     let text = format!(
         "{}  {}  region {}  {}",
         health["status"].as_str().unwrap_or("?"),
@@ -135,7 +142,7 @@ pub async fn health(session: &Session) -> Result<Success, Failure> {
         health["region"].as_str().unwrap_or("?"),
         session.target().await?.address
     );
-    Ok(Success::new(text, json!({ "health": health, "ready": ready })))
+    Ok(Success::new(text, document))
 }
 
 /// Prints a streamed text piece by piece. Returns the whole text.

@@ -23,9 +23,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(300);
 /// `logs [NAME] [-f]`.
 pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let files = files(&chosen.scope.folder)?;
+    let all = files(&chosen.scope.folder)?;
+    let names = all.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let files: BTreeMap<_, _> =
-        files.into_iter().filter(|(name, _)| args.name.as_ref().is_none_or(|n| is_meant(name, n))).collect();
+        all.into_iter().filter(|(name, _)| args.name.as_ref().is_none_or(|n| is_meant(name, n))).collect();
     if files.is_empty() {
         let is_up = running::running(&chosen.scope).await.is_ok();
         let environment = &chosen.loaded.environment;
@@ -36,7 +37,7 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
         }
         let what = args.name.as_ref().map_or("no logs".to_owned(), |n| format!("no log of `{n}`"));
         return Err(Failure::usage("no_logs", anyhow::anyhow!("{}: there are {what}", chosen.scope.name))
-            .hint(chosen.scope.command("status")));
+            .hint(if names.is_empty() { chosen.scope.command("status") } else { format!("the logs are: {names}") }));
     }
     let level = args.level.as_deref().map(rank).transpose()?;
     let mut shown = Vec::new();

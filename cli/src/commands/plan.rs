@@ -11,7 +11,7 @@ use textnlp_orchestrator::plan::{
     swept,
 };
 use textnlp_orchestrator::run::{RunOptions, look};
-use textnlp_service::backup::put_file;
+use textnlp_service::backup::{key, put_file};
 use textnlp_service::gate;
 
 use super::down::delete_data;
@@ -31,7 +31,12 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let (deployment, purpose) = if args.down {
         (deployment::recorded(session, chosen)?, Purpose::Down)
     } else {
-        (deployment::wanted(session, chosen, console).await?, Purpose::Up)
+        let mut deployment = deployment::wanted(session, chosen, console).await?;
+        // `apply` compares a saved plan with its own.
+        if args.out.is_some() && key::prepare(&deployment.chosen).await? {
+            deployment = deployment::wanted(session, deployment.chosen, console).await?;
+        }
+        (deployment, Purpose::Up)
     };
     let environment = &deployment.chosen.loaded.environment;
     let is_measured = environment.phase.has_gate();
@@ -156,7 +161,7 @@ fn save(session: &Session, file: &Utf8Path, plan: &Steps) -> Result<(), Failure>
     let flags = flags(&session.global);
     let saved = Saved { tool: operator.tool, by: operator.by, at: Timestamp::now(), flags, plan: plan.clone() };
     put_file(file, &saved.to_bytes()).map_err(|error| {
-        Failure::usage("unwritable_plan", anyhow::Error::new(error).context(format!("write plan {file}")))
+        Failure::new(Exit::Failed, "unwritable_plan", anyhow::Error::new(error).context(format!("write plan {file}")))
             .hint("give a file in a writable folder")
     })
 }

@@ -3,12 +3,15 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
-use textnlp_orchestrator::status::{self, Drift, ResourceHealth};
+use textnlp_orchestrator::state::Holder;
+use textnlp_orchestrator::status::{self, Drift, ResourceHealth, Unfinished};
 use textnlp_provider::{ResourceId, SiteName};
+use textnlp_service::Scope;
 use textnlp_service::backup::backup_status;
 
+use super::down::lost_state;
 use crate::args::Explain;
-use crate::deployment;
+use crate::deployment::{self, Deployment};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
@@ -17,10 +20,14 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     let deployment = deployment::recorded(session, session.load(console)?)?;
     let state = deployment.state().await?;
     let facts = deployment.facts(&state).await?;
-    let status = status::status(&facts, state.places());
+    let unfinished = status::unfinished(&state).await.map_err(|e| deployment.failed(e))?;
+    let status = status::status(&facts, state.places(), unfinished);
     let name = &deployment.chosen.scope.name;
-    if status.resources.is_empty() && status.open.is_empty() {
-        let text = format!("{name} is not deployed. To deploy it: {}", deployment.chosen.scope.command("up"));
+    if status.resources.is_empty() && status.open.is_empty() && status.unfinished.is_empty() {
+        if let Some(lost) = lost_state(&state, &deployment.chosen.scope) {
+            return Err(lost.document(serde_json::to_value(&status)?));
+        }
+        let text = format!("{name} is not deployed. To deploy it: {}", deployment.chosen.scope.last_up());
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }
     let mut text = format!("{name}: {}\n", if status.ready { "ready" } else { "not ready" });
@@ -43,21 +50,35 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
             ResourceHealth::Unknown(_) => console.paint("33", "?"),
             ResourceHealth::Gone | ResourceHealth::Tainted => console.paint("31", "✗"),
         };
-        let why =
-            if resource.standing == ResourceHealth::Ready { String::new() } else { standing_text(&resource.standing) };
+        let why = match &resource.standing {
+            ResourceHealth::Ready => String::new(),
+            standing => brief(&standing.to_string()),
+        };
         let _ = writeln!(text, "  {mark} {:<34} {:<22} {why}", resource.resource.as_str(), resource.kind.as_str());
     }
     for open in &status.open {
         let says = open.says.as_deref().unwrap_or("begun");
         let _ = writeln!(text, "  ↻ {:<34} {} is open: {says}", open.resource.as_str(), open.verb);
     }
-    let _ = write!(text, "{}", drift_text(&status.drift));
+    // The lines above give the reasons of recorded resources.
+    let has_line = |one: &Drift| status.resources.iter().any(|resource| resource.resource == one.resource);
+    let drift = status.drift.iter().map(|one| match has_line(one) {
+        true => Drift { why: None, ..one.clone() },
+        false => one.clone(),
+    });
+    text.push_str(&drift_text(&drift.collect::<Vec<_>>()));
+    let holder = holder(&deployment, &status.unfinished).await;
+    text.push_str(&unfinished_text(&status.unfinished, holder.as_ref(), console));
     let held = state.held().await.map_err(|e| deployment.failed(e))?;
     if let Some(hold) = &held {
         let _ = writeln!(text, "  frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
     }
-    if !status.ready || !status.drift.is_empty() {
-        let _ = write!(text, "\nTo fix it: {}", deployment.chosen.scope.command("up"));
+    match to_finish(&status.unfinished, &deployment.chosen.scope, holder.as_ref()) {
+        Some(command) => text.push_str(&format!("\nTo complete it: {command}")),
+        None if !status.ready || !status.drift.is_empty() => {
+            let _ = write!(text, "\nTo fix it: {}", deployment.chosen.scope.last_up());
+        }
+        None => {}
     }
     let saved =
         backup_status::warning(&deployment.chosen.scope, state.lineage(), &deployment.chosen.loaded.environment).await;
@@ -76,18 +97,55 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     Ok(if ready { success } else { success.exit(Exit::Failed) })
 }
 
-/// `drift`.
+/// `drift`: exits with 1 if a run did not complete, because then the record is not what was wanted.
 pub async fn drift(session: &Session, console: Console) -> Result<Success, Failure> {
     let deployment = deployment::recorded(session, session.load(console)?)?;
-    let facts = deployment.facts(&deployment.state().await?).await?;
+    let state = deployment.state().await?;
+    let facts = deployment.facts(&state).await?;
     let drift = status::drift(&facts);
-    let name = &deployment.chosen.scope.name;
-    let text = if drift.is_empty() {
-        format!("{name}: no drift: everything is as recorded")
-    } else {
-        format!("{}\nTo fix it: {}", drift_text(&drift).trim_end(), deployment.chosen.scope.command("up"))
-    };
-    Ok(Success::new(text, json!({ "environment": name, "drift": drift })))
+    let unfinished = status::unfinished(&state).await.map_err(|e| deployment.failed(e))?;
+    let holder = holder(&deployment, &unfinished).await;
+    let scope = &deployment.chosen.scope;
+    let name = &scope.name;
+    let mut text = drift_text(&drift);
+    if drift.is_empty() {
+        let _ = writeln!(text, "{name}: no drift: everything is as recorded");
+    }
+    text.push_str(&unfinished_text(&unfinished, holder.as_ref(), console));
+    match to_finish(&unfinished, scope, holder.as_ref()) {
+        Some(command) => text.push_str(&format!("To complete it: {command}")),
+        None if !drift.is_empty() => text.push_str(&format!("To fix it: {}", scope.last_up())),
+        None => {}
+    }
+    let document = json!({ "environment": name, "drift": drift, "unfinished": unfinished });
+    let success = Success::new(text.trim_end(), document);
+    Ok(if unfinished.is_empty() { success } else { success.exit(Exit::Failed) })
+}
+
+/// The run in progress, if one may be.
+async fn holder(deployment: &Deployment, unfinished: &[Unfinished]) -> Option<Holder> {
+    if unfinished.is_empty() { None } else { deployment.store.holder().await.ok().flatten() }
+}
+
+/// The first and the last line of a reason: what happened, and the end of the log.
+fn brief(why: &str) -> String {
+    let mut lines = why.lines();
+    let first = lines.next().unwrap_or_default();
+    lines.next_back().map_or_else(|| first.to_owned(), |last| format!("{first} {last}"))
+}
+
+/// The runs that did not complete, or the one that is in progress.
+fn unfinished_text(unfinished: &[Unfinished], holder: Option<&Holder>, console: Console) -> String {
+    if let (Some(run), Some(Holder { by, pid, host, .. })) = (unfinished.first(), holder) {
+        return format!("  ↻ `{}` is in progress: {by} with process {pid} on {host}\n", run.purpose);
+    }
+    unfinished.iter().map(|run| format!("  {} {run}\n", console.paint("31", "✗"))).collect()
+}
+
+/// The command that completes an interrupted run, unless one is in progress.
+fn to_finish(unfinished: &[Unfinished], scope: &Scope, holder: Option<&Holder>) -> Option<String> {
+    let run = unfinished.first().filter(|_| holder.is_none())?;
+    Some(scope.completes(run.purpose))
 }
 
 /// `explain RESOURCE`.
@@ -112,7 +170,7 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
         }
     }
     if let Some(standing) = &explanation.standing {
-        let _ = writeln!(text, "  status     {}", standing_text(standing));
+        let _ = writeln!(text, "  status     {standing}");
     }
     if let Some(drift) = &explanation.drift {
         text.push_str(&drift_text(std::slice::from_ref(drift)));
@@ -146,14 +204,4 @@ fn drift_text(drift: &[Drift]) -> String {
         }
     }
     text
-}
-
-fn standing_text(standing: &ResourceHealth) -> String {
-    match standing {
-        ResourceHealth::Ready => "ready".to_owned(),
-        ResourceHealth::Degraded(why) => format!("degraded: {why}"),
-        ResourceHealth::Gone => "gone".to_owned(),
-        ResourceHealth::Unknown(why) => format!("unknown: {why}"),
-        ResourceHealth::Tainted => "its creation did not finish".to_owned(),
-    }
 }

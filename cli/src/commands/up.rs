@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::apply::Gates;
-use textnlp_orchestrator::plan::{Node, Plan};
+use textnlp_orchestrator::plan::{Node, Plan, Purpose};
 use textnlp_orchestrator::run::{Run, RunOptions, RunOutcome, run_phases, run_saved_plan};
-use textnlp_service::Scope;
-use textnlp_service::backup::backup_status;
+use textnlp_service::backup::{backup_status, key, settings};
+use textnlp_service::gate::Occasion;
 use textnlp_service::running::{self, RunningEnvironment};
 use textnlp_service::up::{incomplete, prepare, record, shut};
+use textnlp_service::{Progress as _, Scope};
 
 use super::{gate, reach};
 use crate::args::Up;
@@ -36,11 +37,14 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     let began = Instant::now();
     let chosen = session.load_to_run(console)?;
     let phase = chosen.loaded.environment.phase;
-    let deployment = deployment::wanted(session, chosen, console).await?;
+    let mut deployment = deployment::wanted(session, chosen, console).await?;
     let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
     prepare(&deployment, args.no_gate, gated).await?.iter().for_each(|warning| console.warn(warning));
+    if key::prepare(&deployment.chosen).await? {
+        deployment = deployment::wanted(session, deployment.chosen, console).await?;
+    }
     let options = RunOptions { gated: args.gated, ..RunOptions::UP };
-    let gates = gate::WithinRun::new(session, &deployment, console);
+    let gates = gate::WithinRun::new(session, &deployment, &args.audit, console);
     let arrival = go(session, &deployment, options, Some(&gates), saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["phase"] = json!(phase.to_string());
@@ -74,7 +78,8 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     if args.no_gate {
         document["gate"] = Value::Null;
     } else {
-        let evidence = gate::measure(session, &deployment, &running, false, console).await?;
+        let occasion = (Occasion::Unmeasured, &args.audit);
+        let evidence = gate::measure(session, &deployment, &running, occasion, console).await?;
         document["gate"] = gate::document(&evidence);
         document["report"] = json!(evidence.report);
         report = gate::text(&evidence);
@@ -106,16 +111,30 @@ pub async fn go(
     let ChosenEnvironment { scope, loaded, .. } = &deployment.chosen;
     let progress = Progress::new(console);
     let yes = session.global.yes;
+    let remember = |purpose: Purpose| {
+        if purpose == Purpose::Up
+            && let Err(failure) = settings::remember_flags(&scope.folder, session.again(), &session.here)
+        {
+            progress.warn(&format!("later hints will lack the flags of this run: {:#}", failure.error));
+        }
+    };
     let mut agree = |plan: &Plan| {
         progress.line(plan_view::text(plan));
-        yes || console.confirm("Make these changes?")
+        let agreed = yes || progress.paused(|| console.confirm("Make these changes?"));
+        if agreed {
+            remember(plan.purpose);
+        }
+        agreed
     };
     let stop = signals::stop(console);
     let purpose = saved.map_or(options.purpose, |plan| plan.purpose);
     stores::remember(&stores::StateLocation::of(&loaded.environment)?, &scope.folder)?;
     let road = Run { gates, ..deployment.run(&progress) };
     let arrived = match saved {
-        Some(plan) => run_saved_plan(&road, plan, &stop).await,
+        Some(plan) => {
+            remember(plan.purpose);
+            run_saved_plan(&road, plan, &stop).await
+        }
         None => run_phases(&road, options, &mut agree, &stop).await,
     };
     progress.finish();

@@ -151,7 +151,7 @@ async fn commit(locked: &mut Locked, number: usize) {
     let body = format!("the body of commit {number}: {}", "x".repeat(500));
     let write = |pen: &mut textnlp_orchestrator::state::JournalWriter<'_>| {
         let plan = pen.body(&body);
-        pen.entry(Entry::Approved { purpose: Purpose::Up, plan });
+        pen.entry(Entry::Approved { purpose: Purpose::Up, plan, tracked: true });
     };
     locked.commit(&here(), write).await.unwrap();
 }

@@ -11,11 +11,13 @@ use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::dr::fault::Faults;
 use textnlp_orchestrator::environment::{Environment, Loaded};
 use textnlp_orchestrator::gate::KeyIssuer;
+use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::state::Store;
 use textnlp_provider::operations::{Scaling, ServiceEndpoint, SiteBackups, SiteCopy, SiteOutputs};
 use textnlp_provider::{EnvironmentName, Lineage, Provider, SecretRef, SecretStore, Site, SiteName};
 
+use crate::backup::settings;
 use crate::failure::Failure;
 use crate::rerun_flags::RerunFlags;
 use crate::running::RunningEnvironment;
@@ -42,6 +44,28 @@ impl Scope {
     /// The same with the values that this session changed.
     pub fn same(&self, verb: &str) -> String {
         self.again.same(verb, &self.name)
+    }
+
+    /// The `up` command with the flags of the last one, so that it repairs and changes nothing else. Flags of this
+    /// session come first.
+    pub fn last_up(&self) -> String {
+        let last = settings::last_flags(&self.folder);
+        let canonical = |file: &Option<String>| Utf8Path::new(file.as_deref()?).canonicalize_utf8().ok();
+        let is_same = self.again.file.is_none() || canonical(&self.again.file) == canonical(&last.file);
+        let mut again = self.again.clone();
+        if again.changes.is_empty() && is_same {
+            again.file = again.file.or(last.file);
+            again.changes = last.changes;
+        }
+        again.same("up", &self.name)
+    }
+
+    /// The command that completes an interrupted run.
+    pub fn completes(&self, purpose: Purpose) -> String {
+        match purpose {
+            Purpose::Up => self.last_up(),
+            Purpose::Down => self.command("down"),
+        }
     }
 
     /// The folder with the states of all environments.
@@ -121,6 +145,10 @@ pub trait Platform: Send + Sync {
     /// The parts of a site that a backup needs.
     fn site_copy(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<SiteCopy>;
 
+    /// A command that starts a site's program, if that is the recorded one, and the file that must stay open until it
+    /// started.
+    fn site_program(&self, program: &Utf8Path) -> std::io::Result<(std::process::Command, std::fs::File)>;
+
     /// The process ids of a site's service that run on this machine.
     async fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32>;
 
@@ -186,6 +214,9 @@ pub trait Progress: Send + Sync {
 
     /// A line that stays.
     fn line(&self, line: &str);
+
+    /// A line that stays, only where the current activity is not shown: in a log.
+    fn log(&self, line: &str);
 
     /// A warning that is shown even when quiet.
     fn warn(&self, warning: &str);

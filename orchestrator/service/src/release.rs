@@ -44,13 +44,13 @@ pub struct Promoted {
 
 /// Writes the release of `source` to the lock of `target`. Refused with all reasons unless its gate is open. `history`
 /// is that of `source`.
-pub fn promote(
+pub async fn promote(
     source: &ChosenEnvironment,
     target: &ChosenEnvironment,
     history: &Recorded,
 ) -> Result<Promoted, Failure> {
     let proven = source.lock()?;
-    let (mut blockers, mut hint) = unverified(source, history, proven.as_ref());
+    let (mut blockers, mut hint) = unverified(source, history, proven.as_ref()).await?;
     let promoted = match &proven {
         None => None,
         Some(proven) => match release::promote(proven, &target.loaded.environment) {
@@ -88,7 +88,11 @@ pub async fn program_of(scope: &Scope, lock: &Lock) -> Result<Option<Program>, F
 }
 
 /// All reasons against promoting this lock from the environment where it runs, and the command to run next.
-fn unverified(chosen: &ChosenEnvironment, history: &Recorded, lock: Option<&Lock>) -> (Vec<String>, Option<String>) {
+async fn unverified(
+    chosen: &ChosenEnvironment,
+    history: &Recorded,
+    lock: Option<&Lock>,
+) -> Result<(Vec<String>, Option<String>), Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let name = &scope.name;
     let up = Some(scope.same("up"));
@@ -96,29 +100,37 @@ fn unverified(chosen: &ChosenEnvironment, history: &Recorded, lock: Option<&Lock
     if !environment.phase.has_gate() {
         let why =
             format!("{}, and only a release that passed its gate is promoted", gate::unmeasured(environment.phase));
-        return (vec![why], Some("promote from an environment whose gate is measured, such as staging".to_owned()));
+        return Ok((vec![why], Some("promote from an environment whose gate is measured, such as staging".to_owned())));
     }
     let Some(lock) = lock else {
-        return (vec![format!("{name} has no release lock: nothing was deployed there")], up);
+        return Ok((vec![format!("{name} has no release lock: nothing was deployed there")], up));
     };
     let newest = history.entries.last().map(|entry| &entry.applied);
     let Some(applied) = newest.filter(|applied| applied.lock.runs_the_same(lock)) else {
-        return (vec![format!("the lock of {name} names a release that is not the last one that `up` applied")], up);
+        return Ok((
+            vec![format!("the lock of {name} names a release that is not the last one that `up` applied")],
+            up,
+        ));
     };
-    let Some(kept) = gate::kept(&scope.folder) else {
-        return (vec![format!("the gate of {name} was not measured")], measure);
+    let kept = match gate::stored(chosen, &running::state(scope).await?) {
+        Ok(Some(kept)) => kept,
+        Ok(None) => return Ok((vec![format!("the gate of {name} was not measured")], measure)),
+        Err(why) => return Ok((vec![why], measure)),
     };
     let at = kept.at.strftime("%Y-%m-%d %H:%M");
     if !kept.is_of(lock, environment) {
         let what = "of another release, configuration or gate than today's";
-        return (vec![format!("the evidence of the gate of {name}, measured {at}, is {what}")], measure);
+        return Ok((vec![format!("the evidence of the gate of {name}, measured {at}, is {what}")], measure));
     }
     if kept.at < applied.at {
-        return (vec![format!("the gate of {name} was measured {at}, before this release was applied")], measure);
+        return Ok((vec![format!("the gate of {name} was measured {at}, before this release was applied")], measure));
+    }
+    if let Some(why) = kept.outdated() {
+        return Ok((vec![format!("the gate of {name} was measured {at}, and {why}")], measure));
     }
     let blockers = kept.blockers();
     let hint = (!blockers.is_empty()).then_some(measure).flatten();
-    (blockers, hint)
+    Ok((blockers, hint))
 }
 
 /// A release that is locked again.

@@ -2,17 +2,20 @@
 
 use std::fmt::Display;
 
+use serde::{Deserialize, Serialize};
+
 /// The flags that a suggested command needs as well. The default has none.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RerunFlags {
     /// The environment that `--env` selects.
     pub env: Option<String>,
     /// The environment file of `--file`.
     pub file: Option<String>,
     /// The folder of `--state-dir`.
+    #[serde(skip)]
     pub state_dir: Option<String>,
     /// Flags that change values of the environment.
-    pub changes: Vec<(&'static str, String)>,
+    pub changes: Vec<(String, String)>,
 }
 
 impl RerunFlags {
@@ -56,7 +59,7 @@ impl RerunFlags {
             (None, Some(name)) => flag("--env", name),
             (None, None) => String::new(),
         };
-        let change = |(name, value): &(&'static str, String)| match value.split_once('=') {
+        let change = |(name, value): &(String, String)| match value.split_once('=') {
             Some((key, _)) => flag(name, &format!("{key}=…")),
             None => flag(name, value),
         };

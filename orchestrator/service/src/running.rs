@@ -6,12 +6,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_orchestrator::dr::control_client;
 use textnlp_orchestrator::environment::{API_KEY, names};
 use textnlp_orchestrator::state::{RecordedObjects, State};
+use textnlp_orchestrator::status;
 use textnlp_provider::component::Program;
 use textnlp_provider::operations::{ServerProgram, SiteOutputs};
 use textnlp_provider::{Lineage, Outputs, ResourceId, SecretRef, SiteName};
 use uuid::Uuid;
 
-use crate::failure::{Failure, state_failed};
+use crate::failure::{Exit, Failure, state_failed};
 use crate::platform::Scope;
 
 /// The recorded facts about a running environment.
@@ -59,6 +60,19 @@ pub async fn state(scope: &Scope) -> Result<State, Failure> {
         .map_err(|e| state_failed(e, &scope.again, &scope.name))
 }
 
+/// The failure of an environment whose last run did not complete. A run in progress is none.
+pub async fn unfinished(scope: &Scope, state: &State) -> Result<Option<Failure>, Failure> {
+    let failed = |error| state_failed(error, &scope.again, &scope.name);
+    let all = status::unfinished(state).await.map_err(failed)?;
+    let Some(first) = all.first() else { return Ok(None) };
+    if scope.platform.store(&scope.folder)?.holder().await.map_err(failed)?.is_some() {
+        return Ok(None);
+    }
+    let lines: Vec<_> = all.iter().map(ToString::to_string).collect();
+    let error = anyhow::anyhow!("{}", lines.join("\n")).context(format!("{} is not complete", scope.name));
+    Ok(Some(Failure::new(Exit::Failed, "unfinished", error).hint(scope.completes(first.purpose))))
+}
+
 /// The running environment, or an error if nothing runs.
 pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
     let state = state(scope).await?;
@@ -69,11 +83,14 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
     // With several sites, clients use the global endpoint.
     let endpoints: Vec<_> = sites.iter().filter_map(|site| scope.platform.endpoint(&site.outputs)).collect();
     let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.is_global).or(endpoints.first()) else {
+        if let Some(failure) = unfinished(scope, &state).await? {
+            return Err(failure);
+        }
         return Err(Failure::usage(
             "not_up",
             anyhow::anyhow!("environment {} is not deployed from this folder", scope.name),
         )
-        .hint(scope.command("up")));
+        .hint(scope.last_up()));
     };
     let first_key = sites.iter().find_map(|site| site.outputs(&format!("{}/{API_KEY}", names::SECRETS)));
     let secret = first_key.and_then(|outputs| SecretRef::from_value(outputs.get("secret")?));

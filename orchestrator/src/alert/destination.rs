@@ -95,6 +95,11 @@ impl Destination {
         }
     }
 
+    /// Whether the path or query of a webhook may hold a token. On this machine no token is needed.
+    pub fn may_hold_token(&self) -> bool {
+        matches!(self, Self::Webhook(url) if url.scheme() == "https" && (url.path() != "/" || url.query().is_some()))
+    }
+
     fn mail(url: &Url, host: String, tls: MailTls, port: u16) -> Result<Self, InvalidDestination> {
         let (mut from, mut to, mut mechanism) = (None, Vec::new(), None);
         for (name, value) in url.query_pairs() {

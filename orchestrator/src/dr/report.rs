@@ -353,10 +353,7 @@ impl Report {
         let json = serde_json::to_string_pretty(&self.to_json()).expect("plain JSON");
         let html = folder.join("report.html");
         for (path, text) in [(folder.join("report.json"), json), (html.clone(), self.to_html(&public))] {
-            let signature = sign_bytes(text.as_bytes(), key, &what)?;
-            Replace::umask().write(&path, text.as_bytes()).map_err(|e| io("write", &path)(e.source))?;
-            let beside = signature_of(&path);
-            Replace::umask().write(&beside, signature.as_bytes()).map_err(|e| io("write", &beside)(e.source))?;
+            write_signed(&path, text.as_bytes(), key, &what)?;
         }
         Ok(html)
     }
@@ -397,7 +394,17 @@ pub fn history(state: &Utf8Path) -> (Vec<Report>, Vec<String>) {
     (reports, unread)
 }
 
-/// The key that signs reports; created if it does not exist. The public key is stored beside the drills.
+/// Writes a file and its signature, each durably. `what` is part of what is signed.
+pub fn write_signed(path: &Utf8Path, bytes: &[u8], key: &SecretKey, what: &str) -> Result<(), ReportError> {
+    let (beside, signature) = (signature_of(path), sign_bytes(bytes, key, what)?);
+    for (path, bytes) in [(path, bytes), (beside.as_path(), signature.as_bytes())] {
+        Replace::umask().write(path, bytes).map_err(|e| io("write", path)(e.source))?;
+    }
+    Ok(())
+}
+
+/// The key that signs the reports of drills and the evidence of gates; created if it does not exist. The public key is
+/// stored beside the drills.
 pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
     let (secret, public) = key_files(state);
     if !secret.is_file() {
@@ -419,6 +426,13 @@ pub fn public_key(state: &Utf8Path) -> Result<PublicKey, ReportError> {
 /// Returns the signed comment of a report if its signature by this key is valid.
 pub fn verify(file: &Utf8Path, key: &PublicKey) -> Result<String, ReportError> {
     Ok(verify_file(file, key)?)
+}
+
+/// Returns the signed comment of a file if its signature by this environment's own key is valid. The public key beside
+/// the drills is not asked: it lies where reports do, and the secret one among the secrets.
+pub fn verify_own(state: &Utf8Path, file: &Utf8Path) -> Result<String, ReportError> {
+    let key = SecretKey::read(&key_files(state).0, None)?.public()?;
+    verify(file, &key)
 }
 
 fn key_files(state: &Utf8Path) -> (Utf8PathBuf, Utf8PathBuf) {

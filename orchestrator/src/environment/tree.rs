@@ -346,7 +346,7 @@ impl Builder<'_> {
         if self.values > MOST_VALUES {
             self.error(
                 span,
-                &format!("the file holds more than {MOST_VALUES} values with its aliases written out"),
+                &format!("the file has more than {MOST_VALUES} values (an alias counts as what it stands for)"),
                 "write fewer",
             );
             return Err(Aborted);

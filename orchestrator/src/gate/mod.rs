@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub use keys::{IssuedKey, KeyIssuer, KeyRequest};
 
 use crate::clock::Clock;
-use crate::environment::model::{Enforcement, Environment, Gates, Phase};
+use crate::environment::model::{AdvisoryPolicy, Environment, Gates, Phase};
 use crate::load::{self, Load, Measured, Second, Wire};
 use checks::Prober;
 use keys::TemporaryKeys;
@@ -62,7 +62,7 @@ impl Gate {
     }
 
     /// Open if every check passed; wait if checks are only pending; else shut.
-    fn of(checks: &[Check]) -> Self {
+    pub fn of(checks: &[Check]) -> Self {
         let blockers: Vec<String> = checks.iter().filter(|c| !c.ok).map(ToString::to_string).collect();
         match checks.iter().any(|c| !c.ok && !c.waits) {
             true => Gate::Shut(blockers),
@@ -124,31 +124,30 @@ impl Check {
         self
     }
 
-    /// The requirement as text: `at most 500`.
+    /// The requirement as text: `at most 500 ms`.
     pub fn demand(&self) -> String {
         let limit = self.limit.as_str().map_or_else(|| self.limit.to_string(), str::to_owned);
-        if self.at_most { format!("at most {limit}") } else { limit }
+        if self.at_most { format!("at most {limit}{}", self.unit_of(&self.limit)) } else { limit }
     }
 
-    /// A check that was not made: a warning, or a failure if the environment says `block`.
+    /// A check that was not made: as the policy says.
     pub fn unchecked(
         name: &str,
         limit: impl Into<Value>,
         unit: &str,
         why: impl fmt::Display,
-        enforcement: Enforcement,
+        policy: AdvisoryPolicy,
     ) -> Self {
-        let warning = enforcement == Enforcement::Warn;
-        let check = Self::unmeasured(name, limit, unit, why);
-        Self { measured: "not checked".into(), ok: warning, warning, ..check }
+        Self::new(name, "not checked", limit, unit, true).falls_short(why, policy)
     }
 
-    /// Marks the check as not met: a warning, or a failure if the environment says `block`.
+    /// Marks the check as not met: as the policy says. A check that failed stays failed.
     #[must_use]
-    pub fn falls_short(mut self, why: impl fmt::Display, enforcement: Enforcement) -> Self {
-        match enforcement {
-            Enforcement::Warn => self.warning = true,
-            Enforcement::Block => self.ok = false,
+    pub fn falls_short(mut self, why: impl fmt::Display, policy: AdvisoryPolicy) -> Self {
+        match policy {
+            AdvisoryPolicy::Warn => self.warning = true,
+            AdvisoryPolicy::Wait => (self.ok, self.waits) = (false, self.ok),
+            AdvisoryPolicy::Block => self.ok = false,
         }
         self.note = Some(self.note.map_or_else(|| why.to_string(), |note| format!("{why}; {note}")));
         self
@@ -333,9 +332,7 @@ async fn probe(
     }
     const SMALL: u64 = 3;
     if let Some(key) = lent.key("gate-limit", Some(SMALL), found, tell).await {
-        // Each site has its own limit.
-        let sites = environment.sites.iter().filter(|site| site.serves()).count() as u64;
-        found.add(prober.limited(&key, SMALL, sites.max(1)).await, tell);
+        found.add(prober.limited(&key, SMALL).await, tell);
     }
     // In a cluster, the caller checks the metrics where the autoscaler reads them.
     if !outside.recorded.iter().any(|check| check.name == checks::METRICS) {
@@ -345,7 +342,8 @@ async fn probe(
         found.add(check.clone(), tell);
     }
     // From the pilot phase on, a load test would disturb users. After a failed check, its results would mean nothing.
-    if environment.phase <= Phase::Staging && found.checks.iter().all(|c| c.ok) && !outside.stop.is_cancelled() {
+    let failed = found.checks.iter().any(|check| !check.ok && !check.waits);
+    if environment.phase <= Phase::Staging && !failed && !outside.stop.is_cancelled() {
         under_load(environment, outside, lent, found, tell).await;
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use textnlp_provider::{Ownership, Recorded, Spec};
 
+use super::Purpose;
 use super::decide::{Decided, Decision, DecisionBuilder, is_kept, record_of};
 use super::facts::ResourceIndex;
 
@@ -36,7 +37,10 @@ impl<'a> DecisionBuilder<'_, 'a> {
             spec: Spec::default(),
             site,
             changes: Vec::new(),
-            because: "it is no longer in the environment".to_owned(),
+            because: match self.world.facts.purpose {
+                Purpose::Up => "it is no longer in the environment".to_owned(),
+                Purpose::Down => "the environment is taken down".to_owned(),
+            },
             old: row.holding.map_or(&[], |(_, holding)| &holding.old),
             strays: Vec::new(),
         };

@@ -11,6 +11,7 @@ use textnlp_provider::{
 use super::durations::Durations;
 use super::lineage::SiteLocation;
 use super::record::{BodyRef, End, Entry, FORMAT, Record, Target};
+use crate::plan::Purpose;
 
 /// Everything that finishing an operation needs, as recorded before its first call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +110,28 @@ pub(super) struct Fold {
     /// The highest fencing number of its records.
     pub(super) fence: u64,
     pub(super) took: Durations,
+    /// The last approved run, until it is completed.
+    #[serde(default)]
+    pub(super) run: Option<UnfinishedRun>,
+    /// The digest of the gate's evidence, until the resources may have changed.
+    #[serde(default)]
+    pub(super) evidence: Option<String>,
+    /// When the last `down` was approved.
+    #[serde(default)]
+    pub(super) removal: Option<Timestamp>,
+}
+
+/// A run that was approved and is not completed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnfinishedRun {
+    /// Its purpose.
+    pub purpose: Purpose,
+    /// When its plan was approved.
+    pub since: Timestamp,
+    /// The operator.
+    pub by: String,
+    /// Its plan.
+    pub plan: BodyRef,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -146,11 +169,23 @@ impl Fold {
     pub(super) fn apply(&mut self, record: &Record) -> Result<(), SequenceError> {
         let contradiction = |text: String| Err(SequenceError::Contradiction(text));
         self.fence = self.fence.max(record.fence);
+        if record.entry.may_change_resources() {
+            self.evidence = None;
+        }
         match &record.entry {
             Entry::Opened { format, .. } if *format > FORMAT => return Err(SequenceError::Future(*format)),
             Entry::Opened { lineage, place, .. } => self.opened = Some((*lineage, place.clone())),
             _ if self.opened.is_none() => return contradiction("the journal was not opened".to_owned()),
-            Entry::Approved { .. } | Entry::Chose { .. } | Entry::Mended { .. } => {}
+            Entry::Chose { .. } | Entry::Mended { .. } => {}
+            Entry::Approved { purpose, plan, tracked } => {
+                if *purpose == Purpose::Down {
+                    self.removal = Some(record.at);
+                }
+                let (purpose, since, by, plan) = (*purpose, record.at, record.by.clone(), plan.clone());
+                self.run = tracked.then_some(UnfinishedRun { purpose, since, by, plan });
+            }
+            Entry::Completed { .. } => self.run = None,
+            Entry::Measured { evidence, .. } => self.evidence = Some(evidence.clone()),
             Entry::Begun { op, verb, resource, kind, target, intent } => {
                 if op.0 <= self.next {
                     return contradiction(format!("operation {op} was started before"));

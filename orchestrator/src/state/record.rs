@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use textnlp_provider::{KindName, Lineage, OperationId, ResourceId, SiteName, Verb};
 
 use super::lineage::SiteLocation;
+use crate::environment::model::Phase;
 use crate::plan::Purpose;
 
 /// The version of the journal's format. A journal with a higher version is rejected.
@@ -79,6 +80,23 @@ pub enum Entry {
         purpose: Purpose,
         /// The plan.
         plan: BodyRef,
+        /// Whether [`Entry::Completed`] follows once the run has done everything. Earlier versions wrote no such record.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        tracked: bool,
+    },
+    /// A run did everything that its plan wanted.
+    Completed {
+        /// Its purpose.
+        purpose: Purpose,
+    },
+    /// The gate was measured. The evidence is a signed file.
+    Measured {
+        /// The phase of the gate.
+        phase: Phase,
+        /// The verdict: `open`, `wait` or `shut`.
+        gate: String,
+        /// The SHA-256 of the file.
+        evidence: String,
     },
     /// An operation is about to make its first call.
     Begun {
@@ -153,6 +171,20 @@ pub enum Entry {
         /// The count of truncated bytes.
         bytes: u64,
     },
+}
+
+impl Entry {
+    /// Whether the resources are possibly other ones afterwards, so that earlier measurements say nothing about them.
+    pub(super) fn may_change_resources(&self) -> bool {
+        matches!(
+            self,
+            Entry::Opened { .. }
+                | Entry::Approved { .. }
+                | Entry::Begun { .. }
+                | Entry::Returned { .. }
+                | Entry::Forgot { .. }
+        )
+    }
 }
 
 /// Which object of a resource an operation is about.
@@ -476,7 +508,9 @@ mod tests {
         let lineage = Lineage(uuid::Uuid::max());
         vec![
             Entry::Opened { format: FORMAT, lineage, site, place },
-            Entry::Approved { purpose: Purpose::Down, plan: body() },
+            Entry::Approved { purpose: Purpose::Down, plan: body(), tracked: true },
+            Entry::Completed { purpose: Purpose::Down },
+            Entry::Measured { phase: Phase::MultiRegion, gate: "shut".to_owned(), evidence: "ab".repeat(32) },
             Entry::Begun {
                 op,
                 verb: Verb::Delete,

@@ -13,6 +13,7 @@ use textnlp_orchestrator::event::{Event, EventKind};
 use textnlp_orchestrator::plan::{Audited, Facts, Node, Plan, Purpose, Step};
 use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, look, run_phases};
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State, Store};
+use textnlp_orchestrator::status::{Unfinished, unfinished};
 use textnlp_provider::memory::{Fuse, MemoryCloud, StoredObject};
 use textnlp_provider::settings::Runtime;
 use textnlp_provider::{
@@ -269,6 +270,11 @@ impl World {
         self.clock.run(state).unwrap().unwrap()
     }
 
+    /// The runs that did not do everything that was approved.
+    pub fn unfinished(&self) -> Vec<Unfinished> {
+        self.clock.run(unfinished(&self.state())).unwrap().unwrap()
+    }
+
     /// The objects of this deployment.
     pub fn ours(&self) -> Vec<StoredObject> {
         let lineage = self.state().lineage();
@@ -306,6 +312,7 @@ impl World {
         let plan = again.plan.unwrap();
         assert!(plan.steps.is_empty(), "the second run plans {:#?}", plan.steps);
         assert_eq!(self.cloud.mutations(), mutations, "the second run changed something");
+        assert_eq!(self.unfinished(), [], "a run that did everything is completed");
     }
 }
 

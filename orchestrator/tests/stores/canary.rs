@@ -140,7 +140,7 @@ fn no_store_plan_event_or_report_contains_a_secret() {
                 _ => format!("postgres://ada:CANARY{round}{i}QZX7W@db.example.com/x"),
             };
             let file = folder.join("secrets").join(i.to_string());
-            std::fs::write(&file, &canary).unwrap();
+            textnlp_files::Replace::private().write(&file, canary.as_bytes()).unwrap();
             canaries.push(canary.split('@').next().unwrap().rsplit(':').next().unwrap().to_owned());
             sets.extend(besides.split_whitespace().map(str::to_owned));
             sets.push(format!("{path}=secret:file:{file}"));
@@ -216,7 +216,7 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
                 let state =
                     on(&world.clock, State::load(store.clone(), &environment.environment, Lineage(Uuid::nil())))
                         .unwrap();
-                let told = status::status(&facts, state.places());
+                let told = status::status(&facts, state.places(), Vec::new());
                 written.add("a status", serde_json::to_vec(&told).unwrap());
                 for resource in &told.resources {
                     let told = on(&world.clock, status::explain(&state, &facts, &resource.resource)).unwrap();

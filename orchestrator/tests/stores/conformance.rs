@@ -189,7 +189,7 @@ async fn a_state_is_kept(open: Open) {
     locked
         .commit(&here(), |pen| {
             let plan = pen.body(&plan);
-            pen.entry(Entry::Approved { purpose: Purpose::Up, plan });
+            pen.entry(Entry::Approved { purpose: Purpose::Up, plan, tracked: true });
         })
         .await
         .unwrap();

@@ -5,6 +5,7 @@
 //! file per kind: put, remove, look), [`supervise`] (the detached process that keeps programs running). Everything of a
 //! site is in one folder, `STATE/sites/SITE`. The server defines what the programs do; the orchestrator decides when
 //! this crate is called.
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod capabilities;
@@ -27,6 +28,7 @@ pub mod fault;
 mod jobs;
 mod lock;
 mod operations;
+mod user;
 
 pub use capabilities::CAPABILITIES;
 pub use copy::{seed, site_copy};
@@ -34,4 +36,6 @@ pub use lower::{API_KEY, JWT_KEY};
 pub use operations::{LocalOperations, endpoint};
 pub use options::Options;
 pub use provider::OnPrem;
+pub use user::SystemUser;
+pub use verbs::VerifiedProgram;
 pub use verbs::postgres::{ScratchInstance, archive_socket};

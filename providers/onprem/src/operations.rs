@@ -11,6 +11,8 @@ use textnlp_provider::{Error, Lineage, Result};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::verbs::VerifiedProgram;
+
 /// A site of local processes.
 #[derive(Debug, Clone, Default)]
 pub struct LocalOperations {
@@ -54,7 +56,13 @@ impl Jobs for LocalOperations {
             return Err(Error::new(textnlp_provider::ErrorKind::NotFound, "start", "the server program"));
         };
         let failed = |action: &'static str| move |error| Error::io(action, program.as_str(), error);
-        let mut child = Command::new(program)
+        let path = program.clone();
+        let verified = tokio::task::spawn_blocking(move || VerifiedProgram::at(&path)).await;
+        let verified = verified
+            .map_err(std::io::Error::other)
+            .and_then(|verified| verified)
+            .map_err(|error| failed("start")(error).hint("`up` restores the recorded program"))?;
+        let mut child = Command::from(verified.command())
             .args(["admin", command, "--config", config.as_str()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -74,6 +82,7 @@ impl Jobs for LocalOperations {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use textnlp_keys::SiteFolder;
 
     use super::*;
 
@@ -81,18 +90,29 @@ mod tests {
     async fn job_gets_its_command_on_stdin_and_answers_in_json() {
         let folder = tempfile::tempdir().unwrap();
         let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
-        let program = folder.join("server");
+        let program = folder.join("bin/server");
+        std::fs::create_dir(folder.join("bin")).unwrap();
         // Written by another process: a program that a fork of this one holds open for writing cannot be started.
         let script = "printf '#!/bin/sh\\ncat\\necho \"$*\" >&2\\nexit 1\\n' > \"$0\" && chmod 755 \"$0\"";
         let written = std::process::Command::new("sh").args(["-c", script, program.as_str()]).status().unwrap();
         assert!(written.success());
-        let server = ServerProgram { program, config: folder.join("server.yaml") };
+        let server = ServerProgram { program: program.clone(), config: folder.join("server.yaml") };
         let jobs = Arc::new(LocalOperations::new(Some(server))).jobs().unwrap();
         let lineage = Lineage(uuid::Uuid::nil());
+        let refused = jobs.run(lineage, "keys", &json!({})).await.unwrap_err();
+        assert!(
+            textnlp_provider::error_chain(&refused).contains("no object of the site records its digest"),
+            "{refused:?}"
+        );
+        crate::verbs::record_program(&SiteFolder::at(folder), "bin/server");
         let done = jobs.run(lineage, "keys", &json!({ "do": "list" })).await.unwrap();
         assert_eq!(done.answer, Some(json!({ "do": "list" })));
         let failure = done.failure.unwrap();
         assert!(failure.contains("admin keys --config") && !failure.contains("list"), "{failure}");
+        let changed = "echo 'touch \"$0.ran\"' >> \"$0\"";
+        assert!(std::process::Command::new("sh").args(["-c", changed, program.as_str()]).status().unwrap().success());
+        let refused = jobs.run(lineage, "keys", &json!({})).await.unwrap_err();
+        assert!(textnlp_provider::error_chain(&refused).contains("was changed: it has sha256:"), "{refused:?}");
         assert!(Arc::new(LocalOperations::default()).jobs().is_none());
     }
 

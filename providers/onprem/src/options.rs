@@ -24,6 +24,8 @@ pub struct Options {
     pub serves_elsewhere: bool,
     /// Whether the environment is in a Git repository, so that `git` is required on this machine.
     pub needs_git: bool,
+    /// The user that runs the environment on this machine, where one is set.
+    pub user: Option<String>,
     /// How models are fetched: proxies, endpoints, offline.
     pub models: FetchOptions,
     /// The model cache, shared by environments.
@@ -50,6 +52,7 @@ impl Options {
             hostname: rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
             serves_elsewhere: false,
             needs_git: false,
+            user: None,
             models: FetchOptions::from_env(),
             model_cache: base.join("model-cache"),
             state_folder,

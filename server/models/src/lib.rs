@@ -44,7 +44,7 @@ pub use error::{Error, Result};
 pub use fetch::{Event, Progress, local_digest};
 pub use fit::{DEFAULT_SEQUENCES, Fit, Memory, UnknownWeightFormat, Verdict, Want, WeightFormat, fit};
 pub use inspect::{Format, Summary, inspect};
-pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, digest_of_files, read_manifest, verify};
+pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, digest_of_files, read_manifest, verify, verify_to_load};
 pub use options::{FetchOptions, Limits, ProxySettings, Token};
 pub use source::{HubSource, Source, SourceError, WebSource};
 pub use store::{Model, Removed, Store, Stored};

@@ -2,6 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
@@ -16,6 +19,8 @@ pub const MANIFEST: &str = "textnlp-model.json";
 const FORMAT: u32 = 1;
 /// Model folders have a handful of files; shards of the largest models about two hundred.
 const MOST_FILES: usize = 4096;
+/// Files that are hashed side by side. More would only fight for the disk.
+const MOST_THREADS: usize = 8;
 
 /// What a model folder holds, and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,14 +143,56 @@ pub fn verify(dir: &Utf8Path) -> Result<Manifest> {
             hint: "pull the model again, or give a folder that `model pull` created".to_owned(),
         });
     };
-    for file in &manifest.files {
-        let path = dir.join(&file.name);
-        let (digest, _) = hash_file(&path)?;
-        if digest != file.digest {
-            return Err(Error::corrupt(&path, format!("its content is {digest}, but {} was stored", file.digest)));
-        }
-    }
+    manifest.files.iter().try_for_each(|file| compare(dir, file))?;
     Ok(manifest)
+}
+
+fn compare(dir: &Utf8Path, file: &FileEntry) -> Result<()> {
+    let path = dir.join(&file.name);
+    let (digest, _) = hash_file(&path)?;
+    if digest == file.digest {
+        return Ok(());
+    }
+    Err(Error::corrupt(&path, format!("its content is {digest}, but {} was stored", file.digest)))
+}
+
+/// Whether a server reads a file of this name: all but the documentation.
+fn is_loaded(name: &str) -> bool {
+    names::belongs(name) && !name.ends_with(".md") && name != "LICENSE"
+}
+
+/// Compares what a server loads from a model, a folder or one file, with the manifest of its folder. The files are read
+/// side by side. `false`: there is no manifest, so nothing was recorded.
+pub fn verify_to_load(model: &Utf8Path) -> Result<bool> {
+    let dir = if model.is_dir() { model } else { model.parent().unwrap_or(model) };
+    let path = dir.join(MANIFEST);
+    let Some(text) = local::read_bounded(&path, 4 << 20)? else { return Ok(false) };
+    let manifest = Manifest::parse(&path, &text)?;
+    let mut files: Vec<&FileEntry> = manifest.files.iter().filter(|file| is_loaded(&file.name)).collect();
+    if dir == model {
+        // The names in a folder decide which of them are read.
+        let listed = |name: &String| files.iter().any(|file| file.name == *name);
+        let unlisted = local::file_names(dir)?.into_iter().find(|name| is_loaded(name) && !listed(name));
+        if let Some(name) = unlisted {
+            return Err(Error::corrupt(&dir.join(name), format!("{MANIFEST} does not list it")));
+        }
+    } else {
+        files.retain(|file| model.file_name() == Some(&file.name));
+    }
+    // One thread hashes a file, and the largest is the last to end.
+    files.sort_by_key(|file| std::cmp::Reverse(file.bytes));
+    let (next, threads) = (AtomicUsize::new(0), thread::available_parallelism().map_or(1, usize::from));
+    thread::scope(|scope| {
+        let hash = || -> Result<()> {
+            while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                compare(dir, file)?;
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = (0..threads.min(files.len()).min(MOST_THREADS)).map(|_| scope.spawn(hash)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
+    Ok(!files.is_empty())
 }
 
 /// Reads every byte of the model files of any folder. The manifest's source and revision are kept if there is one; its
@@ -198,5 +245,49 @@ impl Read for Aloud<'_> {
         self.read += read as u64;
         (self.tell)(self.read);
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> (tempfile::TempDir, camino::Utf8PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let model = camino::Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+        for name in ["config.json", "model.safetensors", "tokenizer.json", "README.md"] {
+            fs::write(model.join(name), name).unwrap();
+        }
+        assert!(!verify_to_load(&model).unwrap(), "nothing was recorded");
+        let manifest = digest_of(&model).unwrap();
+        fs::write(model.join(MANIFEST), manifest.to_bytes()).unwrap();
+        (dir, model)
+    }
+
+    #[test]
+    fn every_file_that_is_loaded_is_compared() {
+        let (_dir, model) = model();
+        assert!(verify_to_load(&model).unwrap());
+        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+            fs::write(model.join(name), name.to_uppercase()).unwrap();
+            let error = verify_to_load(&model).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("was stored"), "{error}");
+            assert!(verify_to_load(&model.join(name)).is_err(), "{name} alone");
+            fs::remove_file(model.join(name)).unwrap();
+            assert!(verify_to_load(&model).is_err(), "{name} is missing");
+            fs::write(model.join(name), name).unwrap();
+        }
+        fs::write(model.join("README.md"), "another text").unwrap();
+        assert!(verify_to_load(&model).unwrap(), "documentation is not loaded");
+    }
+
+    #[test]
+    fn added_file_that_would_be_loaded_is_refused() {
+        let (_dir, model) = model();
+        fs::write(model.join("chat_template.jinja"), "x").unwrap();
+        let error = verify_to_load(&model).unwrap_err().to_string();
+        assert!(error.contains("chat_template.jinja") && error.contains("does not list it"), "{error}");
+        fs::write(model.join(MANIFEST), "{}").unwrap();
+        assert!(verify_to_load(&model).is_err(), "a damaged manifest is not a missing one");
     }
 }

@@ -44,7 +44,7 @@ pub struct HubSource {
 #[derive(Debug, thiserror::Error)]
 #[error("model source `{text}`: {why}; expected {expected}")]
 pub struct SourceError {
-    /// The text as written (shortened).
+    /// The text as written, shortened and without credentials.
     pub text: String,
     /// What is wrong.
     pub why: String,
@@ -143,6 +143,9 @@ fn web(text: &str) -> Result<WebSource, String> {
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("a URL must not contain a password, because it would be logged".to_owned());
+    }
+    if url.query().is_some() {
+        return Err("a URL must not contain a query, because it may hold a token and would be logged".to_owned());
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err("it has no host".to_owned());
@@ -252,7 +255,21 @@ pub(crate) fn is_commit(revision: &str) -> bool {
 
 impl SourceError {
     fn new(text: &str, why: impl Into<String>, expected: &'static str) -> SourceError {
-        SourceError { text: text.chars().take(200).collect(), why: why.into(), expected }
+        SourceError { text: without_credentials(text).chars().take(200).collect(), why: why.into(), expected }
+    }
+}
+
+/// The text with `***` for what may be a credential in a URL: user, password and query.
+fn without_credentials(text: &str) -> String {
+    let (rest, fragment) =
+        text.split_once('#').map_or((text, String::new()), |(rest, after)| (rest, format!("#{after}")));
+    let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?***"));
+    let start = rest.find("://").map_or(0, |at| at + 3);
+    let (scheme, rest) = rest.split_at(start);
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) if start > 0 => format!("{scheme}***@{host}{path}{query}{fragment}"),
+        _ => format!("{scheme}{rest}{query}{fragment}"),
     }
 }
 
@@ -332,12 +349,29 @@ mod tests {
         check("hf:a/b@main/x.bin", "no: `x.bin` is not a .gguf file…");
         check("http://example.org/x.gguf", "no: `http:` is not encrypted…");
         check("https://user:pw@h/x.gguf", "no: a URL must not contain a password…");
+        check("https://h/x.gguf?token=pw", "no: a URL must not contain a query…");
         check("https://h/x.tar", "no: it is neither a folder…");
         check("https://h/d/#sha256=00", "no: `00` is not a SHA-256…");
         check("bundled:gpt2", "no: this program contains only the model `textnlp-tiny`");
         check("s3://bucket/x", "no: models cannot come from `s3:`");
         check("gpt 2", "no: a name has letters…");
         check("a\nb", "no: it is too long or holds control characters");
+    }
+
+    #[test]
+    fn errors_never_repeat_credentials() {
+        for text in [
+            "https://user:hunter2@h/x.gguf",
+            "https://hunter2@h:8443/x.gguf#sha256=00",
+            "https://h/x.gguf?token=hunter2&a=b#c",
+            "https://u:hunter2@h",
+            "s3://u:hunter2@bucket/x?hunter2",
+        ] {
+            let error = Source::check(text).unwrap_err().to_string();
+            assert!(!error.contains("hunter2") && error.contains("***"), "{error}");
+        }
+        assert_eq!(without_credentials("hf:a/b@main/x.bin"), "hf:a/b@main/x.bin");
+        assert_eq!(without_credentials("https://h/a@b/x.gguf#sha256=0"), "https://h/a@b/x.gguf#sha256=0");
     }
 
     #[test]

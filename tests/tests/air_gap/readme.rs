@@ -2,7 +2,7 @@
 
 use textnlp_tests::said;
 
-use crate::stage::{Stage, lacking, names, tool};
+use crate::stage::{Stage, advisories, lacking, names, tool};
 
 /// The block of the README that creates a bundle: the commands on this side of the gap, and those behind it.
 pub(crate) fn commands() -> (String, String) {
@@ -24,6 +24,8 @@ fn readme_commands_end_with_an_open_gate() {
         return;
     }
     let (before, behind) = commands();
+    // The repository cannot be cloned here; a copy lies where `bundle create` looks for one.
+    advisories(&stage, "advisory-db", "a-crate-that-nobody-has", "");
     let bin = stage.sandbox.folder().join("bin");
     std::fs::create_dir(&bin).unwrap();
     std::os::unix::fs::symlink(textnlp_tests::program(), bin.join("textnlp-deploy")).unwrap();
@@ -48,7 +50,7 @@ fn readme_commands_end_with_an_open_gate() {
     let mut shell = stage.other("unshare", &["-n", "sh", "-euc", &script]);
     shell.current_dir(&there).env("TEXTNLP_ROOT", stage.root());
     let done = said(shell.output().unwrap()).expect(0);
-    names(&done.out, &["The air-gapped gate is open", "! known vulnerabilities", "not checked", "state      "]);
+    names(&done.out, &["The air-gapped gate is open", "✓ known vulnerabilities", "1 advisories", "state      "]);
     if std::thread::available_parallelism().unwrap().get() < 16 {
         names(&done.err, &["warning: ", "the minimum for production is 16"]);
     }

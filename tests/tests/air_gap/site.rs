@@ -60,7 +60,7 @@ fn known_vulnerability_closes_the_gate_and_the_service_stays_up() {
     names(&shut["error"].to_string(), &["known vulnerabilities", "RUSTSEC-2025-9999"]);
     stage.there(&["generate", "Once", "--max-tokens", "2", "--no-stream"]).expect(0);
 
-    // Without any advisories it is not checked: a warning, unless the environment is strict.
+    // Without any advisories it is not checked: a warning where that is accepted, otherwise the gate does not open.
     let blind =
         stage.run(&["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "blind.tar"]).expect(0);
     names(&blind.err, &["warning: ", "--advisories"]);
@@ -72,6 +72,9 @@ fn known_vulnerability_closes_the_gate_and_the_service_stays_up() {
     let [check] = &about(&open)[..] else { panic!("one line says one thing: {open:#}") };
     assert!(check["ok"] == true && check["warning"] == true && check["measured"] == "not checked", "{check:#}");
     names(check["note"].as_str().unwrap(), &["--advisories DIR", "dependencies of the program"]);
+    let waits = stage.install("blind.tar", &["--output", "json", "--set", "gates.advisories=wait"]).expect(3).json();
+    assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
+    names(&waits["error"].to_string(), &["known vulnerabilities: not checked", "--advisories DIR", "--reason TEXT"]);
     let strict = stage
         .install(
             "blind.tar",
@@ -83,22 +86,28 @@ fn known_vulnerability_closes_the_gate_and_the_service_stays_up() {
     let text = stage.there(&["gate", "--env", "air-gapped", "--again"]).expect(0);
     names(&text.out, &["! known vulnerabilities", "not checked"]);
 
-    // Old advisories are a warning that names their age.
+    // Old advisories are a warning that names their age, where they are accepted.
     let old = advisories_of(&stage, "old", "a-crate-that-nobody-has", "", "2025-06-01");
     let create =
         ["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "old.tar", "--advisories", &old];
     names(&stage.run(&create).expect(0).out, &["advisories RustSec, newest of 2025-06-01"]);
     let verified = stage.run(&["bundle", "verify", "old.tar"]).expect(0);
     names(&verified.out, &["advisories RustSec, newest of 2025-06-01, ", " days old"]);
-    names(&verified.err, &["warning: the advisories in old.tar are ", "the limit is 90"]);
+    names(&verified.err, &["warning: the advisories in old.tar are ", "the limit is 30"]);
     let scanned = stage.json(0, &["bundle", "scan", "old.tar"]);
-    names(&scanned.to_string(), &["advisories-old", "The limit is 90 days"]);
+    names(&scanned.to_string(), &["advisories-old", "The limit is 30 days"]);
     let young = stage.json(0, &["bundle", "scan", "old.tar", "--advisories-max-age", "36500"]);
     assert!(!young.to_string().contains("advisories-old"), "{young:#}");
     let open = stage.install("old.tar", &["--output", "json"]).expect(0).json();
     let [check] = &about(&open)[..] else { panic!("one line says one thing: {open:#}") };
     assert!(check["ok"] == true && check["warning"] == true && check["measured"] == 0, "{check:#}");
-    names(check["note"].as_str().unwrap(), &["days old, the limit is 90", "2025-06-01"]);
+    names(check["note"].as_str().unwrap(), &["days old, the limit is 30", "2025-06-01"]);
+    let waits = stage.install("old.tar", &["--output", "json", "--set", "gates.advisories=wait"]).expect(3).json();
+    assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
+    // A newer copy than the bundle's, brought to the site.
+    let fresh = advisories_of(&stage, "fresh", "a-crate-that-nobody-has", "", &textnlp_tests::today());
+    let newer = ["gate", "--env", "air-gapped", "--set", "gates.advisories=wait", "--advisories", &fresh, "-o", "json"];
+    assert_eq!(stage.there(&newer).expect(0).json()["gate"]["state"], "open");
     let strict = ["--output", "json", "--set", "gates.advisories=block"];
     stage.install("old.tar", &strict).expect(3);
     let strict = [&strict[..], &["--set", "gates.advisories_max_age=36500d"]].concat();

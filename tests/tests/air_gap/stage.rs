@@ -94,6 +94,8 @@ impl Stage {
             "gates.users=3".to_owned(),
             "gates.hold=1s".to_owned(),
             "gates.p95_ms=60000".to_owned(),
+            // The recorded advisories are as old as the checkout.
+            "gates.advisories=warn".to_owned(),
         ] {
             flags.extend(["--set".to_owned(), set]);
         }
@@ -233,21 +235,12 @@ impl Goods {
 
 /// A folder of advisories as RustSec publishes them, with one of this month against every version of a crate.
 pub(crate) fn advisories(stage: &Stage, name: &str, krate: &str, cvss: &str) -> String {
-    let today = said(stage.other("date", &["-u", "+%Y-%m-%d"]).output().unwrap()).expect(0);
-    advisories_of(stage, name, krate, cvss, today.out.trim())
+    advisories_of(stage, name, krate, cvss, &textnlp_tests::today())
 }
 
 /// The same of another day.
 pub(crate) fn advisories_of(stage: &Stage, name: &str, krate: &str, cvss: &str, date: &str) -> String {
-    let folder = stage.made().join(name);
-    let place = folder.join("crates").join(krate);
-    std::fs::create_dir_all(&place).unwrap();
-    let text = format!(
-        "```toml\n[advisory]\nid = \"RUSTSEC-2025-9999\"\npackage = \"{krate}\"\ndate = \"{date}\"\ncvss = \"{cvss}\"\n\n\
-         [versions]\npatched = []\n```\n\n# A flaw that was made up for a story\n\nNothing is wrong with it.\n"
-    );
-    std::fs::write(place.join("RUSTSEC-2025-9999.md"), text).unwrap();
-    folder.to_string()
+    textnlp_tests::advisories(&stage.made().join(name), krate, cvss, date)
 }
 
 /// The program with bytes behind its end: another program by digest that does the same.

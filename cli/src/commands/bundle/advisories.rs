@@ -74,6 +74,18 @@ pub async fn find(
     Ok([cloned, here].into_iter().flatten().max_by_key(LoadedAdvisories::newest))
 }
 
+/// The advisories that the operator gave: a folder, or a git repository. A clone is kept for later gates.
+pub async fn given(session: &Session, from: &str, progress: &Progress) -> Result<LoadedAdvisories, Failure> {
+    if !from.contains("://") {
+        return LoadedAdvisories::read(&session.here.join(from)).map_err(scan::failed);
+    }
+    progress.doing(&format!("advisories of {from}"));
+    clone(session, from).await.map_err(|error| {
+        Failure::from(error.context(format!("no advisories could be cloned from {from}")))
+            .hint("copy the repository to this machine and give the folder: --advisories DIR")
+    })
+}
+
 /// The newest advisories in the folders where tools keep them.
 pub fn on_this_machine(session: &Session) -> Option<LoadedAdvisories> {
     let found = folders(session).into_iter().filter_map(|folder| LoadedAdvisories::read(&folder).ok());

@@ -28,7 +28,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     let advisories = advisories::find(session, args, wanted, &progress).await?;
     if wanted && advisories.is_none() {
         console.warn(
-            "no advisories were found, so the air-gapped gate will say that known vulnerabilities were not checked. To include some: \
+            "no advisories were found, so the air-gapped gate will wait for known vulnerabilities to be checked. To include some: \
              git clone --depth 1 https://github.com/RustSec/advisory-db.git, then give the folder with --advisories advisory-db",
         );
     }
@@ -127,7 +127,7 @@ fn installer(packed: &Packed, key: Option<&str>) -> String {
 fn environments(session: &Session, args: &Create, console: Console) -> Result<Vec<Loaded>, Failure> {
     let mut loaded = Vec::new();
     if session.global.env.is_some() || session.global.file.is_some() || args.with_env.is_empty() {
-        loaded.push(session.load(console)?.loaded);
+        loaded.push(session.loaded(console)?);
     }
     for name in &args.with_env {
         let one = session

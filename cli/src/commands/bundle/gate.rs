@@ -5,23 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use jiff::Timestamp;
 use textnlp_bundle::scan::{self, Folder, Gate, Settings, Severity};
 use textnlp_bundle::{Authenticity, Drive, Site};
-use textnlp_orchestrator::environment::model::Gates;
 use textnlp_orchestrator::gate::Check;
 
 use super::inspect::signed;
-use crate::commands::audit;
+use crate::commands::audit::{self, Audit};
 use crate::deployment::Deployment;
 use crate::session::{ChosenEnvironment, Session};
 
 /// The checks of an installed site.
-pub async fn checks(session: &Session, deployment: &Deployment) -> Vec<Check> {
-    let ChosenEnvironment { scope, loaded, .. } = &deployment.chosen;
-    let gates = &loaded.environment.gates;
+pub async fn checks(session: &Session, deployment: &Deployment, audit: &Audit<'_>) -> Vec<Check> {
+    let ChosenEnvironment { scope, .. } = &deployment.chosen;
     let root = root(session, deployment);
-    let mut checks: Vec<Check> = tokio::task::block_in_place(|| [content(&root), vulnerable(&root, gates)]).into();
+    let mut checks: Vec<Check> = tokio::task::block_in_place(|| [content(&root), vulnerable(&root, audit)]).into();
     let mut pids = Vec::new();
     for site in deployment.sites.keys() {
         pids.extend(scope.platform.processes(&scope.folder, site).await);
@@ -41,8 +38,9 @@ fn root(session: &Session, deployment: &Deployment) -> Utf8PathBuf {
 
 const CONTENT: &str = "content as sealed";
 /// The command that adds the missing advisories to an installed site.
-const CARRY: &str = "to check it, create the bundle with `textnlp-deploy bundle create --env air-gapped --out FILE --advisories DIR` \
-                     and install it again";
+const CARRY: &str = "`textnlp-deploy gate --env air-gapped --advisories DIR` with a copy of the advisory database, or a bundle from \
+                     `textnlp-deploy bundle create --env air-gapped --out FILE --advisories DIR`; \
+                     `--set gates.advisories=warn --reason TEXT` accepts it";
 const ELSEWHERE: &str = "connections to elsewhere";
 
 /// Verifies every installed byte.
@@ -69,29 +67,33 @@ fn content(root: &Utf8Path) -> Check {
     }
 }
 
-/// Checks the content against the included advisories. Without them, only the recorded audit of the program is
-/// available.
-fn vulnerable(root: &Utf8Path, gates: &Gates) -> Check {
+/// Checks the content against the given advisories, else the included ones. Without them, only the recorded audit of the
+/// program is available.
+fn vulnerable(root: &Utf8Path, audit: &Audit<'_>) -> Check {
+    let gates = audit.gates;
     let fails = |why: String| Check::unmeasured(audit::NAME, 0, "critical", why);
-    let now = Timestamp::now();
-    let settings = Settings { max_age_days: audit::max_age_days(gates), ..Settings::at(now) };
+    let settings = Settings { max_age_days: audit::max_age_days(gates), ..Settings::at(audit.now) };
+    let mut scan = scan::Scan::new(settings);
+    if let Some(database) = audit.given {
+        scan = scan.with(database.clone());
+    }
     let report = Folder::open(&root.join("current"))
         .map_err(|e| e.to_string())
-        .and_then(|folder| scan::Scan::new(settings).of_folder("installed", &folder).map_err(|e| e.to_string()));
+        .and_then(|folder| scan.of_folder("installed", &folder).map_err(|e| e.to_string()));
     let report = match report {
         Ok(report) => report,
         Err(why) => return fails(why),
     };
     let critical = report.summary.of(Severity::Critical);
     let Some(age) = report.databases.iter().map(|database| database.age_days).max() else {
-        let recorded = audit::check(gates, now);
+        let recorded = audit.check(|| None);
         let worst = report.findings.first().filter(|_| critical > 0);
         return match worst {
             Some(worst) => Check::new(audit::NAME, critical, 0, "critical", false)
                 .note(format!("{}: {} ({})", worst.id, worst.title, worst.place)),
-            None if !recorded.ok => recorded,
+            None if !recorded.ok && !recorded.waits => recorded,
             None => {
-                let why = format!("the bundle has no advisories; {CARRY}");
+                let why = format!("the bundle has no advisories; to check it: {CARRY}");
                 let known = recorded.note.map_or_else(String::new, |note| {
                     format!("; known vulnerabilities: {} in {note}", recorded.measured)
                 });
@@ -112,7 +114,7 @@ fn vulnerable(root: &Utf8Path, gates: &Gates) -> Check {
             Check::new(audit::NAME, critical, 0, "critical", false).note(format!("{first}; {note}"))
         }
     };
-    audit::within_age(check, age, gates)
+    audit::within_age(check, age, gates, CARRY)
 }
 
 /// Outgoing connections of these processes to other machines.

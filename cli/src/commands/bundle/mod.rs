@@ -1,6 +1,6 @@
 //! `bundle …`: one file that installs a running service without a network.
 
-mod advisories;
+pub mod advisories;
 mod create;
 mod export;
 pub mod gate;

@@ -125,6 +125,7 @@ async fn of_environment(
         here: session.here.clone(),
         library: Library::from_folder(there.to_owned()),
         is_alone: false,
+        keeps_user: true,
     };
     // `up` prints the notes.
     let chosen = probe_session.load_to_run(Console::new(session.global.output, true))?;

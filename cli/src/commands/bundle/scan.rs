@@ -104,7 +104,7 @@ fn includes_advisories(target: Option<&Utf8Path>) -> Result<bool, Failure> {
 fn own(session: &Session, scan: &scan::Scan, console: Console) -> Result<Vec<Report>, Failure> {
     let mut reports = vec![scan.of_packages("this program", &audit::linked())];
     if session.global.env.is_some() || session.global.file.is_some() {
-        let loaded = session.load(console)?.loaded;
+        let loaded = session.loaded(console)?;
         let name = loaded.environment.environment.to_string();
         reports.push(scan.of_environment(&name, &[(format!("{name}.yaml"), loaded.to_yaml(false))]));
     }

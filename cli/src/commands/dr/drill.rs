@@ -94,12 +94,12 @@ fn text(report: &Report, page: &str) -> String {
         format!("Drill {}: {} of {}{on} ({:.1} s)\n", report.id, report.fault.word(), report.site, report.seconds);
     let mut rows = vec![
         (
-            "service back after",
+            "RTO, service back after",
             found.service_rto_ms.map_or("not reached".to_owned(), seconds),
             format!("target {} s", targets.rto_s),
         ),
-        ("writes accepted after", report.control_rto(), format!("target {} s", targets.rto_s)),
-        ("data loss window", seconds(found.rpo_ms), format!("target {} s", targets.rpo_s)),
+        ("RTO, writes accepted after", report.control_rto(), format!("target {} s", targets.rto_s)),
+        ("RPO, data loss window", seconds(found.rpo_ms), format!("target {} s", targets.rpo_s)),
         ("acknowledged and lost", found.lost.to_string(), format!("of {} writes", found.acknowledged)),
         ("without usage", found.unaccounted.to_string(), format!("of {} requests", found.requests)),
     ];
@@ -107,20 +107,20 @@ fn text(report: &Report, page: &str) -> String {
         report.figures.database.map(|role| ("leader's database is", role.to_string(), "target primary".to_owned())),
     );
     for (what, measured, note) in rows {
-        let _ = writeln!(text, "  {what:<24}{measured:<12} {note}");
+        let _ = writeln!(text, "  {what:<28}{measured:<12} {note}");
     }
     let failed = found.failed;
     let _ = writeln!(
         text,
-        "  requests failed         {} until the failover, {} after it, {} during failback",
+        "  requests failed             {} until the failover, {} after it, {} during failback",
         failed.before_fault + failed.during,
         failed.after_shift,
         failed.on_return
     );
     if !found.reasons.is_empty() {
-        let _ = writeln!(text, "  why they failed         {}", found.why());
+        let _ = writeln!(text, "  why they failed             {}", found.why());
     }
     let left = if report.leftovers.is_empty() { "nothing".to_owned() } else { report.leftovers.join("; ") };
-    let _ = write!(text, "  left over               {left}\n  report                  {page}");
+    let _ = write!(text, "  left over                   {left}\n  report                      {page}");
     text
 }

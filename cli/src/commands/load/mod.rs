@@ -29,7 +29,7 @@ use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use textnlp_service::gate::growth::{self, ScaleUp};
-use textnlp_service::gate::{load as evidence, release_digest};
+use textnlp_service::gate::{is_logged, load as evidence, release_digest};
 use textnlp_service::running;
 
 /// Default ramp-up in users per second.
@@ -211,12 +211,22 @@ async fn users(goal: &LoadTarget, args: &Load, wire: &HttpWire, console: Console
     let progress = Progress::new(console);
     let say = |users: u32, second: &Second| {
         console.event(&json!({ "event": "load", "users": users, "second": second }));
-        progress.doing(&format!(
+        let text = format!(
             "second {}, {} of {users} users, {} requests/s, p95 {:.0} ms",
             second.second, second.users, second.requests, second.p95_ms
-        ));
+        );
+        if is_logged(second) {
+            progress.log(&format!("  {text}"));
+        }
+        progress.doing(&text);
     };
     let at = clock.now();
+    progress.line(match args.find_limit {
+        true => {
+            "Searching for the most users within the p95 limit: a series of load tests, which takes several minutes …"
+        }
+        false => "Running the load test …",
+    });
     let work = async {
         if !args.find_limit {
             let users = wanted.users;

@@ -49,7 +49,7 @@ pub fn history(chosen: &ChosenEnvironment, console: Console) -> Result<Success, 
         documents.push(document);
     }
     if lines.is_empty() {
-        lines.push(format!("no release was applied yet: {}", chosen.scope.command("up")));
+        lines.push(format!("no release was applied yet: {}", chosen.scope.last_up()));
     }
     let document = json!({
         "environment": chosen.scope.name, "releases": documents, "skipped": recorded.skipped,

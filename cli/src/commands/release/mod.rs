@@ -75,7 +75,7 @@ fn set(session: &Session, chosen: &ChosenEnvironment, console: Console) -> Resul
     for difference in &differences {
         let _ = write!(text, "\n  {difference}");
     }
-    let _ = write!(text, "\nTo deploy it: {}", chosen.scope.command("up"));
+    let _ = write!(text, "\nTo deploy it: {}", chosen.scope.last_up());
     Ok(Success::new(text, json!({ "lock": path, "release": here, "changed": differences })))
 }
 

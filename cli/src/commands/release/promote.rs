@@ -26,7 +26,7 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     let (from, to) = (named(&args.from)?, named(&args.to)?);
     let (source, target) = (from.load(console)?, to.load(console)?);
     let history = recorded(&source.scope, console)?;
-    let release::Promoted { lock, changed } = release::promote(&source, &target, &history)?;
+    let release::Promoted { lock, changed } = release::promote(&source, &target, &history).await?;
     let path = &target.lock_path;
     let (server, progress) = (to.server(), Progress::new(console));
     let here = LocalArtifacts { chosen: &target, server, progress: &progress }.read()?.program;

@@ -74,7 +74,7 @@ async fn load(session: &Session, console: Console) -> Result<LoadedState, Failur
     if state.is_new() {
         let name = &deployment.chosen.scope.name;
         let error = anyhow::anyhow!("environment {name} has no state in {}", state.place());
-        return Err(Failure::usage("not_up", error).hint(deployment.chosen.scope.command("up")));
+        return Err(Failure::usage("not_up", error).hint(deployment.chosen.scope.last_up()));
     }
     Ok(LoadedState { deployment, only: session.global.site.clone(), state })
 }

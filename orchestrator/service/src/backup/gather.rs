@@ -46,7 +46,7 @@ pub(crate) struct BackupContent {
 
 /// The error if there is nothing to back up.
 pub fn nothing_to_back_up(scope: &Scope) -> Failure {
-    Failure::usage("not_up", anyhow::anyhow!("environment {} has no state here", scope.name)).hint(scope.command("up"))
+    Failure::usage("not_up", anyhow::anyhow!("environment {} has no state here", scope.name)).hint(scope.last_up())
 }
 
 /// Collects everything. `patience` bounds the wait for another run.

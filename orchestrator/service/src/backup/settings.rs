@@ -11,9 +11,14 @@ use textnlp_orchestrator::environment::{Environment, Loaded};
 use textnlp_orchestrator::release::Lock;
 
 use crate::failure::Failure;
+use crate::rerun_flags::RerunFlags;
 
 /// The folder within the state.
 pub const FOLDER: &str = "environment";
+/// The flags of the last `up`.
+const FLAGS: &str = "up-flags.json";
+/// The flags that are repeated. Another site than that of `--site` may be the one to repair.
+const REPEATED: [&str; 4] = ["--set", "--provider", "--server", "--take-ownership"];
 /// The whole environment as provisioned, with flags and variables applied. It loads on its own.
 pub const WHOLE: &str = "environment.yaml";
 
@@ -66,6 +71,26 @@ pub fn remember(state: &Utf8Path, loaded: &Loaded, lock_path: &Utf8Path) -> Resu
         put(&path, &bytes).with_context(|| format!("write {path}"))?;
     }
     Ok(())
+}
+
+/// Records the flags of an `up` that is about to change something. A relative path is relative to `here`.
+pub fn remember_flags(state: &Utf8Path, mut flags: RerunFlags, here: &Utf8Path) -> Result<(), Failure> {
+    let absolute = |path: &mut String| *path = here.join(&*path).into_string();
+    flags.file.iter_mut().for_each(absolute);
+    flags.changes.retain(|(flag, _)| REPEATED.contains(&flag.as_str()));
+    flags.changes.iter_mut().filter(|(flag, _)| flag == "--server").for_each(|(_, path)| absolute(path));
+    let path = state.join(FOLDER).join(FLAGS);
+    Ok(put(&path, &serde_json::to_vec(&flags)?).with_context(|| format!("write {path}"))?)
+}
+
+/// The flags of the last `up` that changed something; none if they cannot be read, because they only serve suggestions.
+pub fn last_flags(state: &Utf8Path) -> RerunFlags {
+    let bytes = std::fs::read(state.join(FOLDER).join(FLAGS)).unwrap_or_default();
+    let mut flags: RerunFlags = serde_json::from_slice(&bytes).unwrap_or_default();
+    flags.changes.retain(|(flag, _)| REPEATED.contains(&flag.as_str()));
+    // A restored state may name a file of another machine.
+    flags.file = flags.file.filter(|file| Utf8Path::new(file).is_file());
+    flags
 }
 
 /// Replaces a private file durably. A file with the same content is not written.

@@ -302,10 +302,10 @@ impl RestoredDatabase<'_> {
             Ok(config) => config,
             Err(why) => return Ok(Err(why)),
         };
-        let program = self.program(live)?;
+        let (program, _open) = self.program(live)?;
         let log = self.place.join(format!("{}-server.log", self.site));
         let out = std::fs::File::create(&log)?;
-        let mut server = Command::new(&program)
+        let mut server = Command::from(program)
             .args(["serve", "--config", config.as_str()])
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| name == "PATH" || name == "HOME"))
@@ -314,7 +314,7 @@ impl RestoredDatabase<'_> {
             .stderr(out)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("start {program}"))?;
+            .context("start the server program")?;
         let asked = tokio::select! {
             asked = answer(&socket, &keys.api) => asked,
             ended = server.wait() => Err(anyhow::anyhow!("it ended: {}", ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
@@ -325,13 +325,13 @@ impl RestoredDatabase<'_> {
         Ok(Ok(()))
     }
 
-    /// The program that serves now, else this program.
-    fn program(&self, live: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
-        let serving =
-            self.platform.site_copy(live, self.site).ok().and_then(|copy| copy.served).map(|(program, _)| program);
-        match serving.filter(|program| program.is_file()) {
-            Some(program) => Ok(program),
-            None => Ok(Utf8PathBuf::try_from(std::env::current_exe()?)?),
+    /// The program that serves now, if it is the recorded one, else this program; and the file that must stay open until
+    /// it started.
+    fn program(&self, live: &Utf8Path) -> anyhow::Result<(std::process::Command, Option<std::fs::File>)> {
+        let serving = self.platform.site_copy(live, self.site).ok().and_then(|copy| copy.served);
+        match serving.and_then(|(program, _)| self.platform.site_program(&program).ok()) {
+            Some((command, file)) => Ok((command, Some(file))),
+            None => Ok((std::process::Command::new(std::env::current_exe()?), None)),
         }
     }
 

@@ -28,7 +28,7 @@ pub async fn status(sites: &Sites) -> SitesStatus {
     let lines = control_status.lines(sites.max_lag_ms);
     let mut warnings = control_status.warnings(sites.max_lag_ms);
     if control_status.witness.is_err() && control_status.sites.iter().all(|(_, status)| status.is_err()) {
-        warnings.insert(0, format!("no site of {} answers: check that it runs: {}", scope.name, scope.command("up")));
+        warnings.insert(0, format!("no site of {} answers: check that it runs: {}", scope.name, scope.last_up()));
     }
     let unfinished = failover::left_open(&scope.folder).unwrap_or_default();
     for left in &unfinished {

@@ -6,13 +6,15 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::load::{Load, SessionResult};
-use textnlp_provider::Lineage;
+use textnlp_orchestrator::state::State;
+use textnlp_provider::{Lineage, error_chain};
 
 use super::growth::ScaleUp;
-use super::{release_of, write_whole};
+use super::{read, release_of, sha256, write_signed};
 use crate::failure::Failure;
 use crate::platform::ChosenEnvironment;
 use crate::running::RunningEnvironment;
@@ -43,11 +45,25 @@ impl<T> Of<T> {
 }
 
 impl Shown {
-    /// Reads the evidence in a state folder. An unreadable file counts as empty.
-    fn read(folder: &Utf8Path) -> Shown {
-        let read = std::fs::read(file(folder)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        read.unwrap_or_default()
+    /// Reads the evidence in a state folder, if this environment signed it. Else why it is not used.
+    fn read(folder: &Utf8Path) -> Result<Shown, String> {
+        let file = file(folder);
+        let unverified = |why: String| format!("{file} is not verified: {why}");
+        let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else {
+            return Ok(Shown::default());
+        };
+        // The signature covers the digest, so that a file that is replaced meanwhile is not taken for the signed one.
+        let signed_as = signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
+        if signed_as != what(&bytes) {
+            return Err(unverified("it is signed as another file".to_owned()));
+        }
+        serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))
     }
+}
+
+/// What the signature of these bytes says.
+fn what(bytes: &[u8]) -> String {
+    format!("textnlp load tests, sha256 {}", sha256(bytes))
 }
 
 fn file(folder: &Utf8Path) -> Utf8PathBuf {
@@ -63,7 +79,8 @@ pub fn keep(
     held: Option<&SessionResult>,
     growth: Option<&ScaleUp>,
 ) -> anyhow::Result<()> {
-    let mut shown = Shown::read(folder);
+    // What nobody signed is not signed now.
+    let mut shown = Shown::read(folder).unwrap_or_default();
     let is_less = |held: &SessionResult, kept: &Of<SessionResult>| {
         kept.is_of(lineage, release) && held.sessions.count < kept.what.sessions.count
     };
@@ -73,7 +90,8 @@ pub fn keep(
     if let Some(growth) = growth {
         shown.growth = Some(Of { lineage, release: release.to_owned(), at, what: growth.clone() });
     }
-    write_whole(&file(folder), &shown)
+    let bytes = serde_json::to_vec_pretty(&shown)?;
+    write_signed(folder, &file(folder), &bytes, &what(&bytes))
 }
 
 const SESSIONS: &str = "open sessions";
@@ -83,16 +101,26 @@ const METRICS: &str = "metrics";
 
 /// Additional checks of the scale-up gate: this release held the required sessions, pods were added under load, and the
 /// autoscaler sees its metrics.
-pub(super) async fn checks(chosen: &ChosenEnvironment, running: &RunningEnvironment) -> Result<Vec<Check>, Failure> {
+pub(super) async fn checks(
+    chosen: &ChosenEnvironment,
+    running: &RunningEnvironment,
+    state: &State,
+) -> Result<Vec<Check>, Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let folder = &scope.folder;
     let release = release_of(chosen)?;
-    let shown = Shown::read(folder);
+    let (shown, refused) = match Shown::read(folder) {
+        Ok(shown) => (shown, String::new()),
+        Err(why) => (Shown::default(), format!("{why}; ")),
+    };
+    // `down` ends what was measured before it.
+    let counts_at = |at: jiff::Timestamp| state.removal().is_none_or(|removal| at > removal);
     let gates = &environment.gates;
     let load = |more: &str| scope.command(&format!("load {more}"));
     let mut checks = Vec::new();
 
-    let sessions = shown.sessions.filter(|kept| kept.is_of(running.lineage, &release)).map(|kept| kept.what);
+    let sessions = shown.sessions.filter(|kept| kept.is_of(running.lineage, &release) && counts_at(kept.at));
+    let sessions = sessions.map(|kept| kept.what);
     // Held for the gate's duration, and every session was used while all were open.
     let counts = |held: &SessionResult| {
         let sent = held.answers.count + held.errors;
@@ -103,16 +131,17 @@ pub(super) async fn checks(chosen: &ChosenEnvironment, running: &RunningEnvironm
         None => {
             let seconds = gates.hold.0.as_secs().max(1);
             let command = load(&format!("--sessions {} --seconds {seconds}", gates.sessions));
-            let why = format!("no load test held that number on this release for {seconds} s: {command}");
+            let why = format!("{refused}no load test held that number on this release for {seconds} s: {command}");
             checks.push(Check::waiting(SESSIONS, gates.sessions, "", why));
         }
     }
 
     let limit = gates.scaling.0.as_secs_f64();
-    checks.push(match shown.growth.filter(|kept| kept.is_of(running.lineage, &release)).map(|kept| kept.what) {
+    let growth = shown.growth.filter(|kept| kept.is_of(running.lineage, &release) && counts_at(kept.at));
+    checks.push(match growth.map(|kept| kept.what) {
         Some(growth) => grew(&growth, limit),
         None => {
-            let why = format!("no load test of this release triggered a scale-up: {}", load("--users 200"));
+            let why = format!("{refused}no load test of this release triggered a scale-up: {}", load("--users 200"));
             Check::waiting(GROWTH, limit, "s", why)
         }
     });
@@ -168,5 +197,36 @@ fn grew(growth: &ScaleUp, limit: f64) -> Check {
             Check::new(GROWTH, rounded, limit, "s", seconds <= limit).at_most().note(note)
         }
         None => Check::unmeasured(GROWTH, limit, "s", format!("{note}: they were never all ready")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn load_evidence_counts_only_as_it_was_signed() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        let (lineage, at) = (Lineage(Uuid::nil()), jiff::Timestamp::UNIX_EPOCH);
+        let grew = |to| {
+            let growth = ScaleUp { from: 3, to, seconds: Some(40.0) };
+            keep(folder, (lineage, "release"), at, None, Some(&growth)).unwrap();
+        };
+        let shown = || Shown::read(folder).map(|shown| shown.growth.map(|growth| growth.what.to));
+        assert_eq!(shown(), Ok(None), "nothing was measured");
+        grew(5);
+        assert_eq!(shown(), Ok(Some(5)));
+        let written = std::fs::read_to_string(file(folder)).unwrap();
+        std::fs::write(file(folder), written.replace("\"to\": 5", "\"to\": 50")).unwrap();
+        assert!(shown().unwrap_err().contains("loads.json is not verified"));
+        std::fs::write(file(folder), &written).unwrap();
+        assert_eq!(shown(), Ok(Some(5)));
+        std::fs::remove_file(format!("{}.minisig", file(folder))).unwrap();
+        assert!(shown().unwrap_err().contains("loads.json.minisig"));
+        grew(6);
+        assert_eq!(shown(), Ok(Some(6)));
     }
 }

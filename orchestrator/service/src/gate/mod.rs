@@ -1,24 +1,34 @@
 //! Gates: measures the running service from outside, stores the evidence and writes the report.
+//!
+//! Evidence is a file that the environment's report key signs and whose digest is in the journal. It counts until the
+//! resources may have changed. The verdict is never read from it but follows from its checks.
 
 pub mod growth;
 pub mod load;
 mod sites;
 
+use std::collections::BTreeMap;
+use std::io::Read as _;
+
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use textnlp_files::{Replace, sync_folder};
+use sha2::{Digest, Sha256};
+use textnlp_files::sync_folder;
 use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::{self, Check, GateInputs};
-use textnlp_orchestrator::load::{HttpWire, Wire};
+use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
 use textnlp_orchestrator::release::{History, Lock, digest};
 use textnlp_orchestrator::report::Report;
-use textnlp_provider::Lineage;
+use textnlp_orchestrator::state::{Entry, Head, State};
+use textnlp_provider::{Lineage, SiteName, error_chain};
 use tokio_util::sync::CancellationToken;
 
+use crate::deployment::Deployment;
 use crate::failure::{Exit, Failure};
 use crate::platform::{ChosenEnvironment, Progress, Scope};
 use crate::running::{self, RunningEnvironment};
@@ -74,12 +84,13 @@ pub struct StoredEvidence {
     /// The deployment. `None` in files from before this member existed.
     #[serde(default)]
     lineage: Option<Lineage>,
+    /// The machine, if the service runs on the one that measures it.
+    #[serde(default)]
+    machine: Option<String>,
     /// When the gate was measured.
     pub at: jiff::Timestamp,
     /// The phase of the environment.
-    pub phase: String,
-    /// Open, Wait or Shut, with the blockers.
-    pub gate: gate::Gate,
+    pub phase: Phase,
     /// Every check.
     pub checks: Vec<Check>,
     /// The path of the HTML report.
@@ -87,6 +98,9 @@ pub struct StoredEvidence {
     /// Whether the evidence is from an earlier run.
     #[serde(skip)]
     pub reused: bool,
+    /// Why it says nothing about what runs now.
+    #[serde(skip)]
+    outdated: Option<String>,
 }
 
 impl StoredEvidence {
@@ -95,52 +109,83 @@ impl StoredEvidence {
         self.release == release_digest(Some(lock), environment)
     }
 
-    /// Whether the gate was open for this release of this deployment.
-    fn is_open_for(&self, release: &str, lineage: Lineage) -> bool {
-        self.release == release && self.lineage == Some(lineage) && matches!(self.gate, gate::Gate::Open)
+    /// Open, Wait or Shut, with the blockers, as the checks say.
+    pub fn gate(&self) -> gate::Gate {
+        gate::Gate::of(&self.checks)
+    }
+
+    /// Whether the gate was open for this release, and the resources are those that were measured.
+    fn is_open_for(&self, release: &str) -> bool {
+        self.release == release && self.outdated.is_none() && matches!(self.gate(), gate::Gate::Open)
+    }
+
+    /// Why it says nothing about what runs now, if so.
+    pub fn outdated(&self) -> Option<&str> {
+        self.outdated.as_deref()
     }
 
     /// The blockers, empty if the gate is open.
     pub fn blockers(&self) -> Vec<String> {
-        let say = |blocker: &String| format!("the {} gate {}: {blocker}", self.phase, self.gate.verdict());
-        self.gate.blockers().iter().map(say).collect()
+        let gate = self.gate();
+        let say = |blocker: &String| format!("the {} gate {}: {blocker}", self.phase, gate.verdict());
+        gate.blockers().iter().map(say).collect()
     }
 
     /// Ok if the gate is open, else a failure with every blocker. `again` is the command that measures again.
     pub fn verdict(&self, again: &str) -> Result<(), Failure> {
-        if matches!(self.gate, gate::Gate::Open) {
+        let gate = self.gate();
+        if matches!(gate, gate::Gate::Open) {
             return Ok(());
         }
-        let blockers = self.gate.blockers().join("\n");
+        let blockers = gate.blockers().join("\n");
         let error = anyhow::anyhow!("{blockers}").context(format!(
             "the {} gate {}; the service stays up",
             self.phase,
-            self.gate.verdict()
+            gate.verdict()
         ));
         Err(Failure::new(Exit::GateShut, "gate_not_open", error)
             .hint(format!("see {}, then measure again: {again}", self.report)))
     }
 }
 
-/// Measures the gate. Reuses evidence of the same release if the gate was open. `recorded`: the checks of this program
-/// or of an installed site's content, awaited only if the gate is measured.
+/// When a gate is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// Unless stored evidence shows that it is open.
+    Unmeasured,
+    /// In any case.
+    Again,
+    /// Within a run, which holds the lock and goes on to change resources. The evidence is not stored.
+    WithinRun,
+}
+
+/// Measures the gate. `recorded`: the checks of this program or of an installed site's content, awaited only if the gate
+/// is measured.
 pub async fn measure(
-    chosen: &ChosenEnvironment,
+    deployment: &Deployment,
     running: &RunningEnvironment,
-    again: bool,
+    occasion: Occasion,
     recorded: impl Future<Output = Vec<Check>>,
     progress: &dyn Progress,
     stop: &CancellationToken,
 ) -> Result<StoredEvidence, Failure> {
+    let chosen = &deployment.chosen;
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let folder = &scope.folder;
     let release = release_of(chosen)?;
-    let file = evidence(folder);
+    let state = deployment.state().await?;
     // An air-gapped site's content and the replication lag change without a new release. Measuring them takes only
     // seconds.
-    let again = again || matches!(environment.phase, Phase::AirGapped | Phase::MultiRegion);
-    if !again && let Some(kept) = read(&file).filter(|k| k.is_open_for(&release, running.lineage)) {
-        return Ok(StoredEvidence { reused: true, ..kept });
+    let always = matches!(environment.phase, Phase::AirGapped | Phase::MultiRegion);
+    if occasion == Occasion::Unmeasured && !always {
+        match stored(chosen, &state) {
+            Ok(Some(kept)) if kept.is_open_for(&release) => return Ok(StoredEvidence { reused: true, ..kept }),
+            Ok(Some(StoredEvidence { at, outdated: Some(why), .. })) => {
+                progress.line(&format!("The gate was measured at {at:.0}, and {why}."));
+            }
+            Ok(_) => {}
+            Err(why) => progress.warn(&format!("{why}; it is not used, and the gate is measured again")),
+        }
     }
 
     let trust = scope.platform.trust(running.ca_file.as_deref(), Some(environment))?;
@@ -148,13 +193,21 @@ pub async fn measure(
     let metrics = running.metrics_address.as_deref().map(|address| HttpWire::new(address, &trust)).transpose()?;
     let keys = scope.platform.key_issuer(running, environment);
     let clock = SystemClock;
-    progress.line(&format!("Measuring the {} gate from outside …", environment.phase));
+    let load = Load::of(&environment.gates);
+    let seconds = u64::from(load.users.div_ceil(load.ramp.max(1))).saturating_add(load.hold.as_secs());
+    progress.line(&match environment.phase {
+        Phase::Staging => format!(
+            "Measuring the staging gate from outside: keys, limits and TLS, then {} users for about {seconds} s …",
+            load.users
+        ),
+        phase => format!("Measuring the {phase} gate from outside …"),
+    });
     let mut recorded = recorded.await;
     if environment.phase == Phase::MultiRegion {
         recorded.extend(sites::checks(chosen).await?);
     }
     if environment.phase == Phase::ScaleUp {
-        recorded.extend(load::checks(chosen, running).await?);
+        recorded.extend(load::checks(chosen, running, &state).await?);
     }
     let evidence = gate::evaluate(
         environment,
@@ -174,10 +227,14 @@ pub async fn measure(
             }
             gate::Progress::Load(second) => {
                 progress.event(&json!({ "event": "load", "second": second }));
-                progress.doing(&format!(
-                    "load test: second {}, {} users, {} requests/s, p95 {:.0} ms",
+                let text = format!(
+                    "load test: second {} of about {seconds}, {} users, {} requests/s, p95 {:.0} ms",
                     second.second, second.users, second.requests, second.p95_ms
-                ));
+                );
+                if is_logged(second) {
+                    progress.log(&format!("  {text}"));
+                }
+                progress.doing(&text);
             }
         },
     )
@@ -197,12 +254,13 @@ pub async fn measure(
         format: 1,
         release,
         lineage: Some(running.lineage),
+        machine: machine(chosen),
         at: evidence.at,
-        phase: evidence.phase.to_string(),
-        gate: evidence.gate,
+        phase: evidence.phase,
         checks: evidence.checks,
         report: written.html,
         reused: false,
+        outdated: None,
     };
     if stop.is_cancelled() {
         return Err(Failure::new(
@@ -212,8 +270,22 @@ pub async fn measure(
         )
         .hint(scope.command("gate")));
     }
-    write_whole(&file, &kept)?;
+    if occasion != Occasion::WithinRun {
+        keep(deployment, &kept, &state.heads()).await?;
+    }
     Ok(kept)
+}
+
+/// The machine that a service runs on, if it is this one: on another machine it is measured again.
+fn machine(chosen: &ChosenEnvironment) -> Option<String> {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let here = || format!("{cores} cores, {}", chosen.scope.platform.host_name());
+    chosen.loaded.environment.runs_here().then(here)
+}
+
+/// The seconds of a load test that are printed where no terminal shows each of them.
+pub fn is_logged(second: &Second) -> bool {
+    second.second > 0 && second.second.is_multiple_of(10)
 }
 
 /// The facts about the measured deployment in the report.
@@ -232,9 +304,58 @@ fn facts(chosen: &ChosenEnvironment, running: &RunningEnvironment) -> Vec<(Strin
     ]
 }
 
-/// The last evidence in this state folder.
-pub fn kept(folder: &Utf8Path) -> Option<StoredEvidence> {
-    read(&evidence(folder))
+/// The last evidence, if the gate was ever measured and the file is what was measured. Else why it is not used.
+pub fn stored(chosen: &ChosenEnvironment, state: &State) -> Result<Option<StoredEvidence>, String> {
+    let folder = &chosen.scope.folder;
+    let file = evidence(folder);
+    let unverified = |why: String| format!("{file} is not verified: {why}");
+    let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else { return Ok(None) };
+    signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
+    let mut kept: StoredEvidence = serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))?;
+    if kept.lineage != Some(state.lineage()) {
+        return Err(unverified("it is of another deployment".to_owned()));
+    }
+    kept.outdated = match state.evidence() {
+        Some(recorded) if recorded != sha256(&bytes) => {
+            return Err(unverified("the journal names another file as the last evidence".to_owned()));
+        }
+        Some(_) if kept.machine != machine(chosen) => Some("it runs on another machine now".to_owned()),
+        Some(_) => None,
+        None => Some("its resources may have changed since".to_owned()),
+    };
+    Ok(Some(kept))
+}
+
+/// Writes evidence and its signature, and its digest into the journals. `before`: the journals when the measurement
+/// began.
+async fn keep(
+    deployment: &Deployment,
+    kept: &StoredEvidence,
+    before: &BTreeMap<SiteName, Head>,
+) -> Result<(), Failure> {
+    let scope = &deployment.chosen.scope;
+    let gate = kept.gate();
+    let mut document = serde_json::to_value(kept)?;
+    // For readers of the file, such as alerts. No gate opens because of it.
+    document["gate"] = json!(gate);
+    let bytes = serde_json::to_vec_pretty(&document)?;
+    // A measurement says nothing about resources that another run changed meanwhile.
+    let mut locked = deployment.locked().await?;
+    if locked.heads() != *before {
+        locked.close().await.map_err(|error| deployment.failed(error))?;
+        let error = anyhow::anyhow!("another run changed {} while its gate was measured", scope.name);
+        return Err(Failure::new(Exit::GateShut, "changed_meanwhile", error).hint(scope.command("gate --again")));
+    }
+    let what = format!("textnlp {} gate of {}, deployment {}, {}", kept.phase, scope.name, locked.lineage(), kept.at);
+    write_signed(&scope.folder, &evidence(&scope.folder), &bytes, &what)?;
+    let sites: Vec<SiteName> = locked.sites().cloned().collect();
+    for site in sites {
+        let (phase, gate, evidence) = (kept.phase, gate.state().to_owned(), sha256(&bytes));
+        let entry = Entry::Measured { phase, gate, evidence };
+        let written = locked.commit(&site, |writer| writer.entry(entry)).await;
+        written.map_err(|error| deployment.failed(error))?;
+    }
+    locked.close().await.map(drop).map_err(|error| deployment.failed(error))
 }
 
 fn evidence(folder: &Utf8Path) -> Utf8PathBuf {
@@ -253,17 +374,29 @@ fn release_of(chosen: &ChosenEnvironment) -> Result<String, Failure> {
     Ok(release_digest(chosen.lock()?.as_ref(), &chosen.loaded.environment))
 }
 
-fn read(file: &Utf8PathBuf) -> Option<StoredEvidence> {
-    // Unreadable evidence counts as none, and the gate is measured again.
-    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+/// The content of a file, if there is one.
+fn read(file: &Utf8Path) -> std::io::Result<Option<Vec<u8>>> {
+    /// Far above the size of evidence.
+    const MAX_BYTES: u64 = 16 << 20;
+    let opened = match std::fs::File::open(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let mut bytes = Vec::new();
+    opened.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
-/// Writes evidence durably, because `promote` relies on it even after a crash of the machine.
-fn write_whole(file: &Utf8Path, kept: &impl Serialize) -> anyhow::Result<()> {
+fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// Writes signed evidence durably, because `promote` relies on it even after a crash of the machine.
+fn write_signed(state: &Utf8Path, file: &Utf8Path, bytes: &[u8], what: &str) -> anyhow::Result<()> {
     let folder = file.parent().context("evidence is in a folder")?;
     std::fs::create_dir_all(folder).with_context(|| format!("make {folder}"))?;
-    let bytes = serde_json::to_vec_pretty(kept)?;
-    Replace::umask().write(file, &bytes).with_context(|| format!("write {file}"))?;
+    let key = signed::signing_key(state).context("sign the evidence")?;
+    signed::write_signed(file, bytes, &key, what)?;
     // The first evidence makes the folder.
-    folder.parent().map_or(Ok(()), sync_folder).context("sync the state folder")
+    sync_folder(state).context("sync the state folder")
 }

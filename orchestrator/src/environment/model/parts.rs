@@ -16,6 +16,18 @@ words! {
     }
 }
 
+words! {
+    /// What missing or outdated security advisories do to a gate.
+    pub enum AdvisoryPolicy {
+        /// They are reported as a warning: the operator accepts them.
+        Warn = "warn",
+        /// The gate waits until newer ones were matched.
+        Wait = "wait",
+        /// The gate stays shut.
+        Block = "block",
+    }
+}
+
 section! {
     /// The database of keys, quotas and usage.
     pub struct DatabaseSettings {
@@ -168,8 +180,8 @@ section! {
         pub open_ports: Vec<u16> = Vec::new(),
         /// Whether a web application firewall protects the API.
         pub waf: bool = false,
-        /// Whether network policies limit the connections of pods.
-        pub policies: bool = false,
+        /// Whether network policies limit the connections of pods. If unset: from phase pilot on.
+        pub policies: Option<bool> = None,
         /// The proxy for outgoing connections.
         pub proxy: Proxy = Proxy::default(),
         /// A file with trusted certificate authorities, in addition to the public ones.
@@ -283,6 +295,8 @@ section! {
         pub minimum: Option<Enforcement> = None,
         /// The old form of `minimum: warn`.
         pub allow_below_minimum: bool = false,
+        /// The user of the host that runs this environment, such as `textnlp`. Commands of root change to it.
+        pub user: Option<String> = None,
     }
 }
 

@@ -77,7 +77,14 @@ impl Phase {
                     "monitoring": {"log_level": "DEBUG"},
                 },
             }),
-            Phase::Staging => json!({"data": "disposable"}),
+            // Outdated advisories need a network to be replaced, and a first service comes up without one.
+            Phase::Staging => json!({"data": "disposable", "gates": {"advisories": "warn"}}),
+            Phase::AirGapped => json!({
+                "data": "protected",
+                "backup": {"enabled": true},
+                "server": {"api": {"docs": false}, "monitoring": {"log_level": "WARNING"}},
+                "gates": {"advisories": "warn"},
+            }),
             Phase::Optimized => json!({
                 "data": "protected",
                 "backup": {"enabled": true},

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    Bytes, DatabaseCopy, DnsAlgorithm, Enforcement, Failover, SecretSource, Span, Strategy, TrafficMode, section, words,
+    AdvisoryPolicy, Bytes, DatabaseCopy, DnsAlgorithm, Failover, SecretSource, Span, Strategy, TrafficMode, section,
+    words,
 };
 
 section! {
@@ -277,8 +278,8 @@ section! {
         /// The time limit for additional pods under load, from scale-up on.
         pub scaling: Span = Span::seconds(120),
         /// What missing or outdated security advisories do.
-        pub advisories: Enforcement = Enforcement::Warn,
+        pub advisories: AdvisoryPolicy = AdvisoryPolicy::Wait,
         /// The maximum age of advisories.
-        pub advisories_max_age: Span = Span::seconds(90 * 86_400),
+        pub advisories_max_age: Span = Span::seconds(30 * 86_400),
     }
 }

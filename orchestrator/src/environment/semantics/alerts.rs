@@ -25,9 +25,14 @@ impl Checker<'_> {
                 }
                 UrlSource::Secret(_) => continue,
             };
-            if let Err(why) = Destination::parse(url) {
-                let fix = "write `https://…`, or a reference to a secret such as `secret:env:ONCALL_URL`";
-                self.error(&path, why.to_string(), fix);
+            let fix = "write a reference to a secret: `secret:env:ONCALL_URL` or `secret:file:/PATH`";
+            match Destination::parse(url) {
+                Err(why) => self.error(&path, why.to_string(), fix),
+                // The environment is recorded, exported and in support bundles; the path of a webhook is its token.
+                Ok(destination) if destination.may_hold_token() => {
+                    self.error(&path, "the path or query of a webhook usually holds its token", fix);
+                }
+                Ok(_) => {}
             }
         }
         if self.environment.monitoring.receivers.is_empty() {

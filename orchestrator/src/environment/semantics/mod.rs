@@ -247,6 +247,16 @@ impl Checker<'_> {
                 );
             }
         }
+        // The names that `useradd` accepts everywhere.
+        let is_name = |name: &String| {
+            name.len() <= 32
+                && name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
+        };
+        if let Some(user) = e.prerequisites.user.as_ref().filter(|user| !is_name(user) || *user == "root") {
+            let cause = format!("`{}` is not the name of a service user", cut(user));
+            self.error("prerequisites.user", cause, "write a name such as `textnlp`; to run as root, remove it");
+        }
         const ROLES: [&str; 4] = ["devops", "security", "database", "network"];
         for role in e.prerequisites.people.keys().filter(|r| !ROLES.contains(&r.as_str())) {
             let fix = nearest(role, ROLES)

@@ -190,7 +190,7 @@ fn entry_that_contradicts_the_journal_is_refused() {
             let mut refused = Vec::new();
             let fine = |pen: &mut JournalWriter<'_>| {
                 let plan = pen.body(&"a plan");
-                pen.entry(Entry::Approved { purpose: Purpose::Up, plan });
+                pen.entry(Entry::Approved { purpose: Purpose::Up, plan, tracked: true });
             };
             let ended = locked
                 .commit(&here(), |pen| {

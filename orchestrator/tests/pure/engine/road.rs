@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde_json::json;
+use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::event::EventKind;
-use textnlp_orchestrator::plan::Summary;
+use textnlp_orchestrator::plan::{Purpose, Summary};
 use textnlp_orchestrator::run::RunError;
-use textnlp_orchestrator::state::{Holder, StateError, Store};
+use textnlp_orchestrator::state::{Entry, Holder, Operator, StateError, Store};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::memory::{Fault, FaultEffect, Fuse, Stage};
 use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Spec, Verb};
@@ -184,14 +185,14 @@ fn externally_removed_resource_is_reported_and_recreated() {
     let drift: Vec<String> =
         status::drift(&facts).iter().map(|drift| format!("{} {}", drift.resource, drift.what)).collect();
     assert_eq!(drift, ["here/cert gone", "here/gateway changed", "here/vault degraded"]);
-    let status = status::status(&facts, world.state().places());
+    let status = status::status(&facts, world.state().places(), world.unfinished());
     assert!(!status.ready);
     let cert = status.resources.iter().find(|one| one.resource == id("here/cert")).unwrap();
     assert_eq!(cert.standing, ResourceHealth::Gone);
     world.up(&service());
     world.check(&service());
     let (_, facts) = world.plan(UP, &service()).unwrap();
-    assert!(status::status(&facts, world.state().places()).ready);
+    assert!(status::status(&facts, world.state().places(), world.unfinished()).ready);
 }
 
 #[test]
@@ -415,6 +416,79 @@ fn changing_the_location_of_a_site_with_resources_is_refused() {
     world.region = "elsewhere".to_owned();
     world.up(&service());
     world.check(&service());
+}
+
+#[test]
+fn interrupted_up_is_unfinished_until_another_completes() {
+    let mut killed = 0;
+    for boundary in 0..200 {
+        let world = World::new();
+        if world.go(UP, &service(), &Fuse::blows_at(boundary)).is_some() {
+            break;
+        }
+        let recorded = world.state().holdings(&here()).unwrap();
+        let (_, facts) = world.plan(UP, &service()).unwrap();
+        let status = status::status(&facts, world.state().places(), world.unfinished());
+        // Only the release of the lock is left to do once the run is completed.
+        assert!(!status.ready || recorded.len() == service().len(), "ready with {} resources", recorded.len());
+        for run in &status.unfinished {
+            assert_eq!((run.purpose, run.by.as_str()), (Purpose::Up, "ada"));
+            assert_eq!(run.missing.len(), service().len() - recorded.len(), "{run}");
+            killed += 1;
+        }
+        world.up(&service());
+        assert_eq!(world.unfinished(), []);
+        let (_, facts) = world.plan(UP, &service()).unwrap();
+        assert!(status::status(&facts, world.state().places(), world.unfinished()).ready);
+    }
+    assert!(killed > 20, "{killed}");
+    // The same for a run that ends by itself, and for `down`.
+    let world = World::new();
+    world.up(&service());
+    assert!(world.go(DOWN_WITH_DATA, &[], &Fuse::blows_at(20)).is_none());
+    let left = world.unfinished();
+    assert_eq!((left.len(), left[0].purpose, left[0].missing.len()), (1, Purpose::Down, 0), "{left:?}");
+    world.down(DOWN_WITH_DATA);
+    assert_eq!(world.unfinished(), []);
+}
+
+#[test]
+fn gate_evidence_ends_with_every_change_of_the_resources() {
+    let world = World::new();
+    world.up(&service());
+    let evidence = || world.state().evidence().map(str::to_owned);
+    let measure = || {
+        let operator = Operator { by: "ada".into(), reason: None, tool: "test".into(), host: "here".into(), pid: 1 };
+        let run = async {
+            let state = world.state();
+            let places = state.places().clone();
+            let mut locked = state.lock(&operator, &places, Arc::new(world.clock.clone())).await.unwrap();
+            let (gate, evidence) = ("open".to_owned(), "ab".repeat(32));
+            let entry = Entry::Measured { phase: Phase::Staging, gate, evidence };
+            locked.commit(&here(), |writer| writer.entry(entry)).await.unwrap();
+            locked.close().await.unwrap();
+        };
+        world.clock.run(run).unwrap();
+        assert_eq!(evidence(), Some("ab".repeat(32)));
+    };
+    assert_eq!(evidence(), None);
+    measure();
+    world.up(&service());
+    assert_eq!(evidence(), Some("ab".repeat(32)), "a run without changes keeps it");
+    let changed = with(service(), "cert", "names", json!(["localhost", "example.org"]));
+    world.up(&changed);
+    assert_eq!(evidence(), None, "the certificate is another one");
+    measure();
+    world.cloud.remove_behind_our_back(&id("here/cert"));
+    world.up(&changed);
+    assert_eq!(evidence(), None, "what was lost was made again");
+    measure();
+    assert_eq!(world.state().removal(), None);
+    world.down(DOWN_WITH_DATA);
+    assert_eq!(evidence(), None);
+    assert!(world.state().removal().is_some());
+    world.up(&service());
+    assert_eq!(evidence(), None);
 }
 
 #[test]

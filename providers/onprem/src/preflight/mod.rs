@@ -33,6 +33,9 @@ pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<
     if !options.serves_elsewhere {
         host::check(&host::Facts::read(&preflight::nearest(&options.state_folder)), &options.minimum, &mut problems);
     }
+    if !options.serves_elsewhere {
+        crate::user::check(options.user.as_deref(), &mut problems);
+    }
     if options.needs_git {
         preflight::git(&std::env::var_os("PATH").unwrap_or_default(), &mut problems);
     }

@@ -6,7 +6,7 @@ use textnlp_provider::{Problem, Wanted};
 
 use crate::spec::{FileSpec, PostgresSpec, ProgramSpec, SchemaSpec};
 use crate::table::ResourceKind;
-use crate::verbs::{pass_bytes, pass_file, postgres, query_database};
+use crate::verbs::{VerifiedProgram, pass_bytes, pass_file, postgres, query_database};
 
 /// Checks a managed server: its programs, its user, its port.
 pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) {
@@ -22,6 +22,11 @@ pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec
     match postgres::user() {
         Ok(None) => {}
         Ok(Some(user)) => {
+            if user.name == postgres::SHARED_USER {
+                let cause = format!("PostgreSQL runs as `{}`, as other programs may do", user.name);
+                let fix = "install PostgreSQL's package, or add a user: `useradd --system textnlp`";
+                problems.push(Problem::warning(location, cause, fix));
+            }
             let existing = camino::Utf8Path::new(postgres::ELSEWHERE).ancestors().find(|path| path.is_dir());
             let existing = existing.unwrap_or(camino::Utf8Path::new("/"));
             if rustix::fs::access(existing.as_std_path(), rustix::fs::Access::WRITE_OK).is_err() {
@@ -103,7 +108,14 @@ pub(super) async fn check_others(wanted: &Wanted, all: &[Wanted], folder: &SiteF
     }
     let Ok(config) = pass_file(&document) else { return };
     let location = format!("{}: database", wanted.id);
-    let found = match query_database(&program.source, &config.path, wanted.id.as_str()).await {
+    let (site, placed) = (folder.clone(), spec.program);
+    let program = tokio::task::spawn_blocking(move || {
+        let source = VerifiedProgram::of_digest(&program.source, &program.sha256);
+        source.or_else(|_| VerifiedProgram::of_site(&site, &placed))
+    });
+    // A program that is missing or has another digest is reported for its own resource.
+    let Ok(Ok(program)) = program.await else { return };
+    let found = match query_database(&program, &config.path, wanted.id.as_str()).await {
         Ok(found) => found,
         Err(error) => {
             let fix = "check that the server program runs on this machine";

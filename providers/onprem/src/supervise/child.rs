@@ -7,12 +7,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 use textnlp_keys::{SiteFolder, files};
 
 use super::unit::Unit;
-use super::{Error, sockets};
+use super::{Error, privileges, sockets};
 use crate::lock;
+use crate::verbs::VerifiedProgram;
 
 /// The pid file of a child: enough for a later supervisor to adopt it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +74,10 @@ pub(super) fn become_child(folder: &SiteFolder, name: &str) -> Error {
     }
 }
 
-fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, std::os::fd::OwnedFd), Error> {
+/// What must stay open until `exec`: the lock, and the program's file.
+type Kept = (std::os::fd::OwnedFd, Option<VerifiedProgram>);
+
+fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, Kept), Error> {
     let unit = Unit::read(folder, name).map_err(|why| Error::Unit { name: name.to_owned(), why })?;
     let fails = |source| Error::Exec { name: name.to_owned(), source };
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -104,8 +109,15 @@ fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, std::os::fd::Own
         handed.extend(std::env::var(sockets::SOCKETS).ok().map(|numbers| (sockets::SOCKETS, numbers)));
         handed
     });
-    let mut command = Command::new(&unit.argv[0]);
+    // What lies in the site's folder was placed there with a recorded digest. Other programs belong to the system.
+    let verified = match Utf8Path::new(&unit.argv[0]).strip_prefix(&unit.cwd) {
+        Ok(relative) => Some(VerifiedProgram::of_site(folder, relative.as_str()).map_err(fails)?),
+        Err(_) => None,
+    };
+    privileges::restrict(folder, &unit).map_err(fails)?;
+    let mut command = verified.as_ref().map_or_else(|| Command::new(&unit.argv[0]), VerifiedProgram::command);
+    command.arg0(&unit.argv[0]);
     command.args(&unit.argv[1..]).env_clear().envs(clean_environment()).envs(&unit.env);
     command.envs(handed.into_iter().flatten()).current_dir(&unit.cwd);
-    Ok((command, kept))
+    Ok((command, (kept, verified)))
 }

@@ -10,6 +10,7 @@ mod background;
 mod child;
 mod control;
 pub(crate) mod output;
+mod privileges;
 mod probe;
 pub(crate) mod renewal;
 mod roll;
@@ -53,8 +54,8 @@ use turn::Turns;
 
 /// The version of the supervisor: the release, and the revision of its unit files. The next `up` replaces a supervisor
 /// of another version, while its programs continue. 2: gateways whose sockets are kept. 3: backups on a schedule. 5:
-/// alerts. 6: alerts of latency, errors and readiness.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/6");
+/// alerts. 6: alerts of latency, errors and readiness. 7: verified programs with few rights.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/7");
 
 /// Poll interval of the children.
 const TICK: Duration = Duration::from_millis(100);
@@ -118,6 +119,7 @@ pub enum Error {
 /// Blocks. It creates its own runtime on its own thread, so any code may call it.
 pub fn run(folder: &Utf8Path, child: Option<&str>) -> Result<(), Error> {
     let fails = |source| Error::Folder { folder: folder.to_owned(), source };
+    privileges::disable_core_dumps().map_err(Error::Run)?;
     let root = folder.canonicalize_utf8().map_err(fails)?;
     let site = SiteFolder::at(&root);
     if let Some(name) = child {
@@ -248,9 +250,7 @@ impl Supervisor {
     fn listen(&self) -> std::io::Result<UnixListener> {
         files::make_folder(&self.folder.join("run"))?;
         files::make_folder(&self.folder.join("log"))?;
-        if self.folder.has_short_sockets() {
-            files::make_private_folder(&self.folder.sockets())?;
-        }
+        files::make_sockets_folder(&self.folder)?;
         // This process holds the supervisor's lock, so the socket is stale.
         files::remove_file(&self.folder.control())?;
         UnixListener::bind(self.folder.control())
@@ -447,7 +447,7 @@ mod tests {
             files::make_folder(&folder.join(name)).unwrap();
         }
         let key = textnlp_keys::trust::new_key().unwrap();
-        let pem = textnlp_keys::trust::authority(&key, "a", 99, jiff::Timestamp::now()).unwrap();
+        let pem = textnlp_keys::trust::authority(&key, "a", &[], 99, jiff::Timestamp::now()).unwrap();
         let order = json!({
             "names": ["localhost"], "days": 30, "certificate_file": "certs/cert.pem", "key_file": "certs/key.pem",
             "ca_file": "certs/ca.pem", "authority_key": { "$secret": "here/ca-key", "version": "1" },

@@ -12,7 +12,7 @@ use textnlp_provider::{Error, ErrorKind, Progress, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use super::{Observation, ObservedObject, Work};
+use super::{Observation, ObservedObject, VerifiedProgram, Work};
 use crate::jobs::JobStatus;
 use crate::spec::{ApiKeySpec, SchemaSpec};
 use crate::supervise::clean_environment;
@@ -64,7 +64,8 @@ async fn migrate(folder: SiteFolder, spec: SchemaSpec, subject: String) -> Resul
     });
     let lock = lock.await.map_err(std::io::Error::other).and_then(|lock| lock);
     let lock = lock.map_err(|error| Error::io("lock", folder.lock("migrate").as_str(), error))?;
-    let answer = ask(&folder.join(&spec.program), &arguments, Input::Held(lock), MIGRATE_TIMEOUT, &subject).await?;
+    let program = verified(&folder, &spec.program, &subject).await?;
+    let answer = ask(&program, &arguments, Input::Held(lock), MIGRATE_TIMEOUT, &subject).await?;
     let version = answer.get("to").and_then(Value::as_u64).ok_or_else(|| {
         Error::new(ErrorKind::Unavailable, "migrate", subject.as_str())
             .because(format!("the program answered {answer}"))
@@ -115,12 +116,19 @@ pub(super) async fn observe_schema(folder: &SiteFolder, marker: &Marker) -> Resu
 async fn observe_served_schema(folder: &SiteFolder, marker: &Marker, spec: &SchemaSpec) -> Result<Observation> {
     let mut look = ObservedObject::default();
     look.output("version", marker.facts.get("version").cloned().unwrap_or_default());
-    let (program, config) = (folder.join(&spec.program), folder.join(&spec.config));
-    if !program.is_file() || !config.is_file() {
+    let (subject, config) = (marker.resource.as_str(), folder.join(&spec.config));
+    if !folder.join(&spec.program).is_file() || !config.is_file() {
         look.trouble = Some("the database cannot be queried at the moment".to_owned());
         return Ok(Observation::There(look));
     }
-    let found = query_database(&program, &config, marker.resource.as_str()).await?;
+    let program = match verified(folder, &spec.program, subject).await {
+        Ok(program) => program,
+        Err(error) => {
+            look.trouble = Some(format!("the database cannot be queried: {}", textnlp_provider::error_chain(&error)));
+            return Ok(Observation::There(look));
+        }
+    };
+    let found = query_database(&program, &config, subject).await?;
     if let Some(problem) = found["problems"].as_array().and_then(|problems| problems.first()) {
         let cause = problem["cause"].as_str().unwrap_or_default();
         return Err(
@@ -137,7 +145,7 @@ async fn observe_served_schema(folder: &SiteFolder, marker: &Marker, spec: &Sche
 }
 
 /// What the server program reports about a configuration's database; see `admin check`.
-pub(crate) async fn query_database(program: &Utf8Path, config: &Utf8Path, subject: &str) -> Result<Value> {
+pub(crate) async fn query_database(program: &VerifiedProgram, config: &Utf8Path, subject: &str) -> Result<Value> {
     let arguments = ["admin", "check", "--config", config.as_str()].map(str::to_owned);
     ask(program, &arguments, Input::Text(String::new()), KEYS_TIMEOUT, subject).await
 }
@@ -164,7 +172,7 @@ async fn store_key(folder: SiteFolder, spec: ApiKeySpec, subject: String) -> Res
         "do": "put", "public_id": spec.public_id, "sha256": spec.sha256, "name": spec.name, "tenant": "default",
         "reinstate": true,
     });
-    let (program, config) = (folder.join(&spec.program), folder.join(&spec.config));
+    let (program, config) = (verified(&folder, &spec.program, &subject).await?, folder.join(&spec.config));
     if spec.replicated {
         return replicate_key(&program, &config, &command, &subject).await;
     }
@@ -182,7 +190,7 @@ async fn store_key(folder: SiteFolder, spec: ApiKeySpec, subject: String) -> Res
 
 /// Retries until enough sites have stored the key. A put is idempotent.
 async fn replicate_key(
-    program: &Utf8Path,
+    program: &VerifiedProgram,
     config: &Utf8Path,
     command: &Value,
     subject: &str,
@@ -211,9 +219,20 @@ pub(super) async fn revoke_key(work: &Work<'_>) -> Result<()> {
     if (!spec.served && !there(&spec.database)) || !there(&spec.program) || !there(&spec.config) {
         return Ok(());
     }
+    let (subject, config) = (work.op.resource.as_str(), work.folder.join(&spec.config));
+    let program = verified(&work.folder, &spec.program, subject).await?;
+    // A key that was replaced with a grace period ends by itself.
+    let listed = keys(&program, &config, &json!({ "do": "list" }), subject).await?;
+    if find_key(&listed, &spec.public_id).is_some_and(|key| key["expires_at"].is_number()) {
+        return Ok(());
+    }
     let command = json!({ "do": "revoke", "public_id": spec.public_id });
-    let config = work.folder.join(&spec.config);
-    keys(&work.folder.join(&spec.program), &config, &command, work.op.resource.as_str()).await.map(|_| ())
+    keys(&program, &config, &command, subject).await.map(|_| ())
+}
+
+/// A key in the answer to `list`.
+fn find_key<'a>(listed: &'a Value, public_id: &str) -> Option<&'a Value> {
+    listed["keys"].as_array()?.iter().find(|key| key["public_id"] == public_id)
 }
 
 pub(super) async fn observe_key(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
@@ -223,11 +242,18 @@ pub(super) async fn observe_key(folder: &SiteFolder, marker: &Marker) -> Result<
     }
     let mut look = ObservedObject::default();
     look.output("public_id", spec.public_id.as_str()).output("revoked_at", Value::Null);
-    let program = folder.join(&spec.program);
-    let Some(config) = config_as_applied(folder, marker, &spec).filter(|_| program.is_file()) else {
+    let is_there = folder.join(&spec.program).is_file();
+    let Some(config) = config_as_applied(folder, marker, &spec).filter(|_| is_there) else {
         // The program or its configuration is missing, which is reported there. The marker says that the key was put.
         look.trouble = Some("the API keys cannot be read at the moment".to_owned());
         return Ok(Observation::There(look));
+    };
+    let program = match verified(folder, &spec.program, marker.resource.as_str()).await {
+        Ok(program) => program,
+        Err(error) => {
+            look.trouble = Some(format!("the API keys cannot be read: {}", textnlp_provider::error_chain(&error)));
+            return Ok(Observation::There(look));
+        }
     };
     // The configuration may be missing or changed by hand; the program reads the applied one, and writes nothing.
     let lent = pass_file(&config)
@@ -241,9 +267,7 @@ pub(super) async fn observe_key(folder: &SiteFolder, marker: &Marker) -> Result<
         }
         other => other?,
     };
-    let listed = answer.get("keys").and_then(Value::as_array);
-    let is_it = |key: &&Value| key.get("public_id").and_then(Value::as_str) == Some(&spec.public_id);
-    let Some(key) = listed.and_then(|keys| keys.iter().find(is_it)) else { return Ok(Observation::Absent) };
+    let Some(key) = find_key(&answer, &spec.public_id) else { return Ok(Observation::Absent) };
     // A revocation is intended, so there is nothing to repair.
     look.output("revoked_at", key.get("revoked_at").cloned().unwrap_or_default());
     Ok(Observation::There(look))
@@ -253,12 +277,12 @@ fn unreadable(marker: &Marker, error: impl std::error::Error + Send + Sync + 'st
     Error::new(ErrorKind::Invalid, "read", marker.resource.to_string()).because(error)
 }
 
-async fn keys(program: &Utf8Path, config: &Utf8Path, command: &Value, subject: &str) -> Result<Value> {
+async fn keys(program: &VerifiedProgram, config: &Utf8Path, command: &Value, subject: &str) -> Result<Value> {
     keys_within(program, config, command, subject, KEYS_TIMEOUT).await
 }
 
 async fn keys_within(
-    program: &Utf8Path,
+    program: &VerifiedProgram,
     config: &Utf8Path,
     command: &Value,
     subject: &str,
@@ -312,14 +336,30 @@ enum Input {
     Held(File),
 }
 
+/// The site's program, if it is the recorded one.
+async fn verified(folder: &SiteFolder, program: &str, subject: &str) -> Result<VerifiedProgram> {
+    let (folder, relative) = (folder.clone(), program.to_owned());
+    let opened = tokio::task::spawn_blocking(move || VerifiedProgram::of_site(&folder, &relative)).await;
+    opened
+        .map_err(std::io::Error::other)
+        .and_then(|opened| opened)
+        .map_err(|error| Error::io("run program for", subject, error).hint("`up` restores the recorded program"))
+}
+
 /// Runs the program once and reads its JSON answer.
-async fn ask(program: &Utf8Path, arguments: &[String], input: Input, within: Duration, subject: &str) -> Result<Value> {
+async fn ask(
+    program: &VerifiedProgram,
+    arguments: &[String],
+    input: Input,
+    within: Duration,
+    subject: &str,
+) -> Result<Value> {
     let fails = |error: std::io::Error| Error::io("run program for", subject, error);
     let (text, stdin) = match input {
         Input::Text(text) => (Some(text), Stdio::piped()),
         Input::Held(lock) => (None, Stdio::from(lock)),
     };
-    let mut child = Command::new(program)
+    let mut child = Command::from(program.command())
         .args(arguments)
         .env_clear()
         .envs(clean_environment())

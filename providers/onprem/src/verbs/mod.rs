@@ -18,6 +18,9 @@ use crate::supervise;
 use crate::table::ResourceKind;
 pub(crate) use child::{pass_bytes, pass_file, query_database};
 pub(crate) use model::has_copy;
+pub use program::VerifiedProgram;
+#[cfg(test)]
+pub(crate) use program::record_program;
 
 /// One operation on one object, with its context.
 pub(crate) type Work<'a> = textnlp_keys::Work<'a, OnPrem>;

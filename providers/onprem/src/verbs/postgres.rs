@@ -17,11 +17,14 @@ use textnlp_provider::{Error, ErrorKind, Progress, Result};
 use super::{Observation, ObservedObject, Work};
 use crate::jobs::JobStatus;
 use crate::spec::PostgresSpec;
+use crate::user::SystemUser;
 
 /// The parent of the folders, for root.
 pub(crate) const ELSEWHERE: &str = "/var/lib/textnlp-deploy";
 /// The oldest supported version.
 const OLDEST: u32 = 15;
+/// Other programs run as this user too.
+pub(crate) const SHARED_USER: &str = "nobody";
 /// See `server/sites/src/postgres`.
 const OWNER: &str = "textnlp_owner";
 
@@ -32,25 +35,20 @@ pub(crate) struct User {
     pub(crate) ids: (u32, u32),
 }
 
-/// The user of servers when this process is root: that of PostgreSQL's package, else an unprivileged one. The error
-/// says what is missing.
+/// The user of servers when this process is root: that of PostgreSQL's package, else that of this product, else a shared
+/// one. The error says what is missing.
 pub(crate) fn user() -> std::result::Result<Option<User>, String> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    let users = std::fs::read_to_string("/etc/passwd").map_err(|error| format!("read /etc/passwd: {error}"))?;
-    let ids = |name: &str| {
-        users.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            (fields.first() == Some(&name)).then_some(())?;
-            Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
-        })
-    };
-    let found = ["postgres", "nobody"].into_iter().find_map(|name| Some(User { name, ids: ids(name)? }));
-    let found = found.filter(|user| user.ids.0 != 0);
-    found
-        .map(Some)
-        .ok_or_else(|| "PostgreSQL refuses to run as root, and there is no unprivileged system user for it".to_owned())
+    for name in ["postgres", "textnlp", SHARED_USER] {
+        let found = SystemUser::find(name).map_err(|error| format!("read /etc/passwd: {error}"))?;
+        if let Some(found) = found.filter(|user| user.uid != 0) {
+            let ids = (found.uid, found.groups.first().copied().unwrap_or(found.uid));
+            return Ok(Some(User { name, ids }));
+        }
+    }
+    Err("PostgreSQL refuses to run as root, and there is no unprivileged system user for it".to_owned())
 }
 
 /// The programs of a version: Debian's path, Red Hat's, then `PATH`.
@@ -89,7 +87,15 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let link = work.folder.join(&spec.path);
     work.refuse_strangers(&link)?;
     let cloud_id = work.folder.cloud_id(&spec.path)?;
-    let user = user().map_err(|why| work.invalid(why))?;
+    let mut user = user().map_err(|why| work.invalid(why))?;
+    // The files of an existing folder stay with their owner, also when a better user was added since.
+    if let (Some(user), Ok(folder)) = (&mut user, link.read_link_utf8())
+        && folder.starts_with(ELSEWHERE)
+        && let Ok(found) = std::fs::metadata(&folder)
+        && found.uid() != 0
+    {
+        user.ids = (found.uid(), found.gid());
+    }
     // The folder of an operation that did not complete is partial.
     let is_whole = work.marker.as_ref().is_some_and(|marker| marker.complete) && (spec.shared || is_made(&link));
     if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {

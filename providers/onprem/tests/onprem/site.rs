@@ -290,6 +290,33 @@ async fn programs_start_with_a_clean_environment() {
 }
 
 #[tokio::test]
+async fn programs_run_without_capabilities_new_privileges_and_core_dumps() {
+    let mut machine = Machine::new(1);
+    machine.up().await;
+    let status = |pid: u32, field: &str| -> String {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.trim_start_matches(':').trim().to_owned()
+    };
+    let set = |pid: u32, field: &str| u64::from_str_radix(&status(pid, field), 16).unwrap();
+    // CAP_SETPCAP: without it, as in some containers, root keeps the set of the container.
+    let may_drop = set(std::process::id(), "CapEff") & (1 << 8) != 0;
+    for unit in ["server-0", "gateway"] {
+        let pid = machine.pid_of(unit).await;
+        assert_eq!(status(pid, "NoNewPrivs"), "1", "{unit}");
+        assert_eq!((set(pid, "CapInh"), set(pid, "CapAmb")), (0, 0), "{unit}");
+        let bounding = if may_drop { 0 } else { set(std::process::id(), "CapBnd") };
+        assert_eq!(set(pid, "CapBnd"), bounding, "{unit}");
+        assert_eq!((set(pid, "CapPrm") | set(pid, "CapEff")) & !bounding, 0, "{unit}");
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+        let most: Vec<u64> = core.split_whitespace().take(2).map(|limit| limit.parse().unwrap()).collect();
+        assert!(most.iter().all(|limit| *limit <= 1), "{unit}: {core}");
+    }
+    machine.down().await;
+}
+
+#[tokio::test]
 async fn invalid_unit_file_is_refused_and_other_units_keep_running() {
     let mut machine = Machine::new(1);
     machine.up().await;

@@ -193,3 +193,90 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::family::{Activation, Norm, Position};
+
+    fn architecture() -> Architecture {
+        Architecture {
+            family: "llama".into(),
+            layers: 2,
+            width: 36,
+            heads: 4,
+            kv_heads: 2,
+            // Not a multiple of the vector width, so that rows are padded.
+            head_dim: 9,
+            ffn: 8,
+            vocab: 8,
+            context: 2 * BLOCK,
+            norm: Norm::Rms { eps: 1e-5 },
+            position: Position::Rotary { theta: 10_000.0 },
+            activation: Activation::SiluGated,
+            parallel: false,
+            tied: true,
+        }
+    }
+
+    #[test]
+    fn positions_written_by_several_threads_keep_their_values_in_both_precisions() {
+        let a = architecture();
+        for half in [false, true] {
+            let mut kv = Kv::new(&a, half, 3 * BLOCK).unwrap();
+            let first = kv.open(BLOCK).unwrap();
+            let seq = kv.open(2 * BLOCK).unwrap();
+            assert_eq!(kv.open(1).map(|seq| seq.0), None, "no block is left");
+            kv.close(first);
+            let (slot, writer) = (kv.slot(seq).unwrap(), kv.writer());
+            let table = kv.table(slot).to_vec();
+            let row = |layer: usize, position: usize| -> Vec<f32> {
+                (0..a.kv_heads * a.head_dim).map(|i| (layer * 1000 + position * 10 + i) as f32).collect()
+            };
+            std::thread::scope(|scope| {
+                for thread in 0..3 {
+                    let (table, row) = (&table, &row);
+                    scope.spawn(move || {
+                        for position in (thread..2 * BLOCK).step_by(3) {
+                            for layer in 0..2 {
+                                let row = row(layer, position);
+                                // SAFETY: the sequence is open, its table covers the position, which no other thread has.
+                                unsafe { writer.write(layer, table, position, &row, &row) };
+                            }
+                        }
+                    });
+                }
+            });
+            let width = if half { 2 } else { 4 };
+            for (layer, position) in [(0, 0), (0, BLOCK - 1), (1, BLOCK), (1, 2 * BLOCK - 1)] {
+                let (block, within) = (table[position / BLOCK] as usize, position % BLOCK);
+                for (i, wanted) in row(layer, position).iter().enumerate() {
+                    let (head, i) = (i / a.head_dim, i % a.head_dim);
+                    let element = (block * a.kv_heads + head) * block_elements(a.head_dim);
+                    let value = element + BLOCK * a.head_dim + within * padded(a.head_dim) + i;
+                    for at in [element + within + i * BLOCK, value] {
+                        let bytes = &kv.data.bytes()[layer * kv.layer_bytes + at * width..][..width];
+                        let found = match *bytes {
+                            [a, b] => f16::from_le_bytes([a, b]).to_f32(),
+                            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                            _ => f32::NAN,
+                        };
+                        // Half precision has 11 bits.
+                        assert!((found - wanted).abs() <= wanted / 1000.0, "{found} {wanted}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn closed_sequence_is_not_found_again() {
+        let mut kv = Kv::new(&architecture(), true, BLOCK).unwrap();
+        let stale = kv.open(1).unwrap();
+        kv.close(stale);
+        kv.close(stale);
+        assert_eq!(kv.free_positions(), BLOCK);
+        let fresh = kv.open(BLOCK).unwrap();
+        assert!(kv.slot(stale).is_none() && kv.slot(fresh).is_some());
+    }
+}

@@ -38,16 +38,16 @@ unsafe impl Send for Piece {}
 unsafe impl Sync for Piece {}
 
 impl Arena {
-    /// Bytes that a piece of `length` takes.
+    /// Bytes that a piece of `length` takes; what cannot be counted is more than there is.
     pub(crate) fn rounded(length: usize) -> usize {
-        length.next_multiple_of(LINE)
+        length.checked_next_multiple_of(LINE).unwrap_or(usize::MAX)
     }
 
     /// Reserves memory; pages come when they are first touched.
     pub(crate) fn new(length: usize) -> io::Result<Arena> {
         let mut map = MmapMut::map_anon(length.max(LINE))?;
         // Fewer TLB misses on a stream of a hundred megabytes. A kernel without huge pages is slower, not wrong.
-        #[cfg(target_os = "linux")]
+        #[cfg(all(target_os = "linux", not(miri)))]
         let _ = map.advise(memmap2::Advice::HugePage);
         let start = map.as_mut_ptr();
         Ok(Arena { mapping: Arc::new(Whole { _map: map, start, length }), used: 0 })
@@ -56,8 +56,9 @@ impl Arena {
     /// The next piece.
     pub(crate) fn take(&mut self, length: usize) -> Piece {
         let from = self.used;
-        self.used += Self::rounded(length);
-        assert!(from + length <= self.mapping.length, "the arena was measured for all its pieces");
+        let fits = from.checked_add(length).is_some_and(|end| end <= self.mapping.length);
+        assert!(fits, "the arena was measured for all its pieces");
+        self.used = from.saturating_add(Self::rounded(length));
         // SAFETY: within the map, as just checked.
         let start = unsafe { self.mapping.start.add(from) };
         Piece { _mapping: Arc::clone(&self.mapping), start, length }
@@ -108,5 +109,56 @@ impl<T> Shared<T> {
     pub(crate) unsafe fn at(self, index: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(index) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_zero_disjoint_and_outlive_the_arena() {
+        let lengths = [1, 64, 65, 0, 200];
+        let mut arena = Arena::new(lengths.map(Arena::rounded).iter().sum()).unwrap();
+        let mut pieces = lengths.map(|length| arena.take(length));
+        drop(arena);
+        for (n, piece) in pieces.iter_mut().enumerate() {
+            assert!(piece.bytes().iter().all(|byte| *byte == 0), "piece {n}");
+            let (start, length) = (piece.as_mut_ptr(), piece.len());
+            assert_eq!(start.addr() % LINE, 0, "piece {n}");
+            // SAFETY: the piece is ours alone.
+            unsafe { start.write_bytes(n as u8 + 1, length) };
+        }
+        for (n, piece) in pieces.iter().enumerate() {
+            assert_eq!(piece.bytes(), vec![n as u8 + 1; lengths[n]], "piece {n}");
+        }
+    }
+
+    #[test]
+    fn threads_write_disjoint_places_of_a_shared_buffer() {
+        let mut numbers = vec![0u32; 64];
+        let shared = Shared::new(&mut numbers);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || {
+                    for index in (thread..64).step_by(4) {
+                        // SAFETY: within the buffer, and no other thread has this remainder.
+                        unsafe { shared.at(index).write(index as u32) };
+                    }
+                });
+            }
+        });
+        assert!(numbers.iter().enumerate().all(|(index, number)| index as u32 == *number));
+    }
+
+    #[test]
+    fn piece_beyond_the_arena_is_refused_whatever_its_length() {
+        let mut arena = Arena::new(4 * LINE).unwrap();
+        assert_eq!(arena.take(LINE + 1).len(), LINE + 1);
+        for length in [2 * LINE + 1, usize::MAX - LINE, usize::MAX] {
+            let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| arena.take(length).len()));
+            assert!(taken.is_err(), "{length}");
+        }
+        assert_eq!(arena.take(2 * LINE).len(), 2 * LINE);
     }
 }

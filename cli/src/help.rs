@@ -1,0 +1,128 @@
+//! The layout of `--help`: commands in groups, and examples.
+
+use std::fmt::Write;
+
+use clap::builder::Styles;
+use clap::{Command, CommandFactory};
+
+use crate::args::Cli;
+
+/// The groups of the command list, in the order of a first reading.
+const GROUPS: [(&str, &[&str]); 8] = [
+    ("Deploy", &["preflight", "plan", "up", "apply", "gate", "down", "status", "logs", "doctor"]),
+    ("Use the service", &["generate", "chat", "tokenize", "validate", "health", "load"]),
+    ("Environments", &["init", "env", "providers", "model", "export"]),
+    ("Access and records", &["key", "audit", "alert", "support-bundle"]),
+    ("Releases", &["release", "promote", "rollback", "rollout"]),
+    ("Bundles", &["bundle"]),
+    ("Recovery", &["backup", "restore", "dr"]),
+    ("State", &["explain", "drift", "state", "hold"]),
+];
+
+/// The last group: for scripts and other programs.
+const OTHERS: (&str, &[&str]) = ("Other", &["serve", "kube-token", "completions", "help"]);
+
+/// Examples of commands that have no other text below their options.
+const EXAMPLES: [(&str, &[&str]); 19] = [
+    ("init", &["init", "init my-service"]),
+    ("preflight", &["preflight --env staging"]),
+    ("plan", &["plan --env staging", "plan --env staging --out staging.plan", "plan --env staging --down"]),
+    (
+        "up",
+        &[
+            "up --env staging",
+            "up --env staging --yes --reason release-42",
+            "up --env development --set server.api.port=8081",
+        ],
+    ),
+    ("status", &["status --env staging", "status --env staging --output json"]),
+    ("explain", &["explain --env staging here/server/replica-0"]),
+    ("logs", &["logs --env staging", "logs --env staging gateway --follow"]),
+    ("gate", &["gate --env staging", "gate --env staging --again"]),
+    ("down", &["down --env staging", "down --env staging --delete-data staging"]),
+    ("drift", &["drift --env staging"]),
+    ("doctor", &["doctor --env staging"]),
+    ("support-bundle", &["support-bundle --env staging"]),
+    (
+        "restore",
+        &["restore backup_20261120.dump --key staging.key --up", "restore --env staging --at 2026-11-20T12:00:00Z"],
+    ),
+    ("generate", &["generate --env staging Hello", "generate --env staging Hello --max-tokens 40"]),
+    ("chat", &["chat --env staging"]),
+    ("tokenize", &["tokenize --env staging Hello"]),
+    ("health", &["health --env staging"]),
+    ("load", &["load --env staging --users 20"]),
+    ("completions", &["completions bash"]),
+];
+
+/// The command line with its help laid out.
+pub fn command() -> Command {
+    let mut command = Cli::command();
+    for (name, examples) in EXAMPLES {
+        let lines: Vec<String> = examples.iter().map(|example| format!("  textnlp-deploy {example}")).collect();
+        command = command.mut_subcommand(name, |sub| sub.after_help(format!("Examples:\n{}", lines.join("\n"))));
+    }
+    let list = list(&command);
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    // The groups replace clap's own list.
+    for name in names {
+        command = command.mut_subcommand(name, |sub| sub.hide(true));
+    }
+    command.override_usage("textnlp-deploy [OPTIONS] <COMMAND>").help_template(format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}{{all-args}}{{after-help}}"
+    ))
+}
+
+fn list(command: &Command) -> String {
+    let heading = *Styles::styled().get_header();
+    let mut text = String::new();
+    for (group, names) in GROUPS.iter().chain([&OTHERS]) {
+        let _ = writeln!(text, "{heading}{group}:{heading:#}");
+        for name in *names {
+            let about = command.find_subcommand(name).and_then(Command::get_about);
+            let about = about.map_or("Print help for a command".to_owned(), ToString::to_string);
+            let _ = writeln!(text, "  {name:<16}{about}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_visible_command_is_in_one_group() {
+        let mut listed: Vec<&str> =
+            GROUPS.iter().chain([&OTHERS]).flat_map(|(_, names)| names.iter().copied()).collect();
+        let command = Cli::command();
+        let mut visible: Vec<&str> =
+            command.get_subcommands().filter(|sub| !sub.is_hide_set()).map(Command::get_name).collect();
+        visible.push("help");
+        listed.sort_unstable();
+        visible.sort_unstable();
+        assert_eq!(listed, visible);
+    }
+
+    #[test]
+    fn examples_are_valid_and_shown() {
+        for (name, examples) in EXAMPLES {
+            for example in examples {
+                let words = ["textnlp-deploy"].into_iter().chain(example.split(' '));
+                let parsed = command().try_get_matches_from(words).unwrap();
+                assert_eq!(parsed.subcommand_name(), Some(name), "{example}");
+            }
+            let help = command().try_get_matches_from(["textnlp-deploy", name, "--help"]).unwrap_err().to_string();
+            assert!(help.contains(examples[0]), "{help}");
+        }
+    }
+
+    #[test]
+    fn top_level_help_has_the_groups_and_options() {
+        let help = command().try_get_matches_from(["textnlp-deploy", "--help"]).unwrap_err().to_string();
+        for text in ["Recovery:\n  backup", "--state-dir", "Exit statuses:", "<COMMAND>"] {
+            assert!(help.contains(text), "{text}: {help}");
+        }
+    }
+}

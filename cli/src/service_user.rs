@@ -1,0 +1,101 @@
+//! `prerequisites.user`: a command of root changes to this user before it touches the state, so that neither the
+//! command nor a program that it starts has the rights of root.
+//!
+//! Not the programs alone: root would then write into folders of a user who can replace their entries by links.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::Access;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use textnlp_orchestrator::environment::Loaded;
+
+use crate::clouds::SystemUser;
+use crate::report::Failure;
+use crate::session::Session;
+
+/// Starts this command again as a user. Does nothing unless this is root, or where the user is missing, which
+/// `preflight` reports. After a failure the process may only end: it is no longer root.
+pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) -> Result<(), Failure> {
+    if !rustix::process::geteuid().is_root() || !loaded.environment.runs_here() {
+        return Ok(());
+    }
+    let Some(user) = SystemUser::find(name).context("read /etc/passwd")?.filter(|user| user.uid != 0) else {
+        return Ok(());
+    };
+    // As root, which sees everything: the environment's folder beside the model cache, or where they will be.
+    let root = state.parent().unwrap_or(state);
+    let folders = [root, state].into_iter().filter(|folder| folder.is_dir());
+    let mut folders: Vec<(&Utf8Path, String)> =
+        folders.map(|folder| (folder, format!("while nothing of it runs: chown -R {name}: {root}"))).collect();
+    if folders.is_empty() {
+        let nearest = root.ancestors().find(|path| path.is_dir()).unwrap_or(root);
+        folders.push((nearest, format!("install -d -m 700 -o {name} {root}")));
+    }
+    let files: Vec<Utf8PathBuf> =
+        loaded.files.iter().map(|file| session.here.join(file)).filter(|file| file.is_file()).collect();
+    let program = Utf8PathBuf::try_from(std::env::current_exe().context("find this program")?)
+        .context("the path of this program is not UTF-8")?;
+    become_user(&user).with_context(|| format!("change to the user `{name}`"))?;
+
+    let may = |path: &Utf8Path, access: Access| rustix::fs::access(path.as_std_path(), access).is_ok();
+    let program = (&program, Access::EXEC_OK);
+    let here = (&session.here, Access::READ_OK | Access::EXEC_OK);
+    let files = files.iter().map(|file| (file, Access::READ_OK));
+    for (path, access) in [program, here].into_iter().chain(files) {
+        if !may(path, access) {
+            let error = anyhow::anyhow!("the user `{name}` of this environment cannot use {path}");
+            return Err(Failure::refused("user_denied", error)
+                .hint("move it to a folder that this user can enter, such as /opt/textnlp or /usr/local/bin"));
+        }
+    }
+    for (folder, fix) in folders {
+        if may(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
+            continue;
+        }
+        let above: Vec<&Utf8Path> = folder.ancestors().skip(1).collect();
+        let closed = above.into_iter().rev().find(|above| !may(above, Access::EXEC_OK));
+        let error = anyhow::anyhow!("the user `{name}` of this environment cannot write to {folder}");
+        let elsewhere = |closed| format!("it cannot enter {closed}: choose another folder with --state-dir DIR");
+        return Err(Failure::refused("user_denied", error).hint(closed.map_or(fix, elsewhere)));
+    }
+
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(arguments.next().unwrap_or_default()).args(arguments).env("HOME", &user.home);
+    if session.global.state_dir.is_none() && session.library.folder().is_none() {
+        // It was found with the home directory of root.
+        command.env("TEXTNLP_STATE_DIR", root);
+    }
+    Err(anyhow::Error::new(command.exec()).context(format!("start again as the user `{name}`")).into())
+}
+
+/// Takes the user's rights. The right to bind ports below 1024 stays, for the gateway.
+fn become_user(user: &SystemUser) -> rustix::io::Result<()> {
+    use rustix::process::{getppid, parent_process_death_signal, set_parent_process_death_signal};
+    use rustix::thread::{
+        capabilities, configure_capability_in_ambient_set, set_capabilities, set_keep_capabilities, set_thread_groups,
+        set_thread_res_gid, set_thread_res_uid,
+    };
+    // A change of the user clears this signal, by which an installation ends with its parent.
+    let (signal, parent) = (parent_process_death_signal()?, getppid());
+    let bind = CapabilitySet::NET_BIND_SERVICE & capabilities(None)?.permitted;
+    let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    let (uid, gid) = (Uid::from_raw(user.uid), groups.first().copied().unwrap_or(Gid::from_raw(user.uid)));
+    set_thread_groups(&groups)?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_keep_capabilities(true)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    set_capabilities(None, CapabilitySets { effective: bind, permitted: bind, inheritable: bind })?;
+    if !bind.is_empty() {
+        configure_capability_in_ambient_set(bind, true)?;
+    }
+    set_parent_process_death_signal(signal)?;
+    if signal.is_some() && getppid() != parent {
+        return Err(rustix::io::Errno::CANCELED);
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Users of this machine, and which of them runs an environment.
+
+use std::io;
+
+use textnlp_provider::Problem;
+
+/// The setting of the user that runs an environment.
+const SETTING: &str = "prerequisites.user";
+/// Where the choice is explained.
+const GUIDE: &str = "docs/guide/security.md, \"Users and privileges\"";
+
+/// A user of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemUser {
+    /// The name.
+    pub name: String,
+    /// The number.
+    pub uid: u32,
+    /// Its groups, the primary one first.
+    pub groups: Vec<u32>,
+    /// Its home directory.
+    pub home: String,
+}
+
+impl SystemUser {
+    /// The user of this name in `/etc/passwd`.
+    pub fn find(name: &str) -> io::Result<Option<Self>> {
+        let read = |path: &str| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok(Self::parse(name, &read("/etc/passwd")?, &read("/etc/group").unwrap_or_default()))
+    }
+
+    fn parse(name: &str, passwd: &str, group: &str) -> Option<Self> {
+        let fields_of = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<String>>();
+        let fields = passwd.lines().map(fields_of).find(|fields| fields.first().is_some_and(|first| first == name))?;
+        let mut groups: Vec<u32> = vec![fields.get(3)?.parse().ok()?];
+        for fields in group.lines().map(fields_of) {
+            let has_member = |members: &String| members.split(',').any(|member| member == name);
+            let number: Option<u32> = fields.get(2).and_then(|number| number.parse().ok());
+            if fields.get(3).is_some_and(has_member) {
+                groups.extend(number.filter(|number| !groups.contains(number)));
+            }
+        }
+        let home = fields.get(5).filter(|home| home.starts_with('/')).map_or("/", String::as_str);
+        Some(Self { name: name.to_owned(), uid: fields.get(2)?.parse().ok()?, groups, home: home.to_owned() })
+    }
+}
+
+/// Whether this process has the rights of the user that runs the environment, and whether there is one where it is root.
+pub(crate) fn check(wanted: Option<&str>, problems: &mut Vec<Problem>) {
+    let me = rustix::process::geteuid();
+    let Some(name) = wanted else {
+        if me.is_root() {
+            let cause = "the programs of this environment run as root";
+            let fix = format!("create a user and set `{SETTING}`: see {GUIDE}");
+            problems.push(Problem::warning(SETTING, cause, fix));
+        }
+        return;
+    };
+    let cause = match SystemUser::find(name) {
+        // A command of root that acts for the environment changes to the user before it does anything.
+        Ok(Some(user)) if user.uid == me.as_raw() || (me.is_root() && user.uid != 0) => return,
+        Ok(Some(_)) => "this command does not run as that user".to_owned(),
+        Ok(None) => "this machine has no such user".to_owned(),
+        Err(error) => format!("/etc/passwd cannot be read: {error}"),
+    };
+    let fix = format!("run it as root or as `{name}`, or remove the setting: see {GUIDE}");
+    problems.push(Problem::new(SETTING, format!("the environment runs as `{name}`, and {cause}"), fix));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_read_with_their_groups() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nshort:x\ntextnlp:x:998:997::/var/lib/textnlp:/usr/sbin/nologin\n";
+        let group = "root:x:0:\ntextnlp:x:997:textnlp\nssl-cert:x:110:postgres,textnlp\nother:x:111:textnlp2\n";
+        let wanted = SystemUser {
+            name: "textnlp".to_owned(),
+            uid: 998,
+            groups: vec![997, 110],
+            home: "/var/lib/textnlp".to_owned(),
+        };
+        assert_eq!(SystemUser::parse("textnlp", passwd, group), Some(wanted));
+        for missing in ["short", "nobody", "", "x"] {
+            assert_eq!(SystemUser::parse(missing, passwd, group), None, "{missing}");
+        }
+    }
+
+    #[test]
+    fn missing_user_is_a_problem_and_root_a_warning() {
+        let mut problems = Vec::new();
+        check(Some("no-such-user"), &mut problems);
+        assert!(problems.len() == 1 && !problems[0].warning, "{problems:?}");
+        assert!(problems[0].cause.contains("has no such user"), "{problems:?}");
+        problems.clear();
+        check(None, &mut problems);
+        let warnings = problems.iter().filter(|problem| problem.warning && problem.cause.contains("as root")).count();
+        assert_eq!((problems.len(), warnings), if rustix::process::geteuid().is_root() { (1, 1) } else { (0, 0) });
+    }
+}
