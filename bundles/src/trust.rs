@@ -9,7 +9,7 @@ use camino::Utf8Path;
 use rustix::fs::OFlags;
 use semver::Version;
 use serde::{Deserialize, Serialize};
-use textnlp_files::Replace;
+use textnlp_files::{Exposed, Exposure, Replace, caller};
 use textnlp_models::Digest;
 
 use crate::apply;
@@ -311,18 +311,19 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// Like sshd's StrictModes. In a folder with the sticky bit, a user can only replace the files of their own.
+/// As sshd checks a home folder. In a folder with the sticky bit, a user can only replace the files of their own.
 fn check_owner(path: &Utf8Path, metadata: &Metadata) -> Result<()> {
     const WRITABLE_BY_ALL: u32 = 0o002;
     const STICKY: u32 = 0o1000;
-    let why = if ![rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid()) {
-        format!("it belongs to user {}", metadata.uid())
-    } else if metadata.mode() & WRITABLE_BY_ALL != 0 && !(metadata.is_dir() && metadata.mode() & STICKY != 0) {
-        "every user can write to it".to_owned()
+    let mode = metadata.mode() & 0o7777;
+    let why = if ![caller(), 0].contains(&metadata.uid()) {
+        Exposure::Owner(metadata.uid())
+    } else if mode & WRITABLE_BY_ALL != 0 && !(metadata.is_dir() && mode & STICKY != 0) {
+        Exposure::Writable(mode)
     } else {
         return Ok(());
     };
-    Err(Error::Exposed { path: path.to_owned(), why })
+    Err(Error::Exposed(Exposed { path: path.into(), why }))
 }
 
 /// Whether the active content holds all that the bundle would bring.
