@@ -70,7 +70,7 @@ pub async fn rotate(
     gate::is_measured(&chosen.scope, chosen.loaded.environment.phase, no_gate, false)
         .map_err(|failure| failure.hint("add --no-gate"))?;
     let (deployment, targets) = request(session, is_wanted, says, rotation, first, console).await?;
-    let args = Up { no_gate, gated: false, prompt: None };
+    let args = Up { no_gate, ..Up::default() };
     let mut done = up::up(session, &args, console).await.map_err(|failure| match failure.hint {
         Some(_) => failure,
         None => failure.hint(format!("the next `up` finishes the rotation: {}", deployment.chosen.scope.command("up"))),

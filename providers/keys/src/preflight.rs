@@ -145,7 +145,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (certificate, key_file) = (folder.path().join("site.pem"), folder.path().join("site.key"));
         let key = crate::trust::new_key().unwrap();
-        let pem = crate::trust::authority(&key, "site.example", 30, jiff::Timestamp::now()).unwrap();
+        let pem = crate::trust::authority(&key, "site.example", &[], 30, jiff::Timestamp::now()).unwrap();
         std::fs::write(&certificate, pem).unwrap();
         std::fs::write(&key_file, key.expose()).unwrap();
         let health = |mode| {

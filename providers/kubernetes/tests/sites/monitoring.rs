@@ -87,7 +87,7 @@ fn each_prometheus_alert_fires_when_due_and_not_before() {
     std::fs::write(&file, serde_yaml::to_string(&rules(Monitoring { stack: true, ..Monitoring::default() })).unwrap())
         .unwrap();
     let Some(said) = promtool(&["check", "rules", file.to_str().unwrap()]) else { return };
-    assert!(said.contains("8 rules found"), "{said}");
+    assert!(said.contains("9 rules found"), "{said}");
 
     let answer = |le: &str, values: &'static str| {
         (
