@@ -172,6 +172,9 @@ pub enum Error {
         /// The installed site, if its pinned keys decided.
         pinned_in: Option<Utf8PathBuf>,
     },
+    /// A site whose pinned keys other users can replace.
+    #[error("other users can replace the pinned keys: {0}")]
+    Exposed(textnlp_files::Exposed),
     /// Older than what the site accepted before.
     #[error("{root} has {newest}; this bundle is {offered}, which is older")]
     OlderRelease {
@@ -271,6 +274,7 @@ impl Error {
             Error::NotTrusted { pinned_in: Some(root), .. } => format!(
                 "`textnlp-deploy bundle trust --root {root}` lists the keys that are pinned there. If you received another key from the publisher by a separate channel, pin it instead: --forget-trust --trust KEY.pub"
             ),
+            Error::Exposed(exposed) => exposed.fix(),
             Error::OlderRelease { .. } => "to go back to the older release, add --downgrade".into(),
             Error::Altered { path, .. } if path.file_name() == Some(crate::trust::TRUST) => {
                 "restore the file from a backup, or pin the keys again: --forget-trust --trust KEY.pub".into()

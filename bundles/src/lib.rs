@@ -4,6 +4,7 @@
 //! names, order, sizes, modes and digests. A reader therefore never trusts an archive's own headers; it compares them with those
 //! that the manifest implies. `docs/decisions/0005-a-manifest-decides-every-byte.md` has the reasons.
 
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod elf;

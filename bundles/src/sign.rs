@@ -200,7 +200,7 @@ impl Password {
         let Some(path) = reference.strip_prefix("secret:file:") else {
             return Err(failed("a password is given as secret:env:NAME or secret:file:PATH"));
         };
-        let text = Zeroizing::new(read_key(Utf8Path::new(path))?);
+        let text = read_secret(Utf8Path::new(path))?;
         Ok(Password::new(text.lines().next().unwrap_or_default().to_owned()))
     }
 }
@@ -208,7 +208,7 @@ impl Password {
 impl SecretKey {
     /// Reads a secret key file of this program or of minisign.
     pub fn read(path: &Utf8Path, password: Option<&Password>) -> Result<SecretKey> {
-        let text = Zeroizing::new(read_key(path)?);
+        let text = read_secret(path)?;
         if let Some(key) = without_checksum(&text) {
             return Ok(SecretKey(key));
         }
@@ -385,6 +385,14 @@ fn read_key(path: &Utf8Path) -> Result<String> {
     let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
     file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text).map_err(Error::io("read", path))?;
     Ok(text)
+}
+
+/// Reads a file that only its owner has access to.
+fn read_secret(path: &Utf8Path) -> Result<Zeroizing<String>> {
+    match textnlp_files::check_secret(path) {
+        Ok(Some(exposed)) => Err(Error::Key { path: path.to_string(), why: format!("{exposed}; {}", exposed.fix()) }),
+        _ => read_key(path).map(Zeroizing::new),
+    }
 }
 
 fn write_new(path: &Utf8Path, bytes: &[u8], mode: u32) -> Result<()> {

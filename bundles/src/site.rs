@@ -8,9 +8,9 @@
 //! ROOT/trust.json             the pinned keys; see `trust.rs`
 //! ```
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{AtFlags, RenameFlags};
@@ -217,7 +217,8 @@ impl Site {
 
     /// Takes the lock of the site. Fails at once when another process holds it.
     pub fn lock(&self) -> Result<SiteLock> {
-        std::fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
+        // Whatever the umask: others must not be able to replace the pinned keys.
+        DirBuilder::new().recursive(true).mode(0o755).create(&self.root).map_err(Error::io("create", &self.root))?;
         let path = self.root.join(".lock");
         let held = Lock::try_exclusive(&path, 0o666)?;
         held.map(SiteLock).ok_or(Error::Busy { path })

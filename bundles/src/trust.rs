@@ -1,12 +1,15 @@
 //! The keys that an installed site trusts. The first verified installation pins them in `ROOT/trust.json`. From then on
 //! only bundles signed by a pinned key are accepted, and only such a bundle changes the pinned keys.
 
-use std::fs::File;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
+use camino::Utf8Path;
+use rustix::fs::OFlags;
 use semver::Version;
 use serde::{Deserialize, Serialize};
-use textnlp_files::Replace;
+use textnlp_files::{Exposed, Exposure, Replace, caller};
 use textnlp_models::Digest;
 
 use crate::apply;
@@ -14,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{Kind, Manifest};
 use crate::open::Bundle;
 use crate::sign::{Authenticity, PublicKey, Signature, TrustSet};
-use crate::site::{Installed, Site, remove};
+use crate::site::{Installed, Site, Source, remove};
 
 /// The record's name, at the root of a site.
 pub const TRUST: &str = "trust.json";
@@ -69,7 +72,7 @@ impl Release {
     /// By time. Bundles that were created without `SOURCE_DATE_EPOCH` have the same time: of those, by version.
     fn is_older_than(&self, other: &Release) -> bool {
         let version = |release: &Release| Version::parse(&release.version).ok();
-        self.epoch.cmp(&other.epoch).is_lt()
+        self.epoch < other.epoch
             || self.epoch == other.epoch
                 && matches!((version(self), version(other)), (Some(own), Some(other)) if own.cmp_precedence(&other).is_lt())
     }
@@ -134,15 +137,17 @@ impl Bundle {
 impl Site {
     /// The pinned keys; `None` before the first verified installation.
     pub fn pinned_keys(&self) -> Result<Option<PinnedKeys>> {
+        self.check_folder()?;
         let path = self.root().join(TRUST);
-        let mut text = Vec::new();
-        match File::open(&path) {
-            Ok(file) => file.take(MAX_RECORD_BYTES).read_to_end(&mut text).map_err(Error::io("read", &path))?,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+            Ok(file) => file,
+            Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(Error::io("open", &path)(error)),
         };
+        check_owner(&path, &file.metadata().map_err(Error::io("read", &path))?)?;
+        let mut text = Vec::new();
+        file.take(MAX_RECORD_BYTES).read_to_end(&mut text).map_err(Error::io("read", &path))?;
         let altered = |why: String| Error::Altered { path: path.clone(), why };
         let pinned: PinnedKeys = serde_json::from_slice(&text)
             .map_err(|error| altered(format!("it is not a record of trusted keys: {error}")))?;
@@ -155,17 +160,36 @@ impl Site {
         Ok(Some(pinned))
     }
 
-    /// Whether this site accepts a bundle: signed by a pinned key (before the first verified installation: by a `typed` one,
-    /// if there are any), and not older than what was accepted before. Nothing is written.
+    /// A user who can replace the record decides which bundles are accepted.
+    fn check_folder(&self) -> Result<()> {
+        match std::fs::metadata(self.root()) {
+            Ok(metadata) => check_owner(self.root(), &metadata),
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(Error::io("read", self.root())(error)),
+        }
+    }
+
+    /// Whether this site accepts a bundle: signed by a pinned key and by a `typed` one, if there are any, and not older
+    /// than what was accepted before. Nothing is written.
     pub fn admit(&self, bundle: &Bundle, typed: &TrustSet, options: AdmissionOptions) -> Result<Admission> {
-        let pinned = if options.forget_trust { None } else { self.pinned_keys()? };
+        let pinned = if options.forget_trust { self.check_folder().map(|()| None)? } else { self.pinned_keys()? };
         // A damaged record is repaired by the installation; it holds no keys.
         let active = self.installed().ok().flatten();
-        if let (Some(pinned), Signature::Valid { key }) = (&pinned, bundle.signature())
-            && pinned.accepted_before(bundle, key, active.as_ref())
-        {
-            let authenticity = Authenticity::Verified { key: key.id() };
-            return Ok(Admission { authenticity, pinned: Some(pinned.clone()) });
+        let unchanged = active.as_ref().filter(|active| holds(active, bundle));
+        let release = Release::of(bundle.manifest());
+        if let (Some(pinned), Signature::Valid { key }) = (&pinned, bundle.signature()) {
+            if pinned.trusted.contains(key) && !typed.is_empty() && !typed.keys().contains(key) {
+                let why = format!("it is signed with key {}, which is pinned here, but --trust names others", key.id());
+                return Err(Error::NotTrusted { why, pinned_in: None });
+            }
+            if pinned.accepted_before(bundle, key, unchanged) {
+                let mut pinned = pinned.clone();
+                if options.downgrade {
+                    pinned.newest = release;
+                }
+                let authenticity = Authenticity::Verified { key: key.id() };
+                return Ok(Admission { authenticity, pinned: Some(pinned) });
+            }
         }
 
         let refuse =
@@ -192,15 +216,13 @@ impl Site {
             return Err(refuse(format!("{why}; what is installed here was verified")));
         }
 
-        let release = Release::of(bundle.manifest());
-        let unchanged = active.as_ref().is_some_and(|active| holds(active, bundle));
         let newest = match (&pinned, &active) {
             (Some(pinned), _) => Some(pinned.newest.clone()),
             (None, Some(active)) => Some(Release { version: active.version.clone(), epoch: active.epoch }),
             (None, None) => None,
         };
-        if let Some(newest) = newest.filter(|newest| !options.downgrade && !unchanged && release.is_older_than(newest))
-        {
+        let must_be_newer = !options.downgrade && unchanged.is_none();
+        if let Some(newest) = newest.filter(|newest| must_be_newer && release.is_older_than(newest)) {
             return Err(Error::OlderRelease {
                 root: self.root().to_owned(),
                 offered: release.to_string(),
@@ -256,17 +278,13 @@ impl Site {
 }
 
 impl PinnedKeys {
-    /// Whether this is the bundle that was accepted last, or one that the active content was made from. A key may have been
-    /// revoked since, by the bundle itself: an interrupted installation must be repeatable.
-    fn accepted_before(&self, bundle: &Bundle, signer: &PublicKey, active: Option<&Installed>) -> bool {
+    /// Whether this is the bundle that was accepted last, or one that the active content was made from and that it still
+    /// holds. A key may have been revoked since, by the bundle itself: an interrupted installation must be repeatable.
+    fn accepted_before(&self, bundle: &Bundle, signer: &PublicKey, unchanged: Option<&Installed>) -> bool {
         let digest = bundle.manifest_digest();
-        let of_active = || {
-            active
-                .iter()
-                .flat_map(|active| &active.sources)
-                .any(|s| s.manifest == digest && s.authenticity.is_verified())
-        };
-        (self.trusted.contains(signer) || self.revoked.contains(signer)) && (self.accepted == digest || of_active())
+        let is_source = |source: &Source| source.manifest == digest && source.authenticity.is_verified();
+        (self.trusted.contains(signer) || self.revoked.contains(signer))
+            && (self.accepted == digest || unchanged.is_some_and(|active| active.sources.iter().any(is_source)))
     }
 
     fn accept(&mut self, bundle: &Bundle, release: Release, downgrade: bool) {
@@ -287,6 +305,25 @@ impl PinnedKeys {
         }
         self.accepted = bundle.manifest_digest();
     }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// As sshd checks a home folder. In a folder with the sticky bit, a user can only replace the files of their own.
+fn check_owner(path: &Utf8Path, metadata: &Metadata) -> Result<()> {
+    const WRITABLE_BY_ALL: u32 = 0o002;
+    const STICKY: u32 = 0o1000;
+    let mode = metadata.mode() & 0o7777;
+    let why = if ![caller(), 0].contains(&metadata.uid()) {
+        Exposure::Owner(metadata.uid())
+    } else if mode & WRITABLE_BY_ALL != 0 && !(metadata.is_dir() && mode & STICKY != 0) {
+        Exposure::Writable(mode)
+    } else {
+        return Ok(());
+    };
+    Err(Error::Exposed(Exposed { path: path.into(), why }))
 }
 
 /// Whether the active content holds all that the bundle would bring.

@@ -3,6 +3,7 @@
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use textnlp_models::WeightFormat;
+use textnlp_orchestrator::environment::model::Span;
 
 /// Deploy your own text-generation service anywhere.
 #[derive(Debug, Parser)]
@@ -161,6 +162,9 @@ pub enum Command {
     /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     Key(Key),
+    /// Rotate signing keys, certificate authorities and database passwords
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// Export the audit log: who did what, when and from where
     #[command(subcommand)]
     Audit(Audit),
@@ -492,12 +496,22 @@ pub enum Key {
     /// List keys without their secrets
     List,
     /// Replace the secret of a key
+    ///
+    /// The first key is in the secret store: it is replaced there, and `up` runs.
     Rotate {
         /// Public ID, as shown by `key list`, or the whole key
         #[arg(value_parser = public_id)]
         id: String,
+        /// How long the replaced first key stays valid: `1h`, `7d` [default: not at all]
+        #[arg(long, value_name = "TIME", value_parser = crate::dr_args::span)]
+        grace: Option<Span>,
+        /// Skip the gate of that `up`
+        #[arg(long)]
+        no_gate: bool,
     },
     /// Revoke a key immediately
+    ///
+    /// The first key needs another key with all scopes that does not expire. The next `up` creates a new first key.
     Revoke {
         /// Public ID, as shown by `key list`, or the whole key
         #[arg(value_parser = public_id)]
@@ -519,6 +533,43 @@ fn public_id(typed: &str) -> Result<String, &'static str> {
 /// The scopes that a key can have, `*` for everything.
 fn scope_values() -> clap::builder::PossibleValuesParser {
     clap::builder::PossibleValuesParser::new(["*"].iter().chain(textnlp_server::auth::SCOPES).copied())
+}
+
+/// See [`Command::Secret`].
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// Replace a generated credential and run `up`
+    ///
+    /// The old one stays accepted: the signing key until the last token that it signed has ended, the authority for 30
+    /// days beside the new one in the CA file. A database password has no such time.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy secret rotate jwt --env staging                 replace the key that signs tokens\n  \
+        textnlp-deploy secret rotate jwt --env staging --immediately   the same after a leak\n  \
+        textnlp-deploy secret rotate ca --env pilot --no-gate          replace the certificate authority\n  \
+        textnlp-deploy secret rotate database --env staging            replace the passwords of a supervised PostgreSQL\n\n\
+        The first API key: `textnlp-deploy key rotate`. Steps after a leak: docs/runbooks/leaked-credentials.md")]
+    Rotate {
+        /// Credential to replace
+        #[arg(value_enum)]
+        what: RotatedSecret,
+        /// Refuse at once what the old one signed: it was leaked
+        #[arg(long)]
+        immediately: bool,
+        /// Skip the gate of that `up`
+        #[arg(long)]
+        no_gate: bool,
+    },
+}
+
+/// A credential that `secret rotate` replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RotatedSecret {
+    /// The key that signs the tokens of /auth/token
+    Jwt,
+    /// The local certificate authority, with the certificates that it issued
+    Ca,
+    /// The passwords of a supervised PostgreSQL of one site
+    Database,
 }
 
 /// See [`Command::Audit`].

@@ -27,6 +27,12 @@ pub enum Backup {
     /// Archive the PostgreSQL log; started by the supervisor
     #[command(hide = true)]
     Archive(Archive),
+    /// Encrypt a database dump into a folder; started by a job in a cluster
+    #[command(hide = true)]
+    Encrypt(Encrypt),
+    /// Decrypt a database dump from a folder; started by a job in a cluster
+    #[command(hide = true)]
+    Decrypt(Decrypt),
 }
 
 /// See [`Backup::Create`].
@@ -112,6 +118,46 @@ pub struct Archive {
     /// Data folder of the PostgreSQL server
     #[arg(long)]
     pub postgres: Utf8PathBuf,
+}
+
+/// See [`Backup::Encrypt`].
+#[derive(Debug, Args)]
+pub struct Encrypt {
+    /// Dump in the format of `pg_dump --format=custom`
+    #[arg(long)]
+    pub dump: Utf8PathBuf,
+    /// File with the result of its verification
+    #[arg(long)]
+    pub report: Utf8PathBuf,
+    /// Folder of the encrypted dumps
+    #[arg(long)]
+    pub folder: Utf8PathBuf,
+    /// Remove dumps older than this, in seconds
+    #[arg(long)]
+    pub keep: u64,
+    /// Encrypt for this public key: `age1…` (repeatable)
+    #[arg(long, required = true)]
+    pub recipient: Vec<String>,
+}
+
+/// See [`Backup::Decrypt`].
+#[derive(Debug, Args)]
+pub struct Decrypt {
+    /// Folder of the dumps
+    #[arg(long)]
+    pub folder: Utf8PathBuf,
+    /// Name of the dump [default: the newest]
+    #[arg(long, env = "DUMP")]
+    pub dump: Option<String>,
+    /// Key file, as printed by `backup key show`
+    #[arg(long)]
+    pub key: Utf8PathBuf,
+    /// File for the dump
+    #[arg(long)]
+    pub out: Utf8PathBuf,
+    /// File for the name of the dump
+    #[arg(long)]
+    pub report: Utf8PathBuf,
 }
 
 /// See `Command::Restore`.

@@ -15,14 +15,15 @@ mod token;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_keys::FileSecretStore;
+use textnlp_files::Exposed;
+use textnlp_keys::{FileSecretStore, KeyKind, Marker, SiteFolder};
 use textnlp_models::FetchOptions;
 use textnlp_onprem::{LocalOperations, OnPrem, Options, fault};
 use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::environment::model::{Environment, SiteSettings};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::operations::{Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteOutputs};
-use textnlp_provider::{Capabilities, Provider, SecretStore, Site, SiteName};
+use textnlp_provider::{Capabilities, Lineage, Provider, Recorded, SecretStore, Site, SiteName};
 
 use crate::args;
 use crate::dr_args::TakeBack;
@@ -121,12 +122,40 @@ pub fn catalogue() -> Catalogue {
     }
 }
 
+/// Whether a recorded resource is a local certificate authority.
+pub fn is_authority(recorded: &Recorded) -> bool {
+    KeyKind::of(&recorded.kind) == Some(KeyKind::Authority)
+}
+
 /// The folder for an environment's secrets, within its state folder.
 pub const SECRETS: &str = "secrets";
 
 /// The secret store of an environment.
 pub fn secrets(folder: &Utf8Path) -> Arc<FileSecretStore> {
     Arc::new(FileSecretStore::new(folder.join(SECRETS)))
+}
+
+/// Appends what other users control in the folders of an environment's sites.
+pub fn check_sites(folder: &Utf8Path, found: &mut Vec<Exposed>) -> Result<(), textnlp_files::Error> {
+    let sites = folder.join("sites");
+    let before = found.len();
+    textnlp_files::check_folder(&sites, 0, found)?;
+    if found.len() == before {
+        let entries = sites.read_dir_utf8().into_iter().flatten().flatten();
+        for site in entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_file())) {
+            // The files of a model are checked where it is observed.
+            SiteFolder::at(site.path()).check_owners(1, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// The deployment that the objects on this machine belong to, if it is not the one with this lineage.
+pub fn other_lineage(folder: &Utf8Path, lineage: Lineage) -> Option<Lineage> {
+    let sites = folder.join("sites").read_dir_utf8().into_iter().flatten().flatten();
+    // A marker that cannot be read is reported where it is observed.
+    let markers = sites.flat_map(|site| Marker::all(&SiteFolder::at(site.path())).unwrap_or_default());
+    markers.map(|marker| marker.lineage).find(|other| *other != lineage)
 }
 
 /// Options that both providers on this machine share.
@@ -287,6 +316,7 @@ pub fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use textnlp_keys::trust;
     use textnlp_orchestrator::environment::{Library, Overrides};
 
     #[test]
@@ -305,6 +335,46 @@ mod tests {
         assert_eq!(options.ca_file.as_deref(), Some(Utf8Path::new("/etc/hosts")));
         let folder = model_folder(&environment).unwrap().unwrap();
         assert!(folder.is_absolute() && folder.ends_with("models here"), "{folder}");
+    }
+
+    /// A server's certificate for `name` from the authority `ca` with the key `ca_key`, and whether a TLS client that
+    /// trusts only `trusted` accepts it.
+    fn is_accepted(trusted: &str, ca: &str, ca_key: &textnlp_provider::Secret, name: &str) -> bool {
+        use rustls::client::WebPkiServerVerifier;
+        use rustls::client::danger::ServerCertVerifier as _;
+        use rustls::pki_types::pem::PemObject as _;
+        use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+        let key = trust::new_key().unwrap();
+        let wildcard = name.strip_prefix("any.").map_or(name.to_owned(), |base| format!("*.{base}"));
+        let leaf = trust::issue(ca, ca_key, &key, &[wildcard], 9, jiff::Timestamp::now()).unwrap();
+        let roots = textnlp_net::trust::TrustRoots::only_pem(trusted.as_bytes(), "test").unwrap().store();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build().unwrap();
+        let leaf = CertificateDer::from_pem_slice(leaf.as_bytes()).unwrap();
+        let server = ServerName::try_from(name.to_owned()).unwrap();
+        verifier.verify_server_cert(&leaf, &[], &server, &[], UnixTime::now()).is_ok()
+    }
+
+    #[test]
+    fn clients_trust_a_local_authority_for_its_own_names_only() {
+        let key = trust::new_key().unwrap();
+        let authority = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            trust::authority(&key, "a", &names, 30, jiff::Timestamp::now()).unwrap()
+        };
+        let ours = authority(&["*.texts.example", "127.0.0.1", "::1", "host-1", "localhost"]);
+        for name in ["any.texts.example", "127.0.0.1", "::1", "host-1", "localhost"] {
+            assert!(is_accepted(&ours, &ours, &key, name), "{name}");
+        }
+        // Whoever has its key can sign these, and an authority without constraints would let them pass.
+        let open = authority(&[]);
+        for name in ["bank.example", "texts.example.org", "10.0.0.1", "::2"] {
+            assert!(is_accepted(&open, &open, &key, name), "{name}");
+            assert!(!is_accepted(&ours, &ours, &key, name), "{name}");
+        }
+        // Names of one kind do not open the other.
+        assert!(!is_accepted(&authority(&["texts.example"]), &open, &key, "10.0.0.1"));
+        assert!(!is_accepted(&authority(&["10.0.0.1"]), &open, &key, "texts.example"));
     }
 
     #[test]

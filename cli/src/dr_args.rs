@@ -156,7 +156,7 @@ fn fault() -> impl TypedValueParser<Value = FaultKind> {
 }
 
 /// Parse a duration as in environment files.
-fn span(text: &str) -> Result<Span, String> {
+pub fn span(text: &str) -> Result<Span, String> {
     text.parse::<Span>().map_err(|misread| misread.to_string())
 }
 

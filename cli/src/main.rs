@@ -22,6 +22,7 @@ mod rerun_flags;
 mod service_user;
 mod session;
 mod signals;
+mod state_access;
 mod state_args;
 mod stores;
 

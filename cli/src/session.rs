@@ -13,7 +13,7 @@ use crate::args::Global;
 use crate::client::Target;
 use crate::report::{Console, Failure};
 use crate::rerun_flags::{self, RerunFlags};
-use crate::{clouds, network, service_user};
+use crate::{clouds, network, service_user, state_access};
 
 /// The global flags and the locations.
 pub struct Session {
@@ -94,6 +94,8 @@ impl Session {
         if let Some(user) = loaded.environment.prerequisites.user.as_deref().filter(|_| !self.keeps_user) {
             service_user::switch(self, user, &loaded, &scope.folder)?;
         }
+        // As the user that works on it.
+        state_access::check(&scope.folder)?;
         // The release lock is beside the environment's file, else in its state folder. The settings that root installed for
         // another user are root's: with a file of their own there, that user could take its name out of them.
         let user = loaded.environment.prerequisites.user.as_deref().filter(|user| *user != "root");
@@ -161,21 +163,23 @@ impl Session {
 
     /// The model cache that all environments of this state folder share.
     pub fn model_cache(&self) -> Result<Utf8PathBuf, Failure> {
-        Ok(self.state_root()?.join("model-cache"))
+        let cache = self.state_root()?.join(state_access::MODEL_CACHE);
+        state_access::check_model_cache(&cache)?;
+        Ok(cache)
     }
 
     /// The folder with the states of all environments.
     pub fn state_root(&self) -> Result<Utf8PathBuf, Failure> {
+        state_access::resolve(&self.here.join(self.typed_state_root()?))
+    }
+
+    fn typed_state_root(&self) -> Result<Utf8PathBuf, Failure> {
         if let Some(folder) = &self.global.state_dir {
-            return Ok(if folder.is_absolute() { folder.clone() } else { self.here.join(folder) });
+            return Ok(folder.clone());
         }
+        // An installed site may link to a state folder elsewhere.
         if let Some(project) = self.library.folder().and_then(Utf8Path::parent) {
-            let project = self.here.join(project);
-            let folder = project.join(".textnlp");
-            // An installed site may link to a state folder elsewhere. The link is resolved, because recorded paths must
-            // not depend on it.
-            let elsewhere = project.join("installed.json").exists().then(|| folder.read_link_utf8().ok()).flatten();
-            return Ok(elsewhere.map_or(folder, |elsewhere| project.join(elsewhere)));
+            return Ok(project.join(".textnlp"));
         }
         let absolute = |name: &str| std::env::var(name).ok().map(Utf8PathBuf::from).filter(|p| p.is_absolute());
         absolute("XDG_STATE_HOME")

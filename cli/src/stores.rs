@@ -21,7 +21,7 @@ use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::backup::Key;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::model::{Environment, Proxy, StateSettings};
-use textnlp_orchestrator::state::{Folder, Objects, Store};
+use textnlp_orchestrator::state::{Folder, Objects, Store, io_hint};
 use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::backup::put_file;
 
@@ -32,6 +32,8 @@ use crate::session::{ChosenEnvironment, Session};
 
 /// The file that points to a remote state.
 const POINTER: &str = "store.json";
+/// The error code of a state that cannot be read.
+pub const DAMAGED: &str = "damaged_state";
 /// The name of the local store.
 pub const LOCAL: &str = "local";
 /// Timeout of connecting.
@@ -194,17 +196,15 @@ pub fn recorded(folder: &Utf8Path) -> Result<Option<StateLocation>, Failure> {
         // A file in place of the folder is reported by the first write.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
         Err(error) => {
+            let hint = io_hint(path.as_str(), error.kind());
             let error = anyhow::Error::new(error).context(format!("read {path}"));
-            return Err(Failure::new(Exit::Failed, "state", error).hint(
-                "the state folder must be readable and writable: fix its permissions, or choose another with --state-dir DIR",
-            ));
+            return Err(Failure::new(Exit::Failed, "state", error).hint(hint));
         }
     };
     let located = serde_json::from_slice(&text).with_context(|| format!("read {path}"));
     located.map(Some).map_err(|error| {
-        Failure::new(Exit::Failed, "damaged_state", error).hint(
-            "it only records where the state is: remove it, and `state.store` of the environment file applies again",
-        )
+        Failure::new(Exit::Failed, DAMAGED, error)
+            .hint("it only records where the state is, and is written again by `textnlp-deploy state repair`")
     })
 }
 
@@ -219,7 +219,9 @@ pub fn of_folder(folder: &Utf8Path) -> Result<Arc<dyn Store>, Failure> {
 /// The state of an environment file. Refused if the recorded location is another one.
 pub fn of(session: &Session, chosen: &ChosenEnvironment) -> Result<Arc<dyn Store>, Failure> {
     let wanted = StateLocation::of(&chosen.loaded.environment)?;
-    let there = recorded(&chosen.scope.folder)?;
+    let repair = || chosen.scope.command("state repair");
+    let there = recorded(&chosen.scope.folder)
+        .map_err(|failure| if failure.code == DAMAGED { failure.hint(repair()) } else { failure })?;
     let is = match &there {
         Some(there) => Some(there.state.store.as_str()),
         None if chosen.scope.folder.join("lineage.json").exists() => Some(LOCAL),

@@ -3,6 +3,7 @@
 //! Start with [`environment`] (the typed file), then [`release`] (the artifacts that run). This crate has no code that
 //! is specific to a cloud or to the command line, and prints nothing.
 
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod alert;
@@ -19,6 +20,7 @@ pub mod load;
 pub mod plan;
 pub mod release;
 pub mod report;
+pub mod rotation;
 pub mod run;
 pub mod state;
 pub mod status;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use textnlp_net::retry::retry;
 use textnlp_store::rate::{Left, Taken, take};
-use textnlp_store::{BudgetOwner, BudgetRefusal, RETRIES, Reservation, StoreError, now_ms};
+use textnlp_store::{BudgetOwner, BudgetRefusal, RETRIES, Reservation, StoreError, Unit, now_ms};
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -20,14 +20,14 @@ pub(crate) async fn take_request(app: &App, caller: &Caller) -> Result<Option<Le
     let taken = if app.local_rates.is_alone(&caller.user) {
         app.local_rates.take(&caller.user, rate)
     } else {
-        match app.store.take(&caller.user, "requests", rate, 1).await {
+        match count_request(app, &caller.user, rate).await {
             Ok(taken) => {
                 app.local_rates.learn(&caller.user, taken);
                 taken
             }
             // A database that cannot be written must not stop generation: this replica counts alone until it can.
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "rate limits are counted by this replica only");
+                tracing::warn!(%error, "rate limits are counted by this replica only");
                 app.local_rates.begin_alone(&caller.user);
                 app.local_rates.take(&caller.user, rate)
             }
@@ -40,6 +40,28 @@ pub(crate) async fn take_request(app: &App, caller: &Caller) -> Result<Option<Le
     }
 }
 
+async fn count_request(app: &App, user: &str, rate: Rate) -> Result<Taken, String> {
+    let Some(leases) = &app.leases else {
+        return app.store.take(user, "requests", rate, 1).await.map_err(|error| chain(&error));
+    };
+    let reservation = Reservation {
+        unit: Unit::Requests,
+        subject: user.to_owned(),
+        key_limit: None,
+        token: None,
+        rate: Some(rate),
+        units: 1,
+    };
+    match leases.reserve(&reservation).await.map_err(|error| chain(&error))? {
+        Ok(Some(left)) => Ok(Taken::Yes { arrival_ms: now_ms() as f64 + left.reset_ms, left }),
+        Err(BudgetRefusal::Rate(taken)) => Ok(taken),
+        // Of other counters than rates.
+        Ok(None) | Err(BudgetRefusal::Spent { .. } | BudgetRefusal::Apart) => {
+            Err("the site agent counted something else".to_owned())
+        }
+    }
+}
+
 /// Reserves tokens for one generation: from the budgets of the bearer token and the key, and from the key's token rate.
 /// `None` when the caller has no limit.
 pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<Option<Reservation>, ApiError> {
@@ -47,13 +69,17 @@ pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<O
         return Ok(None);
     }
     let reservation = Reservation {
+        unit: Unit::Tokens,
         subject: caller.user.clone(),
         key_limit: caller.token_limit,
         token: caller.token.clone(),
         rate: caller.token_rate,
-        tokens,
+        units: tokens,
     };
-    let reserved = textnlp_store::change(StoreError::passes, || app.store.reserve(&reservation)).await?;
+    let reserved = match &app.leases {
+        Some(leases) => leases.reserve(&reservation).await?,
+        None => textnlp_store::change(StoreError::passes, || app.store.reserve(&reservation)).await?,
+    };
     match (reserved, caller.token_rate) {
         (Ok(_), _) => Ok(Some(reservation)),
         (Err(BudgetRefusal::Spent { owner, limit, left }), _) => {
@@ -72,6 +98,13 @@ pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<O
         (Err(BudgetRefusal::Rate(Taken::NotYet { retry_ms, .. })), Some(rate)) => {
             Err(refusal(rate, "tokens", retry_ms))
         }
+        (Err(BudgetRefusal::Apart), _) => Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "limits_unavailable",
+            "this key's tokens are counted by another site, which cannot be reached; this site's share is spent",
+        )
+        .hint("request fewer tokens, or try again in a moment")
+        .retry_after(APART_RETRY)),
         (Err(BudgetRefusal::Rate(_)), rate) => Err(ApiError::new(
             StatusCode::FORBIDDEN,
             "token_rate_exceeded",
@@ -98,6 +131,9 @@ pub(crate) async fn take_tokens(app: &App, caller: &Caller, tokens: u64, param: 
 /// the token expires, so usage is never undercounted.
 pub(crate) async fn settle(app: &App, reservation: Option<Reservation>, used: u64) {
     let Some(reservation) = reservation else { return };
+    if let Some(leases) = &app.leases {
+        return leases.settle(&reservation, used);
+    }
     let settled = retry(RETRIES, StoreError::passes, || app.store.settle(&reservation, used)).await;
     if let Err(error) = settled {
         tracing::warn!(key = %reservation.subject, used, error = %chain(&error), "token usage could not be recorded");
@@ -117,6 +153,9 @@ fn refusal(rate: Rate, what: &str, retry_ms: f64) -> ApiError {
 fn per(rate: Rate) -> String {
     rate.to_string().split_once('/').map_or_else(String::new, |(_, per)| per.to_owned())
 }
+
+/// When to try again where the primary site cannot be reached.
+const APART_RETRY: Duration = Duration::from_secs(5);
 
 /// Rates counted in this process alone, for when the store cannot be written.
 #[derive(Debug, Default)]

@@ -12,7 +12,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
 use crate::auth::jwt::Signer;
+use crate::auth::refusals::Refusals;
 use crate::config::Config;
+use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
@@ -29,7 +31,10 @@ pub(crate) struct App {
     pub(crate) engine: Handle,
     pub(crate) models: Arc<Models>,
     pub(crate) readiness: Readiness,
+    pub(crate) refusals: Refusals,
     pub(crate) local_rates: LocalRates,
+    /// Where the primary site counts; otherwise the database does.
+    pub(crate) leases: Option<Leases>,
     pub(crate) began: Instant,
     /// Tasks that outlive their request: generations until they are settled.
     pub(crate) tasks: TaskTracker,

@@ -175,6 +175,9 @@ pub enum CommandError {
     /// The copy of the database.
     #[error("copy the database")]
     Copy(#[source] StoreError),
+    /// Ids and keys come from random numbers. A static program may read them from a file.
+    #[error("the system gives no random numbers: a chroot or jail needs /dev/urandom")]
+    Random,
     /// Standard input, output, or signals.
     #[error("talk to the system")]
     System(#[from] std::io::Error),
@@ -190,9 +193,22 @@ fn set_process_name() {
     }
 }
 
+/// Whether the random numbers that ids are made of are there: the library panics in each request otherwise.
+fn has_random_numbers() -> bool {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let works = std::panic::catch_unwind(uuid::Uuid::new_v4).is_ok();
+    std::panic::set_hook(hook);
+    works
+}
+
 /// Runs a command on its own runtime: HTTP needs few threads, the engine has its own.
 pub fn run(command: Command) -> ExitCode {
     set_process_name();
+    if !has_random_numbers() {
+        report(&CommandError::Random);
+        return ExitCode::FAILURE;
+    }
     let workers = match &command {
         // The file is read again inside, where its problems are reported.
         Command::Serve(of) => Config::read(&of.file).map_or(1, |config| config.api.workers),

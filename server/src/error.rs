@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use textnlp_inference::engine::Failure;
 
+use textnlp_sites::control::counters::LeaseError;
 use textnlp_store::StoreError;
 
 /// An answer that is a refusal or a failure.
@@ -107,6 +108,15 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         tracing::warn!(error = %chain(&error), "the database query failed");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "the server's database is not available")
+            .hint("try again in a moment; operators: see the server's log")
+            .retry_after(Duration::from_secs(2))
+    }
+}
+
+impl From<LeaseError> for ApiError {
+    fn from(error: LeaseError) -> Self {
+        tracing::warn!(error = %chain(&error), "tokens could not be reserved");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "limits_unavailable", "the server cannot count this key's tokens")
             .hint("try again in a moment; operators: see the server's log")
             .retry_after(Duration::from_secs(2))
     }

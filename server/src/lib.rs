@@ -4,6 +4,7 @@
 //!
 //! Read in this order: [`config`] (settings of a replica), [`Server`] (its lifecycle), `endpoints` (the API), `work`
 //! (one generation from request to settlement).
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod admin;
@@ -21,6 +22,7 @@ mod http;
 mod allowance;
 pub mod auth;
 mod chat;
+mod leases;
 mod models;
 mod ready;
 mod record;

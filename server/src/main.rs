@@ -1,4 +1,5 @@
 //! The lean build of the server programs, without clouds and without the command line for deploying.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -14,6 +14,8 @@ use prometheus_client::registry::Registry;
 use textnlp_inference::engine::Stats;
 use textnlp_process::encoded;
 
+use crate::auth::GUESSES;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByModelAndUser {
     model: String,
@@ -71,6 +73,7 @@ pub struct Metrics {
     requests: Family<ByRequest, Count>,
     request_seconds: Family<ByRoute, Histogram, fn() -> Histogram>,
     errors: Family<ByType, Count>,
+    authentication_failures: Family<ByType, Count>,
     open: Level,
     rate: Real,
     queued: Level,
@@ -112,6 +115,7 @@ impl Metrics {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(seconds),
             errors: Family::default(),
+            authentication_failures: Family::default(),
             open: Level::default(),
             rate: Real::default(),
             queued: Level::default(),
@@ -155,6 +159,15 @@ impl Metrics {
         r.register("http_requests_per_second", "Requests per second, over the last 30 seconds", metrics.rate.clone());
         r.register("http_requests_in_flight", "Requests being answered", metrics.open.clone());
         r.register("textnlp_errors", "Errors by type", metrics.errors.clone());
+        // At zero from the start: an increase is measured from the first sample.
+        for code in GUESSES {
+            drop(metrics.authentication_failures.get_or_create(&ByType { r#type: code }));
+        }
+        r.register(
+            "textnlp_authentication_failures",
+            "Invalid keys, tokens and tickets",
+            metrics.authentication_failures.clone(),
+        );
         r.register("textnlp_queue_length", "Requests waiting for the engine", metrics.queued.clone());
         r.register("textnlp_running_requests", "Requests in the engine", metrics.running.clone());
         r.register(
@@ -220,6 +233,11 @@ impl Metrics {
     /// Counts an error.
     pub fn error(&self, code: &'static str) {
         self.errors.get_or_create(&ByType { r#type: code }).inc();
+    }
+
+    /// Counts an invalid credential.
+    pub(crate) fn authentication_failed(&self, code: &'static str) {
+        self.authentication_failures.get_or_create(&ByType { r#type: code }).inc();
     }
 
     /// Counts rows of usage that retention deleted.

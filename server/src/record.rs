@@ -75,15 +75,29 @@ impl Record {
     }
 }
 
-/// The client's address. The gateway names it, over a Unix socket or from inside the pod; for any other peer the header
-/// is a claim, and the peer is the client.
+/// Whether the gateway may have sent the request: over a Unix socket or from inside the pod. The `X-Forwarded-…` headers
+/// of any other peer are claims.
+fn may_be_forwarded(request: &Request) -> bool {
+    match request.extensions().get::<Peer>() {
+        Some(Peer::Unix) => true,
+        Some(Peer::Tcp(peer)) => peer.is_loopback(),
+        None => false,
+    }
+}
+
+/// The client's address: the one that the gateway names, else the peer.
 pub(crate) fn client(request: &Request) -> Option<IpAddr> {
     let named = || request.headers().get("x-forwarded-for")?.to_str().ok()?.parse().ok();
-    match *request.extensions().get::<Peer>()? {
-        Peer::Unix => named(),
-        Peer::Tcp(peer) if peer.is_loopback() => named().or(Some(peer)),
-        Peer::Tcp(peer) => Some(peer),
-    }
+    let peer = match request.extensions().get::<Peer>()? {
+        Peer::Unix => None,
+        Peer::Tcp(peer) => Some(*peer),
+    };
+    if may_be_forwarded(request) { named().or(peer) } else { peer }
+}
+
+/// Whether the client uses HTTPS, which the gateway reports.
+pub(crate) fn uses_https(request: &Request) -> bool {
+    may_be_forwarded(request) && request.headers().get("x-forwarded-proto").is_some_and(|proto| proto == "https")
 }
 
 impl Drop for Record {
@@ -170,6 +184,30 @@ mod tests {
                 request.headers_mut().insert("x-forwarded-for", named.parse().unwrap());
             }
             assert_eq!(client(&request).map(|client| client.to_string()).as_deref(), expected, "{named:?} {peer:?}");
+        }
+    }
+
+    #[test]
+    fn https_is_believed_only_from_the_gateway() {
+        let tcp = |peer: &str| Some(Peer::Tcp(peer.parse::<IpAddr>().unwrap().to_canonical()));
+        for (proto, peer, expected) in [
+            (Some("https"), Some(Peer::Unix), true),
+            (Some("https"), tcp("127.0.0.1"), true),
+            (Some("https"), tcp("::1"), true),
+            (Some("http"), tcp("127.0.0.1"), false),
+            (None, Some(Peer::Unix), false),
+            (Some("https"), tcp("10.244.1.7"), false),
+            (Some("https"), tcp("::ffff:10.244.1.7"), false),
+            (Some("https"), None, false),
+        ] {
+            let mut request = Request::new(axum::body::Body::empty());
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
+            if let Some(proto) = proto {
+                request.headers_mut().insert("x-forwarded-proto", proto.parse().unwrap());
+            }
+            assert_eq!(uses_https(&request), expected, "{proto:?} {peer:?}");
         }
     }
 }

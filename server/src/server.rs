@@ -15,10 +15,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
 use crate::app::{App, WORKERS};
+use crate::auth;
 use crate::auth::jwt::{Signer, SignerError};
-use crate::config::{Address, Config};
+use crate::auth::refusals::Refusals;
+use crate::config::{Address, Config, DatabaseAt};
 use crate::endpoints;
 use crate::http;
+use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
@@ -57,25 +60,37 @@ pub struct Server {
     engine: Engine,
     address: Address,
     metrics_address: Option<Address>,
+    health_address: Option<Address>,
     stop: CancellationToken,
     leave: CancellationToken,
     metrics_stop: CancellationToken,
     connections: TaskTracker,
     metrics_connections: TaskTracker,
     listener: JoinHandle<()>,
-    metrics_listener: Option<JoinHandle<()>>,
+    operator_listeners: Vec<JoinHandle<()>>,
     usage_writer: JoinHandle<()>,
     audit_writer: JoinHandle<()>,
 }
 
-/// Readers of metrics at once.
-const MOST_METRICS: usize = 64;
+/// Connections at once for metrics, and for probes.
+const MOST_OPERATORS: usize = 64;
 
 /// How long after a large request its freed memory is returned to the system: it holds some until it is answered.
 const RELEASE_DELAY: Duration = Duration::from_secs(1);
 
+/// Interval between two checks for leases that are over.
+const LEASE_POLL: Duration = Duration::from_secs(1);
+
 /// Part of the drain timeout that is reserved for the database and the usage log.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// Listens; returns the address with the assigned port.
+async fn open(address: &Address) -> Result<(Listener, Address), StartError> {
+    let failed = |source| StartError::Listen { address: address.clone(), source };
+    let listener = Listener::bind(address).await.map_err(failed)?;
+    let assigned = listener.address().map_err(failed)?;
+    Ok((listener, assigned))
+}
 
 impl Server {
     /// Creates everything and listens; `/health` already answers while models are loaded.
@@ -94,22 +109,17 @@ impl Server {
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
         let options = EngineOptions { queue: config.api.queue, ..EngineOptions::default() };
         let engine = Engine::start(options).map_err(StartError::Engine)?;
-        let bind = async |address: &Address| {
-            Listener::bind(address).await.map_err(|source| StartError::Listen { address: address.clone(), source })
-        };
-        let public = bind(&config.api.listen).await?;
-        let operators = match &config.api.metrics_listen {
-            Some(address) => Some(bind(address).await?),
+        let (public, address) = open(&config.api.listen).await?;
+        let for_metrics = match &config.api.metrics_listen {
+            Some(address) => Some(open(address).await?),
             None => None,
         };
-        let at = |listener: &Listener, wanted: &Address| {
-            listener.address().map_err(|source| StartError::Listen { address: wanted.clone(), source })
+        let for_probes = match &config.api.health_listen {
+            Some(address) => Some(open(address).await?),
+            None => None,
         };
-        let address = at(&public, &config.api.listen)?;
-        let metrics_address = match (&operators, &config.api.metrics_listen) {
-            (Some(listener), Some(wanted)) => Some(at(listener, wanted)?),
-            _ => None,
-        };
+        let assigned = |opened: Option<&(Listener, Address)>| opened.map(|(_, address)| address.clone());
+        let (metrics_address, health_address) = (assigned(for_metrics.as_ref()), assigned(for_probes.as_ref()));
         let tasks = TaskTracker::new();
         let (usage, usage_writer) = UsageLog::start(store.clone());
         let (audit, audit_writer) = AuditLog::start(store.clone());
@@ -123,7 +133,13 @@ impl Server {
             usage,
             audit,
             readiness: Readiness::default(),
+            refusals: Refusals::default(),
             local_rates: LocalRates::default(),
+            leases: match (&config.database.at, &config.watch) {
+                // Sites with a database each.
+                (DatabaseAt::File(_), Some(agent)) => Some(Leases::new(agent.clone())),
+                _ => None,
+            },
             began: Instant::now(),
             tasks,
             texts: Workers::new(WORKERS, &worked),
@@ -144,19 +160,22 @@ impl Server {
             leave: leave.clone(),
             connections: connections.clone(),
         };
-        let for_metrics = Serving {
-            max_connections: MOST_METRICS,
-            // Metrics clients send no requests that need draining.
+        let for_operators = Serving {
+            max_connections: MOST_OPERATORS,
+            // Metrics and probes need no draining.
             leaving: Arc::default(),
             stop: metrics_stop.clone(),
             connections: metrics_connections.clone(),
             ..serving.clone()
         };
         let listener = tokio::spawn(public.serve(routes, serving));
-        let metrics_listener = operators.map(|listener| {
-            let routes = Router::new().route("/metrics", get(endpoints::metrics)).with_state(app.clone());
-            tokio::spawn(listener.serve(routes, for_metrics))
+        let metrics = Router::new().route("/metrics", get(endpoints::metrics));
+        let operators = [(for_metrics, metrics), (for_probes, endpoints::probe_routes())];
+        let operator_listeners = operators.into_iter().filter_map(|(opened, routes)| {
+            let (listener, _) = opened?;
+            Some(tokio::spawn(listener.serve(routes.with_state(app.clone()), for_operators.clone())))
         });
+        let operator_listeners: Vec<_> = operator_listeners.collect();
         let models = app.models.clone();
         app.tasks.spawn(async move { models.preload().await });
         let (swept, stop_sweeping) = (app.clone(), stop.clone());
@@ -165,6 +184,15 @@ impl Server {
             let deleted = |rows| swept.metrics.usage_deleted(rows);
             textnlp_store::retention::run(&swept.store, days, now_ms, deleted, &stop_sweeping).await;
         });
+        let (leasing, stop_returning) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move {
+            let Some(leases) = &leasing.leases else { return };
+            while stop_returning.run_until_cancelled(tokio::time::sleep(LEASE_POLL)).await.is_some() {
+                leases.give_back(false).await;
+            }
+        });
+        let (verifying, stop_verifying) = (app.clone(), stop.clone());
+        app.tasks.spawn(async move { auth::keep_verifiers(&verifying, &stop_verifying).await });
         let stop_releasing = stop.clone();
         app.tasks.spawn(async move {
             loop {
@@ -192,13 +220,14 @@ impl Server {
             engine,
             address,
             metrics_address,
+            health_address,
             stop,
             leave,
             metrics_stop,
             connections,
             metrics_connections,
             listener,
-            metrics_listener,
+            operator_listeners,
             usage_writer,
             audit_writer,
         })
@@ -212,6 +241,11 @@ impl Server {
     /// The address for metrics.
     pub fn metrics_address(&self) -> Option<&Address> {
         self.metrics_address.as_ref()
+    }
+
+    /// The address for probes.
+    pub fn health_address(&self) -> Option<&Address> {
+        self.health_address.as_ref()
     }
 
     /// The store, for tests and for roles that share it.
@@ -233,9 +267,9 @@ impl Server {
         app.tasks.close();
         let until = tokio::time::Instant::from_std(deadline);
         let mut clean = tokio::time::timeout_at(until, self.connections.wait()).await.is_ok();
-        // Metrics are answered until here: an operator wants to see the drain.
+        // Metrics and probes are answered until here: an operator wants to see the drain.
         self.metrics_stop.cancel();
-        if let Some(listener) = self.metrics_listener {
+        for listener in self.operator_listeners {
             let _ = listener.await;
         }
         self.leave.cancel();
@@ -250,6 +284,9 @@ impl Server {
         let _ = tokio::time::timeout(LAST_WRITES, self.connections.wait()).await;
         self.metrics_connections.close();
         let _ = tokio::time::timeout(LAST_WRITES, self.metrics_connections.wait()).await;
+        if let Some(leases) = &app.leases {
+            let _ = tokio::time::timeout(LAST_WRITES, leases.give_back(true)).await;
+        }
         app.usage.close();
         app.audit.close();
         clean &= tokio::time::timeout(LAST_WRITES, self.usage_writer).await.is_ok();

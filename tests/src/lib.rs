@@ -1,6 +1,7 @@
 //! Support for end-to-end tests: a sandbox that runs the real program as an operator would.
 //!
 //! A sandbox has its own folder, state, home and ports. It stops everything it started, also after a failed test.
+#![forbid(unsafe_code)]
 
 pub mod bucket;
 pub mod http;

@@ -118,7 +118,13 @@ fn output_that_cannot_be_written_is_a_failure() {
 #[test]
 fn missing_references_are_reported_with_all_other_problems() {
     let sandbox = Sandbox::new("references");
+    let open = sandbox.folder().join("open");
+    std::fs::write(&open, "hunter2").unwrap();
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let external = format!("prerequisites.external_keys.open=secret:file:{open}");
+    let too_open = format!("permissions 0666 for {open} are too open");
     let sets = [
+        external.as_str(),
         "prerequisites.external_keys.weather=secret:env:NOPE",
         "prerequisites.external_keys.maps=secret:file:/nowhere/at/all",
         "network.private_ca=/nowhere/ca.pem",
@@ -137,6 +143,7 @@ fn missing_references_are_reported_with_all_other_problems() {
     let says = [
         "the variable `NOPE` is not set",
         "there is no file /nowhere/at/all",
+        &too_open,
         "there is no file /nowhere/ca.pem",
         "backup.destination",
         "account.permission_boundary",
@@ -387,14 +394,19 @@ fn disk_that_fills_up_at_runtime_loses_nothing() {
     let change = ["up", "--env", "development", "--yes", "--no-gate", "--set", "server.api.timeout=200"];
     let said = sandbox.run(&change);
     assert!(said.exit == 1 && said.err.contains("error: ") && !said.err.contains("panicked"), "{said:?}");
+    assert!(said.err.contains("hint: free some disk space") && !said.err.contains("--state-dir"), "{said:?}");
     let answer = http::post(sandbox.port, "/v1/generate", &json!({ "prompt": "Once", "max_tokens": 2 })).unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     drop(file);
     std::fs::remove_file(&fill).unwrap();
     sandbox.run(&change).expect(0);
     sandbox.run(&["status", "--env", "development"]).expect(0);
+    // Full again, `down` has the space that the state keeps for it.
+    let mut file = std::fs::File::create(&fill).unwrap();
+    let _ = std::io::copy(&mut std::io::repeat(1), &mut file);
     sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
     assert!(sandbox.processes().is_empty());
+    assert!(!sandbox.state("development").join("reserve").exists(), "nothing is left to be removed with it");
 }
 
 /// What is wrong with a state, and how every command that needs it says so.

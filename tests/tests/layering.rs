@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Crate, and which crates of ours it may import.
@@ -230,6 +230,62 @@ fn every_path_in_architecture_md_exists() {
 }
 
 /// The lines below a folder that name any of these outside of comments, but for the files that may.
+#[test]
+fn crates_without_unsafe_code_forbid_it() {
+    const UNSAFE: [&str; 4] = ["unsafe {", "unsafe impl", "unsafe fn", "unsafe extern"];
+    let manifest = read(&root().join("Cargo.toml"));
+    for member in manifest["workspace"]["members"].as_array().expect("workspace members") {
+        let folder = root().join(member.as_str().expect("a path")).join("src");
+        let is_unsafe = rust_files(&folder).iter().any(|file| {
+            let text = std::fs::read_to_string(file).unwrap();
+            text.lines()
+                .any(|line| UNSAFE.iter().any(|word| line.trim_start().split("//").next().unwrap().contains(word)))
+        });
+        let mut roots = ["lib.rs", "main.rs"].iter().filter_map(|file| std::fs::read_to_string(folder.join(file)).ok());
+        let forbids = roots.all(|text| text.contains("#![forbid(unsafe_code)]"));
+        assert_eq!(forbids, !is_unsafe, "{}", folder.display());
+    }
+}
+
+/// The string literal after the first quote, if it could be the name of a metric.
+fn literal(text: &str) -> Option<&str> {
+    let (name, _) = text.split_once('"')?.1.split_once('"')?;
+    (!name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')).then_some(name)
+}
+
+#[test]
+fn metrics_page_lists_exactly_the_metrics_of_the_programs() {
+    const PREFIXES: [&str; 3] = ["textnlp_", "http_", "process_"];
+    let mut registered = BTreeSet::new();
+    for file in rust_files(&root().join("server")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        let has_metrics = text.contains("registry::Registry") || text.contains("# TYPE {name}");
+        if !has_metrics || !file.components().any(|part| part.as_os_str() == "src") {
+            continue;
+        }
+        match text.split_once("Registry::with_prefix(") {
+            Some((_, rest)) => {
+                let prefix = literal(rest).unwrap();
+                let names = rest.split(".register(").skip(1).filter_map(literal);
+                registered.extend(names.map(|name| format!("{prefix}_{name}")));
+            }
+            None => {
+                for prefix in PREFIXES {
+                    let starts = text.match_indices(&format!("\"{prefix}")).map(|(at, _)| at).collect::<Vec<_>>();
+                    registered.extend(starts.into_iter().filter_map(|at| literal(&text[at..])).map(str::to_owned));
+                }
+            }
+        }
+    }
+    let page = std::fs::read_to_string(root().join("docs/guide/metrics.md")).unwrap();
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let listed: BTreeSet<String> =
+        cells.map(|(name, _)| name.to_owned()).filter(|name| PREFIXES.iter().any(|p| name.starts_with(p))).collect();
+    assert!(listed.len() > 70, "{listed:?}");
+    assert_eq!(listed, registered);
+}
+
 fn named_in(folder: &Path, banned: &[String], may: impl Fn(&Path) -> bool) -> Vec<String> {
     let mut wrong = Vec::new();
     for file in rust_files(folder).into_iter().filter(|file| !may(file)) {

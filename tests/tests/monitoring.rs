@@ -8,11 +8,12 @@ use std::process::{Command, Stdio};
 use camino::Utf8Path;
 use textnlp_tests::{Sandbox, http};
 
-/// What nodes' agents and kube-state-metrics tell: the monitoring of any cluster has it.
-const OF_CLUSTERS: [&str; 3] = [
+/// What nodes' agents, kube-state-metrics and Prometheus itself tell: the monitoring of any cluster has it.
+const OF_CLUSTERS: [&str; 4] = [
     "container_memory_working_set_bytes",
     "kube_pod_container_resource_limits",
     "kube_pod_container_status_restarts_total",
+    "up",
 ];
 
 /// The metrics in a text with queries: names that a selector follows.

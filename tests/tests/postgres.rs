@@ -117,6 +117,22 @@ fn managed_database_survives_supervisor_loss_and_down_with_its_replica() {
     });
     assert_eq!(copy("database-1")["database"]["role"], "copy");
 
+    // New passwords for the service and for the copy: both come back with them.
+    let passwords = || {
+        let secrets = sandbox.state("development").join("secrets");
+        ["here.database-password", "here.replication-password"].map(|name| sandbox.files(&secrets.join(name)).len())
+    };
+    assert_eq!(passwords(), [1, 1]);
+    let rotate = ["secret", "rotate", "database", "--env", "development", "--yes", "--no-gate", "-o", "json"];
+    let done = sandbox.run(&with(&rotate, &own)).expect(0).json();
+    assert_eq!(done["rotated"], json!(["here/secrets/database-password", "here/secrets/replication-password"]));
+    assert_eq!(passwords(), [2, 2]);
+    eventually("it answers with the new password", || (generate(&sandbox, &key) == 200).then_some(()));
+    eventually("the copy follows with the new password", || {
+        let copies = copy("database-0")["database"]["copies"].clone();
+        (copies[0]["connected"] == true).then_some(())
+    });
+
     // Its keeper is killed: the server goes with it, the supervisor brings both back, and the replicas go on with what was stored.
     let (keeper, server) = (sandbox.pid("config/database-0.yaml").unwrap(), pid());
     sandbox.kill(keeper);

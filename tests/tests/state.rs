@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use textnlp_tests::bucket::Bucket;
-use textnlp_tests::{Said, Sandbox, eventually, has, said};
+use textnlp_tests::{Said, Sandbox, eventually, has, http, said};
 
 const ENV: [&str; 2] = ["--env", "development"];
 
@@ -130,6 +130,20 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
         std::fs::remove_file(state.join(part)).unwrap();
     }
     std::fs::remove_dir_all(state.join("journal")).unwrap();
+    // A refused `up` names the lineage of the objects, and proposes no other one. Nothing claims that nothing runs.
+    let refused = run(&sandbox, &["up", "--yes", "--no-gate"]);
+    assert!(refused.exit != 0 && refused.err.contains(&lineage), "{refused:?}");
+    assert!(!state.join("lineage.json").exists() && !state.join("journal").exists());
+    for args in [&["down", "--yes"][..], &["status"]] {
+        let lost = run(&sandbox, args).expect(4);
+        assert!(lost.err.contains(&format!("state import --lineage {lineage}")), "{}", lost.err);
+    }
+    let doctor = run(&sandbox, &["doctor"]).expect(1);
+    assert!(doctor.out.contains("it was lost") && doctor.out.contains(&lineage), "{}", doctor.out);
+    assert_eq!(sandbox.processes().len(), before);
+    // A lineage without records, as earlier versions left it.
+    let empty = json!({ "format": 1, "lineage": "00000000-0000-4000-8000-000000000000", "environment": "development", "sites": {} });
+    std::fs::write(state.join("lineage.json"), empty.to_string()).unwrap();
     run(&sandbox, &["state", "import"]).expect(2);
     let looked = run(&sandbox, &["state", "import", "--lineage", &lineage, "-o", "json"]).expect(4).json();
     let proposed = looked["proposals"].as_array().unwrap().len();
@@ -141,6 +155,82 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
     assert_eq!(json_of(&sandbox, &["status"])["ready"], true);
     let gone = run(&sandbox, &["state", "remove", "here/nothing", "--yes"]).expect(2);
     assert!(gone.err.contains("here/nothing"), "{}", gone.err);
+}
+
+#[test]
+fn damaged_files_beside_the_journals_are_known_and_repaired() {
+    let sandbox = Sandbox::new("files");
+    sandbox.up("development");
+    let state = sandbox.state("development");
+    let up = ["up", "--yes", "--no-gate"];
+    for (file, exit) in [("lease.json", 1), ("hold.json", 1), ("store.json", 1)] {
+        std::fs::write(state.join(file), "").unwrap();
+        let refused = run(&sandbox, &[&up[..], &["-o", "json"]].concat()).expect(exit).json();
+        assert_eq!(refused["error"]["code"], "damaged_state", "{file}: {refused:#}");
+        assert!(refused["error"]["hint"].as_str().unwrap().contains("state repair"), "{file}: {refused:#}");
+        let doctor = run(&sandbox, &["doctor"]).expect(1);
+        assert!(doctor.out.contains(file) && doctor.out.contains("state repair"), "{file}: {}", doctor.out);
+        let look = run(&sandbox, &["state", "repair"]).expect(4);
+        assert!(look.err.contains(file), "{file}: {}", look.err);
+        run(&sandbox, &["state", "repair", "--yes"]).expect(0);
+        if file == "hold.json" {
+            // It may have been a freeze, so it is one until the operator ends it.
+            run(&sandbox, &up).expect(4);
+            run(&sandbox, &["hold", "--release"]).expect(0);
+        }
+        sandbox.up("development");
+        run(&sandbox, &["doctor"]).expect(0);
+    }
+}
+
+#[test]
+fn state_that_other_users_control_is_refused_before_any_change() {
+    use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+    let sandbox = Sandbox::new("owners");
+    let (states, state) = (sandbox.folder().join("state"), sandbox.state("development"));
+    let commands = [&["status"][..], &["up", "--yes", "--no-gate"], &["down", "--yes"], &["plan"]];
+    let refused = |code: &str, says: &str| {
+        let before = sandbox.files(&states);
+        for args in commands {
+            let said = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(4).json();
+            assert_eq!(said["error"]["code"], code, "{said:#}");
+            assert!(said["error"].to_string().contains(says), "{says}: {said:#}");
+        }
+        assert_eq!(run(&sandbox, &["doctor"]).exit, 1);
+        assert_eq!(sandbox.files(&states), before, "nothing was written");
+    };
+    let set_mode = |path: &camino::Utf8Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    std::fs::create_dir_all(state.join("sites/here/bin")).unwrap();
+    for path in [&states, &state, &state.join("sites/here/bin")] {
+        set_mode(path, 0o777);
+        refused("state_exposed", &format!("chmod go-w {path}"));
+        set_mode(path, 0o755);
+    }
+    // Only root may give a folder away.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    const OTHER: Option<u32> = Some(65_534);
+    for path in [&states, &state] {
+        chown(path, OTHER, OTHER).unwrap();
+        refused("other_owner", "run the command as that user: sudo -u ");
+        chown(path, Some(0), Some(0)).unwrap();
+    }
+    for path in [state.join("sites/here/bin"), state.join("sites")] {
+        chown(&path, OTHER, OTHER).unwrap();
+        refused("state_exposed", &format!("chown -h 0 {path}"));
+        chown(&path, Some(0), Some(0)).unwrap();
+    }
+    // Another user's link to a folder of the caller is not followed.
+    let victim = sandbox.folder().join("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::remove_dir_all(&state).unwrap();
+    symlink(&victim, &state).unwrap();
+    lchown(&state, OTHER, OTHER).unwrap();
+    refused("other_owner", "run the command as that user");
+    assert_eq!(sandbox.files(&victim), Vec::<String>::new());
 }
 
 /// A state file as Terraform writes it of what `export terraform` made.
@@ -338,4 +428,101 @@ fn programs_that_run_as_root_are_a_warning() {
     assert_eq!(declined["warnings"].as_array().is_some_and(|found| found.iter().any(place)), is_root, "{declined:#}");
     let refused = run(&sandbox, &["preflight", "--set", "prerequisites.user=No:name"]).expect(2);
     assert!(refused.err.contains("is not the name of a service user"), "{}", refused.err);
+}
+
+#[test]
+fn first_key_and_signing_key_are_replaced_and_their_past_ends() {
+    let sandbox = Sandbox::new("rotation");
+    sandbox.up("development");
+    let port = sandbox.port;
+    let body = json!({ "prompt": "Mira", "max_tokens": 4 }).to_string();
+    let answers = |credential: &str| {
+        let bearer = format!("Bearer {credential}");
+        http::ask(port, "POST", "/v1/generate", &[("Authorization", &bearer)], body.as_bytes()).unwrap().status
+    };
+    let token = |key: &str| {
+        let answer = http::ask(port, "POST", "/auth/token", &[("X-API-Key", key)], b"").unwrap().json();
+        answer["token"].as_str().unwrap().to_owned()
+    };
+    let verifiers = || http::get(port, "/.well-known/jwks.json").unwrap().json()["keys"].as_array().unwrap().len();
+    let id_of = |key: &str| key.split('_').nth(1).unwrap().to_owned();
+    let quickly = ["--yes", "--no-gate"];
+
+    // The same id and another secret: the old one ends at once.
+    let first = sandbox.first_key("development");
+    let id = id_of(&first);
+    let done = json_of(&sandbox, &[&["key", "rotate", &id][..], &quickly].concat());
+    assert_eq!(done["rotated"], json!(["here/secrets/api-key"]), "{done:#}");
+    let second = sandbox.first_key("development");
+    assert_eq!(id_of(&second), id);
+    assert_eq!((answers(&first), answers(&second)), (401, 200));
+
+    // With a grace period both are valid, and the old one has an end.
+    json_of(&sandbox, &[&["key", "rotate", &id, "--grace", "1h"][..], &quickly].concat());
+    let third = sandbox.first_key("development");
+    assert_ne!(id_of(&third), id);
+    assert_eq!((answers(&second), answers(&third)), (200, 200));
+    let listed = json_of(&sandbox, &["key", "list"]);
+    let old = listed["keys"].as_array().unwrap().iter().find(|key| key["public_id"] == id.as_str()).unwrap();
+    assert!(old["expires_at"].is_i64() && old["revoked_at"].is_null(), "{old:#}");
+
+    // Tokens of a replaced signing key are valid until they end.
+    let early = token(&third);
+    let done = json_of(&sandbox, &[&["secret", "rotate", "jwt"][..], &quickly].concat());
+    assert_eq!(done["rotated"], json!(["here/secrets/jwt-signing-key"]), "{done:#}");
+    let late = token(&third);
+    assert_eq!((answers(&early), answers(&late), verifiers()), (200, 200, 2));
+
+    // A leaked one is of no use any more.
+    json_of(&sandbox, &[&["secret", "rotate", "jwt", "--immediately"][..], &quickly].concat());
+    // The keys are also read again when somebody asks for them.
+    assert_eq!(verifiers(), 1);
+    assert_eq!((answers(&early), answers(&late), answers(&token(&third))), (401, 401, 200));
+
+    // Who did it is in the journal and in the audit log, and nothing is left to do.
+    let history = json_of(&sandbox, &["state", "history", "here/secrets/jwt-signing-key"]).to_string();
+    assert_eq!(history.matches("rotate here/secrets/jwt-signing-key").count(), 2, "{history}");
+    let audit = run(&sandbox, &["audit", "export"]).expect(0).out;
+    for action in ["key.rotate", "key.change", "secret.rotate"] {
+        assert!(audit.contains(&format!("\"{action}\"")), "{action} in {audit}");
+    }
+    run(&sandbox, &["plan", "--exit-code"]).expect(0);
+
+    // Revoked without a replacement only beside another key with all scopes; it never comes back.
+    let id = id_of(&third);
+    let refused = run(&sandbox, &["key", "revoke", &id, "--yes", "-o", "json"]).expect(4).json();
+    assert_eq!(refused["error"]["code"], "only_key", "{refused:#}");
+    assert_eq!(answers(&third), 200);
+    run(&sandbox, &["key", "create", "administrator"]).expect(0);
+    run(&sandbox, &["key", "revoke", &id, "--yes"]).expect(0);
+    assert_eq!(answers(&third), 401);
+    sandbox.up("development");
+    assert_eq!((answers(&third), answers(&sandbox.first_key("development"))), (401, 200));
+    run(&sandbox, &["down", "--yes"]).expect(0);
+}
+
+#[test]
+fn authority_is_replaced_beside_the_old_one_or_after_a_leak_without_it() {
+    let sandbox = Sandbox::new("authority");
+    sandbox.up("staging");
+    let authorities = || std::fs::read_to_string(sandbox.site("staging").join("certs/ca.pem")).unwrap();
+    let count = |pem: &str| pem.matches("BEGIN CERTIFICATE").count();
+    let rotate = |more: &[&str]| {
+        let args = ["secret", "rotate", "ca", "--env", "staging", "--yes", "--no-gate", "-o", "json"];
+        let done = sandbox.run(&[&args, more].concat()).expect(0).json();
+        assert_eq!(done["rotated"], json!(["here/certificate/authority"]), "{done:#}");
+    };
+    let first = authorities();
+    assert_eq!(count(&first), 1);
+    rotate(&[]);
+    let both = authorities();
+    assert!(count(&both) == 2 && both.contains(first.trim()) && !both.starts_with(first.trim()), "{both}");
+    sandbox.run(&["generate", "Once", "--max-tokens", "2"]).expect(0);
+    rotate(&["--immediately"]);
+    let last = authorities();
+    assert!(count(&last) == 1 && !both.contains(last.trim()), "{last}");
+    // Its certificate is of the new authority: no other is trusted.
+    sandbox.run(&["generate", "Once", "--max-tokens", "2"]).expect(0);
+    sandbox.run(&["plan", "--env", "staging", "--exit-code"]).expect(0);
+    sandbox.run(&["down", "--env", "staging", "--yes"]).expect(0);
 }

@@ -7,6 +7,7 @@
 //! | [`client`] | `client` | proxies, timeouts, redirects, credentials and the size of bodies |
 //! | [`listen`] | `listen` | how many connections a listener serves, and how it stops |
 //! | [`network`] | – | which addresses a network has |
+#![forbid(unsafe_code)]
 
 #[cfg(feature = "client")]
 pub mod client;

@@ -1,5 +1,6 @@
 //! Networks of addresses, in CIDR notation.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -15,10 +16,21 @@ impl Network {
     pub fn contains(&self, address: IpAddr) -> bool {
         self.address == masked(address.to_canonical(), self.prefix)
     }
+
+    /// Whether the network has every address of another one.
+    pub fn includes(&self, other: &Network) -> bool {
+        self.prefix <= other.prefix && self.address == masked(other.address, self.prefix)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
 }
 
 /// The address with only the first bits.
-pub fn masked(address: IpAddr, prefix: u8) -> IpAddr {
+fn masked(address: IpAddr, prefix: u8) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
             let kept = u32::MAX.checked_shl(32_u32.saturating_sub(prefix.into())).unwrap_or(0);
@@ -28,6 +40,17 @@ pub fn masked(address: IpAddr, prefix: u8) -> IpAddr {
             let kept = u128::MAX.checked_shl(128_u32.saturating_sub(prefix.into())).unwrap_or(0);
             Ipv6Addr::from_bits(address.to_bits() & kept).into()
         }
+    }
+}
+
+/// The IPv6 network of one subscriber (RFC 6177), who can use all of its addresses.
+const SUBSCRIBER_PREFIX: u8 = 64;
+
+/// The address that stands for one client: an IPv4 address, or the network of an IPv6 subscriber.
+pub fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        address @ IpAddr::V4(_) => address,
+        address @ IpAddr::V6(_) => masked(address, SUBSCRIBER_PREFIX),
     }
 }
 
@@ -70,6 +93,18 @@ mod tests {
         ] {
             let network: Network = text.parse().unwrap();
             assert_eq!(network.contains(address.parse().unwrap()), contains, "{text} {address}");
+        }
+        for (outer, inner, includes) in [
+            ("10.0.0.0/8", "10.1.0.0/16", true),
+            ("10.0.0.0/8", "10.0.0.0/8", true),
+            ("10.1.0.0/16", "10.0.0.0/8", false),
+            ("0.0.0.0/0", "fd00::/8", false),
+            ("::/0", "10.0.0.0/8", false),
+            ("::/0", "fd00:ec2::254", true),
+        ] {
+            let [outer, inner] = [outer, inner].map(|text| text.parse::<Network>().unwrap());
+            assert_eq!(outer.includes(&inner), includes, "{outer} {inner}");
+            assert_eq!(inner.to_string().parse::<Network>(), Ok(inner));
         }
         for wrong in ["", "10.0.0.0/33", "10.0.0.1/8", "::/129", "10.0.0.0/", "host/8", "10.0.0.0/-1"] {
             assert!(wrong.parse::<Network>().unwrap_err().contains(wrong));

@@ -284,9 +284,15 @@ fn encrypted_key_needs_its_password_and_is_never_printed() {
     assert!(SecretKey::read(&secret, Some(&Password::new("wrong".into()))).is_err());
     let file = shop.path("password");
     std::fs::write(&file, "correct horse\n").unwrap();
+    set_mode(&file, 0o644);
+    let open = Password::resolve(&format!("secret:file:{file}")).unwrap_err().to_string();
+    assert!(open.contains("too open") && open.contains(&format!("chmod 600 {file}")), "{open}");
+    set_mode(&file, 0o600);
     let referred = Password::resolve(&format!("secret:file:{file}")).unwrap();
     assert!(SecretKey::read(&secret, Some(&referred)).is_ok());
     assert!(Password::resolve("correct horse").is_err());
+    set_mode(&secret, 0o640);
+    assert!(SecretKey::read(&secret, Some(&password)).unwrap_err().to_string().contains("too open"));
 }
 
 #[test]
@@ -330,6 +336,10 @@ fn files_altered_on_disk_are_repaired_from_the_bundle() {
     assert_eq!(mended.written, std::fs::metadata(&victim).unwrap().len());
     assert_eq!(tree_digest(&first.folder), digest);
     assert_eq!(site.current().unwrap(), Some(first.name));
+}
+
+fn set_mode(path: &Utf8Path, mode: u32) {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 
 fn rot(path: &Utf8Path) {

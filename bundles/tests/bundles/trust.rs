@@ -92,6 +92,10 @@ fn first_verified_installation_pins_its_keys_and_later_ones_need_them() {
         it.refused("unsigned.tar", typed, "it is not signed");
         it.refused("foreign.tar", typed, "which is not trusted here");
     }
+    // It narrows it: the operator may know that a pinned key is lost.
+    it.refused("next.tar", &[&other], "which is pinned here, but --trust names others");
+    it.refused("signed.tar", &[&other], "which is pinned here, but --trust names others");
+    it.install("next.tar", &[&other, &own], AdmissionOptions::default()).unwrap();
     it.install("next.tar", &[], AdmissionOptions::default()).unwrap();
     assert_eq!(it.site.installed().unwrap().unwrap().sources[0].authenticity, Authenticity::Verified { key: own.id() });
 
@@ -111,6 +115,7 @@ fn older_releases_are_refused_unless_a_downgrade_is_typed() {
     it.bundle("new.tar", Some("own"), plain("2.0.0", 20));
     it.bundle("same-time.tar", Some("own"), plain("1.9.0", 20));
     it.bundle("unordered.tar", Some("own"), plain("nightly", 20));
+    it.bundle("unordered-old.tar", Some("own"), plain("nightly", 15));
     it.install("old.tar", &[&own], AdmissionOptions::default()).unwrap();
     it.install("new.tar", &[], AdmissionOptions::default()).unwrap();
     it.refused("old.tar", &[&own], "version 3.0.0 of 1970-01-01, which is older");
@@ -123,6 +128,11 @@ fn older_releases_are_refused_unless_a_downgrade_is_typed() {
 
     it.install("old.tar", &[], DOWNGRADE).unwrap();
     it.install("same-time.tar", &[], AdmissionOptions::default()).unwrap();
+    // Also of what is in use already.
+    it.site.rollback().unwrap();
+    it.refused("unordered-old.tar", &[], "version nightly of 1970-01-01, which is older");
+    it.install("old.tar", &[], DOWNGRADE).unwrap();
+    it.install("unordered-old.tar", &[], AdmissionOptions::default()).unwrap();
 }
 
 #[test]
@@ -182,6 +192,10 @@ fn updates_carry_the_keys_of_their_target_and_repeat_without_a_downgrade() {
     assert!(!apply("2-3.tar").unwrap());
     assert!(apply("2-3.tar").unwrap(), "a second time changes nothing");
     assert_eq!(it.site.installed().unwrap().unwrap().version, "3.0.0");
+    // The base of the updates is no less old for that, and its key no less revoked.
+    it.refused("1.tar", &[], "which is revoked here");
+    it.bundle("2-again.tar", Some("second"), plain("2.0.0", 2));
+    it.refused("2-again.tar", &[], "version 2.0.0 of 1970-01-01, which is older");
 }
 
 #[test]
@@ -216,6 +230,42 @@ fn a_damaged_record_of_keys_accepts_nothing() {
     }
     it.install("1.tar", &[&own], FORGET).unwrap();
     assert_eq!(it.trusted(), [own]);
+}
+
+#[test]
+fn a_root_whose_keys_other_users_can_replace_is_refused() {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    let it = Publisher::new();
+    let own = it.key("own");
+    it.bundle("1.tar", Some("own"), plain("1.0.0", 1));
+    it.install("1.tar", &[&own], AdmissionOptions::default()).unwrap();
+    let (root, record) = (it.site.root().to_owned(), it.site.root().join(TRUST));
+    let mode =
+        |path: &camino::Utf8Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let exposed = |path: &camino::Utf8Path, options: AdmissionOptions| {
+        let error = it.install("1.tar", &[&own], options).unwrap_err();
+        assert!(matches!(&error, Error::Exposed(exposed) if exposed.path == path.as_std_path()), "{error}");
+        assert!(error.hint().unwrap().contains(path.as_str()));
+    };
+    mode(&record, 0o666);
+    exposed(&record, AdmissionOptions::default());
+    mode(&record, 0o644);
+    mode(&root, 0o777);
+    exposed(&root, AdmissionOptions::default());
+    exposed(&root, FORGET);
+    mode(&root, 0o1777);
+    it.install("1.tar", &[], AdmissionOptions::default()).unwrap();
+    // Only root can give a file away.
+    if chown(&record, Some(65534), None).is_ok() {
+        exposed(&record, AdmissionOptions::default());
+        chown(&record, Some(0), None).unwrap();
+        chown(&root, Some(65534), None).unwrap();
+        exposed(&root, AdmissionOptions::default());
+        chown(&root, Some(0), None).unwrap();
+    }
+    std::fs::rename(&record, root.join("elsewhere")).unwrap();
+    symlink("elsewhere", &record).unwrap();
+    assert!(matches!(it.site.pinned_keys().unwrap_err(), Error::Io { .. }), "links are not followed");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A site in a cluster: its objects are in the cluster, its secrets and certificates on the operator's machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -11,7 +11,7 @@ use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
 use textnlp_provider::cluster::{ClusterAccess, ClusterSite};
 use textnlp_provider::operations::{Operations, Outages, RolloutStatus};
-use textnlp_provider::{Combined, Provider, Site, SiteName};
+use textnlp_provider::{Combined, Error, ErrorKind, Provider, Site, SiteName};
 
 use super::queries::{Figures, Queries};
 use super::{Context, Row};
@@ -69,6 +69,7 @@ fn cluster_site(environment: &Environment, name: &SiteName) -> ClusterSite {
         postgres: None,
         adapter: false,
         replicates: false,
+        pinned: false,
         min_nodes: environment.cluster.min_nodes,
         max_nodes: environment.cluster.max_nodes,
     }
@@ -78,7 +79,25 @@ fn cluster_site(environment: &Environment, name: &SiteName) -> ClusterSite {
 fn kubeconfig(settings: &ClusterAccess) -> anyhow::Result<(Option<PathBuf>, Option<String>)> {
     let here = Utf8PathBuf::try_from(std::env::current_dir()?)?;
     let file = settings.kubeconfig.as_ref().map(|file| here.join(file).into_std_path_buf());
+    refuse_exposed(file.as_deref())?;
     Ok((file, settings.context.clone()))
+}
+
+/// Refuses a kubeconfig that other users have access to. It holds credentials, and may name programs that run.
+fn refuse_exposed(file: Option<&Path>) -> Result<(), Error> {
+    let files: Vec<PathBuf> = match (file, std::env::var_os("KUBECONFIG").filter(|files| !files.is_empty())) {
+        (Some(file), _) => vec![file.to_owned()],
+        (None, Some(files)) => std::env::split_paths(&files).collect(),
+        (None, None) => std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect(),
+    };
+    // A missing file is reported by whoever reads it.
+    match files.iter().find_map(|file| textnlp_files::check_secret(file).ok().flatten()) {
+        Some(exposed) => {
+            let error = Error::new(ErrorKind::Denied, "read", format!("kubeconfig {}", exposed.path.display()));
+            Err(error.because(exposed.to_string()).hint(exposed.fix()))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The account that identifies the cluster. Another cluster behind the same names is another account.
@@ -104,6 +123,7 @@ pub(super) async fn control_rollout(
 /// Ends an outage. The kubeconfig may have changed since it began, so the API server identifies the cluster.
 pub(super) async fn end_outage(args: &TakeBack) -> anyhow::Result<usize> {
     let file = args.kubeconfig.clone().map(Utf8PathBuf::into_std_path_buf);
+    refuse_exposed(file.as_deref())?;
     let secrets = super::secrets(&args.state);
     let cluster = ClusterOperations::new((file, args.context.clone()), secrets, String::new(), false);
     let server = cluster.access()?.api_server;
@@ -120,6 +140,22 @@ mod tests {
     use textnlp_orchestrator::environment::{Catalogue, Library, Overrides, Source};
 
     use super::*;
+
+    #[test]
+    fn kubeconfig_that_others_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config");
+        std::fs::write(&file, "{}").unwrap();
+        let settings = ClusterAccess { kubeconfig: file.to_str().map(str::to_owned), ..ClusterAccess::default() };
+        for (mode, is_refused) in [(0o644, true), (0o600, false)] {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            let read = kubeconfig(&settings);
+            assert_eq!(read.is_err(), is_refused, "{mode:o}");
+            let hint = read.err().and_then(|error| error.downcast_ref::<Error>().and_then(|error| error.hint.clone()));
+            assert!(!is_refused || hint.is_some_and(|hint| hint.starts_with("chmod 600 ")));
+        }
+    }
 
     #[test]
     fn site_outside_a_cluster_has_default_cluster_access() {

@@ -2,7 +2,7 @@
 //! time.
 
 use serde_json::json;
-use textnlp_service::running::{self, ServerProcess};
+use textnlp_service::running;
 
 use super::key;
 use crate::args::Audit;
@@ -18,13 +18,8 @@ pub async fn audit(session: &Session, command: &Audit, console: Console) -> Resu
     let chosen = session.load(Console::new(session.global.output, true))?;
     let running = running::running(&chosen.scope).await?;
     let environment = &chosen.loaded.environment;
-    // Sites on hosts have one database each. Sites in clusters share one.
-    let processes: Vec<Option<&ServerProcess>> = match running.servers.as_slice() {
-        [] => vec![None],
-        servers => servers.iter().map(Some).collect(),
-    };
     let (mut count, mut events) = (0u64, Vec::new());
-    for place in processes {
+    for place in key::processes(&running) {
         let jobs = key::jobs(&running, environment, place).await?;
         let mut after = 0;
         loop {

@@ -7,22 +7,25 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, EncryptionMode, Key, StoredBackup};
+use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup};
 use textnlp_orchestrator::environment::model::Backup as Settings;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::Platform;
 use textnlp_service::backup::create::{Created, Encryption};
-use textnlp_service::backup::{self, backup_status, create, failed, key, point_in_time, restore as restoring};
+use textnlp_service::backup::{
+    self, backup_status, create, failed, key, point_in_time, put_file, restore as restoring,
+};
 
 use crate::args::Up;
-use crate::backup_args::{Archive, Backup, Create, Opening, Passphrase, Restore, Run, Verify};
+use crate::backup_args::{Archive, Backup, Create, Decrypt, Encrypt, Opening, Passphrase, Restore, Run, Verify};
 use crate::clouds::Linked;
 use crate::deployment::{acting, operator};
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::rerun_flags::quoted;
 use crate::session::{ChosenEnvironment, Session};
+use crate::state_access;
 
 /// Runs the subcommand.
 pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Result<Success, Failure> {
@@ -34,6 +37,8 @@ pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Resul
         Backup::Key(crate::backup_args::Key::Show { out }) => show_key(session, out.as_deref(), console).await,
         Backup::Run(args) => run(args).await,
         Backup::Archive(args) => archive(args).await,
+        Backup::Encrypt(args) => tokio::task::block_in_place(|| encrypt(args)),
+        Backup::Decrypt(args) => tokio::task::block_in_place(|| decrypt(args)),
     }
 }
 
@@ -178,11 +183,9 @@ async fn by_site(
     ];
     if let Some((flag, _)) = requirements.iter().find(|(_, requested)| *requested) {
         let error = anyhow::anyhow!(
-            "{flag} applies to encrypted backups only; the cluster dumps its database to a volume, unencrypted and without models"
+            "{flag} applies to backups of a machine; the cluster encrypts its dumps for the environment's key and `backup.recipients`, without models"
         );
-        return Err(
-            Failure::usage("in_cluster", error).hint("omit it; a dump contains digests of API keys, not the keys")
-        );
+        return Err(Failure::usage("in_cluster", error).hint("omit it; for further keys, set `backup.recipients`"));
     }
     let progress = Progress::new(console);
     let said = create::by_site(&chosen.scope, backups, &progress).await;
@@ -190,7 +193,11 @@ async fn by_site(
     let said = said?;
     let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
     let document = json!({ "environment": chosen.scope.name, "says": said, "seconds": seconds });
-    let text = format!("{said}\nThe dump is on {}.", backups.location());
+    let mut text = format!("{said}\nThe dump is on {}.", backups.location());
+    if backup_status::read(&chosen.scope.folder).key_shown.is_none() {
+        let show = chosen.scope.command("backup key show");
+        text.push_str(&format!("\nThe key that decrypts it is on this machine only. To export the key: {show}"));
+    }
     Ok(Success::new(text, document))
 }
 
@@ -254,6 +261,40 @@ async fn archive(args: &Archive) -> Result<Success, Failure> {
     let end = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()));
     backup::archive::archive(&Linked, &args.folder, &order, &args.postgres, end).await?;
     Ok(Success::new(String::new(), json!({})))
+}
+
+/// `backup encrypt`: stores a verified dump of the database in a cluster.
+fn encrypt(args: &Encrypt) -> Result<Success, Failure> {
+    let recipients = args.recipient.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let keys = recipients.len();
+    let report = std::fs::read_to_string(&args.report).with_context(|| format!("read {}", args.report))?;
+    let folder = DumpFolder::at(args.folder.clone());
+    let keep = Duration::from_secs(args.keep);
+    let stored = folder.store(&args.dump, recipients, Timestamp::now(), keep).map_err(failed)?;
+    let encrypted = if keys == 1 { "encrypted for 1 key".to_owned() } else { format!("encrypted for {keys} keys") };
+    let text = format!("{}: {} bytes, {encrypted}, {}", stored.name, stored.bytes, report.trim());
+    Ok(Success::new(text, json!({ "file": stored.name, "bytes": stored.bytes })))
+}
+
+/// `backup decrypt`: prepares the restore of a dump in a cluster. A dump of an earlier version needs no key.
+fn decrypt(args: &Decrypt) -> Result<Success, Failure> {
+    let opener = match args.key.is_file() {
+        true => Decryptor::Keys(Key::parse(&small_file(&args.key, "the key file")?).map_err(failed)?),
+        false => Decryptor::Nothing,
+    };
+    let folder = DumpFolder::at(args.folder.clone());
+    let name = folder.open(args.dump.as_deref(), &opener, &args.out).map_err(|error| {
+        let names = folder.names().unwrap_or_default();
+        let failure = failed(error);
+        match opener {
+            Decryptor::Nothing => failure.hint(
+                "create the Secret with the key first: `textnlp-deploy backup key show > key.txt`, then `kubectl create secret generic textnlp-backup-key --from-file=key.txt`",
+            ),
+            _ => failure.hint(format!("the dumps are: {}", names.join(", "))),
+        }
+    })?;
+    put_file(&args.report, name.as_bytes()).with_context(|| format!("write {}", args.report))?;
+    Ok(Success::new(format!("decrypted {name}"), json!({ "file": name })))
 }
 
 /// `backup prune`.
@@ -351,6 +392,9 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         (Some(name), _) | (None, Some(name)) => root.join(name),
         (None, None) => root.clone(),
     };
+    if here != root {
+        state_access::check(&here)?;
+    }
     let opener = Arc::new(opener(&args.opening, session, &here).await?);
     let progress = Progress::new(console);
     let (again, model_cache) = (session.again(), session.model_cache()?);

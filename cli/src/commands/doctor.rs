@@ -15,6 +15,7 @@ use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::{Observed, ResourceId, error_chain};
 use textnlp_service::backup::backup_status;
 
+use super::down::lost_state;
 use crate::clouds;
 use crate::deployment::{self, Deployment};
 use crate::report::{Console, Exit, Failure, Success, size};
@@ -129,6 +130,8 @@ impl Doctor<'_> {
             let fix = "set `prerequisites.user`: docs/guide/security.md, \"Users and privileges\"";
             self.warning("user", "the programs of this environment run as root", fix);
         }
+        // Otherwise the environment would not have been loaded.
+        self.well("access", "the state belongs to you, and no other user can change it");
         self.secrets(&scope.folder);
         let deployment = match deployment::recorded(self.session, chosen) {
             Ok(deployment) => deployment,
@@ -138,16 +141,21 @@ impl Doctor<'_> {
             }
         };
         let state = match deployment.state().await {
-            Ok(state) if state.is_new() => {
-                self.well("state", format!("nothing is deployed; the state would be in {}", state.place()));
-                return self.would_go_up(deployment).await;
-            }
             Ok(state) => state,
             Err(failure) => {
                 self.problem("state", format!("{:#}", failure.error), scope.command("state repair"));
                 return Ok(());
             }
         };
+        if let Some(lost) = lost_state(&state, &scope) {
+            self.problem("state", format!("{:#}", lost.error), lost.hint.unwrap_or_default());
+            return Ok(());
+        }
+        if state.is_new() {
+            let place = state.place();
+            self.damage(&deployment, format!("nothing is deployed; the state would be in {place}")).await;
+            return self.would_go_up(deployment).await;
+        }
         self.state(&deployment, &state).await;
         let options = RunOptions::UP;
         match run::read(&deployment.run(&DiscardEvents), &state, options).await {
@@ -189,7 +197,12 @@ impl Doctor<'_> {
             }
         };
         let says = format!("{} free in {there}", size(free));
-        let fix = "free disk space, or choose another folder with --state-dir DIR";
+        // With another folder, what runs would be deployed a second time.
+        let fix = if folder.join("sites").is_dir() {
+            "free disk space"
+        } else {
+            "free disk space, or choose another folder with --state-dir DIR"
+        };
         if free < DISK_LOW || free_inodes.is_some_and(|left| left < 1000) {
             self.problem("disk", says, fix);
         } else if free < DISK_SOME {
@@ -233,16 +246,21 @@ impl Doctor<'_> {
         }
     }
 
-    async fn state(&mut self, deployment: &Deployment, state: &State) {
+    async fn damage(&mut self, deployment: &Deployment, intact: String) {
         let scope = &deployment.chosen.scope;
         match check(&*deployment.store, &scope.name).await {
-            Ok(found) if found.is_empty() => self.well("state", format!("intact, in {}", state.place())),
+            Ok(found) if found.is_empty() => self.well("state", intact),
             Ok(found) => {
                 let says: Vec<String> = found.iter().map(|one| format!("{}: {}", one.what, one.because)).collect();
                 self.problem("state", says.join("\n"), scope.command("state repair"));
             }
             Err(error) => self.problem("state", error_chain(&error), error.hint().unwrap_or_default()),
         }
+    }
+
+    async fn state(&mut self, deployment: &Deployment, state: &State) {
+        let scope = &deployment.chosen.scope;
+        self.damage(deployment, format!("intact, in {}", state.place())).await;
         match deployment.store.holder().await {
             Ok(None) => self.well("lock", "free"),
             Ok(Some(Holder { by, pid, host, since, .. })) => {

@@ -8,14 +8,16 @@ use serde_json::json;
 use textnlp_orchestrator::plan::{Plan, Purpose};
 use textnlp_orchestrator::release::History;
 use textnlp_orchestrator::run::RunOptions;
+use textnlp_orchestrator::state::{Folder, State};
 use textnlp_provider::EnvironmentName;
+use textnlp_service::Scope;
 use textnlp_service::up::incomplete;
 
 use super::up::{document, go};
 use crate::args::Down;
-use crate::deployment;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
+use crate::{clouds, deployment};
 
 /// `down [--delete-data ENV]`.
 pub async fn down(session: &Session, args: &Down, console: Console) -> Result<Success, Failure> {
@@ -38,7 +40,7 @@ pub async fn run(
     let chosen = session.load_to_remove(console)?;
     let name = chosen.scope.name.clone();
     let delete_data = delete_data(typed, &name)?;
-    let lost = crate::clouds::open_outages(&chosen.scope.folder).context("look for leftovers of drills")?;
+    let lost = clouds::open_outages(&chosen.scope.folder).context("look for leftovers of drills")?;
     if !lost.is_empty() {
         let error =
             anyhow::anyhow!("{}: it still needs the witness, which `down` removes, to be reverted", lost.join("; "));
@@ -47,6 +49,12 @@ pub async fn run(
     }
     let deployment = deployment::recorded(session, chosen)?;
     let scope = &deployment.chosen.scope;
+    let state = deployment.state().await?;
+    if let Some(lost) = lost_state(&state, scope) {
+        return Err(lost);
+    }
+    let local = Folder::at(scope.folder.clone());
+    local.free_reserve();
     let ask = RunOptions { purpose: Purpose::Down, delete_data, ..RunOptions::UP };
     let outcome = go(session, &deployment, ask, None, saved, console).await?;
     let mut document = document(&deployment, &outcome);
@@ -58,6 +66,9 @@ pub async fn run(
     if delete_data && session.global.site.is_none() {
         History::at(&scope.folder).remove().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
     }
+    if session.global.site.is_none() {
+        local.remove_reserve();
+    }
     let plan = outcome.plan.as_ref();
     let removed = plan.map_or(0, |p| p.summary.delete);
     let mut text = format!("{name} is down: {removed} resources removed");
@@ -68,6 +79,17 @@ pub async fn run(
         let _ = write!(text, "\nTo remove the data too: {} --delete-data {name}", scope.command("down"));
     }
     Ok(Success::new(text, document))
+}
+
+/// The refusal if nothing is recorded and objects of another lineage exist here: they would be left as they are.
+pub fn lost_state(state: &State, scope: &Scope) -> Option<Failure> {
+    let other = (!state.has_records()).then(|| clouds::other_lineage(&scope.folder, state.lineage())).flatten()?;
+    let error = anyhow::anyhow!(
+        "objects of deployment {other} exist in {}, and the state does not record them: it was lost",
+        scope.folder.join("sites")
+    );
+    let import = scope.same(&format!("state import --lineage {other}"));
+    Some(Failure::refused("lost_state", error).hint(format!("record them again: {import}")))
 }
 
 /// Whether the environment's name was typed to confirm the deletion of its data.

@@ -7,7 +7,7 @@ use camino::{Utf8Component, Utf8Path};
 use serde_json::json;
 use textnlp_provider::SiteName;
 use textnlp_provider::operations::{Export as Exported, ExportFormat, NeededSecret};
-use textnlp_service::backup::put_file;
+use textnlp_service::backup::{key, put_file};
 
 use super::state;
 use crate::clouds;
@@ -103,7 +103,10 @@ impl ExportScope {
 
 async fn exported(session: &Session, tool: ExportFormat, console: Console) -> Result<(Exported, ExportScope), Failure> {
     let chosen = session.load_to_run(console)?;
-    let deployment = deployment::described(session, chosen, console).await?;
+    let mut deployment = deployment::described(session, chosen, console).await?;
+    if key::prepare(&deployment.chosen).await? {
+        deployment = deployment::described(session, deployment.chosen, console).await?;
+    }
     let environment = &deployment.chosen.loaded.environment;
     let mut found = Vec::new();
     for (name, site) in &deployment.sites {

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::dr::control_client::ControlClients;
-use textnlp_orchestrator::environment::Environment;
-use textnlp_provider::Lineage;
+use textnlp_orchestrator::environment::{API_KEY, Environment, names};
 use textnlp_provider::operations::Jobs;
+use textnlp_provider::{Lineage, Recorded, Rotation};
 use textnlp_server::auth::key::{NewKey, digest};
 use textnlp_service::platform::Scope;
 use textnlp_service::running::{self, RunningEnvironment, ServerProcess};
 
+use super::secret;
 use crate::args::Key;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
@@ -79,14 +80,42 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             }
             Ok(Success::new(text, listed))
         }
-        Key::Rotate { id } => {
-            not_our_own(&running, id)?;
+        Key::Rotate { id, grace, no_gate } if running.key_id.as_deref() == Some(id.as_str()) => {
+            // First, so that the old key ends whatever happens afterwards.
+            let expire = async || {
+                let Some(grace) = grace else { return Ok(()) };
+                let seconds = grace.as_seconds().max(1);
+                let command = json!({ "do": "expire", "public_id": id, "expires_in": seconds });
+                ask(&running, environment, &command).await.map(drop)
+            };
+            let rotation = Rotation { at: jiff::Timestamp::now(), immediately: false, new_id: grace.is_some() };
+            secret::rotate(session, is_first_key, FIRST_KEY, &rotation, expire, *no_gate, console).await
+        }
+        Key::Rotate { grace: Some(_), .. } => {
+            let error = anyhow::anyhow!("only the first key can be replaced with a grace period");
+            Err(Failure::usage("no_grace", error).hint("create a second key, and revoke this one later"))
+        }
+        Key::Rotate { id, grace: None, .. } => {
             let made = ask(&running, environment, &json!({ "do": "rotate", "public_id": id })).await?;
             console.say("This is the only time that the new key is shown; the old one no longer works.");
             shown_once(&chosen.scope, made, console)
         }
         Key::Revoke { id } => {
-            not_our_own(&running, id)?;
+            if running.key_id.as_deref() == Some(id.as_str()) {
+                let listed = ask(&running, environment, &json!({ "do": "list" })).await?;
+                if !has_other_administrator(&listed, id) {
+                    let error = anyhow::anyhow!("`{id}` is the only key with all scopes that does not expire");
+                    return Err(Failure::refused("only_key", error).hint(format!(
+                        "replace it: {}; or create another one first: {}",
+                        chosen.scope.command(&format!("key rotate {id}")),
+                        chosen.scope.command("key create NAME")
+                    )));
+                }
+                // First, so that no later run makes the revoked key valid again.
+                let rotation = Rotation { at: jiff::Timestamp::now(), immediately: false, new_id: false };
+                secret::request(session, is_first_key, FIRST_KEY, &rotation, async || Ok(()), console).await?;
+                console.say("The next `up` creates a new first key.");
+            }
             let done = ask(&running, environment, &json!({ "do": "revoke", "public_id": id })).await?;
             // A mistyped id must not look like an expired key.
             if done["found"] == json!(false) {
@@ -110,14 +139,20 @@ fn shown_once(scope: &Scope, made: Value, console: Console) -> Result<Success, F
     console.deliver(shown).map_err(|lost| lost.hint(format!("the key exists but was not shown: {replace}")))
 }
 
+/// What the messages of a rotation call it.
+const FIRST_KEY: &str = "the first API key";
+
 /// The environment's first key is a resource: its secret is in the store, and commands use it.
-fn not_our_own(running: &RunningEnvironment, id: &str) -> Result<(), Failure> {
-    if running.key_id.as_deref() != Some(id) {
-        return Ok(());
-    }
-    let error = anyhow::anyhow!("`{id}` is the environment's own key, which `up` created and these commands use");
-    Err(Failure::refused("own_key", error)
-        .hint("create keys for clients with `textnlp-deploy key create NAME`, and rotate those"))
+fn is_first_key(recorded: &Recorded) -> bool {
+    secret::is_part(recorded, &format!("{}/{API_KEY}", names::SECRETS))
+}
+
+/// Whether a list of keys has one with all scopes and without an end besides `id`.
+fn has_other_administrator(listed: &Value, id: &str) -> bool {
+    listed["keys"].as_array().into_iter().flatten().any(|key| {
+        let has_all = key["scopes"].as_array().is_some_and(|scopes| scopes.iter().any(|scope| scope == "*"));
+        key["public_id"] != id && has_all && key["revoked_at"].is_null() && key["expires_at"].is_null()
+    })
 }
 
 /// Runs one key command beside the database, on behalf of the operator.
@@ -156,6 +191,14 @@ pub async fn run(jobs: &dyn Jobs, lineage: Lineage, command: &str, input: &Value
     answered(command, output.answer.unwrap_or_default(), output.failure)
 }
 
+/// Where each database of an environment is reached. Sites on hosts have one each. Sites in clusters share one.
+pub fn processes(running: &RunningEnvironment) -> Vec<Option<&ServerProcess>> {
+    match running.servers.as_slice() {
+        [] => vec![None],
+        servers => servers.iter().map(Some).collect(),
+    }
+}
+
 /// One-off jobs beside the servers of a site, or of the primary site if none is given.
 pub async fn jobs(
     running: &RunningEnvironment,
@@ -186,7 +229,7 @@ pub async fn jobs(
 }
 
 /// The `admin` command of the server program.
-const COMMAND: &str = "keys";
+pub const COMMAND: &str = "keys";
 
 /// Like [`run`], for job output that is kept in logs: the key is created here, and the job gets only its digest.
 async fn logged(jobs: &dyn Jobs, lineage: Lineage, mut command: Value) -> Result<Value, Failure> {
@@ -246,5 +289,26 @@ fn without_nulls(value: &Value) -> Value {
             Value::Object(fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect())
         }
         other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_key_is_revoked_only_beside_another_valid_key_with_all_scopes() {
+        let key = |id: &str, scopes: &[&str], expires_at: Value, revoked_at: Value| json!({ "public_id": id, "scopes": scopes, "expires_at": expires_at, "revoked_at": revoked_at });
+        let first = key("first", &["*"], Value::Null, Value::Null);
+        let check = |other: Value, expect: bool| {
+            let listed = json!({ "keys": [first, other] });
+            assert_eq!(has_other_administrator(&listed, "first"), expect, "{listed}");
+        };
+        check(key("a", &["*"], Value::Null, Value::Null), true);
+        check(key("a", &["generate"], Value::Null, Value::Null), false);
+        check(key("a", &["*"], json!(100), Value::Null), false);
+        check(key("first", &["*"], Value::Null, Value::Null), false);
+        check(key("a", &["*"], Value::Null, json!(1)), false);
+        assert!(!has_other_administrator(&json!({}), "first"));
     }
 }

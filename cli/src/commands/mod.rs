@@ -25,6 +25,7 @@ mod providers;
 pub mod reach;
 mod release;
 pub mod rollout;
+mod secret;
 mod state;
 mod status;
 mod supervise;
@@ -78,6 +79,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Doctor => doctor::doctor(session, console).await,
         Command::SupportBundle(args) => support::support_bundle(session, &args, console).await,
         Command::Key(command) => key::key(session, &command, console).await,
+        Command::Secret(command) => secret::secret(session, &command, console).await,
         Command::Audit(command) => audit_log::audit(session, &command, console).await,
         Command::Release(command) => release::release(session, &command, console),
         Command::Promote(args) => release::promote(session, &args, console).await,

@@ -11,7 +11,7 @@ use textnlp_orchestrator::plan::{
     swept,
 };
 use textnlp_orchestrator::run::{RunOptions, look};
-use textnlp_service::backup::put_file;
+use textnlp_service::backup::{key, put_file};
 use textnlp_service::gate;
 
 use super::down::delete_data;
@@ -31,7 +31,12 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let (deployment, purpose) = if args.down {
         (deployment::recorded(session, chosen)?, Purpose::Down)
     } else {
-        (deployment::wanted(session, chosen, console).await?, Purpose::Up)
+        let mut deployment = deployment::wanted(session, chosen, console).await?;
+        // `apply` compares a saved plan with its own.
+        if args.out.is_some() && key::prepare(&deployment.chosen).await? {
+            deployment = deployment::wanted(session, deployment.chosen, console).await?;
+        }
+        (deployment, Purpose::Up)
     };
     let environment = &deployment.chosen.loaded.environment;
     let is_measured = environment.phase.has_gate();

@@ -30,15 +30,16 @@ pub async fn target(scope: &Scope, environment: Option<&Environment>) -> Result<
     })
 }
 
-/// A `curl` command for a POSIX shell.
+/// A `curl` command for a POSIX shell. The key reaches it by a pipe: arguments are visible to all users of the machine.
 pub fn curl(running: &RunningEnvironment, prompt: &str) -> String {
-    let mut line = String::from("curl");
+    let key = running.key_file.as_ref().map(|key| quoted(key.as_str()));
+    let header = key.as_ref().map(|key| format!("sed 's/^/Authorization: Bearer /' {key} | "));
+    let mut line = format!("{}curl", header.unwrap_or_default());
     if let Some(ca) = &running.ca_file {
         line.push_str(&format!(" --cacert {}", quoted(ca.as_str())));
     }
-    if let Some(key) = &running.key_file {
-        // `$(…)` starts a new quoting context, so the inner quotes need no escapes.
-        line.push_str(&format!(" -H \"Authorization: Bearer $(cat {})\"", quoted(key.as_str())));
+    if key.is_some() {
+        line.push_str(" -H @-");
     }
     let body = serde_json::json!({ "prompt": prompt, "max_tokens": 60 }).to_string();
     line.push_str(&format!(
@@ -60,24 +61,41 @@ mod tests {
     use textnlp_provider::Lineage;
     use uuid::Uuid;
 
-    #[test]
-    fn printed_curl_command_quotes_paths_with_blanks() {
-        let running = RunningEnvironment {
+    fn running(key_file: &str) -> RunningEnvironment {
+        RunningEnvironment {
             address: "https://127.0.0.1:8443".into(),
             metrics_address: None,
             ca_file: Some("/a b/ca.pem".into()),
-            key_file: Some("/a b/key".into()),
+            key_file: Some(key_file.into()),
             key: None,
             key_id: None,
             servers: Vec::new(),
             namespace: None,
             folder: Utf8PathBuf::new(),
             lineage: Lineage(Uuid::nil()),
-        };
+        }
+    }
+
+    #[test]
+    fn printed_curl_command_quotes_paths_with_blanks() {
         assert_eq!(
-            curl(&running, "It's"),
-            "curl --cacert '/a b/ca.pem' -H \"Authorization: Bearer $(cat '/a b/key')\" \
+            curl(&running("/a b/key"), "It's"),
+            "sed 's/^/Authorization: Bearer /' '/a b/key' | curl --cacert '/a b/ca.pem' -H @- \
              -H 'Content-Type: application/json' -d '{\"prompt\":\"It'\\''s\",\"max_tokens\":60}' https://127.0.0.1:8443/v1/generate"
         );
+    }
+
+    #[test]
+    fn printed_curl_command_has_no_key_among_its_arguments() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("the key");
+        std::fs::write(&key, "tnlp_0123_secret").unwrap();
+        let line = curl(&running(key.to_str().unwrap()), "a");
+        let script = format!("curl() {{ printf '%s\\n' \"$@\" > arguments; cat > input; }}; {line}");
+        let ran = std::process::Command::new("sh").args(["-c", &script]).current_dir(folder.path()).status().unwrap();
+        assert!(ran.success());
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!(read("input").trim_end(), "Authorization: Bearer tnlp_0123_secret");
+        assert!(!read("arguments").contains("secret"), "{}", read("arguments"));
     }
 }

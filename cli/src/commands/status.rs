@@ -9,6 +9,7 @@ use textnlp_provider::{ResourceId, SiteName};
 use textnlp_service::Scope;
 use textnlp_service::backup::backup_status;
 
+use super::down::lost_state;
 use crate::args::Explain;
 use crate::deployment::{self, Deployment};
 use crate::report::{Console, Exit, Failure, Success};
@@ -23,6 +24,9 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     let status = status::status(&facts, state.places(), unfinished);
     let name = &deployment.chosen.scope.name;
     if status.resources.is_empty() && status.open.is_empty() && status.unfinished.is_empty() {
+        if let Some(lost) = lost_state(&state, &deployment.chosen.scope) {
+            return Err(lost.document(serde_json::to_value(&status)?));
+        }
         let text = format!("{name} is not deployed. To deploy it: {}", deployment.chosen.scope.last_up());
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::apply::Gates;
 use textnlp_orchestrator::plan::{Node, Plan, Purpose};
 use textnlp_orchestrator::run::{Run, RunOptions, RunOutcome, run_phases, run_saved_plan};
-use textnlp_service::backup::{backup_status, settings};
+use textnlp_service::backup::{backup_status, key, settings};
 use textnlp_service::gate::Occasion;
 use textnlp_service::running::{self, RunningEnvironment};
 use textnlp_service::up::{incomplete, prepare, record, shut};
@@ -37,9 +37,12 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     let began = Instant::now();
     let chosen = session.load_to_run(console)?;
     let phase = chosen.loaded.environment.phase;
-    let deployment = deployment::wanted(session, chosen, console).await?;
+    let mut deployment = deployment::wanted(session, chosen, console).await?;
     let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
     prepare(&deployment, args.no_gate, gated).await?.iter().for_each(|warning| console.warn(warning));
+    if key::prepare(&deployment.chosen).await? {
+        deployment = deployment::wanted(session, deployment.chosen, console).await?;
+    }
     let options = RunOptions { gated: args.gated, ..RunOptions::UP };
     let gates = gate::WithinRun::new(session, &deployment, &args.audit, console);
     let arrival = go(session, &deployment, options, Some(&gates), saved, console).await?;

@@ -19,6 +19,7 @@ use textnlp_provider::{Lineage, Problem, Problems, Site, SiteName};
 use uuid::Uuid;
 
 use crate::artifacts::{LocalArtifacts, knows_commands, tell_pinned};
+use crate::backup::key;
 use crate::failure::{Exit, Failure, preflight_failure, state_failed};
 use crate::platform::{ChosenEnvironment, Progress, Scope};
 use crate::release::program_of;
@@ -205,7 +206,11 @@ impl Selection {
     async fn resolve(&self, progress: &dyn Progress) -> Result<Release, Failure> {
         let Self { chosen, server, .. } = self;
         let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
-        let here = LocalArtifacts { chosen, server: server.clone(), progress }.read()?;
+        let mut here = LocalArtifacts { chosen, server: server.clone(), progress }.read()?;
+        if environment.dumps_in_cluster() {
+            let key = key::there(scope.platform, &scope.folder).await?;
+            here.files.backup_recipient = key.map(|key| key.recipient().to_string());
+        }
         let Some(lock) = chosen.lock()? else {
             return Ok(Release::resolve(environment, &here));
         };

@@ -149,13 +149,10 @@ pub fn state_failed(error: StateError, again: &RerunFlags, environment: &Environ
         StateError::Object { .. } | StateError::Unconditional { .. } | StateError::Sealed { .. } => {
             (Exit::Failed, "state_store", error.hint().unwrap_or_default())
         }
-        StateError::Io(_) => (
-            Exit::Failed,
-            "state",
-            "the state folder must be readable and writable: fix its permissions, or choose another with --state-dir DIR"
-                .to_owned(),
-        ),
-        _ => return Failure::new(Exit::Failed, "state", error),
+        _ => {
+            let hint = error.hint();
+            return Failure { hint, ..Failure::new(Exit::Failed, "state", error) };
+        }
     };
     Failure::new(exit, code, error).hint(hint)
 }

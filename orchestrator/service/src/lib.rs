@@ -3,6 +3,7 @@
 //! They print nothing and ask nothing. [`Platform`] gives them the providers, [`Progress`] reports what they do, and a
 //! [`Failure`] says why one failed and what to do next. The command line wires, asks and prints.
 
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod artifacts;

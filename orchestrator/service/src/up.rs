@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
-use textnlp_orchestrator::apply::Outcome;
+use textnlp_orchestrator::apply::{ApplyError, Outcome};
 use textnlp_orchestrator::environment::names;
 use textnlp_orchestrator::plan::{Cost, Plan, PlanRefusal, Purpose};
 use textnlp_orchestrator::run::{RunError, RunOutcome};
@@ -176,7 +176,13 @@ pub fn run_failed(error: RunError, purpose: Purpose, scope: &Scope) -> Failure {
                 .hint(format!("contact that operator; to allow changes again: {release}"))
                 .document(document)
         }
-        RunError::State(error) => state_failed(error, &scope.again, &scope.name),
+        RunError::State(error) | RunError::Apply(ApplyError::State(error)) => {
+            state_failed(error, &scope.again, &scope.name)
+        }
+        RunError::Apply(ApplyError::Journal { site, source }) => {
+            let failure = state_failed(source, &scope.again, &scope.name);
+            Failure { error: failure.error.context(format!("write the journal of `{site}`")), ..failure }
+        }
         stale @ (RunError::Stale { .. } | RunError::OtherPlanner) => Failure::refused("stale_plan", stale)
             .hint(format!("nothing was changed; plan again: {} --out FILE", plan())),
         other => Failure::new(Exit::Failed, "road", other),

@@ -2,11 +2,12 @@
 //!
 //! Start with [`Manifest`] (the content of a backup), then `archive` (its bytes: a standard tar) and `seal` (encryption
 //! in the format of the tool `age`). [`BackupDirectory`] is the backup directory with its retention. [`Log`] is the archived
-//! write-ahead log of a PostgreSQL, for restores to a point in time. The provider knows which data of a site belongs
+//! write-ahead log of a PostgreSQL, for restores to a point in time. [`DumpFolder`] has the database dumps of a cluster. The provider knows which data of a site belongs
 //! into a backup; the server program reads the databases. The caller passes both in.
 
 mod archive;
 mod directory;
+mod dumps;
 mod error;
 mod log;
 mod manifest;
@@ -14,6 +15,7 @@ mod seal;
 
 pub use archive::{Content, Item, listed, unpack, write};
 pub use directory::{BackupDirectory, BackupFacts, StoredBackup, VerificationResult, removable};
+pub use dumps::{DumpFolder, StoredDump};
 pub use error::Error;
 pub use log::{Header, Log, LogReach, PART_MAX, Segment, SegmentFacts, SegmentName, StoreOutcome, unneeded};
 pub use manifest::{Base, Database, FORMAT, Manifest, Member, Model, is_inside};

@@ -129,6 +129,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         }),
         adapter: e.scaling.adapter,
         replicates: e.witness_place().is_some(),
+        pinned: e.phase.is_production(),
         min_nodes: e.cluster.min_nodes,
         max_nodes: e.cluster.max_nodes,
     }
@@ -150,7 +151,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     add(
         names::NETWORK,
         there.network.as_ref().or(e.network.existing.as_ref()),
-        ComponentSpec::Network(part::Network { cidr: e.network.cidr.clone(), policies: e.network.policies }),
+        ComponentSpec::Network(part::Network { cidr: e.network.cidr.clone(), policies: e.has_network_policies() }),
     );
     add(
         names::CLUSTER,
@@ -217,7 +218,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     }
     // One backup has the state of all sites, and one site takes it.
     if e.backup.enabled && site.role == Role::Primary {
-        add(names::BACKUP, None, ComponentSpec::Backup(backup(&e.backup)));
+        add(names::BACKUP, None, ComponentSpec::Backup(backup(e, release)));
     }
     if e.monitoring.stack || !e.monitoring.receivers.is_empty() {
         let existing = there.monitoring.as_ref().or(e.monitoring.existing.as_ref());
@@ -235,7 +236,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
 fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component> {
     let mut made = Vec::new();
     let mut add = |called: &str, part: ComponentSpec| made.push(Component { name: name(called), existing: None, part });
-    add(names::NETWORK, ComponentSpec::Network(part::Network { cidr: None, policies: e.network.policies }));
+    add(names::NETWORK, ComponentSpec::Network(part::Network { cidr: None, policies: e.has_network_policies() }));
     add(names::CLUSTER, ComponentSpec::Cluster(part::Cluster { network: name(names::NETWORK), gpu: None }));
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &place.region, &e.server.api.host);
@@ -315,6 +316,7 @@ fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Rela
             (Some(host), Some(port)) => (host, port),
             _ => (listening(host(e, site)), site.port.unwrap_or(e.server.api.port)),
         },
+        ready: site.cluster.health(),
         watch: name(names::WATCH),
         peers: peers(e, site),
         witness: part::RemoteComponent { site: witness_name(), component: name(names::WITNESS) },
@@ -397,13 +399,16 @@ fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> pa
     }
 }
 
-fn backup(backup: &Backup) -> part::Backup {
+fn backup(e: &Environment, release: &Release) -> part::Backup {
+    let backup = &e.backup;
+    // A machine adds the environment's own key when it takes a backup.
+    let own = release.files.backup_recipient.clone().filter(|_| e.dumps_in_cluster());
     part::Backup {
         every_seconds: backup.every.as_seconds(),
         keep_seconds: backup.keep.as_seconds(),
         destination: backup.destination.clone(),
         verify: backup.verify,
-        recipients: backup.recipients.clone(),
+        recipients: own.into_iter().chain(backup.recipients.iter().cloned()).collect(),
         point_in_time_seconds: backup.point_in_time.map(Span::as_seconds),
     }
 }
@@ -539,7 +544,11 @@ fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Wo
         }),
         outside: outside(e, release),
         served: e.models.iter().map(|model| served(model, release)).collect(),
-        egress: part::Egress { private_ca: release.files.private_ca.clone(), proxy: proxy(e) },
+        egress: part::Egress {
+            private_ca: release.files.private_ca.clone(),
+            proxy: proxy(e),
+            policies: e.has_network_policies(),
+        },
         saml: release.files.saml.get(&site.name).cloned(),
     }
 }

@@ -23,6 +23,8 @@ pub struct SettingFiles {
     pub prometheus_ca: Option<FileText>,
     /// `sites[].cluster.saml`.
     pub saml: BTreeMap<SiteName, FileText>,
+    /// The public half of the environment's backup key, for dumps that a cluster encrypts.
+    pub backup_recipient: Option<String>,
 }
 
 impl SettingFiles {
@@ -38,6 +40,7 @@ impl SettingFiles {
             private_ca: ca(environment.network.private_ca.as_ref()),
             prometheus_ca: ca(environment.rollout.prometheus.as_ref().and_then(|one| one.ca_file.as_ref())),
             saml: sites.filter_map(|site| Some((site.name.clone(), saml(site.cluster.saml.as_ref()?)))).collect(),
+            backup_recipient: None,
         }
     }
 }

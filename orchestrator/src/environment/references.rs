@@ -1,4 +1,5 @@
 //! Checks that the references of an environment resolve: secrets, the private CA's file and the SAML settings file.
+//! Files with secrets are refused while other users have access to them.
 //!
 //! A missing reference may exist where the environment runs. Such an environment loads and passes `env check`; `plan`
 //! and `up` refuse it.
@@ -61,9 +62,9 @@ impl References<'_> {
                 let there = self.variables.get(&name).is_some_and(|value| !value.is_empty());
                 (!there).then(|| (format!("the variable `{name}` is not set"), format!("export {name}=…")))
             }
-            SecretSource::File(file) => {
-                file_problem(&file).map(|cause| (cause, "put the secret there, readable only by you".to_owned()))
-            }
+            SecretSource::File(file) => file_problem(&file)
+                .map(|cause| (cause, "put the secret there, readable only by you".to_owned()))
+                .or_else(|| exposed(&file)),
             SecretSource::Store(name) => Some((
                 format!("reading the secret `{}` from the environment's secret store is not supported yet", cut(&name)),
                 "write `secret:env:NAME` or `secret:file:PATH`".to_owned(),
@@ -75,6 +76,13 @@ impl References<'_> {
 /// `sites[0].cluster.saml`.
 fn is_saml(path: &str) -> bool {
     path.starts_with("sites[") && path.ends_with("].cluster.saml")
+}
+
+/// Who else has access to a file with a secret, and how to fix it.
+fn exposed(path: &str) -> Option<(String, String)> {
+    // A file that cannot be read is another problem.
+    let exposed = textnlp_files::check_secret(path).ok().flatten()?;
+    Some((exposed.to_string(), exposed.fix()))
 }
 
 fn file_problem(path: &str) -> Option<String> {

@@ -332,9 +332,7 @@ async fn probe(
     }
     const SMALL: u64 = 3;
     if let Some(key) = lent.key("gate-limit", Some(SMALL), found, tell).await {
-        // Each site has its own limit.
-        let sites = environment.sites.iter().filter(|site| site.serves()).count() as u64;
-        found.add(prober.limited(&key, SMALL, sites.max(1)).await, tell);
+        found.add(prober.limited(&key, SMALL).await, tell);
     }
     // In a cluster, the caller checks the metrics where the autoscaler reads them.
     if !outside.recorded.iter().any(|check| check.name == checks::METRICS) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
+use super::hold::{self, HOLD, Hold};
 use super::store::{Holder, Store};
 use super::transfer::named_by;
 use super::{Entry, FORMAT, Head, LINEAGE, LineageFile, SiteLocation, StateError, head_name, read_lineage, record};
@@ -43,6 +44,13 @@ pub enum Remedy {
         /// The count of lost records, as far as known.
         lost: u64,
     },
+    /// Replace the record of the lock, which only counts locks.
+    WriteLease {
+        /// The highest number of a lock in the journals.
+        fence: u64,
+    },
+    /// Freeze the environment: the file may have said so.
+    WriteHold,
 }
 
 impl Remedy {
@@ -55,7 +63,7 @@ impl Remedy {
 /// Checks everything.
 pub async fn check(store: &dyn Store, environment: &EnvironmentName) -> Result<Vec<Finding>, StateError> {
     let mut found = Vec::new();
-    let (mut lineage, mut places) = (None, BTreeMap::new());
+    let (mut lineage, mut places, mut fence) = (None, BTreeMap::new(), 0);
     for site in store.sites().await? {
         let what = format!("journal of `{site}`");
         let bytes = store.log(&site).await?;
@@ -67,6 +75,7 @@ pub async fn check(store: &dyn Store, environment: &EnvironmentName) -> Result<V
             }
         };
         for line in &log.records {
+            fence = fence.max(line.record.fence);
             if let Entry::Opened { lineage: of, place, .. } = &line.record.entry {
                 lineage = lineage.or(Some(*of));
                 places.insert(site.clone(), place.clone());
@@ -110,6 +119,15 @@ pub async fn check(store: &dyn Store, environment: &EnvironmentName) -> Result<V
             Err(error) => wrong(error.to_string()),
         },
     }
+    if let Some(because) = store.lock_damage().await? {
+        let remedy = Some(Remedy::WriteLease { fence });
+        found.push(Finding { what: "lease.json".to_owned(), because, remedy });
+    }
+    let hold = store.document(HOLD).await?.map(|bytes| hold::read(&store.place(), &bytes));
+    if let Some(Err(error)) = hold {
+        let remedy = (!matches!(error, StateError::Future { .. })).then_some(Remedy::WriteHold);
+        found.push(Finding { what: HOLD.to_owned(), because: error.to_string(), remedy });
+    }
     Ok(found)
 }
 
@@ -141,9 +159,23 @@ pub async fn apply_remedies(
     found: &[Finding],
     holder: &Holder,
 ) -> Result<(), StateError> {
+    let remedies = || found.iter().filter_map(|finding| finding.remedy.as_ref());
+    for remedy in remedies() {
+        // Without it no lock is granted.
+        if let Remedy::WriteLease { fence } = remedy {
+            store.reset_lock(holder, *fence).await?;
+        }
+    }
     let lock = store.lock(holder).await?;
-    for remedy in found.iter().filter_map(|finding| finding.remedy.as_ref()) {
+    for remedy in remedies() {
         match remedy {
+            Remedy::WriteLease { .. } => {}
+            Remedy::WriteHold => {
+                let Holder { by, host, since, tool, .. } = holder.clone();
+                let why = format!("{HOLD} was damaged: the environment may have been frozen");
+                let bytes = hold::written(Some(Hold { by, host, since, why, tool }));
+                store.replace(&lock, HOLD, &bytes).await?;
+            }
             Remedy::CutTorn { site } => {
                 let bytes = store.log(site).await?;
                 let log = record::read(&bytes).map_err(|damage| StateError::Damaged { site: site.clone(), damage })?;

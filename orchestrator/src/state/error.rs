@@ -1,7 +1,10 @@
 //! Errors of a state, with their hints.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
+use textnlp_files::user;
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 use super::lineage::SiteLocation;
@@ -196,13 +199,8 @@ impl StateError {
     /// How to fix it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Io(io) if io.source.kind() == io::ErrorKind::PermissionDenied => {
-                format!("make `{}` readable and writable for you, or choose another folder with `--state-dir`", io.path)
-            }
-            Self::Io(io) if io.source.kind() == io::ErrorKind::StorageFull => {
-                "free some disk space and run the same command again: completed work is kept".to_owned()
-            }
-            Self::Io(_) | Self::Broken { .. } => "run the same command again".to_owned(),
+            Self::Io(io) => io_hint(&io.path, io.source.kind()),
+            Self::Broken { .. } => "run the same command again".to_owned(),
             Self::LeaseLost { .. } => {
                 "no call was made after that; run the same command again to resume".to_owned()
             }
@@ -236,11 +234,52 @@ impl StateError {
     }
 }
 
+/// How to fix a failed file operation in a state, by the kind of the error.
+pub fn io_hint(path: &str, kind: io::ErrorKind) -> String {
+    let path = Path::new(path);
+    let nearest = path.ancestors().find_map(|path| Some((path, std::fs::symlink_metadata(path).ok()?)));
+    match (kind, nearest) {
+        (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => {
+            "free some disk space and run the same command again: completed work is kept; `down` runs on a full disk too"
+                .to_owned()
+        }
+        (io::ErrorKind::PermissionDenied, Some((path, there))) => {
+            format!("make {} writable for you: it belongs to {}", path.display(), user(there.uid()))
+        }
+        (io::ErrorKind::ReadOnlyFilesystem, _) => {
+            format!("the filesystem of {} is mounted read-only: remount it for writing", path.display())
+        }
+        (io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists, Some((path, there))) if !there.is_dir() => {
+            format!("{} is a file: move it away, or name a folder with --state-dir DIR", path.display())
+        }
+        _ => "run the same command again".to_owned(),
+    }
+}
+
 fn held(holder: Option<&Holder>) -> String {
     match holder {
         Some(Holder { by, pid, host, since, tool }) => {
             format!("another run holds the lock: {by} with process {pid} on {host} since {since:.0} ({tool})")
         }
         None => "another run holds the lock".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hint_of_a_failed_file_operation_follows_its_kind() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").expect("a file");
+        let hint = |path: &str, kind| io_hint(&format!("{}/{path}", folder.path().display()), kind);
+        assert!(hint("x", io::ErrorKind::StorageFull).starts_with("free some disk space"));
+        assert!(hint("file/x", io::ErrorKind::NotADirectory).contains("/file is a file"));
+        assert!(hint("x", io::ErrorKind::ReadOnlyFilesystem).contains("read-only"));
+        let owner = user(textnlp_files::caller());
+        assert!(hint("a/b", io::ErrorKind::PermissionDenied).ends_with(&format!("it belongs to {owner}")));
+        assert_eq!(hint("x", io::ErrorKind::TimedOut), "run the same command again");
     }
 }

@@ -1,4 +1,5 @@
 //! A state in a local folder: `lineage.json`, `lock`, `lease.json`, and for each site `journal/SITE/log` with `bodies`.
+//! `reserve` keeps space for a `down` on a full disk.
 //!
 //! The lock is the operating system's lock on the file `lock`; the kernel releases it when the process ends. Folders
 //! have mode 0700 and files 0600.
@@ -10,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use serde::{Deserialize, Serialize};
-use textnlp_files::Replace;
+use textnlp_files::{Replace, check_folder};
 use textnlp_provider::SiteName;
 
 use super::record::BodyRef;
@@ -20,6 +22,13 @@ use super::{Io, StateError};
 
 /// The largest log in bytes: a hundred thousand records of full length. No valid log is larger.
 const LOG_LIMIT: u64 = 512 << 20;
+
+/// The file that keeps space for a `down` on a full disk.
+const RESERVE: &str = "reserve";
+/// Its size: a `down` writes its plan, its records and its markers, which take less.
+const RESERVE_BYTES: u64 = 4 << 20;
+/// The free space below which the reserve is not created, and is released for a `down`.
+const RESERVE_NEEDED: u64 = 16 * RESERVE_BYTES;
 
 /// A state in a folder of this machine.
 ///
@@ -48,6 +57,54 @@ impl Folder {
     /// The path.
     pub fn path(&self) -> &Utf8Path {
         &self.path
+    }
+
+    /// Frees the reserved space if the disk is nearly full, for a run that removes resources.
+    pub fn free_reserve(&self) {
+        if textnlp_files::filesystem(&self.path).is_ok_and(|disk| disk.free < RESERVE_NEEDED) {
+            self.remove_reserve();
+        }
+    }
+
+    /// Removes the reserve: nothing is left to remove.
+    pub fn remove_reserve(&self) {
+        // Without it, a later run fails as it would have without the reserve.
+        let _ = std::fs::remove_file(self.path.join(RESERVE));
+    }
+
+    /// Reserves space for a later `down`. Best effort: some filesystems cannot, and a state is complete without it.
+    fn keep_reserve(&self) {
+        let path = self.path.join(RESERVE);
+        let has_room = || textnlp_files::filesystem(&self.path).is_ok_and(|disk| disk.free >= RESERVE_NEEDED);
+        if path.symlink_metadata().is_ok() || !has_room() {
+            return;
+        }
+        let reserved = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|file| fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES).map_err(io::Error::from));
+        if reserved.is_err() {
+            self.remove_reserve();
+        }
+    }
+
+    /// Takes the operating system's lock. `None`: another process has it.
+    fn take_lock(&self) -> Result<Option<textnlp_files::Lock>, StateError> {
+        make_folder(&self.path)?;
+        let path = self.path.join("lock");
+        textnlp_files::Lock::try_exclusive(&path, 0o600)
+            .map_err(|error| StateError::Io(Io::new(error.action, path.as_str(), error.source)))
+    }
+
+    fn put_lease(&self, fence: u64, holder: &Holder) -> Result<(), StateError> {
+        let text = serde_json::to_vec_pretty(&Lease { fence, holder: holder.clone() }).expect("a lease is plain data");
+        self.put(&self.path.join("lease.json"), &text)
+    }
+
+    fn held(&self) -> StateError {
+        StateError::Held { holder: self.lease().ok().flatten().map(|lease| lease.holder) }
     }
 
     fn site(&self, site: &SiteName) -> Utf8PathBuf {
@@ -99,6 +156,7 @@ impl Folder {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)
             .map_err(|e| fail("open", e))?;
         let written = file.write_all_at(bytes, at).and_then(|()| file.sync_data());
@@ -123,10 +181,15 @@ impl Folder {
     }
 }
 
+/// Creates a folder. One that exists must be the caller's own: links are not followed.
 fn make_folder(path: &Utf8Path) -> Result<(), StateError> {
     let fail = |error| StateError::Io(Io::new("make folder", path.as_str(), error));
-    if path.is_dir() {
-        return Ok(());
+    if path.symlink_metadata().is_ok() {
+        let mut found = Vec::new();
+        check_folder(path, 0, &mut found).map_err(|error| fail(error.source))?;
+        return found
+            .first()
+            .map_or(Ok(()), |exposed| Err(fail(io::Error::new(io::ErrorKind::PermissionDenied, exposed.to_string()))));
     }
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
     path.parent().filter(|parent| !parent.as_str().is_empty()).map_or(Ok(()), sync_folder)
@@ -210,19 +273,24 @@ impl Store for Folder {
     }
 
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError> {
-        make_folder(&self.path)?;
-        let path = self.path.join("lock");
-        let held = textnlp_files::Lock::try_exclusive(&path, 0o600)
-            .map_err(|error| StateError::Io(Io::new(error.action, path.as_str(), error.source)))?;
-        let Some(held) = held else {
-            return Err(StateError::Held { holder: self.lease().ok().flatten().map(|lease| lease.holder) });
-        };
-        let fence = self.lease()?.map_or(0, |lease| lease.fence) + 1;
-        let lease = Lease { fence, holder: holder.clone() };
-        let text = serde_json::to_vec_pretty(&lease).expect("a lease is plain data");
-        self.put(&self.path.join("lease.json"), &text)?;
+        let held = self.take_lock()?.ok_or_else(|| self.held())?;
+        let fence = self.lease()?.map_or(0, |lease| lease.fence).saturating_add(1);
+        self.put_lease(fence, holder)?;
         self.broken.store(false, Ordering::SeqCst);
         Ok(Lock::for_life(fence, held))
+    }
+
+    async fn lock_damage(&self) -> Result<Option<String>, StateError> {
+        match self.lease() {
+            Err(StateError::Unreadable { because, .. }) => Ok(Some(because)),
+            lease => lease.map(|_| None),
+        }
+    }
+
+    async fn reset_lock(&self, holder: &Holder, fence: u64) -> Result<(), StateError> {
+        let _held = self.take_lock()?.ok_or_else(|| self.held())?;
+        // Another repair may have been faster.
+        if self.lock_damage().await?.is_none() { Ok(()) } else { self.put_lease(fence, holder) }
     }
 
     async fn holder(&self) -> Result<Option<Holder>, StateError> {
@@ -244,6 +312,7 @@ impl Store for Folder {
         self.check(lock)?;
         let folder = self.site(site);
         make_folder(&folder)?;
+        self.keep_reserve();
         if !batch.bodies.is_empty() {
             self.append_at(&folder.join("bodies"), batch.bodies_at, &batch.bodies)?;
         }

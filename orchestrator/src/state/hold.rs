@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{FORMAT, Locked, State, StateError};
 
-const HOLD: &str = "hold.json";
+pub(super) const HOLD: &str = "hold.json";
 
 /// The freeze of an environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,15 +32,24 @@ struct HoldFile {
 impl State {
     /// The freeze of this environment, if any.
     pub async fn held(&self) -> Result<Option<Hold>, StateError> {
-        let Some(bytes) = self.store.document(HOLD).await? else { return Ok(None) };
-        let unreadable = |because: String| StateError::Unreadable { what: format!("{}/{HOLD}", self.place()), because };
-        let file: HoldFile = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
-        if file.format > FORMAT {
-            let what = format!("{}/{HOLD}", self.place());
-            return Err(StateError::Future { what, found: file.format.into(), known: FORMAT });
-        }
-        Ok(file.held)
+        self.store.document(HOLD).await?.map_or(Ok(None), |bytes| read(&self.place(), &bytes))
     }
+}
+
+/// The freeze in a file of the state at `place`.
+pub(super) fn read(place: &str, bytes: &[u8]) -> Result<Option<Hold>, StateError> {
+    let what = || format!("{place}/{HOLD}");
+    let file: HoldFile = serde_json::from_slice(bytes)
+        .map_err(|error| StateError::Unreadable { what: what(), because: error.to_string() })?;
+    if file.format > FORMAT {
+        return Err(StateError::Future { what: what(), found: file.format.into(), known: FORMAT });
+    }
+    Ok(file.held)
+}
+
+/// The file of a freeze.
+pub(super) fn written(held: Option<Hold>) -> Vec<u8> {
+    serde_json::to_vec_pretty(&HoldFile { format: FORMAT, held }).expect("a hold is plain data")
 }
 
 impl Locked {
@@ -64,7 +73,6 @@ impl Locked {
     }
 
     async fn write_hold(&self, held: Option<Hold>) -> Result<(), StateError> {
-        let bytes = serde_json::to_vec_pretty(&HoldFile { format: FORMAT, held }).expect("a hold is plain data");
-        self.state.store.replace(&self.lock, HOLD, &bytes).await
+        self.state.store.replace(&self.lock, HOLD, &written(held)).await
     }
 }

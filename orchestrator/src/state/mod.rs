@@ -33,7 +33,7 @@ use crate::clock::Clock;
 
 pub use check::{Finding, Remedy, apply_remedies, check};
 pub use durations::Durations;
-pub use error::{Io, StateError};
+pub use error::{Io, StateError, io_hint};
 pub use fold::{Intent, OpenOperation, RecordedObjects, ReplacedObject, UnfinishedRun};
 pub use folder::Folder;
 pub use hold::Hold;
@@ -140,6 +140,20 @@ impl State {
     /// Whether nothing was ever written: the lineage is only proposed.
     pub fn is_new(&self) -> bool {
         self.is_new
+    }
+
+    /// Whether anything is recorded. A lineage alone records nothing.
+    pub fn has_records(&self) -> bool {
+        self.journals.values().any(|journal| journal.head.n > 0)
+    }
+
+    /// The same state for the objects of this lineage, if it has no records that could contradict it.
+    #[must_use]
+    pub fn with_lineage(self, lineage: Lineage) -> Self {
+        if self.has_records() || self.lineage == lineage {
+            return self;
+        }
+        Self { lineage, is_new: true, ..self }
     }
 
     /// The environment it belongs to.
@@ -276,7 +290,7 @@ impl State {
         };
         let lock = self.store.lock(&holder).await?;
         let read = Self::load(self.store.clone(), &self.environment, self.lineage).await;
-        let state = match read.and_then(|state| state.check_places(places).map(|()| state)) {
+        let state = match read.and_then(|state| state.check_places(places).map(|()| state.with_lineage(self.lineage))) {
             Ok(state) => state,
             Err(error) => {
                 // The first error is the useful one; the lock ends without the release too.
@@ -291,7 +305,8 @@ impl State {
             host: holder.host,
             pid: operator.pid,
         };
-        let mut locked = Locked { state, lock, operator, clock, touched: BTreeSet::new(), mended: Vec::new() };
+        let (touched, mended) = (BTreeSet::new(), Vec::new());
+        let mut locked = Locked { state, lock, operator, clock, touched, mended, has_new_places: false };
         locked.mend().await?;
         locked.bind(places).await?;
         Ok(locked)
@@ -306,6 +321,9 @@ pub struct Locked {
     clock: Arc<dyn Clock>,
     touched: BTreeSet<SiteName>,
     mended: Vec<String>,
+    /// Whether `lineage.json` lacks the lineage or places. Of a new state it is written with the first record, so that a
+    /// refused run leaves no lineage.
+    has_new_places: bool,
 }
 
 impl std::ops::Deref for Locked {
@@ -347,6 +365,9 @@ impl Locked {
         site: &SiteName,
         write: impl FnOnce(&mut JournalWriter<'_>),
     ) -> Result<(), StateError> {
+        if self.has_new_places {
+            self.write_lineage().await?;
+        }
         let journal = self.state.journals.entry(site.clone()).or_default();
         let mut pen = JournalWriter { journal, batch: Batch::default(), entries: Vec::new(), fresh: BTreeMap::new() };
         if pen.journal.fold.opened.is_none() {
@@ -407,18 +428,17 @@ impl Locked {
     }
 
     async fn bind(&mut self, places: &BTreeMap<SiteName, SiteLocation>) -> Result<(), StateError> {
+        let (is_new, lineage) = (self.state.is_new, self.state.lineage);
         let new: Vec<_> = places.iter().filter(|(site, place)| self.state.places.get(*site) != Some(*place)).collect();
-        if new.is_empty() {
+        if places.is_empty() || (new.is_empty() && !is_new) {
             return Ok(());
         }
-        let mut sites = self.state.places.clone();
-        sites.extend(new.iter().map(|(site, place)| ((*site).clone(), (*place).clone())));
-        let (lineage, environment) = (self.state.lineage, self.state.environment.clone());
-        let file = LineageFile { format: FORMAT, lineage, environment, sites, moved: None };
-        let bytes = serde_json::to_vec_pretty(&file).expect("a lineage is plain data");
-        self.state.store.replace(&self.lock, LINEAGE, &bytes).await?;
-        self.state.places = file.sites;
+        self.state.places.extend(new.iter().map(|(site, place)| ((*site).clone(), (*place).clone())));
         self.state.is_new = false;
+        self.has_new_places = true;
+        if !is_new {
+            self.write_lineage().await?;
+        }
         for (site, place) in new {
             // An empty site may be bound to another location; its journal continues.
             if self.state.journals.get(site).is_some_and(|journal| journal.fold.opened.is_some()) {
@@ -426,6 +446,16 @@ impl Locked {
                 self.commit(&site.clone(), |pen| pen.entry(Entry::Opened { format, lineage, site, place })).await?;
             }
         }
+        Ok(())
+    }
+
+    async fn write_lineage(&mut self) -> Result<(), StateError> {
+        let State { lineage, environment, places, .. } = &self.state;
+        let (environment, sites) = (environment.clone(), places.clone());
+        let file = LineageFile { format: FORMAT, lineage: *lineage, environment, sites, moved: None };
+        let bytes = serde_json::to_vec_pretty(&file).expect("a lineage is plain data");
+        self.state.store.replace(&self.lock, LINEAGE, &bytes).await?;
+        self.has_new_places = false;
         Ok(())
     }
 

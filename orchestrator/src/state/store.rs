@@ -41,6 +41,14 @@ pub trait Store: Send + Sync {
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError>;
     /// The holder of the lock, as far as it can be seen without taking it.
     async fn holder(&self) -> Result<Option<Holder>, StateError>;
+    /// Why the record of the lock cannot be read. `None` if it can, or if the store reports it when the lock is taken.
+    async fn lock_damage(&self) -> Result<Option<String>, StateError> {
+        Ok(None)
+    }
+    /// Replaces a record of the lock that cannot be read. `fence` is at least the number of every earlier lock.
+    async fn reset_lock(&self, _holder: &Holder, _fence: u64) -> Result<(), StateError> {
+        Ok(())
+    }
     /// Releases the lock. Dropping it releases it too; with leases, after they expire.
     async fn unlock(&self, lock: Lock) -> Result<(), StateError> {
         drop(lock);

@@ -140,7 +140,7 @@ fn no_store_plan_event_or_report_contains_a_secret() {
                 _ => format!("postgres://ada:CANARY{round}{i}QZX7W@db.example.com/x"),
             };
             let file = folder.join("secrets").join(i.to_string());
-            std::fs::write(&file, &canary).unwrap();
+            textnlp_files::Replace::private().write(&file, canary.as_bytes()).unwrap();
             canaries.push(canary.split('@').next().unwrap().rsplit(':').next().unwrap().to_owned());
             sets.extend(besides.split_whitespace().map(str::to_owned));
             sets.push(format!("{path}=secret:file:{file}"));

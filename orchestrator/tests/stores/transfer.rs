@@ -175,6 +175,17 @@ fn state_damage_is_detected_and_repaired_where_unambiguous() {
     assert_eq!(steps, 0);
     let (_, steps, _, _) = mended(&|path| std::fs::write(path.join("journal/here/head.json"), "{").unwrap());
     assert_eq!(steps, 0);
+    // The number of the lock goes on after the highest one in the journal.
+    for damage in ["", "{\"fence\":", "[]"] {
+        let (found, steps, _, _) = mended(&|path| std::fs::write(path.join("lease.json"), damage).unwrap());
+        assert!(matches!(&found[..], [one] if one.what == "lease.json"), "{found:?}");
+        assert_eq!(steps, 0);
+    }
+    // A damaged freeze may have been one.
+    let (places, found) = damaged(&|path| std::fs::write(path.join("hold.json"), "{").unwrap());
+    on(&places.world.clock, apply_remedies(&*places.local(), &environment(), &found, &holder("ada"))).unwrap();
+    let state = places.load(places.local()).unwrap();
+    assert_eq!(on(&places.world.clock, state.held()).unwrap().unwrap().by, "ada");
     // The last records are gone: what they told of is found by its lineage, not made a second time.
     let (found, steps, _, things) = mended(&|path| {
         let log = path.join("journal/here/log");

@@ -29,6 +29,8 @@ pub struct ClusterSite {
     pub adapter: bool,
     /// Whether the site replicates control data. Its site agent and its inter-site relay then run outside of the cluster.
     pub replicates: bool,
+    /// Whether images need a digest.
+    pub pinned: bool,
     /// The minimum number of nodes; fewer are a preflight warning.
     pub min_nodes: u32,
     /// The maximum number of nodes, if set.
@@ -70,6 +72,12 @@ pub struct ClusterAccess {
     /// Whether that address belongs to the cluster's load balancer.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub load_balancer: bool,
+    /// The address of service `textnlp-api-ready` for failover between sites, which clients must not reach; if unset, `address`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_address: Option<String>,
+    /// Destinations of pods in addition to those that the settings imply; with `network.policies`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<EgressRule>,
     /// Whether it is an OpenShift cluster, which assigns users to pods; `ingress.kind: route` implies it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub openshift: bool,
@@ -100,6 +108,48 @@ pub struct ClusterAccess {
     /// The PriorityClass of the servers' pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority_class: Option<String>,
+}
+
+/// Networks with the metadata services of clouds, which give the credentials of a machine to any program on it. Most use
+/// link-local addresses; the others are those of Azure, Alibaba Cloud, Oracle Cloud, AWS and Google Cloud.
+pub const METADATA_SERVICES: [&str; 7] = [
+    "169.254.0.0/16",
+    "168.63.129.16/32",
+    "100.100.100.200/32",
+    "192.0.0.192/32",
+    "fe80::/10",
+    "fd00:ec2::254/128",
+    "fd20:ce::254/128",
+];
+
+/// A destination of pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EgressRule {
+    /// An address, or a network such as `10.20.0.0/16`.
+    pub to: String,
+    /// The port there. For a service of the cluster: that of its pods.
+    #[schemars(range(min = 1))]
+    pub port: u16,
+    /// The transport protocol.
+    #[serde(default = "EgressRule::usual")]
+    pub protocol: Transport,
+}
+
+impl EgressRule {
+    fn usual() -> Transport {
+        Transport::Tcp
+    }
+}
+
+words! {
+    /// A transport protocol.
+    pub enum Transport {
+        /// TCP.
+        Tcp = "tcp",
+        /// UDP.
+        Udp = "udp",
+    }
 }
 
 /// The entry point for clients outside the cluster.
@@ -156,6 +206,12 @@ impl ClusterAccess {
             None => authority.split(':').next()?,
         };
         (!host.is_empty()).then(|| host.to_owned())
+    }
+
+    /// The host and port of the address of health checks.
+    pub fn health(&self) -> Option<(String, u16)> {
+        let access = Self { address: self.health_address.clone(), ..Self::default() };
+        Some((access.host()?, access.port()?))
     }
 
     /// The port of the address, if there is one.

@@ -357,6 +357,9 @@ pub struct Egress {
     pub private_ca: Option<FileText>,
     /// The proxy variables for model downloads: `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
     pub proxy: BTreeMap<String, String>,
+    /// Whether network policies limit it to what the programs need.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub policies: bool,
 }
 
 impl Egress {
@@ -596,6 +599,9 @@ pub struct Relay {
     pub cluster: ComponentName,
     /// This site's endpoint: its host and port.
     pub endpoint: (String, u16),
+    /// The host and port that answer only health checks, where the endpoint runs elsewhere and has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<(String, u16)>,
     /// This site's agent.
     pub watch: ComponentName,
     /// The other sites.
@@ -753,7 +759,8 @@ pub struct Backup {
     pub destination: Option<String>,
     /// Whether each backup is verified by restoring it.
     pub verify: bool,
-    /// Public keys that backups are encrypted for, besides the environment's own.
+    /// Public keys that backups are encrypted for. The environment's own is the first one for a cluster, and is not listed
+    /// for a machine, which has the key.
     pub recipients: Vec<String>,
     /// The maximum age of the archived WAL of a PostgreSQL, in seconds; `None` archives none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,7 @@
 //! [`capabilities`] (which settings a provider supports), [`cluster`] (the settings of sites in clusters). [`memory`] is a provider that
 //! lives in memory and implements every component; [`conformance`] holds the lists that every provider passes.
 //! This crate knows no cloud, no terminal and no file format but canonical JSON.
+#![forbid(unsafe_code)]
 
 mod program;
 pub mod provider;
@@ -46,5 +47,5 @@ pub use resource::{
     Wanted,
 };
 pub use secret::{Secret, SecretName, SecretRef, SecretStore, SecretVersion};
-pub use spec::{DRIFT, OutputRef, Spec, SpecError};
+pub use spec::{DRIFT, OutputRef, ROTATION, Rotation, Spec, SpecError};
 pub use through::{Reach, Through};

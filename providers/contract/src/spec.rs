@@ -53,18 +53,43 @@ pub enum SpecError {
 /// never recorded.
 pub const DRIFT: &str = "drift";
 
+/// The member of a recorded spec with the [`Rotation`] that the operator requested. The update that carries it out
+/// records the spec without it.
+pub const ROTATION: &str = "requested_rotation";
+
+/// A request to replace a credential by a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// When it was requested.
+    pub at: jiff::Timestamp,
+    /// Whether the old one must not be accepted beside the new one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub immediately: bool,
+    /// Whether the new one gets another public id, so that both can exist at the same time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub new_id: bool,
+}
+
 impl Spec {
-    /// The applied spec: an observed spec without [`DRIFT`].
+    /// The applied spec: an observed or recorded spec without [`DRIFT`] and [`ROTATION`].
     #[must_use]
     pub fn applied(&self) -> Self {
         match &self.0.value {
-            Value::Object(fields) if fields.contains_key(DRIFT) => {
+            Value::Object(fields) if [DRIFT, ROTATION].iter().any(|name| fields.contains_key(*name)) => {
                 let mut fields = fields.clone();
-                fields.remove(DRIFT);
+                [DRIFT, ROTATION].iter().for_each(|name| drop(fields.remove(*name)));
                 Self::from_sorted(Value::Object(fields))
             }
             _ => self.clone(),
         }
+    }
+
+    /// The same spec with a requested rotation.
+    #[must_use]
+    pub fn with_rotation(&self, rotation: &Rotation) -> Self {
+        let mut value = self.as_value().clone();
+        value[ROTATION] = serde_json::to_value(rotation).expect("a rotation is plain data");
+        Self::of(&value)
     }
 
     /// Canonicalises any serialisable value; it must serialise to a JSON object.

@@ -173,6 +173,7 @@ fn every_component_is_expanded_into_resources() {
             ComponentSpec::Relay(Relay {
                 cluster: name("cluster"),
                 endpoint: ("127.0.0.1".to_owned(), 8443),
+                ready: None,
                 watch: name("watch"),
                 peers: vec![name("there")],
                 witness: RemoteComponent { site: name("witness"), component: name("witness") },

@@ -18,7 +18,9 @@ use crate::{Options, trust};
 pub const NETWORK: &str = "network";
 
 /// Clients trust the authority by hand: it must outlive many certificates.
-const AUTHORITY_DAYS: u32 = 3650;
+const AUTHORITY_DAYS: u32 = 1825;
+/// The longest lifetime of a certificate. It ends with its authority.
+const CERTIFICATE_DAYS_MAX: u32 = 1825;
 
 /// The certificate of the authority that clients trust.
 pub const CA_FILE: &str = "certs/ca.pem";
@@ -116,9 +118,9 @@ impl<'a> Expansion<'a> {
         authority: ResourceId,
         leaf: ResourceId,
     ) {
-        if certificate.days == 0 || certificate.days > AUTHORITY_DAYS / 2 {
+        if certificate.days == 0 || certificate.days > CERTIFICATE_DAYS_MAX {
             let cause = format!("a certificate cannot be valid for {} days", certificate.days);
-            self.problem("days", cause, format!("choose 1 to {} days", AUTHORITY_DAYS / 2));
+            self.problem("days", cause, format!("choose 1 to {CERTIFICATE_DAYS_MAX} days"));
         }
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         names.extend(hostname.filter(|name| is_dns_name(name)).map(str::to_owned));
@@ -143,10 +145,17 @@ impl<'a> Expansion<'a> {
             ),
         };
         let key = self.secret_name(&format!("{prefix}ca-key"));
-        let spec = AuthoritySpec { subject, days: AUTHORITY_DAYS, certificate_file: ca_file.clone(), key };
+        let names = trust::sorted_names(&names);
+        let spec = AuthoritySpec {
+            subject,
+            days: AUTHORITY_DAYS,
+            names: names.clone(),
+            certificate_file: ca_file.clone(),
+            key,
+        };
         self.want_protected(authority.clone(), KeyKind::Authority, &spec, [self.network_id()]);
         let mut spec = json!({
-            "names": trust::sorted_names(&names),
+            "names": names,
             "days": certificate.days,
             "certificate_file": certificate_file,
             "key_file": key_file,

@@ -7,6 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_files::{Replace, copy_sha256, sync_folder};
 
+use crate::layout::SiteFolder;
+
 /// The largest text (unit, marker, configuration) that is ever read.
 pub const TEXT_MAX: u64 = 4 << 20;
 
@@ -89,15 +91,40 @@ pub fn make_folder(path: &Utf8Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates the folder for sockets under `/tmp`. Another user may have created it first, so owner and mode are checked.
-pub fn make_private_folder(path: &Utf8Path) -> io::Result<()> {
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+/// Whether a path is free, or a folder that only this process's user may enter.
+pub(crate) fn is_free_or_own(path: &Utf8Path) -> bool {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) => found.is_dir() && found.uid() == textnlp_files::caller() && found.mode() & 0o077 == 0,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// Creates a site's short folder for sockets, if it has one, and records it. Another user may have created it first, so
+/// owner and mode are checked.
+pub fn make_sockets_folder(folder: &SiteFolder) -> io::Result<()> {
+    if !folder.has_short_sockets() {
+        return Ok(());
+    }
+    let path = folder.sockets();
+    match std::fs::DirBuilder::new().mode(0o700).create(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let found = std::fs::symlink_metadata(path)?;
-    let ours = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
-    if ours { Ok(()) } else { Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")) }
+    if !is_free_or_own(&path) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{path} belongs to another user")));
+    }
+    let (_, fresh) = folder_and_temporary(&folder.sockets_record())?;
+    remove_file(&fresh)?;
+    std::os::unix::fs::symlink(&path, &fresh)?;
+    std::fs::rename(&fresh, folder.sockets_record())
+}
+
+/// Removes a site's short folder for sockets and its record.
+pub(crate) fn remove_sockets_folder(folder: &SiteFolder) -> io::Result<()> {
+    if folder.has_short_sockets() {
+        remove_tree(&folder.sockets())?;
+    }
+    remove_file(&folder.sockets_record())
 }
 
 /// A cheap check for a changed file.

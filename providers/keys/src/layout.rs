@@ -1,11 +1,19 @@
-//! Paths within a site's folder. Pure: reads nothing.
+//! Paths within a site's folder, and the checks of them.
+
+use std::sync::LazyLock;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
+use textnlp_files::{Exposed, check_folder};
 use textnlp_provider::{CloudId, Error, ErrorKind, ResourceId, Result, SiteName};
+
+use crate::files;
 
 /// The folders of a site, in the order of their creation.
 pub(crate) const FOLDERS: [&str; 9] = ["objects", "units", "run", "log", "data", "config", "models", "certs", "bin"];
+
+/// The folders with what runs and what is trusted. `run`, `log` and `data` may belong to the users of services.
+const CHECKED: [&str; 6] = ["objects", "units", "config", "models", "certs", "bin"];
 
 /// The longest path of a Unix socket, without the terminating zero.
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -40,6 +48,20 @@ impl SiteFolder {
         self.root.parent().and_then(Utf8Path::parent).unwrap_or(&self.root)
     }
 
+    /// Appends what other users control of the folders with programs, their configuration, keys and models, and of the
+    /// content of those down to `depth` levels.
+    pub fn check_owners(&self, depth: usize, found: &mut Vec<Exposed>) -> textnlp_files::Result<()> {
+        let before = found.len();
+        check_folder(&self.root, 0, found)?;
+        for folder in CHECKED {
+            if found.len() > before {
+                break;
+            }
+            check_folder(self.root.join(folder), depth, found)?;
+        }
+        Ok(())
+    }
+
     /// The path of a relative path of a spec.
     pub fn join(&self, relative: &str) -> Utf8PathBuf {
         self.root.join(relative)
@@ -72,12 +94,24 @@ impl SiteFolder {
     }
 
     /// The folder of sockets: `run/`, or a short one when the site's own path is too long for a socket address.
+    ///
+    /// The short one is the recorded one, else one named after the site's path; if another user took that name, one with
+    /// a name that other users cannot foresee. It is not in `$XDG_RUNTIME_DIR`, which is removed at logout.
     pub fn sockets(&self) -> Utf8PathBuf {
-        if self.root.as_str().len() <= ROOT_MAX {
+        if !self.has_short_sockets() {
             return self.root.join("run");
         }
-        let digest = hex::encode(Sha256::digest(self.root.as_str().as_bytes()));
-        Utf8PathBuf::from(format!("/tmp/textnlp-{}", &digest[..16]))
+        let recorded = self.sockets_record().read_link_utf8().ok();
+        let named = short_folder(&self.root, "");
+        recorded.into_iter().chain([named]).find(|path| files::is_free_or_own(path)).unwrap_or_else(|| {
+            static UNFORESEEN: LazyLock<String> = LazyLock::new(textnlp_files::unique_name);
+            short_folder(&self.root, &UNFORESEEN)
+        })
+    }
+
+    /// The link to the short folder of sockets.
+    pub(crate) fn sockets_record(&self) -> Utf8PathBuf {
+        self.root.join("sockets")
     }
 
     /// Whether [`Self::sockets`] lies outside the site's folder.
@@ -126,9 +160,40 @@ impl SiteFolder {
     }
 }
 
+fn short_folder(root: &Utf8Path, suffix: &str) -> Utf8PathBuf {
+    let digest = hex::encode(Sha256::digest(format!("{root}{suffix}")));
+    Utf8PathBuf::from(format!("/tmp/textnlp-{}", &digest[..16]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn taken_name_of_a_short_socket_folder_is_avoided() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8PathBuf::from_path_buf(dir.path().join("x".repeat(90))).unwrap();
+        let folder = SiteFolder::at(&root);
+        std::fs::create_dir(&root).unwrap();
+        let named = folder.sockets();
+        assert_eq!(named, short_folder(&root, ""));
+        // Another user's folder: like one that others may enter, it is not used.
+        std::fs::create_dir(&named).unwrap();
+        std::fs::set_permissions(&named, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let other = folder.sockets();
+        assert!(other != named && other.as_str().len() == named.as_str().len(), "{other}");
+        files::make_sockets_folder(&folder).unwrap();
+        assert_eq!(
+            (folder.sockets(), folder.sockets_record().read_link_utf8().unwrap()),
+            (other.clone(), other.clone())
+        );
+        // The recorded one stays when the name is free again.
+        std::fs::remove_dir(&named).unwrap();
+        assert_eq!(folder.sockets(), other);
+        files::remove_sockets_folder(&folder).unwrap();
+        assert!(!other.exists() && folder.sockets_record().symlink_metadata().is_err());
+        assert_eq!(folder.sockets(), named);
+    }
 
     #[test]
     fn long_state_paths_get_short_socket_paths() {

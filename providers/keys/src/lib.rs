@@ -4,6 +4,7 @@
 //! [`Keys`] is a [`Provider`](textnlp_provider::Provider) of these kinds. A provider that has more kinds in the same
 //! folder embeds it and implements [`FolderProvider`], as the on-prem provider does. Every object is in the folder of its
 //! site ([`SiteFolder`]) or in the secret store, and has a [`Marker`] that records its owner.
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod objects;

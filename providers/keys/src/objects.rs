@@ -172,7 +172,7 @@ impl<P: FolderProvider> Site<'_, P> {
             kind: recorded.kind.clone(),
             cloud_id: recorded.cloud_id.clone(),
             complete: true,
-            spec: recorded.spec.clone(),
+            spec: recorded.spec.applied(),
             facts,
         };
         if let Some(version) = recorded.outputs.get("secret").and_then(|secret| secret.get("version")) {

@@ -113,16 +113,18 @@ fn user_certificate(wanted: &Wanted, problems: &mut Vec<Problem>) {
 pub fn space<'a>(needed: impl IntoIterator<Item = (&'a Utf8Path, u64)>, problems: &mut Vec<Problem>) {
     for (folder, bytes) in needed {
         let path = nearest(folder);
+        // In another folder, what runs would be deployed a second time.
+        let or_elsewhere = if folder.join("sites").is_dir() { "" } else { ", or choose another `--state-dir`" };
         let Ok(textnlp_files::Filesystem { free, free_inodes, .. }) = textnlp_files::filesystem(&path) else {
             continue;
         };
         if free < bytes {
             let cause = format!("{path} has {} MB free and {} MB are needed", free >> 20, bytes >> 20);
-            problems.push(Problem::new("disk", cause, "free some space, or choose another `--state-dir`"));
+            problems.push(Problem::new("disk", cause, format!("free some space{or_elsewhere}")));
         }
         if let Some(left) = free_inodes.filter(|left| *left < INODES) {
             let cause = format!("{path} has {left} inodes left and {INODES} are needed");
-            problems.push(Problem::new("disk", cause, "remove files, or choose another `--state-dir`"));
+            problems.push(Problem::new("disk", cause, format!("remove files{or_elsewhere}")));
         }
     }
 }
@@ -134,7 +136,29 @@ pub fn nearest(path: &Utf8Path) -> Utf8PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::CloudId;
+
     use super::*;
+
+    #[test]
+    fn user_provided_key_that_others_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key_file) = (folder.path().join("site.pem"), folder.path().join("site.key"));
+        let key = crate::trust::new_key().unwrap();
+        let pem = crate::trust::authority(&key, "site.example", &[], 30, jiff::Timestamp::now()).unwrap();
+        std::fs::write(&certificate, pem).unwrap();
+        std::fs::write(&key_file, key.expose()).unwrap();
+        let health = |mode| {
+            std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(mode)).unwrap();
+            match certificate::observe_existing(&CloudId::new(certificate.to_str().unwrap()).unwrap()) {
+                Observed::Present(object) => object.health,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(health(0o600), Health::Ready);
+        let Health::Degraded(why) = health(0o644) else { panic!("it is ready") };
+        assert!(why.contains("permissions 0644 for") && why.contains("chmod 600 "), "{why}");
+    }
 
     #[test]
     fn git_is_required_where_a_repository_is_configured() {

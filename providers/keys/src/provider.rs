@@ -6,8 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_provider::{
-    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem,
-    Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Verb, Wanted,
+    CloudId, Component, Effect, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
+    Problem, Problems, Progress, Provider, ROTATION, Recorded, ResourceId, Result, Scope, SecretStore, Site, Verb,
+    Wanted,
 };
 
 use crate::diff::diff;
@@ -69,7 +70,21 @@ impl Provider for Keys {
     }
 
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
-        KeyKind::of(&wanted.kind).map_or(Vec::new(), |kind| diff(wanted, recorded, seen, &kind.rules()))
+        let Some(kind) = KeyKind::of(&wanted.kind) else { return Vec::new() };
+        let mut changes = diff(wanted, recorded, seen, &kind.rules());
+        // An authority of an earlier version stays as it is until it is rotated.
+        if kind == KeyKind::Authority && seen.spec.get("names").is_none() {
+            changes.retain(|change| change.field != "days" && change.field != "names");
+        }
+        if let (KeyKind::Secret | KeyKind::Authority, Some(rotation)) = (kind, recorded.spec.get(ROTATION)) {
+            changes.push(FieldChange {
+                field: ROTATION.to_owned(),
+                before: None,
+                after: Some(rotation.clone()),
+                effect: Effect::InPlace,
+            });
+        }
+        changes
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {

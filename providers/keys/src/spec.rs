@@ -40,7 +40,10 @@ pub struct AuthoritySpec {
     pub subject: String,
     /// The lifetime of the certificate in days.
     pub days: u32,
-    /// The certificate, PEM.
+    /// The only names that it may certify. Empty in records of earlier versions: any name.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// The certificate, PEM. After a rotation, the replaced one follows it for a while.
     pub certificate_file: String,
     /// The private key in the secret store.
     pub key: SecretName,

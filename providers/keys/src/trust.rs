@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SerialNumber,
+    BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, NameConstraints, SerialNumber,
 };
 use sha2::{Digest, Sha256};
 use textnlp_provider::Secret;
@@ -24,6 +24,9 @@ pub enum CertificateError {
     /// The text is not a certificate.
     #[error("it is not a certificate in PEM form: {0}")]
     Parse(String),
+    /// The authority's key is not the one of its certificate: the authority is being rotated.
+    #[error("the key of the authority does not match its certificate")]
+    OtherAuthority,
     /// A date cannot be represented.
     #[error("the time of validity is out of range")]
     Time,
@@ -77,8 +80,15 @@ pub fn public_pem(key: &Secret) -> Result<String, CertificateError> {
     Ok(key_pair(key)?.public_key_pem())
 }
 
-/// A certificate of an authority, signed by its own key, PEM.
-pub fn authority(key: &Secret, subject: &str, days: u32, now: Timestamp) -> Result<String, CertificateError> {
+/// A certificate of an authority for servers of these names, signed by its own key, PEM. Without names, it may certify
+/// any.
+pub fn authority(
+    key: &Secret,
+    subject: &str,
+    names: &[String],
+    days: u32,
+    now: Timestamp,
+) -> Result<String, CertificateError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, subject);
@@ -86,7 +96,12 @@ pub fn authority(key: &Secret, subject: &str, days: u32, now: Timestamp) -> Resu
     // It signs leaves only: a stolen leaf key never becomes an authority.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-    valid_for(&mut params, days, now)?;
+    // A client that trusts a stolen authority trusts it for the names of this site only.
+    let permitted_subtrees = permitted(names);
+    if !permitted_subtrees.is_empty() {
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+    }
+    valid_until(&mut params, days_after(now, days)?, now)?;
     Ok(params.self_signed(&key_pair(key)?).map_err(CertificateError::Issue)?.pem())
 }
 
@@ -99,14 +114,25 @@ pub fn issue(
     days: u32,
     now: Timestamp,
 ) -> Result<String, CertificateError> {
-    let issuer = Issuer::from_ca_cert_pem(authority_pem, key_pair(authority_key)?).map_err(CertificateError::Issue)?;
+    // The first certificate is the authority in use; others are those that it replaced.
+    let authority = first_certificate(authority_pem.as_bytes())?;
+    let seen = inspect(authority_pem.as_bytes(), None, Some(authority_key))?;
+    if seen.key_matches != Some(true) {
+        return Err(CertificateError::OtherAuthority);
+    }
+    let issuer =
+        Issuer::from_ca_cert_der(&authority.into(), key_pair(authority_key)?).map_err(CertificateError::Issue)?;
     let mut params = CertificateParams::new(names.to_vec()).map_err(CertificateError::Issue)?;
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, names.first().map_or("textnlp", String::as_str));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
-    valid_for(&mut params, days, now)?;
+    let end = days_after(now, days)?;
+    // Renewal is planned by the end of the certificate, so it must not end later than its authority. An authority that
+    // has ended is reported elsewhere.
+    let end = if seen.not_after > now { end.min(seen.not_after) } else { end };
+    valid_until(&mut params, end, now)?;
     Ok(params.signed_by(&key_pair(key)?, &issuer).map_err(CertificateError::Issue)?.pem())
 }
 
@@ -156,6 +182,43 @@ pub fn sorted_names(names: &[String]) -> Vec<String> {
     sorted
 }
 
+/// The subtrees of names that a certificate for these names needs.
+fn permitted(names: &[String]) -> Vec<GeneralSubtree> {
+    let subtree = |name: &String| match name.parse() {
+        Ok(std::net::IpAddr::V4(address)) => GeneralSubtree::IpAddress(CidrSubnet::V4(address.octets(), [255; 4])),
+        Ok(std::net::IpAddr::V6(address)) => GeneralSubtree::IpAddress(CidrSubnet::V6(address.octets(), [255; 16])),
+        Err(_) => GeneralSubtree::DnsName(name.strip_prefix("*.").unwrap_or(name).to_owned()),
+    };
+    let mut subtrees: Vec<GeneralSubtree> = Vec::new();
+    for subtree in names.iter().map(subtree) {
+        if !subtrees.contains(&subtree) {
+            subtrees.push(subtree);
+        }
+    }
+    if subtrees.is_empty() {
+        return subtrees;
+    }
+    // A kind of name without any subtree would be unrestricted. The reserved ones belong to nobody.
+    if !subtrees.iter().any(|subtree| matches!(subtree, GeneralSubtree::DnsName(_))) {
+        subtrees.push(GeneralSubtree::DnsName("invalid".to_owned()));
+    }
+    if !subtrees.iter().any(|subtree| matches!(subtree, GeneralSubtree::IpAddress(_))) {
+        subtrees.push(GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [255; 4])));
+    }
+    subtrees
+}
+
+/// The first certificate of a PEM text, as PEM.
+pub(crate) fn first_pem(pem: &[u8]) -> Result<String, CertificateError> {
+    let text = std::str::from_utf8(pem).map_err(|error| CertificateError::Parse(error.to_string()))?;
+    const END: &str = "-----END CERTIFICATE-----";
+    let (begin, end) = (text.find("-----BEGIN CERTIFICATE-----"), text.find(END));
+    match (begin, end) {
+        (Some(begin), Some(end)) if begin < end => Ok(format!("{}\n", &text[begin..end + END.len()])),
+        _ => Err(CertificateError::Parse("there is no CERTIFICATE block".to_owned())),
+    }
+}
+
 fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
     let names = extension.value.general_names.iter().filter_map(|name| match name {
@@ -189,10 +252,13 @@ fn key_pair(key: &Secret) -> Result<KeyPair, CertificateError> {
     KeyPair::from_pem(text).map_err(CertificateError::Key)
 }
 
+fn days_after(now: Timestamp, days: u32) -> Result<Timestamp, CertificateError> {
+    now.checked_add(SignedDuration::from_hours(24 * i64::from(days))).map_err(|_| CertificateError::Time)
+}
+
 /// rcgen counts in a date type of its own; whole seconds since 1970 lead there.
-fn valid_for(params: &mut CertificateParams, days: u32, now: Timestamp) -> Result<(), CertificateError> {
+fn valid_until(params: &mut CertificateParams, end: Timestamp, now: Timestamp) -> Result<(), CertificateError> {
     let begin = u64::try_from(now.as_second()).map_err(|_| CertificateError::Time)?.saturating_sub(BACKDATE.as_secs());
-    let end = now.checked_add(SignedDuration::from_hours(24 * i64::from(days))).map_err(|_| CertificateError::Time)?;
     let end = u64::try_from(end.as_second()).map_err(|_| CertificateError::Time)?;
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + Duration::from_secs(begin);
@@ -213,8 +279,8 @@ mod tests {
     fn certificates_verify_only_against_their_issuing_ca() {
         let now = Timestamp::now();
         let (ca_key, other_key, key) = (new_key().unwrap(), new_key().unwrap(), new_key().unwrap());
-        let ca = authority(&ca_key, "a", 30, now).unwrap();
-        let other = authority(&other_key, "a", 30, now).unwrap();
+        let ca = authority(&ca_key, "a", &[], 30, now).unwrap();
+        let other = authority(&other_key, "a", &[], 30, now).unwrap();
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         let leaf = issue(&ca, &ca_key, &key, &names, 9, now).unwrap();
         let seen = inspect(leaf.as_bytes(), Some(ca.as_bytes()), Some(&key)).unwrap();
@@ -230,13 +296,57 @@ mod tests {
     fn certificates_for_the_same_key_have_different_serials() {
         let now = Timestamp::now();
         let (ca_key, key) = (new_key().unwrap(), new_key().unwrap());
-        let ca = authority(&ca_key, "a", 30, now).unwrap();
+        let ca = authority(&ca_key, "a", &[], 30, now).unwrap();
         let serial = || {
             let pem = issue(&ca, &ca_key, &key, &["localhost".to_owned()], 9, now).unwrap();
             let der = first_certificate(pem.as_bytes()).unwrap();
             parse(&der).unwrap().raw_serial_as_string()
         };
         assert_ne!(serial(), serial());
+    }
+
+    #[test]
+    fn authority_names_are_critical_constraints_of_both_kinds() {
+        let (key, now) = (new_key().unwrap(), Timestamp::now());
+        let subtrees = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let der = first_certificate(authority(&key, "a", &names, 30, now).unwrap().as_bytes()).unwrap();
+            let parsed = parse(&der).unwrap();
+            let Some(constraints) = parsed.name_constraints().unwrap() else { return Vec::new() };
+            assert!(constraints.critical);
+            let permitted = constraints.value.permitted_subtrees.iter().flatten();
+            permitted.map(|subtree| subtree.base.to_string()).collect()
+        };
+        assert_eq!(subtrees(&[]), [] as [String; 0]);
+        assert_eq!(subtrees(&["*.texts.example", "texts.example", "127.0.0.1"]).len(), 2, "one for both");
+        assert_eq!(subtrees(&["texts.example"]).len(), 2, "and no address");
+        assert_eq!(subtrees(&["::1"]).len(), 2, "and no DNS name");
+    }
+
+    #[test]
+    fn certificate_ends_with_its_authority_at_the_latest() {
+        let now = Timestamp::now();
+        let (ca_key, key) = (new_key().unwrap(), new_key().unwrap());
+        let ca = authority(&ca_key, "a", &[], 5, now).unwrap();
+        let leaf = issue(&ca, &ca_key, &key, &["localhost".to_owned()], 9, now).unwrap();
+        let end = |pem: &str| inspect(pem.as_bytes(), None, None).unwrap().not_after;
+        assert_eq!(end(&leaf), end(&ca));
+    }
+
+    #[test]
+    fn certificate_is_not_issued_with_the_key_of_another_authority() {
+        let now = Timestamp::now();
+        let (old_key, new_ca_key, key) = (new_key().unwrap(), new_key().unwrap(), new_key().unwrap());
+        let old = authority(&old_key, "a", &[], 30, now).unwrap();
+        let bundle = authority(&new_ca_key, "a", &[], 30, now).unwrap() + &old;
+        let names = ["localhost".to_owned()];
+        let refused = issue(&bundle, &old_key, &key, &names, 9, now);
+        assert!(matches!(refused, Err(CertificateError::OtherAuthority)), "{refused:?}");
+        let leaf = issue(&bundle, &new_ca_key, &key, &names, 9, now).unwrap();
+        assert_eq!(inspect(leaf.as_bytes(), Some(bundle.as_bytes()), None).unwrap().signed, Some(true));
+        let first = first_pem(bundle.as_bytes()).unwrap();
+        assert_eq!(inspect(first.as_bytes(), None, Some(&new_ca_key)).unwrap().key_matches, Some(true));
+        assert!(inspect(first.as_bytes(), None, Some(&old_key)).unwrap().key_matches == Some(false));
     }
 
     #[test]

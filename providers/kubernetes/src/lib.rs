@@ -8,6 +8,7 @@
 //!
 //! Read in this order: `table`, `provider`, `verbs`, `fields` (ownership and differences), `ready`, `credential`,
 //! `error`.
+#![forbid(unsafe_code)]
 
 mod adapter;
 mod api;

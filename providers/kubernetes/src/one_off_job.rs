@@ -233,9 +233,17 @@ async fn job_log(api: &Api, namespace: &str, container: &str, job: &Value) -> Re
     pods.sort_by_key(|pod| {
         (pod["status"]["phase"] == "Succeeded", pod["metadata"]["creationTimestamp"].as_str().map(str::to_owned))
     });
-    let Some(pod) = pods.last().and_then(|pod| pod["metadata"]["name"].as_str()) else { return Ok(String::new()) };
-    let call = call("read the log of", "get", &diagnosis::POD, namespace, Some(pod));
-    api.whole_log(&call, container, MAX_LOG_BYTES).await
+    let Some(pod) = pods.last() else { return Ok(String::new()) };
+    let call = call("read the log of", "get", &diagnosis::POD, namespace, pod["metadata"]["name"].as_str());
+    api.whole_log(&call, failed_step(pod).unwrap_or(container), MAX_LOG_BYTES).await
+}
+
+/// The first step that failed before the container of the job started.
+fn failed_step(pod: &Value) -> Option<&str> {
+    let steps = pod["status"]["initContainerStatuses"].as_array()?;
+    let failed =
+        steps.iter().find(|step| step["state"]["terminated"]["exitCode"].as_i64().is_some_and(|code| code != 0));
+    failed?["name"].as_str()
 }
 
 fn call<'a>(
@@ -295,6 +303,15 @@ mod tests {
         assert!(one.get("readinessProbe").is_none() && one["env"][0]["value"] == "1");
         assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "1");
         assert_eq!(job(&servers, "other", &[]), None);
+    }
+
+    #[test]
+    fn log_of_a_failed_job_is_that_of_its_failed_step() {
+        let pod = |code: i32| {
+            let state = json!({ "terminated": { "exitCode": code } });
+            json!({ "status": { "initContainerStatuses": [{ "name": "dump", "state": state }] } })
+        };
+        assert_eq!((failed_step(&pod(1)), failed_step(&pod(0)), failed_step(&json!({}))), (Some("dump"), None, None));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::api::Api;
 use crate::error::{Call, Rule, missing_rules};
 use crate::gateway;
 use crate::identity::{self, ObjectLocation};
-use crate::lower::gateway_port;
+use crate::lower::{gateway_port, is_pinned};
 use crate::observe::several;
 use crate::provider::Kubernetes;
 use crate::served;
@@ -44,7 +44,7 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
         Problem::warning("cluster.max_nodes", cause, "set this limit in the cluster's own node autoscaler")
     }));
     let image = site.and_then(|site| site.settings.image.as_ref());
-    if let Some(image) = image.filter(|image| !image.contains("@sha256:")) {
+    if let Some(image) = image.filter(|image| !is_pinned(image)) {
         let cause = format!("`{image}` has no digest: a new push of that tag changes what new pods run");
         problems.push(Problem::warning("cluster.image", cause, "write `REGISTRY/textnlp@sha256:…`"));
     }

@@ -5,6 +5,7 @@
 //! file per kind: put, remove, look), [`supervise`] (the detached process that keeps programs running). Everything of a
 //! site is in one folder, `STATE/sites/SITE`. The server defines what the programs do; the orchestrator decides when
 //! this crate is called.
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod capabilities;

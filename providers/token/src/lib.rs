@@ -6,6 +6,7 @@
 //! client caches the token until it expires.
 //!
 //! Shapes: client authentication, <https://kubernetes.io/docs/reference/config-api/client-authentication.v1/>.
+#![forbid(unsafe_code)]
 
 #[cfg(feature = "aws")]
 mod aws;

@@ -8,6 +8,7 @@
 //!
 //! Everything here is pure: time comes in, [`Effect`]s go out, in the order in which they must be carried out. A store
 //! precedes the message that reports it. The simulation in `tests/` runs many sites through faults in virtual time.
+#![forbid(unsafe_code)]
 
 mod configuration;
 mod log;

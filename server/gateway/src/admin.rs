@@ -6,17 +6,20 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::answer::{error, json};
+use super::answer::{Refusal, error, json};
 use super::backend::State;
-use super::{Gateway, Live, handover};
+use super::forward::MOST_TRIES;
+use super::{Gateway, Live, handover, plain};
 
 const MOST_BODY: usize = 64 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Those that ask for a site's readiness wait for less.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// `GET /status`, `GET /ready`, `GET /sockets`, `POST /weights`, `POST /reload`.
 pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -37,12 +40,37 @@ pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
     }
 }
 
-/// `GET /ready` alone, for callers that are not operators.
+/// `GET /health` and `GET /ready` alone, for callers that are not operators.
 pub(super) async fn answer_checks(gateway: Arc<Gateway>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     match (request.method(), request.uri().path()) {
+        // Does not depend on the backends: a restart of the gateway would not help them.
+        (&Method::GET, "/health") => json(StatusCode::OK, &json!({ "status": "ok" })),
         (&Method::GET, "/ready") => ready(&gateway.live()),
-        _ => not_found("the only endpoint is GET /ready"),
+        _ => not_found("GET /health, GET /ready"),
     }
+}
+
+/// `GET /ready` as a server answers it: the first one that is ready, else the last one asked.
+pub(super) async fn answer_ready(gateway: Arc<Gateway>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    if (request.method(), request.uri().path()) != (&Method::GET, "/ready") {
+        return not_found("the only endpoint is GET /ready");
+    }
+    let (mut tried, mut last) = (Vec::new(), Refusal::NoBackend.response());
+    while tried.len() < MOST_TRIES
+        && let Some(backend) = gateway.live().backends.pick(&tried)
+    {
+        let trust = backend.trust.as_ref();
+        if let Ok((status, _, body)) = plain::get(&backend.address, trust, "/ready", READY_TIMEOUT, MOST_BODY).await {
+            last = Response::new(Full::new(body));
+            *last.status_mut() = status;
+            last.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            if status.is_success() {
+                break;
+            }
+        }
+        tried.push(backend);
+    }
+    last
 }
 
 fn not_found(hint: &str) -> Response<Full<Bytes>> {

@@ -5,15 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use textnlp_net::network::masked;
+use textnlp_net::network::subscriber;
 use tokio_util::sync::CancellationToken;
 
 /// Places above the total for our own proxies and their health checks.
 const RESERVED_PLACES: usize = 64;
 /// Connections that were told to close and are still open.
 const CLOSING_MAX: usize = 1024;
-/// The IPv6 network of one subscriber (RFC 6177), who can use all of its addresses.
-const IPV6_SHARE: u8 = 64;
 
 /// The bounds at this moment; a reload changes them.
 #[derive(Debug, Clone, Copy)]
@@ -69,10 +67,7 @@ impl Admission {
 
     /// A place for a connection. `address` is none for those that are not limited as one client.
     pub(super) fn admit(self: &Arc<Self>, address: Option<IpAddr>, bounds: Bounds) -> Result<Place, Refused> {
-        let share = address.map(|address| match address.to_canonical() {
-            address @ IpAddr::V4(_) => address,
-            address @ IpAddr::V6(_) => masked(address, IPV6_SHARE),
-        });
+        let share = address.map(subscriber);
         let mut table = self.table();
         if share.is_some_and(|share| table.shares.get(&share).is_some_and(|count| *count >= bounds.per_address)) {
             return Err(Refused::AddressLimit);

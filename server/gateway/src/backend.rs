@@ -35,6 +35,7 @@ pub(super) struct Backend {
     pub(super) name: String,
     pub(super) address: SocketAddress,
     pub(super) metrics_address: Option<SocketAddress>,
+    pub(super) ready_address: Option<SocketAddress>,
     pub(super) trust: Option<Trust>,
     weight: AtomicU32,
     known: Mutex<HealthResults>,
@@ -94,6 +95,7 @@ impl Backend {
             name: wanted.name.clone(),
             address: wanted.listen.clone(),
             metrics_address: wanted.metrics_listen.clone(),
+            ready_address: wanted.ready_listen.clone(),
             trust: wanted.tls.as_ref().map(Trust::new),
             weight: AtomicU32::new(wanted.weight),
             known: Mutex::default(),
@@ -114,7 +116,8 @@ impl Backend {
             _ => false,
         };
         let (name, address) = (self.name == wanted.name, self.address == wanted.listen);
-        name && address && self.metrics_address == wanted.metrics_listen && trusts
+        let others = self.metrics_address == wanted.metrics_listen && self.ready_address == wanted.ready_listen;
+        name && address && others && trusts
     }
 
     pub(super) fn weight(&self) -> u32 {

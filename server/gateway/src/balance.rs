@@ -66,6 +66,7 @@ mod tests {
             name: ((b'a' + at as u8) as char).to_string(),
             listen: "127.0.0.1:1".parse().unwrap(),
             metrics_listen: None,
+            ready_listen: None,
             tls: None,
             weight: *weight,
         };

@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -34,7 +34,29 @@ pub(super) struct Limited {
     inner: Incoming,
     left: u64,
     pause: Option<Pin<Box<Sleep>>>,
-    too_large: Arc<AtomicBool>,
+    upload: Arc<UploadState>,
+}
+
+/// The client's part in a request that fails while its body is forwarded.
+#[derive(Debug, Default)]
+pub(super) struct UploadState {
+    fault: OnceLock<Refusal>,
+    /// Whether the backend waits for the client's next bytes.
+    is_waiting: AtomicBool,
+}
+
+impl UploadState {
+    /// Why the client is the cause of a failure. `late`: the request ran out of time.
+    pub(super) fn fault(&self, late: bool) -> Option<Refusal> {
+        let slow = late && self.is_waiting.load(Relaxed);
+        self.fault.get().copied().or(slow.then_some(Refusal::SlowBody))
+    }
+
+    fn fail(&self, refusal: Refusal, error: impl Into<BoxError>) -> BoxError {
+        // The first cause counts.
+        let _ = self.fault.set(refusal);
+        error.into()
+    }
 }
 
 /// A request body before it is sent.
@@ -43,18 +65,21 @@ pub(super) enum Taken {
     Stream(Limited),
 }
 
-/// Buffers a small body; a larger one stays a stream. `too_large` is set when a stream exceeds `most`.
+/// What the client sent is not a whole body.
+const BROKEN: Refusal = Refusal::BadRequest("the body was interrupted or is malformed");
+
+/// Buffers a small body; a larger one stays a stream, whose end `upload` reports.
 pub(super) async fn take(
     body: Incoming,
     most: u64,
     deadline: Instant,
-    too_large: &Arc<AtomicBool>,
+    upload: &Arc<UploadState>,
 ) -> Result<Taken, Refusal> {
     let known = body.size_hint().exact();
     if body.is_end_stream() {
         return Ok(Taken::Whole(Bytes::new()));
     }
-    let limited = Limited { inner: body, left: most, pause: None, too_large: too_large.clone() };
+    let limited = Limited { inner: body, left: most, pause: None, upload: upload.clone() };
     match known {
         Some(length) if length > most => Err(Refusal::TooLarge),
         Some(length) if length <= TAKE_IN => {
@@ -62,7 +87,7 @@ pub(super) async fn take(
             let all = async {
                 let mut all = BytesMut::with_capacity(length as usize);
                 while let Some(frame) = limited.frame().await {
-                    let frame = frame.map_err(|_| Refusal::BadRequest("the body was interrupted"))?;
+                    let frame = frame.map_err(|_| BROKEN)?;
                     if let Ok(data) = frame.into_data() {
                         all.extend_from_slice(&data);
                     }
@@ -84,16 +109,18 @@ impl Body for Limited {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else {
+            self.upload.is_waiting.store(true, Relaxed);
             let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_PAUSE)));
             ready!(pause.as_mut().poll(context));
-            return Poll::Ready(Some(Err("the client's body paused for too long".into())));
+            let error = self.upload.fail(Refusal::SlowBody, "the client's body paused for too long");
+            return Poll::Ready(Some(Err(error)));
         };
+        self.upload.is_waiting.store(false, Relaxed);
         self.pause = None;
         Poll::Ready(match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) if data.len() as u64 > self.left => {
-                    self.too_large.store(true, Relaxed);
-                    Some(Err("the client's body is too large".into()))
+                    Some(Err(self.upload.fail(Refusal::TooLarge, "the client's body is too large")))
                 }
                 Ok(data) => {
                     self.left -= data.len() as u64;
@@ -102,7 +129,7 @@ impl Body for Limited {
                 // Trailers belong to one hop.
                 Err(_) => None,
             },
-            Some(Err(error)) => Some(Err(error.into())),
+            Some(Err(error)) => Some(Err(self.upload.fail(BROKEN, error))),
             None => None,
         })
     }
@@ -155,6 +182,7 @@ pub(super) enum Download {
 pub(super) struct Connection {
     backend: Arc<Backend>,
     lease: Lease,
+    upload: Arc<UploadState>,
     _in_flight: InFlight,
 }
 
@@ -175,8 +203,14 @@ impl Drop for InFlight {
 }
 
 impl Download {
-    pub(super) fn backend(inner: Incoming, backend: Arc<Backend>, lease: Lease, in_flight: InFlight) -> Download {
-        let mut connection = Some(Connection { backend, lease, _in_flight: in_flight });
+    pub(super) fn backend(
+        inner: Incoming,
+        backend: Arc<Backend>,
+        lease: Lease,
+        upload: Arc<UploadState>,
+        in_flight: InFlight,
+    ) -> Download {
+        let mut connection = Some(Connection { backend, lease, upload, _in_flight: in_flight });
         if inner.is_end_stream() {
             finish(&mut connection);
         }
@@ -185,7 +219,7 @@ impl Download {
 }
 
 fn finish(connection: &mut Option<Connection>) {
-    if let Some(Connection { backend, lease, _in_flight }) = connection.take() {
+    if let Some(Connection { backend, lease, .. }) = connection.take() {
         backend.give_back(lease);
     }
 }
@@ -214,7 +248,7 @@ impl Body for Download {
             }
             Some(Err(error)) => {
                 // The client must see that the answer is not whole, so its connection breaks, too.
-                if let Some(broken) = connection.take() {
+                if let Some(broken) = connection.take().filter(|broken| broken.upload.fault(false).is_none()) {
                     let why = super::answer::chain(&error);
                     tracing::warn!(backend = %broken.backend.name, %why, "an answer was interrupted");
                     broken.backend.failed_once(why);

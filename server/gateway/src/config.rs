@@ -22,9 +22,14 @@ pub struct Config {
     /// The administration address: a Unix socket or loopback.
     #[serde(default)]
     pub admin_listen: Option<SocketAddress>,
-    /// The address of `GET /ready` for health checks, in plain HTTP: clients cannot take its connections.
+    /// The address of `GET /health` and `GET /ready` for health checks, in plain HTTP: clients cannot take its
+    /// connections.
     #[serde(default)]
     pub health_listen: Option<SocketAddress>,
+    /// The address of `GET /ready` for the site agent and the global endpoint, with TLS as for clients: the answer of a
+    /// server. Clients cannot take its connections.
+    #[serde(default)]
+    pub ready_listen: Option<SocketAddress>,
     /// Certificate and key; without them it speaks plain HTTP.
     #[serde(default)]
     pub tls: Option<Tls>,
@@ -88,6 +93,9 @@ pub struct WantedBackend {
     /// The address of `/metrics`.
     #[serde(default)]
     pub metrics_listen: Option<SocketAddress>,
+    /// The address of health checks, if its clients do not share it.
+    #[serde(default)]
+    pub ready_listen: Option<SocketAddress>,
     /// TLS settings; plain HTTP when absent.
     #[serde(default)]
     pub tls: Option<BackendTls>,
@@ -291,6 +299,7 @@ impl Config {
             ("metrics_listen", self.metrics_listen == old.metrics_listen),
             ("admin_listen", self.admin_listen == old.admin_listen),
             ("health_listen", self.health_listen == old.health_listen),
+            ("ready_listen", self.ready_listen == old.ready_listen),
             ("tls", self.tls.is_some() == old.tls.is_some()),
         ] {
             if !same {

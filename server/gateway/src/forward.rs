@@ -1,9 +1,9 @@
 //! Forwards one request: choice of backend, headers, retries.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,12 +16,12 @@ use tokio::time::Instant;
 use super::Gateway;
 use super::answer::Refusal;
 use super::backend::{Backend, Failed, Lease};
-use super::body::{Download, InFlight, Taken, Upload, take};
+use super::body::{Download, InFlight, Taken, Upload, UploadState, take};
 use super::config::Config;
 use super::events::RequestLine;
 
 /// Backends that one request may try. More would turn one sick request into an outage of all.
-const MOST_TRIES: usize = 3;
+pub(super) const MOST_TRIES: usize = 3;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -109,14 +109,14 @@ async fn forward(
     let live = gateway.live();
     let deadline = started + Duration::from_secs(live.config.timeout_seconds);
     let (mut head, body) = request.into_parts();
-    let authority = head.uri.authority().map(|authority| authority.to_string());
-    head.uri = origin_form(&head.method, &head.uri)?;
-    head.headers = forwarded_headers(&head.headers, authority.as_deref(), client, id)?;
-    let too_large = Arc::new(AtomicBool::new(false));
-    let body = take(body, live.config.max_request_bytes, deadline, &too_large).await?;
-    let head = Head { method: head.method, uri: head.uri, headers: head.headers };
+    let target = origin_form(&head.method, &head.uri)?;
+    let host = requested_host(head.version, &head.uri, &head.headers)?;
+    head.headers = forwarded_headers(&head.headers, host, client, id);
+    let upload = Arc::new(UploadState::default());
+    let body = take(body, live.config.max_request_bytes, deadline, &upload).await?;
+    let head = Head { method: head.method, uri: target, headers: head.headers };
 
-    let mut attempt = Forwarding { gateway, deadline, head, too_large, tried: Vec::new(), last: Refusal::NoBackend };
+    let mut attempt = Forwarding { gateway, deadline, head, upload, tried: Vec::new(), last: Refusal::NoBackend };
     let mut body = Some(body);
     while attempt.tried.len() < MOST_TRIES {
         // A reload in between may have brought new ones.
@@ -144,7 +144,7 @@ struct Forwarding<'a> {
     gateway: &'a Arc<Gateway>,
     deadline: Instant,
     head: Head,
-    too_large: Arc<AtomicBool>,
+    upload: Arc<UploadState>,
     tried: Vec<Arc<Backend>>,
     last: Refusal,
 }
@@ -169,16 +169,11 @@ impl Forwarding<'_> {
         };
         let in_flight = InFlight::begin(backend);
         backend.requests.fetch_add(1, Relaxed);
-        let sent = match tokio::time::timeout_at(self.deadline, self.send(backend, upload)).await {
-            Ok(sent) => sent,
-            Err(_) => {
-                backend.failed_once("it exceeded its time limit".to_owned());
-                return Attempt::Over(Refusal::TooLong);
-            }
-        };
+        let sent = tokio::time::timeout_at(self.deadline, self.send(backend, upload)).await;
         match sent {
-            Ok((response, lease)) => self.answered(backend, response, lease, in_flight, whole),
-            Err(Failed::NotSent { request, why, .. }) => {
+            Err(_) => self.interrupted(backend, "it exceeded its time limit".to_owned(), false, whole),
+            Ok(Ok((response, lease))) => self.answered(backend, response, lease, in_flight, whole),
+            Ok(Err(Failed::NotSent { request, why, .. })) => {
                 backend.takes_no_requests(why);
                 self.last = Refusal::NoBackend;
                 Attempt::Again(match (request.into_body(), whole) {
@@ -186,23 +181,30 @@ impl Forwarding<'_> {
                     (Upload::Whole(_), whole) => Taken::Whole(whole.unwrap_or_default()),
                 })
             }
-            Err(Failed::Sent { .. }) if self.too_large.load(Relaxed) => Attempt::Over(Refusal::TooLarge),
-            Err(Failed::Sent { why, .. }) if Instant::now() >= self.deadline => {
-                backend.failed_once(why);
-                Attempt::Over(Refusal::TooLong)
-            }
-            Err(Failed::Sent { why, unread }) => {
-                tracing::warn!(backend = %backend.name, %why, "a request was interrupted before its answer");
-                backend.failed_once(why);
-                self.last = if unread { Refusal::NoBackend } else { Refusal::BackendFailed };
-                match whole {
-                    // The backend may have processed it; safe methods may be repeated. Our server does nothing before
-                    // it has the whole body, so an unread request was not processed: that happens when a replica that
-                    // is being replaced closes an idle connection while we write to it.
-                    Some(bytes) if unread || self.head.method.is_safe() => Attempt::Again(Taken::Whole(bytes)),
-                    _ => Attempt::Over(self.last),
-                }
-            }
+            Ok(Err(Failed::Sent { why, unread })) => self.interrupted(backend, why, unread, whole),
+        }
+    }
+
+    /// Some of the request was sent, and there is no answer.
+    fn interrupted(&mut self, backend: &Backend, why: String, unread: bool, whole: Option<Bytes>) -> Attempt {
+        let late = Instant::now() >= self.deadline;
+        // A client's fault says nothing of the backend, which other clients would lose.
+        if let Some(refusal) = self.upload.fault(late) {
+            return Attempt::Over(refusal);
+        }
+        if late {
+            backend.failed_once(why);
+            return Attempt::Over(Refusal::TooLong);
+        }
+        tracing::warn!(backend = %backend.name, %why, "a request was interrupted before its answer");
+        backend.failed_once(why);
+        self.last = if unread { Refusal::NoBackend } else { Refusal::BackendFailed };
+        match whole {
+            // The backend may have processed it; safe methods may be repeated. Our server does nothing before
+            // it has the whole body, so an unread request was not processed: that happens when a replica that
+            // is being replaced closes an idle connection while we write to it.
+            Some(bytes) if unread || self.head.method.is_safe() => Attempt::Again(Taken::Whole(bytes)),
+            _ => Attempt::Over(self.last),
         }
     }
 
@@ -250,7 +252,8 @@ impl Forwarding<'_> {
         }
         let (mut head, body) = response.into_parts();
         remove_hop_by_hop(&mut head.headers);
-        Attempt::Answer(Response::from_parts(head, Download::backend(body, backend.clone(), lease, in_flight)))
+        let upload = self.upload.clone();
+        Attempt::Answer(Response::from_parts(head, Download::backend(body, backend.clone(), lease, upload, in_flight)))
     }
 }
 
@@ -280,23 +283,64 @@ fn origin_form(method: &Method, uri: &Uri) -> Result<Uri, Refusal> {
     }
 }
 
-fn forwarded_headers(
-    received: &HeaderMap,
-    authority: Option<&str>,
-    client: Client,
-    id: &HeaderValue,
-) -> Result<HeaderMap, Refusal> {
+/// The host that is requested, by RFC 9112, 3.2 and RFC 9113, 8.3.1. Only HTTP/1.0 may name none.
+fn requested_host(version: Version, target: &Uri, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (host, authority) = (hosts.next(), target.authority().map(|authority| authority.as_str()));
+    if hosts.next().is_some() {
+        return Err(Refusal::BadRequest("the request has two hosts"));
+    }
+    if !host.is_none_or(|host| host.to_str().is_ok_and(is_host)) || !authority.is_none_or(is_host) {
+        return Err(Refusal::BadRequest("the requested host is not `NAME:PORT`"));
+    }
+    match (host, authority) {
+        (None, None) if version > Version::HTTP_10 => Err(Refusal::BadRequest("the request has no host")),
+        (None, Some(_)) if version == Version::HTTP_11 => Err(Refusal::BadRequest("the request has no `Host` header")),
+        (Some(host), Some(authority))
+            if version == Version::HTTP_2 && !is_same_host(target.scheme_str(), host.as_bytes(), authority) =>
+        {
+            Err(Refusal::BadRequest("`host` differs from `:authority`"))
+        }
+        // In HTTP/1.1, too, the target's authority replaces the header.
+        (_, Some(authority)) => {
+            HeaderValue::from_str(authority).map(Some).map_err(|_| Refusal::BadRequest("the requested host is invalid"))
+        }
+        (host, None) => Ok(host.cloned()),
+    }
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110, 7.2). http and https have no empty host (RFC 9110, 4.2).
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !text.ends_with(']') => (host, port),
+        _ => (text, ""),
+    };
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok());
+    let is_name = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        // Without percent-encoding, which names in DNS do not have.
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b)),
+    };
+    is_port && is_name
+}
+
+/// Whether both name the same host: in any case, with or without the scheme's port.
+fn is_same_host(scheme: Option<&str>, host: &[u8], authority: &str) -> bool {
+    let port: &[u8] = if scheme == Some("http") { b":80" } else { b":443" };
+    let bare = |text: &[u8]| {
+        let text = text.strip_suffix(port).or_else(|| text.strip_suffix(b":")).unwrap_or(text);
+        text.to_ascii_lowercase()
+    };
+    bare(host) == bare(authority.as_bytes())
+}
+
+fn forwarded_headers(received: &HeaderMap, host: Option<HeaderValue>, client: Client, id: &HeaderValue) -> HeaderMap {
     let mut headers = received.clone();
     remove_hop_by_hop(&mut headers);
     // The gateway sends `100 Continue` itself when it reads the body.
     headers.remove(header::EXPECT);
-    if received.get_all(header::HOST).iter().count() > 1 {
-        return Err(Refusal::BadRequest("the request has two hosts"));
-    }
-    if !headers.contains_key(header::HOST) {
-        let host = authority.and_then(|host| HeaderValue::from_str(host).ok());
-        headers.insert(header::HOST, host.unwrap_or_else(|| HeaderValue::from_static("gateway")));
-    }
+    let host = host.unwrap_or(HeaderValue::from_static("gateway"));
+    headers.insert(header::HOST, host.clone());
     // HTTP/2 may split cookies; HTTP/1.1 has one header (RFC 9113, 8.2.3).
     let cookies: Vec<&[u8]> = received.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if cookies.len() > 1
@@ -311,11 +355,9 @@ fn forwarded_headers(
         headers.insert(FORWARDED_FOR, ip);
     }
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if client.tls { "https" } else { "http" }));
-    if let Some(host) = headers.get(header::HOST).cloned() {
-        headers.insert(FORWARDED_HOST, host);
-    }
+    headers.insert(FORWARDED_HOST, host);
     headers.insert(REQUEST_ID, id.clone());
-    Ok(headers)
+    headers
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -350,14 +392,56 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 mod tests {
     use super::*;
 
-    fn check(received: &[(&'static str, &'static str)], authority: Option<&str>, name: &str, expect: Option<&str>) {
+    fn check(received: &[(&'static str, &'static str)], host: Option<&'static str>, name: &str, expect: Option<&str>) {
         let headers: HeaderMap = received
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect();
         let client = Client { ip: Some("::ffff:10.0.0.7".parse().unwrap()), is_proxy: false, tls: true };
-        let found = forwarded_headers(&headers, authority, client, &request_id(&headers)).unwrap();
+        let host = host.map(HeaderValue::from_static);
+        let found = forwarded_headers(&headers, host, client, &request_id(&headers));
         assert_eq!(found.get(name).map(|v| v.to_str().unwrap()), expect, "{name}");
+    }
+
+    /// Version, target, `Host` headers, and the host that the server gets, if any; `None` for a refused request.
+    type HostCase<'a> = (Version, &'a str, &'a [&'static str], Option<Option<&'static str>>);
+
+    #[test]
+    fn host_is_one_name_and_the_target_decides() {
+        use Version as V;
+        let table: &[HostCase<'_>] = &[
+            (V::HTTP_11, "/x", &["a.example"], Some(Some("a.example"))),
+            (V::HTTP_11, "/x", &["A_b.example:8443"], Some(Some("A_b.example:8443"))),
+            (V::HTTP_11, "/x", &["[::1]:8443"], Some(Some("[::1]:8443"))),
+            (V::HTTP_11, "/x", &["[::1]"], Some(Some("[::1]"))),
+            (V::HTTP_10, "/x", &[], Some(None)),
+            (V::HTTP_11, "/x", &[], None),
+            (V::HTTP_2, "/x", &[], None),
+            (V::HTTP_2, "/x", &["a.example"], Some(Some("a.example"))),
+            (V::HTTP_11, "/x", &["a", "a"], None),
+            (V::HTTP_11, "http://b.example/x", &["a.example"], Some(Some("b.example"))),
+            (V::HTTP_11, "http://b.example/x", &[], None),
+            (V::HTTP_11, "http://u:p@b.example/x", &["b.example"], None),
+            (V::HTTP_2, "https://a.example/x", &[], Some(Some("a.example"))),
+            (V::HTTP_2, "https://a.example/x", &["A.example:443"], Some(Some("a.example"))),
+            (V::HTTP_2, "http://a.example:80/x", &["a.example"], Some(Some("a.example:80"))),
+            (V::HTTP_2, "https://a.example/x", &["a.example:80"], None),
+            (V::HTTP_2, "https://a.example/x", &["b.example"], None),
+            (V::HTTP_2, "https://a.example/x", &["a.example", "a.example"], None),
+            (V::HTTP_2, "https://a@a.example/x", &[], None),
+        ];
+        for (version, target, hosts, expect) in table {
+            let headers: HeaderMap = hosts.iter().map(|host| (header::HOST, HeaderValue::from_static(host))).collect();
+            let found = requested_host(*version, &target.parse().unwrap(), &headers).ok();
+            let expect = expect.map(|host| host.map(HeaderValue::from_static));
+            assert_eq!(found, expect, "{version:?} {target} {hosts:?}");
+        }
+        for bad in [
+            "", ":80", "a b", "a:99999", "a:-1", "a:b", "a:1:2", "::1", "[::1", "[::g]", "[::1]x", "u@a", "<a>", "a/b",
+            "a%2", "a%2d",
+        ] {
+            assert!(!is_host(bad), "{bad}");
+        }
     }
 
     #[test]
@@ -386,7 +470,7 @@ mod tests {
         check(&[("x-forwarded-proto", "http")], None, "x-forwarded-proto", Some("https"));
         check(&[("forwarded", "for=1.2.3.4")], None, "forwarded", None);
         check(&[], Some("a.example"), "host", Some("a.example"));
-        check(&[("host", "b.example")], None, "x-forwarded-host", Some("b.example"));
+        check(&[("host", "b.example")], Some("a.example"), "x-forwarded-host", Some("a.example"));
     }
 
     #[test]

@@ -3,13 +3,13 @@
 //! has a number of control frames, and earns more by requests, by answers that need acknowledgement, and by time.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 use tokio::time::Instant;
+
+use super::inspect::Inspector;
 
 const FREE_FRAMES: u64 = 1000;
 const FRAMES_PER_SECOND: u64 = 10;
@@ -25,9 +25,8 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 
-/// Wraps a stream of HTTP/2; a flood ends in an error.
-pub(super) struct Framed<S> {
-    stream: S,
+/// See the module. A flood ends in an error.
+pub(super) struct FrameLimit {
     received: Frames,
     sent: Frames,
     budget: Budget,
@@ -48,10 +47,9 @@ struct Budget {
     spent: u64,
 }
 
-impl<S> Framed<S> {
-    pub(super) fn new(stream: S) -> Framed<S> {
-        Framed {
-            stream,
+impl FrameLimit {
+    pub(super) fn new() -> FrameLimit {
+        FrameLimit {
             received: Frames::after(PREFACE),
             sent: Frames::after(0),
             budget: Budget { since: Instant::now(), earned: FREE_FRAMES, spent: 0 },
@@ -62,6 +60,21 @@ impl<S> Framed<S> {
     /// Set before the error.
     pub(super) fn flooded(&self) -> Arc<AtomicBool> {
         self.flooded.clone()
+    }
+}
+
+impl Inspector for FrameLimit {
+    fn receive(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        self.received.feed(&buffer.filled()[before..], |kind| self.budget.receive(kind));
+        if self.budget.is_spent() {
+            self.flooded.store(true, Relaxed);
+            return Err(io::Error::other("too many control frames"));
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.sent.feed(bytes, |kind| self.budget.send(kind));
     }
 }
 
@@ -105,61 +118,6 @@ impl Budget {
 
     fn is_spent(&self) -> bool {
         self.spent > self.earned && self.spent > self.earned + self.since.elapsed().as_secs() * FRAMES_PER_SECOND
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Framed<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-        this.received.feed(&buffer.filled()[before..], |kind| this.budget.receive(kind));
-        if this.budget.is_spent() {
-            this.flooded.store(true, Relaxed);
-            return Poll::Ready(Err(io::Error::other("too many control frames")));
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Framed<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let written = ready!(Pin::new(&mut this.stream).poll_write(context, bytes))?;
-        this.sent.feed(&bytes[..written], |kind| this.budget.send(kind));
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(context, slices))?;
-        let mut left = written;
-        for slice in slices {
-            let part = left.min(slice.len());
-            this.sent.feed(&slice[..part], |kind| this.budget.send(kind));
-            left -= part;
-        }
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

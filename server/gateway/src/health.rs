@@ -27,14 +27,15 @@ pub(super) async fn watch(gateway: Arc<Gateway>, backend: Arc<Backend>) {
 
 /// Performs one health check.
 pub(super) async fn check_backend(gateway: &Gateway, health: &Health, backend: &Backend) {
-    let answer = plain::get(
-        &backend.address,
-        backend.trust.as_ref(),
-        &health.path,
-        Duration::from_millis(health.timeout_ms),
-        64 << 10,
-    )
-    .await;
+    let probe = plain::Probe {
+        own: backend.ready_address.as_ref(),
+        shared: &backend.address,
+        trust: backend.trust.as_ref(),
+        path: &health.path,
+        most_time: Duration::from_millis(health.timeout_ms),
+        most_bytes: 64 << 10,
+    };
+    let answer = probe.send().await;
     match answer {
         Ok((status, _, _)) if status.is_success() => backend.looked(Ok(()), health),
         Ok((_, _, body)) if says_draining(&body) => backend.drains(),

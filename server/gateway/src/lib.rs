@@ -28,6 +28,8 @@ mod events;
 mod exposition;
 mod frames;
 mod idle;
+mod inspect;
+mod lines;
 mod metrics;
 mod plain;
 mod stall;
@@ -45,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{BackendTls, Config, SocketAddress};
-pub use plain::{exchange, get};
+pub use plain::{Probe, exchange};
 pub use trust::Trust;
 
 use admission::Admission;
@@ -245,9 +247,14 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
         None => None,
     };
 
+    let ready = match &config.ready_listen {
+        Some(address) => Some(Listener::bind("health checks of other sites", address, &mut inherited).await?),
+        None => None,
+    };
+
     inherited.drop_the_rest();
     let mut shared = Vec::new();
-    for listener in [Some(&front), metrics.as_ref(), checks.as_ref()].into_iter().flatten() {
+    for listener in [Some(&front), metrics.as_ref(), checks.as_ref(), ready.as_ref()].into_iter().flatten() {
         match listener.shared() {
             Ok(socket) => shared.extend(socket),
             Err(error) => tracing::warn!(address = %listener.address(), %error, "this socket cannot be handed over"),
@@ -276,13 +283,17 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
     }
     gateway.stops.accepting.spawn(front.serve_clients(gateway.clone()));
     if let Some(listener) = metrics {
-        gateway.stops.accepting.spawn(listener.serve_plain(gateway.clone(), metrics::answer));
+        gateway.stops.accepting.spawn(listener.serve_small(gateway.clone(), None, metrics::answer));
     }
     if let Some(listener) = checks {
-        gateway.stops.accepting.spawn(listener.serve_plain(gateway.clone(), admin::answer_checks));
+        gateway.stops.accepting.spawn(listener.serve_small(gateway.clone(), None, admin::answer_checks));
+    }
+    if let Some(listener) = ready {
+        let certificate = gateway.certificate.clone();
+        gateway.stops.accepting.spawn(listener.serve_small(gateway.clone(), certificate, admin::answer_ready));
     }
     if let Some(listener) = admin {
-        gateway.stops.accepting.spawn(listener.serve_plain(gateway.clone(), admin::answer));
+        gateway.stops.accepting.spawn(listener.serve_small(gateway.clone(), None, admin::answer));
     }
     tracing::info!(%listen, tls = gateway.certificate.is_some(), "the gateway is listening");
     Ok(Running { gateway, listen, metrics: metrics_address, health: health_address })

@@ -24,12 +24,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::admission::Bounds;
+use super::certificate::Certificate;
 use super::config::{MOST_CONNECTIONS, SocketAddress};
 use super::events::Closing;
 use super::forward::{self, Client};
-use super::frames::Framed;
+use super::frames::FrameLimit;
 use super::handover::{Inherited, Peer};
 use super::idle::{Activity, Answering};
+use super::inspect::Inspected;
+use super::lines::StrictLines;
 use super::stall::Guarded;
 use super::{Error, Gateway, answer};
 
@@ -39,8 +42,8 @@ const MOST_HEAD: usize = 32 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection at once.
 const MOST_STREAMS: u32 = 128;
-/// Connections to metrics and administration at once.
-const MOST_PLAIN: usize = 64;
+/// Connections to metrics, administration or health checks at once.
+const MOST_SMALL: usize = 64;
 
 /// An open socket.
 pub(super) struct Listener {
@@ -129,40 +132,56 @@ impl Listener {
         .await;
     }
 
-    /// Serves metrics or administration: small answers without TLS.
-    pub(super) async fn serve_plain<F>(self, gateway: Arc<Gateway>, answer: fn(Arc<Gateway>, Request<Incoming>) -> F)
-    where
+    /// Serves metrics, administration or health checks: small answers, with TLS if there is a certificate.
+    pub(super) async fn serve_small<F>(
+        self,
+        gateway: Arc<Gateway>,
+        certificate: Option<Arc<Certificate>>,
+        answer: fn(Arc<Gateway>, Request<Incoming>) -> F,
+    ) where
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        self.accept(gateway, MOST_PLAIN, move |gateway, stream| async move {
-            let peer = match &stream {
-                Stream::Tcp(..) => None,
-                Stream::Unix(stream) => Peer::of(stream).ok(),
-            };
-            let service = {
-                let gateway = gateway.clone();
-                service_fn(move |mut request: Request<Incoming>| {
-                    if let Some(peer) = &peer {
-                        request.extensions_mut().insert(peer.clone());
+        self.accept(gateway, MOST_SMALL, move |gateway, stream| {
+            let certificate = certificate.clone();
+            async move {
+                let peer = match &stream {
+                    Stream::Tcp(..) => None,
+                    Stream::Unix(stream) => Peer::of(stream).ok(),
+                };
+                let stream: BoxStream = match certificate {
+                    None => Box::new(stream),
+                    Some(certificate) => {
+                        match timeout(HANDSHAKE_TIMEOUT, certificate.acceptor().accept(stream)).await {
+                            Ok(Ok(stream)) => Box::new(stream),
+                            _ => return,
+                        }
                     }
-                    let answer = answer(gateway.clone(), request);
-                    async move { Ok::<_, Infallible>(answer.await) }
-                })
-            };
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(10))
-                .max_buf_size(MOST_HEAD)
-                .serve_connection(TokioIo::new(Guarded::new(stream)), service)
-                .with_upgrades();
-            let mut connection = pin!(connection);
-            tokio::select! {
-                _ = &mut connection => return,
-                () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
-            }
-            tokio::select! {
-                _ = connection => {}
-                () = gateway.stops.leave.cancelled() => {}
+                };
+                let service = {
+                    let gateway = gateway.clone();
+                    service_fn(move |mut request: Request<Incoming>| {
+                        if let Some(peer) = &peer {
+                            request.extensions_mut().insert(peer.clone());
+                        }
+                        let answer = answer(gateway.clone(), request);
+                        async move { Ok::<_, Infallible>(answer.await) }
+                    })
+                };
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from_secs(10))
+                    .max_buf_size(MOST_HEAD)
+                    .serve_connection(TokioIo::new(Guarded::new(stream)), service)
+                    .with_upgrades();
+                let mut connection = pin!(connection);
+                tokio::select! {
+                    _ = &mut connection => return,
+                    () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+                }
+                tokio::select! {
+                    _ = connection => {}
+                    () = gateway.stops.leave.cancelled() => {}
+                }
             }
         })
         .await;
@@ -278,7 +297,7 @@ impl Session {
             .timer(TokioTimer::new())
             .header_read_timeout(within)
             .max_buf_size(MOST_HEAD)
-            .serve_connection(TokioIo::new(Guarded::new(stream)), service);
+            .serve_connection(TokioIo::new(Inspected::new(Guarded::new(stream), StrictLines::default())), service);
         let quiet = async {
             self.gateway.stops.drain.cancelled().await;
             self.activity.is_quiet_for(self.gateway.stops.lame_duck()).await;
@@ -304,8 +323,8 @@ impl Session {
                 }
             })
         };
-        let framed = Framed::new(Guarded::new(stream));
-        let flooded = framed.flooded();
+        let limit = FrameLimit::new();
+        let flooded = limit.flooded();
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(MOST_STREAMS)
@@ -313,7 +332,7 @@ impl Session {
             // Pings detect clients that disappeared.
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20))
-            .serve_connection(TokioIo::new(framed), service);
+            .serve_connection(TokioIo::new(Inspected::new(Guarded::new(stream), limit)), service);
         let idle = Duration::from_secs(self.gateway.live().config.header_timeout_seconds);
         // HTTP/2 has GOAWAY: requests in flight are answered, and the client opens another connection.
         let drained = self.gateway.stops.drain.cancelled();

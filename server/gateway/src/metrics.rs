@@ -201,8 +201,8 @@ pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
             hint,
         );
     }
-    if request.method() != Method::GET {
-        let hint = "use GET";
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let hint = "use GET or HEAD";
         return super::answer::error(
             StatusCode::METHOD_NOT_ALLOWED,
             "invalid_request_error",
@@ -211,9 +211,10 @@ pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
             hint,
         );
     }
-    let mut response = Response::new(Full::new(Bytes::from(gather(&gateway).await)));
-    let kind = HeaderValue::from_static(textnlp_process::OPENMETRICS);
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    let text = gather(&gateway).await;
+    let (kind, text) = textnlp_process::negotiated(request.headers(), text);
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 

@@ -1,6 +1,6 @@
 //! A small request on its own connection: health checks, metrics, and messages of site agents and the witness.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
@@ -14,7 +14,7 @@ use super::config::SocketAddress;
 use super::trust::Trust;
 
 /// Status, headers and body, all within `most_time` and `most_bytes`. The error is a sentence.
-pub async fn get(
+pub(super) async fn get(
     address: &SocketAddress,
     trust: Option<&Trust>,
     path: &str,
@@ -35,6 +35,41 @@ pub async fn get(
     match tokio::time::timeout(most_time, exchange).await {
         Ok(result) => result,
         Err(_) => Err(format!("no answer to {path} within {} ms", most_time.as_millis())),
+    }
+}
+
+/// A health check.
+#[derive(Debug)]
+pub struct Probe<'a> {
+    /// The address for health checks alone, which clients cannot flood.
+    pub own: Option<&'a SocketAddress>,
+    /// The address that clients use, too.
+    pub shared: &'a SocketAddress,
+    /// TLS at both.
+    pub trust: Option<&'a Trust>,
+    /// The path.
+    pub path: &'a str,
+    /// The longest time, for both addresses together.
+    pub most_time: Duration,
+    /// The largest body.
+    pub most_bytes: usize,
+}
+
+impl Probe<'_> {
+    /// Status, headers and body; the error is a sentence. Asks at the own address. If that fails before the time is
+    /// over, nothing listens there, as while a gateway is replaced or before it has such an address; then the shared
+    /// one is asked.
+    pub async fn send(&self) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+        let started = Instant::now();
+        let (trust, path) = (self.trust, self.path);
+        if let Some(own) = self.own {
+            let answer = get(own, trust, path, self.most_time, self.most_bytes).await;
+            if answer.is_ok() || started.elapsed() >= self.most_time {
+                return answer;
+            }
+        }
+        let left = self.most_time.saturating_sub(started.elapsed());
+        get(self.shared, trust, path, left, self.most_bytes).await
     }
 }
 

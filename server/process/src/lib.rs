@@ -9,7 +9,7 @@ mod listen;
 mod memory;
 
 pub use address::Address;
-pub use exposition::{OPENMETRICS, encoded};
+pub use exposition::{OPENMETRICS, encoded, negotiated};
 pub use leaving::{Connected, Leaving};
 pub use listen::{Listener, Peer, Serving};
 pub use memory::release_memory;

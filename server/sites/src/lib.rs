@@ -3,6 +3,7 @@
 //!
 //! The decisions about control data are made by `textnlp-control`, which is pure. Here are its disk, its clock and its
 //! connections.
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod border;

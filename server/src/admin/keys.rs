@@ -1,10 +1,12 @@
 //! `admin keys`: JSON key commands on standard input, answers on standard output, for deployment tools.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use textnlp_net::retry::retry;
 use textnlp_sites::control::keys as replicated;
 use textnlp_sites::control::keys::KeyError;
-use textnlp_store::{Action, Actor, ApiKey, AuditEvent, KeyPut, Outcome, RETRIES, Store, StoreError, now_ms};
+use textnlp_store::{Action, Actor, ApiKey, AuditEvent, KeyPut, Outcome, RETRIES, Store, StoreError, now_ms, verifier};
 
 use crate::auth::{SCOPES, key, tenant};
 use crate::config::{Address, Config, Database, DatabaseAt, Rate, nearest};
@@ -35,7 +37,7 @@ fn wrong<T>(message: impl Into<String>, hint: &str) -> Result<T, KeysError> {
     Err(KeysError::Command { message: message.into(), hint: Some(hint.to_owned()) })
 }
 
-const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate", "take"];
+const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate", "expire", "take", "rotated"];
 
 const FIELDS: &[&str] = &[
     "do",
@@ -51,6 +53,7 @@ const FIELDS: &[&str] = &[
     "expires_in",
     "reinstate",
     "from",
+    "immediately",
     "operator",
 ];
 
@@ -140,6 +143,34 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
             let wanted = ApiKey { sha256, ..old };
             keys.put(&wanted).await?;
             shown(&wanted, new.as_deref())
+        }
+        // The key ends at this time, or earlier where it would end earlier.
+        Some("expire") => {
+            let id = public_id()?;
+            let Some(old) = keys.key(&id).await? else {
+                return wrong(format!("there is no key `{id}`"), r#"{"do":"list"} shows them"#);
+            };
+            let end = match expires_at(fields)? {
+                Some(end) => end.min(old.expires_at.unwrap_or(end)),
+                None => return wrong("`expires_in` is missing", "seconds from now"),
+            };
+            let wanted = ApiKey { expires_at: Some(end), ..old };
+            keys.put(&wanted).await?;
+            shown(&wanted, None)
+        }
+        // The deployment tool has replaced a secret. After a leaked signing key, tokens that it signed are no longer
+        // accepted: entries of keys in use come back with the next look of the servers that sign with them.
+        Some("rotated") => {
+            let Some(name) = text("name").filter(|name| textnlp_store::is_plain(name)) else {
+                return wrong("`name` is missing, or too long, or has control characters", "the secret: jwt, ca");
+            };
+            let drops = name == "jwt" && fields.get("immediately") == Some(&Value::Bool(true));
+            let verifiers = if drops { store.verifiers().await? } else { BTreeMap::new() };
+            let dropped: Vec<String> = verifiers.into_keys().filter(|name| verifier::is_lease(name)).collect();
+            let event = AuditEvent::new(&by, Action::SecretRotate).object(name).detail(json!({ "dropped": dropped }));
+            store.append_audit(&[event]).await?;
+            store.drop_verifiers(&dropped).await?;
+            json!({ "name": name, "dropped": dropped })
         }
         // For replicas at several sites: all take over the primary's keys, including revocations.
         Some("take") => {
@@ -237,13 +268,6 @@ fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(_) => wrong(format!("`{name}` must be a text"), "write it in quotes"),
     };
-    let number = |name: &str| match fields.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64().filter(|n| (1..=1 << 50).contains(n)) {
-            Some(number) => Ok(Some(number)),
-            None => wrong(format!("`{name}` must be a whole number above 0"), "omit it for none"),
-        },
-    };
     let rate = |name: &str| -> Result<Option<Rate>, KeysError> {
         let Some(text) = text(name)? else { return Ok(None) };
         text.parse()
@@ -270,12 +294,7 @@ fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str
     if let Some(other) = scopes.iter().find(|scope| *scope != "*" && !SCOPES.contains(&scope.as_str())) {
         return wrong(format!("there is no scope `{other}`"), &format!("*, {}", SCOPES.join(", ")));
     }
-    let expires_at = match (number("expires_at")?, number("expires_in")?) {
-        (Some(_), Some(_)) => return wrong("`expires_at` cannot be combined with `expires_in`", "use one of them"),
-        (Some(at), None) => Some(at as i64),
-        (None, Some(seconds)) => Some(now_ms().saturating_add((seconds as i64).saturating_mul(1000))),
-        (None, None) => None,
-    };
+    let expires_at = expires_at(fields)?;
     Ok(ApiKey {
         public_id: public_id.to_owned(),
         sha256: sha256.to_owned(),
@@ -284,11 +303,31 @@ fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str
         scopes,
         rate_limit: rate("rate_limit")?,
         token_rate_limit: rate("token_rate_limit")?,
-        token_limit: number("token_limit")?,
+        token_limit: number(fields, "token_limit")?,
         created_at: now_ms(),
         expires_at,
         revoked_at: None,
     })
+}
+
+fn number(fields: &serde_json::Map<String, Value>, name: &str) -> Result<Option<u64>, KeysError> {
+    match fields.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64().filter(|n| (1..=1 << 50).contains(n)) {
+            Some(number) => Ok(Some(number)),
+            None => wrong(format!("`{name}` must be a whole number above 0"), "omit it for none"),
+        },
+    }
+}
+
+/// When a key is to end, in milliseconds since 1970.
+fn expires_at(fields: &serde_json::Map<String, Value>) -> Result<Option<i64>, KeysError> {
+    match (number(fields, "expires_at")?, number(fields, "expires_in")?) {
+        (Some(_), Some(_)) => wrong("`expires_at` cannot be combined with `expires_in`", "use one of them"),
+        (Some(at), None) => Ok(Some(at as i64)),
+        (None, Some(seconds)) => Ok(Some(now_ms().saturating_add((seconds as i64).saturating_mul(1000)))),
+        (None, None) => Ok(None),
+    }
 }
 
 fn shown(key: &ApiKey, text: Option<&str>) -> Value {

@@ -12,7 +12,7 @@ use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_store::verifier;
+use textnlp_store::verifier::{self, VerifierLease};
 
 use crate::config::Security;
 
@@ -45,13 +45,28 @@ pub struct Signer {
     issuer: String,
     expiry: Duration,
     others: RwLock<Others>,
+    /// Whether other processes have the same key: it is configured.
+    is_shared: bool,
 }
 
-/// The public keys of other sites, by key id.
+/// The public keys of other sites, and of earlier signing keys, by key id.
 #[derive(Default)]
 struct Others {
-    keys: BTreeMap<String, (Jwk, DecodingKey)>,
+    keys: BTreeMap<String, OtherKey>,
     learned: Option<Instant>,
+}
+
+struct OtherKey {
+    jwk: Jwk,
+    verifying: DecodingKey,
+    /// In seconds since 1970; `None`: while it is stored.
+    until: Option<u64>,
+}
+
+impl OtherKey {
+    fn is_valid(&self) -> bool {
+        self.until.is_none_or(|until| jsonwebtoken::get_current_timestamp() < until)
+    }
 }
 
 /// Tokens with an unknown key id trigger a key lookup at most this often.
@@ -114,7 +129,8 @@ impl Signer {
         validation.leeway = 0;
         let header = Header { kid: Some(kid), ..Header::new(Algorithm::RS256) };
         let (issuer, expiry) = (security.issuer.clone(), security.jwt_expiry);
-        Ok(Self { signing, verifying, header, validation, jwk, issuer, expiry, others: RwLock::default() })
+        let (others, is_shared) = (RwLock::default(), security.jwt_private_key_file.is_some());
+        Ok(Self { signing, verifying, header, validation, jwk, issuer, expiry, others, is_shared })
     }
 
     /// How long tokens are valid.
@@ -147,9 +163,24 @@ impl Signer {
     /// header says.
     pub fn verify(&self, token: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
         let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
-        let kid = jsonwebtoken::decode_header(token)?.kid;
-        let of_another = kid.and_then(|kid| others.keys.get(&kid)).map(|(_, key)| key);
-        Ok(jsonwebtoken::decode::<Claims>(token, of_another.unwrap_or(&self.verifying), &self.validation)?.claims)
+        let header = jsonwebtoken::decode_header(token)?;
+        // Extensions that must be understood: there are none (RFC 7515, section 4.1.11).
+        if header.crit.is_some() {
+            return Err(jsonwebtoken::errors::ErrorKind::InvalidToken.into());
+        }
+        let of_another = header.kid.and_then(|kid| others.keys.get(&kid)).filter(|key| key.is_valid());
+        let verifying = of_another.map_or(&self.verifying, |key| &key.verifying);
+        Ok(jsonwebtoken::decode::<Claims>(token, verifying, &self.validation)?.claims)
+    }
+
+    /// The entry by which other servers verify the tokens of this one, as its name, key id and JWK, if `stored` lacks it
+    /// or its end is near.
+    pub fn lease(&self, site: &str, stored: &BTreeMap<String, String>) -> Option<(String, String, String)> {
+        let kid = self.header.kid.as_ref().filter(|_| self.is_shared)?;
+        let lease = VerifierLease::new(site, kid, self.expiry, jsonwebtoken::get_current_timestamp());
+        let there = stored.get(&lease.name).and_then(|jwk| serde_json::from_str::<Value>(jwk).ok());
+        let jwk = lease.jwk(&self.jwk).to_string();
+        lease.extends(there.as_ref().and_then(verifier::ends)).then_some((lease.name, lease.kid, jwk))
     }
 
     /// Whether to look up the key that a token names: it is unknown here and was not looked up recently. Another site
@@ -164,21 +195,30 @@ impl Signer {
     }
 
     /// Replaces the known public keys by those of all sites, as JWKs. Invalid ones are skipped.
-    pub fn learn(&self, jwks: &[String]) {
+    pub fn learn<'a>(&self, jwks: impl IntoIterator<Item = &'a String>) {
         let read = |text: &String| {
-            let jwk: Jwk = serde_json::from_str(text).ok()?;
+            let value: Value = serde_json::from_str(text).ok()?;
+            let until = verifier::ends(&value);
+            let jwk: Jwk = serde_json::from_value(value).ok()?;
             let kid = jwk.common.key_id.clone().filter(|kid| self.header.kid.as_ref() != Some(kid))?;
-            let key = DecodingKey::from_jwk(&jwk).ok()?;
-            Some((kid, (jwk, key)))
+            let verifying = DecodingKey::from_jwk(&jwk).ok()?;
+            Some((kid, OtherKey { jwk, verifying, until }))
         };
-        let keys = jwks.iter().filter_map(read).collect();
+        let mut keys: BTreeMap<String, OtherKey> = BTreeMap::new();
+        for (kid, key) in jwks.into_iter().filter_map(read).filter(|(_, key)| key.is_valid()) {
+            // A site's present key has an entry without an end beside that with one.
+            if keys.get(&kid).is_none_or(|known| known.until.is_some()) {
+                keys.insert(kid, key);
+            }
+        }
         *self.others.write().unwrap_or_else(PoisonError::into_inner) = Others { keys, learned: Some(Instant::now()) };
     }
 
     /// The public keys, in the form of `/.well-known/jwks.json`.
     pub fn jwks(&self) -> Value {
         let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
-        let keys: Vec<&Jwk> = [&self.jwk].into_iter().chain(others.keys.values().map(|(jwk, _)| jwk)).collect();
+        let valid = others.keys.values().filter(|key| key.is_valid());
+        let keys: Vec<&Jwk> = [&self.jwk].into_iter().chain(valid.map(|key| &key.jwk)).collect();
         json!({ "keys": keys })
     }
 }
@@ -248,6 +288,60 @@ mod tests {
         assert!(here.verify(&forged).is_err());
         here.learn(&[]);
         assert!(here.verify(&token).is_err() && !here.should_learn(&token), "nobody looks twice in a second");
+    }
+
+    #[test]
+    fn tokens_of_a_replaced_key_are_verified_until_its_lease_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let signer = |name: &str| {
+            let path = camino::Utf8PathBuf::from_path_buf(folder.path().join(name)).unwrap();
+            std::fs::write(&path, generate_pem().unwrap()).unwrap();
+            Signer::new(&Security { jwt_private_key_file: Some(path), ..security("a") }).unwrap()
+        };
+        let (old, new) = (signer("old"), signer("new"));
+        let (token, claims) = old.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (name, kid, jwk) = old.lease("here", &BTreeMap::new()).unwrap();
+        assert_eq!(name, format!("here/{kid}"));
+        let value: Value = serde_json::from_str(&jwk).unwrap();
+        assert!(verifier::ends(&value).unwrap() > claims.exp, "longer than any token that it signs now");
+        let stored = BTreeMap::from([(name.clone(), jwk.clone())]);
+        assert_eq!(old.lease("here", &stored), None, "not twice");
+        assert_eq!(new.lease("here", &stored).unwrap().0, format!("here/{}", new.header.kid.clone().unwrap()));
+        new.learn(stored.values());
+        assert_eq!(new.verify(&token).unwrap(), claims);
+        assert_eq!(new.jwks()["keys"].as_array().unwrap().len(), 2);
+        // Nobody extends it any more.
+        let ended = |ago: u64| {
+            let mut value = value.clone();
+            value["exp"] = json!(claims.iat.saturating_sub(ago));
+            value.to_string()
+        };
+        assert!(old.lease("here", &BTreeMap::from([(name, ended(0))])).is_some(), "one in use is extended");
+        new.learn([&ended(0)]);
+        assert!(new.verify(&token).is_err());
+        assert_eq!(new.jwks()["keys"].as_array().unwrap().len(), 1);
+        // The entry of a site has no end, and goes before a lease of the same key.
+        let of_site = verifier::public_half(&std::fs::read(folder.path().join("old")).unwrap()).unwrap().1.to_string();
+        for both in [[&of_site, &jwk], [&jwk, &of_site]] {
+            new.learn(both);
+            let others = new.others.read().unwrap();
+            assert_eq!(others.keys.values().map(|key| key.until).collect::<Vec<_>>(), [None]);
+        }
+        let alone = Signer::new(&security("a")).unwrap();
+        assert_eq!(alone.lease("here", &BTreeMap::new()), None, "a key of one process is of no use to another");
+    }
+
+    #[test]
+    fn token_with_a_critical_header_is_refused() {
+        let signer = Signer::new(&security("a")).unwrap();
+        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let with = |crit: Option<Vec<String>>| {
+            let header = Header { crit, ..signer.header.clone() };
+            signer.verify(&jsonwebtoken::encode(&header, &claims, &signer.signing).unwrap())
+        };
+        assert_eq!(with(None).unwrap(), claims);
+        assert!(with(Some(vec!["http://example.com/unknown".to_owned()])).is_err());
+        assert!(with(Some(Vec::new())).is_err());
     }
 
     #[test]

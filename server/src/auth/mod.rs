@@ -2,11 +2,15 @@
 
 pub mod jwt;
 pub mod key;
+pub(crate) mod refusals;
 pub mod tenant;
 pub mod ticket;
 
+use std::time::Duration;
+
 use axum::http::{HeaderMap, StatusCode, header};
-use textnlp_store::{ApiKey, StoreError, StreamTicket, Token, now_ms};
+use textnlp_store::{Action, ApiKey, Origin, StoreError, StreamTicket, Token, now_ms, verifier};
+use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::config::Rate;
@@ -45,9 +49,80 @@ impl Caller {
     }
 }
 
+/// Codes of refused credentials that may be guesses. An expired token is none: its signature is valid.
+pub(crate) const GUESSES: [&str; 3] = ["invalid_api_key", "invalid_token", "invalid_ticket"];
+
+/// How often the known public keys are read again: how long a dropped one is still accepted.
+const VERIFIERS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Lets other servers verify the tokens of this one for as long as they last, and forgets keys whose tokens have ended,
+/// until the server stops.
+pub(crate) async fn keep_verifiers(app: &App, stop: &CancellationToken) {
+    loop {
+        tokio::select! {
+            // A database that does not answer must not delay the drain.
+            () = stop.cancelled() => return,
+            looked = look_at_verifiers(app) => if let Err(error) = looked {
+                tracing::debug!(error = %textnlp_net::error_chain(&error), "the public keys could not be read or stored");
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(VERIFIERS_INTERVAL) => {}
+        }
+    }
+}
+
+async fn look_at_verifiers(app: &App) -> Result<(), StoreError> {
+    let mut stored = app.store.verifiers().await?;
+    if let Some((name, kid, jwk)) = app.signer.lease(&app.config.site, &stored) {
+        app.store.put_verifier(&name, &kid, &jwk).await?;
+        stored.insert(name, jwk);
+    }
+    app.signer.learn(stored.values());
+    let now = (now_ms() / 1000).unsigned_abs();
+    let has_ended = |jwk: &String| {
+        let jwk: Option<serde_json::Value> = serde_json::from_str(jwk).ok();
+        jwk.as_ref().and_then(verifier::ends).is_some_and(|end| end <= now)
+    };
+    let ended: Vec<String> = stored.iter().filter(|(_, jwk)| has_ended(jwk)).map(|(name, _)| name.clone()).collect();
+    app.store.drop_verifiers(&ended).await
+}
+
 /// Whether an error refuses a credential that was sent: one that is wrong, or of another tenant.
-pub(crate) fn is_refusal(error: &ApiError) -> bool {
+fn is_refusal(error: &ApiError) -> bool {
     (error.status == StatusCode::UNAUTHORIZED && error.code != "missing_api_key") || error.code == "tenant_mismatch"
+}
+
+/// Whether a request has a credential, or needs none.
+pub(crate) fn may_identify(app: &App, headers: &HeaderMap) -> bool {
+    let security = &app.config.security;
+    !security.api_keys_enabled
+        || headers.contains_key(header::AUTHORIZATION)
+        || headers.contains_key(security.api_key_header.as_str())
+}
+
+/// Records a refused credential. A client that sends too many wrong ones learns no more than that.
+pub(crate) fn refuse(app: &App, action: Action, error: ApiError, origin: Origin<'_>) -> ApiError {
+    if !is_refusal(&error) {
+        return error;
+    }
+    let source = origin.source;
+    app.audit.refused(action, error.code, origin);
+    if !GUESSES.contains(&error.code) {
+        return error;
+    }
+    app.metrics.authentication_failed(error.code);
+    match app.refusals.count(source, now_ms()) {
+        None => error,
+        Some(wait) => ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "authentication_limited",
+            "this address sent too many invalid credentials",
+        )
+        .hint("send a valid API key; it is accepted at once")
+        .retry_after(wait),
+    }
 }
 
 /// Identifies the caller.
@@ -202,7 +277,7 @@ pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> 
 
 async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
     if app.signer.should_learn(text) {
-        app.signer.learn(&textnlp_store::read(|| app.store.verifiers()).await?);
+        app.signer.learn(textnlp_store::read(|| app.store.verifiers()).await?.values());
     }
     let claims = app.signer.verify(text).map_err(|error| {
         let expired = matches!(error.kind(), jsonwebtoken::errors::ErrorKind::ExpiredSignature);

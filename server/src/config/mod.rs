@@ -87,6 +87,8 @@ pub struct Api {
     pub listen: Address,
     /// The address for metrics; no listener when absent.
     pub metrics_listen: Option<Address>,
+    /// A further address for `/health` and `/ready` only, such as that of a pod whose requests come over loopback.
+    pub health_listen: Option<Address>,
     /// Threads that serve HTTP; the engine has its own.
     pub workers: usize,
     /// Timeout of a request.
@@ -302,6 +304,13 @@ fn api(section: Section<'_>, metrics_port: Option<u64>) -> Api {
     if metrics_listen.as_ref() == Some(&listen) && !matches!(&listen, Address::Tcp(a) if a.ends_with(":0")) {
         section.wrong("metrics_listen", "is the same address as `listen`", None);
     }
+    let health_listen = section.parsed::<Address>("health_listen");
+    for (other, taken) in [("listen", Some(&listen)), ("metrics_listen", metrics_listen.as_ref())] {
+        let is_free = matches!(&health_listen, Some(Address::Tcp(address)) if address.ends_with(":0"));
+        if health_listen.is_some() && health_listen.as_ref() == taken && !is_free {
+            section.wrong("health_listen", format!("is the same address as `{other}`"), None);
+        }
+    }
     let cors_origins = section.texts("cors_origins").unwrap_or_default();
     for origin in &cors_origins {
         let sane = origin == "*"
@@ -318,6 +327,7 @@ fn api(section: Section<'_>, metrics_port: Option<u64>) -> Api {
     let api = Api {
         listen,
         metrics_listen,
+        health_listen,
         workers: section.integer("workers", 1..=256).unwrap_or(4) as usize,
         timeout: span("timeout", 300),
         header_timeout: span("header_timeout", 10),

@@ -28,9 +28,7 @@ pub(crate) use probes::metrics;
 
 /// All routes of the public listener.
 pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
-    let mut routes = Router::new()
-        .route("/health", get(probes::health))
-        .route("/ready", get(probes::ready))
+    let mut routes = probe_routes()
         .route("/auth/token", post(token::issue))
         .route("/.well-known/jwks.json", get(token::jwks))
         .route("/v1/generate", post(generate::generate))
@@ -53,6 +51,14 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
             .route("/docs/page.js", get(docs::script));
     }
     routes
+}
+
+/// The routes for probes.
+pub(crate) fn probe_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/health", get(probes::health))
+        // Is not ready while models are loaded, and when draining.
+        .route("/ready", get(probes::ready))
 }
 
 async fn method_not_allowed() -> ApiError {

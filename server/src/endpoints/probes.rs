@@ -5,19 +5,24 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::app::App;
+use crate::http::Call;
 use crate::ready::{self, Verdict};
 
 /// Timeout of the database check.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Liveness. Depends on nothing else, so it also answers under load.
-pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+/// Liveness. Depends on nothing else, so it also answers under load. A valid credential gets details.
+pub(super) async fn health(call: Call) -> Response {
+    let app = &call.app;
     let config = &app.config;
+    if !call.is_known(DATABASE_TIMEOUT).await {
+        return Json(json!({ "status": "ok", "region": config.region })).into_response();
+    }
     let process = crate::metrics::process();
     let stats = app.engine.stats();
     Json(json!({
@@ -59,7 +64,8 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 /// Everything that is measured.
-pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let text = app.metrics.text(&app.engine.stats(), app.usage.lost(), app.audit.lost());
-    ([(header::CONTENT_TYPE, textnlp_process::OPENMETRICS)], text).into_response()
+    let (kind, text) = textnlp_process::negotiated(&headers, text);
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

@@ -7,10 +7,10 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
-use textnlp_store::{StoreError, StreamTicket, TooManyTickets, now_ms};
+use textnlp_store::{Action, StoreError, StreamTicket, TooManyTickets, now_ms};
 
-use super::generate::{self, Form};
-use crate::auth::{self, ticket};
+use super::generate::{self, Form, Wanted};
+use crate::auth::{self, Caller, ticket};
 use crate::error::ApiError;
 use crate::http::{Call, Fields};
 
@@ -85,12 +85,20 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
         let wanted = generate::read(&query, &call.app, Form::Stream)?;
         return generate::answer(call, caller, wanted).await;
     }
+    let redeemed = redeem(&call, query).await;
+    let (caller, wanted) =
+        redeemed.map_err(|error| auth::refuse(&call.app, Action::Authenticate, error, call.origin()))?;
+    generate::answer(call, caller, wanted).await
+}
+
+/// The caller and the request of a ticket, which is spent.
+async fn redeem(call: &Call, query: Fields) -> Result<(Caller, Wanted), ApiError> {
     let text = query.text("ticket").map(str::to_owned);
     let Some(text) = text else { return Err(query.finish().err().unwrap_or_else(refused)) };
     let sha256 = ticket::digest(&text).ok_or_else(refused)?;
-    let app = call.app.clone();
+    let app = &call.app;
     let kept = textnlp_store::read(|| app.store.ticket(&sha256, now_ms())).await?.ok_or_else(refused)?;
-    let caller = auth::with_ticket(&app, &call.headers, &kept).await?.ok_or_else(refused)?;
+    let caller = auth::with_ticket(app, &call.headers, &kept).await?.ok_or_else(refused)?;
     call.record.caller(&caller);
     caller.allow("generate")?;
     let fields = match kept.body {
@@ -103,14 +111,14 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
         }
     };
     // A mistake in the query does not cost the ticket.
-    let wanted = generate::read(&fields, &app, Form::Stream)?;
+    let wanted = generate::read(&fields, app, Form::Stream)?;
     // The request was counted when the ticket was issued.
     let spend =
         textnlp_store::change(StoreError::passes, || app.store.tenant(&caller.tenant).spend_ticket(&sha256, now_ms()));
     if !spend.await? {
         return Err(refused());
     }
-    generate::answer(call, caller, wanted).await
+    Ok((caller, wanted))
 }
 
 /// The same error for used, expired, and unknown tickets.

@@ -30,11 +30,9 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
         fields.finish()?;
     }
     let app = &call.app;
-    let key = auth::with_key(app, text.as_deref().unwrap_or_default()).await.inspect_err(|error| {
-        if auth::is_refusal(error) {
-            app.audit.refused(Action::SignIn, error.code, call.origin());
-        }
-    })?;
+    let key = auth::with_key(app, text.as_deref().unwrap_or_default())
+        .await
+        .map_err(|error| auth::refuse(app, Action::SignIn, error, call.origin()))?;
     let caller = auth::caller(app, &key, None);
     call.record.caller(&caller);
     allowance::take_request(app, &caller).await.map_err(|(error, _)| error)?;
@@ -80,7 +78,7 @@ fn key_in_headers(app: &App, headers: &HeaderMap) -> Option<String> {
 pub(super) async fn jwks(State(app): State<Arc<App>>) -> Response {
     // If the store is unavailable, the last known keys are shown.
     if let Ok(verifiers) = app.store.verifiers().await {
-        app.signer.learn(&verifiers);
+        app.signer.learn(verifiers.values());
     }
     let keys: Value = app.signer.jwks();
     ([(header::CACHE_CONTROL, "public, max-age=300")], Json(keys)).into_response()

@@ -82,12 +82,16 @@ impl Call {
         self.take_request(caller).await
     }
 
+    /// Whether the request has a valid credential, or needs none; false if the database does not answer in time.
+    pub(crate) async fn is_known(&self, most: std::time::Duration) -> bool {
+        auth::may_identify(&self.app, &self.headers)
+            && matches!(tokio::time::timeout(most, self.identify()).await, Ok(Ok(_)))
+    }
+
     async fn identify(&self) -> Result<Caller, ApiError> {
-        let caller = auth::authenticate(&self.app, &self.headers).await.inspect_err(|error| {
-            if auth::is_refusal(error) {
-                self.app.audit.refused(Action::Authenticate, error.code, self.origin());
-            }
-        })?;
+        let caller = auth::authenticate(&self.app, &self.headers)
+            .await
+            .map_err(|error| auth::refuse(&self.app, Action::Authenticate, error, self.origin()))?;
         self.record.caller(&caller);
         if caller.user != auth::ANONYMOUS {
             self.app.audit.key_used(&caller.user, &caller.tenant, self.origin());
@@ -194,7 +198,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         Method::OPTIONS => "OPTIONS",
         _ => "OTHER",
     };
-    let by_https = request.headers().get("x-forwarded-proto").is_some_and(|proto| proto == "https");
+    let by_https = record::uses_https(&request);
     let probe = matches!(route.as_str(), "/health" | "/ready");
     let record = Record::begin(app.clone(), id.clone(), method, route, record::client(&request));
     request.extensions_mut().insert(record.clone());

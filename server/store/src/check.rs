@@ -139,6 +139,16 @@ impl Store {
             );
             found.notes.push(obstacle(cause, "use a separate role for the database: CREATE ROLE textnlp LOGIN"));
         }
+        let role = self.tenant_role().await?;
+        if !role.owns || !(role.is_member || role.may_create) {
+            let user: String = self.one("SELECT session_user::text").await?.try_get(0)?;
+            let cause = format!("statements of tenants have the rights of the role {user}, which sees all tenants");
+            let fix = match role.owns {
+                false => format!("make it the owner of the database: ALTER DATABASE … OWNER TO {user}"),
+                true => format!("CREATE ROLE {user}_tenant NOLOGIN; GRANT {user}_tenant TO {user}"),
+            };
+            found.notes.push(obstacle(cause, fix));
+        }
         if !row.try_get::<bool, _>(3)? && !row.try_get::<bool, _>(4)? {
             found
                 .notes

@@ -100,11 +100,15 @@ impl Dialect {
         }
     }
 
-    /// The statement that sets the tenant of a transaction.
-    pub(super) fn set_tenant(self) -> Option<&'static str> {
-        match self {
-            Self::Sqlite => None,
-            Self::Postgres => Some("SELECT set_config('textnlp.tenant', $1, true)"),
+    /// The statement that sets the tenant of a transaction. `narrows`: until its end, the transaction has the rights of
+    /// the tenants' role only.
+    pub(super) fn set_tenant(self, narrows: bool) -> Option<&'static str> {
+        match (self, narrows) {
+            (Self::Sqlite, _) => None,
+            (Self::Postgres, false) => Some("SELECT set_config('textnlp.tenant', $1, true)"),
+            (Self::Postgres, true) => Some(
+                "SELECT set_config('textnlp.tenant', $1, true), set_config('role', session_user || '_tenant', true)",
+            ),
         }
     }
 
@@ -223,7 +227,14 @@ async fn open_sqlite(file: &Utf8Path, database: &Database) -> Result<Store, Stor
         .idle_timeout(Duration::from_secs(60))
         .connect_lazy_with(options);
     private(file);
-    Ok(Store { dialect: Dialect::Sqlite, reads, writes, trust: Default::default(), turns: Default::default() })
+    Ok(Store {
+        dialect: Dialect::Sqlite,
+        reads,
+        writes,
+        trust: Default::default(),
+        turns: Default::default(),
+        narrows: Default::default(),
+    })
 }
 
 /// Makes the file private: it contains key digests and usage.
@@ -269,7 +280,14 @@ fn postgres(options: AnyConnectOptions, most: u32) -> Store {
         .after_release(|connection, _| Box::pin(is_settled(connection)))
         .after_connect(|connection, _| Box::pin(greet(connection)))
         .connect_lazy_with(options);
-    Store { dialect: Dialect::Postgres, reads: pool.clone(), writes: pool, trust, turns: Default::default() }
+    Store {
+        dialect: Dialect::Postgres,
+        reads: pool.clone(),
+        writes: pool,
+        trust,
+        turns: Default::default(),
+        narrows: Default::default(),
+    }
 }
 
 /// Whether a returned connection has no open transaction. If a task is dropped while its transaction starts, sqlx does

@@ -4,6 +4,7 @@
 //! time, so writes use a separate connection: waiting for it in an async queue is cheaper than in the busy handler. In
 //! PostgreSQL writers lock by subject, and wait only for writers of the same subject. A locked, full or missing store
 //! is a [`StoreError`], never a panic.
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod audit;
@@ -13,10 +14,12 @@ mod config;
 mod copy;
 mod dialect;
 mod keys;
+pub mod lease;
 mod migrate;
 pub mod programs;
 pub mod rate;
 pub mod retention;
+mod roles;
 mod scope;
 mod sites;
 mod tickets;
@@ -25,6 +28,7 @@ pub mod verifier;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::{Any, AnyPool, Transaction};
@@ -33,7 +37,7 @@ use textnlp_net::retry::{Backoff, RetryPolicy, retry};
 use dialect::{Dialect, Haste, Trust, Turns};
 
 pub use audit::{Action, Actor, AuditEvent, AuditLog, AuditPage, AuditRow, Origin, Outcome, is_plain};
-pub use budget::{BudgetOwner, BudgetRefusal, Reservation};
+pub use budget::{BudgetOwner, BudgetRefusal, Counter, CounterName, Grant, Reservation, Unit};
 pub use check::{CheckFinding, CheckResult, check_database};
 pub use config::{Database, DatabaseAt, PostgresAt};
 pub use copy::{Copied, check, copy};
@@ -92,6 +96,8 @@ pub struct Store {
     writes: AnyPool,
     trust: Arc<Trust>,
     turns: Arc<Turns>,
+    /// Whether statements of tenants have a role of their own: see [`roles`].
+    narrows: Arc<AtomicBool>,
 }
 
 /// Timeout for a connection from the pool.

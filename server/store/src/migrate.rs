@@ -132,8 +132,11 @@ impl Store {
     pub async fn prepare(&self) -> Result<(), StoreError> {
         let newest = newest_schema();
         match self.schema().await? {
-            0 => self.migrate(None).await.map(drop),
-            there if there == newest || there == newest + 1 => Ok(()),
+            0 => {
+                self.migrate(None).await?;
+                self.separate_tenants().await
+            }
+            there if there == newest || there == newest + 1 => self.separate_tenants().await,
             there if there < newest => Err(StoreError::Schema(format!(
                 "the database has schema {there}, this server needs {newest}: run `textnlp-server admin migrate` with the same configuration"
             ))),

@@ -8,10 +8,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A count per period: `1000/hour`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Rate {
-    /// The number of machines.
+    /// How many.
     pub count: u64,
     /// In how long.
     pub per: Duration,
@@ -50,8 +53,30 @@ impl fmt::Display for Rate {
     }
 }
 
+impl Rate {
+    /// Milliseconds until one unit is back.
+    pub(crate) fn each_ms(self) -> f64 {
+        self.per.as_secs_f64() * 1000.0 / self.count as f64
+    }
+}
+
+impl TryFrom<String> for Rate {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Rate> for String {
+    fn from(rate: Rate) -> Self {
+        rate.to_string()
+    }
+}
+
 /// The result of taking units.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Taken {
     /// They were there.
     Yes {
@@ -72,7 +97,7 @@ pub enum Taken {
 }
 
 /// The remaining units of a rate.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Left {
     /// Units in all.
     pub limit: u64,
@@ -85,7 +110,7 @@ pub struct Left {
 /// Takes `units` at `now_ms`.
 pub fn take(rate: Rate, arrival_ms: f64, units: u64, now_ms: f64) -> Taken {
     let period = rate.per.as_secs_f64() * 1000.0;
-    let each = period / rate.count as f64;
+    let each = rate.each_ms();
     // At most one period ahead: a clock that was set back must not lock clients out.
     let from = arrival_ms.clamp(now_ms, now_ms + period);
     let left = |arrival: f64| Left {
@@ -108,7 +133,7 @@ pub fn take(rate: Rate, arrival_ms: f64, units: u64, now_ms: f64) -> Taken {
 
 /// Returns units that were taken and not used.
 pub fn give_back(rate: Rate, arrival_ms: f64, units: u64) -> f64 {
-    arrival_ms - rate.per.as_secs_f64() * 1000.0 / rate.count as f64 * units as f64
+    arrival_ms - rate.each_ms() * units as f64
 }
 
 #[cfg(test)]

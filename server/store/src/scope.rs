@@ -1,12 +1,14 @@
 //! Tenant isolation of statements.
 //!
 //! A PostgreSQL session starts without a tenant and sees no rows: row-level security compares each row with
-//! `textnlp.tenant`, which only a transaction of this file sets, and only until it ends. SQLite has no row-level
-//! security. There, and as a second check in PostgreSQL, [`OF_TENANT`] restricts each statement of a request to its
-//! tenant.
+//! `textnlp.tenant`, which only a transaction of this file sets, and only until it ends. Transactions of a tenant also
+//! lose the rights of the login role, see [`roles`](super::roles). SQLite has no row-level security. There, and as a
+//! second check in PostgreSQL, [`OF_TENANT`] restricts each statement of a request to its tenant.
 //!
 //! `allowances`, `token_budgets`, `tenants`, `verifiers` and `schema_version` have no rows of tenants and need no
 //! scope.
+
+use std::sync::atomic::Ordering;
 
 use sqlx::any::AnyArguments;
 use sqlx::query::Query;
@@ -67,16 +69,22 @@ impl Store {
     /// From here on a transaction sees the rows of all tenants.
     pub(super) async fn widen(&self, transaction: &mut Transaction<'static, Any>, job: Job) -> Result<(), StoreError> {
         tracing::trace!(?job, "changing the rows of all tenants");
-        self.set_tenant(transaction, "*").await
+        self.set_tenant(transaction, "*", false).await
     }
 
-    /// Restricts a transaction to the rows of `tenant`, where the database supports it.
-    pub(super) async fn set_tenant(
+    /// Restricts a transaction to the rows of one tenant and the rights of its statements, where the database supports
+    /// it.
+    async fn narrow(&self, transaction: &mut Transaction<'static, Any>, tenant: &str) -> Result<(), StoreError> {
+        self.set_tenant(transaction, tenant, self.narrows.load(Ordering::Relaxed)).await
+    }
+
+    async fn set_tenant(
         &self,
         transaction: &mut Transaction<'static, Any>,
         tenant: &str,
+        narrows: bool,
     ) -> Result<(), StoreError> {
-        let Some(statement) = self.dialect.set_tenant() else { return Ok(()) };
+        let Some(statement) = self.dialect.set_tenant(narrows) else { return Ok(()) };
         self.ask(sqlx::query(statement).bind(tenant).execute(&mut **transaction)).await.map(drop)
     }
 }
@@ -85,14 +93,14 @@ impl TenantStore<'_> {
     /// A transaction that reads.
     pub(super) async fn read(self) -> Result<Transaction<'static, Any>, StoreError> {
         let mut transaction = self.store.begin(&self.store.reads, "BEGIN").await?;
-        self.store.set_tenant(&mut transaction, self.tenant).await?;
+        self.store.narrow(&mut transaction, self.tenant).await?;
         Ok(transaction)
     }
 
     /// A change of counters; see [`Store::count`].
     pub(super) async fn count(self, about: &str) -> Result<Transaction<'static, Any>, StoreError> {
         let mut transaction = self.store.change(about, Haste::Counts).await?;
-        self.store.set_tenant(&mut transaction, self.tenant).await?;
+        self.store.narrow(&mut transaction, self.tenant).await?;
         Ok(transaction)
     }
 

@@ -1,5 +1,7 @@
 //! Data from other sites: acknowledged keys, the public halves of their signing keys, their usage.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 
@@ -59,10 +61,24 @@ impl Store {
         self.commit(transaction).await
     }
 
-    /// The public halves of all sites' signing keys, as JWK.
-    pub async fn verifiers(&self) -> Result<Vec<String>, StoreError> {
-        let rows = self.ask(sqlx::query("SELECT jwk FROM verifiers ORDER BY site").fetch_all(&self.reads)).await?;
-        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    /// The public halves of all sites' signing keys, as JWK, by name: that of a site, or `SITE/KID` of a key in use for
+    /// a limited time, see [`VerifierLease`](super::verifier::VerifierLease).
+    pub async fn verifiers(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        let rows = self.ask(sqlx::query("SELECT site, jwk FROM verifiers").fetch_all(&self.reads)).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
+    /// Removes public halves by name.
+    pub async fn drop_verifiers(&self, names: &[String]) -> Result<(), StoreError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.write("verifiers").await?;
+        for name in names {
+            let query = sqlx::query("DELETE FROM verifiers WHERE site = $1").bind(name);
+            self.ask(query.execute(&mut *transaction)).await?;
+        }
+        self.commit(transaction).await
     }
 
     /// This site's own rows after a log position, in order, and the position of the last; up to another position, those
@@ -232,6 +248,11 @@ mod tests {
         assert_eq!(store.key(&again.public_id).await.unwrap().unwrap(), again);
         store.put_verifier("a", "k1", "{}").await.unwrap();
         store.put_verifier("a", "k2", "{\"n\":1}").await.unwrap();
-        assert_eq!(store.verifiers().await.unwrap(), ["{\"n\":1}"]);
+        let of_a = ("a".to_owned(), "{\"n\":1}".to_owned());
+        assert_eq!(store.verifiers().await.unwrap(), BTreeMap::from([of_a.clone()]));
+        store.put_verifier("a/k1", "k1", "{}").await.unwrap();
+        assert_eq!(store.verifiers().await.unwrap().len(), 2);
+        store.drop_verifiers(&["a/k1".to_owned(), "b".to_owned()]).await.unwrap();
+        assert_eq!(store.verifiers().await.unwrap(), BTreeMap::from([of_a]));
     }
 }

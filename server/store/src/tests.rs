@@ -251,12 +251,102 @@ async fn row_level_security_limits_rows_to_the_named_tenant() {
     assert_eq!(seen("SELECT"), "", "who says nothing sees nothing");
     assert_eq!(seen("SET textnlp.tenant = 'acme'"), "of-acme");
     assert_eq!(seen("SET textnlp.tenant = '*'"), "of-acme of-globex");
+    for tenant in ["acme", "globex"] {
+        put_ticket(&store, tenant).await;
+    }
     let mut narrow = store.tenant("acme").count("").await.unwrap();
-    let ended = sqlx::query("UPDATE api_keys SET revoked_at = 1").execute(&mut *narrow).await.unwrap();
+    let ended = sqlx::query("DELETE FROM stream_tickets").execute(&mut *narrow).await.unwrap();
     assert_eq!(ended.rows_affected(), 1, "a forgotten WHERE reaches one tenant");
-    let foreign = sqlx::query("UPDATE api_keys SET tenant_id = 'globex'").execute(&mut *narrow).await;
+    let foreign = "INSERT INTO stream_tickets (sha256, user_id, tenant_id, expires_at) VALUES ('x', 'u', 'globex', 1)";
+    let foreign = sqlx::query(foreign).execute(&mut *narrow).await;
     assert!(foreign.unwrap_err().to_string().contains("row-level security"));
     drop(narrow);
+}
+
+async fn put_ticket(store: &Store, tenant: &str) {
+    let ticket = StreamTicket { user: "u".into(), tenant: tenant.into(), token: None, body: None };
+    store.tenant(tenant).put_ticket(tenant, &ticket, i64::MAX, 9, 0).await.unwrap().unwrap();
+}
+
+/// What a statement of the tenant `acme` counts.
+async fn counted(store: &Store, statement: &'static str) -> Result<i64, sqlx::Error> {
+    let mut narrow = store.tenant("acme").read().await.unwrap();
+    sqlx::query(statement).fetch_one(&mut *narrow).await.map(|row| sqlx::Row::get(&row, 0))
+}
+
+#[tokio::test]
+async fn statement_of_a_tenant_cannot_widen_its_view_by_sql() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    for tenant in ["acme", "globex"] {
+        put_ticket(&store, tenant).await;
+        store.put_key(&ApiKey { tenant: tenant.into(), ..key(&format!("of-{tenant}")) }, None).await.unwrap();
+    }
+    assert_eq!(counted(&store, "SELECT count(*) FROM stream_tickets").await.unwrap(), 1);
+    for widening in [
+        "WITH x AS MATERIALIZED (SELECT set_config('textnlp.tenant', '*', true)) SELECT count(*) FROM x, stream_tickets",
+        "WITH x AS MATERIALIZED (SELECT set_config('role', 'none', true), set_config('textnlp.tenant', '*', true)) \
+         SELECT count(*) FROM x, stream_tickets",
+    ] {
+        assert!(counted(&store, widening).await.unwrap() < 2, "{widening}");
+    }
+    for foreign in ["SELECT count(*) FROM api_keys", "SELECT count(*) FROM audit_log"] {
+        let refused = counted(&store, foreign).await.unwrap_err();
+        assert!(refused.to_string().contains("permission denied"), "{refused}");
+    }
+    // As our own PostgreSQL does: without it, SQL within the statement could become the login role again.
+    let function = "FUNCTION pg_catalog.set_config(text, text, boolean)";
+    let statements = format!("REVOKE EXECUTE ON {function} FROM PUBLIC; GRANT EXECUTE ON {function} TO textnlp");
+    cluster.sql(&name, &statements);
+    for (escape, why) in [
+        ("SELECT count(set_config('role', 'none', true))", "permission denied for function set_config"),
+        ("SELECT count(set_config('textnlp.tenant', 'globex', true))", "permission denied for function set_config"),
+        ("SELECT count(query_to_xml('set role none', true, true, ''))", "SET is not allowed"),
+    ] {
+        let refused = counted(&store, escape).await.unwrap_err();
+        assert!(refused.to_string().contains(why), "{escape}: {refused}");
+    }
+    // The rights come back with the next transaction, of whatever kind.
+    assert_eq!(store.keys().await.unwrap().len(), 2);
+    assert_eq!(counted(&store, "SELECT count(*) FROM stream_tickets").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn roles_of_tenants_follow_the_owner_of_the_database() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    put_ticket(&store, "acme").await;
+    let policies = || cluster.sql(&name, "SELECT count(*) FROM pg_policies WHERE policyname = 'all_tenants'");
+    assert_eq!((policies().as_str(), store.narrows.load(std::sync::atomic::Ordering::Relaxed)), ("4", true));
+    // An operator gives the database to another role: the service goes on, and says what it has lost.
+    cluster.sql("postgres", &format!("ALTER DATABASE {name} OWNER TO owner"));
+    cluster.sql(&name, "GRANT CREATE ON SCHEMA public TO textnlp");
+    let at = DatabaseAt::Server(PostgresAt::new(&cluster.url(&name)).unwrap());
+    let database = Database { at, pool_size: 1, max_overflow: 0 };
+    let found = check_database(&database).await;
+    assert!(found.problems.is_empty() && found.notes[0].cause.contains("which sees all tenants"), "{found:?}");
+    let other = Store::open(&database).await.unwrap();
+    other.prepare().await.unwrap();
+    assert_eq!((policies().as_str(), other.narrows.load(std::sync::atomic::Ordering::Relaxed)), ("0", false));
+    other.put_key(&key("a"), None).await.unwrap();
+    assert_eq!(other.keys().await.unwrap().len(), 1);
+    assert_eq!(counted(&other, "SELECT count(*) FROM stream_tickets").await.unwrap(), 1);
+    // And back.
+    cluster.sql("postgres", &format!("ALTER DATABASE {name} OWNER TO textnlp"));
+    other.prepare().await.unwrap();
+    assert_eq!((policies().as_str(), other.narrows.load(std::sync::atomic::Ordering::Relaxed)), ("4", true));
+    assert_eq!(other.keys().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn login_role_that_may_create_roles_makes_its_own_for_tenants() {
+    let Some(cluster) = postgres::shared() else { return };
+    cluster.sql("postgres", "CREATE ROLE maker LOGIN CREATEROLE");
+    let name = cluster.database();
+    cluster.sql("postgres", &format!("ALTER DATABASE {name} OWNER TO maker"));
+    let store = open_at(&cluster.url(&name).replace("textnlp@", "maker@")).await.unwrap();
+    store.prepare().await.unwrap();
+    put_ticket(&store, "acme").await;
+    assert!(counted(&store, "SELECT count(*) FROM api_keys").await.is_err());
+    assert_eq!(cluster.sql("postgres", "SELECT rolcanlogin FROM pg_roles WHERE rolname = 'maker_tenant'"), "f");
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! Tickets: each admits one stream once, at any replica.
 
+use serde::{Deserialize, Serialize};
 use sqlx::Row;
 
 use super::scope::Job;
 use super::{Store, StoreError, TenantStore};
 
 /// A token of `/auth/token`, as far as its budget needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Token {
     /// Its name.
     pub jti: String,

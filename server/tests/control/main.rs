@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sites::{NAMES, Sites, until};
+use textnlp_store::lease::Lease;
+use textnlp_store::{Reservation, Unit, now_ms};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -88,6 +90,7 @@ fn invalid_control_requests_are_refused_without_effect() {
         ("/v1/handover", r#"{"to":"primary"}"#),
         ("/v1/usage", r#"{"site":"stranger","rows":[]}"#),
         ("/v1/usage/ids", r#"{"request_ids":[1]}"#),
+        ("/v1/counters", r#"{"holder":"a","reservation":{"units":-1}}"#),
     ] {
         let (status, answer) = sites.post("primary", path, body);
         assert!((400..500).contains(&status), "{path} {body}: {status} {answer}");
@@ -205,4 +208,55 @@ fn usage_of_every_site_is_visible_at_every_site() {
         });
     }
     until(LONG, || sites.status("primary")["rpo_ms"]["usage"] == 0);
+}
+
+/// Takes one unit as a replica of the site does.
+fn take(sites: &Sites, at: &str, lease: &mut Lease, of: &Reservation) -> bool {
+    if let Some(taken) = lease.take(of.units, now_ms()) {
+        return taken.is_ok();
+    }
+    let request = lease.request(of);
+    let (status, answer) = sites.post(at, "/v1/counters", &json!(request).to_string());
+    assert_eq!(status, 200, "{at}: {answer}");
+    lease.apply(&request, serde_json::from_value(answer).unwrap(), of.units, now_ms()).unwrap().is_ok()
+}
+
+#[test]
+fn limits_are_counted_once_over_three_sites_and_by_the_next_primary() {
+    let mut sites = Sites::start_with("automatic: true, failback: false");
+    sites.until_all_are_members();
+    let of = Reservation {
+        unit: Unit::Requests,
+        subject: "0123456789abcdef".to_owned(),
+        key_limit: Some(1000),
+        token: None,
+        rate: Some("5/hour".parse().unwrap()),
+        units: 1,
+    };
+    let mut leases = NAMES.map(|_| Lease::default());
+    let mut given = 0;
+    for _ in 0..6 {
+        for (at, lease) in NAMES.iter().zip(&mut leases) {
+            given += u32::from(take(&sites, at, lease, &of));
+        }
+    }
+    // Where a busy machine makes a site believe that the primary is away, it has its share of one.
+    assert!((5..=7).contains(&given), "{given}");
+    // The rate and the budget.
+    for site in NAMES {
+        until(LONG, || sites.counters(site).len() == 2);
+    }
+    sites.kill("primary");
+    until(LONG, || sites.status("secondary")["role"] == "primary");
+    for site in ["secondary", "tertiary"] {
+        assert!(!take(&sites, site, &mut Lease::default(), &of), "{site} knows what was counted");
+    }
+    let other = Reservation { subject: "fedcba9876543210".to_owned(), ..of };
+    until(LONG, || {
+        take(&sites, "tertiary", &mut Lease::default(), &other);
+        sites.counters("secondary").len() == 4
+    });
+    let (status, answer) =
+        sites.post("tertiary", "/v1/counters?forwarded=1", &json!(Lease::default().request(&other)).to_string());
+    assert_eq!((status, &answer["error"]["code"]), (503, &json!("not_primary")), "{answer}");
 }

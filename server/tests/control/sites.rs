@@ -198,8 +198,7 @@ impl Sites {
 
     /// As a replica does.
     pub(crate) fn use_up(&self, site: &str, requests: &[&str]) {
-        use textnlp_store::{Store, Usage};
-        let file = self.root.join(site).join("data/t.db");
+        use textnlp_store::Usage;
         let rows: Vec<Usage> = requests
             .iter()
             .map(|request| Usage {
@@ -216,14 +215,25 @@ impl Sites {
                 at_ms: 1_790_000_000_000,
             })
             .collect();
+        self.with_store(site, async |store| store.append_usage(&rows).await.unwrap());
+    }
+
+    /// Rates and budgets that are in use.
+    pub(crate) fn counters(&self, site: &str) -> Vec<textnlp_store::Counter> {
+        self.with_store(site, async |store| store.counters(100, textnlp_store::now_ms()).await.unwrap())
+    }
+
+    fn with_store<T>(&self, site: &str, work: impl AsyncFnOnce(&textnlp_store::Store) -> T) -> T {
+        let file = self.root.join(site).join("data/t.db");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let at = textnlp_server::config::DatabaseAt::File(file);
             let database = textnlp_server::config::Database { at, pool_size: 1, max_overflow: 0 };
-            let store = Store::open(&database).await.unwrap();
-            store.append_usage(&rows).await.unwrap();
+            let store = textnlp_store::Store::open(&database).await.unwrap();
+            let done = work(&store).await;
             store.close().await;
-        });
+            done
+        })
     }
 }
 

@@ -23,7 +23,9 @@ use crate::tls::{certify, folder, secure, tls};
 #[path = "../support/fail2ban.rs"]
 mod fail2ban;
 
-const GOAWAY: u8 = 7;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const GOAWAY: u8 = 7;
 
 /// Connects from another address of this machine.
 async fn from(source: [u8; 4], to: SocketAddr) -> TcpStream {
@@ -43,19 +45,20 @@ async fn is_served(stream: TcpStream, path: &str) -> bool {
     exchange(stream, request).await.status() == 200
 }
 
-async fn counts(site: &Site, line: &str) {
+pub(crate) async fn counts(site: &Site, line: &str) {
     eventually(async || site.metrics().await.lines().any(|found| found == format!("textnlp_gateway_{line}"))).await;
 }
 
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags, 0, 0, 0, stream]);
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
     bytes.extend(payload);
     bytes
 }
 
 /// A connection on which the client has sent its preface.
-async fn http2(site: &Site, trusted: &CertificateDer<'static>) -> TlsStream<TcpStream> {
+pub(crate) async fn http2(site: &Site, trusted: &CertificateDer<'static>) -> TlsStream<TcpStream> {
     let stream = TcpStream::connect(site.address()).await.unwrap();
     let mut stream = secure(stream, trusted, b"h2").await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
@@ -64,7 +67,7 @@ async fn http2(site: &Site, trusted: &CertificateDer<'static>) -> TlsStream<TcpS
 }
 
 /// Sends until the gateway closes the connection. The kinds of the frames that it sent.
-async fn until_closed(stream: TlsStream<TcpStream>, every: Duration, bytes: &[u8]) -> Vec<u8> {
+pub(crate) async fn until_closed(stream: TlsStream<TcpStream>, every: Duration, bytes: &[u8]) -> Vec<u8> {
     let (mut read, mut write) = tokio::io::split(stream);
     let mut kinds = Vec::new();
     let reading = async {
@@ -204,9 +207,40 @@ async fn the_longest_idle_connection_makes_room_and_checks_are_served_in_a_flood
     assert!(is_served(from([127, 0, 0, 3], to).await, "/x").await, "a load balancer's check");
     let textnlp_gateway::SocketAddress::Tcp(checks) = site.gateway.health_address().unwrap().clone() else { panic!() };
     assert!(is_served(TcpStream::connect(checks).await.unwrap(), "/ready").await);
+    assert!(is_served(TcpStream::connect(checks).await.unwrap(), "/health").await);
     assert!(!is_served(TcpStream::connect(checks).await.unwrap(), "/status").await);
     assert_eq!(site.admin("GET", "/ready", "").await.0, 200);
     assert_eq!(a.state.left.load(SeqCst), 0);
+}
+
+#[tokio::test]
+async fn flooded_site_stays_healthy_for_the_global_endpoint() {
+    let (held, path) = folder();
+    let trusted = certify(&path);
+    let (a, old) = (Backend::tcp("a").await, Backend::tcp("old").await);
+    let more = format!("{}  max_connections: 1\n  ready_listen: \"unix:{path}/ready.sock\"\n", tls(&path));
+    let site = Site::with(&[&a], &more).await;
+    let mut client = secure(from([127, 0, 0, 5], site.address()).await, &trusted, b"http/1.1").await.unwrap();
+    client.write_all(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    eventually(async || a.state.waiting.load(SeqCst) == 1).await;
+    assert!(is_closed(&mut from([127, 0, 0, 6], site.address()).await).await);
+
+    // `old`: nothing listens at its address for health checks.
+    let text = format!(
+        "gateway:\n  listen: \"127.0.0.1:0\"\n  admin_listen: \"unix:{path}/admin.sock\"\n  health: {{ interval_ms: 20 }}\n  backends:\n    \
+         - {{ name: a, listen: \"{}\", ready_listen: \"unix:{path}/ready.sock\", tls: {{ ca_file: {path}/cert.pem, name: site.example }} }}\n    \
+         - {{ name: old, listen: \"{}\", ready_listen: \"unix:{path}/none.sock\" }}\n",
+        site.address(),
+        old.listen
+    );
+    let file = path.join("front.yaml");
+    std::fs::write(&file, text).unwrap();
+    let front = Site { gateway: textnlp_gateway::start(&file).await.unwrap(), folder: held };
+    front.until("a", "healthy").await;
+    front.until("old", "healthy").await;
+    a.state.sick.store(true, SeqCst);
+    front.until("a", "unhealthy").await;
+    assert_eq!(a.state.left.load(SeqCst), 0, "the client is served");
 }
 
 /// The program, ended with the test.

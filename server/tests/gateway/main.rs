@@ -7,6 +7,7 @@ mod site;
 mod behind;
 mod handover;
 mod hostile;
+mod malformed;
 mod operating;
 mod requests;
 mod tls;

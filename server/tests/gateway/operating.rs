@@ -2,7 +2,10 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use http_body_util::BodyExt;
+use hyper::Request;
 use textnlp_gateway::{self as gateway, Error};
+use textnlp_process::OPENMETRICS;
 use tokio::net::TcpStream;
 
 use crate::backend::Backend;
@@ -32,6 +35,24 @@ async fn metrics_of_all_backends_are_one_exposition() {
     types.dedup();
     assert_eq!(types.len(), all, "a family is there twice");
     assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
+
+    // Older readers get each family with its type and help, too.
+    let older = site.scrape(Request::get("/metrics").header("accept", "text/plain;version=0.0.4")).await;
+    assert_eq!(older.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let older = String::from_utf8(older.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    for line in [
+        "# TYPE textnlp_requests_total counter",
+        "# HELP textnlp_requests_total Requests.",
+        "textnlp_requests_total{replica=\"a\",route=\"/a\"} 7",
+    ] {
+        assert!(older.lines().any(|found| found == line), "{line} is not in\n{older}");
+    }
+    assert_eq!(older.matches("# TYPE ").count(), all);
+    assert!(!older.contains("# EOF"));
+    let head = site.scrape(Request::head("/metrics")).await;
+    assert_eq!((head.status().as_u16(), head.headers()["content-type"].to_str().unwrap()), (200, OPENMETRICS));
+    assert!(head.into_body().collect().await.unwrap().to_bytes().is_empty());
+    assert_eq!(site.scrape(Request::post("/metrics")).await.status(), 405);
 
     b.kill().await;
     site.until("b", "unhealthy").await;

@@ -327,18 +327,6 @@ async fn incomplete_request_header_times_out() {
     assert_eq!(a.requests(), 0);
 }
 
-#[tokio::test]
-async fn request_with_two_host_headers_is_refused() {
-    let a = Backend::tcp("a").await;
-    let site = Site::new(&[&a]).await;
-    let mut client = TcpStream::connect(site.address()).await.unwrap();
-    client.write_all(b"GET /x HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n").await.unwrap();
-    let mut text = vec![0; 12];
-    client.read_exact(&mut text).await.unwrap();
-    assert_eq!(text, b"HTTP/1.1 400");
-    assert_eq!(a.requests(), 0);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reload_that_replaces_every_backend_fails_no_request() {
     let (a, b, c) = (Backend::tcp("a").await, Backend::tcp("b").await, Backend::tcp("c").await);

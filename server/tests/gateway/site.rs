@@ -83,10 +83,13 @@ impl Site {
     }
 
     pub(crate) async fn metrics(&self) -> String {
-        let stream = TcpStream::connect(tcp(self.gateway.metrics_address().unwrap())).await.unwrap();
-        let request = Request::get("/metrics").header("host", "metrics").body(Full::new(Bytes::new())).unwrap();
-        let body = exchange(stream, request).await.into_body().collect().await.unwrap().to_bytes();
+        let body = self.scrape(Request::get("/metrics")).await.into_body().collect().await.unwrap().to_bytes();
         String::from_utf8(body.to_vec()).unwrap()
+    }
+
+    pub(crate) async fn scrape(&self, request: http::request::Builder) -> Response<Incoming> {
+        let stream = TcpStream::connect(tcp(self.gateway.metrics_address().unwrap())).await.unwrap();
+        exchange(stream, request.header("host", "metrics").body(Full::new(Bytes::new())).unwrap()).await
     }
 
     /// Waits until the gateway thinks so of a backend.

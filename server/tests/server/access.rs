@@ -92,6 +92,24 @@ async fn revoked_rotated_or_expired_key_is_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn key_that_is_to_expire_ends_then_and_never_later() {
+    let site = start(Setup::default()).await.ready().await;
+    let public = site.key.split('_').nth(1).unwrap().to_owned();
+    let expire = async |more: Value| {
+        let mut command = json!({ "do": "expire", "public_id": public });
+        command.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        keys(&site.config, &command.to_string()).await
+    };
+    let end = expire(json!({ "expires_in": 3600 })).await.unwrap()["expires_at"].clone();
+    assert!(end.is_i64());
+    assert_eq!(expire(json!({ "expires_in": 7200 })).await.unwrap()["expires_at"], end);
+    assert_eq!(site.post("/v1/generate", short()).await.status, 200);
+    assert!(expire(json!({})).await.is_err());
+    assert_eq!(expire(json!({ "expires_at": 1000 })).await.unwrap()["expires_at"], 1000);
+    assert_eq!(site.post("/v1/generate", short()).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scope_allows_its_routes_and_no_others() {
     let site = start(Setup::default()).await.ready().await;
     let chat = json!({ "messages": [{ "role": "user", "content": "a" }], "max_tokens": 2 });
@@ -255,6 +273,39 @@ async fn rate_limit_applies_per_key_with_retry_after() {
         assert_eq!(site.post_as(&own, "/v1/generate", short()).await.status, 200, "a key's own rate counts");
     }
     assert_eq!(site.client.send("GET", "/health", &[], b"").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invalid_credentials_are_limited_per_address_and_valid_ones_are_not() {
+    let site = start(Setup::default()).await.ready().await;
+    let limited = "192.0.2.7";
+    let ask = async |path: &str, key: &str, address: &str| {
+        let headers = [("x-api-key", key), ("x-forwarded-for", address)];
+        site.client.send("GET", path, &headers, b"").await
+    };
+    let (mut refused, mut last) = (0, None);
+    while last.is_none() && refused < 1000 {
+        let reply = ask("/v1/models", "tnlp_wrong", limited).await;
+        match reply.status {
+            401 => refused += 1,
+            _ => last = Some(reply),
+        }
+    }
+    let reply = last.unwrap();
+    assert_eq!((reply.status, reply.error().0.as_str()), (429, "authentication_limited"), "{}", reply.text());
+    assert!(refused >= 60 && reply.header("retry-after").is_some(), "{refused}");
+    assert!(site.metric("textnlp_authentication_failures_total").await > f64::from(refused));
+    // Who has a key is not held up, nor are probes, nor other addresses.
+    for _ in 0..3 {
+        assert_eq!(ask("/v1/models", &site.key, limited).await.status, 200);
+        assert_eq!(ask("/health", "tnlp_wrong", limited).await.status, 200);
+        assert_eq!(ask("/v1/models", "tnlp_wrong", "192.0.2.8").await.status, 401);
+    }
+    let headers = [("x-forwarded-for", limited)];
+    let sign_in = json!({ "api_key": site.key }).to_string();
+    assert_eq!(site.client.send("POST", "/auth/token", &headers, sign_in.as_bytes()).await.status, 200);
+    let reply = site.client.send("GET", "/v1/models", &headers, b"").await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (401, "missing_api_key"), "no credential is no guess");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

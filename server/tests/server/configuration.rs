@@ -61,6 +61,8 @@ fn documented_defaults_apply_to_omitted_settings() {
 
 #[test]
 fn every_configuration_error_has_its_location_and_a_suggestion() {
+    let same = "health_listen: \"unix:/tmp/s.sock\"";
+    check("metrics_listen: \"127.0.0.1:0\"", same, &["textnlp.api.health_listen", "the same address as `listen`"]);
     check("workers: 4", "worker: 4", &["line 6", "textnlp.api.worker", "did you mean `workers`"]);
     check("workers: 4", "workers: four", &["textnlp.api.workers", "must be a whole number, not a text"]);
     check("workers: 4", "workers: -1", &["textnlp.api.workers", "from 1 to 256"]);

@@ -9,9 +9,24 @@ use super::support::client::read_reply;
 use super::support::{Client, Setup, Shape, config, path, start, start_in, until, write_model};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_reports_region_environment_version_and_uptime() {
+async fn health_says_little_without_a_key_and_more_with_one() {
     let site = start(Setup::default()).await.ready().await;
-    let body = site.client.send("GET", "/health", &[], b"").await.json();
+    let health = async |headers: &[(&str, &str)]| {
+        let reply = site.client.send("GET", "/health", headers, b"").await;
+        assert_eq!(reply.status, 200, "{headers:?}");
+        reply.json()
+    };
+    let public = json!({ "status": "ok", "region": "nowhere" });
+    let wrong = format!("{}g", &site.key[..site.key.len() - 1]);
+    for headers in [
+        &[][..],
+        &[("x-api-key", wrong.as_str())],
+        &[("authorization", "Basic dTpw")],
+        &[("x-api-key", site.key.as_str()), ("x-tenant-id", "globex")],
+    ] {
+        assert_eq!(health(headers).await, public, "{headers:?}");
+    }
+    let body = health(&[("x-api-key", site.key.as_str())]).await;
     assert_eq!(
         (&body["status"], &body["region"], &body["environment"]),
         (&json!("ok"), &json!("nowhere"), &json!("test"))
@@ -216,6 +231,10 @@ async fn metrics_have_the_names_used_by_dashboards() {
     site.post("/v1/generate", json!({ "prompt": "x", "n": 2 })).await;
     let reply = site.metrics.send("GET", "/metrics", &[], b"").await;
     assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    let accept = [("accept", "text/plain;version=0.0.4")];
+    let older = site.metrics.send("GET", "/metrics", &accept, b"").await;
+    assert_eq!(older.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert!(older.text().contains("# TYPE http_requests_total counter\n") && !older.text().contains("# EOF"));
     let text = reply.text();
     assert!(text.contains(&format!("textnlp_tokens_generated_total{{model=\"tiny\",user=\"{public}\"}} 10")), "{text}");
     for name in [
@@ -239,6 +258,28 @@ async fn metrics_have_the_names_used_by_dashboards() {
         404,
         "the listener of metrics has nothing else"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_address_answers_probes_and_nothing_else() {
+    let mut site = start(Setup { api: "health_listen: \"127.0.0.1:0\"", ..Setup::default() }).await.ready().await;
+    let probes = Client::new(site.server.as_ref().unwrap().health_address().unwrap());
+    for path in ["/health", "/ready"] {
+        assert_eq!(probes.send("GET", path, &[], b"").await.status, 200, "{path}");
+    }
+    let key = site.key.clone();
+    for (method, path) in [
+        ("GET", "/v1/models"),
+        ("POST", "/v1/generate"),
+        ("POST", "/auth/token"),
+        ("GET", "/.well-known/jwks.json"),
+        ("GET", "/metrics"),
+        ("GET", "/docs"),
+    ] {
+        let reply = probes.send(method, path, &[("x-api-key", &key)], b"{}").await;
+        assert_eq!(reply.status, 404, "{method} {path}");
+    }
+    assert!(site.drain().await, "the probes do not delay the shutdown");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -288,6 +288,24 @@ async fn unknown_paths_methods_and_models_get_the_standard_error_format() {
         assert_eq!(reply.error().0, code, "{method} {path}");
         assert!(reply.header("x-request-id").is_some());
     }
+    // Another spelling of a path is no way around the credential.
+    for (method, path, status) in [
+        ("TRACE", "/v1/models", 405),
+        ("GET", "//v1/models", 404),
+        ("GET", "/V1/models", 404),
+        ("GET", "/v1/models/", 404),
+        ("GET", "/v1//models", 404),
+        ("GET", "/%761/models", 404),
+        ("GET", "/v1%2fmodels", 404),
+        ("GET", "/health/../v1/models", 404),
+        ("GET", "/health/..%2fv1/models", 404),
+        ("GET", "/v1/models;x=y", 404),
+        ("GET", "/v1/models?x=y", 401),
+    ] {
+        let reply = site.client.send(method, path, &[], b"").await;
+        assert!(reply.status == status || reply.status == 401, "{method} {path}: {}", reply.status);
+        assert!(!reply.text().contains("tiny"), "{method} {path}: {}", reply.text());
+    }
     let reply = site.post("/v1/generate", json!({ "prompt": "a", "model": "gpt-5" })).await;
     assert_eq!((reply.status, reply.error().1.as_deref()), (404, Some("model")));
     let text = site.metrics.send("GET", "/metrics", &[], b"").await.text();

@@ -57,6 +57,21 @@ impl Files {
 }
 
 #[test]
+fn program_without_random_numbers_does_not_start() {
+    let jail = tempfile::tempdir().unwrap();
+    std::fs::copy(PROGRAM, jail.path().join("server")).unwrap();
+    let mut command = Command::new("chroot");
+    command.arg(jail.path()).args(["/server", "serve", "--config", "/server.yaml"]);
+    let Ok(output) = command.stdin(Stdio::null()).output() else { return eprintln!("left out, there is no chroot") };
+    let said = String::from_utf8(output.stderr).unwrap();
+    if said.starts_with("chroot: ") {
+        return eprintln!("left out, it needs root: {said}");
+    }
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: the system gives no random numbers") && said.contains("/dev/urandom"), "{said}");
+}
+
+#[test]
 fn migrate_reports_old_and_new_schema() {
     let files = Files::new();
     let migrate = |arguments: &[&str]| {
@@ -245,7 +260,8 @@ async fn second_signal_exits_immediately() {
         .await
         .unwrap();
     stream.write_all(body.as_bytes()).await.unwrap();
-    until("it runs", async || client.send("GET", "/health", &[], b"").await.json()["running"] == 1).await;
+    let known = [("x-api-key", key.as_str())];
+    until("it runs", async || client.send("GET", "/health", &known, b"").await.json()["running"] == 1).await;
     let process = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
     until("it drains", async || client.try_connect().await.is_none()).await;

@@ -80,7 +80,8 @@ impl Cluster {
         assert_eq!(line, "ready\n", "PostgreSQL does not start: {}", log());
         let port = settings.split_once("port = ").map(|(_, port)| port.to_owned());
         let cluster = Self { folder, programs, port, guard };
-        cluster.sql("postgres", "CREATE ROLE textnlp LOGIN");
+        cluster.sql("postgres", "CREATE ROLE textnlp LOGIN; CREATE ROLE textnlp_tenant NOLOGIN");
+        cluster.sql("postgres", "GRANT textnlp_tenant TO textnlp");
         cluster
     }
 

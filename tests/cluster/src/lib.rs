@@ -5,6 +5,7 @@
 //! A test program has one control plane ([`Cluster::shared`]); each test uses a namespace of its own. `build` beside
 //! this crate's manifest installs the programs, once per machine. All processes end with the test program, however it
 //! ends.
+#![forbid(unsafe_code)]
 
 mod api;
 mod databases;
@@ -294,6 +295,8 @@ impl Cluster {
         // The file is replaced atomically, because another process may be reading it.
         let fresh = self.folder.join(format!("{user}.{}.fresh", self.namespaces.fetch_add(1, Ordering::SeqCst)));
         std::fs::write(&fresh, config.to_string()).expect("write a kubeconfig");
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&fresh, private).expect("close a kubeconfig to others");
         std::fs::rename(&fresh, &path).expect("put a kubeconfig in its place");
         path
     }

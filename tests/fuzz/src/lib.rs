@@ -7,10 +7,10 @@ mod journal;
 pub mod mutation;
 
 use std::cell::OnceCell;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use camino::Utf8Path;
 use textnlp_inference::cpu::{Cpu, LoadOptions};
 use textnlp_inference::format::Checkpoint;
 use textnlp_inference::text::Tokenizer;
@@ -272,7 +272,7 @@ fn public_key(bytes: &[u8]) -> bool {
 }
 
 fn saved_plans() -> Vec<Vec<u8>> {
-    files(["tests/fuzz/corpus/saved-plan/one-step.json"])
+    files(["tests/fuzz/seeds/saved-plan.json"])
 }
 
 fn saved_plan(bytes: &[u8]) -> bool {
@@ -289,11 +289,14 @@ fn terraform_state(bytes: &[u8]) -> bool {
     read_terraform(bytes).is_ok()
 }
 
-/// The kept inputs of a target.
+/// The kept inputs of a target: the files of `corpus/NAME.tar.gz`.
 pub fn corpus(target: &Target) -> Vec<Vec<u8>> {
-    let folder = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
-    let Ok(entries) = std::fs::read_dir(&folder) else { return Vec::new() };
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(format!("{}.tar.gz", target.name));
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap()));
+    let read = |entry: std::io::Result<tar::Entry<'_, _>>| {
+        let mut bytes = Vec::new();
+        entry.unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    archive.entries().unwrap().map(read).filter(|bytes| !bytes.is_empty()).collect()
 }

@@ -11,6 +11,16 @@ static TARGET: LazyLock<&Target> = LazyLock::new(|| {
     TARGETS.iter().find(|target| target.name == name).expect("a target of this name")
 });
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    (TARGET.run)(&bytes[..bytes.len().min(TARGET.most_bytes)]);
-});
+libfuzzer_sys::fuzz_target!(
+    init: {
+        // The engine reads its inputs after this.
+        if let Some(folder) = std::env::var_os("TEXTNLP_FUZZ_SEEDS") {
+            for (n, seed) in (TARGET.seeds)().iter().enumerate() {
+                std::fs::write(std::path::Path::new(&folder).join(format!("seed-{n}")), seed).unwrap();
+            }
+        }
+    },
+    |bytes: &[u8]| {
+        (TARGET.run)(&bytes[..bytes.len().min(TARGET.most_bytes)]);
+    }
+);

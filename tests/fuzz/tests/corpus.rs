@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../src/seeds.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod seeds;
 
 use std::alloc::{GlobalAlloc, Layout, System};

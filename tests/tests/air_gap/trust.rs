@@ -219,8 +219,11 @@ fn invalid_signing_keys_are_refused_before_the_bundle_is_read() {
     let goods = Goods::get();
     let stage = Stage::new("keys");
     std::fs::write(stage.made().join("text.pub"), "a letter to the editor\n").unwrap();
-    std::fs::write(stage.made().join("password"), "swordfish\n").unwrap();
-    std::fs::write(stage.made().join("wrong"), "sordfish\n").unwrap();
+    for (name, text) in [("password", "swordfish\n"), ("wrong", "sordfish\n")] {
+        let file = stage.made().join(name);
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    }
     for key in [goods.secret.as_str(), "text.pub", "nowhere.pub"] {
         for said in [
             stage.run(&["bundle", "verify", &goods.first, "--trust", key]),

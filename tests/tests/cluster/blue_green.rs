@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use textnlp_tests::{counts, eventually};
 
-use crate::operator::Operator;
+use crate::operator::{Operator, pinned};
 use crate::rollout::{QUESTION, image};
 use crate::{Answer, asked_while};
 
@@ -109,7 +109,7 @@ fn blue_green_rollout_switches_all_traffic_at_once_and_back() {
     eprintln!("well: {} requests, {} of them by the second set; {}", answers.len(), theirs.len(), told["says"]);
     assert_eq!((&told["stage"], told["goes_on"].as_bool()), (&Value::from("promoted"), Some(false)), "{told:#}");
     operator.leads_to_all();
-    operator.are_gone("local/textnlp:1");
+    operator.are_gone(&pinned("local/textnlp:1"));
     let again = operator.up(&well);
     assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "{again:#}");
     let before = operator.template();
@@ -169,7 +169,7 @@ fn blue_green_rollout_switches_all_traffic_at_once_and_back() {
     let answers = asked_while(&operator, &up, QUESTION, || drop(operator.up(&rolling)));
     assert_eq!(failed(&answers), [""; 0], "of {}", answers.len());
     operator.are_gone(&second);
-    assert_eq!(operator.pods_of("local/textnlp:1"), 4);
+    assert_eq!(operator.pods_of(&pinned("local/textnlp:1")), 4);
     operator.leads_to_all();
     assert!(!operator.get("role", "textnlp-rollout")["metadata"].is_object());
     operator.run(&["down", "--yes"], &BLUE_GREEN).expect(0);

@@ -8,7 +8,7 @@ use serde_json::json;
 use textnlp_tests::ports::Ports;
 use textnlp_tests::{counts, eventually};
 
-use crate::operator::{Operator, postgres};
+use crate::operator::{Operator, pinned, postgres};
 
 /// An authority, and the certificate that it gave to both servers.
 const CERTIFICATES: &str = r#"
@@ -74,7 +74,7 @@ fn pods_trust_a_private_ca_and_fetch_models_through_a_proxy() {
         private_ca,
         format!("{proxy}{}", models.port),
         format!("models={model}"),
-        "sites[0].cluster.analytics.image=local/analytics:1".to_owned(),
+        format!("sites[0].cluster.analytics.image={}", pinned("local/analytics:1")),
         "sites[0].cluster.analytics.schedule=0 0 1 1 *".to_owned(),
         format!("sites[0].cluster.analytics.command={}", json!(["sh", "-c", asks])),
     ];

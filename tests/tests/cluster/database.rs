@@ -57,7 +57,7 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
         assert!(exit == 0 || said.err.contains("does not belong to this deployment"), "{}", said.err);
     }
     let refused = operator.run(&["backup", "create", "--plain"], &[]).expect(2);
-    assert!(refused.err.contains("--plain applies to encrypted backups only"), "{}", refused.err);
+    assert!(refused.err.contains("--plain applies to backups of a machine"), "{}", refused.err);
 
     // A dump, proven; then what it has is lost, and comes back. What was made after it is not in it.
     let dumped = operator.run(&["backup", "create"], &[]).expect(0);
@@ -71,10 +71,34 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     keys(&["revoke", id]);
     let later = keys(&["create", "later"]);
     assert!(!opens(newer) && opens(later["key"].as_str().unwrap()));
-    let restore = ["create", "job", "--namespace", namespace, "restore", "--from=cronjob/textnlp-restore"];
-    assert!(operator.cluster.kubectl(&restore).status.success());
+    let claim = operator.get("persistentvolumeclaim", "textnlp-backups");
+    let folder = operator.cluster.folder().join("claims").join(claim["metadata"]["uid"].as_str().unwrap());
+    let files = walk(&folder).into_iter().filter(|file| file.file_name().unwrap().starts_with("backup_"));
+    for file in files {
+        let text = std::fs::read(&file).unwrap();
+        assert!(file.as_str().ends_with(".dump.age") && text.starts_with(b"age-encryption.org/v1\n"), "{file}");
+    }
+    // The key is where the operator is; the cluster has it only for a restore.
+    let restore = |name: &str| {
+        let restore = ["create", "job", "--namespace", namespace, name, "--from=cronjob/textnlp-restore"];
+        assert!(operator.cluster.kubectl(&restore).status.success());
+    };
+    restore("early");
+    eventually("it is not restored without the key", || {
+        (operator.get("job", "early")["status"]["failed"] == 1).then_some(())
+    });
+    assert!(!opens(newer));
+    let shown = operator.run(&["backup", "key", "show"], &[]).expect(0).out;
+    let key_file = operator.sandbox.folder().join("key.txt");
+    std::fs::write(&key_file, shown).unwrap();
+    let from = format!("--from-file={key_file}");
+    let secret = ["create", "secret", "generic", "textnlp-backup-key", "--namespace", namespace, &from];
+    assert!(operator.cluster.kubectl(&secret).status.success());
+    restore("restore");
     let ended = || operator.get("job", "restore")["status"]["succeeded"] == 1;
     eventually("it is restored", || ended().then_some(()));
+    let secret = ["delete", "secret", "textnlp-backup-key", "--namespace", namespace];
+    assert!(operator.cluster.kubectl(&secret).status.success());
     eventually("the key of the dump opens", || opens(newer).then_some(()));
     assert!(!opens(later["key"].as_str().unwrap()));
     assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0], "nothing of that is drift");
@@ -111,6 +135,7 @@ fn unreadable_backup_is_discarded_and_old_ones_are_pruned() {
     let dumps = || {
         let mut names: Vec<String> =
             folder.read_dir_utf8().unwrap().flatten().map(|entry| entry.file_name().to_owned()).collect();
+        names.retain(|name| !name.starts_with('.'));
         names.sort();
         names
     };
@@ -118,7 +143,7 @@ fn unreadable_backup_is_discarded_and_old_ones_are_pruned() {
     create().expect(0);
     create().expect(0);
     let two = dumps();
-    assert!(two.len() == 2 && two[0].ends_with("-2.dump") && two[1].starts_with("backup_2"), "{two:?}");
+    assert!(two.len() == 2 && two[0].ends_with("-2.dump.age") && two[1].starts_with("backup_2"), "{two:?}");
     // One is older than what is kept, and one is a stranger's.
     let touched = Command::new("touch").args(["-d", "40 days ago", folder.join(&two[1]).as_str()]).status().unwrap();
     assert!(touched.success());

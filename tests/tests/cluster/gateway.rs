@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use textnlp_tests::{counts, eventually, promptly};
 
-use crate::operator::Operator;
+use crate::operator::{Operator, pinned};
 use crate::rollout::{QUESTION, image};
 use crate::{Answer, asked_while, heard_while};
 
@@ -104,7 +104,7 @@ fn gateway_canary_gets_its_traffic_weight_for_any_number_of_pods() {
         assert_eq!(operator.weights(), [90, 10]);
     });
     assert_eq!(failed(&before), [""; 0], "of {}", before.len());
-    assert_eq!((operator.pods_of("local/textnlp:1"), operator.pods_of("local/textnlp:well")), (3, 1));
+    assert_eq!((operator.pods_of(&pinned("local/textnlp:1")), operator.pods_of(&pinned("local/textnlp:well"))), (3, 1));
     let told = operator.rollout();
     assert_eq!((&told["share"], &told["stage"]), (&Value::from(10), &Value::from("baking")), "{told:#}");
     assert!(operator.run(&["rollout", "status"], &SHARED).expect(0).out.contains("10 % of the clients"));

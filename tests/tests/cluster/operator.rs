@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use camino::Utf8PathBuf;
 use serde_json::Value;
@@ -13,6 +14,23 @@ pub(crate) mod postgres;
 
 /// Where the program is in its image.
 pub(crate) const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
+
+/// An image with a digest, as production requires. Nodes of the tests look at the whole name only.
+pub(crate) fn pinned(image: &str) -> String {
+    let digest: String = image.bytes().rev().take(32).map(|byte| format!("{byte:02x}")).collect();
+    format!("{image}@sha256:{digest:0>64}")
+}
+
+/// A copy of the program that pods of another user can run too: that of a build may be in a private folder.
+pub(crate) fn program_for_pods() -> Utf8PathBuf {
+    static COPY: OnceLock<Utf8PathBuf> = OnceLock::new();
+    let copy = || {
+        let copy = Cluster::shared().unwrap().folder().join("textnlp-deploy");
+        std::fs::copy(program(), &copy).unwrap();
+        copy
+    };
+    COPY.get_or_init(copy).clone()
+}
 
 /// An operator with a kubeconfig, a namespace and a database.
 pub(crate) struct Operator {
@@ -30,9 +48,7 @@ impl Operator {
         operator.cluster.databases(postgres::programs()?, postgres::user());
         // Where the Prometheus operator's definitions are there, so is what it is told.
         let watched = operator.cluster.define("prometheus-operator");
-        let is_kept = |set: &str| {
-            set.contains("cluster.") || set.starts_with("network") || (!watched && set.starts_with("monitoring"))
-        };
+        let is_kept = |set: &str| set.contains("cluster.") || (!watched && set.starts_with("monitoring"));
         operator.sets.retain(|set| is_kept(set));
         operator.url.clear();
         Some(operator)
@@ -42,7 +58,7 @@ impl Operator {
     pub(crate) fn new(about: &str) -> Option<Self> {
         let cluster = Cluster::shared()?;
         let database = postgres::shared()?;
-        cluster.kubelet().put_program(PROGRAM, program());
+        cluster.kubelet().put_program(PROGRAM, program_for_pods());
         let namespace = cluster.namespace_name(about);
         let sandbox = Sandbox::new(about);
         // What a load balancer, an ingress or a port-forward would lead to.
@@ -50,14 +66,13 @@ impl Operator {
         let sets = [
             format!("cluster.namespace={namespace}"),
             format!("sites[0].cluster.address=https://{address}"),
-            "sites[0].cluster.image=local/textnlp:1".to_owned(),
+            format!("sites[0].cluster.image={}", pinned("local/textnlp:1")),
             "database.hosting=external".to_owned(),
             "database.url=secret:env:DATABASE_URL".to_owned(),
             "cache.kind=none".to_owned(),
             "cache.hosting=null".to_owned(),
             "monitoring.stack=false".to_owned(),
             "backup.enabled=false".to_owned(),
-            "network.policies=true".to_owned(),
         ];
         let url = database.url(&database.database());
         Some(Self { cluster, sandbox, namespace, url, sets: sets.into() })

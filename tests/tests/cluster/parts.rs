@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use textnlp_tests::{counts, eventually};
 
-use crate::operator::Operator;
+use crate::operator::{Operator, pinned};
 
 #[test]
 fn pods_share_models_and_a_user_job_queries_their_database() {
@@ -23,7 +23,7 @@ fn pods_share_models_and_a_user_job_queries_their_database() {
     let sets = [
         "sites[0].cluster.models.kind=claim".to_owned(),
         "sites[0].cluster.models.size=1GiB".to_owned(),
-        "sites[0].cluster.analytics.image=local/analytics:1".to_owned(),
+        format!("sites[0].cluster.analytics.image={}", pinned("local/analytics:1")),
         "sites[0].cluster.analytics.schedule=0 0 1 1 *".to_owned(),
         format!("sites[0].cluster.analytics.command={command}"),
         "sites[0].cluster.analytics.spot=prefer".to_owned(),
@@ -65,8 +65,10 @@ fn pods_share_models_and_a_user_job_queries_their_database() {
     let image = cluster.folder().join(format!("{namespace}-image"));
     let copied = Command::new("cp").args(["-r", shared.join("models").as_str(), image.as_str()]).status();
     assert!(copied.unwrap().success());
-    cluster.kubelet().put_program_of("local/models:1", "/", image);
-    let sets = ["sites[0].cluster.models.kind=image", "sites[0].cluster.models.reference=local/models:1"];
+    let models = pinned("local/models:1");
+    cluster.kubelet().put_program_of(&models, "/", image);
+    let models = format!("sites[0].cluster.models.reference={models}");
+    let sets = ["sites[0].cluster.models.kind=image", models.as_str()];
     let done = operator.up(&sets);
     assert_eq!(done["text"].as_str().map(str::is_empty), Some(false), "{done:#}");
     assert!(!operator.get("cronjob", "analytics-processor")["metadata"].is_object());

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::Value;
 use textnlp_tests::eventually;
 
-use crate::operator::{Operator, PROGRAM};
+use crate::operator::{Operator, PROGRAM, pinned};
 use crate::while_asked;
 
 const CANARY: [&str; 6] = [
@@ -63,9 +63,10 @@ class Api(http.server.BaseHTTPRequestHandler):
         self.answer(status, event if self.path.endswith("/stream") else json.dumps({"said": word}))
     def log_message(self, *_):
         pass
-servers = [http.server.ThreadingHTTPServer((place, port), Api) for port in (8080, 9090)]
-threading.Thread(target=servers[0].serve_forever, daemon=True).start()
-servers[1].serve_forever()
+servers = [http.server.ThreadingHTTPServer((place, port), Api) for port in (8080, 8082, 9090)]
+for server in servers[1:]:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+servers[0].serve_forever()
 "#;
 
 /// An image with such a server: what goes before it, and its gateway, are as ever.
@@ -79,7 +80,7 @@ pub(crate) fn image(operator: &Operator, word: &str, status: u16) -> String {
     );
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let image = format!("local/textnlp:{word}");
+    let image = pinned(&format!("local/textnlp:{word}"));
     operator.cluster.kubelet().put_program_of(&image, PROGRAM, script);
     image
 }

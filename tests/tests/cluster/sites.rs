@@ -5,9 +5,9 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster;
 use textnlp_tests::ports::Ports;
-use textnlp_tests::{Said, Sandbox, counts, eventually, program, said};
+use textnlp_tests::{Said, Sandbox, counts, eventually, said};
 
-use super::operator::{PROGRAM, postgres};
+use super::operator::{PROGRAM, pinned, postgres, program_for_pods};
 
 const NAME: &str = "clusters";
 
@@ -28,12 +28,13 @@ impl Sites {
         let (sandbox, ports) = (Sandbox::new("sites"), Ports::ask(1));
         let namespace = clusters[0].namespace_name("sites");
         let site = |name: &str, role: &str, region: &str, cluster: &Cluster| {
-            cluster.kubelet().put_program(PROGRAM, program());
+            cluster.kubelet().put_program(PROGRAM, program_for_pods());
             let address = cluster.kubelet().forward(&namespace, "textnlp-api", sandbox.port);
             format!(
                 "  - name: {name}\n    role: {role}\n    provider: kubernetes\n    runtime: kubernetes\n    region: {region}\n    \
-                 cluster: {{ kubeconfig: {}, image: local/textnlp:1, address: \"https://{address}\" }}\n",
-                cluster.admin()
+                 cluster: {{ kubeconfig: {}, image: \"{}\", address: \"https://{address}\" }}\n",
+                cluster.admin(),
+                pinned("local/textnlp:1"),
             )
         };
         let text = format!(
@@ -42,8 +43,7 @@ impl Sites {
              traffic: {{ mode: gateway, port: {}, metrics_port: {}, weights: {{ aws-primary: 100, gcp-secondary: 0 }} }}\n\
              replication: {{ database: {{ mode: streaming, max_lag: 5s }} }}\n\
              dr: {{ mode: automatic, witness: {{ provider: onprem, region: local }}, rpo: 5m, rto: 15m, failback: automatic, drill: live }}\n\
-             scaling: {{ min: 2 }}\ncluster: {{ namespace: {namespace}, restricted: true }}\nbackup: {{ enabled: false }}\n\
-             network: {{ policies: true }}\n",
+             scaling: {{ min: 2 }}\ncluster: {{ namespace: {namespace}, restricted: true }}\nbackup: {{ enabled: false }}\n",
             site("aws-primary", "primary", "us-east-1", clusters[0]),
             site("gcp-secondary", "secondary", "europe-west4", clusters[1]),
             sandbox.port,

@@ -6,6 +6,8 @@ use textnlp_cluster::Cluster;
 use textnlp_tests::stand_in::{Reply, StandIn};
 use textnlp_tests::{Sandbox, program};
 
+use crate::operator::pinned;
+
 #[test]
 fn kubectl_and_our_program_sign_in_by_an_exec_kubeconfig() {
     let Some(cluster) = Cluster::shared() else { return };
@@ -35,6 +37,7 @@ fn kubectl_and_our_program_sign_in_by_an_exec_kubeconfig() {
         let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(cluster.admin()).unwrap()).unwrap();
         config["users"][0]["user"] = json!({ "exec": exec(version) });
         std::fs::write(&path, config.to_string()).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let (done, said) =
             kubectl(&["auth", "whoami", "--kubeconfig", path.as_str(), "-o", "jsonpath={.status.userInfo.username}"]);
         assert!(done && said[0] == who, "{version}: {said:?}");
@@ -44,6 +47,7 @@ fn kubectl_and_our_program_sign_in_by_an_exec_kubeconfig() {
 
     // Our own program: the API server knows it by that token, and says so while it may do nothing yet.
     let site = format!("cluster.namespace={namespace}");
+    let image = format!("sites[0].cluster.image={}", pinned("local/textnlp:1"));
     let run = || {
         let mut command = sandbox.command(&[
             "preflight",
@@ -56,7 +60,7 @@ fn kubectl_and_our_program_sign_in_by_an_exec_kubeconfig() {
             "--set",
             "database.url=secret:env:DATABASE_URL",
             "--set",
-            "sites[0].cluster.image=local/textnlp:1",
+            &image,
             "--set",
             "sites[0].cluster.address=https://127.0.0.1:1",
             "--set",

@@ -58,6 +58,14 @@ fn site_failure_of_every_kind_is_failed_over_and_recovered() {
     for _ in 0..6 {
         assert_eq!(regions.answers(made["key"].as_str().unwrap()), 200);
     }
+    // Counted once, wherever the front sends a request. A site that cannot reach the primary has a share of one.
+    let limited = ["5/hour", "5/day"].map(|rate| {
+        let made = regions.json(&["key", "create", rate, "--rate-limit", rate], 0);
+        let key = made["key"].as_str().unwrap().to_owned();
+        let accepted = (0..20).filter(|_| regions.answers(&key) == 200).count();
+        assert!((5..=7).contains(&accepted), "{rate}: {accepted}");
+        key
+    });
     // The gate knows what is still to be done.
     let waits = regions.json(&["gate"], 3);
     assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
@@ -76,6 +84,7 @@ fn site_failure_of_every_kind_is_failed_over_and_recovered() {
         });
     }
     assert_eq!(regions.answers(made["key"].as_str().unwrap()), 200);
+    assert_eq!(regions.answers(&limited[1]), 429, "each primary knows what the one before counted");
     // The lost disk is another one than was recorded; beside that a drill leaves nothing to be mended.
     let again = regions.json(&["up", "--yes", "--no-gate"], 0);
     let [create, _, replace, delete, _] = counts(&again);

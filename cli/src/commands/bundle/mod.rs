@@ -60,6 +60,7 @@ pub fn failed(error: Error) -> Failure {
         }
         Error::WrongBase { .. } => (Exit::Refused, "wrong_base"),
         Error::NotTrusted { .. } => (Exit::Refused, "not_trusted"),
+        Error::Exposed(_) => (Exit::Refused, "root_exposed"),
         Error::OlderRelease { .. } => (Exit::Refused, "older_release"),
         Error::Room { .. } => (Exit::Failed, "no_space"),
         Error::Busy { .. } => (Exit::Refused, "locked"),

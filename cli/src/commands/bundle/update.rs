@@ -55,12 +55,13 @@ fn create(
     let whole = target.bytes();
     let public = sign_key.and_then(Utf8Path::file_stem).map_or_else(String::new, |key| format!(" --trust {key}.pub"));
     let text = format!(
-        "{out}: {} of which {} are content; the full bundle has {}{}\n  signed by  {}\nOn the target machine: textnlp-deploy bundle update apply {}{public}",
+        "{out}: {} of which {} are content; the full bundle has {}{}\n  signed by  {}{}\nOn the target machine: textnlp-deploy bundle update apply {}{public}",
         size(made.bytes),
         size(made.carried),
         size(whole),
         inspect::items_text(&made.manifest),
         signed.as_deref().unwrap_or("no key"),
+        inspect::keys_text(&made.manifest),
         out.file_name().unwrap_or("FILE")
     );
     Ok(Success::new(

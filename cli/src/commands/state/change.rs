@@ -8,12 +8,13 @@ use serde_json::json;
 use textnlp_orchestrator::import::forget;
 use textnlp_orchestrator::state::{Holder, Remedy, State, apply_remedies, check, moved_away, transfer};
 use textnlp_orchestrator::status::{self, ResourceHealth};
-use textnlp_provider::{Observed, SiteName};
+use textnlp_provider::{Lineage, Observed, SiteName};
+use textnlp_service::Scope;
 
 use super::{agreed, no_such, resource_id};
 use crate::deployment::{self, operator, state_failed};
 use crate::report::{Console, Exit, Failure, Success};
-use crate::session::Session;
+use crate::session::{ChosenEnvironment, Session};
 use crate::state_args::{Move, Repair};
 use crate::stores::{self, LOCAL, StateLocation};
 
@@ -26,8 +27,13 @@ fn holder(session: &Session) -> Holder {
 pub async fn repair(session: &Session, args: &Repair, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
     let name = chosen.scope.name.clone();
-    let store = stores::of(session, &chosen)?;
     let failed = |error| state_failed(error, &session.again(), &name);
+    if let Err(unreadable) = stores::recorded(&chosen.scope.folder)
+        && unreadable.code == stores::DAMAGED
+    {
+        return repair_pointer(session, &chosen, unreadable, console).await;
+    }
+    let store = stores::of(session, &chosen)?;
     let found = check(&*store, &name).await.map_err(failed)?;
     let document = json!({ "environment": name, "store": store.place(), "findings": found, "mended": 0 });
     if found.is_empty() {
@@ -43,6 +49,11 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
             Some(Remedy::CutTorn { .. }) => "truncated: no provider call was based on it".to_owned(),
             Some(Remedy::WriteLineage { lineage, .. }) => format!("written again from the journals: lineage {lineage}"),
             Some(Remedy::WriteHead { lost: 0, .. }) => "written again from the journal".to_owned(),
+            Some(Remedy::WriteLease { .. }) => "written again: it only counts the locks".to_owned(),
+            Some(Remedy::WriteHold) => format!(
+                "written again as a freeze, because the environment may have been frozen; to allow changes: {}",
+                chosen.scope.command("hold --release")
+            ),
             Some(Remedy::WriteHead { lost, .. }) => {
                 format!(
                     "the journal continues where it ends, and {lost} records stay lost; `up` finds the objects of this deployment that they recorded"
@@ -86,6 +97,34 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     Ok(Success::new(text, document))
 }
 
+/// Writes `store.json` again, if the state is where the environment file says.
+async fn repair_pointer(
+    session: &Session,
+    chosen: &ChosenEnvironment,
+    unreadable: Failure,
+    console: Console,
+) -> Result<Success, Failure> {
+    let Scope { name, folder, .. } = &chosen.scope;
+    let failed = |error| state_failed(error, &session.again(), name);
+    let written = StateLocation::of(&chosen.loaded.environment)?;
+    let store = written.open(folder, console)?;
+    let state = State::load(store.clone(), name, Lineage(uuid::Uuid::new_v4())).await.map_err(failed)?;
+    if state.is_new() {
+        let error = unreadable.error.context(format!("there is no state of {name} in {}", store.place()));
+        return Err(Failure { error, ..unreadable }
+            .hint("set `state.store` in the environment file to where the state is, then run this again"));
+    }
+    let found = json!([{ "what": "store.json", "because": format!("{:#}", unreadable.error) }]);
+    let mut document = json!({ "environment": name, "store": store.place(), "findings": found, "mended": 0 });
+    console.say(format!("{:#}\n      → written again: the state is in {}", unreadable.error, store.place()));
+    agreed(session, console, &chosen.scope.command("state repair"))
+        .map_err(|failure| failure.document(document.clone()))?;
+    stores::remember(&written, folder)?;
+    let text = format!("1 repaired. To check the rest: {}", chosen.scope.command("state repair"));
+    (document["mended"], document["findings"]) = (json!(1), json!([]));
+    Ok(Success::new(text, document))
+}
+
 /// `state move`.
 pub async fn move_state(session: &Session, args: &Move, console: Console) -> Result<Success, Failure> {
     match (&args.to, &args.rebind) {
@@ -116,8 +155,7 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
         return Err(Failure::usage("already_there", error).hint(chosen.scope.command("state list")));
     }
     let (old, new) = (from.open(&chosen.scope.folder, console)?, target.open(&chosen.scope.folder, console)?);
-    let state =
-        State::load(old.clone(), &name, textnlp_provider::Lineage(uuid::Uuid::new_v4())).await.map_err(failed)?;
+    let state = State::load(old.clone(), &name, Lineage(uuid::Uuid::new_v4())).await.map_err(failed)?;
     if state.is_new() {
         let error = anyhow::anyhow!("there is no state of {name} in {}", old.place());
         return Err(Failure::usage("not_up", error).hint(chosen.scope.last_up()));

@@ -12,6 +12,7 @@ use textnlp_orchestrator::import::{
 };
 use textnlp_orchestrator::plan::{Facts, Purpose};
 use textnlp_orchestrator::run::{self, RunOptions};
+use textnlp_orchestrator::state::State;
 use textnlp_provider::{CloudId, Lineage, Problems};
 
 use super::{agreed, resource_id};
@@ -33,16 +34,18 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
     if let Some(lineage) = args.lineage {
         road.fresh = Lineage(lineage);
     }
-    let load = || textnlp_orchestrator::state::State::load(road.store.clone(), &name, road.fresh);
+    // A refused `up` of an earlier version left a lineage without records.
+    let load =
+        async || State::load(road.store.clone(), &name, road.fresh).await.map(|state| state.with_lineage(road.fresh));
     let state = load().await.map_err(failed)?;
     match args.lineage {
-        Some(lineage) if !state.is_new() && state.lineage() != Lineage(lineage) => {
+        Some(lineage) if state.lineage() != Lineage(lineage) => {
             let error =
                 anyhow::anyhow!("{} holds the state of deployment {}, not {lineage}", state.place(), state.lineage());
             return Err(Failure::refused("other_deployment", error)
                 .hint("rebuild a lost state in an empty folder: --state-dir DIR"));
         }
-        None if state.is_new() => {
+        None if !state.has_records() => {
             let error = anyhow::anyhow!("environment {name} has no state here");
             let again = deployment.chosen.scope.command("state import");
             let lineage = file.as_ref().and_then(lineage_of);

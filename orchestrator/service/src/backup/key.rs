@@ -1,21 +1,34 @@
 //! The backup key of an environment: created once, stored with its other secrets. The operator stores a copy elsewhere.
 
+use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
 use camino::Utf8Path;
 use textnlp_orchestrator::backup::Key;
-use textnlp_provider::{SecretName, SecretRef, SecretVersion};
+use textnlp_orchestrator::state::io_hint;
+use textnlp_provider::{Error, ErrorKind, SecretName, SecretRef, SecretVersion};
 
 use super::failed;
 use crate::failure::Failure;
-use crate::platform::Platform;
+use crate::platform::{ChosenEnvironment, Platform};
 
 const NAME: &str = "backup-key";
 const VERSION: &str = "1";
 
 fn reference() -> SecretRef {
     SecretRef { name: SecretName(NAME.to_owned()), version: SecretVersion(VERSION.to_owned()) }
+}
+
+/// Creates the key of an environment whose backups are encrypted in a cluster, which gets only the public half. Returns
+/// whether there was none, so that the resources have to be planned again.
+pub async fn prepare(chosen: &ChosenEnvironment) -> Result<bool, Failure> {
+    let (platform, folder) = (chosen.scope.platform, &chosen.scope.folder);
+    if !chosen.loaded.environment.dumps_in_cluster() || there(platform, folder).await?.is_some() {
+        return Ok(false);
+    }
+    ensure(platform, folder).await?;
+    Ok(true)
 }
 
 /// The key, if there is one.
@@ -33,18 +46,28 @@ pub async fn there(platform: &dyn Platform, folder: &Utf8Path) -> Result<Option<
 pub async fn ensure(platform: &dyn Platform, folder: &Utf8Path) -> Result<Key, Failure> {
     /// Attempts. Concurrent first backups both create a key, and the store keeps one of them.
     const MAX_ATTEMPTS: u32 = 5;
+    let mut failed = None;
     for _ in 0..MAX_ATTEMPTS {
         if let Some(key) = there(platform, folder).await? {
             return Ok(key);
         }
         let reference = reference();
         let fresh = Key::generate().secret();
-        if platform.secrets(folder).put(&reference.name, &reference.version, &fresh).await.is_err() {
+        if let Err(error) = platform.secrets(folder).put(&reference.name, &reference.version, &fresh).await {
+            failed = Some(error);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-    there(platform, folder).await?.ok_or_else(|| {
-        Failure::from(anyhow::anyhow!("the backup key could not be stored"))
-            .hint("check the permissions of `secrets` in the state folder")
-    })
+    there(platform, folder).await?.ok_or_else(|| not_stored(failed, &folder.join(platform.secrets_folder())))
+}
+
+fn not_stored(failed: Option<Error>, folder: &Utf8Path) -> Failure {
+    const WHAT: &str = "the backup key could not be stored";
+    let kind = match failed.as_ref().map(|error| &error.kind) {
+        Some(ErrorKind::Quota) => io::ErrorKind::StorageFull,
+        Some(ErrorKind::Denied) => io::ErrorKind::PermissionDenied,
+        _ => io::ErrorKind::Other,
+    };
+    let error = failed.map_or_else(|| anyhow::anyhow!(WHAT), |error| anyhow::Error::new(error).context(WHAT));
+    Failure::from(error).hint(io_hint(folder.as_str(), kind))
 }

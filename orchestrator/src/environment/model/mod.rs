@@ -171,6 +171,11 @@ impl Environment {
         Minimum { blocks, ..minimum }
     }
 
+    /// Whether network policies limit the connections of pods.
+    pub fn has_network_policies(&self) -> bool {
+        self.network.policies.unwrap_or(self.phase.is_production())
+    }
+
     /// The sites that take part in a failover: those that run the API.
     pub fn members(&self) -> impl Iterator<Item = &SiteSettings> {
         self.sites.iter().filter(|site| site.serves())
@@ -206,6 +211,13 @@ impl Environment {
         let addressed = db.url.is_some() || db.host.is_some();
         let usual = if addressed { Hosting::External } else { Hosting::Cluster };
         (db.kind == DatabaseKind::Postgres).then(|| db.hosting.unwrap_or(usual))
+    }
+
+    /// Whether a cluster takes the backups of its database.
+    pub fn dumps_in_cluster(&self) -> bool {
+        self.backup.enabled
+            && self.database_hosting() == Some(Hosting::Cluster)
+            && self.primary().is_some_and(SiteSettings::is_in_cluster)
     }
 
     /// Whether sites that fail over to one another share one built-in PostgreSQL with a primary that moves between them.

@@ -180,8 +180,8 @@ section! {
         pub open_ports: Vec<u16> = Vec::new(),
         /// Whether a web application firewall protects the API.
         pub waf: bool = false,
-        /// Whether network policies limit the connections of pods.
-        pub policies: bool = false,
+        /// Whether network policies limit the connections of pods. If unset: from phase pilot on.
+        pub policies: Option<bool> = None,
         /// The proxy for outgoing connections.
         pub proxy: Proxy = Proxy::default(),
         /// A file with trusted certificate authorities, in addition to the public ones.

@@ -1,11 +1,16 @@
 //! Checks of a site's cluster: access, ingress, auxiliary pods and scheduling.
 
+use textnlp_net::network::Network;
+use textnlp_provider::cluster::{EgressRule, METADATA_SERVICES};
+
 use super::super::model::*;
 use super::super::units::cut;
 use super::Checker;
 
 /// The longest deadline of an analytics job, in seconds.
 const LONGEST_RUN: u64 = 24 * 3600;
+/// The port of DNS servers, which some clouds have at link-local addresses.
+const DNS_PORT: u16 = 53;
 /// The least memory of a container in bytes; no program starts with less.
 const LEAST_MEMORY: u64 = 16 << 20;
 
@@ -57,20 +62,48 @@ impl Checker<'_> {
             ("image", &access.image),
             ("database_image", &access.database_image),
             ("address", &access.address),
+            ("health_address", &access.health_address),
         ];
         for (field, value) in fields.into_iter().filter_map(|(field, value)| Some((field, value.as_deref()?))) {
             self.without_blanks(&format!("{at}.{field}"), value);
         }
-        if let Some(address) = &access.address
-            && (access.port().is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
-        {
-            let cause = format!("`{}` is not the address of a service", cut(address));
-            let fix = "write `https://HOST` or `https://HOST:PORT`, without a path";
-            self.error(&format!("{at}.address"), cause, fix);
+        for (field, address, port) in [
+            ("address", &access.address, access.port()),
+            ("health_address", &access.health_address, access.health().map(|(_, port)| port)),
+        ] {
+            if let Some(address) = address
+                && (port.is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
+            {
+                let cause = format!("`{}` is not the address of a service", cut(address));
+                let fix = "write `https://HOST` or `https://HOST:PORT`, without a path";
+                self.error(&format!("{at}.{field}"), cause, fix);
+            }
+        }
+        if access.health_address.is_some() && self.environment.witness_place().is_none() {
+            let cause = "it has no effect without failover between sites";
+            let fix = "remove it, or write `dr: { mode: automatic }` with a second site";
+            self.error(&format!("{at}.health_address"), cause, fix);
+        }
+        for (i, rule) in access.egress.iter().enumerate() {
+            self.egress(&format!("{at}.egress[{i}]"), rule);
         }
         if access.load_balancer && access.address.is_none() {
             let cause = "it has no effect without `address`: the service then has a load balancer";
             self.error(&format!("{at}.load_balancer"), cause, "remove it, or write `address`");
+        }
+    }
+
+    fn egress(&mut self, at: &str, rule: &EgressRule) {
+        let Ok(network) = rule.to.parse::<Network>() else {
+            let cause = format!("`{}` is neither an address nor a network", cut(&rule.to));
+            let fix = "write an address such as `192.0.2.7`, or a network such as `10.0.0.0/8` without host bits; policies know no names";
+            return self.error(&format!("{at}.to"), cause, fix);
+        };
+        let mut metadata = METADATA_SERVICES.iter().filter_map(|text| text.parse::<Network>().ok());
+        if rule.port != DNS_PORT && metadata.any(|metadata| metadata.includes(&network)) {
+            let cause =
+                format!("`{network}` has the cloud's metadata service, which gives the credentials of the node");
+            self.error(&format!("{at}.to"), cause, "remove it; only a DNS server (`port: 53`) may be there");
         }
     }
 
@@ -162,7 +195,7 @@ impl Checker<'_> {
     fn analytics(&mut self, path: &str, analytics: &Analytics) {
         match analytics.image.as_deref() {
             None => {
-                let fix = "write `image: REGISTRY/textnlp-analytics:TAG`, or remove `analytics`";
+                let fix = "write `image: REGISTRY/textnlp-analytics@sha256:…`, or remove `analytics`";
                 self.error(path, "no image is configured: the analytics job runs your own image", fix);
             }
             Some(image) => self.without_blanks(&format!("{path}.image"), image),

@@ -140,7 +140,8 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::MonitoringStack => is_on(e.monitoring.stack),
             Setting::AddressRange => e.network.cidr.clone(),
             Setting::OpenPorts => list(e.network.open_ports.iter().map(ToString::to_string).collect()),
-            Setting::NetworkPolicies => is_on(e.network.policies),
+            // The default of a phase applies only where there are pods.
+            Setting::NetworkPolicies => is_on(e.network.policies == Some(true)),
             Setting::PrivateAuthority => e.network.private_ca.clone(),
             Setting::Proxy => (e.network.proxy != Proxy::default()).then(|| "proxy".to_owned()),
             Setting::Subnets => {

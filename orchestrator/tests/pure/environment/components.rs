@@ -34,6 +34,29 @@ fn usage_retention_reaches_the_server_only_when_not_default() {
 }
 
 #[test]
+fn policies_and_pinned_images_follow_from_the_phase_and_dumps_have_the_backup_key() {
+    let of = |name: &str, sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load(name, &overrides, &Catalogue::default()).unwrap().environment;
+        let mut artifacts = artifacts();
+        artifacts.files.backup_recipient = Some("age1own".to_owned());
+        let (site, parts) = components(&environment, &Release::resolve(&environment, &artifacts)).remove(0);
+        let part = |name: &str| parts.iter().find(|part| part.name.as_str() == name).map(|part| json!(part.part));
+        let recipients = part("backup").map(|backup| backup["backup"]["recipients"].clone());
+        let policies = part("network").unwrap()["network"]["policies"] == true;
+        assert_eq!(part("server").unwrap()["workload"]["egress"]["policies"] == true, policies);
+        (policies, site.cluster.map(|cluster| cluster.pinned), recipients)
+    };
+    let own = Some(json!(["age1own"]));
+    assert_eq!(of("pilot", &[]), (true, Some(true), own.clone()));
+    assert_eq!(of("scale-up", &[]), (true, Some(true), own.clone()));
+    assert_eq!(of("pilot", &["network.policies=false"]), (false, Some(true), own));
+    assert_eq!(of("staging", &[]), (false, None, None));
+    // A machine has the key itself.
+    assert_eq!(of("air-gapped", &[]).2, Some(json!([])));
+}
+
+#[test]
 fn built_in_environments_become_components_in_a_fixed_order() {
     let names = |name: &str| {
         let environment = built_in(name);

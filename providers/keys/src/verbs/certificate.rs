@@ -161,7 +161,10 @@ pub(crate) fn observe_existing(file: &CloudId) -> Observed {
                 None => Some(format!("its key {key_path} does not exist")),
                 Some(false) => Some(format!("{key_path} is not its key")),
                 Some(true) if seen.not_after <= Timestamp::now() => Some(format!("it ended on {}", seen.not_after)),
-                Some(true) => None,
+                Some(true) => match textnlp_files::check_secret(&key_path) {
+                    Ok(exposed) => exposed.map(|exposed| format!("{exposed}: {}", exposed.fix())),
+                    Err(error) => Some(textnlp_provider::error_chain(&error)),
+                },
             }
         }
     };

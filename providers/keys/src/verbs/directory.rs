@@ -26,10 +26,7 @@ pub(crate) async fn put(work: &Work<'_>) -> Result<Progress> {
         let path = work.folder.inside(folder)?;
         files::make_folder(&path).map_err(work.io(&path))?;
     }
-    if work.folder.has_short_sockets() {
-        let path = work.folder.sockets();
-        files::make_private_folder(&path).map_err(work.io(&path))?;
-    }
+    files::make_sockets_folder(&work.folder).map_err(work.io(work.folder.sockets()))?;
     files::flush_folder(work.folder.root()).map_err(work.io(work.folder.root()))?;
     let marker = work.complete(&cloud_id, Map::new())?;
     work.done(&marker).await
@@ -44,10 +41,7 @@ pub(crate) async fn remove(work: &Work<'_>, mut last: Object) -> Result<Progress
         let why = format!("{} is still in it", other.resource);
         return Err(Error::new(ErrorKind::Conflict, "delete", root.as_str()).because(why));
     }
-    if work.folder.has_short_sockets() {
-        let path = work.folder.sockets();
-        files::remove_tree(&path).map_err(work.io(&path))?;
-    }
+    files::remove_sockets_folder(&work.folder).map_err(work.io(work.folder.sockets()))?;
     let spec: DirectorySpec = work.applied()?;
     for folder in spec.folders.iter().map(String::as_str).filter(|folder| !OURS.contains(folder)) {
         let path = work.folder.inside(folder)?;

@@ -3,7 +3,9 @@
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::component::{ExternalSecret, SecretRecipe};
-use textnlp_provider::{Error, ErrorKind, Progress, Result, Secret, SecretName, SecretRef, SecretVersion};
+use textnlp_provider::{
+    Error, ErrorKind, Progress, ROTATION, Result, Rotation, Secret, SecretName, SecretRef, SecretVersion,
+};
 
 use super::Work;
 use crate::Keys;
@@ -34,8 +36,16 @@ pub(crate) async fn put(work: &Work<'_>) -> Result<Progress> {
     let there = work.provider.secrets().versions(&spec.name).await?.contains(&version);
     if !there {
         let (recipe, environment) = (spec.clone(), work.op.environment.to_string());
+        // A key with the same public id replaces the old one in every database at once.
+        let same_id = requested_rotation(work)?.is_some_and(|rotation| !rotation.new_id);
+        let public_id = work
+            .op
+            .recorded
+            .as_ref()
+            .filter(|_| same_id)
+            .and_then(|recorded| recorded.outputs.get("public_id").and_then(Value::as_str).map(str::to_owned));
         let make = move || match (&recipe.recipe, &recipe.given) {
-            (Some(recipe), None) => generate(recipe),
+            (Some(recipe), None) => generate(recipe, public_id.as_deref()),
             (None, Some(given)) => taken(given, &environment),
             _ => Err("it has either a `recipe` or is `given`".to_owned()),
         };
@@ -59,6 +69,12 @@ async fn kept_version(work: &Work<'_>, name: &SecretName) -> Result<SecretVersio
 /// See [`kept_version`]; `fact` is where the marker remembers it.
 pub(super) async fn version_for(work: &Work<'_>, name: &SecretName, fact: &str) -> Result<SecretVersion> {
     let versions = work.provider.secrets().versions(name).await?;
+    if requested_rotation(work)?.is_some() {
+        // An interrupted attempt of this operation goes on with its own version.
+        let begun = work.marker.as_ref().filter(|marker| marker.operation == work.op.id);
+        let begun = begun.and_then(|marker| marker.fact(fact)).map(|version| SecretVersion(version.to_owned()));
+        return Ok(begun.unwrap_or_else(|| unused_version(work, &versions)));
+    }
     let remembered = work.marker.as_ref().and_then(|marker| marker.fact(fact)).map(|v| SecretVersion(v.to_owned()));
     if let Some(remembered) = remembered {
         return Ok(remembered);
@@ -74,6 +90,22 @@ pub(super) async fn version_for(work: &Work<'_>, name: &SecretName, fact: &str) 
             Err(error.hint("it was left by another environment: remove it from the state folder's `secrets`"))
         }
     }
+}
+
+/// The rotation that this operation carries out.
+pub(super) fn requested_rotation(work: &Work<'_>) -> Result<Option<Rotation>> {
+    let change = work.op.changes.iter().find(|change| change.field == ROTATION);
+    let requested = change.and_then(|change| change.after.clone());
+    requested.map(|value| serde_json::from_value(value).map_err(|error| work.invalid(error))).transpose()
+}
+
+/// A version that the store does not have. After a lost journal, numbers of operations occur again, and an old value
+/// must not come back as the new one.
+fn unused_version(work: &Work<'_>, versions: &[SecretVersion]) -> SecretVersion {
+    let own = work.op.id.to_string();
+    let mut names = std::iter::once(own.clone()).chain((2u32..).map(|number| format!("{own}-{number}")));
+    let unused = names.find(|name| versions.iter().all(|version| version.0 != *name));
+    SecretVersion(unused.unwrap_or_else(|| work.op.id.to_string()))
 }
 
 pub(crate) async fn remove(work: &Work<'_>) -> Result<()> {
@@ -148,12 +180,16 @@ fn taken(given: &ExternalSecret, environment: &str) -> Result<Secret, String> {
     Ok(value)
 }
 
-fn generate(recipe: &SecretRecipe) -> Result<Secret, String> {
+/// A new value; `public_id`: that of an API key, if it is not a new one.
+fn generate(recipe: &SecretRecipe, public_id: Option<&str>) -> Result<Secret, String> {
     match recipe {
         // The format of the server: a public id of 64 bits, a secret of 256.
         SecretRecipe::ApiKey => {
-            let (public, secret) = (random(8)?, random(32)?);
-            Ok(Secret::new(format!("tnlp_{}_{}", hex::encode(public), hex::encode(secret))))
+            let public = match public_id {
+                Some(public) => public.to_owned(),
+                None => hex::encode(random(8)?),
+            };
+            Ok(Secret::new(format!("tnlp_{public}_{}", hex::encode(random(32)?))))
         }
         SecretRecipe::Password(length) if (8..=RANDOM_MAX).contains(length) => {
             // 64 characters: six bits of each byte, all equally likely.
@@ -182,20 +218,24 @@ mod tests {
 
     #[test]
     fn api_key_id_is_public_and_the_key_is_not() {
-        let key = generate(&SecretRecipe::ApiKey).unwrap();
+        let key = generate(&SecretRecipe::ApiKey, None).unwrap();
         let outputs = outputs(&SecretRecipe::ApiKey, &key).unwrap();
         let text = key.expose_text().unwrap().to_owned();
         assert!(text.starts_with(&format!("tnlp_{}_", outputs[0].1.as_str().unwrap())));
         assert!(!outputs.iter().any(|(_, value)| value.as_str() == Some(&text)));
-        assert_ne!(generate(&SecretRecipe::ApiKey).unwrap(), key);
+        assert_ne!(generate(&SecretRecipe::ApiKey, None).unwrap(), key);
+        let public = outputs[0].1.as_str().unwrap();
+        let rotated = generate(&SecretRecipe::ApiKey, Some(public)).unwrap();
+        assert_ne!(rotated, key);
+        assert_eq!(super::outputs(&SecretRecipe::ApiKey, &rotated).unwrap()[0], outputs[0], "the id stays");
     }
 
     #[test]
     fn secret_recipe_lengths_are_bounded() {
         for bad in [SecretRecipe::Password(7), SecretRecipe::Password(u32::MAX), SecretRecipe::Random(0)] {
-            assert!(generate(&bad).is_err(), "{bad:?}");
+            assert!(generate(&bad, None).is_err(), "{bad:?}");
         }
-        assert_eq!(generate(&SecretRecipe::Password(20)).unwrap().expose().len(), 20);
-        assert_eq!(generate(&SecretRecipe::Random(16)).unwrap().expose().len(), 32);
+        assert_eq!(generate(&SecretRecipe::Password(20), None).unwrap().expose().len(), 20);
+        assert_eq!(generate(&SecretRecipe::Random(16), None).unwrap().expose().len(), 32);
     }
 }

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
+use crate::lower::PROGRAM;
+
 use super::{ExportFile, Item, NeededSecret, SiteObjects, notes, short_digest, yaml};
 
 /// Delimits the index of a template action while the object is a tree; no generated text contains it.
@@ -125,6 +127,19 @@ impl Chart<'_> {
                 let pod = &mut manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"];
                 self.value(&mut pod["containers"][0]["image"], "analytics.image");
                 self.value(&mut pod["containers"][0]["resources"], "analytics.resources");
+                self.pull_secrets(pod);
+                None
+            }
+            ("CronJob", _) => {
+                let pod = &mut manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+                for containers in ["initContainers", "containers"] {
+                    for container in pod.get_mut(containers).and_then(Value::as_array_mut).into_iter().flatten() {
+                        // The other step is PostgreSQL's.
+                        if container["command"][0] == PROGRAM {
+                            self.value(&mut container["image"], "image");
+                        }
+                    }
+                }
                 self.pull_secrets(pod);
                 None
             }

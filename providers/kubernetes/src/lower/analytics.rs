@@ -46,6 +46,7 @@ impl Lowering<'_> {
         let (Some(id), Some(image)) = (self.id(self.component.name.as_str(), "analytics"), &analytics.image) else {
             return;
         };
+        self.pinned("analytics.image", image);
         let (labels, tolerations) = spot();
         let mut pods =
             BTreeMap::from([("app.kubernetes.io/part-of", "textnlp"), ("app.kubernetes.io/name", ANALYTICS)]);

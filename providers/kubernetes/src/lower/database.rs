@@ -7,8 +7,9 @@ use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::company::private_authority;
+use super::images::postgres_image;
 use super::template::Template;
-use super::{Lowering, SECRETS};
+use super::{Lowering, PROGRAM, SECRETS};
 use crate::manifest::PLAIN;
 
 /// The name of the PostgreSQL cluster; CloudNativePG derives the names of its services and certificate authority from
@@ -31,6 +32,13 @@ const PASSWORD: &str = "database-password";
 const SPARE_CONNECTIONS: u32 = 40;
 /// The uid of `postgres` in CloudNativePG's images: PostgreSQL's `initdb` refuses a uid without a user name.
 const POSTGRES_USER: u32 = 26;
+/// The mount paths of the jobs for backups: the password of the database, the dumps, and a volume for one run.
+const OWNER_FOLDER: &str = "/etc/textnlp-database-owner";
+const DUMPS: &str = "/var/lib/textnlp/backups";
+const WORK: &str = "/var/lib/textnlp/work";
+/// The Secret with the private key for a restore, which an operator creates for that time, and its mount path.
+const KEY_SECRET: &str = "textnlp-backup-key";
+const KEY_FOLDER: &str = "/etc/textnlp-backup-key";
 /// The schedule of a job that is only started manually, a date that never comes: the 30th of February.
 const NEVER: &str = "0 0 30 2 *";
 const SCRIPT: &str = include_str!("../../../../templates/kubernetes/backup.sh");
@@ -107,7 +115,15 @@ impl Lowering<'_> {
             let cause = "failover between sites in clusters is not supported yet";
             self.problem("between", cause, "keep one site in this environment");
         }
-        let image = self.postgres_image(own);
+        let Some(image) = self.postgres_image(own) else {
+            let cause = format!("no image of PostgreSQL {} is built in", own.version);
+            let fix = format!(
+                "write `sites[].cluster.database_image: ghcr.io/cloudnative-pg/postgresql:{}@sha256:…`, or choose another `database.version`",
+                own.version
+            );
+            return self.problem("database_image", cause, fix);
+        };
+        self.pinned("database_image", &image);
         let tag = image.split('@').next().and_then(|image| image.rsplit('/').next()?.split_once(':'));
         let major: Option<u32> = tag.and_then(|(_, tag)| tag.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
         if major != Some(own.version) {
@@ -144,9 +160,8 @@ impl Lowering<'_> {
     }
 
     /// The image of PostgreSQL, compatible with CloudNativePG; backups use the programs in it.
-    fn postgres_image(&self, own: &OwnPostgres) -> String {
-        let usual = || format!("ghcr.io/cloudnative-pg/postgresql:{}", own.version);
-        self.settings().database_image.clone().unwrap_or_else(usual)
+    fn postgres_image(&self, own: &OwnPostgres) -> Option<String> {
+        self.settings().database_image.clone().or_else(|| postgres_image(own.version))
     }
 
     /// The pods' connection to the database; `None` if there is none, which the database component reports.
@@ -216,10 +231,6 @@ impl Lowering<'_> {
                 "remove it: backups are stored on the volume textnlp-backups of the namespace",
             );
         }
-        if !backup.recipients.is_empty() {
-            let cause = "backups on a volume of the cluster are not encrypted: they contain digests of API keys, but no API key";
-            self.problem("recipients", cause, "remove them, and use encrypted volumes");
-        }
         let user = self.user().map(|_| POSTGRES_USER);
         if backup.verify && user.is_none() {
             let cause = "the user that OpenShift assigns to a pod has no name, so PostgreSQL cannot create the database for the verification";
@@ -233,39 +244,64 @@ impl Lowering<'_> {
         let name = self.component.name.clone();
         let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
         let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
-        let (namespace, image) = (self.cluster.namespace.clone(), self.postgres_image(own));
+        // The database component reports an image that is missing.
+        let Some(image) = self.postgres_image(own) else { return };
+        let namespace = self.cluster.namespace.clone();
         let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.backup_bytes), "access": "ReadWriteOnce", "class": null });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
         let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": { "backup.sh": SCRIPT }, "carried": false });
         self.object(script.clone(), Template::ConfigMap, &files, []);
-        let password = json!({ "secretKeyRef": { "name": OWNER_SECRET, "key": "password" } });
-        let mut env = vec![json!({ "name": "PGPASSWORD", "valueFrom": password })];
+        // The workload reports an image that is missing.
+        let Some(program) = self.settings().image.clone() else { return };
         let host = format!("{POSTGRES}-rw");
         let authority = format!("{AUTHORITY}/ca.crt");
-        let keep = backup.keep_seconds.to_string();
-        for (name, value) in [
-            ("PGHOST", host.as_str()),
+        let password_file = format!("{OWNER_FOLDER}/password");
+        let env: Vec<Value> = [
+            ("PASSWORD_FILE", password_file.as_str()),
+            ("PGHOST", &host),
             ("PGPORT", "5432"),
             ("PGUSER", OWNER),
             ("PGDATABASE", &own.database),
             ("PGSSLMODE", "verify-full"),
             ("PGSSLROOTCERT", &authority),
-            ("FOLDER", "/var/lib/textnlp/backups"),
-            ("WORK", "/var/lib/textnlp/work"),
-            ("KEEP_SECONDS", &keep),
+            ("WORK", WORK),
             ("VERIFY", if backup.verify { "true" } else { "false" }),
-        ] {
-            env.push(json!({ "name": name, "value": value }));
-        }
+        ]
+        .map(|(name, value)| json!({ "name": name, "value": value }))
+        .into();
+        let postgres = |name: &str, verb: &str| {
+            let command = ["sh", "/etc/textnlp-backup/backup.sh", verb];
+            json!({ "name": name, "image": image, "command": command, "env": env, "is_postgres": true })
+        };
+        let ours = |name: &str, verb: &str, arguments: Vec<String>| {
+            let command = [PROGRAM, "backup", verb].map(str::to_owned).into_iter().chain(arguments);
+            let command: Vec<String> = command.collect();
+            json!({ "name": name, "image": program, "command": command, "env": [], "is_postgres": false })
+        };
+        let (dump, report, folder) =
+            (format!("{WORK}/dump"), format!("--report={WORK}/report"), format!("--folder={DUMPS}"));
+        let keep = format!("--keep={}", backup.keep_seconds);
+        let recipients = backup.recipients.iter().map(|recipient| format!("--recipient={recipient}"));
+        let encrypt = [format!("--dump={dump}"), report.clone(), folder.clone(), keep].into_iter().chain(recipients);
+        let decrypt = [folder, format!("--key={KEY_FOLDER}/key.txt"), format!("--out={dump}"), report];
+        let storing = [postgres("dump", "dump"), ours(BACKUP, "encrypt", encrypt.collect())];
+        let restoring = [ours("decrypt", "decrypt", decrypt.into()), postgres(RESTORE, "restore")];
         let database = self.id(DATABASE, "cluster");
         let needs: Vec<ResourceId> = [volume, script].into_iter().chain(database).collect();
-        for (id, name, verb, schedule, tries) in
-            [(scheduled, BACKUP, "backup", schedule.as_str(), 2), (restore, RESTORE, "restore", NEVER, 0)]
+        for (id, name, steps, schedule, tries) in
+            [(scheduled, BACKUP, storing, schedule.as_str(), 2), (restore, RESTORE, restoring, NEVER, 0)]
         {
+            let is_restore = name == RESTORE;
             let inputs = json!({
-                "namespace": namespace, "name": name, "verb": verb, "schedule": schedule, "suspend": verb == "restore",
-                "tries": tries, "user": user, "image": image, "env": env, "authority": AUTHORITY,
-                "authority_secret": AUTHORITY_SECRET, "disk": disk(own.disk_bytes),
+                "namespace": namespace, "name": name, "steps": steps, "schedule": schedule, "suspend": is_restore,
+                "tries": tries, "user": user, "authority_secret": AUTHORITY_SECRET, "owner_secret": OWNER_SECRET,
+                "key_secret": is_restore.then_some(KEY_SECRET),
+                "folders": {
+                    "script": "/etc/textnlp-backup", "authority": AUTHORITY, "owner": OWNER_FOLDER, "dumps": DUMPS,
+                    "work": WORK, "key": KEY_FOLDER,
+                },
+                // The restored database and the compressed dump.
+                "disk": disk(own.disk_bytes.saturating_add(own.disk_bytes / 2)),
             });
             self.object(id, Template::DatabaseJob, &inputs, needs.clone());
         }

@@ -10,9 +10,11 @@ mod company;
 mod database;
 mod external_access;
 mod gateway;
+mod images;
 mod ingress;
 mod local;
 mod nodes;
+mod policies;
 mod resources;
 mod template;
 mod workload;
@@ -28,11 +30,10 @@ use textnlp_provider::{
     CloudId, Component, ComponentName, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
-use crate::canary::{ACCOUNT, CONTROLLER};
-pub(crate) use adapter::ADAPTER;
-use database::POSTGRES;
+use crate::canary::ACCOUNT;
 pub use database::{BACKUP, RESTORE};
 pub(crate) use gateway::AUTHORITY;
+pub(crate) use images::is_pinned;
 pub(crate) use ingress::{FILLED_BY_CERT_MANAGER, gateway_port};
 pub use local::local_part;
 pub(crate) use nodes::SHARED_VOLUME;
@@ -42,7 +43,7 @@ use template::{Template, render};
 /// The conventional `nonroot` uid of images.
 const USER: u32 = 65532;
 /// The path of the program in the image that `bundle create` builds.
-const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
+pub(crate) const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
 /// The model directory in a pod.
 const MODELS: &str = "/var/lib/textnlp/models";
 /// The list of models.
@@ -50,10 +51,14 @@ const MODELS_FILE: &str = "models.yaml";
 const SECRETS: &str = "/etc/textnlp-secrets";
 /// The Secret mounted there.
 const SECRETS_NAME: &str = "textnlp-secrets";
-/// The container ports; the environment sets the ports of the service.
+/// The ports in a pod; the environment sets the ports of the service. Requests reach the server over loopback only, from
+/// the gateway.
 const HTTP_PORT: u16 = 8080;
 const HTTPS_PORT: u16 = 8443;
 const HEALTH_PORT: u16 = 8081;
+/// For health checks of the global endpoint and the site agent, which are outside of the cluster.
+const READY_PORT: u16 = 8444;
+const PROBE_PORT: u16 = 8082;
 const METRICS_PORT: u16 = 9090;
 
 /// The Grafana dashboard, for any namespace selected there.
@@ -136,34 +141,12 @@ impl Lowering<'_> {
             self.problem("cidr", cause, "remove it for this site");
         }
         self.namespace();
-        if network.policies {
-            let ours = json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } });
-            let inputs = json!({
-                "namespace": self.cluster.namespace,
-                "https_port": HTTPS_PORT,
-                "metrics_port": METRICS_PORT,
-                "rollout": self.is_carried().then_some(CONTROLLER),
-                "adapter": self.cluster.adapter.then_some(ADAPTER),
-                "adapter_port": HTTPS_PORT,
-                // In an external namespace, the policies must not restrict foreign pods.
-                "pods": if self.component.existing.is_some() { ours } else { json!({}) },
-            });
-            for (part, template) in
-                [("allow-in", Template::AllowIn), ("allow-out", Template::AllowOut), ("deny", Template::Deny)]
-            {
-                self.part_of_kind(part, template, &inputs, []);
-            }
-            if self.cluster.adapter {
-                self.part_of_kind("allow-adapter", Template::AllowAdapter, &inputs, []);
-            }
-            if self.settings().ingress.as_ref().is_some_and(|ingress| ingress.issuer.is_some()) {
-                self.part_of_kind("allow-solver", Template::AllowSolver, &inputs, []);
-            }
-            if self.cluster.postgres.is_some() {
-                let inputs = json!({ "namespace": self.cluster.namespace, "name": POSTGRES });
-                self.part_of_kind("allow-database", Template::AllowDatabase, &inputs, []);
-            }
-        }
+        self.policies(network);
+    }
+
+    /// The port for health checks from outside of the cluster, if they have an address of their own.
+    fn ready_port(&self) -> Option<u16> {
+        self.settings().health_address.as_ref().map(|_| READY_PORT)
     }
 
     fn namespace(&mut self) {

@@ -64,6 +64,10 @@ impl Lowering<'_> {
 
     /// Adds the shared volume, if configured.
     pub(super) fn shared_volume(&mut self, store: &ModelStore) {
+        if let Volume::Image(reference) = self.volume() {
+            let reference = reference.to_owned();
+            self.pinned("models.reference", &reference);
+        }
         let Volume::Claim = self.volume() else { return };
         let settings = &self.settings().models;
         let bytes = settings.size.map_or(store.max_cache_bytes, |size| size.0);

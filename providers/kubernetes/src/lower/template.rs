@@ -59,6 +59,7 @@ templates! {
     Route = "route.yaml";
     HttpRoute = "http-route.yaml";
     ServiceNew = "service-new.yaml";
+    ServiceReady = "service-ready.yaml";
     BackendTls = "backend-tls.yaml";
     Authority = "authority.yaml";
     DisruptionBudget = "disruption-budget.yaml";

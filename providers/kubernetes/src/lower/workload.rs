@@ -10,7 +10,7 @@ use super::resources::{PodResources, model_bytes};
 use super::template::Template;
 use super::{
     API_KEY, CERTIFICATE, ENDPOINT, HEALTH_PORT, HTTP_PORT, HTTPS_PORT, JWT_KEY, Lowering, METRICS_PORT, MODELS,
-    MODELS_FILE, PROGRAM, SECRETS, SECRETS_NAME, label_of,
+    MODELS_FILE, PROBE_PORT, PROGRAM, SECRETS, SECRETS_NAME, label_of,
 };
 use crate::canary::QueryConfig;
 
@@ -57,9 +57,10 @@ impl Lowering<'_> {
         }
         let Some(image) = self.settings().image.clone() else {
             let cause = "no image is set, and a cluster runs only images";
-            let fix = "`textnlp-deploy bundle create` packs one; push it to a registry that the cluster reaches, and write `sites[].cluster.image: REGISTRY/textnlp:VERSION`";
+            let fix = "`textnlp-deploy bundle create` packs one; push it to a registry that the cluster reaches, and write `sites[].cluster.image: REGISTRY/textnlp:VERSION@sha256:…`";
             return self.problem("image", cause, fix);
         };
+        self.pinned("image", &image);
         let tree = workload.config.get("textnlp").unwrap_or(&workload.config).as_object().cloned();
         let Some(tree) = tree else {
             let fix = "it must have `api`, `models`, …";
@@ -110,7 +111,9 @@ impl Lowering<'_> {
         if let Some(schema) = &schema {
             arguments.extend(["--to", schema]);
         }
+        let policies = self.workload_policies(workload);
         let before = [config.clone(), secrets.clone(), account.clone()].into_iter().chain(way.needs.clone());
+        let before = before.chain(policies);
         let before = before.chain(private_ca.clone().filter(|_| authority == private_authority(&workload.egress)));
         let job = |name: &str, args: Value, env: &[Value]| {
             json!({
@@ -197,6 +200,8 @@ impl Lowering<'_> {
             "queries": outside.map(|outside| QueryConfig::written(outside, reached.is_some())),
             "https_port": HTTPS_PORT,
             "health_port": HEALTH_PORT,
+            "ready_port": self.ready_port(),
+            "probe_port": PROBE_PORT,
             "metrics_port": METRICS_PORT,
             "resources": PodResources::of(&self.settings().resources, &workload.served).to_json(),
             "model_folder": MODELS,
@@ -281,6 +286,11 @@ impl Lowering<'_> {
         if !limits.trusted_proxies.is_empty() {
             gateway["gateway"]["trusted_proxies"] = json!(limits.trusted_proxies);
         }
+        if let Some(port) = self.ready_port() {
+            gateway["gateway"]["ready_listen"] = json!(format!("0.0.0.0:{port}"));
+            let inputs = json!({ "namespace": self.cluster.namespace, "port": port });
+            self.part_of_kind("service-ready", Template::ServiceReady, &inputs, []);
+        }
         self.config_map(config, "textnlp-gateway", [(GATEWAY_FILE.to_owned(), gateway)]);
         if self.cluster.certificate.is_none() {
             let data = json!({
@@ -351,8 +361,9 @@ fn filled(mut tree: Map<String, Value>, database: &Value) -> Value {
             section.insert(field.to_owned(), value);
         }
     };
-    set("api", "host", json!("0.0.0.0"));
-    set("api", "port", json!(HTTP_PORT));
+    set("api", "listen", json!(format!("127.0.0.1:{HTTP_PORT}")));
+    set("api", "health_listen", json!(format!("0.0.0.0:{PROBE_PORT}")));
+    set("api", "metrics_listen", json!(format!("0.0.0.0:{METRICS_PORT}")));
     set("monitoring", "metrics_port", json!(METRICS_PORT));
     set("models", "cache_dir", json!(MODELS));
     set("security", "jwt_private_key_file", json!(format!("{SECRETS}/jwt-key.pem")));

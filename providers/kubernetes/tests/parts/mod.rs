@@ -32,6 +32,7 @@ pub struct Fixture {
     pub prometheus_ca: Option<FileText>,
     pub max_nodes: Option<u32>,
     pub min_nodes: u32,
+    pub pinned: bool,
 }
 
 impl Fixture {
@@ -51,6 +52,7 @@ impl Fixture {
             postgres: self.postgres.clone(),
             adapter: self.adapter,
             replicates: false,
+            pinned: self.pinned,
             min_nodes: self.min_nodes,
             max_nodes: self.max_nodes,
         }
@@ -80,12 +82,17 @@ impl Fixture {
     }
 }
 
+/// An image by digest.
+pub fn pinned(image: &str) -> String {
+    format!("{image}@sha256:{}", "cd".repeat(32))
+}
+
 pub fn fixture() -> Fixture {
     let pair = |cpu, memory| ResourceAmounts { cpu: Some(Cores(cpu)), memory: Some(Bytes(memory)) };
     Fixture {
         namespace: "textnlp".to_owned(),
         settings: ClusterAccess {
-            image: Some("registry.example.com/textnlp:v1.0.0".to_owned()),
+            image: Some(pinned("registry.example.com/textnlp:v1.0.0")),
             resources: PodResources { requests: pair(2000, 4 << 30), limits: pair(4000, 8 << 30) },
             ..ClusterAccess::default()
         },
@@ -95,11 +102,12 @@ pub fn fixture() -> Fixture {
         adapter: false,
         certificate: None,
         postgres: None,
-        egress: Egress::default(),
+        egress: Egress { policies: true, ..Egress::default() },
         saml: None,
         prometheus_ca: None,
         max_nodes: None,
         min_nodes: 1,
+        pinned: true,
     }
 }
 
@@ -197,7 +205,7 @@ pub fn backup() -> Backup {
         keep_seconds: 30 * 86_400,
         destination: None,
         verify: true,
-        recipients: Vec::new(),
+        recipients: vec!["age1own".to_owned(), "age1other".to_owned()],
         point_in_time_seconds: None,
     }
 }
@@ -290,7 +298,7 @@ pub fn judged() -> Workload {
 
 pub fn analytics(spot: Spot) -> Analytics {
     Analytics {
-        image: Some("registry.example.com/textnlp-analytics:latest".to_owned()),
+        image: Some(pinned("registry.example.com/textnlp-analytics:1")),
         schedule: "0 * * * *".to_owned(),
         command: ["python", "-m", "textnlp.analytics.process"].map(str::to_owned).into(),
         deadline: Span::seconds(3000),

@@ -156,7 +156,7 @@ fn prometheus_queries_are_exported_without_a_token() {
 #[test]
 fn exported_job_name_changes_with_its_content() {
     let name = |image: &str| {
-        let place = fixture().set(|site| site.image = Some(image.to_owned()));
+        let place = fixture().set(|site| site.image = Some(pinned(image)));
         let stream = export(&objects(&place), "pilot", Form::Yaml).unwrap();
         let all = documents(&stream.files[0].text);
         all.iter().find(|one| one["kind"] == "Job").unwrap()["metadata"]["name"].clone()
@@ -183,7 +183,7 @@ fn schemas_of_three_kubernetes_versions_know_every_field() {
         said(Command::new(python.trim()).args([script, schemas.as_str()]).arg(&file))
     };
     let mut objects = documents(text_of(&exported(Form::Yaml), "textnlp.yaml"));
-    let image = with_model_image("registry.example.com/models:1", fixture());
+    let image = with_model_image(&pinned("registry.example.com/models:1"), fixture());
     let weighted = Fixture { rollout: Strategy::Canary, ..by_gateway(fixture()) };
     let places = [with_parts(fixture()), image, weighted];
     for all in places.iter().map(crate::parts::objects).chain([own_objects(&own_fixture())]) {

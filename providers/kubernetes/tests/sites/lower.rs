@@ -6,7 +6,7 @@ use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
-use textnlp_provider::cluster::ClusterSite;
+use textnlp_provider::cluster::{Analytics, ClusterAccess, ClusterSite, EgressRule, OwnPostgres, Transport};
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
@@ -75,13 +75,172 @@ fn prometheus_settings_are_on_the_deployment_and_the_token_in_a_secret() {
     assert!(why.to_string().contains("no certificates"), "{why}");
 }
 
-/// What is only ever let out, and to whom: the job asks a Prometheus wherever it is.
+/// The policies among these objects, by name.
+fn policies(made: &[Wanted]) -> BTreeMap<String, Value> {
+    let made = made.iter().filter(|one| one.kind.as_str() == "kubernetes.network-policy");
+    let made = made.map(|one| one.spec.as_value().clone());
+    made.map(|spec| (spec["metadata"]["name"].as_str().unwrap().to_owned(), spec["spec"].clone())).collect()
+}
+
 #[test]
-fn rollout_job_has_egress_to_any_prometheus() {
-    let made = objects(&Fixture { rollout: Strategy::Canary, ..fixture() });
-    let out = made.iter().find(|one| one.id.as_str().ends_with("/allow-out")).unwrap().spec.as_value();
-    assert_eq!(out["spec"]["podSelector"], json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } }));
-    assert_eq!(out["spec"]["egress"][1], json!({ "ports": [{ "protocol": "TCP" }] }));
+fn pods_accept_requests_over_loopback_and_show_probes_and_metrics_only() {
+    let made = objects(&fixture());
+    let spec = |end: &str| {
+        made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap_or_else(|| panic!("{end}")).spec.as_value()
+    };
+    let config: Value = serde_yaml::from_str(spec("server/config")["data"]["server.yaml"].as_str().unwrap()).unwrap();
+    let api = &config["textnlp"]["api"];
+    assert_eq!(
+        (&api["listen"], &api["health_listen"], &api["metrics_listen"]),
+        (&json!("127.0.0.1:8080"), &json!("0.0.0.0:8082"), &json!("0.0.0.0:9090"))
+    );
+    assert!(api.get("host").is_none() && api.get("port").is_none(), "they contradict `listen`");
+    let gateway: Value =
+        serde_yaml::from_str(spec("gateway/config")["data"]["gateway.yaml"].as_str().unwrap()).unwrap();
+    assert_eq!(gateway["gateway"]["backends"][0]["listen"], api["listen"]);
+    let pod = &spec("server/deployment")["spec"]["template"]["spec"];
+    for container in pod["containers"].as_array().unwrap() {
+        let ports = container["ports"].as_array().unwrap();
+        assert!(ports.iter().all(|port| port["containerPort"] != 8080), "{container}");
+        for probe in ["livenessProbe", "readinessProbe"] {
+            let port = &container[probe]["httpGet"]["port"];
+            assert!(ports.iter().any(|one| one["name"] == *port && one["name"] != "https"), "{container}");
+        }
+    }
+    // Clients reach the TLS port; probes of the node are not subject to policies.
+    let allowed = policies(&made)["textnlp-in"]["ingress"].clone();
+    let open: Vec<&Value> = allowed.as_array().unwrap().iter().filter(|rule| rule.get("from").is_none()).collect();
+    assert_eq!(open, [&json!({ "ports": [{ "protocol": "TCP", "port": 8443 }] })]);
+}
+
+#[test]
+fn pods_connect_only_to_their_dependencies() {
+    let url = |url: &str| {
+        let Some(postgres) = database().postgres else { unreachable!() };
+        let address = Some(DatabaseAddress::Url(url.to_owned(), None));
+        Database { postgres: Some(Box::new(Postgres { address, ..*postgres })), ..database() }
+    };
+    let server = |change: &dyn Fn(&mut Workload), place: Fixture| {
+        let mut workload = workload();
+        change(&mut workload);
+        policies(&lowered(&component("server", ComponentSpec::Workload(workload)), place).unwrap())
+    };
+    let ports = |rule: &Value| -> Vec<u64> {
+        rule["ports"].as_array().unwrap().iter().filter_map(|port| port["port"].as_u64()).collect()
+    };
+    let model = |source: &str| {
+        let source = source.to_owned();
+        move |workload: &mut Workload| workload.served[0].source.clone_from(&source)
+    };
+
+    // A rule without destinations is for clients of the API server only, and none reaches a metadata service.
+    let everything = Fixture { adapter: true, rollout: Strategy::Canary, ..own_fixture() };
+    let mut all = policies(&own_objects(&everything));
+    let more = server(&|workload| *workload = judged(), Fixture { rollout: Strategy::Canary, ..fixture() });
+    all.extend(more.into_iter().map(|(name, policy)| (format!("{name} of another"), policy)));
+    let hub = server(&model("hf:org/name"), fixture());
+    all.extend(hub.into_iter().map(|(name, policy)| (format!("{name} of a hub"), policy)));
+    for (name, policy) in &all {
+        for rule in policy["egress"].as_array().into_iter().flatten() {
+            assert!(!ports(rule).is_empty(), "{name}: {rule}");
+            let Some(to) = rule["to"].as_array() else {
+                assert_eq!(ports(rule), [443, 6443], "{name}: {rule}");
+                assert!(["textnlp-api-clients", "textnlp-database"].contains(&name.as_str()), "{name}: {rule}");
+                continue;
+            };
+            for block in to.iter().filter_map(|one| one.get("ipBlock")) {
+                let except = block["except"].to_string();
+                match block["cidr"].as_str().unwrap() {
+                    "0.0.0.0/0" => assert!(except.contains("169.254.0.0/16"), "{name}: {block}"),
+                    "::/0" => {
+                        assert!(except.contains("fd00:ec2::254/128") || except.contains("fc00::/7"), "{name}: {block}")
+                    }
+                    narrow => assert_eq!(narrow, "169.254.20.10/32", "{name}: {block}"),
+                }
+            }
+        }
+    }
+    let clients = all["textnlp-api-clients"]["podSelector"]["matchExpressions"][0]["values"].clone();
+    assert_eq!(clients, json!(["textnlp-rollout", "textnlp-adapter"]));
+
+    // The database of the cluster is a label, and that of a plain address is one.
+    let own = &all["textnlp-out"];
+    assert_eq!(own["podSelector"], json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } }));
+    let to = json!([{ "podSelector": { "matchLabels": { "cnpg.io/cluster": "textnlp-database" } } }]);
+    assert_eq!(own["egress"][1], json!({ "to": to, "ports": [{ "protocol": "TCP", "port": 5432 }] }));
+    let stored = |address: &'static str| {
+        let stored = url(address);
+        server(&move |workload| workload.stored.clone_from(&stored), fixture())["textnlp-database-out"]["egress"]
+            .clone()
+    };
+    let addressed = stored("postgresql://u@10.0.0.7:6432/text");
+    let to = json!([{ "ipBlock": { "cidr": "10.0.0.7/32" } }]);
+    assert_eq!(addressed, json!([{ "to": to, "ports": [{ "protocol": "TCP", "port": 6432 }] }]));
+    assert_eq!(ports(&stored("postgresql://u@db.example.com/text")[0]), [5432]);
+    // Where it is, only pods read: it has the usual port.
+    let secret = server(&|_| {}, fixture());
+    assert_eq!(ports(&secret["textnlp-database-out"]["egress"][0]), [5432]);
+
+    // Models: nothing for what the program or an image has, the public network for a hub, the proxy where there is one.
+    let image = with_model_image(&pinned("registry.example.com/models"), fixture());
+    for made in [secret, server(&model("hf:org/name"), image)] {
+        assert!(!made.contains_key("textnlp-models"), "{made:?}");
+    }
+    let hub = server(&model("hf:org/name"), fixture())["textnlp-models"].clone();
+    assert_eq!(hub["podSelector"], json!({ "matchLabels": { "app": "textnlp-api" } }));
+    assert!(ports(&hub["egress"][0]) == [443] && hub.to_string().contains("10.0.0.0/8"), "{hub}");
+    let web = server(&model("https://models.example.com:8444/a/"), fixture())["textnlp-models"].clone();
+    assert!(ports(&web["egress"][0]) == [8444] && !web.to_string().contains("10.0.0.0/8"), "{web}");
+    let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://10.0.0.9:3128".to_owned())]);
+    let place = Fixture { egress: Egress { proxy, ..fixture().egress }, ..fixture() };
+    let by_proxy = server(&model("hf:org/name"), place)["textnlp-models"]["egress"].clone();
+    let to = json!([{ "ipBlock": { "cidr": "10.0.0.9/32" } }]);
+    assert_eq!(by_proxy, json!([{ "to": to, "ports": [{ "protocol": "TCP", "port": 3128 }] }]));
+
+    // What is configured, and nothing without policies.
+    let rule = |to: &str, protocol| EgressRule { to: to.to_owned(), port: 53, protocol };
+    let place = fixture().set(|site| site.egress = vec![rule("169.254.169.254", Transport::Udp)]);
+    let network = |policies, place: Fixture| policies_of(&Network { cidr: None, policies }, place);
+    let to = json!([{ "ipBlock": { "cidr": "169.254.169.254/32" } }]);
+    let out = network(true, place)["textnlp-out"]["egress"].clone();
+    assert_eq!(
+        out.as_array().unwrap().last(),
+        Some(&json!({ "to": to, "ports": [{ "protocol": "UDP", "port": 53 }] }))
+    );
+    assert!(network(false, fixture()).is_empty());
+    let open = Fixture { egress: Egress::default(), ..fixture() };
+    assert!(server(&model("hf:org/name"), open).is_empty());
+}
+
+fn policies_of(network: &Network, place: Fixture) -> BTreeMap<String, Value> {
+    policies(&lowered(&component("network", ComponentSpec::Network(network.clone())), place).unwrap())
+}
+
+#[test]
+fn images_by_tag_are_refused_in_production() {
+    let named = |set: &dyn Fn(&mut ClusterAccess)| fixture().set(set);
+    let tag = || Some("registry.example.com/textnlp:1".to_owned());
+    let server = component("server", ComponentSpec::Workload(workload()));
+    let database = component("database", ComponentSpec::Database(own_stored()));
+    let models = component("models", ComponentSpec::ModelStore(models()));
+    let postgres = Some("registry.example.com/postgresql:15".to_owned());
+    let own = own_fixture().set(|site| site.database_image.clone_from(&postgres));
+    let jobs = named(&|site| site.analytics = Some(Analytics { image: tag(), ..analytics(Spot::Never) }));
+    for (component, place, image) in [
+        (&server, named(&|site| site.image = tag()), "registry.example.com/textnlp:1"),
+        (&server, jobs, "registry.example.com/textnlp:1"),
+        (&database, own, "registry.example.com/postgresql:15"),
+        (&models, with_model_image("registry.example.com/models:1", fixture()), "registry.example.com/models:1"),
+    ] {
+        let problems = lowered(component, place.clone()).unwrap_err().to_string();
+        assert!(problems.contains("needs its digest") && problems.contains(image), "{problems}");
+        assert!(problems.contains(&format!("crane digest {image}")), "{problems}");
+        // Before production, the preflight warns.
+        lowered(component, Fixture { pinned: false, ..place }).unwrap();
+    }
+    let newer = Fixture { postgres: own_fixture().postgres.map(|own| OwnPostgres { version: 99, ..own }), ..fixture() };
+    let problems = lowered(&database, newer).unwrap_err().to_string();
+    assert!(problems.contains("no image of PostgreSQL 99 is built in"), "{problems}");
 }
 
 #[test]
@@ -153,9 +312,26 @@ fn user_job_gets_database_access_and_the_settings_of_its_config_map() {
     assert_eq!(variable(&theirs, "PGPASSWORD").unwrap()["valueFrom"], password);
 }
 
+/// Other sites ask for the readiness of this one at a port that clients do not reach.
+#[test]
+fn health_checks_of_other_sites_have_a_port_and_a_service() {
+    let plain = objects(&fixture());
+    assert!(!plain.iter().any(|one| one.spec.as_value().to_string().contains("8444")));
+    let made = objects(&fixture().set(|site| site.health_address = Some("https://ready.example.com:8444".to_owned())));
+    let find = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap().spec.as_value();
+    let service = &find("/service-ready")["spec"];
+    assert_eq!((&service["type"], &service["ports"][0]["port"]), (&json!("ClusterIP"), &json!(8444)));
+    let containers = find("/deployment")["spec"]["template"]["spec"]["containers"].as_array().unwrap().clone();
+    let ports = &containers.iter().find(|one| one["name"] == "gateway").unwrap()["ports"];
+    assert_eq!(ports[2], json!({ "name": "ready", "containerPort": 8444, "protocol": "TCP" }));
+    let config = find("/gateway/config")["data"]["gateway.yaml"].as_str().unwrap();
+    assert!(config.contains(r#""ready_listen":"0.0.0.0:8444""#), "{config}");
+    assert_eq!(find("/allow-in")["spec"]["ingress"][1], json!({ "ports": [{ "protocol": "TCP", "port": 8444 }] }));
+}
+
 #[test]
 fn model_image_is_mounted_read_only() {
-    let reference = "registry.example.com/models@sha256:00".to_owned();
+    let reference = pinned("registry.example.com/models");
     let place = || with_model_image(&reference, fixture());
     let server = lowered(&component("server", ComponentSpec::Workload(workload())), place()).unwrap();
     let deployment = server.iter().find(|one| one.kind.as_str() == "kubernetes.deployment").unwrap();
@@ -286,15 +462,10 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
         assert_eq!(cluster(replicas)["postgresql"]["synchronous"]["dataDurability"], durability);
     }
     // Whoever asks for what is not there is told so, all of it at once.
-    let asks = Backup {
-        destination: Some("s3://bucket".to_owned()),
-        recipients: vec!["age1x".to_owned()],
-        every_seconds: 7 * 3600,
-        ..backup()
-    };
+    let asks = Backup { destination: Some("s3://bucket".to_owned()), every_seconds: 7 * 3600, ..backup() };
     let place = by_route(own_fixture());
     let problems = lowered(&component("backup", ComponentSpec::Backup(asks)), place).unwrap_err().to_string();
-    for says in ["`s3://bucket`", "not encrypted", "cannot run every 25200 s", "has no name"] {
+    for says in ["`s3://bucket`", "cannot run every 25200 s", "has no name"] {
         assert!(problems.contains(says), "{says}: {problems}");
     }
     let far = lowered(&component("backup", ComponentSpec::Backup(backup())), fixture()).unwrap_err();
@@ -319,7 +490,7 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
 #[test]
 fn private_ca_and_proxy_reach_the_objects_that_need_them() {
     let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://proxy:3128".to_owned())]);
-    let egress = Egress { private_ca: Some(Ok("PEM".to_owned())), proxy };
+    let egress = Egress { private_ca: Some(Ok("PEM".to_owned())), proxy, policies: true };
     let place = Fixture { egress, ..fixture() }.set(|site| site.analytics = Some(analytics(Spot::Never)));
     let of = |stored: Database, place: Fixture| {
         lowered(&component("server", ComponentSpec::Workload(Workload { stored, ..workload() })), place)
@@ -571,7 +742,7 @@ async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
     let mut gateway = gateway(&Fixture { namespace: namespace.clone(), ..fixture() });
     gateway.extend(weighted(&Fixture { namespace: namespace.clone(), ..fixture() }));
     let image = Fixture { namespace: namespace.clone(), ..own_fixture() };
-    let image = with_model_image("registry.example.com/models:1", image);
+    let image = with_model_image(&pinned("registry.example.com/models:1"), image);
     let image = image.set(|site| site.analytics = Some(analytics(Spot::Only)));
     let ends = ["/deployment", "/analytics"];
     let image = own_objects(&image).into_iter().filter(|one| ends.iter().any(|end| one.id.as_str().ends_with(end)));
@@ -602,7 +773,7 @@ async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 67, "all of them");
+    assert_eq!(tried, 70, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[

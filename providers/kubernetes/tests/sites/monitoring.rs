@@ -87,7 +87,7 @@ fn each_prometheus_alert_fires_when_due_and_not_before() {
     std::fs::write(&file, serde_yaml::to_string(&rules(Monitoring { stack: true, ..Monitoring::default() })).unwrap())
         .unwrap();
     let Some(said) = promtool(&["check", "rules", file.to_str().unwrap()]) else { return };
-    assert!(said.contains("7 rules found"), "{said}");
+    assert!(said.contains("9 rules found"), "{said}");
 
     let answer = |le: &str, values: &'static str| {
         (
@@ -140,6 +140,20 @@ fn each_prometheus_alert_fires_when_due_and_not_before() {
         (
             vec![("textnlp_ready{namespace=\"other\",pod=\"a\"}".to_owned(), "1+0x60")],
             vec![("4m", "TextnlpAbsent", &[]), ("6m", "TextnlpAbsent", &[""]), ("40m", "TextnlpNotReady", &[])],
+        ),
+        // From the thirtieth minute on more than one wrong key a second.
+        (
+            vec![on_pod("textnlp_authentication_failures_total", ",type=\"invalid_api_key\"", "0+50x30 1550+100x30")],
+            vec![("29m", "TextnlpAuthentication", &[]), ("45m", "TextnlpAuthentication", &[""])],
+        ),
+        // One of two servers cannot be scraped; the pod of another service is not ours.
+        (
+            vec![
+                ("up{namespace=\"shop\",job=\"textnlp-metrics\",pod=\"a\"}".to_owned(), "1+0x5 0+0x30"),
+                ("up{namespace=\"shop\",job=\"textnlp-metrics\",pod=\"b\"}".to_owned(), "1+0x40"),
+                ("up{namespace=\"shop\",job=\"other\",pod=\"c\"}".to_owned(), "0+0x40"),
+            ],
+            vec![("10m", "TextnlpDown", &[]), ("12m", "TextnlpDown", &["a"]), ("30m", "TextnlpDown", &["a"])],
         ),
         // Nine tenths of the memory, from the start.
         (

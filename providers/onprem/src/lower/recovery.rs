@@ -35,6 +35,16 @@ fn gateway_door(border: &ComponentName) -> String {
     format!("{border}-gateway")
 }
 
+/// The relay's inbound socket for health checks of the gateway, used by the global endpoint and the site agent.
+fn ready_door(border: &ComponentName) -> String {
+    format!("{border}-ready")
+}
+
+/// The gateway's socket for health checks. Its name follows from the site agent, which the relay and the gateway know.
+pub(super) fn ready_socket(watch: &ComponentName) -> String {
+    format!("{watch}-ready")
+}
+
 /// The relay's inbound socket for the database.
 fn database_door_of(border: &ComponentName) -> String {
     format!("{border}-database")
@@ -79,15 +89,25 @@ impl Lowering<'_> {
                 return self.problem("host", cause, "write `0.0.0.0`, `127.0.0.1` or another address of this machine");
             }
         };
-        let mut entrance = self.link("gateway-in", &gateway_door(&name), Some(gateway));
-        if let Some(entrance) = entrance.as_mut().filter(|_| self.elsewhere) {
+        let ready = match &border.ready {
+            _ if !self.elsewhere => Some(self.socket_at(&self.site.name, &ready_socket(&border.watch))),
+            Some((host, port)) => Some(Some(match host.parse::<IpAddr>() {
+                Ok(host) => SocketAddr::new(host, *port).to_string(),
+                Err(_) => format!("{host}:{port}"),
+            })),
+            None => None,
+        };
+        let mut entrances = vec![self.link("gateway-in", &gateway_door(&name), Some(gateway))];
+        entrances.extend(ready.map(|ready| self.link("ready-in", &ready_door(&name), ready)));
+        if self.elsewhere {
             // Also for the global endpoint, and for the site agent where gateways run in pods.
-            entrance["end_to_end_tls"] = json!(true);
+            for entrance in entrances.iter_mut().flatten() {
+                entrance["end_to_end_tls"] = json!(true);
+            }
         }
-        let mut links = vec![
-            self.link("watch-in", &watch_door(&name), self.socket_at(&self.site.name, border.watch.as_str())),
-            entrance,
-        ];
+        let watch = self.socket_at(&self.site.name, border.watch.as_str());
+        let mut links = vec![self.link("watch-in", &watch_door(&name), watch)];
+        links.extend(entrances);
         for peer in &border.peers {
             let there = self.socket_at(peer, &watch_door(&name));
             links.push(self.link(&door_to(peer), &door_to(peer), there));
@@ -208,12 +228,14 @@ impl Lowering<'_> {
         let spec =
             json!({ "path": super::serving::jwt_file(&watch.workload), "secret": OutputRef::new(secret, "secret") });
         self.want(jwt.clone(), ResourceKind::File, &spec, [network]);
-        let Some(door) = self.socket_at(&self.site.name, &gateway_door(&watch.border)) else {
+        let [Some(door), Some(ready)] =
+            [gateway_door(&watch.border), ready_door(&watch.border)].map(|door| self.socket_at(&self.site.name, &door))
+        else {
             self.too_long();
             return None;
         };
         let tls = json!({ "ca_file": self.folder.join(CA_FILE), "name": CERTIFIED_AS });
-        Some(json!({ "at": door, "path": "/ready", "tls": tls }))
+        Some(json!({ "at": door, "ready_at": ready, "path": "/ready", "tls": tls }))
     }
 
     pub(super) fn witness(&mut self, witness: &Witness) {
@@ -283,8 +305,12 @@ impl Lowering<'_> {
         let Some(witness) = self.part_of(&front.witness, "process") else { return };
         let mut backends = Vec::new();
         for (site, weight) in &front.weights {
-            let Some(door) = self.socket_at(site, &gateway_door(&front.border)) else { return self.too_long() };
-            let mut backend = json!({ "name": site, "listen": door, "weight": weight });
+            let [Some(door), Some(ready)] =
+                [gateway_door(&front.border), ready_door(&front.border)].map(|door| self.socket_at(site, &door))
+            else {
+                return self.too_long();
+            };
+            let mut backend = json!({ "name": site, "listen": door, "ready_listen": ready, "weight": weight });
             if front.tls {
                 let authority = SiteFolder::of(self.folder.state(), site).join(CA_FILE);
                 backend["tls"] = json!({ "ca_file": authority, "name": CERTIFIED_AS });
@@ -316,6 +342,7 @@ impl Lowering<'_> {
                 "gives_up": true,
             }),
             metrics_from: vec![metrics_socket],
+            ready_listen: None,
             stop_grace_ms: FRONT_GRACE_MS,
             needs: vec![witness],
         });

@@ -7,7 +7,7 @@ use textnlp_keys::SOCKET_PATH_MAX;
 use textnlp_provider::component::{ConnectionLimits, Endpoint, Program, Workload};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
-use super::recovery::reached;
+use super::recovery::{reached, ready_socket};
 use super::{API_KEY, JWT_KEY, Lowering, label_of};
 use crate::table::ResourceKind;
 
@@ -32,6 +32,7 @@ pub(super) struct Gateway<'a> {
     pub(super) backends: Value,
     pub(super) health: Value,
     pub(super) metrics_from: Vec<String>,
+    pub(super) ready_listen: Option<String>,
     pub(super) stop_grace_ms: u64,
     pub(super) needs: Vec<ResourceId>,
 }
@@ -177,10 +178,12 @@ impl Lowering<'_> {
 
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {
         let Some(backends) = self.part_of(&endpoint.workload, "backends") else { return };
-        let watch = endpoint.watch.as_ref().map(|watch| self.unix(watch.as_str()));
-        if watch == Some(None) {
-            return;
-        }
+        let watch = endpoint.watch.as_ref().map(|watch| (self.unix(watch.as_str()), self.unix(&ready_socket(watch))));
+        let (watch, ready_listen) = match watch {
+            Some((Some(watch), Some(ready))) => (Some(watch), Some(ready)),
+            Some(_) => return,
+            None => (None, None),
+        };
         let mut connections = endpoint.connections.clone();
         // The global endpoint connects through the relay of this site.
         if let (Some(_), Ok(host)) = (&endpoint.watch, endpoint.host.parse()) {
@@ -198,7 +201,8 @@ impl Lowering<'_> {
             connections,
             backends: json!(OutputRef::new(backends, "document")),
             health: json!({ "path": "/ready", "interval_ms": 500, "timeout_ms": 2000, "unhealthy_after": 2, "healthy_after": 1 }),
-            metrics_from: watch.flatten().into_iter().collect(),
+            metrics_from: watch.into_iter().collect(),
+            ready_listen,
             stop_grace_ms: GATEWAY_GRACE_MS,
             needs: Vec::new(),
         });
@@ -246,6 +250,12 @@ impl Lowering<'_> {
         if !gateway.metrics_from.is_empty() {
             tree["metrics_from"] = json!(gateway.metrics_from);
         }
+        // Addresses are bound once: a changed one needs a restart.
+        let mut inputs = json!({ "listen": listen, "metrics_listen": metrics, "tls": gateway.tls });
+        if let Some(ready) = gateway.ready_listen {
+            inputs["ready_listen"] = json!(ready);
+            tree["ready_listen"] = json!(ready);
+        }
         let mut watch = Vec::new();
         let mut ca_file = Value::Null;
         if gateway.tls {
@@ -271,8 +281,7 @@ impl Lowering<'_> {
             "config": config_file,
             "config_sha256": OutputRef::new(config_id, "sha256"),
             "on_config": "reload",
-            // Addresses are bound once: a changed one needs a restart.
-            "inputs": { "listen": listen, "metrics_listen": metrics, "tls": gateway.tls },
+            "inputs": inputs,
             "watch": watch,
             "listen": format!("{scheme}://{}", std::net::SocketAddr::new(reached(host), gateway.port)),
             "metrics_listen": format!("http://{metrics}"),

@@ -250,9 +250,7 @@ impl Supervisor {
     fn listen(&self) -> std::io::Result<UnixListener> {
         files::make_folder(&self.folder.join("run"))?;
         files::make_folder(&self.folder.join("log"))?;
-        if self.folder.has_short_sockets() {
-            files::make_private_folder(&self.folder.sockets())?;
-        }
+        files::make_sockets_folder(&self.folder)?;
         // This process holds the supervisor's lock, so the socket is stale.
         files::remove_file(&self.folder.control())?;
         UnixListener::bind(self.folder.control())
@@ -449,7 +447,7 @@ mod tests {
             files::make_folder(&folder.join(name)).unwrap();
         }
         let key = textnlp_keys::trust::new_key().unwrap();
-        let pem = textnlp_keys::trust::authority(&key, "a", 99, jiff::Timestamp::now()).unwrap();
+        let pem = textnlp_keys::trust::authority(&key, "a", &[], 99, jiff::Timestamp::now()).unwrap();
         let order = json!({
             "names": ["localhost"], "days": 30, "certificate_file": "certs/cert.pem", "key_file": "certs/key.pem",
             "ca_file": "certs/ca.pem", "authority_key": { "$secret": "here/ca-key", "version": "1" },

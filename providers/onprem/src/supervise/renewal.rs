@@ -140,7 +140,7 @@ mod tests {
                 SecretRef { name: SecretName("here/ca-key".to_owned()), version: SecretVersion("1".to_owned()) };
             let store = FileSecretStore::new(state.join("secrets"));
             store.put(&secret.name, &secret.version, &authority_key).await.unwrap();
-            let ca = trust::authority(&authority_key, "a", 3650, now).unwrap();
+            let ca = trust::authority(&authority_key, "a", &[], 3650, now).unwrap();
             files::put(&folder.join("certs/ca.pem"), ca.as_bytes(), 0o644).unwrap();
             files::put(&folder.join("certs/key.pem"), trust::new_key().unwrap().expose(), 0o600).unwrap();
             let order = Order {

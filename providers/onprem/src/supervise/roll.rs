@@ -533,8 +533,27 @@ fn watched(unit: &Unit) -> Vec<(Utf8PathBuf, Option<Stamp>)> {
     unit.watch.iter().map(|path| (path.clone(), Stamp::of(path).ok().flatten())).collect()
 }
 
+/// Refuses a program that other users could have replaced.
+fn refuse_exposed(folder: &SiteFolder, unit: &Unit) -> std::io::Result<()> {
+    let refused = |why: String| std::io::Error::new(std::io::ErrorKind::PermissionDenied, why);
+    let mut exposed = Vec::new();
+    folder.check_owners(0, &mut exposed)?;
+    if let Some(first) = exposed.first() {
+        return Err(refused(first.to_string()));
+    }
+    let program = unit.argv.first().filter(|program| program.starts_with(folder.root().as_str()));
+    // A missing program is reported by the child.
+    match program.and_then(|program| Some((program, std::fs::symlink_metadata(program).ok()?))) {
+        Some((program, there)) if !textnlp_files::is_own(&there) => {
+            Err(refused(format!("other users can write to {program}, or own it")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Starts this program as the child that becomes the unit's program.
 fn spawn(folder: &SiteFolder, unit: &Unit, sockets: &Sockets) -> std::io::Result<Child> {
+    refuse_exposed(folder, unit)?;
     let log = output::open(&unit.log)?;
     // Inherited by this child alone: no other process is started before they are closed here.
     let handed = sockets.for_child()?;

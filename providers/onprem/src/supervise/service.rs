@@ -1,4 +1,4 @@
-//! The service as its clients see it: readiness, latency and error rate.
+//! The service as its clients see it: readiness, latency, error rate, and refused credentials.
 //!
 //! The rules are those of `templates/kubernetes/prometheus-rule.yaml`, evaluated on the metrics of this site's replicas.
 
@@ -25,6 +25,8 @@ const WINDOW_MIN: SignedDuration = SignedDuration::from_secs(10);
 const SAMPLES_MAX: usize = 64;
 /// How long a service must not be ready.
 const UNREADY_FOR: SignedDuration = SignedDuration::from_mins(5);
+/// Invalid credentials within [`WINDOW_MAX`] that are still taken for mistakes.
+const REFUSED_MAX: f64 = 300.0;
 /// The group of units that answer clients.
 const SERVERS: &str = "server-";
 
@@ -33,6 +35,8 @@ const SERVERS: &str = "server-";
 struct Counts {
     requests: f64,
     failed: f64,
+    /// Invalid keys, tokens and tickets.
+    refused: f64,
     /// Answers of `/v1/` by the upper bound of their time in seconds, as text; each includes the quicker ones.
     buckets: BTreeMap<String, f64>,
 }
@@ -59,6 +63,7 @@ impl Counts {
                         counts.failed += value;
                     }
                 }
+                "textnlp_authentication_failures_total" => counts.refused += value,
                 "http_request_duration_seconds_bucket"
                     if label("route").is_some_and(|route| route.starts_with("/v1/")) =>
                 {
@@ -83,6 +88,7 @@ impl Counts {
         Counts {
             requests: grown(self.requests, before.requests),
             failed: grown(self.failed, before.failed),
+            refused: grown(self.refused, before.refused),
             buckets: buckets.collect(),
         }
     }
@@ -90,6 +96,7 @@ impl Counts {
     fn add(&mut self, more: &Counts) {
         self.requests += more.requests;
         self.failed += more.failed;
+        self.refused += more.refused;
         for (bound, count) in &more.buckets {
             *self.buckets.entry(bound.clone()).or_default() += count;
         }
@@ -206,6 +213,11 @@ impl Service {
             );
             facts.push(Fact::new("errors", "service", says));
         }
+        let refused = self.within(WINDOW_MAX, now).refused;
+        if refused > REFUSED_MAX {
+            let says = format!("clients sent {refused:.0} invalid keys, tokens or tickets within five minutes");
+            facts.push(Fact::new("authentication", "service", says));
+        }
         let mut wanted = servers(units).filter(|unit| unit.phase != PhaseName::Stopped).peekable();
         let is_unready = wanted.peek().is_some() && wanted.all(|unit| unit.phase != PhaseName::Ready);
         if self.unready.lasts(is_unready, UNREADY_FOR, now) {
@@ -316,6 +328,19 @@ mod tests {
         assert_eq!(fires(once, 900), [], "one burst of slow answers is no alert");
         let restarted = |second: i64| Some(counts(0, each(if second > 100 { second - 100 } else { second }, 10), 0));
         assert_eq!(fires(restarted, 900), [(305, "latency".to_owned())], "a restart is no negative rate");
+    }
+
+    #[test]
+    fn authentication_alert_fires_for_more_than_one_invalid_credential_a_second() {
+        let refused = |second, count| {
+            let series = "textnlp_authentication_failures_total";
+            let [keys, tokens] = [each(second, count), each(second, 1)];
+            Some(Counts::read(&format!(
+                "{series}{{type=\"invalid_api_key\"}} {keys}\n{series}{{type=\"invalid_token\"}} {tokens}\n"
+            )))
+        };
+        assert_eq!(fires(|second| refused(second, 4), 1_200), [], "five in five seconds");
+        assert_eq!(fires(|second| refused(second, 5), 1_200), [(255, "authentication".to_owned())]);
     }
 
     #[test]

@@ -219,10 +219,20 @@ pub(super) async fn revoke_key(work: &Work<'_>) -> Result<()> {
     if (!spec.served && !there(&spec.database)) || !there(&spec.program) || !there(&spec.config) {
         return Ok(());
     }
-    let command = json!({ "do": "revoke", "public_id": spec.public_id });
     let (subject, config) = (work.op.resource.as_str(), work.folder.join(&spec.config));
     let program = verified(&work.folder, &spec.program, subject).await?;
+    // A key that was replaced with a grace period ends by itself.
+    let listed = keys(&program, &config, &json!({ "do": "list" }), subject).await?;
+    if find_key(&listed, &spec.public_id).is_some_and(|key| key["expires_at"].is_number()) {
+        return Ok(());
+    }
+    let command = json!({ "do": "revoke", "public_id": spec.public_id });
     keys(&program, &config, &command, subject).await.map(|_| ())
+}
+
+/// A key in the answer to `list`.
+fn find_key<'a>(listed: &'a Value, public_id: &str) -> Option<&'a Value> {
+    listed["keys"].as_array()?.iter().find(|key| key["public_id"] == public_id)
 }
 
 pub(super) async fn observe_key(folder: &SiteFolder, marker: &Marker) -> Result<Observation> {
@@ -257,9 +267,7 @@ pub(super) async fn observe_key(folder: &SiteFolder, marker: &Marker) -> Result<
         }
         other => other?,
     };
-    let listed = answer.get("keys").and_then(Value::as_array);
-    let is_it = |key: &&Value| key.get("public_id").and_then(Value::as_str) == Some(&spec.public_id);
-    let Some(key) = listed.and_then(|keys| keys.iter().find(is_it)) else { return Ok(Observation::Absent) };
+    let Some(key) = find_key(&answer, &spec.public_id) else { return Ok(Observation::Absent) };
     // A revocation is intended, so there is nothing to repair.
     look.output("revoked_at", key.get("revoked_at").cloned().unwrap_or_default());
     Ok(Observation::There(look))

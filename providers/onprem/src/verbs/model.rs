@@ -2,6 +2,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
+use textnlp_files::{Exposed, Exposure};
 use textnlp_keys::{
     Marker, SiteFolder,
     files::{self, Stamp},
@@ -185,7 +186,7 @@ async fn put_in_place(model: Model, path: &Utf8Path, saying: &JobMessage) -> Res
 /// Replaces a model: prepared next to it, then two renames. Programs that read the old files keep them.
 fn place(path: &Utf8Path, digest: &str, fill: impl FnOnce(&Utf8Path) -> Result<(), Failed>) -> Result<(), Failed> {
     let there = textnlp_models::verify(path).ok();
-    if there.is_some_and(|manifest| manifest.digest.to_string() == digest) {
+    if there.is_some_and(|manifest| manifest.digest.to_string() == digest) && exposed(path)?.is_none() {
         return Ok(());
     }
     let (folder, new) = files::folder_and_temporary(path)?;
@@ -202,6 +203,13 @@ fn place(path: &Utf8Path, digest: &str, fill: impl FnOnce(&Utf8Path) -> Result<(
     files::flush_folder(folder)?;
     files::remove_tree(&old)?;
     Ok(())
+}
+
+/// What other users could change of a model after it was verified. A link in place of its folder is the operator's own.
+fn exposed(path: &Utf8Path) -> std::io::Result<Option<Exposed>> {
+    let mut found = Vec::new();
+    textnlp_files::check_folder(path, 1, &mut found)?;
+    Ok(found.into_iter().find(|exposed| exposed.why != Exposure::Link))
 }
 
 /// The facts of the marker: the digest, and stamps for a cheap check of the files.
@@ -273,7 +281,10 @@ pub(super) async fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Obse
     for fact in ["digest", "bytes", "source"] {
         look.output(fact, marker.facts.get(fact).cloned().unwrap_or_default());
     }
-    if let Some(what) = changed_file(&path, marker)? {
+    let exposed = exposed(&path).map_err(|error| Error::io("check", path.as_str(), error))?;
+    if let Some(exposed) = exposed {
+        look.drift("files", exposed.to_string());
+    } else if let Some(what) = changed_file(&path, marker)? {
         // Only a changed file is worth reading gigabytes.
         let applied = marker.fact("digest").unwrap_or_default().to_owned();
         let verified = tokio::task::spawn_blocking(move || verdict(&path, &applied)).await;

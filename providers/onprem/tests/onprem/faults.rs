@@ -191,6 +191,25 @@ async fn forged_pid_file_kills_no_other_process() {
 }
 
 #[tokio::test]
+async fn program_that_other_users_could_have_replaced_is_not_started() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut machine = Machine::new(1);
+    machine.up().await;
+    for (path, mode) in [("bin", 0o700), ("bin/server", 0o755)] {
+        let path = machine.folder().join(path);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        kill(machine.pid_of("server-0").await, Signal::KILL);
+        let refused = |unit: &textnlp_onprem::supervise::UnitStatus| {
+            unit.name == "server-0" && unit.says.contains("cannot be started: other users")
+        };
+        machine.wait_until("it is refused", async |machine| machine.status().await.units.iter().any(refused)).await;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        machine.wait_until("it runs", async |machine| machine.is_ready("server-0").await).await;
+    }
+    machine.down().await;
+}
+
+#[tokio::test]
 async fn symlinks_out_of_the_site_are_not_followed() {
     let mut machine = Machine::new(1);
     machine.up().await;

@@ -199,6 +199,7 @@ impl Machine {
         let border = Relay {
             cluster: name("cluster"),
             endpoint: (endpoint.host, endpoint.port),
+            ready: None,
             watch: name("watch"),
             peers: peers.clone(),
             witness: RemoteComponent { site: place.clone(), component: name("witness") },

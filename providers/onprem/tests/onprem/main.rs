@@ -9,6 +9,7 @@ mod machine;
 mod parts;
 mod postgres;
 mod recovery;
+mod rotation;
 mod site;
 #[path = "../../../../tests/src/small.rs"]
 #[allow(dead_code)]

@@ -76,6 +76,7 @@ fn of_site(called: &str) -> Vec<Component> {
             ComponentSpec::Relay(Relay {
                 cluster: name("cluster"),
                 endpoint: ("0.0.0.0".to_owned(), 8443),
+                ready: None,
                 watch: name("watch"),
                 peers: peers.clone(),
                 witness: RemoteComponent { site: name("witness"), component: name("witness") },
@@ -222,6 +223,9 @@ fn site_has_a_relay_and_an_agent_that_reference_each_other() {
           - listen: unix:/srv/state/sites/primary/run/border-gateway.sock
             name: gateway-in
             to: 127.0.0.1:8443
+          - listen: unix:/srv/state/sites/primary/run/border-ready.sock
+            name: ready-in
+            to: unix:/srv/state/sites/primary/run/watch-ready.sock
           - listen: unix:/srv/state/sites/primary/run/out-secondary.sock
             name: out-secondary
             to: unix:/srv/state/sites/secondary/run/border-watch.sock
@@ -263,6 +267,8 @@ fn site_has_a_relay_and_an_agent_that_reference_each_other() {
     assert!(server.contains("replication:\n    watch: unix:/srv/state/sites/primary/run/watch.sock"), "{server}");
     let gateway = document(&all, "primary/gateway/config");
     assert!(gateway.contains("metrics_from:\n  - unix:/srv/state/sites/primary/run/watch.sock"), "{gateway}");
+    // Clients cannot take the connections of its health checks.
+    assert!(gateway.contains("ready_listen: unix:/srv/state/sites/primary/run/watch-ready.sock"), "{gateway}");
     // The global endpoint is one client to a site, and brings all.
     assert!(gateway.contains("trusted_proxies:\n  - 127.0.0.1"), "{gateway}");
     // What a border leads to is where the other site's border listens.
@@ -296,12 +302,14 @@ fn witness_site_has_a_global_endpoint_that_trusts_each_sites_ca() {
           backends:
           - listen: unix:/srv/state/sites/primary/run/border-gateway.sock
             name: primary
+            ready_listen: unix:/srv/state/sites/primary/run/border-ready.sock
             tls:
               ca_file: /srv/state/sites/primary/certs/ca.pem
               name: localhost
             weight: 100
           - listen: unix:/srv/state/sites/secondary/run/border-gateway.sock
             name: secondary
+            ready_listen: unix:/srv/state/sites/secondary/run/border-ready.sock
             tls:
               ca_file: /srv/state/sites/secondary/certs/ca.pem
               name: localhost

@@ -10,6 +10,9 @@ use crate::pool::Pool;
 use half::f16;
 use std::sync::Mutex;
 
+/// Why a matrix cannot be packed whose size overflows.
+pub(crate) const TOO_LARGE: &str = "it is too large for this machine";
+
 /// A packed matrix.
 pub(crate) struct Matrix {
     pub(crate) storage: Storage,
@@ -66,19 +69,19 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn tile_bytes(&self) -> usize {
+    fn tile_bytes(&self) -> Option<usize> {
         let inputs = self.inputs();
         let bytes = match self.storage {
-            Storage::F32 => inputs * LANES * 4,
-            Storage::F16 => inputs * LANES * 2,
-            Storage::Q8 => inputs.div_ceil(GROUP) * LANES * (GROUP + 2),
+            Storage::F32 => inputs.checked_mul(LANES * 4),
+            Storage::F16 => inputs.checked_mul(LANES * 2),
+            Storage::Q8 => inputs.div_ceil(GROUP).checked_mul(LANES * (GROUP + 2)),
         };
-        bytes.next_multiple_of(64)
+        bytes?.checked_next_multiple_of(64)
     }
 
-    /// Bytes that the packed matrix takes.
-    pub(crate) fn bytes(&self) -> usize {
-        Arena::rounded(self.tiles() * self.tile_bytes())
+    /// Bytes that the packed matrix takes, if they can be counted.
+    pub(crate) fn bytes(&self) -> Option<usize> {
+        Some(Arena::rounded(self.tiles().checked_mul(self.tile_bytes()?)?))
     }
 
     /// Which part, and which of its rows, an output of a tile comes from.
@@ -99,8 +102,10 @@ impl<'a> Plan<'a> {
 
     /// Reads, converts and packs.
     pub(crate) fn pack(&self, arena: &mut Arena, pool: &mut Pool) -> Result<Matrix, FormatError> {
-        let (tiles, tile_bytes) = (self.tiles(), self.tile_bytes());
-        let mut data = arena.take(tiles * tile_bytes);
+        let tiles = self.tiles();
+        let sizes = self.tile_bytes().and_then(|each| Some((each, tiles.checked_mul(each)?)));
+        let Some((tile_bytes, bytes)) = sizes else { return Err(broken(&self.parts[0], TOO_LARGE)) };
+        let mut data = arena.take(bytes);
         let to = Shared::of(data.as_mut_ptr());
         let problem: Mutex<Option<FormatError>> = Mutex::new(None);
         let each = tiles.div_ceil(4 * pool.threads()).max(1);

@@ -38,9 +38,9 @@ unsafe impl Send for Piece {}
 unsafe impl Sync for Piece {}
 
 impl Arena {
-    /// Bytes that a piece of `length` takes.
+    /// Bytes that a piece of `length` takes; what cannot be counted is more than there is.
     pub(crate) fn rounded(length: usize) -> usize {
-        length.next_multiple_of(LINE)
+        length.checked_next_multiple_of(LINE).unwrap_or(usize::MAX)
     }
 
     /// Reserves memory; pages come when they are first touched.
@@ -56,8 +56,9 @@ impl Arena {
     /// The next piece.
     pub(crate) fn take(&mut self, length: usize) -> Piece {
         let from = self.used;
-        self.used += Self::rounded(length);
-        assert!(from + length <= self.mapping.length, "the arena was measured for all its pieces");
+        let fits = from.checked_add(length).is_some_and(|end| end <= self.mapping.length);
+        assert!(fits, "the arena was measured for all its pieces");
+        self.used = from.saturating_add(Self::rounded(length));
         // SAFETY: within the map, as just checked.
         let start = unsafe { self.mapping.start.add(from) };
         Piece { _mapping: Arc::clone(&self.mapping), start, length }
@@ -134,14 +135,6 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "measured for all its pieces")]
-    fn arena_never_gives_more_than_it_has() {
-        let mut arena = Arena::new(128).unwrap();
-        arena.take(100);
-        arena.take(1);
-    }
-
-    #[test]
     fn threads_write_disjoint_places_of_a_shared_buffer() {
         let mut numbers = vec![0u32; 64];
         let shared = Shared::new(&mut numbers);
@@ -156,5 +149,16 @@ mod tests {
             }
         });
         assert!(numbers.iter().enumerate().all(|(index, number)| index as u32 == *number));
+    }
+
+    #[test]
+    fn piece_beyond_the_arena_is_refused_whatever_its_length() {
+        let mut arena = Arena::new(4 * LINE).unwrap();
+        assert_eq!(arena.take(LINE + 1).len(), LINE + 1);
+        for length in [2 * LINE + 1, usize::MAX - LINE, usize::MAX] {
+            let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| arena.take(length).len()));
+            assert!(taken.is_err(), "{length}");
+        }
+        assert_eq!(arena.take(2 * LINE).len(), 2 * LINE);
     }
 }

@@ -296,9 +296,11 @@ fn load_weights(
             *requantized.entry(part.0).or_default() += 1;
         }
     }
-    let bytes = plans.iter().map(|p| p.bytes()).sum();
-    let mut arena =
-        Arena::new(bytes).map_err(|source| FormatError::Read { file: "memory for weights".into(), source })?;
+    let bytes = plans.iter().try_fold(0usize, |sum, plan| sum.checked_add(plan.bytes()?));
+    let mut arena = bytes
+        .ok_or_else(|| std::io::Error::other(matrix::TOO_LARGE))
+        .and_then(Arena::new)
+        .map_err(|source| FormatError::Read { file: "memory for weights".into(), source })?;
     let mut pack = |plan: &Plan<'_>| plan.pack(&mut arena, pool);
     let mut packed = Vec::new();
     // In the order in which a step reads them.

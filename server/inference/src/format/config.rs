@@ -185,6 +185,9 @@ pub(crate) fn from_gguf(keys: &Keys<'_>, vocab: usize, tied: bool) -> Result<Arc
     checked(file, architecture)
 }
 
+// The largest product of the bounds below, the numbers of a token table or of a feed-forward matrix, has 38 bits.
+const _: () = assert!(usize::BITS >= 64, "sizes are products of numbers from files");
+
 /// Refuses shapes that cannot be: everything behind this line may multiply them without fear.
 fn checked(file: &Path, a: Architecture) -> Result<Architecture, FormatError> {
     let bounds = [

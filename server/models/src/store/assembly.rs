@@ -2,12 +2,13 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::OFlags;
 use textnlp_files::{Lock, Replace};
 
 use super::{Model, Store};
@@ -229,25 +230,38 @@ impl Drop for Assembly<'_> {
     }
 }
 
-/// Links, or copies where the filesystem has no hard links. False: there is nothing at `from`.
+/// Links, or copies where the filesystem has no hard links. A file that other users can change is copied too: they could
+/// change a link after it was verified. False: there is nothing at `from`.
 pub(super) fn link_if_there(from: &Utf8Path, to: &Utf8Path) -> Result<bool> {
     match fs::hard_link(from, to) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Ok(()) if is_own(to)? => return Ok(true),
+        Ok(()) => local::remove_file(to)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         // Other filesystem, no hard links there, or too many of them.
-        Err(_) => match copy_synced(from, to) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Error::io("copy", to)(error)),
-        },
+        Err(_) => {}
+    }
+    match copy_synced(from, to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("copy", to)(error)),
     }
 }
 
+/// Whether no other user can change a file.
+pub(super) fn is_own(path: &Utf8Path) -> Result<bool> {
+    fs::symlink_metadata(path).map(|there| textnlp_files::is_own(&there)).map_err(Error::io("check", path))
+}
+
 fn copy_synced(from: &Utf8Path, to: &Utf8Path) -> io::Result<()> {
-    let mut source = File::open(from)?;
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut source = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(from)?;
+    let there = source.metadata()?;
+    if !there.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file"));
+    }
     Replace::umask().with(to, |file| {
-        file.set_permissions(source.metadata()?.permissions())?;
+        file.set_permissions(Permissions::from_mode(there.permissions().mode() & 0o755))?;
         io::copy(&mut source, file).map(drop)
     })
 }

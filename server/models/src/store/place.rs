@@ -6,15 +6,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::Model;
-use super::assembly::link_if_there;
+use super::assembly::{is_own, link_if_there};
 use crate::error::{Error, Result};
 use crate::local;
-use crate::manifest::{MANIFEST, read_manifest};
+use crate::manifest::{MANIFEST, read_manifest, verify};
 use crate::names;
 
 impl Model {
-    /// Puts the model's folder at `target`, in one step: hard links where that is possible, copies otherwise. What is
-    /// there already is replaced if it is a model folder, and left alone if it is this model, intact by names and sizes.
+    /// Puts the model's folder at `target`, in one step: hard links where that is possible, copies otherwise and of files
+    /// that other users can change. What is there already is replaced if it is a model folder, and left alone if it is this model, intact by names and sizes.
     pub fn place(&self, target: &Utf8Path) -> Result<()> {
         if read_manifest(target).is_ok_and(|there| there.is_some_and(|there| there == self.manifest)) {
             return Ok(());
@@ -40,11 +40,17 @@ impl Model {
     fn build(&self, dir: &Utf8Path) -> Result<()> {
         fs::create_dir(dir).map_err(Error::io("make folder", dir))?;
         let names = self.manifest.files.iter().map(|file| file.name.as_str()).chain([MANIFEST]);
+        let mut is_own_model = true;
         for name in names {
             let from = self.dir.join(name);
             if !link_if_there(&from, &dir.join(name))? {
                 return Err(Error::corrupt(&from, "the file is missing"));
             }
+            is_own_model &= is_own(&from)?;
+        }
+        // Other users may have changed their files since the model was opened.
+        if !is_own_model && verify(dir)?.digest != self.manifest.digest {
+            return Err(Error::corrupt(dir, format!("it is not {}", self.manifest.digest)));
         }
         Ok(textnlp_files::sync_folder(dir)?)
     }

@@ -1,6 +1,7 @@
 //! The store on its own: local and web sources, placing, eviction, damage.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use crate::standin::{Fault, Standin, noise, sha256};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -182,6 +183,24 @@ async fn model_is_placed_atomically_and_repaired_when_damaged() {
     let error = other.place(&mine).unwrap_err();
     assert!(error.to_string().contains("thesis.tex"), "{error}");
     assert!(mine.join("thesis.tex").exists());
+}
+
+#[tokio::test]
+async fn files_that_other_users_can_change_are_copied_and_verified() {
+    let place = Place::new();
+    let model = place.fetch(&place.model("m", 1000, 1), None).await.unwrap();
+    let shared = model.dir.join("model.safetensors");
+    fs::set_permissions(&shared, PermissionsExt::from_mode(0o666)).unwrap();
+    let target = place.path("site/models/tiny");
+    model.place(&target).unwrap();
+    // Whoever may write to the store's file does so: what was placed stays as it was verified.
+    fs::write(&shared, noise(1000, 2)).unwrap();
+    assert_eq!(verify(&target).unwrap(), model.manifest);
+    assert_eq!(fs::metadata(target.join("model.safetensors")).unwrap().permissions().mode() & 0o022, 0);
+    // Done before, it is found.
+    let other = place.path("site/models/other");
+    assert!(matches!(model.place(&other), Err(Error::Corrupt { .. })));
+    assert!(!other.exists());
 }
 
 #[tokio::test]

@@ -101,6 +101,9 @@ pub struct WitnessConfig {
 pub struct ServiceConfig {
     /// Its address, or the socket of the inter-site relay that forwards to it.
     pub at: gateway::SocketAddress,
+    /// The same for an address of health checks that clients do not share; if nothing listens there, `at` is asked.
+    #[serde(default)]
+    pub ready_at: Option<gateway::SocketAddress>,
     /// TLS settings for the server.
     #[serde(default)]
     pub tls: Option<gateway::BackendTls>,

@@ -17,6 +17,7 @@ use textnlp_store::Store;
 use super::actor::{Actor, Unanswered};
 use super::config::AgentConfig;
 use super::copies::{CopiesConfig, CopyStatus, offer};
+use super::counters::{self, Counters};
 use super::database::{self, DatabaseStatus, HandoverError};
 use super::links::Envelope;
 use super::status::Status;
@@ -35,6 +36,7 @@ pub(super) struct AgentState {
     pub(super) life: u64,
     /// The shared PostgreSQL of all sites, where there is one.
     pub(super) beside: DatabaseStatus,
+    pub(super) counters: Counters,
 }
 
 type Shared = State<Arc<AgentState>>;
@@ -60,6 +62,7 @@ pub(super) fn watch_routes(watch: Arc<AgentState>) -> Router {
         .route("/v1/write", post(write).layer(DefaultBodyLimit::max(2 * MOST_WRITE_BYTES)))
         .route("/v1/claim", post(claim))
         .route("/v1/handover", post(handover))
+        .route("/v1/counters", get(counters::changes).post(counters::grant))
         .route("/v1/usage", post(usage).layer(DefaultBodyLimit::max(16 << 20)))
         .route("/v1/usage/ids", post(usage_ids))
         .route("/v1/copies", get(copies))
@@ -78,7 +81,7 @@ pub(super) fn witness_routes(running: Arc<witness::Running>) -> Router {
         .with_state(running)
 }
 
-fn refused(status: StatusCode, code: &str, message: impl ToString, hint: &str) -> Response {
+pub(super) fn refused(status: StatusCode, code: &str, message: impl ToString, hint: &str) -> Response {
     let body = json!({ "error": { "code": code, "message": message.to_string(), "hint": hint } });
     (status, Json(body)).into_response()
 }

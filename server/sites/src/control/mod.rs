@@ -2,14 +2,16 @@
 //!
 //! The *site agent* replicates control data (keys, tenants, the public halves of signing keys) between sites. It writes
 //! what is acknowledged into the site's database, where the replicas read it, ships usage, and copies the primary's
-//! models and configuration. It monitors the primary and takes over when the witness grants it. The *witness* stores
-//! who is primary, and updates the weights of the global endpoint and the addresses in DNS.
+//! models and configuration. The primary's agent counts rate limits and token budgets where each site has a database.
+//! The agent monitors the primary and takes over when the witness grants it. The *witness* stores who is primary, and
+//! updates the weights of the global endpoint and the addresses in DNS.
 
 mod actor;
 pub(crate) mod client;
 mod clock;
 mod config;
 mod copies;
+pub mod counters;
 mod database;
 mod disk;
 mod dns;
@@ -121,7 +123,11 @@ pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
         copied,
         life,
         beside,
+        counters: counters::Counters::default(),
     });
+    if has_own {
+        tasks.spawn(counters::follow(state.clone(), stop.clone()));
+    }
     let served = serve(&config.listen, http::watch_routes(state), stop.clone()).await?;
     until_told(&stop, running).await?;
     tasks.close();

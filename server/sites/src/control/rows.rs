@@ -7,7 +7,7 @@ use textnlp_store::ApiKey;
 
 /// API keys: `key/PUBLIC_ID`.
 pub(crate) const KEY: &str = "key/";
-/// Public halves of signing keys: `verifier/SITE`.
+/// Public halves of signing keys: `verifier/SITE`, and with an end `verifier/SITE/KID`.
 pub(crate) const VERIFIER: &str = "verifier/";
 
 /// An API key in the table: everything but the key.

@@ -81,9 +81,15 @@ pub(super) async fn follow(config: AgentConfig, service: Service, stop: Cancella
             () = stop.cancelled() => return,
             _ = every.tick() => {}
         }
-        let probe =
-            textnlp_gateway::get(&settings.at, trust.as_ref(), &settings.path, ANSWER_TIMEOUT, MOST_BYTES).await;
-        let why = match probe {
+        let probe = textnlp_gateway::Probe {
+            own: settings.ready_at.as_ref(),
+            shared: &settings.at,
+            trust: trust.as_ref(),
+            path: &settings.path,
+            most_time: ANSWER_TIMEOUT,
+            most_bytes: MOST_BYTES,
+        };
+        let why = match probe.send().await {
             Ok((status, _, body)) if status.is_success() => {
                 service.heard().database = Some(database(&body));
                 None

@@ -1,5 +1,6 @@
 //! The site's database as a view of the acknowledged table: replicas read it as they always did.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -100,7 +101,7 @@ async fn show_as_leader(
     match own.schema().await {
         // A database without tables contains no keys.
         Ok(0) => database_status.set_shown(standing.since),
-        Ok(_) if show(actor, own).await => database_status.set_shown(standing.since),
+        Ok(_) if show(actor, own, config).await => database_status.set_shown(standing.since),
         Ok(_) => {}
         Err(error) => tracing::debug!(error = %textnlp_net::error_chain(&error), "the database does not answer yet"),
     }
@@ -113,7 +114,7 @@ pub(super) async fn follow(actor: Actor, store: Store, config: AgentConfig, stop
     let mut tell = tokio::time::interval(PUBLISH_INTERVAL);
     tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        show(&actor, &store).await;
+        show(&actor, &store, &config).await;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = committed.changed() => if changed.is_err() { return },
@@ -163,12 +164,15 @@ async fn put_verifier(store: &Store, config: &AgentConfig) -> bool {
 }
 
 /// Writes what was acknowledged since the last time; returns whether that succeeded.
-async fn show(actor: &Actor, store: &Store) -> bool {
+async fn show(actor: &Actor, store: &Store, config: &AgentConfig) -> bool {
     let Ok((upto, writes)) = actor.acknowledged_after(actor.applied()).await else { return false };
+    let own_leases = leases_of(config);
     for Write { key, value } in writes {
-        // Keys are never removed from the table; foreign entries have no row.
-        let Some(value) = value else { continue };
-        let written = retry(RETRIES, StoreError::may_be_repeated, || show_one(store, &key, &value)).await;
+        // The servers of this site write these themselves; an older entry must not bring back one that they dropped.
+        if key.starts_with(&own_leases) {
+            continue;
+        }
+        let written = retry(RETRIES, StoreError::may_be_repeated, || show_one(store, &key, value.as_ref())).await;
         if let Err(error) = written {
             // Everything is retried with the next change or the next poll.
             tracing::warn!(%key, error = %textnlp_net::error_chain(&error), "a row could not be written");
@@ -179,7 +183,14 @@ async fn show(actor: &Actor, store: &Store) -> bool {
     true
 }
 
-async fn show_one(store: &Store, name: &str, value: &Value) -> Result<(), StoreError> {
+async fn show_one(store: &Store, name: &str, value: Option<&Value>) -> Result<(), StoreError> {
+    // API keys are never removed from the table; foreign entries have no row.
+    let Some(value) = value else {
+        return match name.strip_prefix(VERIFIER) {
+            Some(verifier) => store.drop_verifiers(&[verifier.to_owned()]).await,
+            None => Ok(()),
+        };
+    };
     if let Some(public_id) = name.strip_prefix(KEY) {
         match rows::to_key(public_id, value) {
             Ok(key) => return store.mirror_key(&key).await,
@@ -199,12 +210,20 @@ async fn show_one(store: &Store, name: &str, value: &Value) -> Result<(), StoreE
 struct PublishedState {
     verifier: bool,
     keys: bool,
+    leases: Option<tokio::time::Instant>,
 }
 
 impl PublishedState {
     async fn look(&mut self, actor: &Actor, store: Option<&Store>, config: &AgentConfig) {
         if !self.verifier {
             self.verifier = publish_verifier(actor, config).await;
+        }
+        // Where all sites have one database, the leases are there already.
+        if let (None, Some(store)) = (&config.postgres, store)
+            && self.leases.is_none_or(|at| at.elapsed() >= TELL_AGAIN)
+            && publish_leases(actor, store, config).await
+        {
+            self.leases = Some(tokio::time::Instant::now());
         }
         // The first primary publishes the keys of its database; later ones have none that the table lacks.
         if let (false, true, Some(store)) = (self.keys, config.site == config.home, store) {
@@ -245,6 +264,28 @@ async fn publish_verifier(actor: &Actor, config: &AgentConfig) -> bool {
         return true;
     }
     super::http::put(actor, config, vec![Write { key: name, value: Some(value) }], Duration::from_secs(5)).await.is_ok()
+}
+
+/// The entries of this site's verifier leases.
+fn leases_of(config: &AgentConfig) -> String {
+    format!("{VERIFIER}{}/", config.site)
+}
+
+/// Gives the other sites the leases that the servers of this site wrote, and takes back those that they dropped.
+async fn publish_leases(actor: &Actor, store: &Store, config: &AgentConfig) -> bool {
+    let own = leases_of(config);
+    let (Ok(stored), Ok((_, table))) = (store.verifiers().await, actor.table(&own).await) else { return false };
+    let entries = stored.iter().filter_map(|(name, jwk)| {
+        let (key, jwk) = (format!("{VERIFIER}{name}"), serde_json::from_str::<Value>(jwk).ok()?);
+        key.starts_with(&own).then(|| (key, json!({ "kid": jwk["kid"], "jwk": jwk })))
+    });
+    let entries: BTreeMap<String, Value> = entries.collect();
+    let changed = entries.iter().filter(|(key, value)| table.get(*key) != Some(*value));
+    let changed = changed.map(|(key, value)| Write { key: key.clone(), value: Some(value.clone()) });
+    let dropped = table.keys().filter(|key| !entries.contains_key(*key));
+    let dropped = dropped.map(|key| Write { key: key.clone(), value: None });
+    let writes: Vec<Write> = changed.chain(dropped).collect();
+    writes.is_empty() || super::http::put(actor, config, writes, Duration::from_secs(5)).await.is_ok()
 }
 
 async fn publish_keys(actor: &Actor, store: &Store) -> bool {

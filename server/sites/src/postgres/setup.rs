@@ -91,6 +91,7 @@ pub(super) async fn make(config: &Config) -> Result<(), Error> {
     let (password, replication) = (password.trim(), replication.as_deref().map(str::trim));
     roles(&mut server, password, replication, config.sites.is_some()).await.map_err(Error::Make)?;
     database(&mut server, config).await?;
+    limit_settings(config).await.map_err(Error::Make)?;
     server.close().await.map_err(Error::Make)
 }
 
@@ -138,12 +139,29 @@ pub(super) async fn reaches(config: &Config, primary: &Primary) -> bool {
     tokio::time::timeout(QUERY_TIMEOUT, asked).await.ok().flatten().unwrap_or(false)
 }
 
+/// Only the service's role may change settings by a function: a statement of a tenant, whatever it contains, keeps its
+/// tenant and its role.
+async fn limit_settings(config: &Config) -> Result<(), sqlx::Error> {
+    let mut server = connect_to(config, &config.database).await?;
+    let function = "FUNCTION pg_catalog.set_config(text, text, boolean)";
+    for statement in
+        [format!("REVOKE EXECUTE ON {function} FROM PUBLIC"), format!("GRANT EXECUTE ON {function} TO {SERVICE}")]
+    {
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut server).await?;
+    }
+    server.close().await
+}
+
 pub(super) async fn connect(config: &Config) -> Result<PgConnection, sqlx::Error> {
+    connect_to(config, "postgres").await
+}
+
+async fn connect_to(config: &Config, database: &str) -> Result<PgConnection, sqlx::Error> {
     PgConnectOptions::new_without_pgpass()
         .socket(config.run())
         .port(config.port)
         .username(OWNER)
-        .database("postgres")
+        .database(database)
         .ssl_mode(PgSslMode::Disable)
         .application_name("textnlp-keeper")
         .connect()
@@ -169,6 +187,13 @@ async fn roles(
         let password = password.replace('\'', "''");
         sqlx::query(AssertSqlSafe(format!("ALTER ROLE {role} PASSWORD '{password}'"))).execute(&mut *server).await?;
     }
+    // The role of tenants' statements: see `textnlp_store`.
+    let tenant = format!("{SERVICE}_tenant");
+    let there = sqlx::query("SELECT 1 FROM pg_roles WHERE rolname = $1").bind(&tenant);
+    if there.fetch_optional(&mut *server).await?.is_none() {
+        sqlx::query(AssertSqlSafe(format!("CREATE ROLE {tenant} NOLOGIN"))).execute(&mut *server).await?;
+    }
+    sqlx::query(AssertSqlSafe(format!("GRANT {tenant} TO {SERVICE}"))).execute(&mut *server).await?;
     if rewinds {
         // The functions that pg_rewind needs on a primary.
         for function in [

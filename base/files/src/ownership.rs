@@ -1,0 +1,324 @@
+use std::fmt;
+use std::fs::Metadata;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The most findings that are reported at once.
+const MOST: usize = 8;
+const STICKY: u32 = 0o1000;
+
+/// Why other users control or read a file or folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposure {
+    /// It belongs to this user.
+    Owner(u32),
+    /// Other users can write to it; its permission bits.
+    Writable(u32),
+    /// Other users have access to a secret; its permission bits.
+    Open(u32),
+    /// It is a symbolic link, which would lead elsewhere.
+    Link,
+    /// It is no folder.
+    NotFolder,
+}
+
+/// A file or folder that other users control or read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposed {
+    /// Its path.
+    pub path: PathBuf,
+    /// The reason.
+    pub why: Exposure,
+}
+
+impl fmt::Display for Exposed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match self.why {
+            Exposure::Owner(uid) => write!(f, "{path} belongs to {}", user(uid)),
+            Exposure::Writable(mode) => write!(f, "other users can write to {path} (mode {mode:04o})"),
+            Exposure::Open(mode) => {
+                write!(f, "permissions {mode:04o} for {path} are too open: other users have access")
+            }
+            Exposure::Link => write!(f, "{path} is a symbolic link, which is not followed"),
+            Exposure::NotFolder => write!(f, "{path} is not a folder"),
+        }
+    }
+}
+
+impl Exposed {
+    /// How to fix it: a shell command where one suffices.
+    pub fn fix(&self) -> String {
+        let path = shell_word(&self.path);
+        match self.why {
+            Exposure::Owner(_) => {
+                let sudo = if caller() == 0 { "" } else { "sudo " };
+                format!("if you trust its content: {sudo}chown -h {} {path}", caller())
+            }
+            Exposure::Writable(_) => format!("chmod go-w {path}"),
+            Exposure::Open(_) => format!("chmod 600 {path}"),
+            Exposure::Link => format!("replace {path} by the folder that it leads to"),
+            Exposure::NotFolder => format!("move {path} away, or use another folder"),
+        }
+    }
+}
+
+/// The effective user of this process.
+pub fn caller() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// A user for messages: `alice (uid 1001)`.
+pub fn user(uid: u32) -> String {
+    user_name(uid).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))
+}
+
+/// The name of a user in `/etc/passwd`; `None` for users of other sources.
+pub fn user_name(uid: u32) -> Option<String> {
+    let users = BufReader::new(std::fs::File::open("/etc/passwd").ok()?);
+    // `name:password:uid:…`
+    users.lines().map_while(Result::ok).find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, id) = (fields.next()?, fields.nth(1)?);
+        let is_plain = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        (is_plain && id.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
+/// Appends what other users control at a path of this process's user: the path itself, which has to be a folder, and what is in it, down
+/// to `depth` levels. Nothing that does not exist is reported. Links are not followed; below the folder itself only their owner counts.
+pub fn check_folder(path: impl AsRef<Path>, depth: usize, found: &mut Vec<Exposed>) -> Result<()> {
+    let path = path.as_ref();
+    let Some(there) = metadata(path)? else { return Ok(()) };
+    let why = if there.uid() != caller() {
+        Some(Exposure::Owner(there.uid()))
+    } else if there.is_symlink() {
+        Some(Exposure::Link)
+    } else if !there.is_dir() {
+        Some(Exposure::NotFolder)
+    } else {
+        writable(&there)
+    };
+    match why {
+        // What is in it is in the same hands.
+        Some(why) => found.push(Exposed { path: path.to_owned(), why }),
+        None => check_entries(path, depth, found)?,
+    }
+    Ok(())
+}
+
+fn check_entries(folder: &Path, depth: usize, found: &mut Vec<Exposed>) -> Result<()> {
+    if depth == 0 {
+        return Ok(());
+    }
+    each_entry(folder, found, |path, there, found| {
+        if there.is_dir() {
+            return check_folder(path, depth - 1, found);
+        }
+        found.extend(of_others(there).map(|why| Exposed { path: path.to_owned(), why }));
+        Ok(())
+    })
+}
+
+/// What other users control of the plain files in a folder of this process's user.
+pub fn check_files(folder: impl AsRef<Path>, found: &mut Vec<Exposed>) -> Result<()> {
+    each_entry(folder.as_ref(), found, |path, there, found| {
+        let why = of_others(there).filter(|_| !there.is_dir());
+        found.extend(why.map(|why| Exposed { path: path.to_owned(), why }));
+        Ok(())
+    })
+}
+
+/// Checks what is in a folder. Other processes may remove entries meanwhile, and the folder too.
+fn each_entry(
+    folder: &Path,
+    found: &mut Vec<Exposed>,
+    check: impl Fn(&Path, &Metadata, &mut Vec<Exposed>) -> Result<()>,
+) -> Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::at("list", folder))?,
+    };
+    for entry in entries {
+        if found.len() >= MOST {
+            break;
+        }
+        let path = entry.map_err(Error::at("list", folder))?.path();
+        if let Some(there) = metadata(&path)? {
+            check(&path, &there, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks a folder above those of this process's user: it may also belong to root, and a sticky bit protects what is in it. Its own parents
+/// are only checked for users who could rename it. The path has to be absolute and free of links.
+pub fn check_parents(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
+    let path = path.as_ref();
+    for (level, folder) in path.ancestors().enumerate() {
+        let Some(there) = metadata(folder)? else { continue };
+        // Groups of administrators may write to folders such as `/usr/local`.
+        let refused = if level == 0 { 0o022 } else { 0o002 };
+        let why = if level == 0 && !there.is_dir() {
+            Some(Exposure::NotFolder)
+        } else if level == 0 && ![caller(), 0].contains(&there.uid()) {
+            Some(Exposure::Owner(there.uid()))
+        } else {
+            (there.mode() & STICKY == 0 && there.mode() & refused != 0)
+                .then(|| Exposure::Writable(there.mode() & 0o7777))
+        };
+        if let Some(why) = why {
+            return Ok(Some(Exposed { path: folder.to_owned(), why }));
+        }
+    }
+    Ok(None)
+}
+
+/// Checks a file with a secret, as ssh and PostgreSQL check private keys: it belongs to this process's user or to root, and other
+/// users have no access. A file of root may be readable for its group, if another user than root reads it. Links are followed: those of certbot and of mounted volumes are links.
+pub fn check_secret(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
+    let path = path.as_ref();
+    let there = std::fs::metadata(path).map_err(Error::at("check", path))?;
+    // A pipe has no content that stays.
+    if !there.is_file() {
+        return Ok(None);
+    }
+    let refused = if there.uid() == 0 && caller() != 0 { 0o037 } else { 0o077 };
+    let why = if ![caller(), 0].contains(&there.uid()) {
+        Some(Exposure::Owner(there.uid()))
+    } else {
+        (there.mode() & refused != 0).then(|| Exposure::Open(there.mode() & 0o7777))
+    };
+    Ok(why.map(|why| Exposed { path: path.to_owned(), why }))
+}
+
+/// Whether a file's content is in the hands of this process's user: it belongs to that user, and others cannot write to it.
+pub fn is_own(there: &Metadata) -> bool {
+    of_others(there).is_none()
+}
+
+fn of_others(there: &Metadata) -> Option<Exposure> {
+    if there.uid() != caller() {
+        return Some(Exposure::Owner(there.uid()));
+    }
+    // The permission bits of a link mean nothing.
+    if there.is_symlink() { None } else { writable(there) }
+}
+
+fn writable(there: &Metadata) -> Option<Exposure> {
+    (there.mode() & 0o022 != 0).then(|| Exposure::Writable(there.mode() & 0o7777))
+}
+
+fn metadata(path: &Path) -> Result<Option<Metadata>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) => Ok(Some(there)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::at("check", path)(error)),
+    }
+}
+
+fn shell_word(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:=@%+,".contains(c));
+    if is_plain { text.into_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn found(path: &Path, depth: usize) -> Vec<Exposed> {
+        let mut found = Vec::new();
+        check_folder(path, depth, &mut found).unwrap();
+        found
+    }
+
+    #[test]
+    fn links_and_writable_levels_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        assert_eq!(found(&root.join("missing"), 3), []);
+        fs::create_dir_all(root.join("bin/deep")).unwrap();
+        fs::write(root.join("bin/server"), "program").unwrap();
+        for path in ["bin", "bin/deep", "bin/server"] {
+            set_mode(&root.join(path), 0o755);
+        }
+        assert_eq!(found(root, 3), []);
+        for (path, mode) in [("bin", 0o777), ("bin/deep", 0o775), ("bin/server", 0o666)] {
+            set_mode(&root.join(path), mode);
+            let path = root.join(path);
+            assert_eq!(found(root, 3), [Exposed { path: path.clone(), why: Exposure::Writable(mode) }]);
+            set_mode(&path, 0o755);
+        }
+        set_mode(&root.join("bin/server"), 0o666);
+        assert_eq!(found(root, 1), [], "what is deeper is not looked at");
+        symlink(root.join("bin"), root.join("link")).unwrap();
+        assert_eq!(found(&root.join("link"), 3), [Exposed { path: root.join("link"), why: Exposure::Link }]);
+        assert_eq!(found(&root.join("bin/server"), 3)[0].why, Exposure::NotFolder);
+    }
+
+    #[test]
+    fn owners_other_than_the_caller_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a");
+        fs::write(&file, "").unwrap();
+        // Only root may give a file away. Another user sees root's folder instead.
+        let (path, owner) = if caller() == 0 {
+            std::os::unix::fs::chown(&file, Some(1001), None).unwrap();
+            (folder.path().to_owned(), 1001)
+        } else {
+            (PathBuf::from("/"), 0)
+        };
+        let depth = usize::from(caller() == 0);
+        assert!(found(&path, depth).iter().any(|exposed| exposed.why == Exposure::Owner(owner)));
+        assert!(check_parents(Path::new("/")).unwrap().is_none(), "root may own what is above");
+    }
+
+    #[test]
+    fn parents_are_protected_by_a_sticky_bit_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let (shared, own) = (folder.path().join("shared"), folder.path().join("shared/own"));
+        fs::create_dir_all(&own).unwrap();
+        set_mode(&own, 0o755);
+        set_mode(&shared, 0o1777);
+        assert_eq!(check_parents(&own).unwrap(), None);
+        assert_eq!(check_parents(own.join("not there yet")).unwrap(), None);
+        set_mode(&shared, 0o777);
+        assert_eq!(check_parents(&own).unwrap(), Some(Exposed { path: shared, why: Exposure::Writable(0o777) }));
+    }
+
+    #[test]
+    fn secrets_that_others_read_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("it's secret"), folder.path().join("link"));
+        fs::write(&file, "s").unwrap();
+        symlink(&file, &link).unwrap();
+        for mode in [0o644, 0o660, 0o602] {
+            set_mode(&file, mode);
+            let exposed = check_secret(&link).unwrap().unwrap();
+            assert_eq!(exposed.why, Exposure::Open(mode));
+        }
+        let exposed = check_secret(&file).unwrap().unwrap();
+        assert!(exposed.to_string().contains("permissions 0602 for"), "{exposed}");
+        assert!(exposed.fix().ends_with(r"/it'\''s secret'"), "{}", exposed.fix());
+        set_mode(&file, 0o400);
+        assert_eq!(check_secret(&link).unwrap(), None);
+        assert!(check_secret(folder.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn users_have_names() {
+        assert_eq!(user(0), "root (uid 0)");
+        assert_eq!(user(3_999_999_999), "uid 3999999999");
+    }
+}

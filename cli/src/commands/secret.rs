@@ -1,0 +1,151 @@
+//! `secret`: rotation of the credentials that an environment generates.
+
+use jiff::Timestamp;
+use serde_json::json;
+use textnlp_orchestrator::environment::{DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names};
+use textnlp_orchestrator::rotation::{self, RotationTarget};
+use textnlp_provider::{Recorded, Rotation, SiteName};
+use textnlp_service::{gate, running};
+
+use super::{key, up};
+use crate::args::{RotatedSecret, SecretCommand, Up};
+use crate::clouds;
+use crate::deployment::{self, Deployment};
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+
+/// `secret …`.
+pub async fn secret(session: &Session, command: &SecretCommand, console: Console) -> Result<Success, Failure> {
+    let SecretCommand::Rotate { what, immediately, no_gate } = *command;
+    let part = |name: &str| format!("{}/{name}", names::SECRETS);
+    let signing_key = part(SIGNING_KEY);
+    let passwords = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(part);
+    // The supervisor of a PostgreSQL sets the passwords of its roles. CloudNativePG has its own way.
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    let sites = &chosen.loaded.environment.sites;
+    let is_in_cluster = |site: &SiteName| sites.iter().any(|known| known.name == *site && known.is_in_cluster());
+    let is_wanted = |recorded: &Recorded| match what {
+        RotatedSecret::Jwt => is_part(recorded, &signing_key),
+        RotatedSecret::Ca => clouds::is_authority(recorded),
+        // One that sites share has one version for ever.
+        RotatedSecret::Database => {
+            passwords.iter().any(|password| is_part(recorded, password))
+                && recorded.spec.get("shared").is_none()
+                && !is_in_cluster(&recorded.site)
+        }
+    };
+    let says = match what {
+        RotatedSecret::Jwt => "the key that signs tokens",
+        RotatedSecret::Ca => "the certificate authority",
+        RotatedSecret::Database => "the database passwords of one supervised PostgreSQL",
+    };
+    let rotation = Rotation { at: Timestamp::now(), immediately, new_id: false };
+    let done = rotate(session, is_wanted, says, &rotation, async || Ok(()), no_gate, console).await?;
+    record(session, what, immediately).await?;
+    if let (RotatedSecret::Jwt, true) = (what, immediately) {
+        console.say(
+            "Tokens that the old key signed are refused within two minutes. Clients exchange their API keys again.",
+        );
+    }
+    Ok(done)
+}
+
+/// Whether a resource is this part of its site, `COMPONENT/PART`.
+pub fn is_part(recorded: &Recorded, part: &str) -> bool {
+    recorded.id.as_str().split_once('/').is_some_and(|(_, rest)| rest == part)
+}
+
+/// Requests the rotation of recorded resources, and carries it out by `up`. An interrupted one is finished by the next
+/// `up`. `first` is done once it is approved.
+pub async fn rotate(
+    session: &Session,
+    is_wanted: impl Fn(&Recorded) -> bool,
+    says: &str,
+    rotation: &Rotation,
+    first: impl AsyncFnOnce() -> Result<(), Failure>,
+    no_gate: bool,
+    console: Console,
+) -> Result<Success, Failure> {
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    gate::is_measured(&chosen.scope, chosen.loaded.environment.phase, no_gate, false)
+        .map_err(|failure| failure.hint("add --no-gate"))?;
+    let (deployment, targets) = request(session, is_wanted, says, rotation, first, console).await?;
+    let args = Up { no_gate, ..Up::default() };
+    let mut done = up::up(session, &args, console).await.map_err(|failure| match failure.hint {
+        Some(_) => failure,
+        None => failure.hint(format!("the next `up` finishes the rotation: {}", deployment.chosen.scope.command("up"))),
+    })?;
+    let state = deployment.state().await?;
+    let left = rotation::pending(&state, &targets);
+    if let Some(resource) = left.first() {
+        let error = anyhow::anyhow!("`{resource}` was not rotated");
+        return Err(Failure::refused("not_rotated", error).hint(deployment.chosen.scope.command("plan")));
+    }
+    let rotated: Vec<_> = targets.iter().map(|target| target.resource.to_string()).collect();
+    done.text = format!("Replaced {says}: {}\n{}", rotated.join(", "), done.text);
+    done.document.insert("rotated".to_owned(), json!(rotated));
+    Ok(done)
+}
+
+/// Records in the journal that the next `up` replaces these resources.
+pub async fn request(
+    session: &Session,
+    is_wanted: impl Fn(&Recorded) -> bool,
+    says: &str,
+    rotation: &Rotation,
+    first: impl AsyncFnOnce() -> Result<(), Failure>,
+    console: Console,
+) -> Result<(Deployment, Vec<RotationTarget>), Failure> {
+    let deployment = deployment::recorded(session, session.load_to_run(Console::new(session.global.output, true))?)?;
+    let scope = &deployment.chosen.scope;
+    let failed = |error| deployment.failed(error);
+    let mut locked = deployment.locked().await?;
+    let prepared = async {
+        let targets = rotation::targets(&locked, is_wanted).map_err(failed)?;
+        let targets: Vec<_> =
+            targets.into_iter().filter(|target| deployment.sites.contains_key(&target.site)).collect();
+        if targets.is_empty() {
+            let error = anyhow::anyhow!("environment {} has not generated {says}", scope.name);
+            return Err(Failure::usage("nothing_to_rotate", error).hint(scope.command("state list")));
+        }
+        for target in &targets {
+            let open = locked.open(&target.site).map_err(failed)?;
+            // Its end would be recorded over the request.
+            if open.values().any(|open| open.intent.operation.resource == target.resource) {
+                let error = anyhow::anyhow!("an operation on `{}` is open", target.resource);
+                return Err(
+                    Failure::refused("operation_open", error).hint(format!("finish it first: {}", scope.command("up")))
+                );
+            }
+        }
+        let names: Vec<_> = targets.iter().map(|target| target.resource.to_string()).collect();
+        console.say(format!("Replaces {says}: {}", names.join(", ")));
+        if !session.global.yes && !console.confirm("Make this change?") {
+            let error = anyhow::anyhow!("not approved, so nothing was done");
+            return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
+        }
+        first().await?;
+        rotation::request(&mut locked, &targets, rotation).await.map_err(failed)?;
+        Ok(targets)
+    };
+    let prepared = prepared.await;
+    locked.close().await.map_err(failed)?;
+    Ok((deployment, prepared?))
+}
+
+/// Records the rotation in the audit logs. The servers forget the public halves of a leaked signing key.
+async fn record(session: &Session, what: RotatedSecret, immediately: bool) -> Result<(), Failure> {
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    let running = running::running(&chosen.scope).await?;
+    let name = match what {
+        RotatedSecret::Jwt => "jwt",
+        RotatedSecret::Ca => "ca",
+        RotatedSecret::Database => "database",
+    };
+    for place in key::processes(&running) {
+        let jobs = key::jobs(&running, &chosen.loaded.environment, place).await?;
+        let command = json!({ "do": "rotated", "name": name, "immediately": immediately, "operator": key::operator() });
+        key::run(&*jobs, running.lineage, key::COMMAND, &command).await?;
+    }
+    Ok(())
+}

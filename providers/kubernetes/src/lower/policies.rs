@@ -1,0 +1,296 @@
+//! Network policies: the connections that pods accept and open. Everything else is denied.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+use textnlp_models::Source;
+use textnlp_net::network::Network as Addresses;
+use textnlp_provider::ResourceId;
+use textnlp_provider::cluster::{METADATA_SERVICES, Transport};
+use textnlp_provider::component::{DatabaseAddress, Network, Workload};
+
+use super::adapter::ADAPTER;
+use super::database::POSTGRES;
+use super::nodes::Volume;
+use super::template::Template;
+use super::{HTTPS_PORT, Lowering, METRICS_PORT};
+use crate::canary::CONTROLLER;
+
+/// Networks without public servers.
+const PRIVATE: [&str; 6] = ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"];
+/// The whole Internet, in both families.
+const INTERNET: [&str; 2] = ["0.0.0.0/0", "::/0"];
+/// The address of NodeLocal DNSCache, which runs in the network of each node.
+const NODE_DNS: &str = "169.254.20.10/32";
+/// The ports of API servers.
+const API_PORTS: [u16; 2] = [443, 6443];
+const POSTGRES_PORT: u16 = 5432;
+/// The status port of CloudNativePG's instances.
+const INSTANCE_PORT: u16 = 8000;
+
+/// What a host name or an address is in a policy, which knows addresses only.
+enum Host {
+    Address(IpAddr),
+    /// A server outside of the cluster or a service in it.
+    Any,
+    /// A server of the Internet.
+    Public,
+}
+
+impl Lowering<'_> {
+    /// The policies of all pods.
+    pub(super) fn policies(&mut self, network: &Network) {
+        if !network.policies {
+            return;
+        }
+        let inputs = json!({
+            "namespace": self.cluster.namespace,
+            "https_port": HTTPS_PORT,
+            "metrics_port": METRICS_PORT,
+            "ready_port": self.ready_port(),
+            "rollout": self.is_carried().then_some(CONTROLLER),
+            "adapter": self.cluster.adapter.then_some(ADAPTER),
+            "adapter_port": HTTPS_PORT,
+            // In an external namespace, the policies must not restrict foreign pods.
+            "pods": if self.component.existing.is_some() { ours() } else { json!({}) },
+        });
+        self.part_of_kind("allow-in", Template::AllowIn, &inputs, []);
+        let mut rules = vec![dns()];
+        if self.cluster.postgres.is_some() {
+            let database = json!([{ "podSelector": { "matchLabels": { "cnpg.io/cluster": POSTGRES } } }]);
+            rules.push(rule(database, &[POSTGRES_PORT]));
+        }
+        rules.extend(self.settings().egress.iter().filter_map(|one| {
+            let to = json!([block(one.to.parse().ok()?, &[])]);
+            Some(json!({ "to": to, "ports": [{ "protocol": protocol(one.protocol), "port": one.port }] }))
+        }));
+        self.allow_out("allow-out", "textnlp-out", ours(), rules);
+        self.part_of_kind("deny", Template::Deny, &inputs, []);
+        let clients = [self.is_carried().then_some(CONTROLLER), self.cluster.adapter.then_some(ADAPTER)];
+        let clients: Vec<&str> = clients.into_iter().flatten().collect();
+        if !clients.is_empty() {
+            let named = json!({ "key": "app.kubernetes.io/name", "operator": "In", "values": clients });
+            let servers = json!([{ "podSelector": { "matchLabels": { "app": "textnlp-api" } } }]);
+            let rules = vec![api_server(), rule(servers, &[METRICS_PORT])];
+            self.allow_out("allow-api-clients", "textnlp-api-clients", json!({ "matchExpressions": [named] }), rules);
+        }
+        if self.cluster.adapter {
+            self.part_of_kind("allow-adapter", Template::AllowAdapter, &inputs, []);
+        }
+        if self.settings().ingress.as_ref().is_some_and(|ingress| ingress.issuer.is_some()) {
+            self.part_of_kind("allow-solver", Template::AllowSolver, &inputs, []);
+        }
+        if self.cluster.postgres.is_some() {
+            let inputs = json!({
+                "namespace": self.cluster.namespace, "name": POSTGRES, "port": POSTGRES_PORT,
+                "instance_port": INSTANCE_PORT, "api_server": api_server(),
+            });
+            self.part_of_kind("allow-database", Template::AllowDatabase, &inputs, []);
+        }
+    }
+
+    /// The connections of the servers and of their jobs to programs outside of the namespace. Returns the policies.
+    pub(super) fn workload_policies(&mut self, workload: &Workload) -> Vec<ResourceId> {
+        if !workload.egress.policies {
+            return Vec::new();
+        }
+        let database = workload.stored.postgres.as_ref().and_then(|postgres| postgres.address.as_ref());
+        let database = match database {
+            None => Vec::new(),
+            Some(DatabaseAddress::Url(url, _)) => hosts(url),
+            // Only pods read a secret address.
+            Some(DatabaseAddress::Secret(_)) => vec![(Host::Any, POSTGRES_PORT)],
+        };
+        let outside = workload.outside.as_ref().filter(|_| self.is_carried());
+        let servers = json!({ "matchLabels": { "app": "textnlp-api" } });
+        let controller = json!({ "matchLabels": { "app.kubernetes.io/name": CONTROLLER } });
+        let mut made = Vec::new();
+        for (part, name, pods, to) in [
+            ("allow-database", "textnlp-database-out", ours(), database),
+            ("allow-models", "textnlp-models", servers, self.downloads(workload)),
+            ("allow-prometheus", "textnlp-prometheus", controller, outside.map_or(Vec::new(), |one| hosts(&one.url))),
+        ] {
+            let mut rules: Vec<Value> = Vec::new();
+            for (host, port) in to {
+                let rule = rule(host.to(), &[port]);
+                if !rules.contains(&rule) {
+                    rules.push(rule);
+                }
+            }
+            if !rules.is_empty() {
+                self.allow_out(part, name, pods, rules);
+                made.extend(self.id(self.component.name.as_str(), part));
+            }
+        }
+        made
+    }
+
+    /// The destinations of model downloads, which the pods of the servers make before they start. None for models in an
+    /// image or in the program.
+    fn downloads(&self, workload: &Workload) -> Vec<(Host, u16)> {
+        if matches!(self.volume(), Volume::Image(_)) {
+            return Vec::new();
+        }
+        let sources = workload.served.iter().filter_map(|model| model.source.parse::<Source>().ok()?.resolve().ok());
+        let mut found: Vec<(Host, u16)> = Vec::new();
+        for source in sources {
+            match source {
+                Source::Web(source) => found.extend(hosts(source.url().as_str())),
+                Source::Hub(_) => found.push((Host::Public, 443)),
+                Source::Bundled | Source::File(_) | Source::Catalogue(_) => {}
+            }
+        }
+        let proxy = &workload.egress.proxy;
+        let proxies = ["HTTPS_PROXY", "HTTP_PROXY"].into_iter().filter_map(|name| proxy.get(name));
+        let proxies: Vec<(Host, u16)> = proxies.flat_map(|url| hosts(url)).collect();
+        if found.is_empty() || proxies.is_empty() {
+            return found;
+        }
+        if !proxy.contains_key("NO_PROXY") {
+            found.clear();
+        }
+        found.extend(proxies);
+        found
+    }
+
+    fn allow_out(&mut self, part: &str, name: &str, pods: Value, rules: Vec<Value>) {
+        let inputs = json!({ "namespace": self.cluster.namespace, "name": name, "pods": pods, "rules": rules });
+        self.part_of_kind(part, Template::AllowOut, &inputs, []);
+    }
+}
+
+impl Host {
+    /// The destinations of a rule. Metadata services are never among them.
+    fn to(&self) -> Value {
+        let internet = |except: &[&str]| -> Vec<Value> {
+            let networks = INTERNET.iter().filter_map(|network| network.parse().ok());
+            networks.map(|network| block(network, except)).collect()
+        };
+        match self {
+            Self::Address(address) => {
+                let prefix = if address.is_ipv4() { 32 } else { 128 };
+                json!([{ "ipBlock": { "cidr": format!("{address}/{prefix}") } }])
+            }
+            Self::Public => json!(internet(&PRIVATE)),
+            // In some networks an address block does not match pods.
+            Self::Any => {
+                let mut to = internet(&[]);
+                to.push(json!({ "namespaceSelector": {} }));
+                json!(to)
+            }
+        }
+    }
+}
+
+/// The selector of all pods of this deployment.
+fn ours() -> Value {
+    json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } })
+}
+
+fn rule(to: Value, ports: &[u16]) -> Value {
+    let ports: Vec<Value> = ports.iter().map(|port| json!({ "protocol": "TCP", "port": port })).collect();
+    json!({ "to": to, "ports": ports })
+}
+
+/// The cluster's DNS servers: pods, or a cache on each node. Those of OpenShift listen on another port than their
+/// service.
+fn dns() -> Value {
+    let to = json!([{ "namespaceSelector": {} }, { "ipBlock": { "cidr": NODE_DNS } }]);
+    let ports: Vec<Value> = ["UDP", "TCP"]
+        .into_iter()
+        .flat_map(|protocol| [53, 5353].map(|port| json!({ "protocol": protocol, "port": port })))
+        .collect();
+    json!({ "to": to, "ports": ports })
+}
+
+/// The API server, by its ports only: no policy can select it, and in some networks no address block matches it.
+/// Metadata services listen on neither port.
+fn api_server() -> Value {
+    let ports: Vec<Value> = API_PORTS.iter().map(|port| json!({ "protocol": "TCP", "port": port })).collect();
+    json!({ "ports": ports })
+}
+
+fn protocol(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "TCP",
+        Transport::Udp => "UDP",
+    }
+}
+
+/// A network without the metadata services in it and without these networks.
+fn block(network: Addresses, except: &[&str]) -> Value {
+    let outside = |text: &&&str| {
+        let other = text.parse::<Addresses>();
+        other.is_ok_and(|other| network.includes(&other) && !other.includes(&network))
+    };
+    let mut excepted: Vec<&str> = METADATA_SERVICES.iter().chain(except).filter(outside).copied().collect();
+    excepted.sort_unstable();
+    excepted.dedup();
+    match excepted.is_empty() {
+        true => json!({ "ipBlock": { "cidr": network.to_string() } }),
+        false => json!({ "ipBlock": { "cidr": network.to_string(), "except": excepted } }),
+    }
+}
+
+/// The hosts and ports of a URL. The address of a PostgreSQL may name several.
+fn hosts(url: &str) -> Vec<(Host, u16)> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
+    let usual = match scheme {
+        "postgres" | "postgresql" => POSTGRES_PORT,
+        "http" => 80,
+        _ => 443,
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host = |text: &str| {
+        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, port)) => (host, port.strip_prefix(':')),
+            None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+        };
+        let port = port.and_then(|port| port.parse().ok()).unwrap_or(usual);
+        (host.parse().map_or(Host::Any, Host::Address), port)
+    };
+    authority.split(',').map(host).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_ports_are_read_from_urls() {
+        let of = |url: &str| -> Vec<(Option<String>, u16)> {
+            let known = |host| match host {
+                Host::Address(address) => Some(address.to_string()),
+                Host::Any | Host::Public => None,
+            };
+            hosts(url).into_iter().map(|(host, port)| (known(host), port)).collect()
+        };
+        let named = |port| vec![(None, port)];
+        assert_eq!(of("postgresql://u@db.example.com/text?sslmode=require"), named(5432));
+        assert_eq!(of("postgres://u:p@db.example.com:6432/text"), named(6432));
+        assert_eq!(of("postgresql://u@10.0.0.7:5433/text"), [(Some("10.0.0.7".to_owned()), 5433)]);
+        assert_eq!(of("postgresql://u@a:1,b:2/text"), [(None, 1), (None, 2)]);
+        assert_eq!(of("postgresql://u@[fd00::7]:5433/text"), [(Some("fd00::7".to_owned()), 5433)]);
+        assert_eq!(of("http://proxy:3128"), named(3128));
+        assert_eq!((of("http://proxy"), of("https://models.example.com/a/")), (named(80), named(443)));
+        assert_eq!(of("http://[fd00::1]"), [(Some("fd00::1".to_owned()), 80)]);
+    }
+
+    #[test]
+    fn address_blocks_exclude_metadata_services() {
+        let of = |network: &str| block(network.parse().unwrap(), &[])["ipBlock"].clone();
+        let all = of("0.0.0.0/0");
+        assert!(all["except"].as_array().unwrap().contains(&json!("169.254.0.0/16")), "{all}");
+        let all = of("::/0");
+        assert!(all["except"].as_array().unwrap().contains(&json!("fd00:ec2::254/128")), "{all}");
+        assert_eq!(of("10.0.0.0/8"), json!({ "cidr": "10.0.0.0/8" }));
+        // What validation admits for DNS.
+        assert_eq!(of("169.254.169.254/32"), json!({ "cidr": "169.254.169.254/32" }));
+        let public = Host::Public.to().to_string();
+        assert!(
+            public.contains("10.0.0.0/8") && public.contains("fc00::/7") && !public.contains("Selector"),
+            "{public}"
+        );
+    }
+}
