@@ -94,8 +94,10 @@ impl Session {
         if let Some(user) = loaded.environment.prerequisites.user.as_deref().filter(|_| !self.keeps_user) {
             service_user::switch(self, user, &loaded, &scope.folder)?;
         }
-        // As the user that works on it.
-        state_access::check(&scope.folder)?;
+        // As the user that works on it, which a session that only asks need not be.
+        if !self.keeps_user {
+            state_access::check(&scope.folder)?;
+        }
         // The release lock is beside the environment's file, else in its state folder. The settings that root installed for
         // another user are root's: with a file of their own there, that user could take its name out of them.
         let user = loaded.environment.prerequisites.user.as_deref().filter(|user| *user != "root");

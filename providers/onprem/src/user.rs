@@ -25,25 +25,13 @@ pub struct SystemUser {
 impl SystemUser {
     /// The user of this name in `/etc/passwd`.
     pub fn find(name: &str) -> io::Result<Option<Self>> {
-        Self::read(0, name)
-    }
-
-    /// The first user with this number in `/etc/passwd`.
-    pub fn with_uid(uid: u32) -> io::Result<Option<Self>> {
-        Self::read(2, &uid.to_string())
-    }
-
-    fn read(field: usize, value: &str) -> io::Result<Option<Self>> {
         let read = |path: &str| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        Ok(Self::parse(field, value, &read("/etc/passwd")?, &read("/etc/group").unwrap_or_default()))
+        Ok(Self::parse(name, &read("/etc/passwd")?, &read("/etc/group").unwrap_or_default()))
     }
 
-    /// The first user whose field of `/etc/passwd` has this value.
-    fn parse(field: usize, value: &str, passwd: &str, group: &str) -> Option<Self> {
+    fn parse(name: &str, passwd: &str, group: &str) -> Option<Self> {
         let fields_of = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<String>>();
-        let has_value = |fields: &Vec<String>| fields.get(field).is_some_and(|found| found == value);
-        let fields = passwd.lines().map(fields_of).find(has_value)?;
-        let name = fields.first()?;
+        let fields = passwd.lines().map(fields_of).find(|fields| fields.first().is_some_and(|first| first == name))?;
         let mut groups: Vec<u32> = vec![fields.get(3)?.parse().ok()?];
         for fields in group.lines().map(fields_of) {
             let has_member = |members: &String| members.split(',').any(|member| member == name);
@@ -93,12 +81,10 @@ mod tests {
             groups: vec![997, 110],
             home: "/var/lib/textnlp".to_owned(),
         };
-        assert_eq!(SystemUser::parse(2, "998", passwd, group), Some(wanted.clone()));
-        assert_eq!(SystemUser::parse(0, "textnlp", passwd, group), Some(wanted));
+        assert_eq!(SystemUser::parse("textnlp", passwd, group), Some(wanted));
         for missing in ["short", "nobody", "", "x"] {
-            assert_eq!(SystemUser::parse(0, missing, passwd, group), None, "{missing}");
+            assert_eq!(SystemUser::parse(missing, passwd, group), None, "{missing}");
         }
-        assert_eq!(SystemUser::parse(2, "99", passwd, group), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use camino::Utf8Path;
 use rustix::fs::{Access, Mode};
 use serde_yaml::{Mapping, Value as Yaml};
 use textnlp_bundle::manifest::Item;
+use textnlp_files::{user, user_name};
 use textnlp_provider::Problem;
 
 use super::{preflight, site};
@@ -73,7 +74,7 @@ impl ServiceUser {
             let uid = std::fs::metadata(&deployed).with_context(|| format!("read {deployed}"))?.uid();
             return match requested {
                 Some(other) if find(other)?.is_none_or(|user| user.uid != uid) => {
-                    let error = anyhow::anyhow!("{name} runs as the user with number {uid}, not as `{other}`");
+                    let error = anyhow::anyhow!("{name} runs as {}, not as `{other}`", user(uid));
                     Err(Failure::refused("other_user", error).hint(format!("omit --user; to change the user: {GUIDE}")))
                 }
                 _ => Ok(None),
@@ -275,9 +276,8 @@ fn owner(state: &Utf8Path) -> Result<Option<u32>, Failure> {
 }
 
 fn name_of(uid: u32, state: &Utf8Path) -> Result<String, Failure> {
-    let found = SystemUser::with_uid(uid).context("read /etc/passwd")?;
-    found.map(|user| user.name).ok_or_else(|| {
-        Failure::refused("unknown_user", anyhow::anyhow!("{state} belongs to user {uid}, which has no name here"))
+    user_name(uid).ok_or_else(|| {
+        Failure::refused("unknown_user", anyhow::anyhow!("{state} belongs to uid {uid}, which has no name here"))
             .hint("create that user, or choose another folder with --state-dir DIR")
     })
 }
