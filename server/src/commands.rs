@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use camino::Utf8PathBuf;
 use serde_json::json;
 use textnlp_gateway as gateway;
-use textnlp_sites::{border, control, postgres};
+use textnlp_sites::{control, postgres, relay};
 use textnlp_store::{Store, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -162,7 +162,7 @@ pub enum CommandError {
     Gateway(#[from] gateway::Error),
     /// The inter-site relay.
     #[error(transparent)]
-    Border(#[from] border::Error),
+    Relay(#[from] relay::Error),
     /// The supervisor of a PostgreSQL.
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
@@ -260,7 +260,7 @@ async fn execute(command: Command) -> Result<(), CommandError> {
         Command::Relay(of) => {
             log_plainly()?;
             raise_file_limit();
-            Ok(border::run(&of.file).await?)
+            Ok(relay::run(&of.file).await?)
         }
         Command::Postgres(of) => {
             log_plainly()?;

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use textnlp_sites::border::identity;
+use textnlp_sites::relay::identity;
 
 /// Maximum connections; a proxy keeps a few.
 const MAX_CONNECTIONS: usize = 128;

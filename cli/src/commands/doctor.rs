@@ -109,8 +109,8 @@ pub async fn doctor(session: &Session, console: Console) -> Result<Success, Fail
     let (problems, warnings) = (count(CheckResult::Problem), count(CheckResult::Warning));
     let _ = match (problems, warnings) {
         (0, 0) => write!(text, "No problems found."),
-        (0, n) => write!(text, "No problems; {n} warnings."),
-        (n, _) => write!(text, "{n} problems to fix."),
+        (0, n) => write!(text, "No problems; {n} {}.", if n == 1 { "warning" } else { "warnings" }),
+        (n, _) => write!(text, "{n} {} to fix.", if n == 1 { "problem" } else { "problems" }),
     };
     let document = json!({ "environment": name, "checks": looked, "problems": problems, "warnings": warnings });
     let success = Success::new(text, document);

@@ -76,7 +76,7 @@ pub(super) async fn run(config: Arc<Config>, sites: Sites, told: impl Future<Out
     let standing = DataDirectoryState::read(&config)?;
     let state = State::Nothing;
     let mut keeper =
-        SitesKeeper { config, sites, gate, known, state, standing, releases, torn_since: None, rewound: false };
+        SitesSupervisor { config, sites, gate, known, state, standing, releases, torn_since: None, rewound: false };
     let ended = tokio::select! {
         ended = keeper.keep() => ended,
         () = told => Ok(()),
@@ -153,7 +153,7 @@ enum State {
     Primary { process: Process, made: bool },
 }
 
-struct SitesKeeper {
+struct SitesSupervisor {
     config: Arc<Config>,
     sites: Sites,
     gate: Arc<Gate>,
@@ -167,7 +167,7 @@ struct SitesKeeper {
     rewound: bool,
 }
 
-impl SitesKeeper {
+impl SitesSupervisor {
     async fn keep(&mut self) -> Result<(), Error> {
         let mut changed = self.gate.changed();
         loop {

@@ -1,11 +1,11 @@
-//! The border between real sockets: what passes, what stalls, and what ends.
+//! The inter-site relay between real sockets: what passes, what stalls, and what ends.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
-use textnlp_sites::border::{Config, Running, start};
+use textnlp_sites::relay::{Config, Running, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
@@ -14,10 +14,10 @@ const SOON: Duration = Duration::from_secs(20);
 /// What does not come within this does not come while nothing changes.
 const SILENCE: Duration = Duration::from_millis(150);
 
-/// A border with one link, `echo`, to a server that sends back what it gets and says `bye` when its client has no more to say.
+/// A relay with one link, `echo`, to a server that sends back what it gets and says `bye` when its client has no more to say.
 struct Site {
     folder: tempfile::TempDir,
-    border: Option<Running>,
+    relay: Option<Running>,
     echo: tokio::task::JoinHandle<()>,
 }
 
@@ -47,8 +47,8 @@ impl Site {
             path(&folder, "echo.sock")
         );
         std::fs::write(path(&folder, "border.yaml"), text).unwrap();
-        let border = start(Config::read(&path(&folder, "border.yaml")).unwrap()).await.unwrap();
-        Site { folder, border: Some(border), echo }
+        let relay = start(Config::read(&path(&folder, "border.yaml")).unwrap()).await.unwrap();
+        Site { folder, relay: Some(relay), echo }
     }
 
     async fn connect(&self) -> UnixStream {
@@ -269,8 +269,8 @@ async fn relay_to_an_unreachable_target_closes_the_connection() {
         path(&folder, "border.sock")
     );
     std::fs::write(path(&folder, "border.yaml"), text).unwrap();
-    let border = start(Config::read(&path(&folder, "border.yaml")).unwrap()).await.unwrap();
-    let address = border.address("a").unwrap().to_string();
+    let relay = start(Config::read(&path(&folder, "border.yaml")).unwrap()).await.unwrap();
+    let address = relay.address("a").unwrap().to_string();
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let mut byte = [0];
     assert!(matches!(tokio::time::timeout(SOON, stream.read(&mut byte)).await.unwrap(), Ok(0) | Err(_)));
@@ -281,10 +281,10 @@ async fn stopping_relay_closes_connections_and_its_successor_takes_the_sockets()
     let mut site = Site::new().await;
     let mut stream = site.connect().await;
     assert_eq!(says(&mut stream, "x").await, "x");
-    // The client keeps its connection, and the border does not wait for it.
-    tokio::time::timeout(SOON, site.border.take().unwrap().leave()).await.unwrap();
+    // The client keeps its connection, and the relay does not wait for it.
+    tokio::time::timeout(SOON, site.relay.take().unwrap().leave()).await.unwrap();
     assert!(is_closed(&mut stream).await);
-    site.border = Some(start(Config::read(&path(&site.folder, "border.yaml")).unwrap()).await.unwrap());
+    site.relay = Some(start(Config::read(&path(&site.folder, "border.yaml")).unwrap()).await.unwrap());
     assert_eq!(says(&mut site.connect().await, "again").await, "again");
     let second = start(Config::read(&path(&site.folder, "border.yaml")).unwrap()).await;
     assert!(second.is_err_and(|error| error.to_string().contains("listen on unix:")), "a socket has one owner");
@@ -344,7 +344,7 @@ fn relay_configuration_errors_are_all_named() {
             "link `named`: `listen_tls`: only the connecting end may have a `name`",
         ],
     );
-    // What has a name is on another machine, whose TLS is this border's, or that of those who speak through it.
+    // What has a name is on another machine, whose TLS is this relay's, or that of those who speak through it.
     check(
         &format!(
             "border: {{ listen: \"unix:/a\", links: [ {{ name: far, listen: \"unix:/b\", to: \"door.example.com:8443\" }}, \
