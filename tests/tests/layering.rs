@@ -229,7 +229,6 @@ fn every_path_in_architecture_md_exists() {
     assert!(missing.is_empty(), "ARCHITECTURE.md names what does not exist: {missing:?}");
 }
 
-/// The lines below a folder that name any of these outside of comments, but for the files that may.
 #[test]
 fn crates_without_unsafe_code_forbid_it() {
     const UNSAFE: [&str; 4] = ["unsafe {", "unsafe impl", "unsafe fn", "unsafe extern"];
@@ -286,6 +285,7 @@ fn metrics_page_lists_exactly_the_metrics_of_the_programs() {
     assert_eq!(listed, registered);
 }
 
+/// The lines below a folder that name any of these outside of comments, but for the files that may.
 fn named_in(folder: &Path, banned: &[String], may: impl Fn(&Path) -> bool) -> Vec<String> {
     let mut wrong = Vec::new();
     for file in rust_files(folder).into_iter().filter(|file| !may(file)) {

@@ -1,5 +1,6 @@
 //! Parsers of untrusted input as fuzz targets. Each takes any bytes; a panic, a hang or more memory than [`memory_limit`] allows is a
 //! defect. The test `corpus` runs them on the kept inputs and mutations of them; `run` in this folder runs them guided by coverage.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
 mod gateway;
