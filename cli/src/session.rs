@@ -224,7 +224,20 @@ impl Session {
             return Ok((chosen.scope, Some(chosen.loaded.environment)));
         }
         let name = EnvironmentName::new(self.environment_name()?).map_err(|e| Failure::usage("invalid_name", e))?;
-        Ok((self.scope(name)?, None))
+        let scope = self.scope(name)?;
+        match state_access::check(&scope.folder) {
+            Ok(()) => Ok((scope, None)),
+            // Its file says whether root changes to that user.
+            Err(refused) if refused.code == "other_owner" && textnlp_files::caller() == 0 => {
+                let chosen =
+                    self.load(Console::new(self.global.output, true)).map_err(|failure| match failure.code {
+                        "no_such_environment" => refused,
+                        _ => failure,
+                    })?;
+                Ok((chosen.scope, Some(chosen.loaded.environment)))
+            }
+            Err(refused) => Err(refused),
+        }
     }
 
     /// The address and credentials of the running environment.
