@@ -91,11 +91,14 @@ impl Session {
         let loaded = self.loaded(console)?;
         let name = loaded.environment.environment.clone();
         let scope = self.scope(name)?;
-        if let Some(user) = loaded.environment.prerequisites.user.as_deref().filter(|_| !self.keeps_user) {
+        let user = loaded.environment.prerequisites.user.as_deref();
+        if let Some(user) = user.filter(|_| !self.keeps_user) {
             service_user::switch(self, user, &loaded, &scope.folder)?;
         }
-        // As the user that works on it.
-        state_access::check(&scope.folder)?;
+        // As the user that works on it. For root that only asks, the command that it asks for checks it.
+        if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
+            state_access::check(&scope.folder)?;
+        }
         // The release lock is beside the environment's file, else in its state folder.
         let folder = self.library.folder().filter(|_| self.global.file.is_none()).unwrap_or(&scope.folder);
         let lock_path = Lock::path(folder, &scope.name);

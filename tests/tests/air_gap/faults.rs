@@ -380,6 +380,25 @@ fn concurrent_install_is_refused() {
 }
 
 #[test]
+fn root_of_which_the_state_belongs_to_the_environments_user_passes_the_preflight() {
+    let goods = Goods::get();
+    let stage = Stage::new("user");
+    let state = stage.root().join(".textnlp");
+    std::fs::create_dir_all(&state).unwrap();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let line = users.lines().find(|line| line.starts_with("nobody:")).unwrap();
+    let uid = line.split(':').nth(2).and_then(|uid| uid.parse().ok());
+    if std::os::unix::fs::chown(&state, uid, None).is_err() {
+        println!("only root can prepare the state of another user");
+        return;
+    }
+    let as_user = stage.install(&goods.first, &["--preflight", "--set", "prerequisites.user=nobody"]).expect(0);
+    names(&as_user.out, &["preflight passed"]);
+    let as_root = stage.install(&goods.first, &["--preflight", "--output", "json"]).expect(4).json();
+    assert_eq!(as_root["error"]["code"], "other_owner", "{as_root:#}");
+}
+
+#[test]
 fn missing_space_inodes_and_permissions_are_found_before_writing() {
     let goods = Goods::get();
     let stage = Stage::new("room");
