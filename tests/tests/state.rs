@@ -188,7 +188,7 @@ fn state_that_other_users_control_is_refused_before_any_change() {
     use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
     let sandbox = Sandbox::new("owners");
     let (states, state) = (sandbox.folder().join("state"), sandbox.state("development"));
-    let commands = [&["status"][..], &["up", "--yes", "--no-gate"], &["down", "--yes"], &["plan"]];
+    let commands = [&["status"][..], &["up", "--yes", "--no-gate"], &["down", "--yes"], &["plan"], &["health"]];
     let refused = |code: &str, says: &str| {
         let before = sandbox.files(&states);
         for args in commands {
