@@ -399,6 +399,30 @@ fn root_of_which_the_state_belongs_to_the_environments_user_passes_the_preflight
 }
 
 #[test]
+fn installer_runs_no_program_that_other_users_can_replace() {
+    use std::os::unix::fs::PermissionsExt;
+    let goods = Goods::get();
+    let stage = Stage::new("stranger");
+    let program = stage.root().join("bin/textnlp-deploy");
+    std::fs::create_dir_all(stage.root().join("bin")).unwrap();
+    std::fs::write(&program, "#!/bin/sh\necho \"it ran\"\n").unwrap();
+    let set_mode = |path: &camino::Utf8Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set_mode(&program, 0o755);
+    let install = |mode| {
+        set_mode(stage.root(), mode);
+        let line = "tar -xf \"$1\" install.sh && exec sh install.sh \"$1\" --root \"$2\"";
+        let mut command = stage.other("sh", &["-c", line, "sh", &goods.first, stage.root().as_str()]);
+        said(command.output().unwrap())
+    };
+    names(&install(0o755).expect(0).out, &["it ran"]);
+    let refused = install(0o777).expect(2);
+    assert!(!refused.out.contains("it ran"), "{}", refused.out);
+    names(&refused.err, &["other users can replace the program in", "hint: use a folder"]);
+}
+
+#[test]
 fn missing_space_inodes_and_permissions_are_found_before_writing() {
     let goods = Goods::get();
     let stage = Stage::new("room");
