@@ -420,6 +420,27 @@ fn commands_of_root_run_as_the_user_of_the_environment() {
 }
 
 #[test]
+fn files_that_the_caller_left_open_stay_with_the_command() {
+    let sandbox = Sandbox::new("descriptors");
+    let left_open = sandbox.folder().join("lock of a script");
+    std::fs::write(&left_open, "").unwrap();
+    let up = sandbox.command(&["up", "--env", "development", "--yes", "--no-gate"]);
+    let mut script = std::process::Command::new("sh");
+    script.args(["-c", "exec 9<\"$0\" && exec \"$@\"", left_open.as_str()]).arg(up.get_program()).args(up.get_args());
+    script.env_clear().envs(up.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let script = script.current_dir(sandbox.folder()).stdin(std::process::Stdio::null());
+    textnlp_tests::said(script.output().unwrap()).expect(0);
+    let processes = sandbox.processes();
+    assert!(processes.len() >= 3, "{processes:?}");
+    for (pid, line) in processes {
+        let mut files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let is_it = |path: std::path::PathBuf| path == left_open.as_std_path();
+        assert!(!files.any(|file| std::fs::read_link(file.path()).is_ok_and(is_it)), "{line}");
+    }
+    run(&sandbox, &["down", "--yes"]).expect(0);
+}
+
+#[test]
 fn programs_that_run_as_root_are_a_warning() {
     let sandbox = Sandbox::new("rooted");
     let doctor = json_of(&sandbox, &["doctor"]);
