@@ -64,7 +64,12 @@ pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
 /// Keeps files that the caller left open, such as locks, from the programs that this one starts: they run for months, and
 /// as other users.
 fn keep_inherited_files() -> std::io::Result<()> {
-    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+    let open = match std::fs::read_dir("/proc/self/fd") {
+        // Without /proc no program is started.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        open => open?,
+    };
+    for entry in open.flatten() {
         let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
         let Some(number) = number.filter(|number| *number > 2) else { continue };
         // SAFETY: nothing else runs yet, so a listed file is open, and stays so. That of the list is open while it is read.
