@@ -192,6 +192,7 @@ impl Site {
 
     /// Activates the previous content; a second call returns to this one. Returns the name.
     pub fn rollback(&self) -> Result<String> {
+        self.check_folder()?;
         let _lock = self.lock()?;
         let none = |why: &str| Error::Site { root: self.root.clone(), why: why.to_owned() };
         let record = self.installed()?.ok_or_else(|| none("nothing is installed"))?;

@@ -160,8 +160,8 @@ impl Site {
         Ok(Some(pinned))
     }
 
-    /// A user who can replace the record decides which bundles are accepted.
-    fn check_folder(&self) -> Result<()> {
+    /// A user who can replace the record or a content decides which bundles are accepted and what runs.
+    pub(crate) fn check_folder(&self) -> Result<()> {
         match std::fs::metadata(self.root()) {
             Ok(metadata) => check_owner(self.root(), &metadata),
             Err(error) if is_missing(&error) => Ok(()),
@@ -311,14 +311,13 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// As sshd checks a home folder. In a folder with the sticky bit, a user can only replace the files of their own.
+/// As sshd checks a home folder. A sticky bit protects nothing: others could add a content with the name of the next one.
 fn check_owner(path: &Utf8Path, metadata: &Metadata) -> Result<()> {
     const WRITABLE_BY_ALL: u32 = 0o002;
-    const STICKY: u32 = 0o1000;
     let mode = metadata.mode() & 0o7777;
     let why = if ![caller(), 0].contains(&metadata.uid()) {
         Exposure::Owner(metadata.uid())
-    } else if mode & WRITABLE_BY_ALL != 0 && !(metadata.is_dir() && mode & STICKY != 0) {
+    } else if mode & WRITABLE_BY_ALL != 0 {
         Exposure::Writable(mode)
     } else {
         return Ok(());

@@ -91,16 +91,16 @@ impl Session {
         let loaded = self.loaded(console)?;
         let name = loaded.environment.environment.clone();
         let scope = self.scope(name)?;
-        if let Some(user) = loaded.environment.prerequisites.user.as_deref().filter(|_| !self.keeps_user) {
+        let user = loaded.environment.prerequisites.user.as_deref().filter(|user| *user != "root");
+        if let Some(user) = user.filter(|_| !self.keeps_user) {
             service_user::switch(self, user, &loaded, &scope.folder)?;
         }
-        // As the user that works on it, which a session that only asks need not be.
-        if !self.keeps_user {
+        // As the user that works on it. For root that only asks, the command that it asks for checks it.
+        if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
             state_access::check(&scope.folder)?;
         }
         // The release lock is beside the environment's file, else in its state folder. The settings that root installed for
         // another user are root's: with a file of their own there, that user could take its name out of them.
-        let user = loaded.environment.prerequisites.user.as_deref().filter(|user| *user != "root");
         let is_of_root = |folder: &Utf8Path| {
             let installed = folder.parent().is_some_and(|root| self.here.join(root).join("installed.json").exists());
             user.is_some() && installed && !Lock::path(folder, &scope.name).exists()
@@ -232,7 +232,20 @@ impl Session {
             return Ok((chosen.scope, Some(chosen.loaded.environment)));
         }
         let name = EnvironmentName::new(self.environment_name()?).map_err(|e| Failure::usage("invalid_name", e))?;
-        Ok((self.scope(name)?, None))
+        let scope = self.scope(name)?;
+        match state_access::check(&scope.folder) {
+            Ok(()) => Ok((scope, None)),
+            // Its file says whether root changes to that user.
+            Err(refused) if refused.code == "other_owner" && textnlp_files::caller() == 0 => {
+                let chosen =
+                    self.load(Console::new(self.global.output, true)).map_err(|failure| match failure.code {
+                        "no_such_environment" => refused,
+                        _ => failure,
+                    })?;
+                Ok((chosen.scope, Some(chosen.loaded.environment)))
+            }
+            Err(refused) => Err(refused),
+        }
     }
 
     /// The address and credentials of the running environment.

@@ -188,7 +188,7 @@ fn state_that_other_users_control_is_refused_before_any_change() {
     use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
     let sandbox = Sandbox::new("owners");
     let (states, state) = (sandbox.folder().join("state"), sandbox.state("development"));
-    let commands = [&["status"][..], &["up", "--yes", "--no-gate"], &["down", "--yes"], &["plan"]];
+    let commands = [&["status"][..], &["up", "--yes", "--no-gate"], &["down", "--yes"], &["plan"], &["health"]];
     let refused = |code: &str, says: &str| {
         let before = sandbox.files(&states);
         for args in commands {
@@ -378,14 +378,15 @@ fn commands_of_root_run_as_the_user_of_the_environment() {
     let state = sandbox.folder().join("state");
     std::fs::create_dir(&state).unwrap();
     std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o700)).unwrap();
-    let run = |args: &[&str]| {
-        let args = [args, &["--env", "development", "--set", "prerequisites.user=nobody"]].concat();
+    let without_user = |args: &[&str]| {
+        let args = [args, &["--env", "development"]].concat();
         let usual = sandbox.command(&args);
         let variables = usual.get_envs().filter_map(|(name, value)| Some((name, value?)));
         let mut command = std::process::Command::new(&program);
         command.args(&args).current_dir(sandbox.folder()).env_clear().envs(variables).env("TEXTNLP_SERVER", &program);
         textnlp_tests::said(command.stdin(std::process::Stdio::null()).output().unwrap())
     };
+    let run = |args: &[&str]| without_user(&[args, &["--set", "prerequisites.user=nobody"]].concat());
     let refused = run(&["up", "--yes"]).expect(4);
     let fix = format!("chown -R nobody: {state}");
     assert!(refused.err.contains("cannot write to") && refused.err.contains(&fix), "{}", refused.err);
@@ -409,6 +410,34 @@ fn commands_of_root_run_as_the_user_of_the_environment() {
     }
     let doctor = run(&["doctor", "-o", "json"]).expect(0).json();
     assert!(doctor["checks"].as_array().unwrap().iter().all(|check| check["name"] != "user"), "{doctor:#}");
+
+    // Clients of the service too: in the state of another user, root could be led to any file.
+    run(&["health"]).expect(0);
+    for client in [&["health"][..], &["generate", "Once"]] {
+        let refused = without_user(&[client, &["-o", "json"]].concat()).expect(4).json();
+        assert_eq!(refused["error"]["code"], "other_owner", "{refused:#}");
+    }
+}
+
+#[test]
+fn files_that_the_caller_left_open_stay_with_the_command() {
+    let sandbox = Sandbox::new("descriptors");
+    let left_open = sandbox.folder().join("lock of a script");
+    std::fs::write(&left_open, "").unwrap();
+    let up = sandbox.command(&["up", "--env", "development", "--yes", "--no-gate"]);
+    let mut script = std::process::Command::new("sh");
+    script.args(["-c", "exec 9<\"$0\" && exec \"$@\"", left_open.as_str()]).arg(up.get_program()).args(up.get_args());
+    script.env_clear().envs(up.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let script = script.current_dir(sandbox.folder()).stdin(std::process::Stdio::null());
+    textnlp_tests::said(script.output().unwrap()).expect(0);
+    let processes = sandbox.processes();
+    assert!(processes.len() >= 3, "{processes:?}");
+    for (pid, line) in processes {
+        let mut files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let is_it = |path: std::path::PathBuf| path == left_open.as_std_path();
+        assert!(!files.any(|file| std::fs::read_link(file.path()).is_ok_and(is_it)), "{line}");
+    }
+    run(&sandbox, &["down", "--yes"]).expect(0);
 }
 
 #[test]
@@ -524,5 +553,14 @@ fn authority_is_replaced_beside_the_old_one_or_after_a_leak_without_it() {
     // Its certificate is of the new authority: no other is trusted.
     sandbox.run(&["generate", "Once", "--max-tokens", "2"]).expect(0);
     sandbox.run(&["plan", "--env", "staging", "--exit-code"]).expect(0);
+
+    // A gate that stays shut does not keep the servers from forgetting a leaked key.
+    let leaked = ["secret", "rotate", "jwt", "--immediately", "--env", "staging", "--yes"];
+    let sets = ["gates.users=2", "gates.hold=1s", "gates.p95_ms=1"].into_iter().flat_map(|set| ["--set", set]);
+    let shut = sandbox.run(&leaked.into_iter().chain(sets).collect::<Vec<_>>()).expect(3);
+    assert!(shut.err.contains("Tokens that the old key signed are refused"), "{}", shut.err);
+    let audit = sandbox.run(&["audit", "export", "--env", "staging"]).expect(0).out;
+    let is_recorded = |line: &str| line.contains("\"secret.rotate\"") && line.contains("\"jwt\"");
+    assert!(audit.lines().any(is_recorded), "{audit}");
     sandbox.run(&["down", "--env", "staging", "--yes"]).expect(0);
 }

@@ -250,10 +250,13 @@ fn a_root_whose_keys_other_users_can_replace_is_refused() {
     mode(&record, 0o666);
     exposed(&record, AdmissionOptions::default());
     mode(&record, 0o644);
-    mode(&root, 0o777);
-    exposed(&root, AdmissionOptions::default());
-    exposed(&root, FORGET);
-    mode(&root, 0o1777);
+    for open in [0o777, 0o1777] {
+        mode(&root, open);
+        exposed(&root, AdmissionOptions::default());
+        exposed(&root, FORGET);
+        assert!(matches!(it.site.rollback(), Err(Error::Exposed(_))), "what it leads to would be run");
+    }
+    mode(&root, 0o755);
     it.install("1.tar", &[], AdmissionOptions::default()).unwrap();
     // Only root can give a file away.
     if chown(&record, Some(65534), None).is_ok() {

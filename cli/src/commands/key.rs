@@ -89,7 +89,8 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
                 ask(&running, environment, &command).await.map(drop)
             };
             let rotation = Rotation { at: jiff::Timestamp::now(), immediately: false, new_id: grace.is_some() };
-            secret::rotate(session, is_first_key, FIRST_KEY, &rotation, expire, *no_gate, console).await
+            let hooks = (expire, async || Ok::<(), Failure>(()));
+            secret::rotate(session, is_first_key, FIRST_KEY, &rotation, hooks, *no_gate, console).await
         }
         Key::Rotate { grace: Some(_), .. } => {
             let error = anyhow::anyhow!("only the first key can be replaced with a grace period");

@@ -32,6 +32,8 @@ mod supervise;
 mod support;
 mod up;
 
+use std::os::fd::{BorrowedFd, RawFd};
+
 use anyhow::Context;
 
 use crate::args::{Cli, Command};
@@ -47,6 +49,7 @@ pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
         // It uses no environment, because kubectl runs it in any folder.
         Command::KubeToken(args) => kube_token::kube_token(&args),
         command => {
+            keep_inherited_files().context("list the open files of this process")?;
             let session = Session::new(cli.global)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
@@ -56,6 +59,24 @@ pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
             runtime.block_on(dispatch(&session, command, console))
         }
     }
+}
+
+/// Keeps files that the caller left open, such as locks, from the programs that this one starts: they run for months, and
+/// as other users.
+fn keep_inherited_files() -> std::io::Result<()> {
+    let open = match std::fs::read_dir("/proc/self/fd") {
+        // Without /proc no program is started.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        open => open?,
+    };
+    for entry in open.flatten() {
+        let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        let Some(number) = number.filter(|number| *number > 2) else { continue };
+        // SAFETY: nothing else runs yet, so a listed file is open, and stays so. That of the list is open while it is read.
+        let file = unsafe { BorrowedFd::borrow_raw(number) };
+        rustix::io::fcntl_setfd(file, rustix::io::FdFlags::CLOEXEC)?;
+    }
+    Ok(())
 }
 
 async fn dispatch(session: &Session, command: Command, console: Console) -> Result<Success, Failure> {

@@ -11,7 +11,7 @@ use super::{key, up};
 use crate::args::{RotatedSecret, SecretCommand, Up};
 use crate::clouds;
 use crate::deployment::{self, Deployment};
-use crate::report::{Console, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
 /// `secret …`.
@@ -40,14 +40,35 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
         RotatedSecret::Database => "the database passwords of one supervised PostgreSQL",
     };
     let rotation = Rotation { at: Timestamp::now(), immediately, new_id: false };
-    let done = rotate(session, is_wanted, says, &rotation, async || Ok(()), no_gate, console).await?;
-    record(session, what, immediately).await?;
-    if let (RotatedSecret::Jwt, true) = (what, immediately) {
-        console.say(
-            "Tokens that the old key signed are refused within two minutes. Clients exchange their API keys again.",
-        );
+    let first = async || Ok::<(), Failure>(());
+    let last = async || {
+        record(session, what, immediately).await?;
+        if let (RotatedSecret::Jwt, true) = (what, immediately) {
+            console.say(
+                "Tokens that the old key signed are refused within two minutes. Clients exchange their API keys again.",
+            );
+        }
+        Ok::<(), Failure>(())
+    };
+    let rotated = rotate(session, is_wanted, says, &rotation, (first, last), no_gate, console).await;
+    rotated.map_err(|failure| match (failure.exit, immediately) {
+        // A server that still signs with the old key vouches for it again.
+        (Exit::Failed | Exit::Stopped, true) => {
+            let first = failure.hint.as_ref().map_or(String::new(), |hint| format!("{hint}\n"));
+            let again = chosen.scope.command(&format!("secret rotate {} --immediately", name_of(what)));
+            failure.hint(format!("{first}then again, or the old one may still be accepted: {again}"))
+        }
+        _ => failure,
+    })
+}
+
+/// Its name on the command line and in audit logs.
+fn name_of(what: RotatedSecret) -> &'static str {
+    match what {
+        RotatedSecret::Jwt => "jwt",
+        RotatedSecret::Ca => "ca",
+        RotatedSecret::Database => "database",
     }
-    Ok(done)
 }
 
 /// Whether a resource is this part of its site, `COMPONENT/PART`.
@@ -56,13 +77,13 @@ pub fn is_part(recorded: &Recorded, part: &str) -> bool {
 }
 
 /// Requests the rotation of recorded resources, and carries it out by `up`. An interrupted one is finished by the next
-/// `up`. `first` is done once it is approved.
+/// `up`. `first` is done once it is approved, `last` once the new secrets are recorded: also where the gate did not open.
 pub async fn rotate(
     session: &Session,
     is_wanted: impl Fn(&Recorded) -> bool,
     says: &str,
     rotation: &Rotation,
-    first: impl AsyncFnOnce() -> Result<(), Failure>,
+    (first, last): (impl AsyncFnOnce() -> Result<(), Failure>, impl AsyncFnOnce() -> Result<(), Failure>),
     no_gate: bool,
     console: Console,
 ) -> Result<Success, Failure> {
@@ -71,16 +92,22 @@ pub async fn rotate(
         .map_err(|failure| failure.hint("add --no-gate"))?;
     let (deployment, targets) = request(session, is_wanted, says, rotation, first, console).await?;
     let args = Up { no_gate, ..Up::default() };
-    let mut done = up::up(session, &args, console).await.map_err(|failure| match failure.hint {
+    let went_up = up::up(session, &args, console).await.map_err(|failure| match failure.hint {
         Some(_) => failure,
         None => failure.hint(format!("the next `up` finishes the rotation: {}", deployment.chosen.scope.command("up"))),
-    })?;
-    let state = deployment.state().await?;
-    let left = rotation::pending(&state, &targets);
+    });
+    let left = match deployment.state().await {
+        Ok(state) => rotation::pending(&state, &targets),
+        Err(failure) => return Err(went_up.err().unwrap_or(failure)),
+    };
     if let Some(resource) = left.first() {
         let error = anyhow::anyhow!("`{resource}` was not rotated");
-        return Err(Failure::refused("not_rotated", error).hint(deployment.chosen.scope.command("plan")));
+        let failure = Failure::refused("not_rotated", error).hint(deployment.chosen.scope.command("plan"));
+        return Err(went_up.err().unwrap_or(failure));
     }
+    let ended = last().await;
+    let mut done = went_up?;
+    ended?;
     let rotated: Vec<_> = targets.iter().map(|target| target.resource.to_string()).collect();
     done.text = format!("Replaced {says}: {}\n{}", rotated.join(", "), done.text);
     done.document.insert("rotated".to_owned(), json!(rotated));
@@ -137,11 +164,7 @@ pub async fn request(
 async fn record(session: &Session, what: RotatedSecret, immediately: bool) -> Result<(), Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
     let running = running::running(&chosen.scope).await?;
-    let name = match what {
-        RotatedSecret::Jwt => "jwt",
-        RotatedSecret::Ca => "ca",
-        RotatedSecret::Database => "database",
-    };
+    let name = name_of(what);
     for place in key::processes(&running) {
         let jobs = key::jobs(&running, &chosen.loaded.environment, place).await?;
         let command = json!({ "do": "rotated", "name": name, "immediately": immediately, "operator": key::operator() });

@@ -380,6 +380,49 @@ fn concurrent_install_is_refused() {
 }
 
 #[test]
+fn root_of_which_the_state_belongs_to_the_environments_user_passes_the_preflight() {
+    let goods = Goods::get();
+    let stage = Stage::new("user");
+    let state = stage.root().join(".textnlp");
+    std::fs::create_dir_all(&state).unwrap();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let line = users.lines().find(|line| line.starts_with("nobody:")).unwrap();
+    let uid = line.split(':').nth(2).and_then(|uid| uid.parse().ok());
+    if std::os::unix::fs::chown(&state, uid, None).is_err() {
+        println!("only root can prepare the state of another user");
+        return;
+    }
+    let as_user = stage.install(&goods.first, &["--preflight", "--set", "prerequisites.user=nobody"]).expect(0);
+    names(&as_user.out, &["preflight passed"]);
+    let as_root = stage.install(&goods.first, &["--preflight", "--output", "json"]).expect(4).json();
+    assert_eq!(as_root["error"]["code"], "other_owner", "{as_root:#}");
+}
+
+#[test]
+fn installer_runs_no_program_that_other_users_can_replace() {
+    use std::os::unix::fs::PermissionsExt;
+    let goods = Goods::get();
+    let stage = Stage::new("stranger");
+    let program = stage.root().join("bin/textnlp-deploy");
+    std::fs::create_dir_all(stage.root().join("bin")).unwrap();
+    std::fs::write(&program, "#!/bin/sh\necho \"it ran\"\n").unwrap();
+    let set_mode = |path: &camino::Utf8Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set_mode(&program, 0o755);
+    let install = |mode| {
+        set_mode(stage.root(), mode);
+        let line = "tar -xf \"$1\" install.sh && exec sh install.sh \"$1\" --root \"$2\"";
+        let mut command = stage.other("sh", &["-c", line, "sh", &goods.first, stage.root().as_str()]);
+        said(command.output().unwrap())
+    };
+    names(&install(0o755).expect(0).out, &["it ran"]);
+    let refused = install(0o777).expect(2);
+    assert!(!refused.out.contains("it ran"), "{}", refused.out);
+    names(&refused.err, &["other users can replace the program in", "hint: use a folder"]);
+}
+
+#[test]
 fn missing_space_inodes_and_permissions_are_found_before_writing() {
     let goods = Goods::get();
     let stage = Stage::new("room");

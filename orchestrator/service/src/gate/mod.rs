@@ -19,7 +19,7 @@ use textnlp_files::sync_folder;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::dr::report as signed;
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::environment::model::Phase;
+use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Gates, Phase};
 use textnlp_orchestrator::gate::{self, Check, GateInputs};
 use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
 use textnlp_orchestrator::release::{History, Lock, digest};
@@ -320,10 +320,19 @@ pub fn stored(chosen: &ChosenEnvironment, state: &State) -> Result<Option<Stored
             return Err(unverified("the journal names another file as the last evidence".to_owned()));
         }
         Some(_) if kept.machine != machine(chosen) => Some("it runs on another machine now".to_owned()),
+        Some(_) if has_expired(kept.at, &chosen.loaded.environment.gates, jiff::Timestamp::now()) => {
+            Some("that is longer ago than `gates.advisories_max_age`".to_owned())
+        }
         Some(_) => None,
         None => Some("its resources may have changed since".to_owned()),
     };
     Ok(Some(kept))
+}
+
+/// Whether the advisories of evidence are too old now: without a change, it would count for ever.
+fn has_expired(at: jiff::Timestamp, gates: &Gates, now: jiff::Timestamp) -> bool {
+    let most = i64::try_from(gates.advisories_max_age.0.as_secs()).unwrap_or(i64::MAX);
+    gates.advisories != AdvisoryPolicy::Warn && now.duration_since(at).as_secs() > most
 }
 
 /// Writes evidence and its signature, and its digest into the journals. `before`: the journals when the measurement
@@ -399,4 +408,22 @@ fn write_signed(state: &Utf8Path, file: &Utf8Path, bytes: &[u8], what: &str) -> 
     signed::write_signed(file, bytes, &key, what)?;
     // The first evidence makes the folder.
     sync_folder(state).context("sync the state folder")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evidence_ends_with_its_advisories_unless_old_ones_are_accepted() {
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let expired = |policy: AdvisoryPolicy, days: i64| {
+            let gates = Gates { advisories: policy, ..Gates::default() };
+            has_expired(at, &gates, at + jiff::SignedDuration::from_hours(24 * days))
+        };
+        for policy in [AdvisoryPolicy::Wait, AdvisoryPolicy::Block] {
+            assert_eq!((expired(policy, 30), expired(policy, 31)), (false, true), "{policy:?}");
+        }
+        assert!(!expired(AdvisoryPolicy::Warn, 3650));
+    }
 }
