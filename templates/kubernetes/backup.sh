@@ -61,6 +61,15 @@ restore() {
   has=$(pg_restore --data-only --table=schema_version --file=- dump | sed -n '/^COPY /,/^\\\.$/p' | cut -f 1 | grep -E '^[0-9]+$' | sort -n | tail -n 1)
   [ "$there" = "$has" ] || { echo "$name has schema ${has:-none}, and the database has $there: deploy the release of that dump first" >&2; exit 1; }
   pg_restore --clean --if-exists --no-owner --no-privileges --exit-on-error --single-transaction --dbname="$PGDATABASE" dump
+  # A dump has no privileges, and running servers grant those of the tenants' role at their start only.
+  psql -X -q -v ON_ERROR_STOP=1 <<'SQL'
+DO $$ DECLARE tenant text := session_user || '_tenant'; BEGIN
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = tenant) THEN
+    EXECUTE format('GRANT SELECT ON api_usage TO %I', tenant);
+    EXECUTE format('GRANT SELECT, INSERT, DELETE ON stream_tickets TO %I', tenant);
+  END IF;
+END $$;
+SQL
   echo "$name is restored: $(count_rows) keys and requests"
 }
 

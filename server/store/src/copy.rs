@@ -181,6 +181,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn restore_in_a_cluster_returns_the_rights_of_tenants_to_running_servers() {
+        let Some((cluster, name, store)) = super::super::tests::of_postgres().await else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let dump = path(&folder, "textnlp.dump");
+        let at = PostgresAt::new(&cluster.url(&name)).unwrap();
+        let url = at.url().unwrap();
+        copy(&Database { at: DatabaseAt::Server(at), pool_size: 1, max_overflow: 0 }, &dump).await.unwrap();
+        // As the job of the cluster restores it.
+        let into = format!("--dbname={name}");
+        let privileges = ["--no-owner", "--no-privileges"];
+        let whole = ["--clean", "--if-exists", "--exit-on-error", "--single-transaction", &into, dump.as_str()];
+        let program = programs::find("pg_restore", 15).unwrap();
+        programs::run(&program, &url, &[&privileges[..], &whole[..]].concat()).await.unwrap();
+        let counted = async || {
+            let mut narrow = store.tenant("acme").read().await.unwrap();
+            sqlx::query("SELECT count(*) FROM stream_tickets").fetch_one(&mut *narrow).await.map(drop)
+        };
+        let refused = counted().await.unwrap_err();
+        assert!(refused.to_string().contains("permission denied"), "{refused}");
+        let job = include_str!("../../../templates/kubernetes/backup.sh");
+        let (statement, _) = job.split_once("<<'SQL'\n").unwrap().1.split_once("\nSQL\n").unwrap();
+        cluster.sql(&name, &format!("SET SESSION AUTHORIZATION textnlp; {statement}"));
+        counted().await.unwrap();
+    }
+
+    #[tokio::test]
     async fn backup_is_consistent_during_writes_and_private() {
         use std::os::unix::fs::PermissionsExt;
         let bench = Bench::sqlite();

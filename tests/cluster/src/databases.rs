@@ -169,7 +169,13 @@ impl Databases {
         let mut psql = Command::new(self.programs.join("psql"));
         psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", folder.as_str(), "-d", "postgres"]);
         psql.args(["-c", &format!("CREATE ROLE \"{owner}\" LOGIN PASSWORD '{}'", password.replace('\'', "''"))]);
+        let statements = |field: &str| {
+            let listed = first[field].as_array().into_iter().flatten().filter_map(Value::as_str);
+            listed.flat_map(|statement| ["-c".to_owned(), statement.to_owned()]).collect::<Vec<_>>()
+        };
+        psql.args(statements("postInitSQL"));
         psql.args(["-c", &format!("CREATE DATABASE \"{database}\" OWNER \"{owner}\"")]);
+        psql.args(["-c", &format!("\\connect \"{database}\"")]).args(statements("postInitApplicationSQL"));
         if !psql.output().is_ok_and(|said| said.status.success()) {
             return false;
         }

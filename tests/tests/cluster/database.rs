@@ -21,12 +21,13 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     let keys = |args: &[&str]| operator.run(&[&["key"], args, &["-o", "json"]].concat(), &[]).expect(0).json();
     let made = keys(&["create", "somebody", "--rate-limit", "77/hour"]);
     let (id, key) = (made["public_id"].as_str().unwrap(), made["key"].as_str().unwrap());
-    let opens = |key: &str| {
+    let answers = |key: &str, path: &str| {
         let mut curl = Command::new("curl");
         curl.args(["-sS", "-m", "60", "--cacert", done["ca_file"].as_str().unwrap(), "-w", " %{http_code}"]);
-        curl.args(["-H", &format!("x-api-key: {key}"), &format!("{}/v1/models", done["address"].as_str().unwrap())]);
+        curl.args(["-H", &format!("x-api-key: {key}"), &format!("{}{path}", done["address"].as_str().unwrap())]);
         textnlp_tests::said(curl.output().unwrap()).out.ends_with(" 200")
     };
+    let opens = |key: &str| answers(key, "/v1/models");
     assert!(opens(key));
     let rotated = keys(&["rotate", id]);
     let newer = rotated["key"].as_str().unwrap();
@@ -101,6 +102,8 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     assert!(operator.cluster.kubectl(&secret).status.success());
     eventually("the key of the dump opens", || opens(newer).then_some(()));
     assert!(!opens(later["key"].as_str().unwrap()));
+    // Its statement runs as the tenants' role, to which the restored tables are granted.
+    assert!(answers(newer, "/v1/usage"));
     assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0], "nothing of that is drift");
 
     // What people rely on stays until it is named.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use textnlp_models::Source;
 use textnlp_net::network::Network as Addresses;
 use textnlp_provider::ResourceId;
-use textnlp_provider::cluster::{METADATA_SERVICES, Transport};
+use textnlp_provider::cluster::{EgressRule, METADATA_SERVICES, Transport};
 use textnlp_provider::component::{DatabaseAddress, Network, Workload};
 
 use super::adapter::ADAPTER;
@@ -55,15 +55,13 @@ impl Lowering<'_> {
             "pods": if self.component.existing.is_some() { ours() } else { json!({}) },
         });
         self.part_of_kind("allow-in", Template::AllowIn, &inputs, []);
+        let instances = json!([{ "podSelector": { "matchLabels": { "cnpg.io/cluster": POSTGRES } } }]);
+        let configured: Vec<Value> = self.settings().egress.iter().filter_map(configured).collect();
         let mut rules = vec![dns()];
         if self.cluster.postgres.is_some() {
-            let database = json!([{ "podSelector": { "matchLabels": { "cnpg.io/cluster": POSTGRES } } }]);
-            rules.push(rule(database, &[POSTGRES_PORT]));
+            rules.push(rule(instances.clone(), &[POSTGRES_PORT]));
         }
-        rules.extend(self.settings().egress.iter().filter_map(|one| {
-            let to = json!([block(one.to.parse().ok()?, &[])]);
-            Some(json!({ "to": to, "ports": [{ "protocol": protocol(one.protocol), "port": one.port }] }))
-        }));
+        rules.extend(configured.iter().cloned());
         self.allow_out("allow-out", "textnlp-out", ours(), rules);
         self.part_of_kind("deny", Template::Deny, &inputs, []);
         let clients = [self.is_carried().then_some(CONTROLLER), self.cluster.adapter.then_some(ADAPTER)];
@@ -81,9 +79,12 @@ impl Lowering<'_> {
             self.part_of_kind("allow-solver", Template::AllowSolver, &inputs, []);
         }
         if self.cluster.postgres.is_some() {
+            // CloudNativePG's jobs, which create instances, have the label of the cluster and none of ours.
+            let mut egress = vec![rule(instances, &[POSTGRES_PORT, INSTANCE_PORT]), api_server(), dns()];
+            egress.extend(configured);
             let inputs = json!({
-                "namespace": self.cluster.namespace, "name": POSTGRES, "port": POSTGRES_PORT,
-                "instance_port": INSTANCE_PORT, "api_server": api_server(),
+                "namespace": self.cluster.namespace, "name": POSTGRES, "clients": database_clients(),
+                "port": POSTGRES_PORT, "instance_port": INSTANCE_PORT, "egress": egress,
             });
             self.part_of_kind("allow-database", Template::AllowDatabase, &inputs, []);
         }
@@ -106,7 +107,7 @@ impl Lowering<'_> {
         let controller = json!({ "matchLabels": { "app.kubernetes.io/name": CONTROLLER } });
         let mut made = Vec::new();
         for (part, name, pods, to) in [
-            ("allow-database", "textnlp-database-out", ours(), database),
+            ("allow-database", "textnlp-database-out", database_clients(), database),
             ("allow-models", "textnlp-models", servers, self.downloads(workload)),
             ("allow-prometheus", "textnlp-prometheus", controller, outside.map_or(Vec::new(), |one| hosts(&one.url))),
         ] {
@@ -185,6 +186,20 @@ impl Host {
 /// The selector of all pods of this deployment.
 fn ours() -> Value {
     json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } })
+}
+
+/// The selector of those that connect to the database: all but the clients of the API server.
+fn database_clients() -> Value {
+    let named = json!({ "key": "app.kubernetes.io/name", "operator": "NotIn", "values": [CONTROLLER, ADAPTER] });
+    let mut selector = ours();
+    selector["matchExpressions"] = json!([named]);
+    selector
+}
+
+/// The rule of a configured destination.
+fn configured(one: &EgressRule) -> Option<Value> {
+    let to = json!([block(one.to.parse().ok()?, &[])]);
+    Some(json!({ "to": to, "ports": [{ "protocol": protocol(one.protocol), "port": one.port }] }))
 }
 
 fn rule(to: Value, ports: &[u16]) -> Value {

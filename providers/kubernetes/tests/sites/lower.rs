@@ -168,6 +168,22 @@ fn pods_connect_only_to_their_dependencies() {
     assert_eq!(own["podSelector"], json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } }));
     let to = json!([{ "podSelector": { "matchLabels": { "cnpg.io/cluster": "textnlp-database" } } }]);
     assert_eq!(own["egress"][1], json!({ "to": to, "ports": [{ "protocol": "TCP", "port": 5432 }] }));
+    // Pods of CloudNativePG's jobs have no label of ours: they resolve names and copy from the primary, which accepts them.
+    let instances = &all["textnlp-database"];
+    assert_eq!(instances["podSelector"], to[0]["podSelector"]);
+    let dns = &own["egress"][0];
+    assert!(instances["egress"].as_array().unwrap().contains(dns), "{instances}");
+    let rules = |direction: &str, peers: &str, from: &Value| -> Vec<u64> {
+        let rules = instances[direction].as_array().unwrap().iter().filter(|rule| rule[peers] == *from);
+        rules.flat_map(ports).collect()
+    };
+    assert_eq!((rules("egress", "to", &to), rules("ingress", "from", &to)), (vec![5432, 8000], vec![5432, 8000]));
+    // A client of the API server has no business with the database, and no other pod of ours with its instances.
+    let excluded = json!({ "key": "app.kubernetes.io/name", "operator": "NotIn", "values": ["textnlp-rollout", "textnlp-adapter"] });
+    let clients = json!([{ "podSelector": {
+        "matchLabels": { "app.kubernetes.io/part-of": "textnlp" }, "matchExpressions": [excluded],
+    } }]);
+    assert_eq!(rules("ingress", "from", &clients), [5432]);
     let stored = |address: &'static str| {
         let stored = url(address);
         server(&move |workload| workload.stored.clone_from(&stored), fixture())["textnlp-database-out"]["egress"]
