@@ -1,6 +1,6 @@
 //! Admission of client connections: a share per address, and a total. For one connection more than the total, the one
 //! that has been idle longest is closed, as nginx does, so that silent connections do not keep clients out. A connection
-//! is idle until it has sent a whole request. The requests of an address have the same bound as its connections: one
+//! is idle unless one of its requests waits for a backend. The requests of an address have the same bound as its connections: one
 //! HTTP/2 connection may have many, each with a connection to a backend.
 
 use std::collections::{BTreeMap, HashMap};
@@ -158,7 +158,7 @@ impl Place {
         }
     }
 
-    /// The connection has a request, or has none any more.
+    /// The connection has a request that waits for a backend, or has none any more.
     pub(super) fn set_idle(&self, is_idle: bool) {
         let table = &mut *self.admission.table();
         let since = table.number();

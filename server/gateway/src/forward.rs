@@ -120,7 +120,7 @@ async fn forward(
     head.headers = forwarded_headers(&head.headers, host, client, id);
     let upload = Arc::new(UploadState::default());
     let body = take(body, live.config.max_request_bytes, deadline, &upload).await?;
-    asked.received();
+    asked.set_waiting(true);
     let head = Head { method: head.method, uri: target, headers: head.headers };
 
     let mut attempt = Forwarding { gateway, deadline, head, upload, tried: Vec::new(), last: Refusal::NoBackend };

@@ -27,8 +27,8 @@ struct Requests {
     next: u64,
     /// When each of them began.
     open: BTreeMap<u64, Instant>,
-    /// Those of them that are here as a whole.
-    received: u64,
+    /// Those of them that wait for a backend.
+    waiting: u64,
     have_begun: bool,
     /// When the last one ended.
     ended: Instant,
@@ -39,13 +39,13 @@ pub(super) struct ActiveRequest {
     activity: Arc<Activity>,
     number: u64,
     of_address: usize,
-    is_received: bool,
+    is_waiting: bool,
 }
 
 impl Activity {
     pub(super) fn new(place: Place) -> Arc<Activity> {
         let requests =
-            Requests { next: 0, open: BTreeMap::new(), received: 0, have_begun: false, ended: Instant::now() };
+            Requests { next: 0, open: BTreeMap::new(), waiting: 0, have_begun: false, ended: Instant::now() };
         Arc::new(Activity { place, requests: Mutex::new(requests) })
     }
 
@@ -61,7 +61,7 @@ impl Activity {
         requests.open.insert(number, Instant::now());
         drop(requests);
         let of_address = self.place.begin_request();
-        ActiveRequest { activity: self.clone(), number, of_address, is_received: false }
+        ActiveRequest { activity: self.clone(), number, of_address, is_waiting: false }
     }
 
     /// Whether there was any request.
@@ -69,9 +69,9 @@ impl Activity {
         self.requests().have_begun
     }
 
-    /// Whether a whole request waits for its answer.
-    pub(super) fn is_answering(&self) -> bool {
-        self.requests().received > 0
+    /// Whether a request waits for a backend.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.requests().waiting > 0
     }
 
     /// Waits until a request is open for longer than `most`.
@@ -114,15 +114,17 @@ impl Activity {
 }
 
 impl ActiveRequest {
-    /// The request is here as a whole, or the backend reads its body: from now on another connection does not take the
-    /// place.
-    pub(super) fn received(&mut self) {
-        if !std::mem::replace(&mut self.is_received, true) {
-            let mut requests = self.activity.requests();
-            requests.received += 1;
-            if requests.received == 1 {
-                self.activity.place.set_idle(false);
-            }
+    /// Whether the request waits for a backend, and not for its client to send or to take something. Meanwhile no other
+    /// connection takes the place.
+    pub(super) fn set_waiting(&mut self, is_waiting: bool) {
+        if std::mem::replace(&mut self.is_waiting, is_waiting) == is_waiting {
+            return;
+        }
+        let mut requests = self.activity.requests();
+        let before = requests.waiting;
+        requests.waiting = if is_waiting { before + 1 } else { before - 1 };
+        if before == 0 || requests.waiting == 0 {
+            self.activity.place.set_idle(!is_waiting);
         }
     }
 
@@ -134,15 +136,10 @@ impl ActiveRequest {
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
+        self.set_waiting(false);
         let mut requests = self.activity.requests();
         requests.open.remove(&self.number);
         requests.ended = Instant::now();
-        if self.is_received {
-            requests.received -= 1;
-            if requests.received == 0 {
-                self.activity.place.set_idle(true);
-            }
-        }
         drop(requests);
         self.activity.place.end_request();
     }
@@ -151,12 +148,13 @@ impl Drop for ActiveRequest {
 /// An answer's body; the request is over when it is.
 pub(super) struct Answering<B> {
     body: B,
-    _asked: ActiveRequest,
+    asked: ActiveRequest,
 }
 
 impl<B> Answering<B> {
-    pub(super) fn new(body: B, asked: ActiveRequest) -> Answering<B> {
-        Answering { body, _asked: asked }
+    pub(super) fn new(body: B, mut asked: ActiveRequest) -> Answering<B> {
+        asked.set_waiting(false);
+        Answering { body, asked }
     }
 }
 
@@ -168,7 +166,9 @@ impl<B: Body + Unpin> Body for Answering<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        self.asked.set_waiting(frame.is_pending());
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -202,16 +202,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn request_counts_as_answered_once_it_is_whole_and_is_overdue_after_its_time() {
+    async fn request_waits_once_it_is_whole_and_is_overdue_after_its_time() {
         let activity = activity();
         let mut asked = activity.asked();
-        assert!(!activity.is_answering());
-        asked.received();
-        asked.received();
-        assert!(activity.is_answering());
+        assert!(!activity.is_waiting());
+        for is_waiting in [true, true, false, true] {
+            asked.set_waiting(is_waiting);
+            assert_eq!(activity.is_waiting(), is_waiting);
+        }
         activity.is_overdue(Duration::from_millis(20)).await;
         drop(asked);
-        assert!(!activity.is_answering());
+        assert!(!activity.is_waiting());
         let soon = tokio::time::timeout(Duration::from_millis(100), activity.is_overdue(Duration::from_millis(20)));
         assert!(soon.await.is_err(), "nothing is open");
     }

@@ -377,7 +377,7 @@ impl Session {
                 Some(Closing::Overdue) => tokio::time::sleep(Closing::Overdue.grace()).await,
                 Some(Closing::Evicted) => {
                     tokio::time::sleep(Closing::Evicted.grace()).await;
-                    while self.activity.is_answering() {
+                    while self.activity.is_waiting() {
                         tokio::time::sleep(Closing::Evicted.grace()).await;
                     }
                 }

@@ -215,7 +215,7 @@ async fn the_longest_idle_connection_makes_room_and_checks_are_served_in_a_flood
 
 /// A request for a path of site.example, by indices of RFC 7541's static table.
 fn request_head(stream: u32, path: &str) -> Vec<u8> {
-    let path = [&[0x04, path.len() as u8], path.as_bytes()].concat();
+    let path = [&[0x04, path.len() as u8][..], path.as_bytes()].concat();
     frame(HEADERS, 5, stream, &[&[0x82, 0x87][..], &path, &[0x41, 12], b"site.example"].concat())
 }
 
@@ -256,6 +256,29 @@ async fn an_answer_that_http2_never_takes_does_not_keep_its_connection() {
     let kinds = until_closed(stream, Duration::from_millis(100), &frame(6, 0, 0, &[1; 8])).await;
     assert!(kinds.contains(&HEADERS), "{kinds:?}");
     counts(&site, "connections_closed_total{reason=\"overdue\"} 1").await;
+}
+
+#[tokio::test]
+async fn answer_that_waits_for_its_client_makes_room_for_another_connection() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &format!("{}  max_connections: 1\n", tls(&path))).await;
+    let mut stream = http2(&site, &trusted).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE: 0.
+    stream.write_all(&frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])).await.unwrap();
+    stream.write_all(&request_head(1, "/x")).await.unwrap();
+    // The head of the answer.
+    let mut head = [0; 9];
+    while head[3] != HEADERS {
+        timeout(SOON, stream.read_exact(&mut head)).await.unwrap().unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        timeout(SOON, stream.read_exact(&mut vec![0; length])).await.unwrap().unwrap();
+    }
+    let other = secure(from([127, 0, 0, 2], site.address()).await, &trusted, b"http/1.1").await.unwrap();
+    let request = Request::get("/x").header("host", "x").body(Full::new(Bytes::new())).unwrap();
+    assert_eq!(exchange(other, request).await.status(), 200);
+    counts(&site, "connections_closed_total{reason=\"evicted\"} 1").await;
 }
 
 #[tokio::test]
