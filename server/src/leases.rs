@@ -1,6 +1,7 @@
 //! Leases of rate limits and token budgets, where these are counted by the primary site: see [`textnlp_store::lease`].
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use textnlp_process::Address;
@@ -11,7 +12,8 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::error::chain;
 
-/// Counters with a lease. Beyond it leases are dropped: what they held stays counted.
+/// Counters with a lease; each token of `/auth/token` has one. Beyond it the key with the most loses its leases: what
+/// they held stays counted.
 const MAX_LEASES: usize = 10_000;
 
 /// The leases of this replica.
@@ -27,6 +29,8 @@ struct Held {
     lease: Mutex<Lease>,
     /// Locked by the one request that asks for the next lease.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// How often there was no answer.
+    failures: AtomicU64,
 }
 
 impl Held {
@@ -47,6 +51,9 @@ impl Held {
             let request = held.lease().request(&reservation);
             let answer = counters::lease(&agent, &request).await;
             let applied = answer.map(|answer| held.lease().apply(&request, answer, units, now_ms()));
+            if applied.is_err() {
+                held.failures.fetch_add(1, Relaxed);
+            }
             drop(turn);
             applied
         });
@@ -65,8 +72,16 @@ impl Leases {
         if held.len() >= MAX_LEASES && !held.contains_key(&name) {
             held.retain(|_, held| held.lease().is_open());
             if held.len() >= MAX_LEASES {
-                tracing::warn!("too many keys at once: unused parts of their limits stay counted");
-                held.clear();
+                let mut counts: HashMap<&str, usize> = HashMap::new();
+                for name in held.keys() {
+                    *counts.entry(&name.subject).or_default() += 1;
+                }
+                let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(key, _)| key.to_owned());
+                tracing::warn!(
+                    key = most.as_deref(),
+                    "too many leases at once: unused parts of this key's limits stay counted"
+                );
+                held.retain(|name, _| Some(&name.subject) != most.as_ref());
             }
         }
         held.entry(name).or_default().clone()
@@ -80,20 +95,25 @@ impl Leases {
             self.renew_early(&held, reservation);
             return Ok(taken);
         }
+        let failures = held.failures.load(Relaxed);
         let turn = held.turn.clone().lock_owned().await;
         // The request before may have asked for enough.
         let taken = held.lease().take(units, now_ms());
         if let Some(taken) = taken {
             return Ok(taken);
         }
-        match held.renew(&self.agent, turn, reservation.clone(), units).await {
-            Ok(Some(outcome)) => Ok(outcome),
-            Ok(None) => Err(LeaseError::new("its answer has no lease")),
-            Err(error) => match held.lease().take_late(units, now_ms()) {
-                Some(left) => Ok(Ok(left)),
-                None => Err(error),
-            },
-        }
+        let error = if held.failures.load(Relaxed) == failures {
+            match held.renew(&self.agent, turn, reservation.clone(), units).await {
+                Ok(Some(outcome)) => return Ok(outcome),
+                Ok(None) => return Err(LeaseError::new("its answer has no lease")),
+                Err(error) => error,
+            }
+        } else {
+            // Each would wait for an own timeout, one after the other.
+            LeaseError::new("it did not answer the request before")
+        };
+        let late = held.lease().take_late(units, now_ms());
+        late.map_or(Err(error), |left| Ok(Ok(left)))
     }
 
     /// Asks for the next lease before this one ends, so that no request waits for it.
@@ -144,7 +164,7 @@ impl Leases {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use axum::extract::State;
@@ -153,7 +173,7 @@ mod tests {
     use camino::Utf8PathBuf;
     use textnlp_process::{Listener, Serving};
     use textnlp_store::lease::{Granted, LeaseAnswer, LeaseRequest};
-    use textnlp_store::{BudgetRefusal, Database, DatabaseAt, Store, Unit};
+    use textnlp_store::{BudgetRefusal, Database, DatabaseAt, Store, Token, Unit};
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
@@ -247,6 +267,41 @@ mod tests {
         agent.stop().await;
         assert!(matches!(other.reserve(&request).await, Ok(Ok(_))), "what is leased can be used");
         assert!(replica.reserve(&request).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn failure_is_shared_by_the_requests_that_waited_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(folder.path().join("agent.sock")).unwrap();
+        let socket = tokio::net::UnixListener::bind(&path).unwrap();
+        let asked = Arc::new(AtomicU64::new(0));
+        let counted = asked.clone();
+        // Closes every connection.
+        let agent = tokio::spawn(async move {
+            while socket.accept().await.is_ok() {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let (replica, request) = (Leases::new(Address::Unix(path)), of(Unit::Requests, 1));
+        let taken = futures::future::join_all((0..10).map(|_| replica.reserve(&request))).await;
+        assert!(taken.iter().all(Result::is_err), "{taken:?}");
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        assert!(replica.reserve(&request).await.is_err());
+        assert_eq!(asked.load(Ordering::SeqCst), 2, "the next request asks again");
+        agent.abort();
+    }
+
+    #[test]
+    fn key_with_too_many_tokens_costs_no_other_key_its_leases() {
+        let replica = Leases::new(Address::Unix("/nowhere.sock".into()));
+        // Something to settle.
+        replica.settle(&of(Unit::Tokens, 1), 0);
+        for number in 0..=MAX_LEASES {
+            let token = Token { jti: number.to_string(), limit: 1, expires_at_ms: 0 };
+            replica.settle(&Reservation { subject: "other".into(), token: Some(token), ..of(Unit::Tokens, 1) }, 0);
+        }
+        let held = replica.held.lock().unwrap();
+        assert!(held.len() < MAX_LEASES && held.keys().any(|name| name.subject == "key"), "{}", held.len());
     }
 
     #[tokio::test]

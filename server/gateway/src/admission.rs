@@ -1,5 +1,7 @@
 //! Admission of client connections: a share per address, and a total. For one connection more than the total, the one
-//! that has been idle longest is closed, as nginx does, so that silent connections do not keep clients out.
+//! that has been idle longest is closed, as nginx does, so that silent connections do not keep clients out. A connection
+//! is idle unless one of its requests waits for a backend. The requests of an address have the same bound as its connections: one
+//! HTTP/2 connection may have many, each with a connection to a backend.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -41,6 +43,8 @@ struct Table {
     open: usize,
     connections: HashMap<u64, Connection>,
     shares: HashMap<IpAddr, usize>,
+    /// Requests that are open, also those of evicted connections.
+    requests: HashMap<IpAddr, usize>,
     /// Idle connections, the longest idle first.
     idle: BTreeMap<u64, u64>,
 }
@@ -57,6 +61,7 @@ struct Connection {
 pub(super) struct Place {
     admission: Arc<Admission>,
     number: u64,
+    share: Option<IpAddr>,
     close: CancellationToken,
 }
 
@@ -93,7 +98,7 @@ impl Admission {
         if let Some(evicted) = evicted {
             evicted.cancel();
         }
-        Ok(Place { admission: self.clone(), number, close })
+        Ok(Place { admission: self.clone(), number, share, close })
     }
 }
 
@@ -132,7 +137,28 @@ impl Place {
         self.close.cancelled().await;
     }
 
-    /// The connection has a request, or has none any more.
+    /// Counts a request. The open requests of the address, with this one; none are counted where it is not limited as
+    /// one client.
+    pub(super) fn begin_request(&self) -> usize {
+        let Some(share) = self.share else { return 0 };
+        let mut table = self.admission.table();
+        let count = table.requests.entry(share).or_default();
+        *count += 1;
+        *count
+    }
+
+    pub(super) fn end_request(&self) {
+        let Some(share) = self.share else { return };
+        let requests = &mut self.admission.table().requests;
+        if let Some(count) = requests.get_mut(&share) {
+            *count -= 1;
+            if *count == 0 {
+                requests.remove(&share);
+            }
+        }
+    }
+
+    /// The connection has a request that waits for a backend, or has none any more.
     pub(super) fn set_idle(&self, is_idle: bool) {
         let table = &mut *self.admission.table();
         let since = table.number();
@@ -208,6 +234,24 @@ mod tests {
         drop((first, second, fourth, reserved));
         let table = admission.table();
         assert!(table.connections.is_empty() && table.shares.is_empty() && table.idle.is_empty() && table.open == 0);
+        assert!(table.requests.is_empty());
+    }
+
+    #[test]
+    fn requests_of_an_address_are_counted_over_its_connections() {
+        let admission = Arc::new(Admission::default());
+        let admit = |text: &str| admission.admit(address(text), BOUNDS).unwrap();
+        let (first, second, other) = (admit("2001:db8::1"), admit("2001:db8::2"), admit("192.0.2.1"));
+        assert_eq!([&first, &second, &first, &other].map(Place::begin_request), [1, 2, 3, 1]);
+        first.end_request();
+        second.end_request();
+        assert_eq!(second.begin_request(), 2);
+        let proxy = admission.admit(None, BOUNDS).unwrap();
+        assert_eq!([proxy.begin_request(), proxy.begin_request()], [0, 0]);
+        for place in [&first, &second, &other, &proxy] {
+            place.end_request();
+        }
+        assert!(admission.table().requests.is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub(super) enum Refusal {
     TooLong,
     TooLarge,
     SlowBody,
+    AddressLimit,
     BadRequest(&'static str),
 }
 
@@ -25,6 +26,7 @@ impl Refusal {
             Refusal::TooLong => StatusCode::GATEWAY_TIMEOUT,
             Refusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::SlowBody => StatusCode::REQUEST_TIMEOUT,
+            Refusal::AddressLimit => StatusCode::TOO_MANY_REQUESTS,
             Refusal::BadRequest(_) => StatusCode::BAD_REQUEST,
         }
     }
@@ -53,6 +55,11 @@ impl Refusal {
                 "send less; `server.api.max_request_size` is the limit",
             ),
             Refusal::SlowBody => ("timeout", "the body did not arrive in time", "send it without pauses"),
+            Refusal::AddressLimit => (
+                "address_limit",
+                "this address has too many requests at once",
+                "wait for answers; operators: `server.api.max_connections_per_address` is the limit",
+            ),
             Refusal::BadRequest(what) => ("bad_request", what, "see GET /openapi.json"),
         }
     }
@@ -62,7 +69,7 @@ impl Refusal {
         let kind = if self.status().is_client_error() { "invalid_request_error" } else { "server_error" };
         let mut response = error(self.status(), kind, code, message, hint);
         let headers = response.headers_mut();
-        if self == Refusal::NoBackend {
+        if matches!(self, Refusal::NoBackend | Refusal::AddressLimit) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
         }
         if matches!(self, Refusal::TooLarge | Refusal::SlowBody) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use camino::Utf8Path;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -317,7 +318,7 @@ impl Backend {
                     stream.set_nodelay(true)?;
                     self.secured(stream, stops).await
                 }
-                SocketAddress::Unix(path) => self.secured(UnixStream::connect(path).await?, stops).await,
+                SocketAddress::Unix(path) => self.secured(connect_unix(path).await?, stops).await,
             }
         };
         // The handshake is within the same timeout: a local socket may lead to an unresponsive target.
@@ -356,6 +357,18 @@ fn was_not_read(error: &hyper::Error) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// Waits where the backend's queue is full: it is busy, not gone.
+async fn connect_unix(path: &Utf8Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            connected => return connected,
+        }
+    }
 }
 
 async fn shake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, stops: &Stops) -> io::Result<Lease> {

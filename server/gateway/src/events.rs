@@ -24,6 +24,8 @@ pub(super) enum Closing {
     Idle,
     /// It sent too many frames that cost it nothing.
     FrameFlood,
+    /// It has not taken an answer in time.
+    Overdue,
 }
 
 impl Closing {
@@ -33,6 +35,7 @@ impl Closing {
             Closing::NoRequest => "no_request",
             Closing::Idle => "idle",
             Closing::FrameFlood => "frame_flood",
+            Closing::Overdue => "overdue",
         }
     }
 

@@ -19,6 +19,7 @@ use super::backend::{Backend, Failed, Lease};
 use super::body::{Download, InFlight, Taken, Upload, UploadState, take};
 use super::config::Config;
 use super::events::RequestLine;
+use super::idle::ActiveRequest;
 
 /// Backends that one request may try. More would turn one sick request into an outage of all.
 pub(super) const MOST_TRIES: usize = 3;
@@ -80,13 +81,14 @@ pub(super) async fn handle(
     gateway: Arc<Gateway>,
     client: Client,
     request: Request<Incoming>,
+    asked: &mut ActiveRequest,
 ) -> Result<Response<Download>, Infallible> {
     let started = Instant::now();
     let id = request_id(request.headers());
     let client = client.behind(request.headers(), &gateway.live().config);
     let method = request.method().clone();
     let path: String = request.uri().path().chars().take(MOST_PATH).collect();
-    let mut response = match forward(&gateway, client, &id, started, request).await {
+    let mut response = match forward(&gateway, client, &id, started, request, asked).await {
         Ok(response) => response,
         Err(refusal) => {
             let line = RequestLine { id: id.to_str().unwrap_or_default(), method: method.as_str(), path: &path };
@@ -105,8 +107,12 @@ async fn forward(
     id: &HeaderValue,
     started: Instant,
     request: Request<Incoming>,
+    asked: &mut ActiveRequest,
 ) -> Result<Response<Download>, Refusal> {
     let live = gateway.live();
+    if asked.of_address() > live.config.max_connections_per_address {
+        return Err(Refusal::AddressLimit);
+    }
     let deadline = started + Duration::from_secs(live.config.timeout_seconds);
     let (mut head, body) = request.into_parts();
     let target = origin_form(&head.method, &head.uri)?;
@@ -114,6 +120,7 @@ async fn forward(
     head.headers = forwarded_headers(&head.headers, host, client, id);
     let upload = Arc::new(UploadState::default());
     let body = take(body, live.config.max_request_bytes, deadline, &upload).await?;
+    asked.set_waiting(true);
     let head = Head { method: head.method, uri: target, headers: head.headers };
 
     let mut attempt = Forwarding { gateway, deadline, head, upload, tried: Vec::new(), last: Refusal::NoBackend };

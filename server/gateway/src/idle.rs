@@ -3,6 +3,7 @@
 //! Closing an idle connection races with the client's next request on it. So during shutdown every response says that
 //! it is the connection's last, and an idle connection is closed only after a while.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -22,18 +23,29 @@ pub(super) struct Activity {
 
 #[derive(Debug)]
 struct Requests {
-    open: u64,
+    /// The number of the next one.
+    next: u64,
+    /// When each of them began.
+    open: BTreeMap<u64, Instant>,
+    /// Those of them that wait for a backend.
+    waiting: u64,
     have_begun: bool,
     /// When the last one ended.
     ended: Instant,
 }
 
-/// A request that is being answered.
-pub(super) struct ActiveRequest(Arc<Activity>);
+/// A request that is being received or answered.
+pub(super) struct ActiveRequest {
+    activity: Arc<Activity>,
+    number: u64,
+    of_address: usize,
+    is_waiting: bool,
+}
 
 impl Activity {
     pub(super) fn new(place: Place) -> Arc<Activity> {
-        let requests = Requests { open: 0, have_begun: false, ended: Instant::now() };
+        let requests =
+            Requests { next: 0, open: BTreeMap::new(), waiting: 0, have_begun: false, ended: Instant::now() };
         Arc::new(Activity { place, requests: Mutex::new(requests) })
     }
 
@@ -44,16 +56,37 @@ impl Activity {
     pub(super) fn asked(self: &Arc<Self>) -> ActiveRequest {
         let mut requests = self.requests();
         requests.have_begun = true;
-        requests.open += 1;
-        if requests.open == 1 {
-            self.place.set_idle(false);
-        }
-        ActiveRequest(self.clone())
+        let number = requests.next;
+        requests.next += 1;
+        requests.open.insert(number, Instant::now());
+        drop(requests);
+        let of_address = self.place.begin_request();
+        ActiveRequest { activity: self.clone(), number, of_address, is_waiting: false }
     }
 
     /// Whether there was any request.
     pub(super) fn has_begun(&self) -> bool {
         self.requests().have_begun
+    }
+
+    /// Whether a request waits for a backend.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.requests().waiting > 0
+    }
+
+    /// Waits until a request is open for longer than `most`.
+    pub(super) async fn is_overdue(&self, most: Duration) {
+        loop {
+            let rest = {
+                let oldest = self.requests().open.first_key_value().map(|(_, began)| *began);
+                oldest.map_or(most, |began| (began + most).saturating_duration_since(Instant::now()))
+            };
+            if rest.is_zero() {
+                return;
+            }
+            // One may begin meanwhile.
+            tokio::time::sleep(rest.min(most / 4)).await;
+        }
     }
 
     /// Waits until another connection takes the place.
@@ -67,7 +100,7 @@ impl Activity {
         loop {
             let rest = {
                 let requests = self.requests();
-                match requests.open {
+                match requests.open.len() {
                     0 => (requests.ended.max(from) + long).saturating_duration_since(Instant::now()),
                     _ => long.max(Duration::from_millis(10)),
                 }
@@ -80,26 +113,48 @@ impl Activity {
     }
 }
 
+impl ActiveRequest {
+    /// Whether the request waits for a backend, and not for its client to send or to take something. Meanwhile no other
+    /// connection takes the place.
+    pub(super) fn set_waiting(&mut self, is_waiting: bool) {
+        if std::mem::replace(&mut self.is_waiting, is_waiting) == is_waiting {
+            return;
+        }
+        let mut requests = self.activity.requests();
+        let before = requests.waiting;
+        requests.waiting = if is_waiting { before + 1 } else { before - 1 };
+        if before == 0 || requests.waiting == 0 {
+            self.activity.place.set_idle(!is_waiting);
+        }
+    }
+
+    /// The open requests of the client's address when it began, with this one.
+    pub(super) fn of_address(&self) -> usize {
+        self.of_address
+    }
+}
+
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        let mut requests = self.0.requests();
-        requests.open -= 1;
+        self.set_waiting(false);
+        let mut requests = self.activity.requests();
+        requests.open.remove(&self.number);
         requests.ended = Instant::now();
-        if requests.open == 0 {
-            self.0.place.set_idle(true);
-        }
+        drop(requests);
+        self.activity.place.end_request();
     }
 }
 
 /// An answer's body; the request is over when it is.
 pub(super) struct Answering<B> {
     body: B,
-    _asked: ActiveRequest,
+    asked: ActiveRequest,
 }
 
 impl<B> Answering<B> {
-    pub(super) fn new(body: B, asked: ActiveRequest) -> Answering<B> {
-        Answering { body, _asked: asked }
+    pub(super) fn new(body: B, mut asked: ActiveRequest) -> Answering<B> {
+        asked.set_waiting(false);
+        Answering { body, asked }
     }
 }
 
@@ -111,7 +166,9 @@ impl<B: Body + Unpin> Body for Answering<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        self.asked.set_waiting(frame.is_pending());
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -142,6 +199,22 @@ mod tests {
         assert!(soon.await.is_err() && activity.has_begun());
         drop(asked);
         activity.is_quiet_for(long).await;
+    }
+
+    #[tokio::test]
+    async fn request_waits_once_it_is_whole_and_is_overdue_after_its_time() {
+        let activity = activity();
+        let mut asked = activity.asked();
+        assert!(!activity.is_waiting());
+        for is_waiting in [true, true, false, true] {
+            asked.set_waiting(is_waiting);
+            assert_eq!(activity.is_waiting(), is_waiting);
+        }
+        activity.is_overdue(Duration::from_millis(20)).await;
+        drop(asked);
+        assert!(!activity.is_waiting());
+        let soon = tokio::time::timeout(Duration::from_millis(100), activity.is_overdue(Duration::from_millis(20)));
+        assert!(soon.await.is_err(), "nothing is open");
     }
 
     #[tokio::test]

@@ -40,6 +40,8 @@ use super::{Error, Gateway, answer};
 const MOST_HEAD: usize = 32 << 10;
 /// From the first byte to the end of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A request's own timeout ends it before its connection is closed.
+const OVERDUE_RESERVE: Duration = Duration::from_secs(2);
 /// Streams of one HTTP/2 connection at once.
 const MOST_STREAMS: u32 = 128;
 /// Connections to metrics, administration or health checks at once.
@@ -280,9 +282,9 @@ impl Session {
         let service = {
             let (gateway, client, activity) = (self.gateway.clone(), self.client, self.activity.clone());
             service_fn(move |request| {
-                let (gateway, asked) = (gateway.clone(), activity.asked());
+                let (gateway, mut asked) = (gateway.clone(), activity.asked());
                 async move {
-                    let mut answer = forward::handle(gateway.clone(), client, request).await?;
+                    let mut answer = forward::handle(gateway.clone(), client, request, &mut asked).await?;
                     // The client must close: only it knows that no request is in transit.
                     if gateway.stops.drain.is_cancelled() {
                         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -316,9 +318,9 @@ impl Session {
         let service = {
             let (gateway, client, activity) = (self.gateway.clone(), self.client, self.activity.clone());
             service_fn(move |request| {
-                let (gateway, asked) = (gateway.clone(), activity.asked());
+                let (gateway, mut asked) = (gateway.clone(), activity.asked());
                 async move {
-                    let answer = forward::handle(gateway, client, request).await?;
+                    let answer = forward::handle(gateway, client, request, &mut asked).await?;
                     Ok::<_, Infallible>(answer.map(|body| Answering::new(body, asked)))
                 }
             })
@@ -371,6 +373,14 @@ impl Session {
         let given_up = async {
             match closing {
                 None => nothing_comes(&self.gateway, || self.activity.has_begun()).await,
+                // What a client has not sent or taken for so long is not waited for.
+                Some(Closing::Overdue) => tokio::time::sleep(Closing::Overdue.grace()).await,
+                Some(Closing::Evicted) => {
+                    tokio::time::sleep(Closing::Evicted.grace()).await;
+                    while self.activity.is_waiting() {
+                        tokio::time::sleep(Closing::Evicted.grace()).await;
+                    }
+                }
                 Some(closing) => self.activity.is_quiet_for(closing.grace()).await,
             }
         };
@@ -383,7 +393,10 @@ impl Session {
 
     /// Waits until the connection has to close for others.
     async fn exceeds(&self, idle: Option<Duration>) -> Closing {
-        let first = Duration::from_secs(self.gateway.live().config.first_request_timeout_seconds);
+        let live = self.gateway.live();
+        let first = Duration::from_secs(live.config.first_request_timeout_seconds);
+        let request = Duration::from_secs(live.config.timeout_seconds);
+        drop(live);
         let no_request = async {
             tokio::time::sleep(first).await;
             // Proxies open connections in advance.
@@ -397,8 +410,17 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
+        // An HTTP/2 client that opens no window for an answer keeps it here; a write timeout does not see that.
+        let overdue = async {
+            match self.client.is_proxy {
+                // One client of a proxy must not close the connection of the others.
+                true => std::future::pending().await,
+                false => self.activity.is_overdue(request + OVERDUE_RESERVE).await,
+            }
+        };
         tokio::select! {
             () = self.activity.evicted() => Closing::Evicted,
+            () = overdue => Closing::Overdue,
             () = no_request => Closing::NoRequest,
             () = quiet => Closing::Idle,
         }

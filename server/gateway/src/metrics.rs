@@ -109,7 +109,7 @@ impl Metrics {
         );
         registry.register(
             "connections_closed",
-            "Connections that the gateway closed: evicted, no_request, idle, frame_flood",
+            "Connections that the gateway closed: evicted, no_request, idle, frame_flood, overdue",
             metrics.connections_closed.clone(),
         );
         registry.register("backend_healthy", "1 if the replica gets requests", metrics.healthy.clone());

@@ -241,6 +241,7 @@ impl Store {
             self.remember(&mut transaction, subject, unit, arrival.max(least)).await?;
         }
         self.settle_in(&mut transaction, reservation, request.settled, share).await?;
+        self.charge(&mut transaction, request, share, now_ms).await?;
         let granted = match reservation.units {
             0 => None,
             _ => Some(self.grant_in(&mut transaction, reservation, share, now_ms).await?),
@@ -262,6 +263,7 @@ impl Store {
             0 => None,
             _ => {
                 let mut transaction = self.count(&about(&reservation.subject)).await?;
+                self.charge(&mut transaction, request, share, now_ms).await?;
                 let granted = self.grant_in(&mut transaction, reservation, share, now_ms).await?;
                 self.commit(transaction).await?;
                 Some(granted)
@@ -383,6 +385,24 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Charges to a rate what was used beyond a lease; a settlement charges it to budgets.
+    async fn charge(
+        &self,
+        transaction: &mut Transaction<'static, Any>,
+        request: &LeaseRequest,
+        share: Share,
+        now_ms: i64,
+    ) -> Result<(), StoreError> {
+        let (subject, unit) = (&request.reservation.subject, request.reservation.unit.name());
+        let Some(rate) = request.reservation.rate.filter(|_| request.overdrawn > 0) else { return Ok(()) };
+        let (rate, name, now) = (share.rate(rate), share.name(unit), now_ms as f64);
+        let arrival = self.arrival(transaction, subject, &name).await?.unwrap_or(0.0).max(now);
+        let charged = arrival + rate.each_ms() * request.overdrawn as f64;
+        // It is full after one period.
+        let most = arrival.max(now + rate.per.as_millis() as f64);
+        self.remember(transaction, subject, &name, charged.min(most)).await
     }
 
     async fn spent(&self, transaction: &mut Transaction<'static, Any>, id: &str) -> Result<u64, StoreError> {

@@ -59,6 +59,10 @@ pub struct LeaseRequest {
     pub settled: Settlement,
     /// For this site's own share.
     pub settled_apart: Settlement,
+    /// Used beyond what was granted, by requests during a renewal: charged to the rate. Charged twice where an answer is
+    /// lost.
+    #[serde(default)]
+    pub overdrawn: u64,
 }
 
 /// The next lease.
@@ -115,12 +119,15 @@ impl Default for Lease {
 impl Lease {
     /// Takes units, or repeats a refusal. `None`: a lease has to be asked for.
     pub fn take(&mut self, units: u64, now_ms: i64) -> Option<Outcome> {
-        if now_ms < self.until_ms
+        if !self.is_over(now_ms)
             && let Some(left) = self.take_late(units, now_ms)
         {
             return Some(Ok(left));
         }
-        let refused = self.refused.as_ref().filter(|refused| now_ms < refused.until_ms && refused.units <= units)?;
+        let refused = self.refused.as_ref().filter(|refused| refused.units <= units)?;
+        if !is_before(now_ms, refused.until_ms, REFUSAL_MS) {
+            return None;
+        }
         Some(Err(refused.why))
     }
 
@@ -140,7 +147,7 @@ impl Lease {
 
     /// Whether it is over.
     pub fn is_over(&self, now_ms: i64) -> bool {
-        now_ms >= self.until_ms
+        !is_before(now_ms, self.until_ms, self.lasts_ms)
     }
 
     /// Whether there is something to settle.
@@ -157,7 +164,8 @@ impl Lease {
             false => (ended, Settlement::default()),
         };
         let (holder, settled) = (self.holder.clone(), self.unsettled.plus(ended));
-        LeaseRequest { holder, reservation: reservation.clone(), settled, settled_apart }
+        let overdrawn = self.available().min(0).unsigned_abs();
+        LeaseRequest { holder, reservation: reservation.clone(), settled, settled_apart, overdrawn }
     }
 
     /// Takes an answer in, and `units` of it. What was used since the request counts against the new lease.
@@ -220,6 +228,12 @@ struct Outstanding {
     until_ms: i64,
 }
 
+impl Outstanding {
+    fn is_open(&self, now_ms: i64) -> bool {
+        is_before(now_ms, self.until_ms, LONGEST_MS + LATE_MS)
+    }
+}
+
 /// How long a lease counts as granted after its end: its holder may still use it while it renews it.
 const LATE_MS: i64 = 5000;
 
@@ -231,7 +245,7 @@ impl Granted {
     pub fn leased(&mut self, request: &LeaseRequest, now_ms: i64) -> u64 {
         let own = request.settled.granted;
         let Some(holders) = self.0.get_mut(&name(request)) else { return own };
-        holders.retain(|_, lease| now_ms < lease.until_ms);
+        holders.retain(|_, lease| lease.is_open(now_ms));
         let others = holders.iter().filter(|(holder, _)| **holder != request.holder);
         others.map(|(_, lease)| lease.units).fold(own, u64::saturating_add)
     }
@@ -243,7 +257,7 @@ impl Granted {
         }
         if self.0.len() >= MAX_RATES {
             self.0.retain(|_, holders| {
-                holders.retain(|_, lease| now_ms < lease.until_ms);
+                holders.retain(|_, lease| lease.is_open(now_ms));
                 !holders.is_empty()
             });
         }
@@ -262,6 +276,11 @@ fn name(request: &LeaseRequest) -> (String, Unit) {
     (request.reservation.subject.clone(), request.reservation.unit)
 }
 
+/// Whether an end is ahead, and no further than it can be: a clock that was set back must extend nothing.
+fn is_before(now_ms: i64, until_ms: i64, longest_ms: i64) -> bool {
+    (1..=longest_ms).contains(&until_ms.saturating_sub(now_ms))
+}
+
 /// How long a lease lasts.
 fn lasts_ms(reservation: &Reservation) -> i64 {
     reservation.rate.map_or(LONGEST_MS, |rate| (rate.per.as_millis() as i64 / 10).min(LONGEST_MS))
@@ -278,6 +297,7 @@ mod tests {
     on_both!(
         small_limit_is_counted_once_over_all_sites,
         rate_over_three_sites_never_exceeds_the_limit,
+        units_taken_during_a_refused_renewal_are_charged_to_the_rate,
         budget_over_three_sites_is_never_exceeded_and_can_be_spent_completely,
         unreachable_primary_leaves_each_site_its_part,
         next_primary_knows_what_was_counted,
@@ -400,6 +420,26 @@ mod tests {
         assert!(given.len() as f64 >= 0.8 * f64::from(exact), "{} of {exact}", given.len());
     }
 
+    async fn units_taken_during_a_refused_renewal_are_charged_to_the_rate(bench: Bench) {
+        let (mut primary, mut sites) = three(&bench).await;
+        let (of, site) = (|units| of(Some("1200/hour"), None, Unit::Tokens, units), &mut sites[0]);
+        let mut given = 0;
+        for now in START..START + 50 {
+            given += u64::from(site.take(Some(&mut primary), &of(1), now).await.is_ok());
+            // More than the rate ever allows: the unused units go back, and other requests take them meanwhile.
+            let request = site.lease.request(&of(1201));
+            while matches!(site.lease.take(1, now), Some(Ok(_))) {
+                given += 1;
+            }
+            let leased = primary.granted.leased(&request, now);
+            let answer = primary.store.lease(&request, SITES, leased, now).await.unwrap();
+            primary.granted.note(&request, &answer, now);
+            assert!(matches!(site.lease.apply(&request, answer, 1201, now), Some(Err(_))));
+        }
+        // At most one lease more, a twelfth.
+        assert!((1000..=1300).contains(&given), "{given}");
+    }
+
     async fn budget_over_three_sites_is_never_exceeded_and_can_be_spent_completely(bench: Bench) {
         let (mut primary, mut sites) = three(&bench).await;
         let of = |units| of(None, Some(10_000), Unit::Tokens, units);
@@ -490,6 +530,24 @@ mod tests {
         next.store.put_counters(&named).await.unwrap();
         assert!(sites[0].take(Some(&mut next), &requests, START).await.is_ok());
         assert!(sites[1].take(Some(&mut next), &requests, START).await.is_err());
+    }
+
+    #[test]
+    fn clock_that_is_set_back_extends_no_lease_and_no_refusal() {
+        let of = of(Some("1000/hour"), None, Unit::Requests, 1);
+        let (mut lease, mut granted) = (Lease::default(), Granted::default());
+        let answer = |granted| LeaseAnswer { granted: Some(granted), apart: false, unsettled: Settlement::default() };
+        let (request, grant) = (lease.request(&of), answer(Ok(Grant { units: 5, left: None })));
+        granted.note(&request, &grant, START);
+        lease.apply(&request, grant, 1, START);
+        let (later, before) = (START + 10, START - 60_000);
+        let other = LeaseRequest { holder: "other".into(), ..request };
+        assert!(!lease.is_over(later) && lease.is_over(before));
+        assert!(lease.take(1, later).is_some() && lease.take(1, before).is_none());
+        assert_eq!((granted.leased(&other, later), granted.leased(&other, before)), (5, 0));
+        lease.apply(&lease.request(&of), answer(Err(BudgetRefusal::Apart)), 1, START);
+        assert_eq!(lease.take(1, later), Some(Err(BudgetRefusal::Apart)));
+        assert_eq!(lease.take(1, before), None);
     }
 
     #[test]

@@ -213,6 +213,92 @@ async fn the_longest_idle_connection_makes_room_and_checks_are_served_in_a_flood
     assert_eq!(a.state.left.load(SeqCst), 0);
 }
 
+/// A request for a path of site.example, by indices of RFC 7541's static table.
+fn request_head(stream: u32, path: &str) -> Vec<u8> {
+    let path = [&[0x04, path.len() as u8][..], path.as_bytes()].concat();
+    frame(HEADERS, 5, stream, &[&[0x82, 0x87][..], &path, &[0x41, 12], b"site.example"].concat())
+}
+
+#[tokio::test]
+async fn requests_of_an_address_are_bounded_whatever_its_connections_multiplex() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &format!("{}  max_connections_per_address: 3\n", tls(&path))).await;
+    let mut streams = [http2(&site, &trusted).await, http2(&site, &trusted).await];
+    for stream in &mut streams {
+        let requests: Vec<u8> = (0..4).flat_map(|number| request_head(1 + 2 * number, "/hold")).collect();
+        stream.write_all(&requests).await.unwrap();
+    }
+    counts(&site, "requests_refused_total{reason=\"address_limit\"} 5").await;
+    eventually(async || a.state.waiting.load(SeqCst) == 3).await;
+    let other = secure(from([127, 0, 0, 2], site.address()).await, &trusted, b"http/1.1").await.unwrap();
+    let request = Request::get("/x").header("host", "x").body(Full::new(Bytes::new())).unwrap();
+    assert_eq!(exchange(other, request).await.status(), 200);
+    drop(streams);
+    // What ended is not counted any more.
+    eventually(async || a.state.left.load(SeqCst) == 3).await;
+    let mut stream = http2(&site, &trusted).await;
+    stream.write_all(&request_head(1, "/hold")).await.unwrap();
+    eventually(async || a.state.waiting.load(SeqCst) == 4).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_http2_never_takes_does_not_keep_its_connection() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &format!("{}  timeout_seconds: 1\n", tls(&path))).await;
+    let mut stream = http2(&site, &trusted).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE: 0.
+    stream.write_all(&frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])).await.unwrap();
+    stream.write_all(&request_head(1, "/x")).await.unwrap();
+    let kinds = until_closed(stream, Duration::from_millis(100), &frame(6, 0, 0, &[1; 8])).await;
+    assert!(kinds.contains(&HEADERS), "{kinds:?}");
+    counts(&site, "connections_closed_total{reason=\"overdue\"} 1").await;
+}
+
+#[tokio::test]
+async fn answer_that_waits_for_its_client_makes_room_for_another_connection() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &format!("{}  max_connections: 1\n", tls(&path))).await;
+    let mut stream = http2(&site, &trusted).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE: 0.
+    stream.write_all(&frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])).await.unwrap();
+    stream.write_all(&request_head(1, "/x")).await.unwrap();
+    // The head of the answer.
+    let mut head = [0; 9];
+    while head[3] != HEADERS {
+        timeout(SOON, stream.read_exact(&mut head)).await.unwrap().unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        timeout(SOON, stream.read_exact(&mut vec![0; length])).await.unwrap().unwrap();
+    }
+    let other = secure(from([127, 0, 0, 2], site.address()).await, &trusted, b"http/1.1").await.unwrap();
+    let request = Request::get("/x").header("host", "x").body(Full::new(Bytes::new())).unwrap();
+    assert_eq!(exchange(other, request).await.status(), 200);
+    counts(&site, "connections_closed_total{reason=\"evicted\"} 1").await;
+}
+
+#[tokio::test]
+async fn unfinished_request_makes_room_for_another_connection() {
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], "  max_connections: 1\n").await;
+    let mut slow = from([127, 0, 0, 5], site.address()).await;
+    let head = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n";
+    slow.write_all(head).await.unwrap();
+    // The gateway reads the body now.
+    let mut asked = [0; b"HTTP/1.1 100".len()];
+    timeout(SOON, slow.read_exact(&mut asked)).await.unwrap().unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100");
+    assert!(is_served(from([127, 0, 0, 6], site.address()).await, "/x").await);
+    let rest = timeout(SOON, slow.read_to_end(&mut Vec::new())).await;
+    assert!(rest.is_ok(), "the connection is still open");
+    counts(&site, "connections_closed_total{reason=\"evicted\"} 1").await;
+    assert_eq!(a.requests(), 1);
+}
+
 #[tokio::test]
 async fn flooded_site_stays_healthy_for_the_global_endpoint() {
     let (held, path) = folder();
