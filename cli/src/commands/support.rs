@@ -10,6 +10,7 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use textnlp_files::Replace;
 use textnlp_orchestrator::environment::model::SecretSource;
 
 use super::{doctor, logs, state, status};
@@ -151,9 +152,17 @@ fn holds(line: &[u8], secret: &[u8]) -> bool {
 }
 
 fn write(path: &Utf8Path, pieces: &[(String, String)], now: Timestamp) -> Result<(), Failure> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let open = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-    let file = open.with_context(|| format!("make {path}"))?;
+    // A pipe or a device such as /dev/stdout is written to; a file or a link is replaced.
+    let is_stream = std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir());
+    if is_stream {
+        let mut stream = std::fs::OpenOptions::new().write(true).open(path).with_context(|| format!("open {path}"))?;
+        return Ok(pack(&mut stream, path, pieces, now)?);
+    }
+    Replace::private().with(path, |file| pack(file, path, pieces, now))?;
+    Ok(())
+}
+
+fn pack(file: &mut std::fs::File, path: &Utf8Path, pieces: &[(String, String)], now: Timestamp) -> anyhow::Result<()> {
     let mut tar = tar::Builder::new(file);
     let root = Utf8PathBuf::from(path.file_stem().unwrap_or("support"));
     for (name, text) in pieces {
@@ -163,7 +172,5 @@ fn write(path: &Utf8Path, pieces: &[(String, String)], now: Timestamp) -> Result
         header.set_mtime(now.as_second().unsigned_abs());
         tar.append_data(&mut header, root.join(name), text.as_bytes()).with_context(|| format!("write {path}"))?;
     }
-    let file = tar.into_inner().with_context(|| format!("write {path}"))?;
-    file.sync_all().with_context(|| format!("write {path}"))?;
-    Ok(())
+    tar.finish().with_context(|| format!("write {path}"))
 }

@@ -44,7 +44,8 @@ pub(super) fn restrict(folder: &SiteFolder, unit: &Unit) -> io::Result<()> {
             }
             Ok(_) => {}
             // The kernel knows no capability with this number.
-            Err(_) => break,
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
         }
     }
     let bind = CapabilitySet::NET_BIND_SERVICE;
