@@ -122,10 +122,13 @@ impl PublicKey {
     pub fn parse(text: &str) -> Result<PublicKey> {
         let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
         let shown: String = line.chars().take(80).collect();
-        let key = minisign::PublicKey::from_base64(line).map_err(|error| Error::Key {
-            path: format!("`{shown}`"),
-            why: format!("it is not a minisign public key ({error})"),
-        })?;
+        let invalid = |why: String| Error::Key { path: format!("`{shown}`"), why };
+        let key = minisign::PublicKey::from_base64(line)
+            .map_err(|error| invalid(format!("it is not a minisign public key ({error})")))?;
+        // The crate reads the algorithm and does not compare it: "Ed", Ed25519.
+        if !key.to_bytes().starts_with(b"Ed") {
+            return Err(invalid("it is not a minisign public key (its algorithm is unknown)".to_owned()));
+        }
         Ok(PublicKey(key))
     }
 

@@ -12,7 +12,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
     ("Deploy", &["preflight", "plan", "up", "apply", "gate", "down", "status", "logs", "doctor"]),
     ("Use the service", &["generate", "chat", "tokenize", "validate", "health", "load"]),
     ("Environments", &["init", "env", "providers", "model", "export"]),
-    ("Access and records", &["key", "audit", "alert", "support-bundle"]),
+    ("Access and records", &["key", "secret", "audit", "alert", "support-bundle"]),
     ("Releases", &["release", "promote", "rollback", "rollout"]),
     ("Bundles", &["bundle"]),
     ("Recovery", &["backup", "restore", "dr"]),

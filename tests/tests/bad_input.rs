@@ -562,7 +562,7 @@ fn file_instead_of_the_state_directory_is_reported() {
         let said = sandbox.run(&[verb, &["--env", "development", "--yes"]].concat());
         assert!(matches!(said.exit, 1 | 2), "{said:?}");
         assert!(
-            said.err.contains("error: ") && said.err.contains("hint: ") && said.err.contains("Not a directory"),
+            said.err.contains("error: ") && said.err.contains("hint: ") && said.err.contains("/state is a file"),
             "{said:?}"
         );
     }

@@ -346,7 +346,7 @@ impl Builder<'_> {
         if self.values > MOST_VALUES {
             self.error(
                 span,
-                &format!("the file has more than {MOST_VALUES} values (an alias counts as what it stands for)"),
+                &format!("the file has more than {MOST_VALUES} values (what its aliases stand for counts)"),
                 "write fewer",
             );
             return Err(Aborted);

@@ -28,7 +28,10 @@ pub(crate) use probes::metrics;
 
 /// All routes of the public listener.
 pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
-    let mut routes = probe_routes()
+    let mut routes = Router::new()
+        .route("/health", get(probes::health))
+        // Is not ready while models are loaded, and when draining.
+        .route("/ready", get(probes::ready))
         .route("/auth/token", post(token::issue))
         .route("/.well-known/jwks.json", get(token::jwks))
         .route("/v1/generate", post(generate::generate))
@@ -53,12 +56,9 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
     routes
 }
 
-/// The routes for probes.
+/// The routes of the address for probes, which knows no credentials.
 pub(crate) fn probe_routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/health", get(probes::health))
-        // Is not ready while models are loaded, and when draining.
-        .route("/ready", get(probes::ready))
+    Router::new().route("/health", get(probes::liveness)).route("/ready", get(probes::ready))
 }
 
 async fn method_not_allowed() -> ApiError {

@@ -1,6 +1,6 @@
 //! Root installs a site that another user runs.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use serde_json::json;
 
@@ -53,6 +53,7 @@ fn site_of_root_runs_as_another_user_through_updates() {
     };
 
     let closed = Stage::new("closed");
+    std::fs::set_permissions(closed.sandbox.folder(), std::fs::Permissions::from_mode(0o700)).unwrap();
     for (more, user) in [(vec![], "textnlp"), (vec!["--user", USER], USER)] {
         let refused = install(&closed, &more).expect(1);
         names(&refused.err, &[&format!("the user `{user}` cannot enter /"), "--root DIR", "--user root"]);

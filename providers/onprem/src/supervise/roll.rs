@@ -178,6 +178,8 @@ impl ManagedUnit {
     pub(super) fn restart(&mut self) {
         self.start_now();
         self.asked = Some(PendingRequest::Restart);
+        // What the current program says holds no longer.
+        self.says.clear();
     }
 
     pub(super) fn status(&self) -> UnitStatus {

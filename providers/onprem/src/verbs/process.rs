@@ -29,10 +29,17 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
         let error = work.fails("the site's supervisor is not running");
         return Err(error.hint(format!("look at {}", work.folder.log("supervisor"))));
     }
-    // A failing unit waits for its next restart; a new `up` restarts it at once.
-    supervise::request(work.folder.root(), &ControlRequest::Start { name: spec.unit.clone() })
-        .await
-        .map_err(|error| work.fails(error))?;
+    // A failing unit waits for its next restart; a new `up` restarts it at once. A program that runs and cannot serve
+    // does not look again at what this run repaired.
+    let status = supervise::status(work.folder.root()).await.map_err(|error| work.fails(error))?;
+    let cannot_serve =
+        |seen: &UnitStatus| seen.name == spec.unit && seen.phase != PhaseName::Ready && seen.says.contains(FAILING);
+    let name = spec.unit.clone();
+    let request = match status.is_some_and(|status| status.units.iter().any(cannot_serve)) {
+        true => ControlRequest::Restart { name },
+        false => ControlRequest::Start { name },
+    };
+    supervise::request(work.folder.root(), &request).await.map_err(|error| work.fails(error))?;
     Ok(work.pending(json!({ "step": "start" }), format!("{} becomes ready", spec.unit)))
 }
 
