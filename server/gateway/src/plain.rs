@@ -118,9 +118,10 @@ pub async fn exchange(
     let mut answer = std::pin::pin!(answer);
     tokio::select! {
         answer = &mut answer => answer,
-        ended = connection => match ended {
-            Ok(()) => answer.await,
-            Err(error) => Err(failed(error)),
+        // The peer may close before this side says goodbye: what came before that counts.
+        ended = connection => match (answer.await, ended) {
+            (Err(_), Err(error)) => Err(failed(error)),
+            (answer, _) => answer,
         },
     }
 }

@@ -327,7 +327,8 @@ fn environment_diff_lists_each_changed_value() {
         server.security.api_keys_enabled: false → true
         server.monitoring.log_level: "DEBUG" → "INFO"
         tls.mode: "off" → "local-ca"
-        storage.model_cache: "1GB" → "50GB""#]]
+        storage.model_cache: "1GB" → "50GB"
+        gates.advisories: "wait" → "warn""#]]
     .assert_eq(&lines.join("\n"));
 }
 
