@@ -88,13 +88,15 @@ impl Session {
 
     /// Loads the environment of `--file` or `--env`. For root, the command starts again as the environment's user.
     pub fn load(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        let loaded = self.loaded(console)?;
+        let loaded = self.read()?;
         let name = loaded.environment.environment.clone();
         let scope = self.scope(name)?;
         let user = loaded.environment.prerequisites.user.as_deref().filter(|user| *user != "root");
         if let Some(user) = user.filter(|_| !self.keeps_user) {
             service_user::switch(self, user, &loaded, &scope.folder)?;
         }
+        // Once, by the command that goes on.
+        print_notes(&loaded, console);
         // As the user that works on it. For root that only asks, the command that it asks for checks it.
         if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
             state_access::check(&scope.folder)?;
@@ -112,14 +114,17 @@ impl Session {
 
     /// The environment of `--file` or `--env` without its state.
     pub fn loaded(&self, console: Console) -> Result<Loaded, Failure> {
+        let loaded = self.read()?;
+        print_notes(&loaded, console);
+        Ok(loaded)
+    }
+
+    fn read(&self) -> Result<Loaded, Failure> {
         let loaded = match &self.global.file {
             Some(file) => self.library.load_file(file, &self.overrides(), &clouds::catalogue()),
             None => self.library.load(&self.environment_name()?, &self.overrides(), &clouds::catalogue()),
         }
         .map_err(|e| invalid(e, &self.again()))?;
-        for problem in &loaded.report.0 {
-            console.say(problem.to_string());
-        }
         let name = loaded.environment.environment.clone();
         if let Some(requested) =
             self.global.env.as_deref().filter(|requested| *requested != name.as_str() && self.global.file.is_none())
@@ -274,6 +279,11 @@ impl Session {
         }
         Ok(target)
     }
+}
+
+/// Prints the warnings and notes of an environment.
+fn print_notes(loaded: &Loaded, console: Console) {
+    loaded.report.0.iter().for_each(|problem| console.say(problem.to_string()));
 }
 
 /// Rejects unknown model sources, all of them at once, before anything changes.
