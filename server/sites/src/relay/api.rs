@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Shared;
 use super::fault::{Kind, MAX_DURATION};
-use super::relay::Relay;
+use super::link::Relay;
 
 /// Maximum connections at once. The clients are a supervisor, a gateway and a drill.
 const MOST_CONNECTIONS: usize = 64;

@@ -9,7 +9,7 @@ mod config;
 
 mod api;
 mod fault;
-mod relay;
+mod link;
 mod tls;
 
 use std::io;
@@ -28,7 +28,7 @@ pub use config::{Config, Link, Target};
 pub use tls::{Tls, identity};
 
 use fault::Faults;
-use relay::Relay;
+use link::Relay;
 use textnlp_gateway::SocketAddress;
 
 /// Grace period for data in flight at shutdown. The sites exchange heartbeats all the time: a relay that is away for
@@ -112,7 +112,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let shared = Arc::new(Shared { relays, faults: Faults::default(), stop });
     let tasks = TaskTracker::new();
     for (at, listener) in listeners.into_iter().enumerate() {
-        tasks.spawn(relay::accept(shared.clone(), at, listener, tasks.clone()));
+        tasks.spawn(link::accept(shared.clone(), at, listener, tasks.clone()));
     }
     tasks.spawn(fault::end_in_time(shared.clone()));
     tasks.spawn(api::serve(shared.clone(), api, tasks.clone()));
