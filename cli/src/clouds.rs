@@ -366,7 +366,7 @@ mod tests {
         for name in ["any.texts.example", "127.0.0.1", "::1", "host-1", "localhost"] {
             assert!(is_accepted(&ours, &ours, &key, name), "{name}");
         }
-        // Whoever has its key can sign these, and an authority without constraints would let them pass.
+        // The holder of its key can sign these, and an authority without constraints would let them pass.
         let open = authority(&[]);
         for name in ["bank.example", "texts.example.org", "10.0.0.1", "::2"] {
             assert!(is_accepted(&open, &open, &key, name), "{name}");

@@ -43,7 +43,7 @@ impl Success {
     }
 }
 
-/// The first failed write to stdout. Commands that stream go on, and the exit status tells.
+/// The first failed write to stdout. A command that streams continues and fails at its end.
 static LOST_OUTPUT: OnceLock<String> = OnceLock::new();
 
 /// Limit of an answer to a question in bytes.
@@ -159,7 +159,7 @@ impl Console {
         }
         match self.deliver(success) {
             Ok(_) => exit,
-            // The document went the same way as the output.
+            // A document would be lost like the output.
             Err(failure) => Self { output: Output::Text, ..*self }.fail(&failure),
         }
     }

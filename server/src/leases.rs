@@ -146,7 +146,7 @@ impl Leases {
                 continue;
             }
             if is_open {
-                // Somebody else is asking already.
+                // Another request is asking already.
                 let Ok(turn) = held.turn.clone().try_lock_owned() else { continue };
                 if let Err(error) = held.renew(&self.agent, turn, name.clone(), 0).await {
                     tracing::debug!(error = %chain(&error), "leases could not be returned yet");

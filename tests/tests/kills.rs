@@ -276,7 +276,7 @@ fn signal_stops_up_and_down_and_rerunning_resumes() {
             assert_eq!(document["error"]["code"], "stopped", "{word} {story}: {document:#}");
             assert_eq!(document["error"]["hint"], format!("textnlp-deploy {story} --env development"));
             assert!(document["outcome"]["stopped"] == true, "{document:#}");
-            // Half a deployment is not ready, whoever asks.
+            // Half a deployment is not ready, by any command.
             let status = sandbox.run(&["status", "--env", "development", "-o", "json"]).expect(1).json();
             assert!(status["ready"] == false && status["unfinished"][0]["purpose"] == story, "{status:#}");
             for look in ["status", "drift", "doctor", "health"] {

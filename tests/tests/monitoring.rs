@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use camino::Utf8Path;
 use textnlp_tests::{Sandbox, http};
 
-/// What nodes' agents, kube-state-metrics and Prometheus itself tell: the monitoring of any cluster has it.
+/// Metrics of node agents, kube-state-metrics and Prometheus itself: the monitoring of any cluster has it.
 const OF_CLUSTERS: [&str; 4] = [
     "container_memory_working_set_bytes",
     "kube_pod_container_resource_limits",

@@ -125,7 +125,7 @@ fn only_verified_releases_are_promoted() {
     let next = promote(&new).expect(0).json()["next"].as_str().unwrap().to_owned();
     assert!(next.contains("up --env staging --server ") && next.contains("/development/sites/here/bin/"), "{next}");
 
-    // Evidence that nobody signed speaks for nothing.
+    // Evidence without a signature is refused.
     let signature = sandbox.state("development").join("evidence/gate.json.minisig");
     std::fs::remove_file(&signature).unwrap();
     refused(&old, "gate.json is not verified", "gate --again");

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use textnlp_tests::Sandbox;
 
-/// Every command that only reads, or that leaves the deployment as it was. `STATE` and `TMP` stand for folders.
+/// Every command that reads, or leaves the service running. `TMP` is replaced by a temporary folder.
 const COMMANDS: &[&str] = &[
     "preflight --env staging",
     "plan --env staging",

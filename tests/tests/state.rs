@@ -510,7 +510,7 @@ fn first_key_and_signing_key_are_replaced_and_their_past_ends() {
 
     // A leaked one is of no use any more.
     json_of(&sandbox, &[&["secret", "rotate", "jwt", "--immediately"][..], &quickly].concat());
-    // The keys are also read again when somebody asks for them.
+    // A request for the key set also reads the keys again.
     assert_eq!(verifiers(), 1);
     assert_eq!((answers(&early), answers(&late), answers(&token(&third))), (401, 401, 200));
 

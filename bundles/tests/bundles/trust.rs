@@ -99,7 +99,7 @@ fn first_verified_installation_pins_its_keys_and_later_ones_need_them() {
     it.install("next.tar", &[], AdmissionOptions::default()).unwrap();
     assert_eq!(it.site.installed().unwrap().unwrap().sources[0].authenticity, Authenticity::Verified { key: own.id() });
 
-    // Typed, it starts anew.
+    // With the flag, new keys are pinned.
     it.bundle("foreign.tar", Some("other"), plain("1.4.0", 14));
     it.install("foreign.tar", &[&other], FORGET).unwrap();
     assert_eq!(it.trusted(), [other]);

@@ -90,7 +90,7 @@ fn refuse_exposed(file: Option<&Path>) -> Result<(), Error> {
         (None, Some(files)) => std::env::split_paths(&files).collect(),
         (None, None) => std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect(),
     };
-    // A missing file is reported by whoever reads it.
+    // A missing file is reported where it is read.
     match files.iter().find_map(|file| textnlp_files::check_secret(file).ok().flatten()) {
         Some(exposed) => {
             let error = Error::new(ErrorKind::Denied, "read", format!("kubeconfig {}", exposed.path.display()));

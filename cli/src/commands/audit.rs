@@ -13,7 +13,7 @@ use textnlp_orchestrator::gate::Check;
 const RECORD: &str = include_str!("../../evidence/audit.json");
 /// The lock file that this program was built from.
 pub const LOCK: &str = include_str!("../../../Cargo.lock");
-/// Stands in this program, so that another one can tell how it was built.
+/// A marker in this program, from which another one reads how it was built.
 pub const BUILT: &str = if cfg!(feature = "clouds") {
     "textnlp-deploy was built with the features: clouds"
 } else {

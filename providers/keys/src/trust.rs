@@ -198,7 +198,7 @@ fn permitted(names: &[String]) -> Vec<GeneralSubtree> {
     if subtrees.is_empty() {
         return subtrees;
     }
-    // A kind of name without any subtree would be unrestricted. The reserved ones belong to nobody.
+    // A kind of name without any subtree would be unrestricted. The reserved ones belong to no host.
     if !subtrees.iter().any(|subtree| matches!(subtree, GeneralSubtree::DnsName(_))) {
         subtrees.push(GeneralSubtree::DnsName("invalid".to_owned()));
     }

@@ -310,7 +310,7 @@ mod tests {
         new.learn(stored.values());
         assert_eq!(new.verify(&token).unwrap(), claims);
         assert_eq!(new.jwks()["keys"].as_array().unwrap().len(), 2);
-        // Nobody extends it any more.
+        // It is not extended any more.
         let ended = |ago: u64| {
             let mut value = value.clone();
             value["exp"] = json!(claims.iat.saturating_sub(ago));

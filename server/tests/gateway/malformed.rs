@@ -197,7 +197,7 @@ async fn dripped_requests_end_in_time() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        // An answer is an end, too: the client is told.
+        // An answer is an end, too: the client notices.
         tokio::select! {
             ended = timeout(SOON, read.read(&mut buffer)) => drop(ended.expect("the connection is still open")),
             () = dripping => {}

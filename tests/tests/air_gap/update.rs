@@ -98,7 +98,7 @@ fn update_and_rollback_fail_no_request() {
         assert_eq!(stage.digest().as_deref(), stage.json(0, &["bundle", "inspect", bundle])["digest"].as_str());
         stage.is_well();
     }
-    // Further back with the whole bundle: only if it is typed, and nobody notices.
+    // Further back with the whole bundle: only with the flag, and no request fails.
     let refused = stage.install(&goods.first, &trust).expect(4);
     names(&refused.err, &["version 3.0.0", "version 1.0.0", "--downgrade"]);
     let (installed, asked, wrong) =

@@ -32,7 +32,7 @@ const TOOLS: [(&str, &[&str]); 3] = [
     ("/sbin/useradd", USERADD),
     ("/bin/busybox", &["adduser", "-S", "-D", "-H", "-h", HOME, "-s", "/sbin/nologin"]),
 ];
-/// Stands for a user that does not exist yet: the kernel's number for users without a number.
+/// The uid for access checks while the user does not exist: the kernel's number for users without a number.
 const NOBODY: u32 = 65534;
 const GUIDE: &str = "docs/guide/security.md, \"Choose the user\"";
 
@@ -248,7 +248,7 @@ pub fn with_user(text: &str, user: &str) -> Option<String> {
         return Some(text.to_owned());
     }
     settings.insert("user".into(), user.into());
-    // The text is extended and not written anew, because the operator's comments are in it.
+    // The text is extended and not rewritten, because the operator's comments are in it.
     const KEY: &str = "\nprerequisites:\n";
     let inserted = text.find(KEY).map(|at| {
         let (head, rest) = text.split_at(at + KEY.len());

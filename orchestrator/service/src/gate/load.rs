@@ -79,7 +79,7 @@ pub fn keep(
     held: Option<&SessionResult>,
     growth: Option<&ScaleUp>,
 ) -> anyhow::Result<()> {
-    // What nobody signed is not signed now.
+    // A file without a signature is not signed afterwards.
     let mut shown = Shown::read(folder).unwrap_or_default();
     let is_less = |held: &SessionResult, kept: &Of<SessionResult>| {
         kept.is_of(lineage, release) && held.sessions.count < kept.what.sessions.count

@@ -193,7 +193,7 @@ async fn files_that_other_users_can_change_are_copied_and_verified() {
     fs::set_permissions(&shared, PermissionsExt::from_mode(0o666)).unwrap();
     let target = place.path("site/models/tiny");
     model.place(&target).unwrap();
-    // Whoever may write to the store's file does so: what was placed stays as it was verified.
+    // A user with write access changes the store's file: the placed copy stays as it was verified.
     fs::write(&shared, noise(1000, 2)).unwrap();
     assert_eq!(verify(&target).unwrap(), model.manifest);
     assert_eq!(fs::metadata(target.join("model.safetensors")).unwrap().permissions().mode() & 0o022, 0);
