@@ -1,0 +1,2 @@
+//! Amazon Web Services.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Simulators of cloud APIs.
+#![forbid(unsafe_code)]
