@@ -1,2 +1,26 @@
-//! Amazon Web Services.
+//! Amazon Web Services: one table of kinds ([`table`](crate)), each a [`resource::Resource`], and one driver for all of them.
+//!
+//! A kind states how its object is read, listed, created, changed one field at a time, and deleted: one call each. The driver
+//! ([`work`]) is level-triggered: it reads the object, makes the one call that brings it closer to the spec, and returns. It can
+//! therefore be continued by another process after a crash at any call.
+//!
+//! Objects carry the lineage, the environment, the resource id and the token of the operation that created them as tags.
+//!
+//! Read in this order: `resource`, `work`, `observe`, `table`, `kinds`, `lower`.
 #![forbid(unsafe_code)]
+
+mod api;
+mod diff;
+mod error;
+mod kinds;
+mod lower;
+mod names;
+mod observe;
+mod provider;
+mod resource;
+mod table;
+mod tags;
+mod work;
+
+pub use api::{Access, Identity};
+pub use provider::Aws;

@@ -1,0 +1,28 @@
+//! The fields in which an object differs from its spec. Pure.
+
+use serde_json::{Value, json};
+use textnlp_provider::{Effect, FieldChange, Object, Wanted};
+
+use crate::resource::TAGS;
+use crate::table::Row;
+use crate::tags;
+
+/// Compares what the spec states; AWS's defaults for what it leaves open are no differences, because a spec leaves nothing out.
+pub(crate) fn diff(row: &Row, wanted: &Wanted, seen: &Object) -> Vec<FieldChange> {
+    let mut changes: Vec<FieldChange> = wanted
+        .spec
+        .fields()
+        .filter(|(field, after)| seen.spec.get(field) != Some(after))
+        .map(|(field, after)| FieldChange {
+            field: field.clone(),
+            before: seen.spec.get(field).cloned().filter(|value| *value != Value::Null),
+            after: Some(after.clone()),
+            effect: row.effect(field),
+        })
+        .collect();
+    if seen.lineage.is_none() && !changes.iter().any(|change| change.field == TAGS) {
+        let (field, after) = (format!("{TAGS}.{}", tags::LINEAGE), Some(json!("this deployment")));
+        changes.push(FieldChange { field, before: None, after, effect: Effect::InPlace });
+    }
+    changes
+}

@@ -1,0 +1,95 @@
+//! Expansion of components into AWS resources. Pure: addresses and ids that only AWS knows are references.
+//!
+//! | component | resources |
+//! |---|---|
+//! | network | `SITE/network`: the VPC |
+
+mod network;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use textnlp_provider::component::ComponentSpec;
+use textnlp_provider::spec::OutputRef;
+use textnlp_provider::{
+    Component, ComponentName, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
+};
+
+use crate::table;
+
+/// Expands a component into the resources of its site's account and region.
+pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+    let mut lowering = Lowering { component, site, wanted: Vec::new(), problems: Vec::new() };
+    match &component.part {
+        ComponentSpec::Network(network) => lowering.network(network),
+        // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
+        _ => {}
+    }
+    if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
+}
+
+/// The state of one component's expansion.
+struct Lowering<'a> {
+    component: &'a Component,
+    site: &'a Site,
+    wanted: Vec<Wanted>,
+    problems: Vec<Problem>,
+}
+
+impl Lowering<'_> {
+    /// Adds the resource `SITE/COMPONENT`, which may be an existing object.
+    fn main(&mut self, kind: &'static str, spec: &impl Serialize) -> ResourceId {
+        let id = ResourceId::of(&self.site.name, &self.component.name);
+        let ownership = self.component.existing.clone().map_or(Ownership::Ours, Ownership::External);
+        self.push(id.clone(), kind, spec, ownership);
+        id
+    }
+
+    /// Adds the resource `SITE/COMPONENT/PART`.
+    fn part(&mut self, part: &str, kind: &'static str, spec: &impl Serialize) -> Option<ResourceId> {
+        match ResourceId::part(&self.site.name, &self.component.name, part) {
+            Ok(id) => {
+                self.push(id.clone(), kind, spec, Ownership::Ours);
+                Some(id)
+            }
+            Err(error) => {
+                self.problem("", error.to_string(), "give it another name");
+                None
+            }
+        }
+    }
+
+    fn push(&mut self, id: ResourceId, kind: &'static str, spec: &impl Serialize, ownership: Ownership) {
+        let mut spec = serde_json::to_value(spec).unwrap_or_default();
+        spec["tags"] = json!(self.site.tags);
+        let spec = Spec::of(&spec);
+        let needs = spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())).collect();
+        let kind = KindName::new(kind).expect("the names in the table are kind names");
+        let is_precious = table::row(&kind).is_some_and(|row| row.kind.data == DataClass::Precious);
+        let (site, protected) = (self.site.name.clone(), is_precious && self.site.protect_data);
+        self.wanted.push(Wanted { id, kind, site, via: None, spec, needs, ownership, protected });
+    }
+
+    /// Adds a dependency of the last resource that no reference in its spec states.
+    fn after(&mut self, on: Option<ResourceId>) {
+        if let (Some(last), Some(on)) = (self.wanted.last_mut(), on) {
+            last.needs.push(Need::on(on));
+            last.needs.sort();
+            last.needs.dedup();
+        }
+    }
+
+    fn problem(&mut self, field: &str, cause: impl Into<String>, fix: impl Into<String>) {
+        let place = format!("{}/{} {field}", self.site.name, self.component.name);
+        self.problems.push(Problem::new(place.trim_end(), cause, fix));
+    }
+
+    /// An output of another component's main resource.
+    fn output_of(&self, component: &ComponentName, field: &str) -> Value {
+        output(&ResourceId::of(&self.site.name, component), field)
+    }
+}
+
+/// A reference to an output.
+fn output(resource: &ResourceId, field: &str) -> Value {
+    json!(OutputRef::new(resource.clone(), field))
+}

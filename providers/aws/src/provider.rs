@@ -1,0 +1,92 @@
+//! [`Aws`]: the implementation of the provider contract.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use textnlp_provider::{
+    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem,
+    Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Wanted,
+};
+use tokio::sync::OnceCell;
+
+use crate::api::{Access, Api, Identity};
+use crate::work::Work;
+use crate::{diff, lower, observe, table};
+
+/// The time between two polls of an object that takes minutes.
+const POLL: Duration = Duration::from_secs(4);
+
+/// The provider of one account in one region.
+pub struct Aws {
+    access: Access,
+    secrets: Arc<dyn SecretStore>,
+    poll: Duration,
+    api: OnceCell<Api>,
+}
+
+impl Aws {
+    /// Creates the provider; nothing is called before the first operation. `secrets` has the values of secret references.
+    pub fn new(access: Access, secrets: Arc<dyn SecretStore>) -> Self {
+        Self { access, secrets, poll: POLL, api: OnceCell::new() }
+    }
+
+    /// The same provider with another time between polls.
+    #[must_use]
+    pub fn polling_every(self, poll: Duration) -> Self {
+        Self { poll, ..self }
+    }
+
+    /// Who is signed in.
+    pub async fn identity(&self) -> Result<Identity> {
+        Ok(self.api().await?.identity.clone())
+    }
+
+    async fn api(&self) -> Result<&Api> {
+        self.api.get_or_try_init(|| Api::connect(&self.access, self.secrets.clone())).await
+    }
+
+    async fn work<'a>(&'a self, op: &'a Operation) -> Result<Work<'a>> {
+        let row = table::row(&op.kind).ok_or_else(|| {
+            let error = Error::new(ErrorKind::Invalid, op.verb.to_string(), op.resource.to_string());
+            error.because(format!("`{}` is no kind of AWS", op.kind))
+        })?;
+        Ok(Work { api: self.api().await?, op, row, poll: self.poll })
+    }
+}
+
+#[async_trait]
+impl Provider for Aws {
+    fn kinds(&self) -> &'static [Kind] {
+        table::kinds()
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        lower::lower(component, site)
+    }
+
+    fn diff(&self, wanted: &Wanted, _recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        table::row(&wanted.kind).map(|row| diff::diff(row, wanted, seen)).unwrap_or_default()
+    }
+
+    async fn preflight(&self, _wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        self.api().await?;
+        Ok(Vec::new())
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        observe::observe(self.api().await?, scope).await
+    }
+
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        observe::read(self.api().await?, kind, id).await
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        self.work(op).await?.begin().await
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        self.work(op).await?.advance(handle).await
+    }
+}

@@ -1,0 +1,289 @@
+//! What a kind states about its objects, and what the driver knows of an object.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use textnlp_provider::{
+    CloudId, Error, ErrorKind, Foreign, Health, Kind, Lineage, Object, Operation, Outputs, Result, Spec, Wanted,
+};
+
+use crate::api::Api;
+use crate::tags::{self, Tags};
+
+/// One kind of object.
+///
+/// Its spec has a member for each attribute, never leaves one out, and has the tags of the operator in `tags`. [`read`](Self::read)
+/// fills the same type in from the object, so that equal values mean that nothing is to do.
+#[async_trait]
+pub(crate) trait Resource: Send + Sync + 'static {
+    /// The attributes of an object.
+    type Spec: Serialize + DeserializeOwned + Send + Sync;
+
+    /// The fields of the spec that [`put`](Self::put) changes in place. A change of any other field replaces the object.
+    const IN_PLACE: &'static [&'static str];
+
+    /// Whether the API returns the first object for a repeated client token. Otherwise the driver looks for an object of the same
+    /// operation before it creates one.
+    const HAS_CLIENT_TOKEN: bool = false;
+
+    /// Reads one object; `None` when it does not exist.
+    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Self::Spec>>>;
+
+    /// All objects with these tags, in as few calls as possible.
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Self::Spec>>>;
+
+    /// The id that an object with this spec has, where it follows from the name in it.
+    fn id(_spec: &Self::Spec) -> Option<String> {
+        None
+    }
+
+    /// Creates an object and returns its id: one call, with `make.tags` as the object's tags from its first moment.
+    async fn create(api: &Api, make: &Make<'_>, spec: &Self::Spec) -> Result<String>;
+
+    /// Brings one field of the object closer to the spec: one mutating call. It is called again, after a read, until the field has
+    /// the wanted value: a list is changed one element at a time.
+    async fn put(api: &Api, seen: &Seen<Self::Spec>, spec: &Self::Spec, field: &str) -> Result<()>;
+
+    /// Sets and removes tags of the object: one call; removes are asked for once nothing is to be set.
+    async fn tag(api: &Api, seen: &Seen<Self::Spec>, set: &Tags, remove: &[String]) -> Result<()>;
+
+    /// Brings the object closer to its end: one mutating call, repeated after a read until the object is gone.
+    async fn delete(api: &Api, seen: &Seen<Self::Spec>) -> Result<()>;
+}
+
+/// What [`Resource::create`] gives the new object.
+pub(crate) struct Make<'a> {
+    /// The client token: the same for a repeated operation.
+    pub(crate) token: &'a str,
+    /// Its tags.
+    pub(crate) tags: Tags,
+}
+
+/// Which objects [`Resource::list`] returns.
+#[derive(Debug, Clone)]
+pub(crate) enum Filter {
+    /// Those of a deployment.
+    Lineage(Lineage),
+    /// The one that an operation of a deployment created.
+    Operation(Lineage, String),
+}
+
+impl Filter {
+    /// The tag that an object must have.
+    pub(crate) fn tag(&self) -> (&'static str, String) {
+        match self {
+            Self::Lineage(lineage) => (tags::LINEAGE, lineage.to_string()),
+            Self::Operation(_, token) => (tags::OPERATION, token.clone()),
+        }
+    }
+
+    /// Whether an object has it.
+    pub(crate) fn matches(&self, tags: &Tags) -> bool {
+        let (key, value) = self.tag();
+        tags.get(key) == Some(&value)
+    }
+}
+
+/// An object as read.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen<S> {
+    /// Its id.
+    pub(crate) id: String,
+    /// Its attributes. The driver fills in `tags`.
+    pub(crate) spec: S,
+    /// Its outputs.
+    pub(crate) outputs: Outputs,
+    /// All of its tags.
+    pub(crate) tags: Tags,
+    /// Its state.
+    pub(crate) state: State,
+    /// Objects inside it that no operation created.
+    pub(crate) foreign: Vec<Foreign>,
+}
+
+impl<S> Seen<S> {
+    /// A ready object without outputs.
+    pub(crate) fn new(id: impl Into<String>, spec: S, tags: Tags) -> Self {
+        Self { id: id.into(), spec, outputs: BTreeMap::new(), tags, state: State::Ready, foreign: Vec::new() }
+    }
+
+    /// Adds an output, if the object has it.
+    #[must_use]
+    pub(crate) fn output(mut self, name: &str, value: Option<impl Into<Value>>) -> Self {
+        if let Some(value) = value {
+            self.outputs.insert(name.to_owned(), value.into());
+        }
+        self
+    }
+
+    /// Sets the state.
+    #[must_use]
+    pub(crate) fn state(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+}
+
+/// The state of an object, in the terms of the driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It can be used.
+    Ready,
+    /// It is being created or changed; the text is AWS's own word: `CREATING`.
+    Pending(String),
+    /// It exists and is unhealthy: AWS's reason.
+    Degraded(String),
+    /// Its creation failed for good. `code` is AWS's, if it has one.
+    Failed {
+        /// The code of the reason.
+        code: String,
+        /// The reason.
+        why: String,
+    },
+    /// It is being deleted.
+    Deleting,
+    /// It was deleted, and AWS still shows it for a while.
+    Gone,
+}
+
+/// [`Resource`] without its type.
+#[async_trait]
+pub(crate) trait AnyResource: Send + Sync {
+    fn in_place(&self) -> &'static [&'static str];
+    fn has_client_token(&self) -> bool;
+    async fn read(&self, api: &Api, id: &str) -> Result<Option<Seen<Spec>>>;
+    async fn list(&self, api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>>;
+    fn id(&self, wanted: &Spec) -> Option<String>;
+    async fn create(&self, api: &Api, op: &Operation) -> Result<String>;
+    async fn put(&self, api: &Api, seen: &Seen<Spec>, op: &Operation, field: &str) -> Result<()>;
+    async fn delete(&self, api: &Api, seen: &Seen<Spec>) -> Result<()>;
+}
+
+/// The field of every spec that the driver changes.
+pub(crate) const TAGS: &str = "tags";
+
+/// Carries the type of a kind.
+pub(crate) struct Of<R>(PhantomData<R>);
+
+impl<R> Of<R> {
+    pub(crate) const fn kind() -> Self {
+        Self(PhantomData)
+    }
+}
+
+#[async_trait]
+impl<R: Resource> AnyResource for Of<R> {
+    fn in_place(&self) -> &'static [&'static str] {
+        R::IN_PLACE
+    }
+
+    fn has_client_token(&self) -> bool {
+        R::HAS_CLIENT_TOKEN
+    }
+
+    async fn read(&self, api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+        Ok(R::read(api, id).await?.map(untyped))
+    }
+
+    async fn list(&self, api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+        Ok(R::list(api, filter).await?.into_iter().map(untyped).collect())
+    }
+
+    fn id(&self, wanted: &Spec) -> Option<String> {
+        R::id(&wanted.typed().ok()?)
+    }
+
+    async fn create(&self, api: &Api, op: &Operation) -> Result<String> {
+        let make = Make { token: op.token.as_str(), tags: tags::of_new(op, &own_tags(&op.spec)) };
+        R::create(api, &make, &typed(&op.spec, op)?).await
+    }
+
+    async fn put(&self, api: &Api, seen: &Seen<Spec>, op: &Operation, field: &str) -> Result<()> {
+        let typed_seen = retyped::<R::Spec>(seen, op)?;
+        if field == TAGS {
+            let (set, gone) = tags::change(op, &seen.tags, &own_tags(&op.spec));
+            return R::tag(api, &typed_seen, &set, &gone).await;
+        }
+        R::put(api, &typed_seen, &typed(&op.spec, op)?, field).await
+    }
+
+    async fn delete(&self, api: &Api, seen: &Seen<Spec>) -> Result<()> {
+        let spec: R::Spec = seen
+            .spec
+            .typed()
+            .map_err(|error| Error::new(ErrorKind::Invalid, "delete", seen.id.clone()).because(error))?;
+        R::delete(api, &with_spec(seen, spec)).await
+    }
+}
+
+fn own_tags(spec: &Spec) -> Tags {
+    spec.get(TAGS).and_then(|tags| serde_json::from_value(tags.clone()).ok()).unwrap_or_default()
+}
+
+fn typed<S: DeserializeOwned>(spec: &Spec, op: &Operation) -> Result<S> {
+    spec.typed()
+        .map_err(|error| Error::new(ErrorKind::Invalid, op.verb.to_string(), op.resource.to_string()).because(error))
+}
+
+fn retyped<S: DeserializeOwned>(seen: &Seen<Spec>, op: &Operation) -> Result<Seen<S>> {
+    Ok(with_spec(seen, typed(&seen.spec, op)?))
+}
+
+fn with_spec<S>(seen: &Seen<Spec>, spec: S) -> Seen<S> {
+    Seen {
+        id: seen.id.clone(),
+        spec,
+        outputs: seen.outputs.clone(),
+        tags: seen.tags.clone(),
+        state: seen.state.clone(),
+        foreign: seen.foreign.clone(),
+    }
+}
+
+fn untyped<S: Serialize>(seen: Seen<S>) -> Seen<Spec> {
+    let mut value = serde_json::to_value(&seen.spec).unwrap_or_default();
+    value[TAGS] = serde_json::json!(tags::own(&seen.tags));
+    let spec = Spec::of(&value);
+    Seen { id: seen.id, spec, outputs: seen.outputs, tags: seen.tags, state: seen.state, foreign: seen.foreign }
+}
+
+impl Seen<Spec> {
+    /// The object in the terms of the contract; `None` when its id is not one.
+    pub(crate) fn object(&self, kind: &Kind) -> Option<Object> {
+        let health = match &self.state {
+            State::Ready => Health::Ready,
+            State::Pending(says) => Health::Degraded(format!("it is {says}")),
+            State::Degraded(why) | State::Failed { why, .. } => Health::Degraded(why.clone()),
+            State::Deleting | State::Gone => Health::Degraded("it is being deleted".to_owned()),
+        };
+        Some(Object {
+            kind: kind.name.parse().ok()?,
+            cloud_id: CloudId::new(&self.id).ok()?,
+            spec: self.spec.clone(),
+            outputs: self.outputs.clone(),
+            lineage: tags::lineage(&self.tags),
+            health,
+            via: None,
+            foreign: self.foreign.clone(),
+        })
+    }
+
+    /// The fields that an update would change, in the order in which it does: those of the kind's table, then the tags.
+    pub(crate) fn next(&self, resource: &dyn AnyResource, op: &Operation) -> Option<&'static str> {
+        let differs = |field: &&&str| op.spec.get(field) != self.spec.get(field);
+        let field = resource.in_place().iter().find(differs).copied();
+        let is_tagged = || {
+            let (set, gone) = tags::change(op, &self.tags, &own_tags(&op.spec));
+            set.is_empty() && gone.is_empty()
+        };
+        field.or_else(|| (!is_tagged()).then_some(TAGS))
+    }
+}
+
+/// The id of a resource whose name is in its spec.
+pub(crate) fn id_of(resource: &dyn AnyResource, wanted: &Wanted) -> Option<String> {
+    resource.id(&wanted.spec)
+}

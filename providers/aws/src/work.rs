@@ -1,0 +1,272 @@
+//! One driver for all kinds: reads the object, makes the one call that brings it closer to what is wanted, and returns.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use textnlp_provider::{
+    Error, ErrorKind, Handle, Object, Operation, Ownership, Progress, Recorded, Result, Spec, Verb,
+};
+
+use crate::api::Api;
+use crate::resource::{Filter, Seen, State};
+use crate::table::Row;
+use crate::tags;
+
+/// How many polls a new object may be missing from reads: AWS's reads are eventually consistent.
+const MISSING_POLLS: u32 = 12;
+/// How many times the same change is sent while the object still shows the old value.
+const SAME_CHANGES: u32 = 20;
+/// The longest time between two polls, as a multiple of the shortest.
+const LONGEST: u32 = 8;
+
+/// The state of an operation between two calls.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Stand {
+    /// The object's id.
+    id: String,
+    /// Polls since the last call.
+    polls: u32,
+    /// The last change, and the value that the object showed before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    change: Option<(String, String)>,
+    /// How many times that change was sent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    sent: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// One operation on one object.
+pub(crate) struct Work<'a> {
+    pub(crate) api: &'a Api,
+    pub(crate) op: &'a Operation,
+    pub(crate) row: &'static Row,
+    /// The shortest time between two polls.
+    pub(crate) poll: Duration,
+}
+
+impl Work<'_> {
+    pub(crate) async fn begin(&self) -> Result<Progress> {
+        if self.op.resource.site() != self.op.site.as_str() {
+            return Err(self.invalid("it belongs to another site"));
+        }
+        if self.op.recorded.as_ref().is_some_and(|recorded| matches!(recorded.ownership, Ownership::External(_))) {
+            let error = Error::new(ErrorKind::Denied, self.op.verb.to_string(), self.op.resource.to_string());
+            return Err(error.because("an existing object is read and never changed"));
+        }
+        match self.op.verb {
+            Verb::Create => self.create().await,
+            Verb::Update | Verb::Delete => {
+                let recorded = self.op.recorded.as_ref().ok_or_else(|| self.invalid("it is not recorded"))?;
+                self.step(Stand::of(recorded.cloud_id.as_str())).await
+            }
+        }
+    }
+
+    pub(crate) async fn advance(&self, handle: &Handle) -> Result<Progress> {
+        let stand = serde_json::from_value(handle.0.clone())
+            .map_err(|source| Error::new(ErrorKind::Invalid, "resume", self.op.resource.to_string()).because(source))?;
+        self.step(stand).await
+    }
+
+    async fn step(&self, stand: Stand) -> Result<Progress> {
+        let seen = self.row.resource.read(self.api, &stand.id).await?;
+        let seen = seen.filter(|seen| seen.state != State::Gone);
+        match self.op.verb {
+            Verb::Delete => self.delete(stand, seen).await,
+            Verb::Create | Verb::Update => self.apply(stand, seen).await,
+        }
+    }
+
+    async fn create(&self) -> Result<Progress> {
+        if let Some(made) = self.made().await? {
+            return self.apply(Stand::of(&made.id), Some(made)).await;
+        }
+        match self.row.resource.create(self.api, self.op).await {
+            Ok(id) => self.pending(Stand::of(&id), "being created", Duration::ZERO),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The object that an earlier call of this operation created.
+    async fn made(&self) -> Result<Option<Seen<Spec>>> {
+        let resource = self.row.resource;
+        if let Some(name) = resource.id(&self.op.spec) {
+            let Some(seen) = resource.read(self.api, &name).await?.filter(|seen| seen.state != State::Gone) else {
+                return Ok(None);
+            };
+            if seen.state == State::Deleting {
+                let error = Error::new(ErrorKind::Conflict, "create", self.op.resource.to_string());
+                return Err(error.because(format!("`{name}` is still being deleted")));
+            }
+            let is_ours = tags::lineage(&seen.tags) == Some(self.op.lineage)
+                && tags::resource(&seen.tags).as_ref() == Some(&self.op.resource);
+            if !is_ours {
+                let whose = match (tags::lineage(&seen.tags), tags::resource(&seen.tags)) {
+                    (Some(lineage), Some(resource)) => format!("{resource} of the deployment {lineage}"),
+                    _ => "nobody that is known here: it has no tag `textnlp-lineage`".to_owned(),
+                };
+                let error = Error::new(ErrorKind::Exists, "create", self.op.resource.to_string());
+                return Err(error
+                    .because(format!("`{name}` exists and belongs to {whose}"))
+                    .hint("`textnlp-deploy state import` adopts an object; or give the environment another name"));
+            }
+            return Ok(Some(seen));
+        }
+        if resource.has_client_token() {
+            return Ok(None);
+        }
+        let filter = Filter::Operation(self.op.lineage, self.op.token.as_str().to_owned());
+        let made = resource.list(self.api, &filter).await?;
+        Ok(made.into_iter().find(|seen| !matches!(seen.state, State::Gone | State::Deleting)))
+    }
+
+    async fn apply(&self, mut stand: Stand, seen: Option<Seen<Spec>>) -> Result<Progress> {
+        stand.polls += 1;
+        let Some(seen) = seen else {
+            if self.op.verb == Verb::Create && stand.polls <= MISSING_POLLS {
+                return self.wait(stand, "not shown yet");
+            }
+            let error = Error::new(ErrorKind::NotFound, "wait for", self.op.resource.to_string());
+            let error = error.because(format!("`{}` was removed in the meantime", stand.id));
+            return Ok(Progress::Failed { left: None, error });
+        };
+        match &seen.state {
+            State::Failed { code, why } => {
+                let (kind, hint) = crate::error::classify(self.row.service, code, None, why);
+                let mut error = Error::new(kind, self.op.verb.to_string(), self.op.resource.to_string());
+                error.code = (!code.is_empty()).then(|| code.clone());
+                error.hint = hint;
+                return Ok(Progress::Failed { left: seen.object(&self.row.kind), error: error.because(why.clone()) });
+            }
+            State::Deleting => {
+                let error = Error::new(ErrorKind::Conflict, self.op.verb.to_string(), self.op.resource.to_string());
+                return Err(error.because(format!("`{}` is being deleted", seen.id)));
+            }
+            State::Pending(says) => return self.wait(stand, &format!("`{}` is {says}", seen.id)),
+            State::Ready | State::Degraded(_) | State::Gone => {}
+        }
+        if let Some(field) = seen.next(self.row.resource, self.op) {
+            return self.put(stand, &seen, field).await;
+        }
+        match &seen.state {
+            State::Degraded(why) if self.op.verb == Verb::Create => self.wait(stand, why),
+            _ => self.done(&seen),
+        }
+    }
+
+    /// Sends one change. One that AWS accepted and does not show yet is sent again after a while.
+    async fn put(&self, mut stand: Stand, seen: &Seen<Spec>, field: &str) -> Result<Progress> {
+        let shown = if field == crate::resource::TAGS {
+            format!("{:?}", seen.tags)
+        } else {
+            seen.spec.get(field).map(ToString::to_string).unwrap_or_default()
+        };
+        let change =
+            Some((field.to_owned(), textnlp_provider::Spec::of(&serde_json::json!({ "shown": shown })).digest()));
+        stand.sent = if stand.change == change { stand.sent + 1 } else { 0 };
+        if stand.sent > SAME_CHANGES {
+            let error = Error::new(ErrorKind::Invalid, "change", format!("{} {field}", self.op.resource));
+            let error =
+                error.because(format!("AWS accepts the change of `{field}`, and `{}` keeps its old value", seen.id));
+            return self.failed(seen, error);
+        }
+        // The read that showed the old value may have been stale: every other time the next read decides.
+        if stand.sent % 2 == 1 {
+            stand.change = change;
+            return self.pending(stand, &format!("the change of `{field}` is not shown yet"), self.poll);
+        }
+        if let Err(error) = self.row.resource.put(self.api, seen, self.op, field).await {
+            return if error.kind.may_pass() || error.kind == ErrorKind::NotFound {
+                Err(error)
+            } else {
+                self.failed(seen, error)
+            };
+        }
+        stand.change = change;
+        stand.polls = 0;
+        self.pending(stand, &format!("changing `{field}`"), Duration::ZERO)
+    }
+
+    /// A failed create leaves an object that the next plan replaces; a failed update leaves the object as it was.
+    fn failed(&self, seen: &Seen<Spec>, error: Error) -> Result<Progress> {
+        match self.op.verb {
+            Verb::Create => Ok(Progress::Failed { left: seen.object(&self.row.kind), error }),
+            Verb::Update | Verb::Delete => Err(error),
+        }
+    }
+
+    async fn delete(&self, mut stand: Stand, seen: Option<Seen<Spec>>) -> Result<Progress> {
+        stand.polls += 1;
+        let Some(seen) = seen else { return self.gone() };
+        if seen.state == State::Deleting {
+            return self.wait(stand, &format!("`{}` is being deleted", seen.id));
+        }
+        if tags::lineage(&seen.tags).is_some_and(|lineage| lineage != self.op.lineage) {
+            let error = Error::new(ErrorKind::Denied, "delete", self.op.resource.to_string());
+            return Err(error.because(format!("`{}` belongs to another deployment now", seen.id)));
+        }
+        if let Some(foreign) = seen.foreign.iter().find(|foreign| !foreign.swept) {
+            let error = Error::new(ErrorKind::Conflict, "delete", self.op.resource.to_string());
+            let why = format!(
+                "{} `{}` is inside `{}`, and this deployment did not create it",
+                foreign.what, foreign.cloud_id, seen.id
+            );
+            return Err(error.because(why).hint("remove it, or move it elsewhere; then run the same command again"));
+        }
+        match self.row.resource.delete(self.api, &seen).await {
+            Ok(()) => self.pending(stand, &format!("deleting `{}`", seen.id), Duration::ZERO),
+            // Deleted by somebody else since it was read; the next read decides.
+            Err(error) if error.kind == ErrorKind::NotFound => self.wait(stand, "not shown as deleted yet"),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn done(&self, seen: &Seen<Spec>) -> Result<Progress> {
+        let object = seen.object(&self.row.kind).ok_or_else(|| self.invalid("AWS shows an id that is none"))?;
+        Ok(Progress::Done(object))
+    }
+
+    /// The object as it was recorded, for a delete that finds nothing.
+    fn gone(&self) -> Result<Progress> {
+        let Some(Recorded { kind, cloud_id, spec, outputs, .. }) = self.op.recorded.clone() else {
+            return Err(self.invalid("it is not recorded"));
+        };
+        Ok(Progress::Done(Object {
+            kind,
+            cloud_id,
+            spec,
+            outputs,
+            lineage: Some(self.op.lineage),
+            health: textnlp_provider::Health::Ready,
+            via: None,
+            foreign: Vec::new(),
+        }))
+    }
+
+    /// Polls again, the later the longer it takes. The first poll is at once.
+    fn wait(&self, stand: Stand, says: &str) -> Result<Progress> {
+        let again_in = self.poll * (1 << (stand.polls / 4).min(LONGEST.ilog2()));
+        self.pending(stand, says, again_in)
+    }
+
+    fn pending(&self, stand: Stand, says: &str, again_in: Duration) -> Result<Progress> {
+        let handle = serde_json::to_value(&stand).map_err(|source| {
+            Error::new(ErrorKind::Invalid, "continue", self.op.resource.to_string()).because(source)
+        })?;
+        Ok(Progress::Pending { handle: Handle(handle), says: says.to_owned(), again_in })
+    }
+
+    fn invalid(&self, why: &str) -> Error {
+        Error::new(ErrorKind::Invalid, self.op.verb.to_string(), self.op.resource.to_string()).because(why.to_owned())
+    }
+}
+
+impl Stand {
+    fn of(id: &str) -> Self {
+        Self { id: id.to_owned(), polls: 0, change: None, sent: 0 }
+    }
+}
