@@ -29,7 +29,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let name = chosen.scope.name.clone();
     let delete_data = delete_data(args.delete_data.as_deref(), &name)?;
     let (deployment, purpose) = if args.down {
-        (deployment::recorded(session, chosen)?, Purpose::Down)
+        (deployment::recorded(session, chosen).await?, Purpose::Down)
     } else {
         let mut deployment = deployment::wanted(session, chosen, console).await?;
         // `apply` compares a saved plan with its own.

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod capabilities;
 mod diff;
 mod error;
 mod kinds;
@@ -23,4 +24,7 @@ mod tags;
 mod work;
 
 pub use api::{Access, Identity};
+pub use capabilities::{CAPABILITIES, inside};
+pub use names::cluster as cluster_name;
 pub use provider::Aws;
+pub use table::{CLUSTER, CLUSTER_NAME};

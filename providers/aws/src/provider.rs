@@ -38,8 +38,8 @@ impl Aws {
     }
 
     /// Who is signed in.
-    pub async fn identity(&self) -> Result<Identity> {
-        Ok(self.api().await?.identity.clone())
+    pub async fn sign_in(access: &Access) -> Result<Identity> {
+        Api::identify(access).await
     }
 
     async fn api(&self) -> Result<&Api> {

@@ -8,6 +8,11 @@ use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, ReplaceOrder
 use crate::kinds;
 use crate::resource::{AnyResource, TAGS};
 
+/// The kind of clusters; resources inside of them are reached through these.
+pub const CLUSTER: &str = "aws.eks-cluster";
+/// The output of a cluster with its name. Its endpoint and its authority are the outputs that every host has.
+pub const CLUSTER_NAME: &str = "name";
+
 /// One kind.
 pub(crate) struct Row {
     /// Its declaration.

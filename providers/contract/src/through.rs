@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::combined::SecondPart;
 use crate::component::{Component, Site};
 use crate::connect::{Connect, HostEndpoint};
 use crate::error::{Error, ErrorKind, Result, error_chain};
@@ -35,6 +36,8 @@ pub struct Through {
     connects: BTreeMap<KindName, Arc<dyn Connect>>,
     /// The component whose cluster contains the inner's objects of a site, unless they name another host.
     host: ComponentName,
+    /// The component and the site as the inner expands them.
+    inner_part: SecondPart,
     kinds: &'static [Kind],
     ways: Mutex<Connections>,
 }
@@ -66,7 +69,14 @@ impl Through {
     /// the cluster of the component `host` of their site, unless `lower` names another one.
     pub fn new(outer: Arc<dyn Provider>, inner: Arc<dyn Provider>, reach: Reach, host: ComponentName) -> Self {
         let kinds = joined(outer.kinds(), inner.kinds());
-        Self { outer, inner, reach, connects: BTreeMap::new(), host, kinds, ways: Mutex::default() }
+        let inner_part: SecondPart = |component, site| Some((component.clone(), site.clone()));
+        Self { outer, inner, reach, connects: BTreeMap::new(), host, inner_part, kinds, ways: Mutex::default() }
+    }
+
+    /// Limits what the inner expands: without the settings that the outer alone answers for.
+    #[must_use]
+    pub fn expanding(self, inner_part: SecondPart) -> Self {
+        Self { inner_part, ..self }
     }
 
     /// Adds the connection of a host kind.
@@ -244,7 +254,8 @@ impl Provider for Through {
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
         let mut wanted = self.outer.lower(component, site)?;
-        let inside = self.inner.lower(component, site)?.into_iter().map(|one| {
+        let Some((inner_component, inner_site)) = (self.inner_part)(component, site) else { return Ok(wanted) };
+        let inside = self.inner.lower(&inner_component, &inner_site)?.into_iter().map(|one| {
             let via = one.via.clone().unwrap_or_else(|| Ref(ResourceId::of(&site.name, &self.host)));
             Wanted { via: Some(via), ..one }
         });
