@@ -27,7 +27,7 @@ pub struct Cost {
     pub known_micros: u64,
     /// The resources with an amount that is not known, in order.
     pub unknown: BTreeSet<ResourceId>,
-    /// The sum of the known amounts of the objects that are recorded now, in millionths; `None` if nobody asked.
+    /// The sum of the known amounts of the objects that are recorded now, in millionths; `None` for [`Cost::wanted`].
     pub recorded_micros: Option<u64>,
 }
 
