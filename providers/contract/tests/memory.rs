@@ -258,6 +258,9 @@ fn every_component_is_expanded_into_resources() {
     assert!(all.iter().any(|wanted| wanted.kind.as_str() == "memory.database" && wanted.protected));
 }
 
+/// The law of a provider of objects inside of a host: its kinds are its own, and nothing is broken.
+const INSIDE: &str = "inside of a host";
+
 /// A cloud that breaks one law, to prove that the list would notice.
 struct Broken<'a> {
     cloud: &'a MemoryCloud,
@@ -269,6 +272,12 @@ struct Broken<'a> {
 impl Provider for Broken<'_> {
     fn kinds(&self) -> &'static [Kind] {
         let mut kinds = self.cloud.kinds().to_vec();
+        if self.law == INSIDE {
+            kinds.truncate(2);
+            (kinds[0].name, kinds[0].pricing) = ("inner.pod", Pricing::Included);
+            (kinds[1].name, kinds[1].pricing) = ("inner.disk", Pricing::Unknown("by its size"));
+            return kinds.leak();
+        }
         let database = kinds.iter_mut().find(|kind| kind.name == "memory.database").unwrap();
         match self.law {
             "states its permissions" => database.permissions = &[],
@@ -286,7 +295,7 @@ impl Provider for Broken<'_> {
         let declared = self.kinds().iter().find(|one| one.name == kind.as_str()).unwrap();
         let mut lines = self.cloud.costs(kind, spec);
         match self.law {
-            "has a cost function" | "an unknown cost has a reason" => return declared.costs(),
+            "has a cost function" | "an unknown cost has a reason" | INSIDE => return declared.costs(),
             "unless its kind is free" => lines.clear(),
             "has a source" => lines.iter_mut().for_each(|line| {
                 if let Charge::Priced { price, .. } = &mut line.charge {
@@ -456,6 +465,45 @@ fn cost_depends_on_the_spec_and_names_its_source() {
     let text = |micros| Price { micros, ..prices[0] }.to_string();
     assert_eq!(text(526_000), "0.526 USD per vCPU-hour");
     assert_eq!((text(7), text(12_500_000)), ("0.000007 USD per vCPU-hour".into(), "12.50 USD per vCPU-hour".into()));
+}
+
+#[test]
+fn objects_inside_of_a_priced_host_cost_only_what_is_charged_beside_it() {
+    use std::sync::Arc;
+    let cloud: &MemoryCloud = Box::leak(Box::new(MemoryCloud::new()));
+    let inner = || Arc::new(Broken { cloud, law: INSIDE, calls: AtomicU64::new(0) });
+    let outer = || Arc::new(MemoryCloud::new());
+    let through = Through::new(outer(), inner(), Box::new(|_| unreachable!("nothing is reached")), name("cluster"));
+    let alone = Combined::new(inner(), outer(), |_, _| None);
+    let beside = Combined::new(outer(), inner(), |_, _| None);
+    let charges = |provider: &dyn Provider, kind: &str| {
+        let lines = provider.costs(&name(kind), &Spec::default());
+        lines.into_iter().map(|line| line.charge).collect::<Vec<_>>()
+    };
+    let unknown = [Charge::Unknown("by its size".to_owned())];
+    for (provider, pod) in
+        [(&through as &dyn Provider, [].as_slice()), (&beside, &[]), (&alone, [Charge::Included].as_slice())]
+    {
+        assert_eq!(charges(provider, "inner.pod"), pod);
+        assert_eq!(charges(provider, "inner.disk"), unknown);
+        assert!(matches!(charges(provider, "memory.cluster")[..], [Charge::Priced { quantity: 1, .. }]));
+    }
+    let resource = |kind: &str| PolicyResource {
+        id: name("here/a"),
+        kind: name(kind),
+        spec: Spec::default(),
+        verbs: [Verb::Create].into(),
+    };
+    let request = PolicyRequest {
+        lineage: None,
+        environment: name("staging"),
+        site: name("here"),
+        resources: vec![resource("memory.cluster"), resource("inner.pod")],
+    };
+    for provider in [&through as &dyn Provider, &beside, &alone] {
+        let policies = provider.policies(&request);
+        assert!(matches!(&policies[..], [one] if one.text.contains("memory:Change")), "{policies:?}");
+    }
 }
 
 #[test]
