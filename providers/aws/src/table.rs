@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, ReplaceOrder};
+use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, Pricing, ReplaceOrder};
 
 use crate::kinds;
 use crate::resource::{AnyResource, TAGS};
@@ -49,8 +49,9 @@ pub(crate) const fn kind(name: &'static str, says: &'static str, identity: Ident
         one_by_one: false,
         settles: SETTLES,
         deadline: MINUTE.saturating_mul(10),
+        typical: None,
         schema: 1,
-        price_key: None,
+        pricing: Pricing::Free,
         permissions: &[],
         terraform: &[],
     }
