@@ -17,6 +17,8 @@ mod kinds;
 mod lower;
 mod names;
 mod observe;
+mod policy;
+mod preflight;
 mod provider;
 mod resource;
 mod table;
