@@ -1,2 +1,4 @@
 //! Amazon Web Services.
 #![forbid(unsafe_code)]
+
+pub mod tables;
