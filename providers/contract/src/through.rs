@@ -12,12 +12,15 @@ use async_trait::async_trait;
 
 use crate::component::{Component, Site};
 use crate::connect::{Connect, HostEndpoint};
+use crate::cost::{Charge, CostLine};
 use crate::error::{Error, ErrorKind, Result, error_chain};
-use crate::kind::{Kind, Price, joined};
+use crate::kind::{Kind, joined};
 use crate::name::{CloudId, ComponentName, KindName, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
+use crate::permission::{PolicyDocument, PolicyRequest};
 use crate::provider::{Problem, Problems, Provider, Scope};
 use crate::resource::{FieldChange, Object, Observed, Outputs, Ownership, ReadFailure, Recorded, Ref, Wanted};
+use crate::spec::Spec;
 
 /// Timeout of one step of connecting to a host: a whole call of the engine has 10 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -237,9 +240,20 @@ impl Provider for Through {
         self.kinds
     }
 
-    /// Objects inside of a host cost nothing extra.
-    fn prices(&self) -> &'static [Price] {
-        self.outer.prices()
+    /// Objects that only use their host cost nothing extra.
+    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        if !self.is_inner(kind) {
+            return self.outer.costs(kind, spec);
+        }
+        let mut lines = self.inner.costs(kind, spec);
+        lines.retain(|line| line.charge != Charge::Included);
+        lines
+    }
+
+    fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        let mut documents = self.outer.policies(&request.of_kinds(|kind| !self.is_inner(kind)));
+        documents.extend(self.inner.policies(&request.of_kinds(|kind| self.is_inner(kind))));
+        documents
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
@@ -396,7 +410,6 @@ mod tests {
 
     use super::*;
     use crate::resource::Health;
-    use crate::spec::Spec;
 
     fn id() -> ResourceId {
         ResourceId::new("here/cluster").expect("an id")

@@ -15,8 +15,9 @@ use textnlp_net::client::{ProxySettings, is_loopback};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::connect::HostEndpoint;
 use textnlp_provider::{
-    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem,
-    Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Wanted,
+    CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
+    PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
+    SecretStore, Site, Spec, Wanted,
 };
 use tokio::sync::Mutex;
 
@@ -24,7 +25,7 @@ use crate::api::Api;
 use crate::credential::Tokens;
 use crate::lower;
 use crate::verbs::Work;
-use crate::{credential, diff, observe, preflight, table};
+use crate::{credential, diff, observe, policy, preflight, table};
 
 /// The source of the connection to a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -282,6 +283,14 @@ fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Box<dyn std::
 impl Provider for Kubernetes {
     fn kinds(&self) -> &'static [Kind] {
         table::kinds()
+    }
+
+    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        table::costs(kind, spec)
+    }
+
+    fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        policy::document(request).into_iter().collect()
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
