@@ -11,11 +11,12 @@ use super::quotas::{self, Quota};
 
 /// What an error of AWS means, and what an operator does about it.
 ///
-/// `code` may come from a failed call, from a list of errors in an answer (`CreateFleet`), from the state reason of an
+/// `service` is the signing name: `elasticloadbalancing`. `code` may come from a failed call, from a list of errors in an answer (`CreateFleet`), from the state reason of an
 /// instance (`Server.InsufficientInstanceCapacity`) or from the health of a node group. Codes that only say that
 /// something failed are read by the codes inside `message`; so is the failure reason of an endpoint, with an empty code.
-pub fn classify(service: Service, code: &str, status: Option<u16>, message: &str) -> (ErrorKind, Option<String>) {
-    let (kind, hint) = meaning(service, code, message).unwrap_or_else(|| (by_status(status), Hint::None));
+pub fn classify(service: &str, code: &str, status: Option<u16>, message: &str) -> (ErrorKind, Option<String>) {
+    let (kind, hint) =
+        meaning(Service::signed(service), code, message).unwrap_or_else(|| (by_status(status), Hint::None));
     let denial = DENIALS.iter().find(|(phrase, _)| kind == ErrorKind::Denied && message.contains(*phrase));
     let hint = match (denial, hint) {
         (Some((_, hint)), _) => Some((*hint).to_owned()),
@@ -48,7 +49,7 @@ struct Row {
 }
 
 /// The meaning of a code by its row or by its words.
-fn meaning(service: Service, code: &str, message: &str) -> Option<(ErrorKind, Hint)> {
+fn meaning(service: Option<Service>, code: &str, message: &str) -> Option<(ErrorKind, Hint)> {
     let code = base(code);
     match row(service, code, message) {
         Some(Row { kind: Some(kind), hint, .. }) => Some((kind.clone(), *hint)),
@@ -59,12 +60,12 @@ fn meaning(service: Service, code: &str, message: &str) -> Option<(ErrorKind, Hi
 
 /// The meaning of the first code in a message that has a row, of this service or of EC2, which most services build on:
 /// `Could not launch On-Demand Instances. VcpuLimitExceeded - You have requested more vCPU capacity than …`.
-fn inside(service: Service, message: &str) -> Option<(ErrorKind, Hint)> {
+fn inside(service: Option<Service>, message: &str) -> Option<(ErrorKind, Hint)> {
     // The end of a sentence is no part of a code; a code has a capital letter after its first one, a word has none.
     let words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '.')).map(|word| word.trim_matches('.'));
     let codes = words.filter(|word| word.chars().skip(1).any(|c| c.is_ascii_uppercase())).map(base);
     codes.take(MAX_CODES).find_map(|code| {
-        let found = row(service, code, message).or_else(|| row(Service::Ec2, code, message))?;
+        let found = row(service, code, message).or_else(|| row(Some(Service::Ec2), code, message))?;
         Some((found.kind.clone()?, found.hint))
     })
 }
@@ -72,11 +73,11 @@ fn inside(service: Service, message: &str) -> Option<(ErrorKind, Hint)> {
 /// How many codes of a message are looked up.
 const MAX_CODES: usize = 200;
 
-fn row(service: Service, code: &str, message: &str) -> Option<&'static Row> {
+fn row(service: Option<Service>, code: &str, message: &str) -> Option<&'static Row> {
     let of = |wanted: Option<Service>| {
         ROWS.iter().find(move |row| row.service == wanted && row.code == code && message.contains(row.phrase))
     };
-    of(Some(service)).or_else(|| of(None))
+    of(service).or_else(|| of(None))
 }
 
 /// The code without what differs between protocols and places: a namespace, the side of a state reason, `Exception` and
@@ -622,7 +623,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     fn kind(service: Service, code: &str) -> Option<ErrorKind> {
-        meaning(service, code, "").map(|(kind, _)| kind)
+        meaning(Some(service), code, "").map(|(kind, _)| kind)
     }
 
     /// The errors that AWS's models declare: service, code and status. Codes are those of the wire and the names of shapes,
@@ -784,8 +785,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
     fn rows_are_reachable() {
         for (at, row) in ROWS.iter().enumerate() {
             assert_eq!(base(row.code), row.code);
-            let service = row.service.unwrap_or(Service::Tagging);
-            let found = super::row(service, row.code, row.phrase).unwrap();
+            let found = super::row(row.service, row.code, row.phrase).unwrap();
             assert!(std::ptr::eq(found, row), "row {at} {} is hidden by {}", row.code, found.code);
         }
     }
@@ -987,7 +987,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
         let launch = "AsgInstanceLaunchFailures";
         for (service, code, message, expected, hint) in [
             (
-                Service::Eks,
+                "eks",
                 launch,
                 "Could not launch On-Demand Instances. VcpuLimitExceeded - You have requested more vCPU capacity than your \
                  current vCPU limit of 8 allows for the instance bucket that the specified instance type belongs to.",
@@ -995,7 +995,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "L-DB2E81BA",
             ),
             (
-                Service::Eks,
+                "eks",
                 launch,
                 "Could not launch Spot Instances. UnfulfillableCapacity - Unable to fulfill capacity due to your request \
                  configuration. Launching EC2 instance failed.",
@@ -1003,7 +1003,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "",
             ),
             (
-                Service::Eks,
+                "eks",
                 launch,
                 "Could not launch On-Demand Instances. InsufficientInstanceCapacity - We currently do not have sufficient \
                  p3dn.24xlarge capacity in the Availability Zone you requested (us-west-2c).",
@@ -1011,7 +1011,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "",
             ),
             (
-                Service::Eks,
+                "eks",
                 launch,
                 "Could not launch On-Demand Instances. InvalidParameterCombination - The specified instance type is not \
                  eligible for Free Tier. Launching EC2 instance failed.",
@@ -1019,19 +1019,19 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "upgrade the plan",
             ),
             (
-                Service::Eks,
+                "eks",
                 launch,
                 "Could not launch On-Demand Instances. Unsupported - Your requested instance type (p5.48xlarge) is not \
                  supported in your requested Availability Zone (us-east-1d).",
                 Capacity,
                 "describe-instance-type-offerings",
             ),
-            (Service::Eks, launch, "Instances failed to launch", Unavailable, ""),
-            (Service::Eks, "ResourceInUseException", "Cluster already exists with name: one", Exists, ""),
-            (Service::Eks, "ResourceInUseException", "Cluster has nodegroups attached", Conflict, ""),
-            (Service::Eks, "ClientException", "No cluster found for name: one.", NotFound, ""),
+            ("eks", launch, "Instances failed to launch", Unavailable, ""),
+            ("eks", "ResourceInUseException", "Cluster already exists with name: one", Exists, ""),
+            ("eks", "ResourceInUseException", "Cluster has nodegroups attached", Conflict, ""),
+            ("eks", "ClientException", "No cluster found for name: one.", NotFound, ""),
             (
-                Service::SageMaker,
+                "sagemaker",
                 "",
                 "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML \
                  instance type.",
@@ -1039,7 +1039,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "",
             ),
             (
-                Service::SageMaker,
+                "sagemaker",
                 "",
                 "Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error. Please \
                  retry using a different ML instance type or after some time.",
@@ -1047,30 +1047,30 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "",
             ),
             (
-                Service::SageMaker,
+                "sagemaker",
                 "ResourceLimitExceeded",
                 "The account-level service limit 'ml.g5.2xlarge for endpoint usage' is 0 Instances",
                 Limit,
                 "list-service-quotas",
             ),
             (
-                Service::Ec2,
+                "ec2",
                 "InvalidParameterValue",
                 "Value (one) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name",
                 Conflict,
                 "trust policy",
             ),
-            (Service::Iam, "LimitExceeded", "Cannot exceed quota for RolesPerAccount: 1000", Limit, "L-FE177D64"),
-            (Service::Ec2, "VpcLimitExceeded", "", Limit, "--quota-code L-F678F1CE"),
+            ("iam", "LimitExceeded", "Cannot exceed quota for RolesPerAccount: 1000", Limit, "L-FE177D64"),
+            ("ec2", "VpcLimitExceeded", "", Limit, "--quota-code L-F678F1CE"),
             (
-                Service::Ec2,
+                "ec2",
                 "UnauthorizedOperation",
                 "You are not authorized to perform this operation. Encoded authorization failure message: 4OLWvT",
                 Denied,
                 "decode-authorization-message",
             ),
             (
-                Service::Iam,
+                "iam",
                 "AccessDenied",
                 "User: arn:aws:iam::1:user/a is not authorized to perform: iam:CreateRole on resource: b with an explicit \
                  deny in a service control policy",
@@ -1078,7 +1078,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "management account",
             ),
             (
-                Service::Iam,
+                "iam",
                 "AccessDenied",
                 "User: arn:aws:iam::1:user/a is not authorized to perform: iam:CreateRole on resource: b because no \
                  permissions boundary allows the iam:CreateRole action",
@@ -1086,7 +1086,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "permissions boundary",
             ),
             (
-                Service::Sts,
+                "sts",
                 "SignatureDoesNotMatch",
                 "Signature expired: 20261123T080000Z is now earlier than 20261123T081500Z",
                 Denied,
@@ -1112,7 +1112,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
             (Some(503), Unavailable),
             (None, Unavailable),
         ] {
-            assert_eq!(classify(Service::Ec2, "Surprise", status, "a surprise").0, expected, "{status:?}");
+            assert_eq!(classify("ec2", "Surprise", status, "a surprise").0, expected, "{status:?}");
         }
     }
 

@@ -3,12 +3,13 @@
 
 pub mod errors;
 pub mod machines;
+pub mod prices;
 pub mod quotas;
 pub mod regions;
 
 /// A service that the provider calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "`id` and `title` name them")]
+#[expect(missing_docs, reason = "`title` names them")]
 pub enum Service {
     Acm,
     ApplicationAutoScaling,
@@ -64,43 +65,69 @@ impl Service {
         self.names().0
     }
 
-    /// Its name for people.
-    pub fn title(self) -> &'static str {
-        self.names().1
+    /// The service of a signing name, which is also the prefix of its permissions: `elasticloadbalancing`.
+    pub fn signed(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|service| service.names().1 == name)
     }
 
-    fn names(self) -> (&'static str, &'static str) {
+    /// Its name for people.
+    pub fn title(self) -> &'static str {
+        self.names().2
+    }
+
+    fn names(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Self::Acm => ("acm", "Certificate Manager"),
-            Self::ApplicationAutoScaling => ("application-autoscaling", "Application Auto Scaling"),
-            Self::Budgets => ("budgets", "Budgets"),
-            Self::CloudWatch => ("cloudwatch", "CloudWatch"),
-            Self::Ec2 => ("ec2", "EC2"),
-            Self::Ecr => ("ecr", "ECR"),
-            Self::Eks => ("eks", "EKS"),
-            Self::ElastiCache => ("elasticache", "ElastiCache"),
-            Self::Elb => ("elbv2", "Elastic Load Balancing"),
-            Self::Iam => ("iam", "IAM"),
-            Self::Kms => ("kms", "KMS"),
-            Self::Logs => ("logs", "CloudWatch Logs"),
-            Self::Rds => ("rds", "RDS"),
-            Self::Route53 => ("route53", "Route 53"),
-            Self::S3 => ("s3", "S3"),
-            Self::SageMaker => ("sagemaker", "SageMaker"),
-            Self::SecretsManager => ("secretsmanager", "Secrets Manager"),
-            Self::ServiceQuotas => ("service-quotas", "Service Quotas"),
-            Self::Sns => ("sns", "SNS"),
-            Self::Sts => ("sts", "STS"),
-            Self::Tagging => ("resourcegroupstaggingapi", "Resource Groups Tagging"),
+            Self::Acm => ("acm", "acm", "Certificate Manager"),
+            Self::ApplicationAutoScaling => {
+                ("application-autoscaling", "application-autoscaling", "Application Auto Scaling")
+            }
+            Self::Budgets => ("budgets", "budgets", "Budgets"),
+            Self::CloudWatch => ("cloudwatch", "monitoring", "CloudWatch"),
+            Self::Ec2 => ("ec2", "ec2", "EC2"),
+            Self::Ecr => ("ecr", "ecr", "ECR"),
+            Self::Eks => ("eks", "eks", "EKS"),
+            Self::ElastiCache => ("elasticache", "elasticache", "ElastiCache"),
+            Self::Elb => ("elbv2", "elasticloadbalancing", "Elastic Load Balancing"),
+            Self::Iam => ("iam", "iam", "IAM"),
+            Self::Kms => ("kms", "kms", "KMS"),
+            Self::Logs => ("logs", "logs", "CloudWatch Logs"),
+            Self::Rds => ("rds", "rds", "RDS"),
+            Self::Route53 => ("route53", "route53", "Route 53"),
+            Self::S3 => ("s3", "s3", "S3"),
+            Self::SageMaker => ("sagemaker", "sagemaker", "SageMaker"),
+            Self::SecretsManager => ("secretsmanager", "secretsmanager", "Secrets Manager"),
+            Self::ServiceQuotas => ("service-quotas", "servicequotas", "Service Quotas"),
+            Self::Sns => ("sns", "sns", "SNS"),
+            Self::Sts => ("sts", "sts", "STS"),
+            Self::Tagging => ("resourcegroupstaggingapi", "tagging", "Resource Groups Tagging"),
         }
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::Service;
     use std::process::Command;
 
-    /// Prints what `script` prints, run with the botocore and moto that other tests use: AWS's own models, and moto's
+    #[test]
+    fn signing_names_are_those_of_botocore() {
+        let script = "
+import json, botocore.loaders
+loader, found = botocore.loaders.Loader(), {}
+for service in SERVICES:
+    metadata = loader.load_service_model(service, 'service-2')['metadata']
+    found[service] = metadata.get('signingName') or metadata['endpointPrefix']
+print(json.dumps(found))";
+        let ids: Vec<_> = Service::ALL.iter().map(|service| service.id()).collect();
+        let Some(found) = python(&script.replace("SERVICES", &serde_json::to_string(&ids).unwrap())) else { return };
+        for service in Service::ALL {
+            let name = found[service.id()].as_str().unwrap();
+            assert_eq!(Service::signed(name), Some(service), "{name}");
+        }
+        assert_eq!(Service::signed("lambda"), None);
+    }
+
+    /// The JSON that `script` prints, run with the botocore and moto that other tests use: AWS's own models, and moto's
     /// copies of AWS's answers. `None` with a message if they cannot be installed.
     pub(crate) fn python(script: &str) -> Option<serde_json::Value> {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/python.sh");
