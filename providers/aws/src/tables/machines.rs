@@ -104,13 +104,22 @@ pub fn database(class: &str) -> Option<Machine> {
     machine(class.strip_prefix("db.")?).filter(|machine| machine.family.data)
 }
 
+/// The machine under a cache node type, and the memory for data in bytes (`maxmemory`) before `reserved-memory-percent`,
+/// which is 25 by default.
+pub fn cache(node_type: &str) -> Option<(Machine, u64)> {
+    let name = node_type.strip_prefix("cache.")?;
+    let (_, memory) = CACHE_NODES.iter().find(|(known, _)| *known == name)?;
+    Some((machine(name)?, *memory))
+}
+
 /// All machines, by family and size.
 pub fn all() -> impl Iterator<Item = Machine> {
     FAMILIES.iter().flat_map(sizes)
 }
 
 /// The instance types that serve a size class, best first: the required one, then those whose GPUs, memory of each GPU,
-/// vCPUs and memory are the same or larger.
+/// vCPUs and memory are the same or larger. The required one stays first though AWS may have withdrawn it: what a zone
+/// offers, and [`Family::withdrawn`], tell whether to try it.
 pub fn candidates(size: GpuSize) -> &'static [&'static str] {
     match size {
         GpuSize::None => &["m7i.xlarge", "m6i.xlarge"],
@@ -218,6 +227,22 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "m7g", sizes: M, ..ARM },
     Family { name: "r6g", sizes: R, ..ARM },
     Family { name: "r7g", sizes: R, ..ARM },
+];
+
+/// <https://docs.aws.amazon.com/AmazonElastiCache/latest/dg/ParameterGroups.Engine.html>, read 2026-11-23.
+const CACHE_NODES: &[(&str, u64)] = &[
+    ("t4g.micro", 536_870_912),
+    ("t4g.small", 1_471_026_299),
+    ("t4g.medium", 3_317_862_236),
+    ("m6g.large", 6_854_542_746),
+    ("m6g.xlarge", 13_891_921_715),
+    ("m6g.2xlarge", 27_966_669_210),
+    ("m7g.large", 6_854_542_746),
+    ("m7g.xlarge", 13_891_921_715),
+    ("m7g.2xlarge", 27_966_669_210),
+    ("r7g.large", 14_037_181_030),
+    ("r7g.xlarge", 28_261_849_702),
+    ("r7g.2xlarge", 56_711_183_565),
 ];
 
 const G5: &[(&str, u32, u32, u32)] = &[
@@ -359,6 +384,17 @@ print(json.dumps(model['shapes']['AMITypes']['enum']))";
         assert_eq!(database("db.m7g.large").map(|found| (found.vcpus, found.memory_mib)), Some((2, 8_192)));
         for class in ["m7g.large", "db.m7i.large", "db.p4d.24xlarge", "db."] {
             assert!(database(class).is_none(), "{class}");
+        }
+        assert!(cache("cache.m7g.16xlarge").is_none() && cache("m7g.large").is_none());
+    }
+
+    #[test]
+    fn a_cache_keeps_memory_for_the_system() {
+        for (name, _) in CACHE_NODES {
+            let (machine, memory) = cache(&format!("cache.{name}")).unwrap();
+            let whole = u64::from(machine.memory_mib) << 20;
+            assert!(memory < whole && memory >= whole / 2, "{name}");
+            assert_eq!(machine.family.architecture, Architecture::Arm);
         }
     }
 }
