@@ -374,8 +374,7 @@ rows! {
             "the free plan of this account has no such machine: upgrade the plan (console: Billing and Cost Management)"
         );
     }
-    // <https://docs.aws.amazon.com/eks/latest/APIReference/API_Issue.html>, and the errors of the API in botocore's
-    // model; the phrases: <https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/eks/cluster.go>.
+    // The errors and the health issues in botocore's model; messages of launches as Auto Scaling writes them; the phrases: <https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/eks/cluster.go>.
     Eks {
         "AsgInstanceLaunchFailures" ["Unsupported - "] => Capacity, Hint::Text(ZONE);
         "AsgInstanceLaunchFailures" ["not eligible for Free Tier"] => Invalid, Hint::Text(
@@ -415,8 +414,11 @@ rows! {
         "Ec2LaunchTemplateDeletionFailure" => Conflict;
         "Ec2SubnetMissingIpv6Assignment" => Invalid;
         "Ec2SubnetListTooLong" => Invalid;
-        "ResourceLimitExceeded" ["nodegroup"] => Limit, Hint::Raise(&quotas::NODE_GROUPS);
-        "ResourceLimitExceeded" => Limit, Hint::Raise(&quotas::CLUSTERS);
+        "ResourceLimitExceeded" => Limit, Hint::Text(
+            "raise the quota that the message names: `aws service-quotas request-service-quota-increase --service-code eks \
+             --desired-value NUMBER --quota-code CODE`; CODE is L-1194D53C for clusters, L-6D54EA21 for node groups of a \
+             cluster and L-BD136A63 for nodes of a group"
+        );
         // A cluster of that name.
         "ResourceInUse" ["already exists"] => Exists;
         // The state of the cluster does not allow it now.
@@ -434,7 +436,8 @@ rows! {
         "InvalidParameter" ["doesn't have the Amazon EKS Managed Policies"] => Conflict, Hint::Text(ROLE);
         "InvalidParameter" ["role's policy must include"] => Conflict, Hint::Text(ROLE);
     }
-    // The failure reason of an endpoint: <https://repost.aws/knowledge-center/sagemaker-insufficient-capacity-error>.
+    // The failure reason of an endpoint: <https://github.com/aws/sagemaker-python-sdk>; phrases of the API:
+    // <https://github.com/hashicorp/terraform-provider-aws/tree/main/internal/service/sagemaker>.
     SageMaker {
         "CapacityError" => Capacity;
         "InsufficientInstanceCapacity" => Capacity;
@@ -445,7 +448,6 @@ rows! {
         );
         // Calls for objects that do not exist, and roles that are not copied yet, come with this code.
         "Validation" ["Could not find"] => NotFound;
-        "Validation" ["Cannot find"] => NotFound;
         "Validation" ["ould not assume role"] => Conflict, Hint::Text(ROLE);
         "Validation" ["already existing"] => Exists;
     }
@@ -547,7 +549,6 @@ rows! {
         "InsufficientCloudWatchLogsResourcePolicy" => Denied;
     }
     Ecr {
-        "LimitExceeded" ["repositor"] => Limit, Hint::Raise(&quotas::REPOSITORIES);
         "Server" => Unavailable;
         "Kms" => Denied, Hint::Text(KMS);
         "BlockedByOrganizationPolicy" => Denied;
@@ -621,14 +622,17 @@ mod tests {
     use super::super::tests::python;
     use super::*;
     use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::LazyLock;
 
     fn kind(service: Service, code: &str) -> Option<ErrorKind> {
         meaning(Some(service), code, "").map(|(kind, _)| kind)
     }
 
+    type Declared = (Service, String, Option<u16>);
+
     /// The errors that AWS's models declare: service, code and status. Codes are those of the wire and the names of shapes,
     /// as the SDK gives one or the other.
-    fn declared() -> Option<Vec<(Service, String, Option<u16>)>> {
+    static DECLARED: LazyLock<Option<Vec<Declared>>> = LazyLock::new(|| {
         let script = "
 import json, sys, botocore.loaders
 loader, found = botocore.loaders.Loader(), []
@@ -644,11 +648,11 @@ print(json.dumps(found))";
         let found: Vec<(String, String, Option<u16>)> = serde_json::from_value(python(&script)?).unwrap();
         let service = |id: &str| *Service::ALL.iter().find(|service| service.id() == id).unwrap();
         Some(found.into_iter().map(|(id, code, status)| (service(&id), code, status)).collect())
-    }
+    });
 
     #[test]
     fn every_declared_error_is_classified_by_its_code() {
-        let Some(declared) = declared() else { return };
+        let Some(declared) = &*DECLARED else { return };
         assert!(declared.len() > 600, "{}", declared.len());
         let missing: Vec<_> = declared.iter().filter(|(service, code, _)| kind(*service, code).is_none()).collect();
         assert!(missing.is_empty(), "{missing:?}");
@@ -656,9 +660,9 @@ print(json.dumps(found))";
 
     #[test]
     fn kinds_agree_with_the_statuses_that_aws_declares() {
-        let Some(declared) = declared() else { return };
+        let Some(declared) = &*DECLARED else { return };
         let mut odd = BTreeSet::new();
-        for (service, code, status) in &declared {
+        for (service, code, status) in declared {
             let (Some(kind), Some(status)) = (kind(*service, code), status) else { continue };
             let fits = match status {
                 401 | 403 => kind == Denied,
@@ -697,9 +701,9 @@ print(json.dumps(found))";
 
     #[test]
     fn capacity_quota_and_throttling_are_told_apart() {
-        let Some(declared) = declared() else { return };
+        let Some(declared) = &*DECLARED else { return };
         let mut found: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-        for (service, code, _) in &declared {
+        for (service, code, _) in declared {
             let name = match kind(*service, code).unwrap() {
                 Capacity => "capacity",
                 ErrorKind::Throttled { .. } => "throttled",
@@ -792,7 +796,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
 
     #[test]
     fn rules_are_used() {
-        let Some(declared) = declared() else { return };
+        let Some(declared) = &*DECLARED else { return };
         let codes: Vec<_> =
             declared.iter().map(|(_, code, _)| base(code)).chain(EC2.iter().map(|(code, _)| *code)).collect();
         for (at, (pattern, _)) in RULES.iter().enumerate() {
