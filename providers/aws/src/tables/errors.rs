@@ -11,9 +11,10 @@ use super::quotas::{self, Quota};
 
 /// What an error of AWS means, and what an operator does about it.
 ///
-/// `service` is the signing name: `elasticloadbalancing`. `code` may come from a failed call, from a list of errors in an answer (`CreateFleet`), from the state reason of an
-/// instance (`Server.InsufficientInstanceCapacity`) or from the health of a node group. Codes that only say that
-/// something failed are read by the codes inside `message`; so is the failure reason of an endpoint, with an empty code.
+/// `service` is the signing name: `elasticloadbalancing`. `code` may come from a failed call, from a list of errors in an
+/// answer (`CreateFleet`), from the state reason of an instance (`Server.InsufficientInstanceCapacity`) or from the health
+/// of a node group. Codes that only say that something failed are read by the codes inside `message`; so is the failure
+/// reason of an endpoint, with an empty code.
 pub fn classify(service: &str, code: &str, status: Option<u16>, message: &str) -> (ErrorKind, Option<String>) {
     let (kind, hint) =
         meaning(Service::signed(service), code, message).unwrap_or_else(|| (by_status(status), Hint::None));
@@ -374,7 +375,8 @@ rows! {
             "the free plan of this account has no such machine: upgrade the plan (console: Billing and Cost Management)"
         );
     }
-    // The errors and the health issues in botocore's model; messages of launches as Auto Scaling writes them; the phrases: <https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/eks/cluster.go>.
+    // The errors and the health issues in botocore's model; messages of launches as Auto Scaling writes them; the phrases:
+    // <https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/eks/cluster.go>.
     Eks {
         "AsgInstanceLaunchFailures" ["Unsupported - "] => Capacity, Hint::Text(ZONE);
         "AsgInstanceLaunchFailures" ["not eligible for Free Tier"] => Invalid, Hint::Text(
