@@ -52,7 +52,7 @@ struct Row {
 /// The meaning of a code by its row or by its words.
 fn meaning(service: Option<Service>, code: &str, message: &str) -> Option<(ErrorKind, Hint)> {
     let code = base(code);
-    match row(service, code, message) {
+    match row(&[service, None], code, message) {
         Some(Row { kind: Some(kind), hint, .. }) => Some((kind.clone(), *hint)),
         Some(Row { kind: None, .. }) => inside(service, message).or(Some((ErrorKind::Unavailable, Hint::None))),
         None => by_words(code).map(|kind| (kind, Hint::None)).or_else(|| inside(service, message)),
@@ -66,7 +66,7 @@ fn inside(service: Option<Service>, message: &str) -> Option<(ErrorKind, Hint)> 
     let words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '.')).map(|word| word.trim_matches('.'));
     let codes = words.filter(|word| word.chars().skip(1).any(|c| c.is_ascii_uppercase())).map(base);
     codes.take(MAX_CODES).find_map(|code| {
-        let found = row(service, code, message).or_else(|| row(Some(Service::Ec2), code, message))?;
+        let found = row(&[service, Some(Service::Ec2), None], code, message)?;
         Some((found.kind.clone()?, found.hint))
     })
 }
@@ -74,11 +74,11 @@ fn inside(service: Option<Service>, message: &str) -> Option<(ErrorKind, Hint)> 
 /// How many codes of a message are looked up.
 const MAX_CODES: usize = 200;
 
-fn row(service: Option<Service>, code: &str, message: &str) -> Option<&'static Row> {
-    let of = |wanted: Option<Service>| {
-        ROWS.iter().find(move |row| row.service == wanted && row.code == code && message.contains(row.phrase))
-    };
-    of(service).or_else(|| of(None))
+/// The row of a code, of the first of these services that has one.
+fn row(services: &[Option<Service>], code: &str, message: &str) -> Option<&'static Row> {
+    services.iter().find_map(|service| {
+        ROWS.iter().find(|row| row.service == *service && row.code == code && message.contains(row.phrase))
+    })
 }
 
 /// The code without what differs between protocols and places: a namespace, the side of a state reason, `Exception` and
@@ -366,6 +366,9 @@ rows! {
         // The instance of this client token is gone: another token is needed.
         "IdempotentInstanceTerminated" => Invalid;
         "CustomerKeyHasBeenRevoked" => Denied, Hint::Text(KMS);
+        // The key of an encrypted volume.
+        "InternalError" ["Client error on launch"] => Denied, Hint::Text(KMS);
+        "InvalidKMSKey.InvalidState" => Denied, Hint::Text(KMS);
         "DuplicateSubnetsInSameZone" => Invalid;
         "ExistingVpcEndpointConnections" => Conflict;
         "InvalidSecurity.RequestHasExpired" => Denied, Hint::Text(CLOCK);
@@ -791,7 +794,7 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
     fn rows_are_reachable() {
         for (at, row) in ROWS.iter().enumerate() {
             assert_eq!(base(row.code), row.code);
-            let found = super::row(row.service, row.code, row.phrase).unwrap();
+            let found = super::row(&[row.service], row.code, row.phrase).unwrap();
             assert!(std::ptr::eq(found, row), "row {at} {} is hidden by {}", row.code, found.code);
         }
     }
@@ -1033,6 +1036,9 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "describe-instance-type-offerings",
             ),
             ("eks", launch, "Instances failed to launch", Unavailable, ""),
+            ("eks", launch, "Client.InternalError: Client error on launch.", Denied, "kms"),
+            ("ec2", "Client.InternalError", "Client error on launch", Denied, "kms"),
+            ("ec2", "Server.InternalError", "Internal error on launch", Unavailable, ""),
             ("eks", "ResourceInUseException", "Cluster already exists with name: one", Exists, ""),
             ("eks", "ResourceInUseException", "Cluster has nodegroups attached", Conflict, ""),
             ("eks", "ClientException", "No cluster found for name: one.", NotFound, ""),
