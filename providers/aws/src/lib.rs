@@ -12,7 +12,6 @@
 mod api;
 mod capabilities;
 mod diff;
-mod error;
 mod kinds;
 mod lower;
 mod names;
@@ -22,10 +21,11 @@ mod preflight;
 mod provider;
 mod resource;
 mod table;
+pub mod tables;
 mod tags;
 mod work;
 
-pub use api::{Access, Identity};
+pub use api::{Access, Identity, Simulator};
 pub use capabilities::{CAPABILITIES, inside};
 pub use names::cluster as cluster_name;
 pub use provider::Aws;
