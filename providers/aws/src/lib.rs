@@ -22,5 +22,5 @@ mod table;
 mod tags;
 mod work;
 
-pub use api::{Access, Identity};
+pub use api::{Access, Identity, Simulator};
 pub use provider::Aws;
