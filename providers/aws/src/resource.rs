@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{
-    CloudId, Error, ErrorKind, Foreign, Health, Kind, Lineage, Object, Operation, Outputs, Result, Spec, Wanted,
+    CloudId, Error, ErrorKind, Foreign, Health, Kind, Lineage, Object, Operation, Outputs, Result, Spec,
 };
 
 use crate::api::Api;
@@ -293,9 +293,4 @@ pub(crate) fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
         texts
     };
     a.len() == b.len() && sorted(a) == sorted(b)
-}
-
-/// The id of a resource whose name is in its spec.
-pub(crate) fn id_of(resource: &dyn AnyResource, wanted: &Wanted) -> Option<String> {
-    resource.id(&wanted.spec)
 }
