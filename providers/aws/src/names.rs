@@ -8,12 +8,6 @@ pub(crate) fn of(site: &Site, part: &str, most: usize) -> String {
     bounded(format!("textnlp-{}-{}-{part}", site.environment, site.name), most)
 }
 
-/// The name of the site's EKS cluster: the tags of the network tell by it what the cluster's controllers created.
-pub(crate) fn cluster(site: &Site) -> String {
-    // The service's limit.
-    of(site, "cluster", 100)
-}
-
 /// The same with the account in it, for names that are unique in all of AWS.
 pub(crate) fn global(site: &Site, part: &str, most: usize) -> String {
     bounded(format!("textnlp-{}-{}-{}-{part}", site.account, site.environment, site.name), most)

@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use aws_sdk_ec2::types::{Address as Answer, DomainType, ResourceType};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
-use super::SERVICE;
+use super::{QUICK, SERVICE, TAGS, UNTAGS, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
@@ -15,12 +15,13 @@ pub(crate) static ROWS: &[Row] = &[Row {
     // Its cost: an hour each, in use or not.
     kind: textnlp_provider::Kind {
         permissions: &[
-            "ec2:AllocateAddress",
-            "ec2:CreateTags",
-            "ec2:DeleteTags",
-            "ec2:DescribeAddresses",
-            "ec2:ReleaseAddress",
+            creates("ec2:AllocateAddress"),
+            TAGS,
+            UNTAGS,
+            Permission::read("ec2:DescribeAddresses"),
+            deletes("ec2:ReleaseAddress"),
         ],
+        typical: QUICK,
         terraform: &[("aws_eip", "id")],
         ..kind("aws.elastic-ip", "a public IPv4 address", Identity::Token)
     },

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use aws_sdk_ec2::types::{ResourceType, VpcEndpoint as Answer, VpcEndpointType};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
-use super::SERVICE;
+use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{MINUTE, Row, kind};
@@ -17,15 +17,16 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(20),
         permissions: &[
-            "ec2:CreateTags",
-            "ec2:CreateVpcEndpoint",
-            "ec2:DeleteTags",
-            "ec2:DeleteVpcEndpoints",
-            "ec2:DescribeVpcEndpoints",
-            "ec2:ModifyVpcEndpoint",
+            TAGS,
+            creates("ec2:CreateVpcEndpoint"),
+            UNTAGS,
+            deletes("ec2:DeleteVpcEndpoints"),
+            Permission::read("ec2:DescribeVpcEndpoints"),
+            changes("ec2:ModifyVpcEndpoint"),
         ],
         // A VPC has one endpoint with the private names of a service.
         replace: textnlp_provider::ReplaceOrder::DeleteFirst,
+        typical: QUICK,
         terraform: &[("aws_vpc_endpoint", "id")],
         ..kind("aws.vpc-endpoint", "a private way to a service of AWS", Identity::Token)
     },

@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use aws_sdk_ec2::types::{InternetGateway as Answer, ResourceType};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
-use super::SERVICE;
+use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
@@ -14,14 +14,15 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            "ec2:AttachInternetGateway",
-            "ec2:CreateInternetGateway",
-            "ec2:CreateTags",
-            "ec2:DeleteInternetGateway",
-            "ec2:DeleteTags",
-            "ec2:DescribeInternetGateways",
-            "ec2:DetachInternetGateway",
+            changes("ec2:AttachInternetGateway"),
+            creates("ec2:CreateInternetGateway"),
+            TAGS,
+            deletes("ec2:DeleteInternetGateway"),
+            UNTAGS,
+            Permission::read("ec2:DescribeInternetGateways"),
+            changes("ec2:DetachInternetGateway"),
         ],
+        typical: QUICK,
         terraform: &[("aws_internet_gateway", "id")],
         ..kind("aws.internet-gateway", "the gateway between a VPC and the internet", Identity::Token)
     },

@@ -11,9 +11,9 @@ use aws_sdk_ec2::types::{
     ResourceType, ResponseLaunchTemplateData, VolumeType,
 };
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, ReplaceOrder, Result};
+use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
-use super::SERVICE;
+use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
@@ -22,17 +22,18 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            "ec2:CreateLaunchTemplate",
-            "ec2:CreateLaunchTemplateVersion",
-            "ec2:CreateTags",
-            "ec2:DeleteLaunchTemplate",
-            "ec2:DeleteTags",
-            "ec2:DescribeLaunchTemplateVersions",
-            "ec2:DescribeLaunchTemplates",
-            "ec2:ModifyLaunchTemplate",
+            creates("ec2:CreateLaunchTemplate"),
+            changes("ec2:CreateLaunchTemplateVersion"),
+            TAGS,
+            deletes("ec2:DeleteLaunchTemplate"),
+            UNTAGS,
+            Permission::read("ec2:DescribeLaunchTemplateVersions"),
+            Permission::read("ec2:DescribeLaunchTemplates"),
+            changes("ec2:ModifyLaunchTemplate"),
         ],
         // Names are unique in a region.
         replace: ReplaceOrder::DeleteFirst,
+        typical: QUICK,
         terraform: &[("aws_launch_template", "id")],
         ..kind("aws.launch-template", "how instances are started", Identity::Token)
     },

@@ -11,8 +11,10 @@ pub(super) mod security_group;
 pub(super) mod subnet;
 pub(super) mod vpc;
 
+use std::time::Duration;
+
 use aws_sdk_ec2::types::{self, ResourceType, TagSpecification};
-use textnlp_provider::{Error, ErrorKind, Result};
+use textnlp_provider::{Condition, Error, ErrorKind, Permission, Result, Verb};
 
 use crate::api::Api;
 use crate::resource::{Filter, Make, State};
@@ -23,6 +25,37 @@ pub(super) const SERVICE: &str = "ec2";
 
 /// The most values of one filter: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html>.
 const FILTER_VALUES: usize = 200;
+
+/// On objects of this deployment.
+const OURS: &[Condition] = &[Condition { key: "aws:ResourceTag/textnlp-lineage", value: "{$lineage}" }];
+
+/// A permission to create: a new object has no tags to be told by.
+const fn creates(action: &'static str) -> Permission {
+    Permission::on(&[Verb::Create], action)
+}
+
+/// A permission to change objects of this deployment.
+const fn changes(action: &'static str) -> Permission {
+    Permission { conditions: OURS, ..Permission::on(&[Verb::Create, Verb::Update], action) }
+}
+
+/// A permission to delete objects of this deployment.
+const fn deletes(action: &'static str) -> Permission {
+    Permission { conditions: OURS, ..Permission::on(&[Verb::Delete], action) }
+}
+
+/// A permission to delete what controllers of the cluster created: it has their tags.
+const fn sweeps(action: &'static str) -> Permission {
+    Permission::on(&[Verb::Delete], action)
+}
+
+/// To set tags: with a create and on its own.
+const TAGS: Permission = Permission::on(&[Verb::Create, Verb::Update], "ec2:CreateTags");
+/// To remove tags.
+const UNTAGS: Permission = Permission { conditions: OURS, ..Permission::on(&[Verb::Update], "ec2:DeleteTags") };
+
+/// How long AWS takes for what it does at once.
+const QUICK: Option<Duration> = Some(Duration::from_secs(5));
 
 /// The tags of an answer.
 pub(super) fn tags(tags: Option<Vec<types::Tag>>) -> Tags {

@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use aws_sdk_ec2::types::{NatGateway as Answer, NatGatewayState, ResourceType};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, ReplaceOrder, Result};
+use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
-use super::SERVICE;
+use super::{QUICK, SERVICE, TAGS, UNTAGS, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{MINUTE, Row, kind};
@@ -16,14 +16,15 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(15),
         permissions: &[
-            "ec2:CreateNatGateway",
-            "ec2:CreateTags",
-            "ec2:DeleteNatGateway",
-            "ec2:DeleteTags",
-            "ec2:DescribeNatGateways",
+            creates("ec2:CreateNatGateway"),
+            TAGS,
+            deletes("ec2:DeleteNatGateway"),
+            UNTAGS,
+            Permission::read("ec2:DescribeNatGateways"),
         ],
         // The address can be used by one gateway at a time.
         replace: ReplaceOrder::DeleteFirst,
+        typical: QUICK,
         terraform: &[("aws_nat_gateway", "id")],
         ..kind("aws.nat-gateway", "the way out for private subnets", Identity::Token)
     },

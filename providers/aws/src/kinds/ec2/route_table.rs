@@ -1,11 +1,13 @@
 //! Route tables with their routes and subnets: <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateRouteTable.html>.
 
 use async_trait::async_trait;
-use aws_sdk_ec2::types::{ResourceType, Route as RouteAnswer, RouteOrigin, RouteTable as Answer, RouteTableAssociation};
+use aws_sdk_ec2::types::{
+    ResourceType, Route as RouteAnswer, RouteOrigin, RouteTable as Answer, RouteTableAssociation,
+};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
-use super::{SERVICE, named};
+use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, named};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
@@ -14,18 +16,19 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            "ec2:AssociateRouteTable",
-            "ec2:CreateRoute",
-            "ec2:CreateRouteTable",
-            "ec2:CreateTags",
-            "ec2:DeleteRoute",
-            "ec2:DeleteRouteTable",
-            "ec2:DeleteTags",
-            "ec2:DescribeRouteTables",
-            "ec2:DisassociateRouteTable",
-            "ec2:ReplaceRoute",
-            "ec2:ReplaceRouteTableAssociation",
+            changes("ec2:AssociateRouteTable"),
+            changes("ec2:CreateRoute"),
+            creates("ec2:CreateRouteTable"),
+            TAGS,
+            deletes("ec2:DeleteRoute"),
+            deletes("ec2:DeleteRouteTable"),
+            UNTAGS,
+            Permission::read("ec2:DescribeRouteTables"),
+            changes("ec2:DisassociateRouteTable"),
+            changes("ec2:ReplaceRoute"),
+            changes("ec2:ReplaceRouteTableAssociation"),
         ],
+        typical: QUICK,
         terraform: &[("aws_route_table", "id")],
         ..kind("aws.route-table", "the routes of subnets", Identity::Token)
     },

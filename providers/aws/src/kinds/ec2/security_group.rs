@@ -5,9 +5,9 @@ use aws_sdk_ec2::types::{
     IpPermission, IpRange, Ipv6Range, PrefixListId, ResourceType, SecurityGroup as Answer, UserIdGroupPair,
 };
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, ReplaceOrder, Result};
+use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
-use super::{SERVICE, inside};
+use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, inside};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{MINUTE, Row, kind};
@@ -18,21 +18,22 @@ pub(crate) static ROWS: &[Row] = &[Row {
         // What uses it may keep its network interfaces for minutes after its own end.
         deadline: MINUTE.saturating_mul(20),
         permissions: &[
-            "ec2:AuthorizeSecurityGroupEgress",
-            "ec2:AuthorizeSecurityGroupIngress",
-            "ec2:CreateSecurityGroup",
-            "ec2:CreateTags",
-            "ec2:DeleteSecurityGroup",
-            "ec2:DeleteTags",
-            "ec2:DescribeNetworkInterfaces",
-            "ec2:DescribeSecurityGroups",
-            "ec2:RevokeSecurityGroupEgress",
-            "ec2:RevokeSecurityGroupIngress",
-            "ec2:UpdateSecurityGroupRuleDescriptionsEgress",
-            "ec2:UpdateSecurityGroupRuleDescriptionsIngress",
+            changes("ec2:AuthorizeSecurityGroupEgress"),
+            changes("ec2:AuthorizeSecurityGroupIngress"),
+            creates("ec2:CreateSecurityGroup"),
+            TAGS,
+            deletes("ec2:DeleteSecurityGroup"),
+            UNTAGS,
+            Permission::read("ec2:DescribeNetworkInterfaces"),
+            Permission::read("ec2:DescribeSecurityGroups"),
+            changes("ec2:RevokeSecurityGroupEgress"),
+            changes("ec2:RevokeSecurityGroupIngress"),
+            changes("ec2:UpdateSecurityGroupRuleDescriptionsEgress"),
+            changes("ec2:UpdateSecurityGroupRuleDescriptionsIngress"),
         ],
         // A VPC has one group of a name.
         replace: ReplaceOrder::DeleteFirst,
+        typical: QUICK,
         terraform: &[("aws_security_group", "id")],
         ..kind("aws.security-group", "a firewall around network interfaces", Identity::Token)
     },

@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 use aws_sdk_ec2::types::{AttributeBooleanValue, ResourceType, Subnet as Answer};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{ErrorKind, Identity, Result};
+use textnlp_provider::{ErrorKind, Identity, Permission, Result};
 
-use super::SERVICE;
 use super::inside::{self, Place};
+use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, sweeps};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{MINUTE, Row, kind};
@@ -17,18 +17,19 @@ pub(crate) static ROWS: &[Row] = &[Row {
         // Load balancers that controllers left behind keep their interfaces for some minutes.
         deadline: MINUTE.saturating_mul(20),
         permissions: &[
-            "ec2:CreateSubnet",
-            "ec2:CreateTags",
-            "ec2:DeleteNetworkInterface",
-            "ec2:DeleteSubnet",
-            "ec2:DeleteTags",
-            "ec2:DescribeNetworkInterfaces",
-            "ec2:DescribeSubnets",
-            "ec2:ModifySubnetAttribute",
-            "elasticloadbalancing:DeleteLoadBalancer",
-            "elasticloadbalancing:DescribeLoadBalancers",
-            "elasticloadbalancing:DescribeTags",
+            creates("ec2:CreateSubnet"),
+            TAGS,
+            sweeps("ec2:DeleteNetworkInterface"),
+            deletes("ec2:DeleteSubnet"),
+            UNTAGS,
+            Permission::read("ec2:DescribeNetworkInterfaces"),
+            Permission::read("ec2:DescribeSubnets"),
+            changes("ec2:ModifySubnetAttribute"),
+            sweeps("elasticloadbalancing:DeleteLoadBalancer"),
+            Permission::read("elasticloadbalancing:DescribeLoadBalancers"),
+            Permission::read("elasticloadbalancing:DescribeTags"),
         ],
+        typical: QUICK,
         terraform: &[("aws_subnet", "id")],
         ..kind("aws.subnet", "a subnet in one zone", Identity::Token)
     },

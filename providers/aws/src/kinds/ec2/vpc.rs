@@ -1,14 +1,12 @@
 //! Virtual networks: <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateVpc.html>.
 
 use async_trait::async_trait;
-use aws_sdk_ec2::types::{
-    AttributeBooleanValue, ResourceType, SecurityGroup, Vpc as Answer, VpcAttributeName,
-};
+use aws_sdk_ec2::types::{AttributeBooleanValue, ResourceType, SecurityGroup, Vpc as Answer, VpcAttributeName};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
 use super::inside::{self, Place};
-use super::{SERVICE, named};
+use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, named, sweeps};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
@@ -17,22 +15,23 @@ use crate::tags::{self, Tags};
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            "ec2:CreateTags",
-            "ec2:CreateVpc",
-            "ec2:DeleteSecurityGroup",
-            "ec2:DeleteTags",
-            "ec2:DeleteVpc",
-            "ec2:DescribeNetworkInterfaces",
-            "ec2:DescribeSecurityGroups",
-            "ec2:DescribeVpcAttribute",
-            "ec2:DescribeVpcs",
-            "ec2:ModifyVpcAttribute",
-            "ec2:RevokeSecurityGroupEgress",
-            "ec2:RevokeSecurityGroupIngress",
-            "elasticloadbalancing:DeleteTargetGroup",
-            "elasticloadbalancing:DescribeTags",
-            "elasticloadbalancing:DescribeTargetGroups",
+            TAGS,
+            creates("ec2:CreateVpc"),
+            sweeps("ec2:DeleteSecurityGroup"),
+            UNTAGS,
+            deletes("ec2:DeleteVpc"),
+            Permission::read("ec2:DescribeNetworkInterfaces"),
+            Permission::read("ec2:DescribeSecurityGroups"),
+            Permission::read("ec2:DescribeVpcAttribute"),
+            Permission::read("ec2:DescribeVpcs"),
+            changes("ec2:ModifyVpcAttribute"),
+            sweeps("ec2:RevokeSecurityGroupEgress"),
+            sweeps("ec2:RevokeSecurityGroupIngress"),
+            sweeps("elasticloadbalancing:DeleteTargetGroup"),
+            Permission::read("elasticloadbalancing:DescribeTags"),
+            Permission::read("elasticloadbalancing:DescribeTargetGroups"),
         ],
+        typical: QUICK,
         terraform: &[("aws_vpc", "id")],
         ..kind("aws.vpc", "a virtual network", Identity::Token)
     },
