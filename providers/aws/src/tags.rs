@@ -15,6 +15,8 @@ pub(crate) const ENVIRONMENT: &str = "textnlp-environment";
 pub(crate) const RESOURCE: &str = "textnlp-resource";
 /// The token of the operation that created the object.
 pub(crate) const OPERATION: &str = "textnlp-operation";
+/// Tells in a network which cluster's controllers create objects in it; the cluster's name follows. Kubernetes defines it.
+pub(crate) const CLUSTER: &str = "kubernetes.io/cluster/";
 /// What AWS's console shows.
 const NAME: &str = "Name";
 /// Tags of AWS's own services, which nobody else may change.

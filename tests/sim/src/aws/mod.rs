@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod ec2;
+pub mod elb;
 pub mod model;
 pub mod protocol;
 mod signature;
@@ -21,7 +22,7 @@ use protocol::{Reply, Request};
 use signature::{Refusal, Signature, refusal_of};
 
 /// The services that are simulated.
-pub const SERVICES: &[&Service] = &[&ec2::SERVICE, &sts::SERVICE];
+pub const SERVICES: &[&Service] = &[&ec2::SERVICE, &elb::SERVICE, &sts::SERVICE];
 
 /// What all services share, and where it is known from.
 pub const LEDGER: &[Behaviour] = &[
