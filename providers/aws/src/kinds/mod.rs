@@ -6,6 +6,7 @@ mod elasticache;
 mod kms;
 mod rds;
 mod s3;
+mod secret;
 mod secretsmanager;
 
 use aws_sdk_resourcegroupstagging::types::TagFilter;
