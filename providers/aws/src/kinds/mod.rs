@@ -11,23 +11,22 @@ mod secretsmanager;
 
 use aws_sdk_resourcegroupstagging::types::TagFilter;
 use futures::StreamExt;
-use textnlp_provider::Result;
+use textnlp_provider::{Result, Verb};
 
 use crate::api::Api;
 use crate::resource::{Filter, Resource, Seen};
 use crate::table::Row;
 
 /// The rows of every service.
-pub(crate) static ALL: &[&[Row]] = &[
-    ec2::vpc::ROWS,
-    kms::ROWS,
-    s3::ROWS,
-    ecr::ROWS,
-    rds::ROWS,
-    elasticache::ROWS,
-    secretsmanager::ROWS,
-];
+pub(crate) static ALL: &[&[Row]] =
+    &[ec2::vpc::ROWS, kms::ROWS, s3::ROWS, ecr::ROWS, rds::ROWS, elasticache::ROWS, secretsmanager::ROWS];
 
+/// Operations that need a permission of [`Resource::create`].
+const CREATE: &[Verb] = &[Verb::Create];
+/// Operations that need one of [`Resource::put`] or [`Resource::tag`].
+const PUT: &[Verb] = &[Verb::Create, Verb::Update];
+/// Operations that need one of [`Resource::delete`].
+const DELETE: &[Verb] = &[Verb::Delete];
 /// Objects that are read at the same time.
 const AT_ONCE: usize = 8;
 

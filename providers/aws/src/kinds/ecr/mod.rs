@@ -6,9 +6,9 @@ use aws_sdk_ecr::types::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{DataClass, Identity, Result};
+use textnlp_provider::{DataClass, Identity, Permission, Pricing, Result};
 
-use super::list_by_tag;
+use super::{CREATE, DELETE, PUT, list_by_tag};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
@@ -17,23 +17,23 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         data: DataClass::Precious,
+        pricing: Pricing::Unknown("by stored images"),
         permissions: &[
-            "ecr:CreateRepository",
-            "ecr:DeleteLifecyclePolicy",
-            "ecr:DeleteRepository",
-            "ecr:DescribeRepositories",
-            "ecr:GetLifecyclePolicy",
-            "ecr:ListTagsForResource",
-            "ecr:PutImageScanningConfiguration",
-            "ecr:PutImageTagMutability",
-            "ecr:PutLifecyclePolicy",
-            "ecr:TagResource",
-            "ecr:UntagResource",
+            Permission::on(CREATE, "ecr:CreateRepository"),
+            Permission::on(PUT, "ecr:DeleteLifecyclePolicy"),
+            Permission::on(DELETE, "ecr:DeleteRepository"),
+            Permission::read("ecr:DescribeRepositories"),
+            Permission::read("ecr:GetLifecyclePolicy"),
+            Permission::read("ecr:ListTagsForResource"),
+            Permission::on(PUT, "ecr:PutImageScanningConfiguration"),
+            Permission::on(PUT, "ecr:PutImageTagMutability"),
+            Permission::on(PUT, "ecr:PutLifecyclePolicy"),
+            Permission::on(PUT, "ecr:TagResource"),
+            Permission::on(PUT, "ecr:UntagResource"),
             // ECR makes a grant of the key for itself, as the caller.
-            "kms:CreateGrant",
-            "kms:DescribeKey",
-            "kms:RetireGrant",
-            "tag:GetResources",
+            Permission::on(PUT, "kms:CreateGrant"),
+            Permission::read("kms:DescribeKey"),
+            Permission::on(PUT, "kms:RetireGrant"),
         ],
         terraform: &[("aws_ecr_repository", "name")],
         ..kind("aws.repository", "a repository of container images", Identity::Named)

@@ -7,8 +7,9 @@ use aws_sdk_kms::types::{AliasListEntry, KeyListEntry, KeyState, Tag};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Result};
+use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result};
 
+use super::{CREATE, DELETE, PUT};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{Row, kind};
@@ -17,26 +18,27 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         data: DataClass::Precious,
+        pricing: Pricing::BySpec,
         permissions: &[
-            "kms:CreateAlias",
-            "kms:CreateKey",
-            "kms:DeleteAlias",
-            "kms:DescribeKey",
-            "kms:DisableKey",
-            "kms:DisableKeyRotation",
-            "kms:EnableKey",
-            "kms:EnableKeyRotation",
-            "kms:GetKeyPolicy",
-            "kms:GetKeyRotationStatus",
-            "kms:ListAliases",
-            "kms:ListKeys",
-            "kms:ListResourceTags",
-            "kms:PutKeyPolicy",
-            "kms:ScheduleKeyDeletion",
-            "kms:TagResource",
-            "kms:UntagResource",
-            "kms:UpdateAlias",
-            "kms:UpdateKeyDescription",
+            Permission::on(PUT, "kms:CreateAlias"),
+            Permission::on(CREATE, "kms:CreateKey"),
+            Permission::change("kms:DeleteAlias"),
+            Permission::read("kms:DescribeKey"),
+            Permission::on(PUT, "kms:DisableKey"),
+            Permission::on(PUT, "kms:DisableKeyRotation"),
+            Permission::on(PUT, "kms:EnableKey"),
+            Permission::on(PUT, "kms:EnableKeyRotation"),
+            Permission::read("kms:GetKeyPolicy"),
+            Permission::read("kms:GetKeyRotationStatus"),
+            Permission::read("kms:ListAliases"),
+            Permission::read("kms:ListKeys"),
+            Permission::read("kms:ListResourceTags"),
+            Permission::on(PUT, "kms:PutKeyPolicy"),
+            Permission::on(DELETE, "kms:ScheduleKeyDeletion"),
+            Permission::on(PUT, "kms:TagResource"),
+            Permission::on(PUT, "kms:UntagResource"),
+            Permission::on(PUT, "kms:UpdateAlias"),
+            Permission::on(PUT, "kms:UpdateKeyDescription"),
         ],
         terraform: &[("aws_kms_key", "key_id")],
         ..kind("aws.key", "an encryption key", Identity::Token)
@@ -110,7 +112,8 @@ impl Resource for Key {
             let Some(policy) = api.find(SERVICE, &id, call).await? else { return Ok(None) };
             spec.policy = serde_json::from_str(policy.policy.as_deref().unwrap_or("null")).unwrap_or_default();
             let call = api.kms.get_key_rotation_status().key_id(&id).send();
-            if let Some(rotation) = api.find(SERVICE, &id, call).await?.filter(|rotation| rotation.key_rotation_enabled) {
+            if let Some(rotation) = api.find(SERVICE, &id, call).await?.filter(|rotation| rotation.key_rotation_enabled)
+            {
                 spec.rotation_days = rotation.rotation_period_in_days.unwrap_or(365);
             }
             let pages = api.kms.list_aliases().key_id(&id).into_paginator().items().send();
@@ -159,16 +162,19 @@ impl Resource for Key {
     async fn create(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<String> {
         let call = api.kms.create_key().description(&spec.description).policy(spec.policy.to_string());
         let answer = api.call(SERVICE, "create", "key", call.set_tags(Some(listed(&make.tags))).send()).await?;
-        answer.key_metadata.map(|key| key.key_id).ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, "create", "key").because("AWS's answer has no id")
-        })
+        answer
+            .key_metadata
+            .map(|key| key.key_id)
+            .ok_or_else(|| Error::new(ErrorKind::Unavailable, "create", "key").because("AWS's answer has no id"))
     }
 
     async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let (kms, id) = (&api.kms, seen.id.as_str());
         let action = "change";
         match field {
-            "enabled" if spec.enabled => api.call(SERVICE, action, id, kms.enable_key().key_id(id).send()).await.map(drop),
+            "enabled" if spec.enabled => {
+                api.call(SERVICE, action, id, kms.enable_key().key_id(id).send()).await.map(drop)
+            }
             "enabled" => api.call(SERVICE, action, id, kms.disable_key().key_id(id).send()).await.map(drop),
             "description" => {
                 let call = kms.update_key_description().key_id(id).description(&spec.description).send();
@@ -226,9 +232,9 @@ async fn set_alias(api: &Api, id: &str, alias: &str) -> Result<()> {
     };
     if holder.key_id != id && holder.key_state != Some(KeyState::PendingDeletion) {
         let error = Error::new(ErrorKind::Exists, "create", alias);
-        return Err(error
-            .because(format!("the alias points to the key `{}`", holder.key_id))
-            .hint(format!("delete it with `aws kms delete-alias --alias-name {alias}`, or give the environment another name")));
+        return Err(error.because(format!("the alias points to the key `{}`", holder.key_id)).hint(format!(
+            "delete it with `aws kms delete-alias --alias-name {alias}`, or give the environment another name"
+        )));
     }
     let call = api.kms.update_alias().alias_name(alias).target_key_id(id).send();
     api.call(SERVICE, "change", alias, call).await.map(drop)

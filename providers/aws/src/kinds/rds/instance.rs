@@ -173,7 +173,8 @@ impl Resource for Instance {
                     "delete it, and let the next `up` create the replica",
                 );
             }
-            let call = api.rds.promote_read_replica().db_instance_identifier(id).backup_retention_period(spec.backup_days);
+            let call =
+                api.rds.promote_read_replica().db_instance_identifier(id).backup_retention_period(spec.backup_days);
             let call = call.preferred_backup_window(&spec.backup_window);
             return api.call(SERVICE, "promote", id, call.send()).await.map(drop);
         }
@@ -189,7 +190,8 @@ impl Resource for Instance {
                     .allow_major_version_upgrade(true)
                     .db_parameter_group_name(&spec.parameter_group),
                 _ => {
-                    let why = format!("PostgreSQL {} cannot become {}: RDS only upgrades", seen.spec.version, spec.version);
+                    let why =
+                        format!("PostgreSQL {} cannot become {}: RDS only upgrades", seen.spec.version, spec.version);
                     return refuse(&why, &format!("set `database.version` to {}", seen.spec.version));
                 }
             },
@@ -228,7 +230,10 @@ impl Resource for Instance {
         let id = seen.id.as_str();
         if seen.spec.deletion_protection {
             let call = api.rds.modify_db_instance().db_instance_identifier(id).deletion_protection(false);
-            return api.call(SERVICE, "remove the deletion protection of", id, call.apply_immediately(true).send()).await.map(drop);
+            return api
+                .call(SERVICE, "remove the deletion protection of", id, call.apply_immediately(true).send())
+                .await
+                .map(drop);
         }
         let call = api.rds.delete_db_instance().db_instance_identifier(id).delete_automated_backups(true);
         // A replica has nothing that its source does not have, and RDS takes no snapshot of it.
@@ -312,7 +317,11 @@ fn state(status: &str) -> State {
         | "storage-optimization" => State::Ready,
         "deleting" => State::Deleting,
         "storage-full" => State::Degraded("its storage is full: raise `database.size`".to_owned()),
-        "failed" | "incompatible-create" | "incompatible-network" | "incompatible-restore" | "insufficient-capacity"
+        "failed"
+        | "incompatible-create"
+        | "incompatible-network"
+        | "incompatible-restore"
+        | "insufficient-capacity"
         | "restore-error" => State::Failed { code: status.to_owned(), why: format!("the server is `{status}`") },
         "inaccessible-encryption-credentials"
         | "inaccessible-encryption-credentials-recoverable"

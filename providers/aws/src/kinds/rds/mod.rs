@@ -5,11 +5,12 @@ mod parameter_group;
 mod subnet_group;
 
 use aws_sdk_rds::types::Tag;
-use textnlp_provider::{DataClass, Identity, Kind, ReplaceOrder, Result};
+use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, ReplaceOrder, Result};
 
 use self::instance::Instance;
 use self::parameter_group::ParameterGroup;
 use self::subnet_group::SubnetGroup;
+use super::{CREATE, DELETE, PUT};
 use crate::api::Api;
 use crate::resource::Of;
 use crate::table::{MINUTE, Row, kind};
@@ -19,14 +20,13 @@ pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
             permissions: &[
-                "rds:AddTagsToResource",
-                "rds:CreateDBSubnetGroup",
-                "rds:DeleteDBSubnetGroup",
-                "rds:DescribeDBSubnetGroups",
-                "rds:ListTagsForResource",
-                "rds:ModifyDBSubnetGroup",
-                "rds:RemoveTagsFromResource",
-                "tag:GetResources",
+                Permission::on(PUT, "rds:AddTagsToResource"),
+                Permission::on(CREATE, "rds:CreateDBSubnetGroup"),
+                Permission::on(DELETE, "rds:DeleteDBSubnetGroup"),
+                Permission::read("rds:DescribeDBSubnetGroups"),
+                Permission::read("rds:ListTagsForResource"),
+                Permission::on(PUT, "rds:ModifyDBSubnetGroup"),
+                Permission::on(PUT, "rds:RemoveTagsFromResource"),
             ],
             terraform: &[("aws_db_subnet_group", "name")],
             ..kind("aws.db-subnet-group", "the subnets of a database", Identity::Named)
@@ -40,16 +40,15 @@ pub(crate) static ROWS: &[Row] = &[
             // A group of another major version has another name, and the database moves to it before the old one goes.
             replace: ReplaceOrder::CreateFirst,
             permissions: &[
-                "rds:AddTagsToResource",
-                "rds:CreateDBParameterGroup",
-                "rds:DeleteDBParameterGroup",
-                "rds:DescribeDBParameterGroups",
-                "rds:DescribeDBParameters",
-                "rds:ListTagsForResource",
-                "rds:ModifyDBParameterGroup",
-                "rds:RemoveTagsFromResource",
-                "rds:ResetDBParameterGroup",
-                "tag:GetResources",
+                Permission::on(PUT, "rds:AddTagsToResource"),
+                Permission::on(CREATE, "rds:CreateDBParameterGroup"),
+                Permission::on(DELETE, "rds:DeleteDBParameterGroup"),
+                Permission::read("rds:DescribeDBParameterGroups"),
+                Permission::read("rds:DescribeDBParameters"),
+                Permission::read("rds:ListTagsForResource"),
+                Permission::on(PUT, "rds:ModifyDBParameterGroup"),
+                Permission::on(PUT, "rds:RemoveTagsFromResource"),
+                Permission::on(PUT, "rds:ResetDBParameterGroup"),
             ],
             terraform: &[("aws_db_parameter_group", "name")],
             ..kind("aws.db-parameter-group", "the settings of a database", Identity::Named)
@@ -61,21 +60,23 @@ pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
             data: DataClass::Precious,
+            pricing: Pricing::BySpec,
+            typical: Some(MINUTE.saturating_mul(15)),
             // A copy of a large database in another region, or a final snapshot of one, takes hours.
             deadline: MINUTE.saturating_mul(360),
             permissions: &[
                 // RDS makes a grant of the key for itself, as the caller.
-                "kms:CreateGrant",
-                "kms:DescribeKey",
-                "rds:AddTagsToResource",
-                "rds:CreateDBInstance",
-                "rds:CreateDBInstanceReadReplica",
-                "rds:CreateDBSnapshot",
-                "rds:DeleteDBInstance",
-                "rds:DescribeDBInstances",
-                "rds:ModifyDBInstance",
-                "rds:PromoteReadReplica",
-                "rds:RemoveTagsFromResource",
+                Permission::on(PUT, "kms:CreateGrant"),
+                Permission::read("kms:DescribeKey"),
+                Permission::on(PUT, "rds:AddTagsToResource"),
+                Permission::on(CREATE, "rds:CreateDBInstance"),
+                Permission::on(CREATE, "rds:CreateDBInstanceReadReplica"),
+                Permission::on(DELETE, "rds:CreateDBSnapshot"),
+                Permission::on(DELETE, "rds:DeleteDBInstance"),
+                Permission::read("rds:DescribeDBInstances"),
+                Permission::change("rds:ModifyDBInstance"),
+                Permission::on(PUT, "rds:PromoteReadReplica"),
+                Permission::on(PUT, "rds:RemoveTagsFromResource"),
             ],
             terraform: &[("aws_db_instance", "identifier")],
             ..kind("aws.db-instance", "a PostgreSQL server", Identity::Named)

@@ -94,10 +94,13 @@ impl Resource for ParameterGroup {
     /// Sets what differs, then resets what is in no spec any more.
     async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, _field: &str) -> Result<()> {
         let method = |at_restart| if at_restart { ApplyMethod::PendingReboot } else { ApplyMethod::Immediate };
-        let written = |name: &String, one: &Parameter| Answer::builder().parameter_name(name).apply_method(method(one.at_restart));
+        let written = |name: &String, one: &Parameter| {
+            Answer::builder().parameter_name(name).apply_method(method(one.at_restart))
+        };
         let (wanted, seen_ones) = (&spec.parameters, &seen.spec.parameters);
         let different = wanted.iter().filter(|(name, one)| seen_ones.get(*name) != Some(one));
-        let set: Vec<Answer> = different.take(AT_ONCE).map(|(name, one)| written(name, one).parameter_value(&one.value).build()).collect();
+        let set: Vec<Answer> =
+            different.take(AT_ONCE).map(|(name, one)| written(name, one).parameter_value(&one.value).build()).collect();
         if !set.is_empty() {
             let call = api.rds.modify_db_parameter_group().db_parameter_group_name(&seen.id).set_parameters(Some(set));
             return api.call(SERVICE, "change", &seen.id, call.send()).await.map(drop);

@@ -12,10 +12,10 @@ use aws_sdk_s3::types::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Result};
+use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result};
 
 use self::rules::{Encryption, LifecycleRule, Replication};
-use super::list_by_tag;
+use super::{CREATE, DELETE, PUT, list_by_tag};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{MINUTE, Row, kind};
@@ -24,35 +24,35 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         data: DataClass::Precious,
+        pricing: Pricing::Unknown("by stored data and requests"),
         // A call deletes a thousand objects.
         deadline: MINUTE.saturating_mul(120),
         permissions: &[
-            "iam:PassRole",
-            "s3:CreateBucket",
-            "s3:DeleteBucket",
-            "s3:DeleteBucketPolicy",
-            "s3:DeleteObject",
-            "s3:DeleteObjectVersion",
-            "s3:GetBucketOwnershipControls",
-            "s3:GetBucketPolicy",
-            "s3:GetBucketPublicAccessBlock",
-            "s3:GetBucketTagging",
-            "s3:GetBucketVersioning",
-            "s3:GetEncryptionConfiguration",
-            "s3:GetLifecycleConfiguration",
-            "s3:GetReplicationConfiguration",
-            "s3:ListBucket",
-            "s3:ListBucketVersions",
-            "s3:PutBucketOwnershipControls",
-            "s3:PutBucketPolicy",
-            "s3:PutBucketPublicAccessBlock",
-            "s3:PutBucketTagging",
-            "s3:PutBucketVersioning",
-            "s3:PutEncryptionConfiguration",
-            "s3:PutLifecycleConfiguration",
-            "s3:PutReplicationConfiguration",
-            "s3:TagResource",
-            "tag:GetResources",
+            Permission::on(PUT, "iam:PassRole"),
+            Permission::on(CREATE, "s3:CreateBucket"),
+            Permission::on(DELETE, "s3:DeleteBucket"),
+            Permission::on(PUT, "s3:DeleteBucketPolicy"),
+            Permission::on(DELETE, "s3:DeleteObject"),
+            Permission::on(DELETE, "s3:DeleteObjectVersion"),
+            Permission::read("s3:GetBucketOwnershipControls"),
+            Permission::read("s3:GetBucketPolicy"),
+            Permission::read("s3:GetBucketPublicAccessBlock"),
+            Permission::read("s3:GetBucketTagging"),
+            Permission::read("s3:GetBucketVersioning"),
+            Permission::read("s3:GetEncryptionConfiguration"),
+            Permission::read("s3:GetLifecycleConfiguration"),
+            Permission::read("s3:GetReplicationConfiguration"),
+            Permission::read("s3:ListBucket"),
+            Permission::read("s3:ListBucketVersions"),
+            Permission::on(PUT, "s3:PutBucketOwnershipControls"),
+            Permission::on(PUT, "s3:PutBucketPolicy"),
+            Permission::on(PUT, "s3:PutBucketPublicAccessBlock"),
+            Permission::on(PUT, "s3:PutBucketTagging"),
+            Permission::on(PUT, "s3:PutBucketVersioning"),
+            Permission::on(PUT, "s3:PutEncryptionConfiguration"),
+            Permission::on(PUT, "s3:PutLifecycleConfiguration"),
+            Permission::on(PUT, "s3:PutReplicationConfiguration"),
+            Permission::on(PUT, "s3:TagResource"),
         ],
         terraform: &[("aws_s3_bucket", "id")],
         ..kind("aws.bucket", "a bucket of objects", Identity::Named)
@@ -94,15 +94,8 @@ struct Spec {
 impl Resource for Bucket {
     type Spec = Spec;
     // Public access is blocked before there is a policy, and objects have versions before they are replicated.
-    const IN_PLACE: &'static [&'static str] = &[
-        "public_access_blocked",
-        "owner_enforced",
-        "encryption",
-        "policy",
-        "versioned",
-        "lifecycle",
-        "replication",
-    ];
+    const IN_PLACE: &'static [&'static str] =
+        &["public_access_blocked", "owner_enforced", "encryption", "policy", "versioned", "lifecycle", "replication"];
 
     async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
         let (s3, owner) = (&api.s3, api.identity.account.as_str());
@@ -127,8 +120,9 @@ impl Resource for Bucket {
 
         let spec = Spec {
             name: id.to_owned(),
-            owner_enforced: ownership
-                .is_some_and(|all| all.rules.iter().any(|rule| rule.object_ownership == ObjectOwnership::BucketOwnerEnforced)),
+            owner_enforced: ownership.is_some_and(|all| {
+                all.rules.iter().any(|rule| rule.object_ownership == ObjectOwnership::BucketOwnerEnforced)
+            }),
             public_access_blocked: block.is_some_and(|block| is_blocked(&block)),
             encryption: Encryption::read(encryption.and_then(|answer| answer.server_side_encryption_configuration)),
             versioned: versioning.and_then(|answer| answer.status) == Some(BucketVersioningStatus::Enabled),
@@ -225,7 +219,9 @@ impl Resource for Bucket {
             _ => match &spec.replication {
                 Some(replication) => {
                     let call = s3.put_bucket_replication().bucket(id).expected_bucket_owner(owner);
-                    api.call(SERVICE, action, id, call.replication_configuration(replication.write()).send()).await.map(drop)
+                    api.call(SERVICE, action, id, call.replication_configuration(replication.write()).send())
+                        .await
+                        .map(drop)
                 }
                 None => {
                     let call = s3.delete_bucket_replication().bucket(id).expected_bucket_owner(owner).send();
@@ -277,7 +273,8 @@ impl Resource for Bucket {
 }
 
 fn is_blocked(block: &PublicAccessBlockConfiguration) -> bool {
-    let all = [block.block_public_acls, block.ignore_public_acls, block.block_public_policy, block.restrict_public_buckets];
+    let all =
+        [block.block_public_acls, block.ignore_public_acls, block.block_public_policy, block.restrict_public_buckets];
     all.into_iter().all(|on| on == Some(true))
 }
 

@@ -1,12 +1,12 @@
 //! Settings of buckets in two forms: in specs, and in calls.
 
 use aws_sdk_s3::types::{
-    AbortIncompleteMultipartUpload, BucketLifecycleConfiguration, DeleteMarkerReplication, DeleteMarkerReplicationStatus,
-    Destination, EncryptionConfiguration, ExpirationStatus, LifecycleExpiration, LifecycleRule as Rule,
-    LifecycleRuleFilter, NoncurrentVersionExpiration, ReplicationConfiguration, ReplicationRule, ReplicationRuleFilter,
-    ReplicationRuleStatus, ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration,
-    ServerSideEncryptionRule, SourceSelectionCriteria, SseKmsEncryptedObjects, SseKmsEncryptedObjectsStatus, Transition,
-    TransitionStorageClass,
+    AbortIncompleteMultipartUpload, BucketLifecycleConfiguration, DeleteMarkerReplication,
+    DeleteMarkerReplicationStatus, Destination, EncryptionConfiguration, ExpirationStatus, LifecycleExpiration,
+    LifecycleRule as Rule, LifecycleRuleFilter, NoncurrentVersionExpiration, ReplicationConfiguration, ReplicationRule,
+    ReplicationRuleFilter, ReplicationRuleStatus, ServerSideEncryption, ServerSideEncryptionByDefault,
+    ServerSideEncryptionConfiguration, ServerSideEncryptionRule, SourceSelectionCriteria, SseKmsEncryptedObjects,
+    SseKmsEncryptedObjectsStatus, Transition, TransitionStorageClass,
 };
 use serde::{Deserialize, Serialize};
 
@@ -101,7 +101,8 @@ impl LifecycleRule {
             rule = rule.expiration(LifecycleExpiration::builder().days(days).build());
         }
         if let Some(days) = self.old_versions_expire_days {
-            rule = rule.noncurrent_version_expiration(NoncurrentVersionExpiration::builder().noncurrent_days(days).build());
+            rule = rule
+                .noncurrent_version_expiration(NoncurrentVersionExpiration::builder().noncurrent_days(days).build());
         }
         if let Some(days) = self.abort_uploads_days {
             let abort = AbortIncompleteMultipartUpload::builder().days_after_initiation(days).build();
