@@ -70,14 +70,14 @@ pub(crate) fn permissions(request: &PolicyRequest, own: impl Fn(&str) -> Option<
 
 /// One statement for the actions of a service with the same resource and the same conditions.
 fn statements(needed: &BTreeSet<FilledPermission>) -> Vec<Value> {
-    let mut groups: BTreeMap<(&str, &str, &BTreeMap<String, String>), BTreeSet<&str>> = BTreeMap::new();
+    let service = |action: &str| action.split_once(':').map_or(action, |(service, _)| service).to_owned();
+    let mut groups: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
     for FilledPermission { action, resource, conditions } in needed {
-        let service = action.split_once(':').map_or(action.as_str(), |(service, _)| service);
-        groups.entry((service, resource, conditions)).or_default().insert(action);
+        groups.entry((service(action), resource, conditions)).or_default().insert(action);
     }
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     let groups = groups.into_iter().map(|((service, resource, conditions), actions)| {
-        let count = counts.entry(service).or_default();
+        let count = counts.entry(service.clone()).or_default();
         *count += 1;
         // Sids have letters and digits only.
         let service: String = service.chars().filter(char::is_ascii_alphanumeric).collect();
