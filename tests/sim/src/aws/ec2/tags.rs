@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::Ec2;
 use crate::{Call, Fault, World, passes};
 
 /// Keys and values of a list of tags.
@@ -23,15 +22,19 @@ pub(super) fn pairs(tags: &[Value]) -> Result<Vec<(String, String)>, Fault> {
     Ok(pairs)
 }
 
+/// The prefix of ids, the type of the resource, and the error where there is none.
+const TYPES: &[(&str, &str, &str)] = &[("vpc", "vpc", "InvalidVpcID.NotFound")];
+
 /// The ARN of a resource by its id, if there is one.
-fn arn(world: &mut World, call: &Call, id: &str) -> Result<String, Fault> {
-    let state = world.state::<Ec2>(&call.scope());
-    let kind = match id.split('-').next() {
-        Some("vpc") if state.vpcs.contains_key(id) => "vpc",
-        Some("vpc") => return Err(super::vpc::not_found(id)),
-        _ => return Err(Fault::new("InvalidID", format!("The ID '{id}' is not valid"))),
-    };
-    Ok(call.arn(&format!("{kind}/{id}")))
+fn arn(world: &World, call: &Call, id: &str) -> Result<String, Fault> {
+    let invalid = || Fault::new("InvalidID", format!("The ID '{id}' is not valid"));
+    let (prefix, _) = id.rsplit_once('-').ok_or_else(invalid)?;
+    let (_, kind, not_found) = TYPES.iter().find(|(known, ..)| *known == prefix).ok_or_else(invalid)?;
+    let arn = call.arn(&format!("{kind}/{id}"));
+    match world.tags.has(&arn) {
+        true => Ok(arn),
+        false => Err(Fault::new(*not_found, format!("The {kind} ID '{id}' does not exist"))),
+    }
 }
 
 pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
@@ -65,7 +68,7 @@ pub(super) fn describe(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let prefix = call.arn("");
     let mut found = Vec::new();
     for (arn, tags) in world.tags.listed(&prefix, call.now) {
-        let Some((kind, id)) = arn.trim_start_matches(&prefix).split_once('/') else { continue };
+        let Some((kind, id)) = arn[prefix.len()..].split_once('/') else { continue };
         for (key, value) in &tags {
             let field = |name: &str| match name {
                 "key" => Some(vec![key.clone()]),
