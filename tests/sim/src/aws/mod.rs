@@ -6,6 +6,7 @@ pub mod ecr;
 pub mod kms;
 pub mod model;
 pub mod protocol;
+pub mod rds;
 pub mod s3;
 mod signature;
 pub mod sts;
@@ -26,7 +27,7 @@ use signature::{Refusal, Signature, refusal_of};
 
 /// The services that are simulated.
 pub const SERVICES: &[&Service] =
-    &[&ec2::SERVICE, &ecr::SERVICE, &kms::SERVICE, &s3::SERVICE, &sts::SERVICE, &tagging::SERVICE];
+    &[&ec2::SERVICE, &ecr::SERVICE, &kms::SERVICE, &rds::SERVICE, &s3::SERVICE, &sts::SERVICE, &tagging::SERVICE];
 
 /// What all services share, and where it is known from.
 pub const LEDGER: &[Behaviour] = &[
