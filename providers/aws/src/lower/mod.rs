@@ -3,8 +3,14 @@
 //! | component | resources |
 //! |---|---|
 //! | network | `SITE/network`: the VPC |
+//! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of the operator's models |
+//! | registry | `SITE/registry/repository`, if its address is that of this account |
+//! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL |
 
+mod database;
+mod models;
 mod network;
+mod registry;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,6 +27,9 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
     let mut lowering = Lowering { component, site, wanted: Vec::new(), problems: Vec::new() };
     match &component.part {
         ComponentSpec::Network(network) => lowering.network(network),
+        ComponentSpec::ModelStore(store) => lowering.models(store),
+        ComponentSpec::Database(database) => lowering.database(database),
+        ComponentSpec::Registry(registry) => lowering.registry(registry),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
     }
