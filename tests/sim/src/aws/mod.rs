@@ -3,11 +3,13 @@
 pub mod check;
 pub mod ec2;
 pub mod ecr;
+pub mod elasticache;
 pub mod kms;
 pub mod model;
 pub mod protocol;
 pub mod rds;
 pub mod s3;
+pub mod secretsmanager;
 mod signature;
 pub mod sts;
 pub mod tagging;
@@ -26,8 +28,17 @@ use protocol::{Reply, Request};
 use signature::{Refusal, Signature, refusal_of};
 
 /// The services that are simulated.
-pub const SERVICES: &[&Service] =
-    &[&ec2::SERVICE, &ecr::SERVICE, &kms::SERVICE, &rds::SERVICE, &s3::SERVICE, &sts::SERVICE, &tagging::SERVICE];
+pub const SERVICES: &[&Service] = &[
+    &ec2::SERVICE,
+    &ecr::SERVICE,
+    &elasticache::SERVICE,
+    &kms::SERVICE,
+    &rds::SERVICE,
+    &s3::SERVICE,
+    &secretsmanager::SERVICE,
+    &sts::SERVICE,
+    &tagging::SERVICE,
+];
 
 /// What all services share, and where it is known from.
 pub const LEDGER: &[Behaviour] = &[
