@@ -17,7 +17,7 @@ use crate::tags::{self, Tags};
 /// One kind of object.
 ///
 /// Its spec has a member for each attribute, never leaves one out, and has the tags of the operator in `tags`. [`read`](Self::read)
-/// fills the same type in from the object, so that equal values mean that nothing is to do.
+/// fills the same type in from the object, so that equal values mean that nothing is to do. A list is a set: see [`same`].
 #[async_trait]
 pub(crate) trait Resource: Send + Sync + 'static {
     /// The attributes of an object.
@@ -273,7 +273,7 @@ impl Seen<Spec> {
 
     /// The fields that an update would change, in the order in which it does: those of the kind's table, then the tags.
     pub(crate) fn next(&self, resource: &dyn AnyResource, op: &Operation) -> Option<&'static str> {
-        let differs = |field: &&&str| op.spec.get(field) != self.spec.get(field);
+        let differs = |field: &&&str| !same(op.spec.get(field), self.spec.get(field));
         let field = resource.in_place().iter().find(differs).copied();
         let is_tagged = || {
             let (set, gone) = tags::change(op, &self.tags, &own_tags(&op.spec));
@@ -281,4 +281,16 @@ impl Seen<Spec> {
         };
         field.or_else(|| (!is_tagged()).then_some(TAGS))
     }
+}
+
+/// Whether two values of a field are equal. A list is a set: AWS returns lists in any order, and references to outputs cannot be
+/// sorted before they are resolved.
+pub(crate) fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+    let (Some(Value::Array(a)), Some(Value::Array(b))) = (a, b) else { return a == b };
+    let sorted = |list: &[Value]| {
+        let mut texts: Vec<String> = list.iter().map(Value::to_string).collect();
+        texts.sort();
+        texts
+    };
+    a.len() == b.len() && sorted(a) == sorted(b)
 }

@@ -18,8 +18,23 @@ use crate::resource::{Filter, Resource, Seen};
 use crate::table::Row;
 
 /// The rows of every service.
-pub(crate) static ALL: &[&[Row]] =
-    &[ec2::vpc::ROWS, kms::ROWS, s3::ROWS, ecr::ROWS, rds::ROWS, elasticache::ROWS, secretsmanager::ROWS];
+pub(crate) static ALL: &[&[Row]] = &[
+    ec2::address::ROWS,
+    ec2::endpoint::ROWS,
+    ec2::gateway::ROWS,
+    ec2::launch_template::ROWS,
+    ec2::nat::ROWS,
+    ec2::route_table::ROWS,
+    ec2::security_group::ROWS,
+    ec2::subnet::ROWS,
+    ec2::vpc::ROWS,
+    ecr::ROWS,
+    elasticache::ROWS,
+    kms::ROWS,
+    rds::ROWS,
+    s3::ROWS,
+    secretsmanager::ROWS,
+];
 
 /// Operations that need a permission of [`Resource::create`].
 const CREATE: &[Verb] = &[Verb::Create];

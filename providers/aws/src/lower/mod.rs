@@ -2,15 +2,16 @@
 //!
 //! | component | resources |
 //! |---|---|
-//! | network | `SITE/network`: the VPC |
 //! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of the operator's models |
 //! | registry | `SITE/registry/repository`, if its address is that of this account |
 //! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL |
+//! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |
 
 mod database;
 mod models;
 mod network;
 mod registry;
+mod zones;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ use textnlp_provider::{
 };
 
 use crate::table;
+use crate::tags::Tags;
 
 /// Expands a component into the resources of its site's account and region.
 pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
@@ -69,7 +71,9 @@ impl Lowering<'_> {
 
     fn push(&mut self, id: ResourceId, kind: &'static str, spec: &impl Serialize, ownership: Ownership) {
         let mut spec = serde_json::to_value(spec).unwrap_or_default();
-        spec["tags"] = json!(self.site.tags);
+        let mut tags: Tags = serde_json::from_value(spec["tags"].take()).unwrap_or_default();
+        tags.extend(self.site.tags.clone());
+        spec["tags"] = json!(tags);
         let spec = Spec::of(&spec);
         let needs = spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())).collect();
         let kind = KindName::new(kind).expect("the names in the table are kind names");

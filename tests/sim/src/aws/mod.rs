@@ -4,6 +4,7 @@ pub mod check;
 pub mod ec2;
 pub mod ecr;
 pub mod elasticache;
+pub mod elb;
 pub mod kms;
 pub mod model;
 pub mod protocol;
@@ -32,6 +33,7 @@ pub const SERVICES: &[&Service] = &[
     &ec2::SERVICE,
     &ecr::SERVICE,
     &elasticache::SERVICE,
+    &elb::SERVICE,
     &kms::SERVICE,
     &rds::SERVICE,
     &s3::SERVICE,
