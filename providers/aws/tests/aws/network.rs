@@ -40,9 +40,7 @@ fn gateway(vpc: &Recorded) -> Wanted {
 }
 
 fn group(vpc: &Recorded) -> Wanted {
-    let rule = |peer: &str, port: u16| {
-        json!({ "protocol": "tcp", "from": port, "to": port, "peer": peer, "description": "a test" })
-    };
+    let rule = |peer: &str, port: u16| json!({ "protocol": "tcp", "from": port, "to": port, "peer": peer, "description": "a test" });
     let all = json!({ "protocol": "-1", "from": -1, "to": -1, "peer": "::/0", "description": "" });
     let spec = json!({
         "vpc": output(vpc, "id"), "name": "textnlp-staging-here-test", "description": "a group",
@@ -196,7 +194,8 @@ fn a_route_table_lives() {
         let spec = json!({ "vpc": ids[0], "routes": [route(&ids[2])], "subnets": [ids[1], ids[4]], "tags": {} });
         let wanted = wanted("here/network/routes-public", "aws.route-table", &spec);
         let more = json!([route(&ids[5]), { "to": "192.0.2.0/24", "via": ids[2] }]);
-        let changed = with(&Wanted { spec: with(&wanted, "routes", more), ..wanted.clone() }, "subnets", json!([ids[4]]));
+        let changed =
+            with(&Wanted { spec: with(&wanted, "routes", more), ..wanted.clone() }, "subnets", json!([ids[4]]));
         bed.whole_life(&wanted, Some(&changed)).await?;
         unmake(&bed, made).await
     });
@@ -255,7 +254,11 @@ fn an_endpoint_lives() {
             "subnets": [ids[1], ids[2]], "groups": [ids[3]], "private_dns": true, "policy": policy, "tags": {},
         });
         let wanted = wanted("here/network/endpoint-sts", "aws.vpc-endpoint", &spec);
-        let changed = with(&Wanted { spec: with(&wanted, "subnets", json!([ids[2]])), ..wanted.clone() }, "private_dns", json!(false));
+        let changed = with(
+            &Wanted { spec: with(&wanted, "subnets", json!([ids[2]])), ..wanted.clone() },
+            "private_dns",
+            json!(false),
+        );
         bed.whole_life(&wanted, Some(&changed)).await?;
         unmake(&bed, made).await
     });
@@ -271,7 +274,8 @@ fn a_launch_template_lives() {
             "instance_tags": { "a": "b" }, "hardened": true, "tags": {},
         });
         let wanted = wanted("here/cluster/gpu-template", "aws.launch-template", &spec);
-        let changed = with(&Wanted { spec: with(&wanted, "root_gib", json!(300)), ..wanted.clone() }, "groups", json!([]));
+        let changed =
+            with(&Wanted { spec: with(&wanted, "root_gib", json!(300)), ..wanted.clone() }, "groups", json!([]));
         bench.bed().whole_life(&wanted, Some(&changed)).await
     });
 }
@@ -288,9 +292,11 @@ fn a_lost_reply_creates_nothing_twice() {
         let network = bed.make(&vpc()).await?;
         bed.make(&subnet(&network, "a", 0)).await?;
         bed.make(&gateway(&network)).await?;
-        for (collection, operation) in
-            [(&ec2::VPC, "CreateVpc"), (&ec2::SUBNET, "CreateSubnet"), (&ec2::INTERNET_GATEWAY, "CreateInternetGateway")]
-        {
+        for (collection, operation) in [
+            (&ec2::VPC, "CreateVpc"),
+            (&ec2::SUBNET, "CreateSubnet"),
+            (&ec2::INTERNET_GATEWAY, "CreateInternetGateway"),
+        ] {
             assert_eq!(count(&bench, collection), 1, "{operation}");
         }
         Ok(())
@@ -384,7 +390,11 @@ fn what_was_changed_by_hand_is_found_and_changed_back() {
 }
 
 /// A VPC with two subnets in which a cluster left its objects.
-async fn with_leftovers(bench: &Bench, bed: &TestBed<'_>, cluster: &str) -> Outcome<(Vec<(Wanted, Recorded)>, elb::Leftovers)> {
+async fn with_leftovers(
+    bench: &Bench,
+    bed: &TestBed<'_>,
+    cluster: &str,
+) -> Outcome<(Vec<(Wanted, Recorded)>, elb::Leftovers)> {
     let mut made = vec![(vpc(), bed.make(&vpc()).await?)];
     for one in [subnet(&made[0].1, "a", 0), subnet(&made[0].1, "b", 1)] {
         let recorded = bed.make(&one).await?;
