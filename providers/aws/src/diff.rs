@@ -12,7 +12,7 @@ pub(crate) fn diff(row: &Row, wanted: &Wanted, seen: &Object) -> Vec<FieldChange
     let mut changes: Vec<FieldChange> = wanted
         .spec
         .fields()
-        .filter(|(field, after)| seen.spec.get(field) != Some(after))
+        .filter(|(field, after)| !row.resource.fits(field, Some(after), seen.spec.get(field)))
         .map(|(field, after)| FieldChange {
             field: field.clone(),
             before: seen.spec.get(field).cloned().filter(|value| *value != Value::Null),
