@@ -382,6 +382,12 @@ pub struct Plan {
     /// Save the plan for `apply`
     #[arg(long, value_name = "FILE")]
     pub out: Option<Utf8PathBuf>,
+    /// List every price with its source and date
+    #[arg(long)]
+    pub costs: bool,
+    /// Print only the least-privilege policy for this plan
+    #[arg(long, conflicts_with_all = ["costs", "exit_code", "out"])]
+    pub policy: bool,
 }
 
 /// See [`Command::Apply`].

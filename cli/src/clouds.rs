@@ -2,6 +2,8 @@
 
 #[cfg(feature = "kubernetes")]
 mod adapter;
+#[cfg(feature = "aws")]
+mod aws;
 #[cfg(feature = "kubernetes")]
 mod cluster;
 mod detection;
@@ -15,6 +17,7 @@ mod token;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use futures::future::BoxFuture;
 use textnlp_files::Exposed;
 use textnlp_keys::{FileSecretStore, KeyKind, Marker, SiteFolder};
 use textnlp_models::FetchOptions;
@@ -57,7 +60,7 @@ pub struct Row {
     /// Whether a site without an account is bound to this machine.
     is_this_machine: bool,
     /// The account that a site is bound to.
-    account: fn(&Environment, &Site) -> anyhow::Result<String>,
+    account: for<'a> fn(&'a Environment, &'a Site) -> BoxFuture<'a, anyhow::Result<String>>,
     provider: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Provider>>,
     operations: fn(&Context<'_>) -> anyhow::Result<Arc<dyn Operations>>,
     endpoint: fn(&SiteOutputs) -> Option<ServiceEndpoint>,
@@ -69,7 +72,9 @@ const ONPREM: Row = Row {
     capabilities: textnlp_onprem::CAPABILITIES,
     missing: None,
     is_this_machine: true,
-    account: |_, site| Ok(if site.account.is_empty() { this_machine() } else { site.account.clone() }),
+    account: |_, site| {
+        Box::pin(async { Ok(if site.account.is_empty() { this_machine() } else { site.account.clone() }) })
+    },
     provider: local_provider,
     operations: |context| Ok(Arc::new(LocalOperations::new(context.server.clone()))),
     endpoint: textnlp_onprem::endpoint,
@@ -80,6 +85,12 @@ const KUBERNETES: Row = cluster::ROW;
 #[cfg(not(feature = "kubernetes"))]
 const KUBERNETES: Row = Row { name: "kubernetes", about: "any conformant cluster", missing: Some(FEATURE), ..MISSING };
 
+#[cfg(feature = "aws")]
+const AWS: Row = aws::ROW;
+#[cfg(not(feature = "aws"))]
+const AWS: Row =
+    Row { name: "aws", about: "Amazon Web Services: EKS and what it needs", missing: Some(AWS_FEATURE), ..MISSING };
+
 /// A provider that is not part of this build. It supports nothing.
 const MISSING: Row = Row {
     name: "",
@@ -87,7 +98,7 @@ const MISSING: Row = Row {
     capabilities: Capabilities { runtimes: &[], supported: &[] },
     missing: Some(LATER),
     is_this_machine: false,
-    account: |_, site| Ok(site.account.clone()),
+    account: |_, site| Box::pin(async { Ok(site.account.clone()) }),
     provider: |context| anyhow::bail!("the provider of site {} is not part of this program", context.site),
     operations: |_| Ok(Arc::new(LocalOperations::default())),
     endpoint: |_| None,
@@ -97,7 +108,7 @@ const MISSING: Row = Row {
 pub const PROVIDERS: &[Row] = &[
     ONPREM,
     KUBERNETES,
-    Row { name: "aws", about: "Amazon Web Services", ..MISSING },
+    AWS,
     Row { name: "gcp", about: "Google Cloud", ..MISSING },
     Row { name: "azure", about: "Microsoft Azure", ..MISSING },
 ];
@@ -105,6 +116,10 @@ pub const PROVIDERS: &[Row] = &[
 /// The message for providers behind a cargo feature.
 #[cfg(not(feature = "kubernetes"))]
 const FEATURE: &str = "not part of this build; build it with `cargo build --release --features kubernetes`";
+
+/// The same for AWS.
+#[cfg(not(feature = "aws"))]
+const AWS_FEATURE: &str = "not part of this build; build it with `cargo build --release --features aws`";
 
 const LATER: &str = "not part of this version";
 

@@ -24,8 +24,8 @@ pub async fn described(session: &Session, chosen: ChosenEnvironment, console: Co
 }
 
 /// Without wanted resources: for showing the state and for `down`.
-pub fn recorded(session: &Session, chosen: ChosenEnvironment) -> Result<Deployment, Failure> {
-    Deployment::recorded(selection(session, chosen)?)
+pub async fn recorded(session: &Session, chosen: ChosenEnvironment) -> Result<Deployment, Failure> {
+    Deployment::recorded(selection(session, chosen)?).await
 }
 
 fn selection(session: &Session, chosen: ChosenEnvironment) -> Result<Selection, Failure> {

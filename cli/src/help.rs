@@ -26,7 +26,15 @@ const OTHERS: (&str, &[&str]) = ("Other", &["serve", "kube-token", "completions"
 const EXAMPLES: [(&str, &[&str]); 19] = [
     ("init", &["init", "init my-service"]),
     ("preflight", &["preflight --env staging"]),
-    ("plan", &["plan --env staging", "plan --env staging --out staging.plan", "plan --env staging --down"]),
+    (
+        "plan",
+        &[
+            "plan --env staging",
+            "plan --env staging --out staging.plan",
+            "plan --env staging --down",
+            "plan --env staging --costs",
+        ],
+    ),
     (
         "up",
         &[

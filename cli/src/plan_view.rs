@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use textnlp_orchestrator::plan::{Branch, Call, Cost, Facts, Node, Note, Plan, Step, permissions};
-use textnlp_provider::{Effect, FieldChange};
+use textnlp_orchestrator::plan::{
+    Branch, Call, Cost, Facts, Node, Note, Plan, Step, amount, permissions, unknown_reason,
+};
+use textnlp_provider::{Charge, CostLine, Effect, FieldChange};
 pub use textnlp_service::failure::problems_document as problems;
 use textnlp_service::up::blocked;
 
@@ -37,6 +39,44 @@ pub fn text(plan: &Plan) -> String {
 /// A problem, formatted below the steps of a plan.
 pub fn finding(problem: &textnlp_provider::Problem) -> String {
     format!("  {}: {}: {}\n           {}", problem.word(), problem.place, problem.cause, problem.fix)
+}
+
+/// The monthly cost: the total, and below it each service on the bill.
+pub fn costs(cost: &Cost) -> String {
+    let mut text = format!("Cost: {cost}");
+    let services = cost.services();
+    if cost.known_micros == 0 {
+        return text;
+    }
+    let longest = services.keys().map(|name| name.chars().count()).max().unwrap_or_default();
+    for (name, service) in services {
+        let known = service.known();
+        let amount = match (service.known_micros, service.is_partial) {
+            (_, false) => format!("{known:.2}"),
+            (0, true) => "unknown".to_owned(),
+            (_, true) => format!("≥ {known:.2}"),
+        };
+        let _ = write!(text, "\n  {name:<longest$}  {amount:>12}");
+    }
+    text
+}
+
+/// Every line of the cost, with the source and the date of its price.
+pub fn cost_lines(cost: &Cost) -> String {
+    let mut text = String::from("Cost by resource, per month:");
+    for (resource, CostLine { service, what, charge }) in &cost.lines {
+        let says = match charge {
+            Charge::Priced { quantity, price } => {
+                let monthly = amount(price.monthly_micros(*quantity));
+                format!("{quantity} × {price} = {monthly:.2} ({}, {})", price.source, price.date)
+            }
+            Charge::Included | Charge::Unknown(_) => {
+                format!("unknown: {}", unknown_reason(charge).unwrap_or_default())
+            }
+        };
+        let _ = write!(text, "\n  {:<34} {service}: {what}: {says}", resource.as_str());
+    }
+    text
 }
 
 /// The counts of each action on one line.

@@ -180,14 +180,14 @@ pub async fn look(road: &Run<'_>, ask: RunOptions) -> Result<(Audited, Facts), R
     Ok((checked_plan(&facts)?, facts))
 }
 
-/// Runs all phases. `agree` is called with the plan and returns whether its changes are approved. It is not called for
+/// Runs all phases. `agree` is called with the plan and its facts and returns whether its changes are approved. It is not called for
 /// a plan without changes.
 ///
 /// A second run without changes in between plans nothing. The next run recovers a run that was killed at any point.
 pub async fn run_phases(
     road: &Run<'_>,
     ask: RunOptions,
-    agree: &mut (dyn FnMut(&Plan) -> bool + Send),
+    agree: &mut (dyn FnMut(&Plan, &Facts) -> bool + Send),
     stop: &CancellationToken,
 ) -> Result<RunOutcome, RunError> {
     run_with_approval(road, ask, Approval::Asked(agree), stop).await
@@ -203,7 +203,7 @@ pub async fn run_saved_plan(road: &Run<'_>, saved: &Plan, stop: &CancellationTok
 /// How the changes of a plan are approved.
 enum Approval<'a> {
     /// The plan is shown for approval.
-    Asked(&'a mut (dyn FnMut(&Plan) -> bool + Send)),
+    Asked(&'a mut (dyn FnMut(&Plan, &Facts) -> bool + Send)),
     /// This plan was approved before.
     Saved(&'a Plan),
 }
@@ -256,7 +256,7 @@ async fn go(
     }
     preflight(road, &plan).await?;
     let agreed = |agreement: &mut Approval<'_>| match agreement {
-        Approval::Asked(agree) => agree(&plan),
+        Approval::Asked(agree) => agree(&plan, &facts),
         Approval::Saved(_) => true,
     };
     let consent = Consent { changes: plan.has_changes() && plan.refusals.is_empty() && agreed(&mut agreement) };

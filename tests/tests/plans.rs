@@ -32,8 +32,8 @@ fn saved_plan_is_applied_without_further_confirmation() {
     assert_eq!(planned["file"].as_str(), Some(file));
     let reaches = planned["reaches"].as_array().unwrap();
     assert!(reaches.iter().any(|one| !one["reaches"].as_array().unwrap().is_empty()), "{planned}");
-    let unknown = planned["estimate"]["unknown"].as_array().unwrap();
-    assert!(unknown.contains(&"onprem.file".into()), "no file was ever changed here: {planned}");
+    let typical = planned["estimate"]["typical"].as_array().unwrap();
+    assert!(typical.contains(&"onprem.file".into()), "no file was ever changed here: {planned}");
     sandbox.run(&["apply", file, "--no-gate", "--quiet"]).expect(0);
     plan(&sandbox, &[&change[..], &["--exit-code"]].concat()).expect(0);
 
@@ -67,8 +67,25 @@ fn plan_shows_its_cost_as_far_as_it_is_known() {
     );
     let text = plan(&sandbox, &[]).out;
     assert!(text.contains("Cost: unknown: there are no prices for"), "{text}");
+    let (costs, lines) = (plan(&sandbox, &["--costs"]).out, document["cost"]["lines"].as_array().unwrap());
+    assert!(costs.contains("Cost by resource, per month:") && !text.contains("Cost by resource"), "{costs}");
+    for line in lines {
+        let (resource, why) = (line["resource"].as_str().unwrap(), line["why"].as_str().unwrap());
+        assert!(costs.lines().any(|shown| shown.contains(resource) && shown.contains(why)), "{line}: {costs}");
+    }
     let said = plan(&sandbox, &["--set", "budget.monthly=100"]);
     assert!(said.out.contains("the budget of 100.00 USD is not checked"), "{}", said.out);
+}
+
+#[test]
+fn policy_of_a_provider_without_policies_is_refused() {
+    let sandbox = Sandbox::new("policy");
+    let none = plan(&sandbox, &["--policy"]).expect(2);
+    assert!(
+        none.err.contains("have no policies") && none.err.contains("plan --env development -o json"),
+        "{}",
+        none.err
+    );
 }
 
 #[test]

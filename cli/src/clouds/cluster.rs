@@ -24,7 +24,7 @@ pub(super) const ROW: Row = Row {
     capabilities: CAPABILITIES,
     missing: None,
     is_this_machine: false,
-    account,
+    account: |environment, site| Box::pin(async { account(environment, site) }),
     provider,
     operations,
     endpoint,
@@ -56,7 +56,7 @@ fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
 
 /// The cluster of a site of the environment. `plan` and `up` refuse a witness in a cluster, and a site of this provider
 /// with another runtime; other commands read their records with the default access.
-fn cluster_site(environment: &Environment, name: &SiteName) -> ClusterSite {
+pub(super) fn cluster_site(environment: &Environment, name: &SiteName) -> ClusterSite {
     let location = places(environment).into_iter().find(|location| location.site.name == *name);
     if let Some(cluster) = location.and_then(|location| location.site.cluster) {
         return *cluster;

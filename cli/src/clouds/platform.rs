@@ -59,8 +59,8 @@ impl Platform for Linked {
         (clouds::row(name)?.provider)(&clouds::Context { folder, secrets, environment, site, take, server: None })
     }
 
-    fn account_of(&self, environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String> {
-        (clouds::row(provider)?.account)(environment, site)
+    async fn account_of(&self, environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String> {
+        (clouds::row(provider)?.account)(environment, site).await
     }
 
     fn account(&self, provider: &str) -> String {

@@ -133,7 +133,7 @@ impl Doctor<'_> {
         // Otherwise the environment would not have been loaded.
         self.well("access", "the state belongs to you, and no other user can change it");
         self.secrets(&scope.folder);
-        let deployment = match deployment::recorded(self.session, chosen) {
+        let deployment = match deployment::recorded(self.session, chosen).await {
             Ok(deployment) => deployment,
             Err(failure) => {
                 self.problem("state", format!("{:#}", failure.error), failure.hint.unwrap_or_default());

@@ -47,7 +47,7 @@ pub async fn run(
         let hint = "wait until it expires, or run `dr drill`, which reverts it; if its cluster no longer exists, remove its file in `sites/witness/faults` of the state folder";
         return Err(Failure::refused("fault_open", error).hint(hint));
     }
-    let deployment = deployment::recorded(session, chosen)?;
+    let deployment = deployment::recorded(session, chosen).await?;
     let scope = &deployment.chosen.scope;
     let state = deployment.state().await?;
     if let Some(lost) = lost_state(&state, scope) {

@@ -31,7 +31,7 @@ const KEY_MINUTES: i64 = 60;
 /// `gate [--again]`.
 pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Success, Failure> {
     let chosen = session.load_to_run(console)?;
-    let deployment = deployment::recorded(session, chosen)?;
+    let deployment = deployment::recorded(session, chosen).await?;
     let running = running::running(&deployment.chosen.scope).await?;
     gate::runs_the_lock(&deployment.chosen).await?;
     let occasion = if args.again { Occasion::Again } else { Occasion::Unmeasured };

@@ -11,7 +11,7 @@ use crate::state_args;
 
 /// `hold [--reason TEXT] [--release]`.
 pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) -> Result<Success, Failure> {
-    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let deployment = deployment::recorded(session, session.load(console)?).await?;
     let scope = &deployment.chosen.scope;
     let name = &scope.name;
     let release = || scope.command("hold --release");

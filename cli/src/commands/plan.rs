@@ -5,14 +5,15 @@ use std::fmt::Write as _;
 
 use camino::Utf8Path;
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{
-    Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Purpose, Saved, estimate, impact,
-    swept,
+    Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, estimate,
+    impact, policies, swept,
 };
 use textnlp_orchestrator::run::{RunOptions, look};
+use textnlp_provider::{KindName, Problem};
 use textnlp_service::backup::{key, put_file};
-use textnlp_service::gate;
+use textnlp_service::{Scope, gate};
 
 use super::down::delete_data;
 use crate::args::{Global, Plan};
@@ -29,7 +30,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let name = chosen.scope.name.clone();
     let delete_data = delete_data(args.delete_data.as_deref(), &name)?;
     let (deployment, purpose) = if args.down {
-        (deployment::recorded(session, chosen)?, Purpose::Down)
+        (deployment::recorded(session, chosen).await?, Purpose::Down)
     } else {
         let mut deployment = deployment::wanted(session, chosen, console).await?;
         // `apply` compares a saved plan with its own.
@@ -52,10 +53,20 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let reaches = impact(plan, &facts);
     let (estimate, swept) = (estimate(plan, &facts), swept(plan, &facts));
     let cost = Cost::after(plan, &facts, &environment.budget.currency);
-    let over = cost.against(&environment.budget).filter(|_| purpose == Purpose::Up);
+    let found: Vec<Problem> = match purpose {
+        Purpose::Up => cost.against(&environment.budget).into_iter().chain(cost.outdated(facts.now)).collect(),
+        Purpose::Down => Vec::new(),
+    };
+    if args.policy {
+        let policies = policies(plan, &facts);
+        return policy(&policies, plan_view::document(plan, &facts, &cost), &deployment.chosen.scope);
+    }
     let mut text = plan_view::text(plan);
-    let _ = write!(text, "\nCost: {cost}");
-    if let Some(problem) = &over {
+    let _ = write!(text, "\n{}", plan_view::costs(&cost));
+    if args.costs {
+        let _ = write!(text, "\n{}", plan_view::cost_lines(&cost));
+    }
+    for problem in &found {
         let _ = write!(text, "\n{}", plan_view::finding(problem));
     }
     if !is_measured && !args.down {
@@ -81,7 +92,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         let _ = write!(text, "\nSaved as {file}");
     }
     let mut document = plan_view::document(plan, &facts, &cost);
-    let (refused, warned): (Vec<_>, Vec<_>) = over.into_iter().partition(|problem| !problem.warning);
+    let (refused, warned): (Vec<_>, Vec<_>) = found.into_iter().partition(|problem| !problem.warning);
     for (member, more) in [("refusals", refused), ("warnings", warned)] {
         if let Some(all) = document[member].as_array_mut() {
             all.extend(plan_view::problems(&more));
@@ -95,6 +106,26 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     document["swept"] = json!(swept);
     let success = Success::new(text, document);
     Ok(if args.exit_code && plan.has_changes() { success.exit(Exit::ChangesPlanned) } else { success })
+}
+
+/// The policies alone: one as it is, several below their titles.
+fn policy(policies: &[Policy], mut document: Value, scope: &Scope) -> Result<Success, Failure> {
+    document["policies"] = json!(policies);
+    let text = match policies {
+        [] => {
+            let error = anyhow::anyhow!("the providers of this plan have no policies");
+            let hint = format!("list the permissions it needs: {} -o json", scope.command("plan"));
+            return Err(Failure::new(Exit::Usage, "no_policies", error).hint(hint));
+        }
+        [one] => one.document.text.trim_end().to_owned(),
+        several => {
+            let titled = several
+                .iter()
+                .map(|one| format!("# site {}: {}\n{}", one.site, one.document.title, one.document.text.trim_end()));
+            titled.collect::<Vec<_>>().join("\n\n")
+        }
+    };
+    Ok(Success::new(text, document))
 }
 
 /// Rejects a model file that is missing or invalid, as `up` does.
@@ -147,13 +178,22 @@ fn feels(reaches: &[Impact], estimate: &Estimate) -> String {
         }
     }
     if estimate.seconds > 0.0 {
-        let _ = write!(text, "\nEstimated from earlier runs: about {:.1} s", estimate.seconds);
+        let kinds = |kinds: &BTreeSet<KindName>| kinds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let source = if estimate.typical.is_empty() { "from earlier runs" } else { "duration" };
+        let _ = write!(text, "\nEstimated {source}: about {}", lasts(estimate.seconds));
+        if !estimate.typical.is_empty() {
+            let _ = write!(text, ", with typical durations of {}", kinds(&estimate.typical));
+        }
         if !estimate.unknown.is_empty() {
-            let kinds: Vec<_> = estimate.unknown.iter().map(ToString::to_string).collect();
-            let _ = write!(text, ", plus the time for {}, which have not run before", kinds.join(", "));
+            let _ = write!(text, ", plus the time for {}, which have not run before", kinds(&estimate.unknown));
         }
     }
     text
+}
+
+/// `8.3 s`, or `14 min` where seconds do not matter.
+fn lasts(seconds: f64) -> String {
+    if seconds < 120.0 { format!("{seconds:.1} s") } else { format!("{:.0} min", seconds / 60.0) }
 }
 
 fn save(session: &Session, file: &Utf8Path, plan: &Steps) -> Result<(), Failure> {

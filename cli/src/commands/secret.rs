@@ -123,7 +123,8 @@ pub async fn request(
     first: impl AsyncFnOnce() -> Result<(), Failure>,
     console: Console,
 ) -> Result<(Deployment, Vec<RotationTarget>), Failure> {
-    let deployment = deployment::recorded(session, session.load_to_run(Console::new(session.global.output, true))?)?;
+    let deployment =
+        deployment::recorded(session, session.load_to_run(Console::new(session.global.output, true))?).await?;
     let scope = &deployment.chosen.scope;
     let failed = |error| deployment.failed(error);
     let mut locked = deployment.locked().await?;

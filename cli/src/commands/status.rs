@@ -17,7 +17,7 @@ use crate::session::Session;
 
 /// `status`: exits with 1 if something that runs is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
-    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let deployment = deployment::recorded(session, session.load(console)?).await?;
     let state = deployment.state().await?;
     let facts = deployment.facts(&state).await?;
     let unfinished = status::unfinished(&state).await.map_err(|e| deployment.failed(e))?;
@@ -99,7 +99,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
 
 /// `drift`: exits with 1 if a run did not complete, because then the record is not what was wanted.
 pub async fn drift(session: &Session, console: Console) -> Result<Success, Failure> {
-    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let deployment = deployment::recorded(session, session.load(console)?).await?;
     let state = deployment.state().await?;
     let facts = deployment.facts(&state).await?;
     let drift = status::drift(&facts);
@@ -150,7 +150,7 @@ fn to_finish(unfinished: &[Unfinished], scope: &Scope, holder: Option<&Holder>) 
 
 /// `explain RESOURCE`.
 pub async fn explain(session: &Session, args: &Explain, console: Console) -> Result<Success, Failure> {
-    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let deployment = deployment::recorded(session, session.load(console)?).await?;
     let resource = ResourceId::new(args.resource.clone()).map_err(|e| {
         Failure::usage("invalid_name", e)
             .hint(format!("to list the names: {}", deployment.chosen.scope.command("status")))

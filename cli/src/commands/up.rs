@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::apply::Gates;
-use textnlp_orchestrator::plan::{Node, Plan, Purpose};
+use textnlp_orchestrator::plan::{Cost, Facts, Node, Plan, Purpose};
 use textnlp_orchestrator::run::{Run, RunOptions, RunOutcome, run_phases, run_saved_plan};
 use textnlp_service::backup::{backup_status, key, settings};
 use textnlp_service::gate::Occasion;
@@ -118,8 +118,9 @@ pub async fn go(
             progress.warn(&format!("later hints will lack the flags of this run: {:#}", failure.error));
         }
     };
-    let mut agree = |plan: &Plan| {
-        progress.line(plan_view::text(plan));
+    let mut agree = |plan: &Plan, facts: &Facts| {
+        let cost = Cost::after(plan, facts, &loaded.environment.budget.currency);
+        progress.line(format!("{}\n{}", plan_view::text(plan), plan_view::costs(&cost)));
         let agreed = yes || progress.paused(|| console.confirm("Make these changes?"));
         if agreed {
             remember(plan.purpose);

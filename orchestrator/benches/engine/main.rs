@@ -146,7 +146,7 @@ async fn up(world: &World, path: &Utf8PathBuf, wanted: &[Wanted]) -> RunOutcome 
     let environment = environment();
     let road = world.road(Arc::new(Folder::at(path.clone())), &sites, &environment, &DiscardEvents);
     let road = Run { clock: Arc::new(SystemClock), ..road };
-    let arrival = run_phases(&road, RunOptions { ..UP }, &mut |_| true, &CancellationToken::new()).await.unwrap();
+    let arrival = run_phases(&road, RunOptions { ..UP }, &mut |_, _| true, &CancellationToken::new()).await.unwrap();
     assert!(arrival.is_complete(), "{:?}", arrival.outcome.failed);
     arrival
 }

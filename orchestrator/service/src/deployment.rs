@@ -70,7 +70,7 @@ impl Deployment {
             environment::places(environment).into_iter().zip(components)
         {
             if bound {
-                site.account = selection.account(&site, &provider)?;
+                site.account = selection.account(&site, &provider).await?;
             }
             let mut here = selection.run_site(&released, &site, provider)?;
             for component in &components {
@@ -89,11 +89,11 @@ impl Deployment {
     }
 
     /// Without wanted resources: for showing the state and for `down`.
-    pub fn recorded(selection: Selection) -> Result<Self, Failure> {
+    pub async fn recorded(selection: Selection) -> Result<Self, Failure> {
         let environment = &selection.chosen.loaded.environment;
         let mut sites = BTreeMap::new();
         for SiteOrWitness { provider, mut site } in environment::places(environment) {
-            site.account = selection.account(&site, &provider)?;
+            site.account = selection.account(&site, &provider).await?;
             sites.insert(site.name.clone(), selection.run_site(environment, &site, provider)?);
         }
         selection.with(sites, None)
@@ -155,7 +155,8 @@ fn doubled(environment: &Environment, sites: &BTreeMap<SiteName, RunSite>) -> Ve
     let mut known: BTreeMap<&str, &SiteName> = BTreeMap::new();
     let clusters = environment.sites.iter().filter(|site| site.is_in_cluster());
     let bound = clusters.filter_map(|site| sites.get(&site.name).map(|here| (&site.name, here.place.account.as_str())));
-    let bound = bound.filter(|(_, account)| !account.is_empty());
+    // The account of a cloud has room for several clusters.
+    let bound = bound.filter(|(_, account)| account.contains("://"));
     let same = |(name, server)| {
         let other = known.insert(server, name)?;
         let cause = format!("its kubeconfig points to {server}, which is the cluster of site {other}");
@@ -180,8 +181,9 @@ impl Selection {
         Ok(Deployment { chosen, store, operator, sites, apart, release })
     }
 
-    fn account(&self, site: &Site, provider: &str) -> Result<String, Failure> {
-        self.chosen.scope.platform.account_of(&self.chosen.loaded.environment, site, provider).map_err(|error| {
+    async fn account(&self, site: &Site, provider: &str) -> Result<String, Failure> {
+        let account = self.chosen.scope.platform.account_of(&self.chosen.loaded.environment, site, provider).await;
+        account.map_err(|error| {
             // A missing file is reported before any request.
             let hint = error.downcast_ref::<textnlp_provider::Error>().and_then(|error| error.hint.clone());
             let failure = Failure::usage("no_way_in", error.context(format!("site {} cannot be reached", site.name)));

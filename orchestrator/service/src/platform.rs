@@ -124,7 +124,7 @@ pub trait Platform: Send + Sync {
     ) -> anyhow::Result<Arc<dyn Provider>>;
 
     /// The account of a site: from the environment, else as its provider detects it.
-    fn account_of(&self, environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String>;
+    async fn account_of(&self, environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String>;
 
     /// The account of a site whose environment names none.
     fn account(&self, provider: &str) -> String;

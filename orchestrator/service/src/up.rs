@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::apply::{ApplyError, Outcome};
 use textnlp_orchestrator::environment::names;
@@ -21,12 +22,14 @@ pub async fn prepare(deployment: &Deployment, no_gate: bool, gated: bool) -> Res
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     gate::is_measured(scope, environment.phase, no_gate, gated)?;
     let budget = &environment.budget;
-    let cost = Cost::wanted(sites.values(), &budget.currency).against(budget);
-    if let Some(problem) = cost.clone().filter(|problem| !problem.warning) {
+    let cost = Cost::wanted(sites.values(), &budget.currency);
+    let over = cost.against(budget);
+    if let Some(problem) = over.clone().filter(|problem| !problem.warning) {
         return Err(preflight_failure("up", "over_budget", Exit::Refused, &[problem]));
     }
+    let warnings = over.into_iter().chain(cost.outdated(Timestamp::now())).map(|problem| problem.to_string());
     let kept = release::keep_replaced(scope, release.as_ref()).await?;
-    Ok(cost.map(|problem| problem.to_string()).into_iter().chain(kept).collect())
+    Ok(warnings.chain(kept).collect())
 }
 
 /// Records a completed `up`: what was applied, and the environment for later commands.

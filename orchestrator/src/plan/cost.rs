@@ -1,79 +1,149 @@
 //! The monthly cost of a plan's resources, as far as prices are known. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp};
 use serde::Serialize;
-use textnlp_provider::{KindName, Ownership, Problem, Provider, ResourceId};
+use serde_json::{Value, json};
+use textnlp_provider::{Charge, CostLine, KindName, Ownership, Problem, Provider, ResourceId, Spec};
 
 use super::{Facts, Plan, Purpose};
 use crate::environment::model::Budget;
 use crate::run::RunSite;
 
+/// The age from which a price is reported as outdated.
+const OUTDATED_DAYS: i64 = 180;
+
 /// The monthly cost after a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cost {
-    /// The sum of the known prices, in hundredths.
-    pub known_cents: u64,
-    /// The currency of the sum.
+    /// The lines of every resource, in the order of their ids. A charge in another currency is unknown.
+    pub lines: Vec<(ResourceId, CostLine)>,
+    /// The currency of the sums.
     pub currency: String,
-    /// The resources without a known price, in order.
-    pub unknown: Vec<ResourceId>,
+    /// The sum of the known amounts, in millionths.
+    pub known_micros: u64,
+    /// The resources with an amount that is not known, in order.
+    pub unknown: BTreeSet<ResourceId>,
+    /// The sum of the known amounts of the objects that are recorded now, in millionths; `None` for [`Cost::wanted`].
+    pub recorded_micros: Option<u64>,
 }
 
+/// The cost of one service on the provider's bill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ServiceCost {
+    /// The sum of the known amounts, in millionths.
+    pub known_micros: u64,
+    /// Whether an amount is not known.
+    pub is_partial: bool,
+}
+
+impl ServiceCost {
+    /// The known amount for a month.
+    pub fn known(&self) -> f64 {
+        amount(self.known_micros)
+    }
+}
+
+/// An object with the provider that knows its cost.
+type Priced<'a> = (&'a dyn Provider, &'a KindName, &'a ResourceId, &'a Spec);
+
 impl Cost {
-    /// The cost of resources, each with the provider that knows its price. A kind without a price key is free if the
-    /// provider has a price table; without a table, no price is known.
-    pub fn of<'a>(
-        resources: impl IntoIterator<Item = (&'a dyn Provider, &'a KindName, &'a ResourceId)>,
-        currency: &str,
-    ) -> Self {
-        let mut cost = Self { known_cents: 0, currency: currency.to_owned(), unknown: Vec::new() };
-        for (provider, kind, id) in resources {
-            match price(provider, kind, currency) {
-                Some(cents) => cost.known_cents = cost.known_cents.saturating_add(cents),
-                None => cost.unknown.push(id.clone()),
+    fn of<'a>(objects: impl IntoIterator<Item = Priced<'a>>, currency: &str) -> Self {
+        let (mut lines, mut unknown, mut known_micros) = (Vec::new(), BTreeSet::new(), 0_u64);
+        for (provider, kind, id, spec) in objects {
+            for line in provider.costs(kind, spec) {
+                let line = in_currency(line, currency);
+                match monthly_micros(&line) {
+                    Some(micros) => known_micros = known_micros.saturating_add(micros),
+                    None => {
+                        unknown.insert(id.clone());
+                    }
+                }
+                lines.push((id.clone(), line));
             }
         }
-        cost.unknown.sort();
-        cost
+        lines.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Self { lines, currency: currency.to_owned(), known_micros, unknown, recorded_micros: None }
     }
 
-    /// The cost after a plan: of everything that is wanted, or of what a removal retains.
+    /// The cost after a plan: of everything that is wanted, or of what a removal retains; and of what is recorded now.
     pub fn after(plan: &Plan, facts: &Facts, currency: &str) -> Self {
-        let mut resources: Vec<(&dyn Provider, &KindName, &ResourceId)> = Vec::new();
+        let (mut objects, mut recorded): (Vec<Priced<'_>>, Vec<Priced<'_>>) = (Vec::new(), Vec::new());
         for site in facts.sites.values() {
             let provider = site.provider.as_ref();
             if plan.purpose == Purpose::Up {
                 let ours = site.wanted.iter().filter(|wanted| wanted.ownership == Ownership::Ours);
-                resources.extend(ours.map(|wanted| (provider, &wanted.kind, &wanted.id)));
+                objects.extend(ours.map(|wanted| (provider, &wanted.kind, &wanted.id, &wanted.spec)));
             }
             for kept in &plan.retained {
-                let recorded = site.holdings.get(&kept.resource).and_then(|holding| holding.current.as_ref());
-                resources.extend(recorded.map(|recorded| (provider, &recorded.kind, &kept.resource)));
+                let current = site.holdings.get(&kept.resource).and_then(|holding| holding.current.as_ref());
+                objects.extend(current.map(|one| (provider, &one.kind, &kept.resource, &one.spec)));
             }
+            let held = site.holdings.values().flat_map(|holding| holding.objects());
+            let ours = held.filter(|one| one.ownership == Ownership::Ours);
+            recorded.extend(ours.map(|one| (provider, &one.kind, &one.id, &one.spec)));
         }
-        Self::of(resources, currency)
+        let recorded_micros = Some(Self::of(recorded, currency).known_micros);
+        Self { recorded_micros, ..Self::of(objects, currency) }
     }
 
     /// The cost of what is wanted at these sites.
     pub fn wanted<'a>(sites: impl IntoIterator<Item = &'a RunSite>, currency: &str) -> Self {
         let ours = |site: &'a RunSite| {
             let wanted = site.wanted.iter().filter(|wanted| wanted.ownership == Ownership::Ours);
-            wanted.map(|wanted| (site.provider.as_ref(), &wanted.kind, &wanted.id))
+            wanted.map(|wanted| (site.provider.as_ref(), &wanted.kind, &wanted.id, &wanted.spec))
         };
         Self::of(sites.into_iter().flat_map(ours), currency)
     }
 
     /// The sum if every price is known.
     pub fn monthly(&self) -> Option<f64> {
-        self.unknown.is_empty().then(|| money(self.known_cents))
+        self.unknown.is_empty().then(|| amount(self.known_micros))
+    }
+
+    /// The difference of the known amounts to what is recorded now.
+    pub fn change(&self) -> Option<f64> {
+        let before = self.recorded_micros?;
+        let rise = amount(self.known_micros.abs_diff(before));
+        Some(if self.known_micros < before { -rise } else { rise })
+    }
+
+    /// The cost by service. What only uses its host is no service.
+    pub fn services(&self) -> BTreeMap<&str, ServiceCost> {
+        let mut services: BTreeMap<&str, ServiceCost> = BTreeMap::new();
+        for (_, line) in self.lines.iter().filter(|(_, line)| line.charge != Charge::Included) {
+            let service = services.entry(&line.service).or_default();
+            match monthly_micros(line) {
+                Some(micros) => service.known_micros = service.known_micros.saturating_add(micros),
+                None => service.is_partial = true,
+            }
+        }
+        services
+    }
+
+    /// A warning if a price was read long ago.
+    pub fn outdated(&self, now: Timestamp) -> Option<Problem> {
+        let today = now.to_zoned(TimeZone::UTC).date();
+        let oldest = self.lines.iter().filter_map(|(_, line)| match &line.charge {
+            Charge::Priced { price, .. } => Some((price.date, price.source)),
+            Charge::Included | Charge::Unknown(_) => None,
+        });
+        let (date, source) = oldest.min()?;
+        let is_outdated = date.saturating_add(Span::new().days(OUTDATED_DAYS)) < today;
+        is_outdated.then(|| {
+            let cause = format!("the oldest price is of {date}, from {source}");
+            Problem::warning("cost", cause, "compare with the provider's current prices, or use a newer version")
+        })
     }
 
     /// Compares with a budget: nothing, a warning or a refusal. A partially known cost is refused if the known part
     /// exceeds the budget.
     pub fn against(&self, budget: &Budget) -> Option<Problem> {
         let limit = budget.monthly?;
-        let (known, currency) = (money(self.known_cents), &self.currency);
+        let (known, currency) = (amount(self.known_micros), &self.currency);
         let at_least = if self.unknown.is_empty() { "" } else { "at least " };
         if known > limit {
             let cause = format!(
@@ -82,65 +152,121 @@ impl Cost {
             let fix = format!("plan fewer resources, or raise the budget: `--set budget.monthly={}`", known.ceil());
             return Some(Problem::new("budget.monthly", cause, fix));
         }
-        if !self.unknown.is_empty() {
+        if known > limit * budget.warn_at {
+            let share = known / limit * 100.0;
+            let cause = format!(
+                "the plan costs {at_least}{known:.2} {currency} a month, {share:.0} % of the budget of {limit:.2} {currency}"
+            );
+            return Some(Problem::warning("budget.warn_at", cause, "plan fewer resources, or raise `budget.monthly`"));
+        }
+        (!self.unknown.is_empty()).then(|| {
             let cause = format!(
                 "the budget of {limit:.2} {currency} is not checked: the cost of {} resources is unknown",
                 self.unknown.len()
             );
-            return Some(Problem::warning("budget.monthly", cause, "check the provider's bill, or remove `budget`"));
-        }
-        (known > limit * budget.warn_at).then(|| {
-            let share = known / limit * 100.0;
-            let cause = format!(
-                "the plan costs {known:.2} {currency} a month, {share:.0} % of the budget of {limit:.2} {currency}"
-            );
-            Problem::warning("budget.warn_at", cause, "plan fewer resources, or raise `budget.monthly`")
+            Problem::warning("budget.monthly", cause, "check the provider's bill, or remove `budget`")
         })
     }
 }
 
-/// `120.00 USD a month`, or what is unknown.
-impl fmt::Display for Cost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (known, currency) = (money(self.known_cents), &self.currency);
-        match (self.unknown.len(), self.known_cents) {
-            (0, _) => write!(f, "{known:.2} {currency} a month"),
-            (count, 0) => write!(f, "unknown: there are no prices for {count} resources"),
+impl Cost {
+    fn in_words(&self, at_least: &str, change: &str) -> String {
+        let (known, currency) = (amount(self.known_micros), &self.currency);
+        match (self.unknown.len(), self.known_micros) {
+            (0, _) => format!("{known:.2} {currency} a month{change}"),
+            (count, 0) => format!("unknown: there are no prices for {count} resources"),
             (count, _) => {
-                write!(f, "at least {known:.2} {currency} a month; there are no prices for {count} resources")
+                format!("{at_least} {known:.2} {currency} a month{change}; there are no prices for {count} resources")
             }
         }
+    }
+}
+
+/// `120.00 USD a month (+12.00)`, or what is unknown.
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let change = self.change().filter(|_| self.recorded_micros != Some(self.known_micros));
+        let change = change.map(|change| format!(" ({change:+.2})")).unwrap_or_default();
+        f.write_str(&self.in_words("≥", &change))
     }
 }
 
 /// As in JSON documents: `monthly` is null unless every price is known.
 impl Serialize for Cost {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serde_json::json!({
+        let services = self.services().into_iter().map(|(name, cost)| {
+            json!({ "service": name, "monthly": (!cost.is_partial).then_some(cost.known()), "known": cost.known() })
+        });
+        json!({
             "monthly": self.monthly(),
-            "known": money(self.known_cents),
+            "known": amount(self.known_micros),
+            "change": self.change(),
             "currency": self.currency,
             "unknown": self.unknown,
-            "note": (!self.unknown.is_empty()).then(|| self.to_string()),
+            "note": (!self.unknown.is_empty()).then(|| self.in_words("at least", "")),
+            "services": services.collect::<Vec<_>>(),
+            "lines": self.lines.iter().map(|(id, line)| line_document(id, line)).collect::<Vec<_>>(),
         })
         .serialize(serializer)
     }
 }
 
-/// Cents as a float are exact far beyond any bill.
-#[allow(clippy::cast_precision_loss)]
-fn money(cents: u64) -> f64 {
-    cents as f64 / 100.0
+fn line_document(id: &ResourceId, line: &CostLine) -> Value {
+    let mut document = json!({ "resource": id, "service": line.service, "what": line.what });
+    match &line.charge {
+        Charge::Priced { quantity, price } => {
+            document["quantity"] = json!(quantity);
+            document["price"] = json!(exact(price.micros));
+            document["unit"] = json!(price.unit.to_string());
+            document["currency"] = json!(price.currency);
+            document["monthly"] = json!(amount(price.monthly_micros(*quantity)));
+            document["source"] = json!(price.source);
+            document["date"] = json!(price.date);
+        }
+        Charge::Included | Charge::Unknown(_) => {
+            document["monthly"] = Value::Null;
+            document["why"] = json!(unknown_reason(&line.charge));
+        }
+    }
+    document
 }
 
-fn price(provider: &dyn Provider, kind: &KindName, currency: &str) -> Option<u64> {
-    let prices = provider.prices();
-    if prices.is_empty() {
-        return None;
+/// Why a charge has no amount.
+pub fn unknown_reason(charge: &Charge) -> Option<&str> {
+    match charge {
+        Charge::Priced { .. } => None,
+        Charge::Included => Some("the price of the machine or cluster that it uses is not known"),
+        Charge::Unknown(why) => Some(why),
     }
-    let Some(key) = provider.kinds().iter().find(|known| known.name == kind.as_str())?.price_key else {
-        return Some(0);
-    };
-    let row = prices.iter().find(|price| price.key == key && price.currency == currency);
-    row.map(|price| price.monthly_cents)
+}
+
+/// The amount of a line for a month, in millionths.
+fn monthly_micros(line: &CostLine) -> Option<u64> {
+    match &line.charge {
+        Charge::Priced { quantity, price } => Some(price.monthly_micros(*quantity)),
+        Charge::Included | Charge::Unknown(_) => None,
+    }
+}
+
+/// A line whose price is in this currency, or unknown: currencies are not converted.
+fn in_currency(line: CostLine, currency: &str) -> CostLine {
+    match line.charge {
+        Charge::Priced { price, .. } if price.currency != currency => {
+            let why = format!("its price is in {}, and `budget.currency` is {currency}", price.currency);
+            CostLine { charge: Charge::Unknown(why), ..line }
+        }
+        _ => line,
+    }
+}
+
+/// Millionths as an amount with two decimals; exact far beyond any bill.
+#[allow(clippy::cast_precision_loss)]
+pub fn amount(micros: u64) -> f64 {
+    (micros.saturating_add(5_000) / 10_000) as f64 / 100.0
+}
+
+/// Millionths as an amount with all of its decimals.
+#[allow(clippy::cast_precision_loss)]
+fn exact(micros: u64) -> f64 {
+    micros as f64 / 1_000_000.0
 }

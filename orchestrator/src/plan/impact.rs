@@ -122,27 +122,33 @@ fn does(node: &Node) -> Option<ImpactKind> {
     }
 }
 
-/// The estimated duration of a plan, from earlier runs.
+/// The estimated duration of a plan, from earlier runs or typical durations.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
     /// The longest chain of steps, each at its median, in seconds.
     pub seconds: f64,
-    /// Kinds without earlier durations: their time is not included.
+    /// Kinds without earlier durations, whose typical duration is included.
+    pub typical: BTreeSet<KindName>,
+    /// Kinds without earlier or typical durations: their time is not included.
     pub unknown: BTreeSet<KindName>,
 }
 
 /// Estimates the duration of a plan.
 pub fn estimate(plan: &Plan, facts: &Facts) -> Estimate {
     let mut medians: BTreeMap<(&KindName, Verb), Option<Duration>> = BTreeMap::new();
-    let mut unknown = BTreeSet::new();
+    let (mut typical, mut unknown) = (BTreeSet::new(), BTreeSet::new());
     let mut ends: Vec<Duration> = Vec::with_capacity(plan.steps.len());
     for step in &plan.steps {
         let mut took = Duration::ZERO;
         for verb in verbs(&step.node) {
             let known = medians.entry((&step.kind, verb)).or_insert_with(|| median(facts, step, verb));
-            match known {
-                Some(median) => took += *median,
-                None => {
+            match (*known, typical_of(facts, step)) {
+                (Some(median), _) => took += median,
+                (None, Some(usual)) => {
+                    took += usual;
+                    typical.insert(step.kind.clone());
+                }
+                (None, None) => {
                     unknown.insert(step.kind.clone());
                 }
             }
@@ -150,7 +156,13 @@ pub fn estimate(plan: &Plan, facts: &Facts) -> Estimate {
         let before = step.after.iter().filter_map(|before| ends.get(*before as usize)).max();
         ends.push(before.copied().unwrap_or_default() + took);
     }
-    Estimate { seconds: ends.into_iter().max().unwrap_or_default().as_secs_f64(), unknown }
+    Estimate { seconds: ends.into_iter().max().unwrap_or_default().as_secs_f64(), typical, unknown }
+}
+
+/// The typical duration of a step's kind.
+fn typical_of(facts: &Facts, step: &Step) -> Option<Duration> {
+    let kinds = facts.sites.get(&step.site)?.provider.kinds();
+    kinds.iter().find(|kind| kind.name == step.kind.as_str())?.typical
 }
 
 /// The median duration of an operation, at any site of this deployment.

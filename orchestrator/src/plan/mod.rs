@@ -29,11 +29,11 @@ use textnlp_provider::{
 
 pub use approve::{Approved, Consent, PlanRefusal, approve};
 pub use audit::{Audited, Violation, audit};
-pub use cost::Cost;
+pub use cost::{Cost, ServiceCost, amount, unknown_reason};
 pub(crate) use decide::{branch_of, refreshed, sorted_needs};
 pub use facts::{Facts, SiteFacts};
 pub use impact::{Deletion, Estimate, Impact, ImpactKind, estimate, impact, swept};
-pub use permissions::{Permission, permissions};
+pub use permissions::{Permission, Policy, permissions, policies};
 pub use saved::{MOST_BYTES, Saved, SavedPlanError};
 
 /// The version of the format.

@@ -1,84 +1,91 @@
-//! The permissions that a plan needs, from the tables of its resource kinds. Pure.
+//! The permissions that a plan needs, from the tables of its resource kinds, and their policies. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use serde_json::Value;
-use textnlp_provider::{KindName, SiteName, Spec};
+use textnlp_provider::{
+    FilledPermission, KindName, Ownership, PolicyDocument, PolicyRequest, PolicyResource, Recorded, ResourceId,
+    SiteName, Verb, Wanted,
+};
 
-use super::{Call, ChoiceBasis, Facts, Node, Plan};
+use super::{Call, Facts, Plan, Purpose, SiteFacts};
 
 /// A permission that a plan needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Permission {
     /// The site.
     pub site: SiteName,
-    /// The permission, in the provider's notation.
-    pub permission: String,
+    /// The permission, in the provider's notation. Values that only the provider knows are placeholders.
+    #[serde(flatten)]
+    pub permission: FilledPermission,
     /// The resource kinds that need it.
     pub kinds: BTreeSet<KindName>,
 }
 
-/// The permissions that this plan needs, without duplicates. `{field}` in a table is replaced by the resource's value.
-/// Without a value, the permission is not needed.
+/// A policy for the permissions that a plan needs at one site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Policy {
+    /// The site.
+    pub site: SiteName,
+    /// The document.
+    #[serde(flatten)]
+    pub document: PolicyDocument,
+}
+
+/// The permissions that this plan needs, without duplicates.
 pub fn permissions(plan: &Plan, facts: &Facts) -> Vec<Permission> {
-    let mut needed: BTreeMap<(&SiteName, String), BTreeSet<KindName>> = BTreeMap::new();
-    for step in &plan.steps {
-        let Some(spec) = spec_of(&step.node) else { continue };
-        let kinds = facts.sites.get(&step.site).map(|site| site.provider.kinds()).unwrap_or_default();
-        let Some(kind) = kinds.iter().find(|kind| kind.name == step.kind.as_str()) else { continue };
-        for permission in kind.permissions.iter().filter_map(|text| filled(text, spec)) {
-            needed.entry((&step.site, permission)).or_default().insert(step.kind.clone());
+    let mut all = Vec::new();
+    for (site, request) in requests(plan, facts) {
+        let kinds = facts.sites.get(&site).map(|site| site.provider.kinds()).unwrap_or_default();
+        for (permission, kinds) in request.permissions(kinds, |name| Some(format!("{{{name}}}"))) {
+            all.push(Permission { site: site.clone(), permission, kinds });
         }
     }
-    let permission = |((site, permission), kinds): ((&SiteName, String), _)| {
-        let site = site.clone();
-        Permission { site, permission, kinds }
+    all
+}
+
+/// The least-privilege policies of this plan, in the formats of its providers; none for a provider without policies.
+pub fn policies(plan: &Plan, facts: &Facts) -> Vec<Policy> {
+    let mut all = Vec::new();
+    for (site, request) in requests(plan, facts) {
+        let documents = facts.sites.get(&site).map(|facts| facts.provider.policies(&request)).unwrap_or_default();
+        all.extend(documents.into_iter().map(|document| Policy { site: site.clone(), document }));
+    }
+    all
+}
+
+/// What each site's policies are for: every resource, which is read, and the calls of the steps. A resource that cannot
+/// be planned, for example because reading it is denied, may be created or changed by the next plan.
+fn requests(plan: &Plan, facts: &Facts) -> BTreeMap<SiteName, PolicyRequest> {
+    let blocked: BTreeSet<&ResourceId> = plan.blocked.iter().map(|blocked| &blocked.resource).collect();
+    let request = |(name, site): (&SiteName, &SiteFacts)| {
+        let wanted = site.wanted.iter().filter(|_| plan.purpose == Purpose::Up).map(|one| match &one.ownership {
+            Ownership::Ours if blocked.contains(&one.id) => of_wanted(one, &[Verb::Create, Verb::Update]),
+            _ => of_wanted(one, &[]),
+        });
+        let recorded = site.holdings.values().flat_map(|holding| holding.objects()).map(|one| of_recorded(one, &[]));
+        let steps = plan.steps.iter().filter(|step| step.site == *name);
+        let calls = steps.flat_map(|step| step.node.calls()).map(|call| match call {
+            Call::Create { wanted, .. } | Call::Update { wanted, .. } => of_wanted(wanted, &[call.verb()]),
+            Call::Delete { recorded, .. } => of_recorded(recorded, &[Verb::Delete]),
+        });
+        let request = PolicyRequest {
+            lineage: plan.lineage,
+            environment: plan.environment.clone(),
+            site: name.clone(),
+            resources: wanted.chain(recorded).chain(calls).collect(),
+        };
+        (name.clone(), request)
     };
-    needed.into_iter().map(permission).collect()
+    facts.sites.iter().map(request).collect()
 }
 
-/// The spec of a step's resource; `None` for a record change, which makes no call.
-fn spec_of(node: &Node) -> Option<&Spec> {
-    match node {
-        Node::Call(Call::Create { wanted, .. } | Call::Update { wanted, .. }) => Some(&wanted.spec),
-        Node::Call(Call::Delete { recorded, .. }) => Some(&recorded.spec),
-        Node::OneOf(one) => match &one.decides {
-            ChoiceBasis::Difference { wanted, .. } => Some(&wanted.spec),
-            ChoiceBasis::As(_) => None,
-        },
-        Node::Note(_) | Node::Gate(_) => None,
-    }
+fn of_wanted(wanted: &Wanted, verbs: &[Verb]) -> PolicyResource {
+    let (id, kind, spec) = (wanted.id.clone(), wanted.kind.clone(), wanted.spec.clone());
+    PolicyResource { id, kind, spec, verbs: verbs.iter().copied().collect() }
 }
 
-fn filled(text: &str, spec: &Spec) -> Option<String> {
-    let Some((before, rest)) = text.split_once('{') else { return Some(text.to_owned()) };
-    let (field, after) = rest.split_once('}')?;
-    let mut value = spec.as_value();
-    for name in field.split('.') {
-        value = value.get(name)?;
-    }
-    let value = match value {
-        Value::String(text) => text.clone(),
-        Value::Number(number) => number.to_string(),
-        _ => return None,
-    };
-    filled(after, spec).map(|after| format!("{before}{value}{after}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn permission_placeholders_are_filled_and_unused_ones_omitted() {
-        let spec = Spec::of(&json!({ "inputs": { "listen": "127.0.0.1:1" }, "path": "a", "port": 7 }));
-        let check = |text: &str, expect: Option<&str>| assert_eq!(filled(text, &spec).as_deref(), expect, "{text}");
-        check("to write", Some("to write"));
-        check("to listen on {inputs.listen}", Some("to listen on 127.0.0.1:1"));
-        check("{path} and {port}", Some("a and 7"));
-        check("to listen on {inputs.metrics_listen}", None);
-        check("{inputs}", None);
-    }
+fn of_recorded(recorded: &Recorded, verbs: &[Verb]) -> PolicyResource {
+    let (id, kind, spec) = (recorded.id.clone(), recorded.kind.clone(), recorded.spec.clone());
+    PolicyResource { id, kind, spec, verbs: verbs.iter().copied().collect() }
 }

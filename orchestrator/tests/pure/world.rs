@@ -204,7 +204,7 @@ impl World {
         let events = |event: Event| self.events.lock().unwrap().push(event);
         let road = self.road(store, &sites, &environment, &events);
         let stop = self.stop.lock().unwrap().clone();
-        self.clock.run_while(run_phases(&road, ask, &mut |_| true, &stop), || !fuse.blown())
+        self.clock.run_while(run_phases(&road, ask, &mut |_, _| true, &stop), || !fuse.blown())
     }
 
     pub fn road<'a>(

@@ -223,7 +223,7 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
                     written.add("an explanation", serde_json::to_vec(&told).unwrap());
                 }
                 let arrival =
-                    on(&world.clock, run_phases(&road, ask, &mut |_| true, &CancellationToken::new())).unwrap();
+                    on(&world.clock, run_phases(&road, ask, &mut |_, _| true, &CancellationToken::new())).unwrap();
                 written.add("an outcome", serde_json::to_vec(&arrival.outcome).unwrap());
                 written.add("an arrival, debugged", format!("{arrival:?}"));
             }

@@ -153,7 +153,7 @@ async fn operates(world: &World, bucket: &Bucket, referee: &Referee, setting: &S
             Arc::new(Objects::new(Arc::new(bucket.over(&line)), path, "a bucket", clock.clone()));
         let environment = environment();
         let road = Run { clock, ..world.road(store, &sites, &environment, &DiscardEvents) };
-        let (mut agree, stop) = (|_: &_| true, CancellationToken::new());
+        let (mut agree, stop) = (|_: &_, _: &_| true, CancellationToken::new());
         let travelled = machine.runs(run_phases(&road, turn.operation.ask(), &mut agree, &stop));
         match until_dead(line.dead.clone(), travelled).await {
             None | Some(Ok(_) | Err(RunError::Refused(_) | RunError::Preflight(_))) => {}

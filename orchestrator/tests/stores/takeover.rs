@@ -79,7 +79,7 @@ impl Shared {
         let events = |event: Event| self.world.events.lock().unwrap().push(event);
         let mut road = self.world.road(self.store(gate, Arc::new(by.clone())), &sites, &environment, &events);
         road.clock = Arc::new(by.clone());
-        by.runs(run_phases(&road, ask, &mut |_| true, &CancellationToken::new())).await
+        by.runs(run_phases(&road, ask, &mut |_, _| true, &CancellationToken::new())).await
     }
 
     fn awake(&self) -> Person {

@@ -70,6 +70,16 @@ pub(crate) struct Api {
 impl Api {
     /// Signs in and asks who is signed in.
     pub(crate) async fn connect(access: &Access, secrets: Arc<dyn SecretStore>) -> Result<Self> {
+        let (config, sts, identity) = Self::signed_in(access).await?;
+        Ok(Self::of(&config, sts, identity, access.region.clone(), secrets))
+    }
+
+    /// Asks who is signed in.
+    pub(crate) async fn identify(access: &Access) -> Result<Identity> {
+        Ok(Self::signed_in(access).await?.2)
+    }
+
+    async fn signed_in(access: &Access) -> Result<(SdkConfig, aws_sdk_sts::Client, Identity)> {
         let config = configured(access).await?;
         let sts = aws_sdk_sts::Client::new(&config);
         let nobody = Identity { account: String::new(), arn: "nobody".to_owned() };
@@ -79,7 +89,7 @@ impl Api {
             None => error.hint("`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         })?;
         let identity = Identity { account: answer.account.unwrap_or_default(), arn: answer.arn.unwrap_or_default() };
-        Ok(Self::of(&config, sts, identity, access.region.clone(), secrets))
+        Ok((config, sts, identity))
     }
 
     fn of(

@@ -10,12 +10,15 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod capabilities;
 mod diff;
 mod error;
 mod kinds;
 mod lower;
 mod names;
 mod observe;
+mod policy;
+mod preflight;
 mod provider;
 mod resource;
 mod table;
@@ -23,4 +26,7 @@ mod tags;
 mod work;
 
 pub use api::{Access, Identity};
+pub use capabilities::{CAPABILITIES, inside};
+pub use names::cluster as cluster_name;
 pub use provider::Aws;
+pub use table::{CLUSTER, CLUSTER_NAME};

@@ -16,6 +16,13 @@ pub(crate) fn global(site: &Site, part: &str, most: usize) -> String {
     bounded(format!("textnlp-{}-{}-{}-{part}", site.account, site.environment, site.name), most)
 }
 
+/// The name of a site's cluster: at most 100 characters
+/// (<https://docs.aws.amazon.com/eks/latest/APIReference/API_CreateCluster.html>), of which load balancers and roles that contain it
+/// need some.
+pub fn cluster(site: &Site) -> String {
+    bounded(format!("textnlp-{}-{}", site.environment, site.name), 63)
+}
+
 fn bounded(name: String, most: usize) -> String {
     const HASH: usize = 8;
     if name.len() <= most {

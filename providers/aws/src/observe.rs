@@ -18,10 +18,7 @@ const AT_ONCE: usize = 8;
 /// Answers for every wanted and recorded id, and for objects of this deployment and site that neither lists.
 pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
     let filter = Filter::Lineage(scope.lineage);
-    let lists = table::rows().map(|row| {
-        let filter = &filter;
-        async move { (row, row.resource.list(api, filter).await) }
-    });
+    let lists: Vec<_> = table::rows().map(|row| list(api, row, &filter)).collect();
     let lists: Vec<_> = futures::stream::iter(lists).buffer_unordered(AT_ONCE).collect().await;
 
     let mut answers: BTreeMap<ResourceId, Vec<Observed>> = BTreeMap::new();
@@ -56,6 +53,10 @@ pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(Resourc
         }
     }
     Ok(answers.into_iter().flat_map(|(id, all)| all.into_iter().map(move |one| (id.clone(), one))).collect())
+}
+
+async fn list(api: &Api, row: &'static Row, filter: &Filter) -> (&'static Row, Result<Vec<Seen<Spec>>>) {
+    (row, row.resource.list(api, filter).await)
 }
 
 /// An id that an observation was asked for.

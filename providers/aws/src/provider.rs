@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use textnlp_provider::{
-    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem,
-    Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Wanted,
+    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
+    PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
+    SecretStore, Site, Wanted,
 };
 use tokio::sync::OnceCell;
 
 use crate::api::{Access, Api, Identity};
 use crate::work::Work;
-use crate::{diff, lower, observe, table};
+use crate::{diff, lower, observe, policy, preflight, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -38,8 +39,8 @@ impl Aws {
     }
 
     /// Who is signed in.
-    pub async fn identity(&self) -> Result<Identity> {
-        Ok(self.api().await?.identity.clone())
+    pub async fn sign_in(access: &Access) -> Result<Identity> {
+        Api::identify(access).await
     }
 
     async fn api(&self) -> Result<&Api> {
@@ -69,9 +70,14 @@ impl Provider for Aws {
         table::row(&wanted.kind).map(|row| diff::diff(row, wanted, seen)).unwrap_or_default()
     }
 
-    async fn preflight(&self, _wanted: &[Wanted]) -> Result<Vec<Problem>> {
-        self.api().await?;
-        Ok(Vec::new())
+    fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        let account = self.api.get().map(|api| api.identity.account.clone());
+        let own = Own { account, region: self.access.region.clone() };
+        policy::policies(request, |name| own.value(name))
+    }
+
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        preflight::preflight(self.api().await?, wanted).await
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
@@ -88,5 +94,37 @@ impl Provider for Aws {
 
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
         self.work(op).await?.advance(handle).await
+    }
+}
+
+/// The values of permissions that only a provider of AWS knows.
+pub(crate) struct Own {
+    /// `None` before the first sign-in.
+    account: Option<String>,
+    region: String,
+}
+
+impl Own {
+    pub(crate) fn of(api: &Api) -> Self {
+        Self { account: Some(api.identity.account.clone()), region: api.region.clone() }
+    }
+
+    pub(crate) fn value(&self, name: &str) -> Option<String> {
+        match name {
+            "$account" => self.account.clone(),
+            "$region" => Some(self.region.clone()),
+            "$partition" => Some(partition(&self.region).to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// The partition of a region: <https://docs.aws.amazon.com/whitepapers/latest/aws-fault-isolation-boundaries/partitions.html>.
+fn partition(region: &str) -> &'static str {
+    match region.split('-').next() {
+        Some("cn") => "aws-cn",
+        Some("eusc") => "aws-eusc",
+        _ if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use textnlp_provider::{
-    CloudId, Error, ErrorKind, Foreign, Health, Kind, Lineage, Object, Operation, Outputs, Result, Spec, Wanted,
+    CloudId, Error, ErrorKind, Foreign, Health, Kind, Lineage, Object, Operation, Outputs, Result, Spec,
 };
 
 use crate::api::Api;
@@ -318,9 +318,4 @@ impl Seen<Spec> {
         };
         field.or_else(|| (!is_tagged()).then_some(TAGS))
     }
-}
-
-/// The id of a resource whose name is in its spec.
-pub(crate) fn id_of(resource: &dyn AnyResource, wanted: &Wanted) -> Option<String> {
-    resource.id(&wanted.spec)
 }

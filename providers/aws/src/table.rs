@@ -3,10 +3,15 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, ReplaceOrder};
+use textnlp_provider::{DataClass, Effect, Identity, Kind, KindName, Pricing, ReplaceOrder};
 
 use crate::kinds;
 use crate::resource::{AnyResource, TAGS};
+
+/// The kind of clusters; resources inside of them are reached through these.
+pub const CLUSTER: &str = "aws.eks-cluster";
+/// The output of a cluster with its name. Its endpoint and its authority are the outputs that every host has.
+pub const CLUSTER_NAME: &str = "name";
 
 /// One kind.
 pub(crate) struct Row {
@@ -44,8 +49,9 @@ pub(crate) const fn kind(name: &'static str, says: &'static str, identity: Ident
         one_by_one: false,
         settles: SETTLES,
         deadline: MINUTE.saturating_mul(10),
+        typical: None,
         schema: 1,
-        price_key: None,
+        pricing: Pricing::Free,
         permissions: &[],
         terraform: &[],
     }

@@ -8,12 +8,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::component::{Component, Site};
+use crate::cost::{Charge, CostLine};
 use crate::error::Result;
-use crate::kind::{Kind, Price, joined};
+use crate::kind::{Kind, joined};
 use crate::name::{CloudId, KindName, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
+use crate::permission::{PolicyDocument, PolicyRequest};
 use crate::provider::{Problem, Problems, Provider, Scope};
 use crate::resource::{FieldChange, Object, Observed, Recorded, Wanted};
+use crate::spec::Spec;
 
 /// The component and the site that the second provider expands, if it takes part in the component. Pure.
 pub type SecondPart = fn(&Component, &Site) -> Option<(Component, Site)>;
@@ -48,9 +51,19 @@ impl Provider for Combined {
         self.kinds
     }
 
-    /// The prices of the first provider: the operator's machine costs nothing extra.
-    fn prices(&self) -> &'static [Price] {
-        self.first.prices()
+    /// What only uses the operator's machine costs nothing extra.
+    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        let mut lines = self.of(kind).costs(kind, spec);
+        if self.is_second(kind) {
+            lines.retain(|line| line.charge != Charge::Included);
+        }
+        lines
+    }
+
+    fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        let mut documents = self.first.policies(&request.of_kinds(|kind| !self.is_second(kind)));
+        documents.extend(self.second.policies(&request.of_kinds(|kind| self.is_second(kind))));
+        documents
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::component::{Component, Site};
+use crate::cost::{Charge, CostLine, Pricing};
 use crate::error::{Error, ErrorKind, error_chain as chain};
-use crate::kind::Identity;
+use crate::kind::{Identity, NOT_PRICED};
 use crate::name::{EnvironmentName, KindName, Lineage, SiteName};
 use crate::operation::{Handle, Operation, OperationId, Progress, Token, Verb};
 use crate::provider::{Provider, Scope};
@@ -66,6 +67,7 @@ impl<'a> TestBed<'a> {
     /// `wanted` has no references left. `changed`, if the kind has anything to change, differs from it in place. The
     /// dependencies of the object must exist, and are kept.
     pub async fn whole_life(&self, wanted: &Wanted, changed: Option<&Spec>) -> Result<(), Violation> {
+        priced(self.provider, wanted.kind.as_str(), &wanted.spec)?;
         self.is_absent(wanted, None).await?;
         let recorded = self.is_made_once(wanted).await?;
         self.is_seen_as_made(wanted, &recorded).await?;
@@ -309,12 +311,64 @@ pub fn well_formed(provider: &dyn Provider) -> Result<(), Violation> {
         if kind.says.is_empty() || kind.deadline.is_zero() || kind.schema == 0 {
             return broken("a kind has words, a deadline and a version".to_owned());
         }
+        if kind.permissions.is_empty() {
+            return broken("a kind states its permissions".to_owned());
+        }
+        if kind.permissions.iter().any(|row| row.action.is_empty() || row.resource.is_empty()) {
+            return broken("a permission names an action and its resources".to_owned());
+        }
+        if kind.typical.is_some_and(|typical| typical.is_zero() || typical > kind.deadline) {
+            return broken("the typical duration is within the deadline".to_owned());
+        }
+        // A spec may lack anything: references are unknown in a plan.
+        priced(provider, kind.name, &Spec::of(&json!({})))?;
     }
     if owners.len() != 1 {
         return Err(Violation {
             kind: format!("{owners:?}"),
             law: "all kinds of a provider begin with its name".to_owned(),
         });
+    }
+    Ok(())
+}
+
+/// Checks the price decision of a kind: cost lines with source and date, or a reason, or free.
+fn priced(provider: &dyn Provider, name: &str, spec: &Spec) -> Result<(), Violation> {
+    let broken = |law: &str| Err(Violation { kind: name.to_owned(), law: law.to_owned() });
+    let kind = provider.kinds().iter().find(|kind| kind.name == name);
+    let (Some(kind), Ok(kind_name)) = (kind, KindName::new(name)) else { return broken("a priced kind is declared") };
+    let lines = provider.costs(&kind_name, spec);
+    if lines != provider.costs(&kind_name, spec) {
+        return broken("costs are pure");
+    }
+    match kind.pricing {
+        Pricing::Free if !lines.is_empty() => return broken("a free object has no cost line"),
+        Pricing::Free => {}
+        _ if lines.is_empty() => return broken("an object has a cost line, unless its kind is free"),
+        Pricing::Included | Pricing::Unknown(_)
+            if lines.iter().any(|line| matches!(line.charge, Charge::Priced { .. })) =>
+        {
+            return broken("an object has a price only if its kind is priced by its spec");
+        }
+        _ => {}
+    }
+    for CostLine { service, what, charge } in &lines {
+        if service.is_empty() || what.is_empty() {
+            return broken("a cost line names the service and what it charges");
+        }
+        match charge {
+            Charge::Included => {}
+            Charge::Unknown(why) if why.is_empty() => return broken("an unknown cost has a reason"),
+            Charge::Unknown(why) if why == NOT_PRICED => {
+                return broken("a kind that is priced by its spec has a cost function");
+            }
+            Charge::Unknown(_) => {}
+            Charge::Priced { price, .. } => {
+                if price.source.is_empty() || price.currency.len() != 3 {
+                    return broken("a price has a source, a date and a currency");
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -341,6 +395,7 @@ pub fn lowers_purely(provider: &dyn Provider, component: &Component, site: &Site
         if !provider.kinds().iter().any(|kind| kind.name == wanted.kind.as_str()) {
             return Err(broken(format!("`{}` is a declared kind", wanted.kind)));
         }
+        priced(provider, wanted.kind.as_str(), &wanted.spec)?;
     }
     Ok(first)
 }

@@ -25,6 +25,13 @@ pub trait Connect: Send + Sync {
     async fn connect(&self, host: &Outputs) -> Result<HostEndpoint>;
 }
 
+/// Finds the endpoint of a host whose outputs are not at hand.
+#[async_trait]
+pub trait Locate: Send + Sync {
+    /// The endpoint now; NotFound when the host does not exist.
+    async fn locate(&self) -> Result<HostEndpoint>;
+}
+
 /// Short-lived credentials for an endpoint.
 #[async_trait]
 pub trait TokenSource: Send + Sync {

@@ -3,6 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::cost::{CostLine, Pricing};
+use crate::permission::Permission;
+
 /// The declaration of one kind.
 #[derive(Debug, Clone)]
 pub struct Kind {
@@ -24,27 +27,36 @@ pub struct Kind {
     pub settles: Duration,
     /// Timeout of a whole create, update or delete, including its polls.
     pub deadline: Duration,
+    /// How long an operation usually takes, for the estimate of a plan without earlier runs; `None` if that depends on
+    /// the object, such as its size.
+    pub typical: Option<Duration>,
     /// The version of the kind's spec; a recorded spec with a lower number is upgraded when it is read.
     pub schema: u32,
-    /// The row of [`Provider::prices`](crate::Provider::prices), if an object costs money.
-    pub price_key: Option<&'static str>,
-    /// The permissions that a caller needs, in the provider's terms.
-    pub permissions: &'static [&'static str],
+    /// How objects are priced.
+    pub pricing: Pricing,
+    /// The permissions that a caller needs.
+    pub permissions: &'static [Permission],
     /// Terraform's types of this kind, each with the attribute that contains the provider's own id: `("aws_vpc",
     /// "id")`.
     pub terraform: &'static [(&'static str, &'static str)],
 }
 
-/// The price of one object: a row of a provider's price table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Price {
-    /// The key, as in [`Kind::price_key`].
-    pub key: &'static str,
-    /// For a month of 730 hours, in hundredths of the currency.
-    pub monthly_cents: u64,
-    /// The currency, as ISO 4217 writes it.
-    pub currency: &'static str,
+impl Kind {
+    /// The lines that [`Kind::pricing`] determines for every object of this kind. One that is priced by its spec has an
+    /// unknown cost here.
+    pub fn costs(&self) -> Vec<CostLine> {
+        let service = self.name.split('.').next().unwrap_or(self.name);
+        match self.pricing {
+            Pricing::Free => Vec::new(),
+            Pricing::Included => vec![CostLine::included(service, self.says)],
+            Pricing::Unknown(why) => vec![CostLine::unknown(service, self.says, why)],
+            Pricing::BySpec => vec![CostLine::unknown(service, self.says, NOT_PRICED)],
+        }
+    }
 }
+
+/// The reason in a line of [`Pricing::BySpec`] whose provider did not determine the cost.
+pub(crate) const NOT_PRICED: &str = "the provider has no price for this kind";
 
 /// How an object is recognised as the one that an operation made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,24 +6,39 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::component::{Component, Site};
+use crate::cost::CostLine;
 use crate::error::Result;
-use crate::kind::{Kind, Price};
+use crate::kind::Kind;
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::operation::{Handle, Operation, Progress};
+use crate::permission::{PolicyDocument, PolicyRequest};
 use crate::resource::{FieldChange, Object, Observed, Recorded, Wanted};
+use crate::spec::Spec;
 
 /// One cloud, one cluster's API, or your own machines.
 ///
-/// `lower` and `diff` are pure: same arguments, same result, nothing read. `begin` and `advance` make at most one
+/// `costs`, `policies`, `lower` and `diff` are pure: same arguments, same result, nothing read. `begin` and `advance` make at most one
 /// mutating call each; more work returns [`Progress::Pending`] with a handle from which another process can continue.
 #[async_trait]
 pub trait Provider: Send + Sync {
     /// Every kind of this provider.
     fn kinds(&self) -> &'static [Kind];
 
-    /// The prices of objects. Empty where no price is known, as for your own machines and clusters.
-    fn prices(&self) -> &'static [Price] {
-        &[]
+    /// What an object with this spec costs, in the provider's region. Pure. A kind priced by its spec has a line for
+    /// every spec, whatever is missing in it; a free one has none. The spec may hold references to outputs.
+    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        let _ = spec;
+        match self.kinds().iter().find(|known| known.name == kind.as_str()) {
+            Some(known) => known.costs(),
+            None => vec![CostLine::unknown(kind.as_str(), kind.as_str(), "its kind is not known to this provider")],
+        }
+    }
+
+    /// The least-privilege policies for a request, in the provider's own format, from the permissions of its kinds.
+    /// Pure. Empty where the provider has no policies.
+    fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        let _ = request;
+        Vec::new()
     }
 
     /// Expands a component of a site into resources. Pure. Returns all problems at once.

@@ -10,14 +10,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::combined::SecondPart;
 use crate::component::{Component, Site};
 use crate::connect::{Connect, HostEndpoint};
+use crate::cost::{Charge, CostLine};
 use crate::error::{Error, ErrorKind, Result, error_chain};
-use crate::kind::{Kind, Price, joined};
+use crate::kind::{Kind, joined};
 use crate::name::{CloudId, ComponentName, KindName, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
+use crate::permission::{PolicyDocument, PolicyRequest};
 use crate::provider::{Problem, Problems, Provider, Scope};
 use crate::resource::{FieldChange, Object, Observed, Outputs, Ownership, ReadFailure, Recorded, Ref, Wanted};
+use crate::spec::Spec;
 
 /// Timeout of one step of connecting to a host: a whole call of the engine has 10 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -35,6 +39,8 @@ pub struct Through {
     connects: BTreeMap<KindName, Arc<dyn Connect>>,
     /// The component whose cluster contains the inner's objects of a site, unless they name another host.
     host: ComponentName,
+    /// The component and the site as the inner expands them.
+    inner_part: SecondPart,
     kinds: &'static [Kind],
     ways: Mutex<Connections>,
 }
@@ -66,7 +72,14 @@ impl Through {
     /// the cluster of the component `host` of their site, unless `lower` names another one.
     pub fn new(outer: Arc<dyn Provider>, inner: Arc<dyn Provider>, reach: Reach, host: ComponentName) -> Self {
         let kinds = joined(outer.kinds(), inner.kinds());
-        Self { outer, inner, reach, connects: BTreeMap::new(), host, kinds, ways: Mutex::default() }
+        let inner_part: SecondPart = |component, site| Some((component.clone(), site.clone()));
+        Self { outer, inner, reach, connects: BTreeMap::new(), host, inner_part, kinds, ways: Mutex::default() }
+    }
+
+    /// Limits what the inner expands: without the settings that the outer alone answers for.
+    #[must_use]
+    pub fn expanding(self, inner_part: SecondPart) -> Self {
+        Self { inner_part, ..self }
     }
 
     /// Adds the connection of a host kind.
@@ -237,14 +250,26 @@ impl Provider for Through {
         self.kinds
     }
 
-    /// Objects inside of a host cost nothing extra.
-    fn prices(&self) -> &'static [Price] {
-        self.outer.prices()
+    /// Objects that only use their host cost nothing extra.
+    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        if !self.is_inner(kind) {
+            return self.outer.costs(kind, spec);
+        }
+        let mut lines = self.inner.costs(kind, spec);
+        lines.retain(|line| line.charge != Charge::Included);
+        lines
+    }
+
+    fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        let mut documents = self.outer.policies(&request.of_kinds(|kind| !self.is_inner(kind)));
+        documents.extend(self.inner.policies(&request.of_kinds(|kind| self.is_inner(kind))));
+        documents
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
         let mut wanted = self.outer.lower(component, site)?;
-        let inside = self.inner.lower(component, site)?.into_iter().map(|one| {
+        let Some((inner_component, inner_site)) = (self.inner_part)(component, site) else { return Ok(wanted) };
+        let inside = self.inner.lower(&inner_component, &inner_site)?.into_iter().map(|one| {
             let via = one.via.clone().unwrap_or_else(|| Ref(ResourceId::of(&site.name, &self.host)));
             Wanted { via: Some(via), ..one }
         });
@@ -396,7 +421,6 @@ mod tests {
 
     use super::*;
     use crate::resource::Health;
-    use crate::spec::Spec;
 
     fn id() -> ResourceId {
         ResourceId::new("here/cluster").expect("an id")

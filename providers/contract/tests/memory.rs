@@ -258,6 +258,9 @@ fn every_component_is_expanded_into_resources() {
     assert!(all.iter().any(|wanted| wanted.kind.as_str() == "memory.database" && wanted.protected));
 }
 
+/// The law of a provider of objects inside of a host: its kinds are its own, and nothing is broken.
+const INSIDE: &str = "inside of a host";
+
 /// A cloud that breaks one law, to prove that the list would notice.
 struct Broken<'a> {
     cloud: &'a MemoryCloud,
@@ -268,7 +271,40 @@ struct Broken<'a> {
 #[async_trait]
 impl Provider for Broken<'_> {
     fn kinds(&self) -> &'static [Kind] {
-        self.cloud.kinds()
+        let mut kinds = self.cloud.kinds().to_vec();
+        if self.law == INSIDE {
+            kinds.truncate(2);
+            (kinds[0].name, kinds[0].pricing) = ("inner.pod", Pricing::Included);
+            (kinds[1].name, kinds[1].pricing) = ("inner.disk", Pricing::Unknown("by its size"));
+            return kinds.leak();
+        }
+        let database = kinds.iter_mut().find(|kind| kind.name == "memory.database").unwrap();
+        match self.law {
+            "states its permissions" => database.permissions = &[],
+            "names an action" => database.permissions = const { &[Permission::read("")] },
+            "a free object has no cost line" => database.pricing = Pricing::Free,
+            "only if its kind is priced by its spec" => database.pricing = Pricing::Included,
+            "an unknown cost has a reason" => database.pricing = Pricing::Unknown(""),
+            "the typical duration" => database.typical = Some(database.deadline * 2),
+            _ => return self.cloud.kinds(),
+        }
+        kinds.leak()
+    }
+
+    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        let declared = self.kinds().iter().find(|one| one.name == kind.as_str()).unwrap();
+        let mut lines = self.cloud.costs(kind, spec);
+        match self.law {
+            "has a cost function" | "an unknown cost has a reason" | INSIDE => return declared.costs(),
+            "unless its kind is free" => lines.clear(),
+            "has a source" => lines.iter_mut().for_each(|line| {
+                if let Charge::Priced { price, .. } = &mut line.charge {
+                    price.source = "";
+                }
+            }),
+            _ => {}
+        }
+        lines
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
@@ -369,4 +405,162 @@ async fn conformance_suite_detects_every_broken_invariant() {
         let breach = bench(&broken).whole_life(&wanted, None).await.expect_err(law);
         assert!(breach.law.contains(law), "{law}: {breach}");
     }
+    let declared = [
+        "states its permissions",
+        "names an action",
+        "a free object has no cost line",
+        "only if its kind is priced by its spec",
+        "an unknown cost has a reason",
+        "the typical duration",
+        "has a cost function",
+        "unless its kind is free",
+        "has a source",
+    ];
+    for law in declared {
+        let cloud = MemoryCloud::new();
+        let broken = Broken { cloud: &cloud, law, calls: AtomicU64::new(0) };
+        let breach = well_formed(&broken).expect_err(law);
+        assert!(breach.law.contains(law), "{law}: {breach}");
+    }
+}
+
+#[test]
+fn cost_depends_on_the_spec_and_names_its_source() {
+    let cloud = MemoryCloud::new();
+    let monthly = |kind: &str, spec: Value| {
+        let lines = cloud.costs(&name(kind), &Spec::of(&spec));
+        let amount = |line: &CostLine| match &line.charge {
+            Charge::Priced { quantity, price } => (price.monthly_micros(*quantity), price.unit.to_string()),
+            other => panic!("{other:?}"),
+        };
+        lines.iter().map(amount).collect::<Vec<_>>()
+    };
+    assert_eq!(monthly("memory.cluster", json!({})), [(73_000_000, "per hour".to_owned())]);
+    assert_eq!(
+        monthly("memory.database", json!({"storage_gb": 20})),
+        [(50_000_000, "per month".to_owned()), (2_000_000, "per GB-month".to_owned())]
+    );
+    assert!(monthly("memory.vault", json!({})).is_empty());
+    let registry = cloud.costs(&name("memory.registry"), &Spec::default());
+    assert!(
+        matches!(&registry[0].charge, Charge::Unknown(why) if why.contains("no price of `registry`")),
+        "{registry:?}"
+    );
+    // The row of a region comes before the one of all regions.
+    let row = |region, micros| Price {
+        key: "vm",
+        region,
+        micros,
+        currency: "USD",
+        unit: PriceUnit::HourOf("vCPU"),
+        source: "a list",
+        date: jiff::civil::date(2026, 11, 1),
+    };
+    let prices = [row(None, 1), row(Some("north"), 2)];
+    let of = |region| match CostLine::priced(&prices, "vm", region, "VM", "2 vCPU", 2).charge {
+        Charge::Priced { quantity, price } => price.monthly_micros(quantity),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((of("north"), of("south")), (2 * 2 * 730, 2 * 730));
+    let text = |micros| Price { micros, ..prices[0] }.to_string();
+    assert_eq!(text(526_000), "0.526 USD per vCPU-hour");
+    assert_eq!((text(7), text(12_500_000)), ("0.000007 USD per vCPU-hour".into(), "12.50 USD per vCPU-hour".into()));
+}
+
+#[test]
+fn objects_inside_of_a_priced_host_cost_only_what_is_charged_beside_it() {
+    use std::sync::Arc;
+    let cloud: &MemoryCloud = Box::leak(Box::new(MemoryCloud::new()));
+    let inner = || Arc::new(Broken { cloud, law: INSIDE, calls: AtomicU64::new(0) });
+    let outer = || Arc::new(MemoryCloud::new());
+    let through = Through::new(outer(), inner(), Box::new(|_| unreachable!("nothing is reached")), name("cluster"));
+    let alone = Combined::new(inner(), outer(), |_, _| None);
+    let beside = Combined::new(outer(), inner(), |_, _| None);
+    let charges = |provider: &dyn Provider, kind: &str| {
+        let lines = provider.costs(&name(kind), &Spec::default());
+        lines.into_iter().map(|line| line.charge).collect::<Vec<_>>()
+    };
+    let unknown = [Charge::Unknown("by its size".to_owned())];
+    for (provider, pod) in
+        [(&through as &dyn Provider, [].as_slice()), (&beside, &[]), (&alone, [Charge::Included].as_slice())]
+    {
+        assert_eq!(charges(provider, "inner.pod"), pod);
+        assert_eq!(charges(provider, "inner.disk"), unknown);
+        assert!(matches!(charges(provider, "memory.cluster")[..], [Charge::Priced { quantity: 1, .. }]));
+    }
+    let resource = |kind: &str| PolicyResource {
+        id: name("here/a"),
+        kind: name(kind),
+        spec: Spec::default(),
+        verbs: [Verb::Create].into(),
+    };
+    let request = PolicyRequest {
+        lineage: None,
+        environment: name("staging"),
+        site: name("here"),
+        resources: vec![resource("memory.cluster"), resource("inner.pod")],
+    };
+    for provider in [&through as &dyn Provider, &beside, &alone] {
+        let policies = provider.policies(&request);
+        assert!(matches!(&policies[..], [one] if one.text.contains("memory:Change")), "{policies:?}");
+    }
+}
+
+#[test]
+fn policy_has_only_the_needed_permissions_with_filled_placeholders() {
+    const KINDS: &[Permission] = &[
+        Permission::read("thing:Describe"),
+        Permission { resource: "arn:{$account}:{name}", ..Permission::on(&[Verb::Create], "thing:Create") },
+        Permission {
+            resource: "arn:{$account}:{id}",
+            conditions: &[Condition { key: "tag/lineage", value: "{$lineage}" }],
+            ..Permission::on(&[Verb::Delete], "thing:Delete")
+        },
+        Permission::change("to listen on {inputs.listen}"),
+        Permission::change("to listen on {inputs.metrics_listen}"),
+    ];
+    let kind = Kind { permissions: KINDS, ..MemoryCloud::new().kinds()[0].clone() };
+    let spec = Spec::of(&json!({"name": "a", "inputs": {"listen": "127.0.0.1:1"}, "id": {"$output": "here/b#id"}}));
+    let request = |verbs: &[Verb], lineage: Option<Lineage>| PolicyRequest {
+        lineage,
+        environment: name("staging"),
+        site: name("here"),
+        resources: vec![PolicyResource {
+            id: name("here/a"),
+            kind: name(kind.name),
+            spec: spec.clone(),
+            verbs: verbs.iter().copied().collect(),
+        }],
+    };
+    let check = |verbs: &[Verb], lineage, expect: &[&str]| {
+        let own = |name: &str| (name == "$account").then(|| "42".to_owned());
+        let needed = request(verbs, lineage).permissions(std::slice::from_ref(&kind), own);
+        let mut rows: Vec<String> =
+            needed.keys().map(|one| format!("{} on {} if {:?}", one.action, one.resource, one.conditions)).collect();
+        rows.sort();
+        assert_eq!(rows, expect, "{verbs:?}");
+    };
+    check(&[], None, &["thing:Describe on * if {}"]);
+    check(
+        &[Verb::Create],
+        None,
+        &["thing:Create on arn:42:a if {}", "thing:Describe on * if {}", "to listen on 127.0.0.1:1 on * if {}"],
+    );
+    let lineage = Some(Lineage(Uuid::nil()));
+    let ours = r#"{"tag/lineage": "00000000-0000-0000-0000-000000000000"}"#;
+    check(
+        &[Verb::Delete],
+        lineage,
+        &[
+            "thing:Delete on arn:42:* if ".to_owned() + ours,
+            "thing:Describe on * if {}".to_owned(),
+            "to listen on 127.0.0.1:1 on * if {}".to_owned(),
+        ]
+        .each_ref()
+        .map(String::as_str),
+    );
+    // The first `up` determines the lineage.
+    let before = request(&[Verb::Delete], None).permissions(std::slice::from_ref(&kind), |_| None);
+    let conditions: Vec<_> = before.keys().flat_map(|one| one.conditions.values()).collect();
+    assert_eq!(conditions, ["*"]);
 }

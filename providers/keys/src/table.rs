@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use textnlp_provider::{DataClass, Identity, Kind, KindName, ReplaceOrder};
+use textnlp_provider::{DataClass, Identity, Kind, KindName, Permission, Pricing, ReplaceOrder};
 
 use crate::diff::FieldRules;
 
@@ -19,6 +19,8 @@ pub const AUTHORITY: Kind = kind("onprem.authority", "a built-in certificate aut
 /// A certificate that the local authority issued, or a user-provided one.
 pub const CERTIFICATE: Kind = kind("onprem.certificate", "the certificate that clients see", DataClass::Derived, 60);
 
+const WRITE: Permission = Permission::change("to write to the state folder");
+
 const fn kind(name: &'static str, says: &'static str, data: DataClass, deadline_seconds: u64) -> Kind {
     Kind {
         name,
@@ -32,8 +34,9 @@ const fn kind(name: &'static str, says: &'static str, data: DataClass, deadline_
         settles: Duration::ZERO,
         deadline: Duration::from_secs(deadline_seconds),
         schema: 1,
-        price_key: None,
-        permissions: &["to write to the state folder"],
+        typical: Some(Duration::from_secs(1)),
+        pricing: Pricing::Included,
+        permissions: &[WRITE],
         // No Terraform provider creates these objects.
         terraform: &[],
     }

@@ -29,6 +29,7 @@ mod observe;
 mod one_off_job;
 mod operations;
 mod outage;
+mod policy;
 mod preflight;
 mod provider;
 mod ready;

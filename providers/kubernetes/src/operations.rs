@@ -32,22 +32,30 @@ const KINDS: &str = "kubernetes.";
 /// Operations on a site in a cluster. The cluster is not called before the first operation.
 pub struct ClusterOperations {
     cluster: Kubernetes,
-    file: Option<PathBuf>,
-    context: Option<String>,
+    kubeconfig: Option<KubeconfigContext>,
     namespace: String,
     is_autoscaled: bool,
 }
 
+/// A kubeconfig, if it is not the usual one, and a context in it, if it is not the current one.
+type KubeconfigContext = (Option<PathBuf>, Option<String>);
+
 impl ClusterOperations {
     /// Creates the operations of a site in a namespace, for the cluster of a kubeconfig.
     pub fn new(
-        (file, context): (Option<PathBuf>, Option<String>),
+        (file, context): KubeconfigContext,
         secrets: Arc<dyn SecretStore>,
         namespace: String,
         is_autoscaled: bool,
     ) -> Self {
         let access = Access::Kubeconfig { file: file.clone(), context: context.clone() };
-        Self { cluster: Kubernetes::new(access, secrets), file, context, namespace, is_autoscaled }
+        let kubeconfig = Some((file, context));
+        Self { cluster: Kubernetes::new(access, secrets), kubeconfig, namespace, is_autoscaled }
+    }
+
+    /// The same for a cluster that no kubeconfig names.
+    pub fn of(cluster: Kubernetes, namespace: String, is_autoscaled: bool) -> Self {
+        Self { cluster, kubeconfig: None, namespace, is_autoscaled }
     }
 
     fn place(&self, lineage: Lineage) -> (&str, Lineage) {
@@ -87,8 +95,9 @@ impl Operations for ClusterOperations {
         Some(self)
     }
 
+    /// An outage is ended by another process, which reaches the cluster by its kubeconfig.
     fn outages(self: Arc<Self>) -> Option<Arc<dyn Outages>> {
-        Some(self)
+        self.kubeconfig.is_some().then_some(self as Arc<dyn Outages>)
     }
 
     fn log_command(&self) -> Option<String> {
@@ -199,14 +208,13 @@ impl SiteBackups for ClusterOperations {
 #[async_trait]
 impl Outages for ClusterOperations {
     fn access(&self) -> Result<SiteAccess> {
-        let file = self.file.as_deref();
-        let context = self.context.clone().or_else(|| Kubernetes::current_context(file));
-        let api_server = Kubernetes::server(file, context.as_deref())?;
+        let (file, context) = self.kubeconfig.clone().unwrap_or_default();
+        let context = context.or_else(|| Kubernetes::current_context(file.as_deref()));
+        let api_server = Kubernetes::server(file.as_deref(), context.as_deref())?;
         let not_text = |path: PathBuf| {
             Error::new(ErrorKind::Invalid, "use", path.display().to_string()).because("its path is not valid UTF-8")
         };
-        let kubeconfig =
-            self.file.clone().map(|file| Utf8PathBuf::from_path_buf(file).map_err(not_text)).transpose()?;
+        let kubeconfig = file.map(|file| Utf8PathBuf::from_path_buf(file).map_err(not_text)).transpose()?;
         Ok(SiteAccess { kubeconfig, context, api_server })
     }
 

@@ -146,8 +146,8 @@ async fn missing_kinds(api: &Api, supported: &[(&'static Row, &Wanted)]) -> Resu
     Ok(missing)
 }
 
-/// Reviews the permissions per kind and namespace. Missing ones are one problem, with the rules to add.
-async fn permissions(api: &Api, supported: &[(&'static Row, &Wanted)], problems: &mut Vec<Problem>) -> Result<()> {
+/// The permissions to review: namespace, index in [`ROWS`] and verb. Pure.
+pub(crate) fn reviews(supported: &[(&'static Row, &Wanted)]) -> BTreeSet<(Option<String>, usize, &'static str)> {
     let mut questions = BTreeSet::new();
     for (row, wanted) in supported.iter().filter(|(_, wanted)| wanted.ownership == Ownership::Ours) {
         let number = ROWS.iter().position(|one| one.name == row.name);
@@ -155,6 +155,12 @@ async fn permissions(api: &Api, supported: &[(&'static Row, &Wanted)], problems:
             questions.extend(VERBS.map(|verb| (location.namespace.clone(), number, verb)));
         }
     }
+    questions
+}
+
+/// Reviews the permissions per kind and namespace. Missing ones are one problem, with the rules to add.
+async fn permissions(api: &Api, supported: &[(&'static Row, &Wanted)], problems: &mut Vec<Problem>) -> Result<()> {
+    let questions = reviews(supported);
     let mut answers: Vec<BoxFuture<'_, Result<bool>>> = Vec::new();
     for (namespace, location, verb) in &questions {
         answers.push(Box::pin(may(api, namespace.as_deref(), &ROWS[*location], verb)));

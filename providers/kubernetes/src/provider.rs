@@ -1,6 +1,7 @@
 //! [`Kubernetes`]: the implementation of the provider contract.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,10 +14,11 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use textnlp_net::client::{ProxySettings, is_loopback};
 use textnlp_provider::cluster::ClusterSite;
-use textnlp_provider::connect::HostEndpoint;
+use textnlp_provider::connect::{HostEndpoint, Locate};
 use textnlp_provider::{
-    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem,
-    Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Wanted,
+    CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
+    PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
+    SecretStore, Site, Spec, Wanted,
 };
 use tokio::sync::Mutex;
 
@@ -24,7 +26,7 @@ use crate::api::Api;
 use crate::credential::Tokens;
 use crate::lower;
 use crate::verbs::Work;
-use crate::{credential, diff, observe, preflight, table};
+use crate::{credential, diff, observe, policy, preflight, table};
 
 /// The source of the connection to a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,8 @@ enum AccessMode {
     By(Access),
     /// A cluster that is a resource of the deployment. No `Debug`, because it leads to a credential.
     Through(HostEndpoint),
+    /// The same, where the outputs of that resource are not at hand.
+    Located(Arc<dyn Locate>),
     /// No cluster yet.
     None,
 }
@@ -81,6 +85,11 @@ impl Kubernetes {
         Self::by(AccessMode::None, secrets)
     }
 
+    /// The provider for a cluster that is found when it is called.
+    pub fn located(host: Arc<dyn Locate>, secrets: Arc<dyn SecretStore>) -> Self {
+        Self::by(AccessMode::Located(host), secrets)
+    }
+
     /// The same provider for the cluster at an endpoint, without any state of another cluster.
     #[must_use]
     pub fn through(&self, endpoint: HostEndpoint) -> Self {
@@ -100,7 +109,7 @@ impl Kubernetes {
 
     /// The current context of a kubeconfig.
     pub fn current_context(file: Option<&Path>) -> Option<String> {
-        file.map(Kubeconfig::read_from).unwrap_or_else(Kubeconfig::read).ok()?.current_context
+        read_kubeconfig(file).ok()?.current_context
     }
 
     /// The API server's address in a kubeconfig, to which a deployment is bound. No call is made.
@@ -109,7 +118,7 @@ impl Kubernetes {
         let refused = |why: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(ErrorKind::Denied, "read", what.clone()).because(why).hint(WAY_IN)
         };
-        let read = file.map(Kubeconfig::read_from).unwrap_or_else(Kubeconfig::read).map_err(|e| refused(boxed(e)))?;
+        let read = read_kubeconfig(file).map_err(refused)?;
         let wanted = context.or(read.current_context.as_deref());
         let named = wanted.and_then(|wanted| read.contexts.iter().find(|one| one.name == wanted));
         let Some(cluster) = named.and_then(|named| Some(&named.context.as_ref()?.cluster)) else {
@@ -166,6 +175,30 @@ impl Kubernetes {
 const WAY_IN: &str =
     "`kubectl config view --minify` shows the current settings; set KUBECONFIG, or configure the file and the context";
 
+/// Reads a kubeconfig: this file, else those of `KUBECONFIG`, else `~/.kube/config`.
+fn read_kubeconfig(file: Option<&Path>) -> std::result::Result<Kubeconfig, Box<dyn std::error::Error + Send + Sync>> {
+    let files: Vec<PathBuf> = match (file, std::env::var_os("KUBECONFIG").filter(|files| !files.is_empty())) {
+        (Some(file), _) => vec![file.to_owned()],
+        (None, Some(files)) => std::env::split_paths(&files).collect(),
+        (None, None) => std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect(),
+    };
+    // kube panics on a UTF-16 file with half a character at its end.
+    if let Some(cut) = files.iter().find(|file| is_cut_utf16(file)) {
+        return Err(format!("{} is UTF-16 and ends within a character", cut.display()).into());
+    }
+    file.map(Kubeconfig::read_from).unwrap_or_else(Kubeconfig::read).map_err(boxed)
+}
+
+fn is_cut_utf16(file: &Path) -> bool {
+    let mut start = [0; 2];
+    let read = |start: &mut [u8; 2]| {
+        let mut opened = std::fs::File::open(file)?;
+        opened.read_exact(start)?;
+        Ok::<u64, std::io::Error>(opened.metadata()?.len())
+    };
+    read(&mut start).is_ok_and(|length| length % 2 == 1) && matches!(start, [0xFF, 0xFE] | [0xFE, 0xFF])
+}
+
 /// The client configuration of an access mode.
 async fn configured(access: &Access) -> Result<kube::Config> {
     let (what, config) = match access {
@@ -182,9 +215,9 @@ async fn configured(access: &Access) -> Result<kube::Config> {
             let what =
                 file.as_ref().map_or("the kubeconfig".to_owned(), |file| format!("kubeconfig {}", file.display()));
             let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
-            let config = match file.as_ref().map(Kubeconfig::read_from).unwrap_or_else(Kubeconfig::read) {
+            let config = match read_kubeconfig(file.as_deref()) {
                 Ok(read) => kube::Config::from_custom_kubeconfig(read, &options).await.map_err(boxed),
-                Err(error) => Err(boxed(error)),
+                Err(error) => Err(error),
             };
             (what, config)
         }
@@ -217,16 +250,19 @@ async fn connect(way: &AccessMode) -> Result<Connected> {
             let until = credential::resolve(&mut config.auth_info, credential::DEADLINE).await?;
             Ok(Connected { api: Api::new(client(config, WAY_IN)?, None), until })
         }
-        AccessMode::Through(endpoint) => {
-            let config = pointed_at(endpoint).await?;
-            let tokens = endpoint.token.clone().map(|source| Arc::new(Tokens::new(&endpoint.url, source)));
-            Ok(Connected { api: Api::new(client(config, WAY_THROUGH)?, tokens), until: None })
-        }
+        AccessMode::Through(endpoint) => connect_to(endpoint).await,
+        AccessMode::Located(host) => connect_to(&host.locate().await?).await,
         AccessMode::None => {
             let error = Error::new(ErrorKind::Unavailable, "reach", "the cluster");
             Err(error.because("its address is not configured"))
         }
     }
+}
+
+async fn connect_to(endpoint: &HostEndpoint) -> Result<Connected> {
+    let config = pointed_at(endpoint).await?;
+    let tokens = endpoint.token.clone().map(|source| Arc::new(Tokens::new(&endpoint.url, source)));
+    Ok(Connected { api: Api::new(client(config, WAY_THROUGH)?, tokens), until: None })
 }
 
 const WAY_THROUGH: &str = "check the outputs of the resource that provides the cluster";
@@ -284,6 +320,14 @@ impl Provider for Kubernetes {
         table::kinds()
     }
 
+    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        table::costs(kind, spec)
+    }
+
+    fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        policy::document(request).into_iter().collect()
+    }
+
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
         lower::lower(component, site)
     }
@@ -316,6 +360,17 @@ impl Provider for Kubernetes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kubeconfig_in_half_a_character_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config");
+        for bytes in [&b"\xff\xfea\0b"[..], b"\xfe\xff\0a\0", b"\xff\xfea"] {
+            std::fs::write(&file, bytes).unwrap();
+            let error = Kubernetes::server(Some(&file), None).unwrap_err();
+            assert!(textnlp_provider::error_chain(&error).contains("ends within a character"), "{error:?}");
+        }
+    }
 
     #[tokio::test]
     async fn a_cluster_is_reached_through_the_proxy_that_kubectl_uses() {

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use textnlp_provider::{DataClass, Identity, Kind, KindName, ReplaceOrder};
+use textnlp_provider::{CostLine, DataClass, Identity, Kind, KindName, Permission, Pricing, ReplaceOrder, Spec};
 
 use crate::ready::{self, Ready};
 use serde_json::Value;
@@ -26,6 +26,7 @@ pub(crate) struct Row {
     /// Whether the kind is namespaced.
     pub(crate) namespaced: bool,
     data: DataClass,
+    pricing: Pricing,
     deadline: Duration,
     /// The readiness check.
     pub(crate) ready: fn(&Value) -> Ready,
@@ -52,9 +53,11 @@ impl Row {
             settles: Duration::ZERO,
             deadline: self.deadline,
             schema: 1,
-            price_key: None,
+            // An object without a readiness check takes one call; others depend on images, models and controllers.
+            typical: (self.deadline <= AT_ONCE).then_some(SECOND),
+            pricing: self.pricing,
             // The kinds live as long as the program.
-            permissions: vec![&*permission.leak()].leak(),
+            permissions: vec![Permission::change(permission.leak())].leak(),
             // Terraform ids contain no uid, so they do not identify the object.
             terraform: &[],
         }
@@ -97,6 +100,27 @@ impl Row {
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
+/// The deadline of objects that are ready at once.
+const AT_ONCE: Duration = Duration::from_secs(30);
+
+/// Why the cost of a volume is not known.
+const DISKS: &str = "by the size and the class of the disks, at the storage of the cluster";
+
+/// What an object costs beyond the nodes: load balancers and disks that controllers create for it.
+pub(crate) fn costs(kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+    const SERVICE: &str = "kubernetes";
+    let Some(declared) = kinds().iter().find(|one| one.name == kind.as_str()) else { return Vec::new() };
+    let fields = spec.get("spec").unwrap_or(&Value::Null);
+    let extra = match kind.as_str() {
+        "kubernetes.service" if fields["type"] == "LoadBalancer" => ("a load balancer", "by the cluster's provider"),
+        "kubernetes.stateful-set" if fields["volumeClaimTemplates"].as_array().is_some_and(|all| !all.is_empty()) => {
+            ("a volume for each pod", DISKS)
+        }
+        "kubernetes.service" | "kubernetes.stateful-set" => return vec![CostLine::included(SERVICE, declared.says)],
+        _ => return declared.costs(),
+    };
+    vec![CostLine::included(SERVICE, declared.says), CostLine::unknown(SERVICE, extra.0, extra.1)]
+}
 
 macro_rules! row {
     ($name:literal, $says:literal, $group:literal / $version:literal, $plural:literal, $kind:literal) => {
@@ -109,7 +133,8 @@ macro_rules! row {
             kind: $kind,
             namespaced: true,
             data: DataClass::None,
-            deadline: SECOND.saturating_mul(30),
+            pricing: Pricing::Included,
+            deadline: AT_ONCE,
             ready: ready::at_once,
             fixed: &[],
             has_pods: false,
@@ -186,6 +211,7 @@ pub(crate) static ROWS: [Row; 34] = [
     },
     Row {
         data: DataClass::Precious,
+        pricing: Pricing::Unknown(DISKS),
         deadline: MINUTE.saturating_mul(10),
         ready: ready::volume_claim,
         fixed: &[
@@ -199,6 +225,7 @@ pub(crate) static ROWS: [Row; 34] = [
         ..row!("persistent-volume-claim", "a volume", "" / "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
     },
     Row {
+        pricing: Pricing::BySpec,
         deadline: MINUTE.saturating_mul(10),
         ready: ready::service,
         fixed: &["spec.clusterIP", "spec.clusterIPs"],
@@ -221,6 +248,7 @@ pub(crate) static ROWS: [Row; 34] = [
         ..row!("deployment", "identical pods", "apps" / "v1", "deployments", "Deployment")
     },
     Row {
+        pricing: Pricing::BySpec,
         deadline: MINUTE.saturating_mul(30),
         ready: ready::stateful_set,
         fixed: &["spec.selector", "spec.serviceName", "spec.podManagementPolicy", "spec.volumeClaimTemplates"],
@@ -288,6 +316,7 @@ pub(crate) static ROWS: [Row; 34] = [
     // Kinds of other projects, which a cluster has only with their definitions.
     Row {
         brought_by: Some("a controller of the Gateway API"),
+        pricing: Pricing::Unknown("by the load balancer that its controller creates"),
         deadline: MINUTE.saturating_mul(10),
         ready: ready::gateway,
         ..row!("gateway", "an entry point for traffic", "gateway.networking.k8s.io" / "v1", "gateways", "Gateway")
@@ -351,6 +380,7 @@ pub(crate) static ROWS: [Row; 34] = [
     Row {
         brought_by: Some("CloudNativePG"),
         data: DataClass::Precious,
+        pricing: Pricing::Unknown(DISKS),
         deadline: MINUTE.saturating_mul(30),
         ready: ready::of_custom_resource,
         fixed: &["spec.bootstrap", "metadata.annotations.textnlp-postgres-version"],

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use textnlp_keys::FieldRules;
-use textnlp_provider::{DataClass, Identity, Kind, KindName, ReplaceOrder};
+use textnlp_provider::{DataClass, Identity, Kind, KindName, Permission, Pricing, ReplaceOrder, Verb};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// The operations that start programs and read what they need.
+const STARTS: &[Verb] = &[Verb::Create, Verb::Update];
+
 /// What every kind needs.
-const WRITE: &str = "to write to the state folder";
+const WRITE: Permission = Permission::change("to write to the state folder");
 
 const fn kind(name: &'static str, says: &'static str, identity: Identity, data: DataClass, deadline: Duration) -> Kind {
     Kind {
@@ -24,7 +27,9 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
         settles: Duration::ZERO,
         deadline,
         schema: 1,
-        price_key: None,
+        // Measured: at most 0.4 s.
+        typical: Some(Duration::from_secs(1)),
+        pricing: Pricing::Included,
         permissions: &[WRITE],
         // No Terraform provider creates these objects.
         terraform: &[],
@@ -35,7 +40,7 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
 pub(crate) static KINDS: [Kind; 14] = [
     textnlp_keys::DIRECTORY,
     Kind {
-        permissions: &[WRITE, "to leave a process running"],
+        permissions: &[WRITE, Permission::on(STARTS, "to leave a process running")],
         ..kind(
             ResourceKind::Supervisor.name(),
             "the process that keeps a site's programs running",
@@ -48,7 +53,13 @@ pub(crate) static KINDS: [Kind; 14] = [
     textnlp_keys::AUTHORITY,
     textnlp_keys::CERTIFICATE,
     Kind {
-        permissions: &[WRITE, "to write to the model cache", "to read the model {source}"],
+        permissions: &[
+            WRITE,
+            Permission::change("to write to the model cache"),
+            Permission::on(STARTS, "to read the model {source}"),
+        ],
+        // By its size.
+        typical: None,
         ..kind(
             ResourceKind::Model.name(),
             "the files of a model",
@@ -58,7 +69,11 @@ pub(crate) static KINDS: [Kind; 14] = [
         )
     },
     Kind {
-        permissions: &[WRITE, "to run programs in the state folder", "to read {source}"],
+        permissions: &[
+            WRITE,
+            Permission::on(STARTS, "to run programs in the state folder"),
+            Permission::on(STARTS, "to read {source}"),
+        ],
         ..kind(
             ResourceKind::Program.name(),
             "a program by its digest",
@@ -76,7 +91,9 @@ pub(crate) static KINDS: [Kind; 14] = [
         MINUTE,
     ),
     Kind {
-        permissions: &[WRITE, "to run PostgreSQL, as its own user where this is root"],
+        permissions: &[WRITE, Permission::change("to run PostgreSQL, as its own user where this is root")],
+        // By the delivery of PostgreSQL.
+        typical: None,
         ..kind(
             ResourceKind::Postgres.name(),
             "keys, quotas and usage in a PostgreSQL",
@@ -109,7 +126,13 @@ pub(crate) static KINDS: [Kind; 14] = [
     ),
     Kind {
         one_by_one: true,
-        permissions: &[WRITE, "to listen on {inputs.listen}", "to listen on {inputs.metrics_listen}"],
+        permissions: &[
+            WRITE,
+            Permission::on(STARTS, "to listen on {inputs.listen}"),
+            Permission::on(STARTS, "to listen on {inputs.metrics_listen}"),
+        ],
+        // By the size of its model.
+        typical: None,
         ..kind(
             ResourceKind::Process.name(),
             "a program that is kept running",

@@ -122,6 +122,16 @@ impl Token {
         }
         Ok(Self { token, ends })
     }
+
+    /// The token.
+    pub fn secret(&self) -> &Secret {
+        &self.token
+    }
+
+    /// When it expires, if that is known.
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.ends
+    }
 }
 
 /// The API version of the exec plugin protocol.

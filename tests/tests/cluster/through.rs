@@ -455,7 +455,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let (stop, mut agree) = (CancellationToken::new(), |_: &Plan| true);
+        let (stop, mut agree) = (CancellationToken::new(), |_: &Plan, _: &Facts| true);
         tokio::select! {
             arrival = run_phases(&road, ask, &mut agree, &stop) => Some(arrival),
             () = dies => None,

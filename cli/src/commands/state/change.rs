@@ -207,7 +207,7 @@ fn set_aside(folder: &camino::Utf8Path) -> Result<(), Failure> {
 }
 
 async fn rebind(session: &Session, site: &str, console: Console) -> Result<Success, Failure> {
-    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let deployment = deployment::recorded(session, session.load(console)?).await?;
     let name = &deployment.chosen.scope.name;
     let failed = |error| deployment.failed(error);
     let site = SiteName::new(site).map_err(|error| Failure::usage("invalid_name", error))?;
@@ -257,7 +257,7 @@ async fn rebind(session: &Session, site: &str, console: Console) -> Result<Succe
 
 /// `state remove RESOURCE…`.
 pub async fn remove(session: &Session, resources: &[String], console: Console) -> Result<Success, Failure> {
-    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let deployment = deployment::recorded(session, session.load(console)?).await?;
     let name = &deployment.chosen.scope.name;
     let failed = |error| deployment.failed(error);
     let resources: Vec<_> = resources.iter().map(|text| resource_id(session, text)).collect::<Result<_, _>>()?;

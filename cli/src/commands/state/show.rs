@@ -69,7 +69,7 @@ impl LoadedState {
 }
 
 async fn load(session: &Session, console: Console) -> Result<LoadedState, Failure> {
-    let deployment = deployment::recorded(session, session.load(console)?)?;
+    let deployment = deployment::recorded(session, session.load(console)?).await?;
     let state = deployment.state().await?;
     if state.is_new() {
         let name = &deployment.chosen.scope.name;

@@ -62,7 +62,7 @@ section! {
         /// Additional connections under load.
         #[schemars(range(max = 1000))]
         pub max_overflow: u32 = 40,
-        /// An existing monitoring system, by its id.
+        /// An existing database, by its id.
         pub existing: Option<String> = None,
     }
 }
@@ -89,7 +89,7 @@ section! {
         pub max_connections: u32 = 100,
         /// The memory limit.
         pub max_size: Bytes = Bytes(64 << 20),
-        /// An existing monitoring system, by its id.
+        /// An existing cache, by its id.
         pub existing: Option<String> = None,
     }
 }
@@ -150,7 +150,7 @@ section! {
 section! {
     /// The cluster that runs the programs.
     pub struct ClusterSettings {
-        /// An existing monitoring system, by its id.
+        /// An existing cluster, by its id.
         pub existing: Option<String> = None,
         /// Its version; left out, the provider's default.
         pub version: Option<String> = None,
@@ -172,7 +172,7 @@ section! {
     pub struct NetworkSettings {
         /// The address range, if the provider has one.
         pub cidr: Option<String> = None,
-        /// An existing monitoring system, by its id.
+        /// An existing network, by its id.
         pub existing: Option<String> = None,
         /// Existing subnets, by their ids.
         pub subnets: Vec<String> = Vec::new(),
@@ -222,7 +222,7 @@ section! {
     pub struct RegistrySettings {
         /// Its address; if unset, the images in the bundle are used.
         pub url: Option<String> = None,
-        /// An existing monitoring system, by its id.
+        /// An existing registry, by its id.
         pub existing: Option<String> = None,
         /// The password of the registry.
         pub password: Option<SecretSource> = None,

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use textnlp_orchestrator::environment::model::Budget;
-use textnlp_orchestrator::plan::Cost;
+use textnlp_orchestrator::plan::{Cost, permissions, policies, unknown_reason};
 use textnlp_provider::Wanted;
 
 use crate::world::*;
@@ -27,6 +27,13 @@ fn plan_cost_covers_all_resources_after_the_apply() {
     world.up(&whole);
     // Nothing to do costs as much as before, and a server less costs less.
     assert_eq!(cost(UP, &whole).monthly(), Some(WHOLE));
+    let change = |ask, wanted: &[_]| {
+        let (planned, facts) = world.plan(ask, wanted).unwrap();
+        Cost::after(planned.plan(), &facts, "USD").to_string()
+    };
+    assert_eq!(change(UP, &whole), "164.00 USD a month");
+    assert_eq!(change(UP, &with(whole.clone(), "db", "storage_gb", json!(120))), "176.00 USD a month (+12.00)");
+    assert_eq!(change(DOWN, &whole), "50.00 USD a month (-114.00)");
     let fewer = without(whole.clone(), &["gateway", "server/replica-1"]);
     assert_eq!(cost(UP, &fewer).monthly(), Some(WHOLE - 20.5));
     assert_eq!(cost(DOWN, &whole).monthly(), Some(50.0), "the database stays");
@@ -41,14 +48,44 @@ fn unknown_price_makes_the_total_unknown() {
     wanted.push(want("images", "registry", json!({})));
     let (planned, facts) = world.plan(UP, &wanted).unwrap();
     let cost = Cost::after(planned.plan(), &facts, "USD");
-    assert_eq!((cost.monthly(), cost.unknown.clone()), (None, vec![id("here/images")]));
+    assert_eq!((cost.monthly(), cost.unknown.clone()), (None, [id("here/images")].into()));
     let mut document = serde_json::to_value(&cost).unwrap();
-    let note = document.as_object_mut().unwrap().remove("note");
-    assert_eq!(note, Some("at least 164.00 USD a month; there are no prices for 1 resources".into()));
-    assert_eq!(document, json!({"monthly": null, "known": WHOLE, "currency": "USD", "unknown": ["here/images"]}));
+    let mut member = |name: &str| document.as_object_mut().unwrap().remove(name).unwrap();
+    assert_eq!(member("note"), "at least 164.00 USD a month; there are no prices for 1 resources");
+    assert_eq!(cost.to_string(), "≥ 164.00 USD a month (+164.00); there are no prices for 1 resources");
+    let lines = member("lines");
+    let of = |name: &str| lines.as_array().unwrap().iter().find(|line| line["resource"] == name).unwrap();
+    assert_eq!(
+        of("here/cluster"),
+        &json!({
+            "resource": "here/cluster", "service": "Clusters", "what": "1 cluster", "quantity": 1, "price": 0.1,
+            "unit": "per hour", "currency": "USD", "monthly": 73.0, "source": "the price list of the memory cloud",
+            "date": "2026-11-01",
+        })
+    );
+    let registry = of("here/images");
+    assert!(registry["monthly"].is_null(), "{registry}");
+    assert_eq!(registry["why"], "no price of `registry` in `memory` is recorded");
+    let service =
+        |name: &str, monthly: Option<f64>, known: f64| json!({"service": name, "monthly": monthly, "known": known});
+    assert_eq!(
+        member("services"),
+        json!([
+            service("Clusters", Some(73.0), 73.0),
+            service("Databases", Some(50.0), 50.0),
+            service("Registries", None, 0.0),
+            service("Servers", Some(41.0), 41.0),
+        ])
+    );
+    assert_eq!(
+        document,
+        json!({"monthly": null, "known": WHOLE, "change": WHOLE, "currency": "USD", "unknown": ["here/images"]})
+    );
     // Nobody converts currencies here.
     let euros = Cost::after(planned.plan(), &facts, "EUR");
-    assert_eq!((euros.known_cents, euros.unknown.len()), (0, 5));
+    assert_eq!((euros.known_micros, euros.unknown.len()), (0, 5));
+    let reasons: Vec<_> = euros.lines.iter().filter_map(|(_, line)| unknown_reason(&line.charge)).collect();
+    assert!(reasons.contains(&"its price is in USD, and `budget.currency` is EUR"), "{reasons:?}");
 }
 
 #[test]
@@ -71,6 +108,49 @@ fn budget_warns_refuses_and_reports_when_it_was_not_checked() {
     more.push(want("images", "registry", json!({})));
     let (word, says) = against(&more, &budget(300.0)).unwrap();
     assert!(word == "warning" && says.contains("is not checked: the cost of 1 resources is unknown"), "{word}: {says}");
+    let (word, says) = against(&more, &budget(180.0)).unwrap();
+    assert!(word == "warning" && says.contains("at least 164.00 USD a month, 91 %"), "{word}: {says}");
     let (word, says) = against(&more, &budget(100.0)).unwrap();
     assert!(word == "refused" && says.contains("at least 164.00 USD"), "{word}: {says}");
+}
+
+#[test]
+fn old_price_is_reported_with_its_date() {
+    let world = World::new();
+    let (planned, facts) = world.plan(UP, &service()).unwrap();
+    let cost = Cost::after(planned.plan(), &facts, "USD");
+    let on = |day: &str| cost.outdated(format!("{day}T12:00:00Z").parse().unwrap());
+    assert_eq!(on("2027-04-30"), None, "180 days after 2026-11-01");
+    let problem = on("2027-05-01").unwrap();
+    assert!(problem.warning && problem.cause.contains("2026-11-01"), "{problem}");
+    let (planned, facts) = world.plan(UP, &[want("vault", "vault", json!({}))]).unwrap();
+    let free = Cost::after(planned.plan(), &facts, "USD");
+    assert_eq!(free.outdated("2030-01-01T00:00:00Z".parse().unwrap()), None);
+}
+
+#[test]
+fn policy_follows_the_calls_of_the_plan() {
+    let world = World::new();
+    let allowed = |ask, wanted: &[Wanted]| {
+        let (planned, facts) = world.plan(ask, wanted).unwrap();
+        let all = policies(planned.plan(), &facts);
+        let [policy] = all.as_slice() else { panic!("one site, one policy: {all:?}") };
+        let document: serde_json::Value = serde_json::from_str(&policy.document.text).unwrap();
+        let listed = serde_json::to_value(permissions(planned.plan(), &facts)).unwrap();
+        let rows = document["allow"].as_array().unwrap().clone();
+        for (row, listed) in rows.iter().zip(listed.as_array().unwrap()) {
+            assert_eq!((&listed["permission"], &listed["resource"]), (&row["permission"], &row["resource"]));
+        }
+        rows
+    };
+    let observe = json!({"permission": "memory:Observe", "resource": "*"});
+    let change = |lineage: &str| {
+        let resource = "memory://staging/here";
+        json!({"permission": "memory:Change", "resource": resource, "conditions": {"lineage": lineage}})
+    };
+    assert_eq!(allowed(UP, &service()), [change("*"), observe.clone()], "the first `up` determines the lineage");
+    world.up(&service());
+    assert_eq!(allowed(UP, &service()), [observe.clone()], "nothing to change, everything to read");
+    let lineage = world.plan(UP, &service()).unwrap().0.plan().lineage.unwrap().to_string();
+    assert_eq!(allowed(DOWN, &service()), [change(&lineage), observe]);
 }

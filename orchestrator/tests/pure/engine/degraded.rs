@@ -57,7 +57,7 @@ impl Sites {
 
     fn up(&self, size: u64, only: Option<&str>) -> RunOutcome {
         let stop = CancellationToken::new();
-        self.road(size, only, async |road| run_phases(road, UP, &mut |_| true, &stop).await).unwrap()
+        self.road(size, only, async |road| run_phases(road, UP, &mut |_, _| true, &stop).await).unwrap()
     }
 
     fn plan(&self, size: u64) -> Plan {

@@ -56,7 +56,7 @@ fn go(world: &World, sites: &Sites, ask: RunOptions, fuse: &Fuse) -> Option<RunO
     let environment = environment();
     let road = world.road(Arc::new(world.disk.with_fuse(fuse.clone())), &sites, &environment, &DiscardEvents);
     let stop = CancellationToken::new();
-    let arrival = world.clock.run_while(run_phases(&road, ask, &mut |_| true, &stop), || !fuse.blown())?;
+    let arrival = world.clock.run_while(run_phases(&road, ask, &mut |_, _| true, &stop), || !fuse.blown())?;
     Some(arrival.unwrap_or_else(|error| panic!("{error:?}")))
 }
 

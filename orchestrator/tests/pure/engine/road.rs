@@ -335,7 +335,7 @@ fn cancelled_run_starts_nothing_new_and_the_next_run_resumes() {
     let environment = environment();
     let road =
         world.road(Arc::new(world.disk.clone()), &sites, &environment, &textnlp_orchestrator::event::DiscardEvents);
-    let mut agree = |_: &textnlp_orchestrator::plan::Plan| true;
+    let mut agree = |_: &_, _: &_| true;
     let both = async { tokio::join!(textnlp_orchestrator::run::run_phases(&road, UP, &mut agree, &stop), alarm) };
     let (arrival, ()) = world.clock.run(both).expect("it ends");
     let outcome = arrival.unwrap().outcome;
@@ -397,7 +397,8 @@ fn wall_clock_jumps_do_not_affect_a_run() {
         };
         let road = world.road(Arc::new(world.disk.clone()), &sites, &environment, &jump);
         let stop = tokio_util::sync::CancellationToken::new();
-        let arrival = world.clock.run(textnlp_orchestrator::run::run_phases(&road, UP, &mut |_| true, &stop)).unwrap();
+        let arrival =
+            world.clock.run(textnlp_orchestrator::run::run_phases(&road, UP, &mut |_, _| true, &stop)).unwrap();
         assert!(arrival.unwrap().is_complete());
         world.check(&service());
     }

@@ -155,4 +155,9 @@ fn plan_estimate_uses_earlier_durations_of_the_longest_chain() {
     let estimate = plan::estimate(planned.plan(), &known);
     assert_eq!(estimate.unknown.iter().map(ToString::to_string).collect::<Vec<_>>(), ["memory.relay"]);
     assert!(world.cloud.kinds().iter().any(|kind| kind.name == "memory.relay"));
+    let (planned, facts) = World::new().plan(UP, &[want("images", "registry", json!({}))]).unwrap();
+    let estimate = plan::estimate(planned.plan(), &facts);
+    let typical: Vec<_> = estimate.typical.iter().map(ToString::to_string).collect();
+    assert_eq!((estimate.seconds, typical.as_slice()), (90.0, ["memory.registry".to_owned()].as_slice()));
+    assert!(estimate.unknown.is_empty(), "{estimate:?}");
 }

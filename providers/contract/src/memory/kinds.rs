@@ -2,8 +2,15 @@
 
 use std::time::Duration;
 
-use crate::kind::{DataClass, Identity, Kind, Price, ReplaceOrder};
+use jiff::civil::{Date, date};
+use serde_json::Value;
+
+use crate::cost::{CostLine, Price, PriceUnit, Pricing};
+use crate::kind::{DataClass, Identity, Kind, ReplaceOrder};
+use crate::name::KindName;
+use crate::permission::{Condition, Permission};
 use crate::resource::Effect;
+use crate::spec::Spec;
 
 /// Fields whose change needs a replacement.
 const FIXED: &[&str] = &["cidr", "engine", "fixed", "parent", "network"];
@@ -48,8 +55,9 @@ const fn kind(
         settles: Duration::ZERO,
         deadline: Duration::from_secs(600),
         schema: 1,
-        price_key: None,
-        permissions: &[],
+        typical: None,
+        pricing: Pricing::Free,
+        permissions: PERMISSIONS,
         terraform: &[],
     }
 }
@@ -58,12 +66,53 @@ use DataClass::{Derived, None as Nothing, Precious};
 use Identity::{Named, Part, Token};
 use ReplaceOrder::{CreateFirst, DeleteFirst};
 
-/// What the memory cloud charges.
-pub(crate) const PRICES: &[Price] = &[
-    Price { key: "cluster", monthly_cents: 7_300, currency: "USD" },
-    Price { key: "database", monthly_cents: 5_000, currency: "USD" },
-    Price { key: "server", monthly_cents: 2_050, currency: "USD" },
+const PERMISSIONS: &[Permission] = &[
+    Permission::read("memory:Observe"),
+    Permission {
+        resource: "memory://{$environment}/{$site}",
+        conditions: &[Condition { key: "lineage", value: "{$lineage}" }],
+        ..Permission::change("memory:Change")
+    },
 ];
+
+const LISTED: Date = date(2026, 11, 1);
+
+const fn price(key: &'static str, micros: u64, unit: PriceUnit) -> Price {
+    Price {
+        key,
+        region: None,
+        micros,
+        currency: "USD",
+        unit,
+        source: "the price list of the memory cloud",
+        date: LISTED,
+    }
+}
+
+/// What the memory cloud charges. Nothing for a registry: not every price is known.
+const PRICES: &[Price] = &[
+    price("cluster", 100_000, PriceUnit::Hour),
+    price("database", 50_000_000, PriceUnit::Month),
+    price("database-storage", 100_000, PriceUnit::MonthOf("GB")),
+    price("server", 20_500_000, PriceUnit::Month),
+];
+
+/// What an object costs: a database by its `storage_gb` too.
+pub(crate) fn costs(kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+    let line = |key, service, what: &str, quantity| CostLine::priced(PRICES, key, "memory", service, what, quantity);
+    match kind.as_str() {
+        "memory.cluster" => vec![line("cluster", "Clusters", "1 cluster", 1)],
+        "memory.database" => {
+            let mut lines = vec![line("database", "Databases", "1 database", 1)];
+            let storage = spec.get("storage_gb").and_then(Value::as_u64);
+            lines.extend(storage.map(|gb| line("database-storage", "Databases", "storage", gb)));
+            lines
+        }
+        "memory.server" => vec![line("server", "Servers", "1 replica", 1)],
+        "memory.registry" => vec![line("registry", "Registries", "1 registry", 1)],
+        name => find(name).map(Kind::costs).unwrap_or_default(),
+    }
+}
 
 /// Every kind of the memory cloud.
 pub const KINDS: &[Kind] = &[
@@ -73,7 +122,7 @@ pub const KINDS: &[Kind] = &[
         ..kind("memory.network", "a network", Token, Nothing, CreateFirst)
     },
     Kind {
-        price_key: Some("cluster"),
+        pricing: Pricing::BySpec,
         ..kind("memory.cluster", "a cluster; servers are reached through it", Token, Nothing, CreateFirst)
     },
     kind("memory.vault", "a place for secrets", Named, Nothing, DeleteFirst),
@@ -81,14 +130,14 @@ pub const KINDS: &[Kind] = &[
     kind("memory.certificate", "a certificate", Named, Nothing, DeleteFirst),
     kind("memory.bucket", "a bucket for models", Token, Derived, CreateFirst),
     kind("memory.model", "a model in a bucket", Part, Derived, DeleteFirst),
-    Kind { price_key: Some("database"), ..kind("memory.database", "a database", Named, Precious, DeleteFirst) },
+    Kind { pricing: Pricing::BySpec, ..kind("memory.database", "a database", Named, Precious, DeleteFirst) },
     Kind {
         settles: Duration::from_secs(5),
         ..kind("memory.cache", "a cache that lists late", Token, Nothing, CreateFirst)
     },
     Kind {
         one_by_one: true,
-        price_key: Some("server"),
+        pricing: Pricing::BySpec,
         terraform: &[("memory_server", "id")],
         ..kind("memory.server", "a replica", Token, Nothing, CreateFirst)
     },
@@ -98,9 +147,9 @@ pub const KINDS: &[Kind] = &[
     kind("memory.monitor", "dashboards and alerts", Named, Nothing, DeleteFirst),
     kind("memory.relay", "what passes between two sites", Named, Nothing, DeleteFirst),
     kind("memory.watch", "the store of control data, which observes other sites", Named, Precious, DeleteFirst),
-    // Its price is in no table, because not every price is known.
     Kind {
-        price_key: Some("registry"),
+        pricing: Pricing::BySpec,
+        typical: Some(Duration::from_secs(90)),
         ..kind("memory.registry", "a registry of images", Named, Nothing, DeleteFirst)
     },
     kind("memory.schedule", "scheduled backups", Named, Nothing, DeleteFirst),

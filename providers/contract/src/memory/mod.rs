@@ -18,12 +18,15 @@ use async_trait::async_trait;
 use serde_json::json;
 
 use crate::component::{Component, Site};
+use crate::cost::CostLine;
 use crate::error::Result;
-use crate::kind::{Kind, Price};
+use crate::kind::Kind;
 use crate::name::{CloudId, KindName, Lineage, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
+use crate::permission::{FilledPermission, PolicyDocument, PolicyFormat, PolicyRequest};
 use crate::provider::{Problem, Problems, Provider, Scope};
 use crate::resource::{Effect, FieldChange, Health, Object, Observed, Recorded, Wanted};
+use crate::spec::Spec;
 
 pub use faults::{Drift, Fault, FaultEffect, Fuse, Stage};
 use world::World;
@@ -192,8 +195,14 @@ impl Provider for MemoryCloud {
         kinds::KINDS
     }
 
-    fn prices(&self) -> &'static [Price] {
-        kinds::PRICES
+    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        kinds::costs(kind, spec)
+    }
+
+    fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        let allow: Vec<FilledPermission> = request.permissions(kinds::KINDS, |_| None).into_keys().collect();
+        let text = format!("{:#}\n", json!({ "allow": allow }));
+        vec![PolicyDocument { title: "memory policy".to_owned(), format: PolicyFormat::Json, text }]
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {

@@ -15,7 +15,8 @@ use textnlp_cluster::hollow::HOLLOW;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::{
     CloudId, Effect, EnvironmentName, Error, ErrorKind, FieldChange, Handle, Health, Lineage, Object, Observed,
-    Operation, Progress, Provider, ReadFailure, Recorded, ResourceId, Scope, SiteName, Verb, Wanted,
+    Operation, PolicyRequest, PolicyResource, Progress, Provider, ReadFailure, Recorded, ResourceId, Scope, SiteName,
+    Verb, Wanted,
 };
 
 const FOREVER: [&str; 3] = ["sh", "-c", "exec sleep 100000"];

@@ -121,6 +121,52 @@ async fn missing_rbac_rule_is_printed_and_adding_it_suffices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn policy_of_a_plan_suffices_and_allows_nothing_else() {
+    let Some(world) = World::new("policy") else { return };
+    let user = format!("planner-of-{}", world.namespace);
+    let file = Some(world.cluster.kubeconfig(&user, &[]).into_std_path_buf());
+    let limited = Kubernetes::new(Access::Kubeconfig { file, context: None }, world.vault());
+    let binding = |kind: &str, name: &str| {
+        let group = "rbac.authorization.k8s.io";
+        json!({
+            "roleRef": { "apiGroup": group, "kind": kind, "name": name },
+            "subjects": [{ "apiGroup": group, "kind": "User", "name": "reader" }],
+        })
+    };
+    let rules = json!({ "rules": [{ "apiGroups": [""], "resources": ["pods"], "verbs": ["get"] }] });
+    let wanted = [
+        world.want("config-map", "settings", json!({ "data": { "a": "1" } })),
+        world.want("role", "reader", rules),
+        world.want("role-binding", "own", binding("Role", "reader")),
+        world.want("role-binding", "existing", binding("ClusterRole", "view")),
+    ];
+    let resource = |one: &Wanted| PolicyResource {
+        id: one.id.clone(),
+        kind: one.kind.clone(),
+        spec: one.spec.clone(),
+        verbs: [Verb::Create].into(),
+    };
+    let request = PolicyRequest {
+        lineage: None,
+        environment: "staging".parse().unwrap(),
+        site: "here".parse().unwrap(),
+        resources: wanted.iter().map(resource).collect(),
+    };
+    let [policy] = &limited.policies(&request)[..] else { panic!("one document") };
+    assert_eq!(limited.preflight(&wanted).await.unwrap().len(), 1, "nothing is allowed yet");
+    for manifest in serde_yaml::Deserializer::from_str(&policy.text.replace("USER", &user)) {
+        world.cluster.feed(&["apply"], &serde::Deserialize::deserialize(manifest).unwrap());
+    }
+    assert_eq!(limited.preflight(&wanted).await.unwrap(), []);
+    for (number, one) in (1..).zip(&wanted) {
+        follow(&limited, &operation(&world, number, Verb::Create, one, None), None).await.unwrap().done();
+    }
+    let other = world.want("service", "web", json!({ "spec": { "ports": [{ "port": 80 }] } }));
+    let problems = limited.preflight(std::slice::from_ref(&other)).await.unwrap();
+    assert!(matches!(&problems[..], [problem] if problem.cause.contains("services")), "{problems:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn quota_policy_and_spec_errors_are_distinguished() {
     let Some(world) = World::new("refused") else { return };
     let ns = &world.namespace;

@@ -1,0 +1,46 @@
+//! What AWS can do with the settings of an environment.
+
+use textnlp_provider::capabilities::Capability::*;
+use textnlp_provider::capabilities::{Capabilities, Setting, Store};
+use textnlp_provider::component::{Cluster, ComponentSpec, Network};
+use textnlp_provider::settings::{DatabaseKind, Failover, Hosting, Runtime, Strategy, TlsMode};
+use textnlp_provider::{Component, Site};
+
+/// What is not listed here is refused.
+pub const CAPABILITIES: Capabilities = Capabilities {
+    runtimes: &[Runtime::Kubernetes],
+    supported: &[
+        Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+        Database(DatabaseKind::Postgres, Some(Hosting::External)),
+        Tls(TlsMode::LocalCa),
+        Tls(TlsMode::Existing),
+        Failover(Failover::Manual),
+        Rollout(Strategy::Rolling),
+        Rollout(Strategy::Canary),
+        Rollout(Strategy::BlueGreen),
+        State(Store::Folder),
+        State(Store::S3),
+        Backup(Store::Folder),
+        Optional(Setting::Autoscaling),
+        Optional(Setting::Backup),
+        Optional(Setting::BackupSize),
+        Optional(Setting::ClusterNodes),
+        Optional(Setting::MonitoringStack),
+        Optional(Setting::NetworkPolicies),
+        Optional(Setting::PrivateAuthority),
+        Optional(Setting::Proxy),
+        Optional(Setting::Tags),
+    ],
+};
+
+/// The component as the provider of the objects inside of the cluster expands it: without what AWS's own resources answer for. Pure.
+pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
+    let part = match &component.part {
+        ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
+        ComponentSpec::Cluster(cluster) => ComponentSpec::Cluster(Cluster { gpu: None, ..cluster.clone() }),
+        part => part.clone(),
+    };
+    let is_inside = matches!(part, ComponentSpec::Certificate(_));
+    let existing = component.existing.clone().filter(|_| is_inside);
+    Some((Component { name: component.name.clone(), existing, part }, site.clone()))
+}

@@ -1,0 +1,131 @@
+//! The least-privilege policy of a plan, as IAM reads it
+//! (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_grammar.html>). Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+use textnlp_provider::{FilledPermission, PolicyDocument, PolicyFormat, PolicyRequest};
+
+use crate::table;
+
+/// The most characters of a managed policy, without white space
+/// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>).
+const MOST_CHARACTERS: usize = 6_144;
+
+/// What preflight and the search for forgotten objects read, besides the objects themselves.
+pub(crate) const ALWAYS: &[&str] = &[
+    "ec2:DescribeInstanceTypeOfferings",
+    "ec2:DescribeRegions",
+    "iam:SimulatePrincipalPolicy",
+    "servicequotas:GetServiceQuota",
+    "servicequotas:GetAWSDefaultServiceQuota",
+    "tag:GetResources",
+];
+
+/// The policies that allow exactly what a plan needs: several documents where one would be too long.
+pub(crate) fn policies(request: &PolicyRequest, own: impl Fn(&str) -> Option<String>) -> Vec<PolicyDocument> {
+    let needed = permissions(request, own);
+    let mut documents: Vec<Vec<Value>> = vec![Vec::new()];
+    let mut length = 0;
+    for statement in statements(&needed) {
+        let more = statement.to_string().len();
+        if length + more > MOST_CHARACTERS - FRAME && length > 0 {
+            documents.push(Vec::new());
+            length = 0;
+        }
+        length += more + 1;
+        if let Some(last) = documents.last_mut() {
+            last.push(statement);
+        }
+    }
+    let count = documents.len();
+    let documents = documents.into_iter().enumerate().map(|(n, statements)| {
+        let text = json!({ "Version": "2012-10-17", "Statement": statements });
+        let title = match count {
+            1 => "AWS IAM policy".to_owned(),
+            _ => format!("AWS IAM policy {} of {count}", n + 1),
+        };
+        PolicyDocument {
+            title,
+            format: PolicyFormat::Json,
+            text: serde_json::to_string_pretty(&text).unwrap_or_default(),
+        }
+    });
+    documents.collect()
+}
+
+/// The characters of a document around its statements.
+const FRAME: usize = 50;
+
+/// The filled permissions of a request, with those that every plan needs.
+pub(crate) fn permissions(request: &PolicyRequest, own: impl Fn(&str) -> Option<String>) -> BTreeSet<FilledPermission> {
+    let any = |action: &&str| FilledPermission {
+        action: (*action).to_owned(),
+        resource: "*".to_owned(),
+        conditions: BTreeMap::new(),
+    };
+    let always = ALWAYS.iter().map(any);
+    request.permissions(table::kinds(), own).into_keys().chain(always).collect()
+}
+
+/// One statement for the actions of a service with the same resource and the same conditions.
+fn statements(needed: &BTreeSet<FilledPermission>) -> Vec<Value> {
+    let service = |action: &str| action.split_once(':').map_or(action, |(service, _)| service).to_owned();
+    let mut groups: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
+    for FilledPermission { action, resource, conditions } in needed {
+        groups.entry((service(action), resource, conditions)).or_default().insert(action);
+    }
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let groups = groups.into_iter().map(|((service, resource, conditions), actions)| {
+        let count = counts.entry(service.clone()).or_default();
+        *count += 1;
+        // Sids have letters and digits only.
+        let service: String = service.chars().filter(char::is_ascii_alphanumeric).collect();
+        let mut statement = json!({
+            "Sid": format!("{service}{count}"),
+            "Effect": "Allow",
+            "Action": actions,
+            "Resource": resource,
+        });
+        for (key, value) in conditions {
+            let operator = if value.contains('*') { "StringLike" } else { "StringEquals" };
+            statement["Condition"][operator][key] = json!(value);
+        }
+        statement
+    });
+    groups.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn permission(action: &str, resource: &str, conditions: &[(&str, &str)]) -> FilledPermission {
+        FilledPermission {
+            action: action.to_owned(),
+            resource: resource.to_owned(),
+            conditions: conditions.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        }
+    }
+
+    #[test]
+    fn actions_with_the_same_resource_and_conditions_share_a_statement() {
+        let ours = [("aws:ResourceTag/textnlp-lineage", "1-2-3")];
+        let needed = BTreeSet::from([
+            permission("ec2:DescribeVpcs", "*", &[]),
+            permission("ec2:DescribeSubnets", "*", &[]),
+            permission("ec2:DeleteVpc", "*", &ours),
+            permission("s3:CreateBucket", "arn:aws:s3:::models", &[]),
+        ]);
+        let statements = statements(&needed);
+        assert_eq!(
+            statements,
+            [
+                json!({ "Sid": "ec21", "Effect": "Allow", "Action": ["ec2:DescribeSubnets", "ec2:DescribeVpcs"], "Resource": "*" }),
+                json!({ "Sid": "ec22", "Effect": "Allow", "Action": ["ec2:DeleteVpc"], "Resource": "*",
+                        "Condition": { "StringEquals": { "aws:ResourceTag/textnlp-lineage": "1-2-3" } } }),
+                json!({ "Sid": "s31", "Effect": "Allow", "Action": ["s3:CreateBucket"], "Resource": "arn:aws:s3:::models" }),
+            ]
+        );
+    }
+}

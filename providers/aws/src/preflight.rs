@@ -1,0 +1,169 @@
+//! What would make a plan fail, found by reads: the region, permissions, names and address ranges. Everything is asked at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use textnlp_provider::{
+    EnvironmentName, ErrorKind, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb, Wanted, error_chain,
+};
+
+use crate::api::Api;
+use crate::policy;
+use crate::provider::Own;
+use crate::resource::State;
+use crate::table;
+use crate::tags;
+
+/// The most actions in one simulation: its answer is one page.
+const ACTIONS_AT_ONCE: usize = 100;
+
+/// Checks the wanted resources of a site.
+pub(crate) async fn preflight(api: &Api, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+    let (region, permissions, names) = futures::join!(region(api), permissions(api, wanted), names(api, wanted));
+    Ok([region, permissions, names].into_iter().flatten().collect())
+}
+
+/// A region that is not enabled refuses every call with an error that does not say so.
+async fn region(api: &Api) -> Vec<Problem> {
+    let call = api.ec2.describe_regions().region_names(&api.region).all_regions(true).send();
+    let status = match api.call("ec2", "read", "regions", call).await {
+        Ok(answer) => answer.regions.unwrap_or_default().into_iter().next().and_then(|region| region.opt_in_status),
+        Err(error) if error.kind == ErrorKind::Invalid => None,
+        Err(error) => return vec![unknown("the region", &error)],
+    };
+    let place = format!("region {}", api.region);
+    match status.as_deref() {
+        Some("opt-in-not-required" | "opted-in") => Vec::new(),
+        Some(_) => {
+            let fix = format!("enable it: `aws account enable-region --region-name {}`", api.region);
+            vec![Problem::new(place, format!("it is not enabled in account {}", api.identity.account), fix)]
+        }
+        None => vec![Problem::new(place, "AWS has no such region", "correct `sites[].region`, such as eu-central-1")],
+    }
+}
+
+/// Asks IAM what it would decide. A policy that names resources may allow what a simulation without their names denies, so that only an
+/// explicit denial refuses the plan.
+async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let Some(source) = principal(&api.identity.arn) else {
+        let cause = format!("the permissions of {} cannot be simulated", api.identity.arn);
+        return vec![Problem::note("permissions", cause, "`textnlp-deploy plan --policy` prints what they must allow")];
+    };
+    let Some(request) = request(wanted) else { return Vec::new() };
+    let needed = policy::permissions(&request, |name| Own::of(api).value(name));
+    let mut by_resource: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for permission in &needed {
+        by_resource.entry(&permission.resource).or_default().insert(&permission.action);
+    }
+    let mut denied: BTreeSet<String> = BTreeSet::new();
+    let mut unconfirmed: BTreeSet<String> = BTreeSet::new();
+    for (resource, actions) in by_resource {
+        let actions: Vec<&str> = actions.into_iter().collect();
+        for actions in actions.chunks(ACTIONS_AT_ONCE) {
+            let names = actions.iter().map(|action| (*action).to_owned()).collect();
+            let mut call = api.iam.simulate_principal_policy().policy_source_arn(&source).set_action_names(Some(names));
+            if resource != "*" && !resource.contains('*') {
+                call = call.resource_arns(resource);
+            }
+            let answer = match api.call("iam", "simulate", "permissions", call.send()).await {
+                Ok(answer) => answer,
+                Err(error) => return vec![unknown("the permissions", &error)],
+            };
+            for result in answer.evaluation_results.unwrap_or_default() {
+                let is_denied_by_organization =
+                    result.organizations_decision_detail.is_some_and(|detail| !detail.allowed_by_organizations);
+                match result.eval_decision.as_str() {
+                    "allowed" if !is_denied_by_organization => {}
+                    "explicitDeny" => drop(denied.insert(result.eval_action_name)),
+                    _ if is_denied_by_organization => drop(denied.insert(result.eval_action_name)),
+                    _ => drop(unconfirmed.insert(result.eval_action_name)),
+                }
+            }
+        }
+    }
+    let fix = "`textnlp-deploy plan --policy` prints the policy that this plan needs";
+    let listed = |actions: &BTreeSet<String>| actions.iter().cloned().collect::<Vec<_>>().join(", ");
+    let mut problems = Vec::new();
+    if !denied.is_empty() {
+        let cause = format!("{} may not {}", api.identity.arn, listed(&denied));
+        problems.push(Problem::new("permissions", cause, fix));
+    }
+    if !unconfirmed.is_empty() {
+        let cause = format!("IAM does not confirm for {}: {}", api.identity.arn, listed(&unconfirmed));
+        problems.push(Problem::warning("permissions", cause, fix));
+    }
+    problems
+}
+
+/// The user or role whose policies are simulated. Of an assumed role only the name is known, not its path.
+fn principal(arn: &str) -> Option<String> {
+    let Some((before, session)) = arn.split_once(":assumed-role/") else {
+        return (arn.contains(":user/") || arn.contains(":role/")).then(|| arn.to_owned());
+    };
+    let role = session.split('/').next()?;
+    Some(format!("{}:role/{role}", before.replacen(":sts:", ":iam:", 1)))
+}
+
+/// The request for the permissions to create, change and delete all of these.
+fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
+    let site: SiteName = wanted.first()?.site.clone();
+    let resource = |wanted: &Wanted| PolicyResource {
+        id: wanted.id.clone(),
+        kind: wanted.kind.clone(),
+        spec: wanted.spec.clone(),
+        verbs: BTreeSet::from([Verb::Create, Verb::Update, Verb::Delete]),
+    };
+    Some(PolicyRequest {
+        lineage: None,
+        environment: EnvironmentName::new("any").ok()?,
+        site,
+        resources: wanted.iter().map(resource).collect(),
+    })
+}
+
+/// Names that somebody else has.
+async fn names(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for one in wanted {
+        let Some(row) = table::row(&one.kind) else { continue };
+        let Some(name) = row.resource.id(&one.spec) else { continue };
+        match row.resource.read(api, &name).await {
+            Ok(Some(seen)) if !matches!(seen.state, State::Gone) && tags::lineage(&seen.tags).is_none() => {
+                let cause = format!("{} `{name}` exists, and no deployment of this program created it", row.kind.says);
+                let fix = "`textnlp-deploy state import` adopts it; or give the environment or the site another name";
+                problems.push(Problem::new(one.id.to_string(), cause, fix));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind == ErrorKind::Denied => {
+                let cause = format!("the name `{name}` is taken by another account, or it may not be read");
+                problems.push(Problem::warning(one.id.to_string(), cause, "check it, or give the site another name"));
+            }
+            Err(error) => problems.push(unknown(one.id.as_str(), &error)),
+        }
+    }
+    problems
+}
+
+fn unknown(what: &str, error: &textnlp_provider::Error) -> Problem {
+    Problem::note(
+        what,
+        format!("it could not be checked: {}", error_chain(error)),
+        "no action is needed if `up` succeeds",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::principal;
+
+    #[test]
+    fn policies_of_users_and_roles_are_simulated() {
+        for (arn, source) in [
+            ("arn:aws:iam::123456789012:user/ops/ann", Some("arn:aws:iam::123456789012:user/ops/ann")),
+            ("arn:aws:sts::123456789012:assumed-role/deploy/session", Some("arn:aws:iam::123456789012:role/deploy")),
+            ("arn:aws:sts::123456789012:federated-user/ann", None),
+            ("arn:aws:iam::123456789012:root", None),
+        ] {
+            assert_eq!(principal(arn).as_deref(), source, "{arn}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The permissions of resource kinds, as table rows, and the request to write those of a plan as a policy.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::kind::Kind;
+use crate::name::{EnvironmentName, KindName, Lineage, ResourceId, SiteName};
+use crate::operation::Verb;
+use crate::spec::Spec;
+
+/// A permission that a caller needs for the objects of a kind: one row.
+///
+/// In every text, `{field}` stands for a value of the resource's spec, such as `{inputs.listen}`. `{$lineage}`,
+/// `{$environment}` and `{$site}` stand for those of the deployment, and any other `{$name}` for a value that only the
+/// provider knows, such as `{$account}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permission {
+    /// In the provider's notation: `ec2:CreateVpc`, or a sentence where the provider has no policies. Without a value
+    /// for one of its placeholders, the permission is not needed.
+    pub action: &'static str,
+    /// The resources, as a pattern of the provider: `arn:{$partition}:s3:::{name}`. An unknown value becomes `*`.
+    pub resource: &'static str,
+    /// All of them must hold.
+    pub conditions: &'static [Condition],
+    /// The operations that need it; none of them: reads, which every resource of a plan needs, changed or not.
+    pub verbs: &'static [Verb],
+}
+
+/// A condition of a permission: a request or resource attribute has this value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Condition {
+    /// The attribute, in the provider's notation: `aws:ResourceTag/textnlp-lineage`.
+    pub key: &'static str,
+    /// Its value. An unknown value becomes `*`, which matches every value: the lineage is unknown until the first `up`.
+    pub value: &'static str,
+}
+
+impl Permission {
+    /// A permission to create, update and delete any resource.
+    pub const fn change(action: &'static str) -> Self {
+        Self { action, resource: "*", conditions: &[], verbs: &[Verb::Create, Verb::Update, Verb::Delete] }
+    }
+
+    /// A permission that these operations need, on any resource.
+    pub const fn on(verbs: &'static [Verb], action: &'static str) -> Self {
+        Self { verbs, ..Self::change(action) }
+    }
+
+    /// A permission to read any resource.
+    pub const fn read(action: &'static str) -> Self {
+        Self::on(&[], action)
+    }
+
+    /// The row with its placeholders filled; `None` if it is not needed.
+    fn filled(&self, value: impl Fn(&str) -> Option<String>) -> Option<FilledPermission> {
+        let pattern = |text| filled(text, |name| Some(value(name).unwrap_or_else(|| "*".to_owned())));
+        let mut conditions = BTreeMap::new();
+        for Condition { key, value } in self.conditions {
+            conditions.insert(pattern(key)?, pattern(value)?);
+        }
+        Some(FilledPermission { action: filled(self.action, &value)?, resource: pattern(self.resource)?, conditions })
+    }
+}
+
+/// A permission whose placeholders have values.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct FilledPermission {
+    /// In the provider's notation.
+    #[serde(rename = "permission")]
+    pub action: String,
+    /// The resources; `*` for any.
+    pub resource: String,
+    /// The value of each attribute; `*` in a value matches any characters.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub conditions: BTreeMap<String, String>,
+}
+
+/// One resource whose permissions are needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyResource {
+    /// Its id.
+    pub id: ResourceId,
+    /// Its kind.
+    pub kind: KindName,
+    /// Its wanted spec, or the recorded one of a resource that is deleted. References to outputs may be unknown.
+    pub spec: Spec,
+    /// The operations on it; none for a resource that is only read.
+    pub verbs: BTreeSet<Verb>,
+}
+
+/// The request for the least-privilege policies of a plan at one site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyRequest {
+    /// The lineage; `None` before the first `up`, which determines it.
+    pub lineage: Option<Lineage>,
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// The site.
+    pub site: SiteName,
+    /// Every resource of the plan, also the unchanged ones.
+    pub resources: Vec<PolicyResource>,
+}
+
+impl PolicyRequest {
+    /// The filled permissions without duplicates, each with the kinds that need it. `own` has the values that only the
+    /// provider knows, by their names with the `$`: `$account`.
+    pub fn permissions(
+        &self,
+        kinds: &[Kind],
+        own: impl Fn(&str) -> Option<String>,
+    ) -> BTreeMap<FilledPermission, BTreeSet<KindName>> {
+        let mut needed: BTreeMap<FilledPermission, BTreeSet<KindName>> = BTreeMap::new();
+        for resource in &self.resources {
+            let Some(kind) = kinds.iter().find(|kind| kind.name == resource.kind.as_str()) else { continue };
+            let value = |name: &str| match name {
+                "$lineage" => self.lineage.map(|lineage| lineage.to_string()),
+                "$environment" => Some(self.environment.to_string()),
+                "$site" => Some(self.site.to_string()),
+                _ if name.starts_with('$') => own(name),
+                field => field_of(&resource.spec, field),
+            };
+            let is_needed =
+                |row: &&Permission| row.verbs.is_empty() || row.verbs.iter().any(|verb| resource.verbs.contains(verb));
+            for permission in kind.permissions.iter().filter(is_needed).filter_map(|row| row.filled(value)) {
+                needed.entry(permission).or_default().insert(resource.kind.clone());
+            }
+        }
+        needed
+    }
+
+    /// The part of the request with these kinds.
+    #[must_use]
+    pub fn of_kinds(&self, is_included: impl Fn(&KindName) -> bool) -> Self {
+        let resources = self.resources.iter().filter(|resource| is_included(&resource.kind)).cloned().collect();
+        Self { resources, ..self.clone() }
+    }
+}
+
+/// A policy in a provider's own format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PolicyDocument {
+    /// What it is: `AWS IAM policy`.
+    pub title: String,
+    /// The format.
+    pub format: PolicyFormat,
+    /// The document.
+    pub text: String,
+}
+
+crate::words! {
+    /// The format of a policy document.
+    pub enum PolicyFormat {
+        /// JSON.
+        Json = "json",
+        /// YAML; several documents are separated by `---`.
+        Yaml = "yaml",
+    }
+}
+
+/// A text with its placeholders replaced; `None` if one has no value.
+fn filled(text: &str, value: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('{') {
+        let (name, after) = after.split_once('}')?;
+        out.push_str(before);
+        out.push_str(&value(name)?);
+        rest = after;
+    }
+    out.push_str(rest);
+    Some(out)
+}
+
+/// A text or a number of a spec by its dotted path.
+fn field_of(spec: &Spec, field: &str) -> Option<String> {
+    match field.split('.').try_fold(spec.as_value(), |value, name| value.get(name))? {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
