@@ -1,0 +1,303 @@
+//! Amazon Web Services.
+
+pub mod check;
+pub mod ec2;
+pub mod model;
+pub mod protocol;
+mod signature;
+pub mod sts;
+mod xml;
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::fault_plan::Disruption;
+use crate::simulator::{Exchange, Outcome, Shared};
+use crate::{Behaviour, Call, Fault, Service, Source};
+use model::{Model, Operation, Protocol, Reference, lock};
+use protocol::{Reply, Request};
+use signature::{Refusal, Signature, refusal_of};
+
+/// The services that are simulated.
+pub const SERVICES: &[&Service] = &[&ec2::SERVICE, &sts::SERVICE];
+
+/// What all services share, and where it is known from.
+pub const LEDGER: &[Behaviour] = &[
+    Behaviour {
+        service: "*",
+        what: "requests and answers have the members, types and bounds of the models, in each service's protocol",
+        source: Source::Model,
+    },
+    Behaviour {
+        service: "*",
+        what: "a request that does not fit the model is refused with ValidationError, ValidationException or, by EC2, \
+               InvalidParameterValue",
+        source: Source::Assumed,
+    },
+    Behaviour {
+        service: "*",
+        what: "signatures of version 4, in headers and in presigned URLs, are verified with the payload's hash",
+        source: Source::Documentation("https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html"),
+    },
+    Behaviour {
+        service: "*",
+        what: "error codes of wrong keys, tokens, times and signatures by protocol",
+        source: Source::Documentation("https://docs.aws.amazon.com/IAM/latest/APIReference/CommonErrors.html"),
+    },
+    Behaviour {
+        service: "*",
+        what: "a signature is too old after 5 minutes in every service",
+        source: Source::Assumed,
+    },
+];
+
+/// Answers a request. `None` says that the connection closes without an answer.
+pub(crate) fn answer(shared: &Shared, mut request: Request) -> (Option<Reply>, Option<Disruption>) {
+    let request_id = shared.request_id();
+    let raw = std::mem::take(&mut request.body);
+    let decoded = decoded_body(&request, &raw);
+    request.body = decoded.clone().unwrap_or_default();
+    let found = Signature::of(&Request { body: raw.clone(), ..request.clone() });
+    let signature = match found {
+        Ok(signature) => signature,
+        Err(problem) => {
+            let fault = Fault::new("IncompleteSignature", problem).status(403);
+            return (Some(plain(&fault, &request_id)), None);
+        }
+    };
+    request.query.retain(|(name, _)| !name.starts_with("X-Amz-"));
+    // Only STS has operations that no key signs.
+    let name = signature.as_ref().map_or("sts", |signature| signature.service.as_str());
+    let Some(service) = SERVICES.iter().find(|service| service.name == name) else {
+        shared.violation(format!("{name}: the service is not simulated"));
+        return (Some(plain(&Fault::new("NotImplemented", "not simulated").status(501), &request_id)), None);
+    };
+    let model = match Model::of(service.model) {
+        Ok(model) => model,
+        Err(problem) => {
+            shared.violation(format!("{name}: {problem}"));
+            return (Some(plain(&Fault::new("InternalFailure", problem).status(500), &request_id)), None);
+        }
+    };
+    let protocol = protocol::protocol_of(model, &request);
+    let (name, operation) = protocol::operation_of(model, service, protocol, &request);
+    let mut exchange = Exchange {
+        service: service.name,
+        operation: name.clone(),
+        region: signature.as_ref().map(|signature| signature.region.clone()).unwrap_or_default(),
+        ..Exchange::default()
+    };
+    let mut disruption = None;
+    let answer = Answer { shared, service, model, protocol, operation: operation.as_deref(), request_id: &request_id };
+    let result = answer.result(&request, &raw, decoded, signature.as_ref(), &mut exchange, &mut disruption);
+    let reply = match &result {
+        Ok((output, body)) => {
+            let operation = operation.as_deref().unwrap_or_else(|| unreachable!("it succeeded"));
+            protocol::reply(model, protocol, operation, output, body.clone(), &request_id)
+        }
+        Err(fault) => protocol::fault(model, protocol, operation.as_deref(), fault, &request, &request_id),
+    };
+    let is_lost = matches!(disruption, Some(Disruption::LostRequest | Disruption::LostReply | Disruption::Reset));
+    exchange.outcome = match &result {
+        Ok(_) => Outcome::Succeeded,
+        Err(fault) => Outcome::Failed(fault.code.clone()),
+    };
+    exchange.is_lost = is_lost;
+    shared.record(exchange);
+    ((!is_lost).then_some(reply), disruption)
+}
+
+struct Answer<'a> {
+    shared: &'a Shared,
+    service: &'static Service,
+    model: &'static Model,
+    protocol: Protocol,
+    operation: Option<&'a Operation>,
+    request_id: &'a str,
+}
+
+impl Answer<'_> {
+    fn result(
+        &self,
+        request: &Request,
+        raw: &[u8],
+        decoded: Result<Bytes, Fault>,
+        signature: Option<&Signature>,
+        exchange: &mut Exchange,
+        disruption: &mut Option<Disruption>,
+    ) -> Result<(Value, Bytes), Fault> {
+        let (service, model, protocol) = (self.service, self.model, self.protocol);
+        let mut world = self.shared.world();
+        let step = self.shared.timing.step.max(std::time::Duration::from_millis(1));
+        world.advance(step);
+        let mut access_key = String::new();
+        let mut identity_id = String::new();
+        match signature {
+            Some(signature) => {
+                let (key, credential) = signature.verify(request, raw, &world, protocol)?;
+                key.clone_into(&mut access_key);
+                exchange.account.clone_from(&credential.account);
+                exchange.identity.clone_from(&credential.identity);
+                identity_id.clone_from(&credential.id);
+            }
+            None if self.operation.and_then(|o| o.authtype.as_deref()) == Some("none") => {}
+            None => return Err(refusal_of(service.name, protocol, Refusal::NoSignature)),
+        }
+        let Some(operation) = self.operation else {
+            self.shared.violation(format!("{}: the model has no operation {:?}", service.name, exchange.operation));
+            return Err(unknown_operation(protocol, &exchange.operation));
+        };
+        let input = protocol::parse(model, protocol, operation, &Request { body: decoded?, ..request.clone() });
+        let mut problems = input.problems;
+        let empty = Reference::default();
+        if let Some(reference) = &operation.input {
+            check::check(model, reference, &input.value, "input", &mut problems);
+        }
+        exchange.input = check::redacted(model, operation.input.as_ref().unwrap_or(&empty), &input.value);
+        if !problems.is_empty() {
+            let problems = problems.join("; ");
+            self.shared.violation(format!("{} {}: {problems}", service.name, operation.name));
+            let code = match protocol {
+                Protocol::Ec2 => "InvalidParameterValue",
+                Protocol::Query | Protocol::RestXml => "ValidationError",
+                _ => "ValidationException",
+            };
+            return Err(Fault::new(code, problems));
+        }
+        *disruption = lock(&self.shared.faults).next(service.name, &operation.name);
+        match disruption {
+            Some(Disruption::Throttled) => return Err(throttled(service.name, protocol)),
+            Some(Disruption::Internal) => return Err(internal(service.name, protocol, 500)),
+            Some(Disruption::Unavailable) => return Err(internal(service.name, protocol, 503)),
+            Some(Disruption::Refused(fault)) => return Err(fault.clone()),
+            Some(Disruption::LostRequest | Disruption::Reset) => {
+                return Err(Fault::new("Lost", "the connection ends before the request takes effect"));
+            }
+            Some(Disruption::LostReply | Disruption::Delayed(_)) | None => {}
+        }
+        let call = Call {
+            service: service.name,
+            operation: operation.name.clone(),
+            account: exchange.account.clone(),
+            region: exchange.region.clone(),
+            identity: exchange.identity.clone(),
+            identity_id,
+            access_key,
+            input: input.value,
+            now: world.now(),
+            request_id: self.request_id.to_owned(),
+            timing: self.shared.timing,
+            random: world.random.clone(),
+            body: input.body,
+            reply_body: Default::default(),
+            paginator: model.paginator(&operation.name).cloned(),
+        };
+        if let Some(authorizer) = world.authorizer {
+            authorizer(&world, &call)?;
+        }
+        let handler = service.operations.iter().find(|(name, _)| *name == operation.name).map(|(_, handler)| *handler);
+        let Some(handler) = handler else {
+            self.shared.violation(format!("{} {}: not simulated", service.name, operation.name));
+            return Err(Fault::new("NotImplemented", "not simulated").status(501));
+        };
+        let output = handler(&mut world, &call)?;
+        drop(world);
+        self.check_output(operation, &output);
+        Ok((output, call.reply_body.take()))
+    }
+
+    fn check_output(&self, operation: &Operation, output: &Value) {
+        let mut problems = Vec::new();
+        match &operation.output {
+            Some(reference) => check::check(self.model, reference, output, "output", &mut problems),
+            None if output.as_object().is_some_and(|members| !members.is_empty()) => {
+                problems.push("output: the operation has none".to_owned());
+            }
+            None => {}
+        }
+        if !problems.is_empty() {
+            let problems = problems.join("; ");
+            self.shared.violation(format!("{} {}: {problems}", self.service.name, operation.name));
+        }
+    }
+}
+
+/// The body without the codings that SDKs use: chunks with checksums after them, and gzip.
+fn decoded_body(request: &Request, raw: &Bytes) -> Result<Bytes, Fault> {
+    let is_chunked = request.header("x-amz-content-sha256").is_some_and(|hash| hash.starts_with("STREAMING-"));
+    let encodings = request.header("content-encoding").unwrap_or_default();
+    if is_chunked {
+        return chunks(request, raw);
+    }
+    if encodings.split(',').any(|encoding| encoding.trim() == "gzip") && request.header("x-amz-target").is_none() {
+        return Ok(raw.clone());
+    }
+    Ok(raw.clone())
+}
+
+fn chunks(_request: &Request, raw: &Bytes) -> Result<Bytes, Fault> {
+    Ok(raw.clone())
+}
+
+fn unknown_operation(protocol: Protocol, name: &str) -> Fault {
+    match protocol {
+        Protocol::Ec2 => Fault::new("InvalidAction", format!("The action {name} is not valid for this web service.")),
+        Protocol::Query => Fault::new("InvalidAction", format!("Could not find operation {name} for version")),
+        Protocol::RestXml => {
+            Fault::new("MethodNotAllowed", "The specified method is not allowed against this resource.").status(405)
+        }
+        Protocol::RestJson => Fault::new("UnknownOperationException", "").status(404),
+        Protocol::Json | Protocol::RpcCbor => Fault::new("UnknownOperationException", ""),
+    }
+}
+
+fn throttled(service: &str, protocol: Protocol) -> Fault {
+    let (code, status) = match (service, protocol) {
+        ("ec2", _) => ("RequestLimitExceeded", 503),
+        ("s3", _) => ("SlowDown", 503),
+        (_, Protocol::Query | Protocol::RestXml | Protocol::Ec2) => ("Throttling", 400),
+        (_, Protocol::RestJson) => ("ThrottlingException", 429),
+        (_, Protocol::Json | Protocol::RpcCbor) => ("ThrottlingException", 400),
+    };
+    let message = if service == "ec2" { "Request limit exceeded." } else { "Rate exceeded" };
+    Fault::new(code, message).status(status)
+}
+
+fn internal(service: &str, protocol: Protocol, status: u16) -> Fault {
+    let code = match (service, protocol, status) {
+        ("s3" | "ec2", _, 500) => "InternalError",
+        ("ec2", _, _) => "Unavailable",
+        ("s3", ..) => "ServiceUnavailable",
+        (_, Protocol::Query | Protocol::RestXml, 500) => "InternalFailure",
+        (_, Protocol::Query | Protocol::RestXml, _) => "ServiceUnavailable",
+        (_, _, 500) => "InternalServerError",
+        _ => "ServiceUnavailableException",
+    };
+    Fault::new(code, "We encountered an internal error. Please try again.").status(status)
+}
+
+/// An answer where not even the service is known.
+fn plain(fault: &Fault, request_id: &str) -> Reply {
+    let body = format!(
+        "<ErrorResponse><Error><Type>Sender</Type><Code>{}</Code><Message>{}</Message></Error><RequestId>{request_id}\
+         </RequestId></ErrorResponse>",
+        xml::escape(&fault.code),
+        xml::escape(&fault.message)
+    );
+    let headers = vec![("content-type".to_owned(), "text/xml".to_owned())];
+    Reply { status: fault.status.unwrap_or(400), headers, body: body.into() }
+}
+
+/// The sources of all behaviours, with how many each has.
+#[must_use]
+pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
+    let behaviours: Vec<Behaviour> =
+        LEDGER.iter().chain(SERVICES.iter().flat_map(|service| service.ledger)).copied().collect();
+    let mut counts = HashMap::new();
+    for behaviour in &behaviours {
+        *counts.entry(behaviour.source.kind()).or_default() += 1;
+    }
+    (behaviours, counts)
+}
