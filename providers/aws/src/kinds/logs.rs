@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use aws_sdk_cloudwatchlogs::types::LogGroup as Answer;
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{DataClass, Identity, Result};
+use textnlp_provider::{DataClass, Identity, Permission, Result};
 
 use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -20,16 +21,16 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         data: DataClass::Derived,
         permissions: &[
-            "logs:AssociateKmsKey",
-            "logs:CreateLogGroup",
-            "logs:DeleteLogGroup",
-            "logs:DeleteRetentionPolicy",
-            "logs:DescribeLogGroups",
-            "logs:DisassociateKmsKey",
-            "logs:ListTagsForResource",
-            "logs:PutRetentionPolicy",
-            "logs:TagResource",
-            "logs:UntagResource",
+            Permission::on(PUT, "logs:AssociateKmsKey"),
+            Permission::on(CREATE, "logs:CreateLogGroup"),
+            Permission::on(DELETE, "logs:DeleteLogGroup"),
+            Permission::on(PUT, "logs:DeleteRetentionPolicy"),
+            Permission::read("logs:DescribeLogGroups"),
+            Permission::on(PUT, "logs:DisassociateKmsKey"),
+            Permission::read("logs:ListTagsForResource"),
+            Permission::on(PUT, "logs:PutRetentionPolicy"),
+            Permission::on(PUT, "logs:TagResource"),
+            Permission::on(PUT, "logs:UntagResource"),
         ],
         terraform: &[("aws_cloudwatch_log_group", "id")],
         ..kind("aws.log-group", "logs of one source", Identity::Named)

@@ -5,6 +5,8 @@ mod eks;
 pub(crate) mod iam;
 mod logs;
 
+use textnlp_provider::Verb;
+
 use crate::table::Row;
 
 /// The rows of every service.
@@ -20,3 +22,10 @@ pub(crate) static ALL: &[&[Row]] = &[
     iam::role::ROWS,
     logs::ROWS,
 ];
+
+/// Operations that need a permission of [`Resource::create`](crate::resource::Resource::create).
+const CREATE: &[Verb] = &[Verb::Create];
+/// Operations that need one of [`Resource::put`](crate::resource::Resource::put) or its tags.
+const PUT: &[Verb] = &[Verb::Create, Verb::Update];
+/// Operations that need one of [`Resource::delete`](crate::resource::Resource::delete).
+const DELETE: &[Verb] = &[Verb::Delete];

@@ -7,10 +7,11 @@ use async_trait::async_trait;
 use aws_sdk_eks::types::{AccessEntry as Answer, AccessScope, AccessScopeType};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
 use super::SERVICE;
 use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -18,18 +19,18 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            "eks:AssociateAccessPolicy",
-            "eks:CreateAccessEntry",
-            "eks:DeleteAccessEntry",
-            "eks:DescribeAccessEntry",
-            "eks:DescribeCluster",
-            "eks:DisassociateAccessPolicy",
-            "eks:ListAccessEntries",
-            "eks:ListAssociatedAccessPolicies",
-            "eks:ListClusters",
-            "eks:TagResource",
-            "eks:UntagResource",
-            "eks:UpdateAccessEntry",
+            Permission::on(PUT, "eks:AssociateAccessPolicy"),
+            Permission::on(CREATE, "eks:CreateAccessEntry"),
+            Permission::on(DELETE, "eks:DeleteAccessEntry"),
+            Permission::read("eks:DescribeAccessEntry"),
+            Permission::read("eks:DescribeCluster"),
+            Permission::on(PUT, "eks:DisassociateAccessPolicy"),
+            Permission::read("eks:ListAccessEntries"),
+            Permission::read("eks:ListAssociatedAccessPolicies"),
+            Permission::read("eks:ListClusters"),
+            Permission::on(PUT, "eks:TagResource"),
+            Permission::on(PUT, "eks:UntagResource"),
+            Permission::on(PUT, "eks:UpdateAccessEntry"),
         ],
         terraform: &[("aws_eks_access_entry", "id")],
         ..kind("aws.eks-access-entry", "access of an identity to a cluster", Identity::Named)

@@ -6,10 +6,11 @@ use async_trait::async_trait;
 use aws_sdk_eks::types::{Addon as Answer, AddonStatus, AddonVersionInfo, ResolveConflicts};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Error, ErrorKind, Identity, Result};
+use textnlp_provider::{Error, ErrorKind, Identity, Permission, Result};
 
 use super::{Part, SERVICE};
 use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -18,17 +19,17 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(30),
         permissions: &[
-            "eks:CreateAddon",
-            "eks:DeleteAddon",
-            "eks:DescribeAddon",
-            "eks:DescribeAddonVersions",
-            "eks:DescribeCluster",
-            "eks:DescribeUpdate",
-            "eks:ListAddons",
-            "eks:ListClusters",
-            "eks:TagResource",
-            "eks:UntagResource",
-            "eks:UpdateAddon",
+            Permission::on(CREATE, "eks:CreateAddon"),
+            Permission::on(DELETE, "eks:DeleteAddon"),
+            Permission::read("eks:DescribeAddon"),
+            Permission::read("eks:DescribeAddonVersions"),
+            Permission::read("eks:DescribeCluster"),
+            Permission::read("eks:DescribeUpdate"),
+            Permission::read("eks:ListAddons"),
+            Permission::read("eks:ListClusters"),
+            Permission::on(PUT, "eks:TagResource"),
+            Permission::on(PUT, "eks:UntagResource"),
+            Permission::on(PUT, "eks:UpdateAddon"),
         ],
         terraform: &[("aws_eks_addon", "id")],
         ..kind("aws.eks-addon", "a component of a cluster that AWS maintains", Identity::Named)

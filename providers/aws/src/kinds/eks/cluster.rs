@@ -11,10 +11,11 @@ use aws_sdk_eks::types::{
 use aws_sdk_resourcegroupstagging::types::TagFilter;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Result};
+use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Permission, Result};
 
 use super::SERVICE;
 use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -27,29 +28,29 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(60),
         permissions: &[
-            "ec2:DeleteSecurityGroup",
-            "ec2:DeleteVolume",
-            "eks:AssociateAccessPolicy",
-            "eks:CreateAccessEntry",
-            "eks:CreateCluster",
-            "eks:DeleteCluster",
-            "eks:DescribeCluster",
-            "eks:DescribeUpdate",
-            "eks:ListAccessEntries",
-            "eks:ListAssociatedAccessPolicies",
-            "eks:ListClusters",
-            "eks:TagResource",
-            "eks:UntagResource",
-            "eks:UpdateClusterConfig",
-            "eks:UpdateClusterVersion",
-            "elasticloadbalancing:DeleteLoadBalancer",
-            "elasticloadbalancing:DeleteTargetGroup",
-            "iam:CreateServiceLinkedRole",
-            "iam:GetRole",
-            "iam:PassRole",
-            "kms:CreateGrant",
-            "kms:DescribeKey",
-            "tag:GetResources",
+            Permission::on(DELETE, "ec2:DeleteSecurityGroup"),
+            Permission::on(DELETE, "ec2:DeleteVolume"),
+            Permission::on(PUT, "eks:AssociateAccessPolicy"),
+            Permission::on(PUT, "eks:CreateAccessEntry"),
+            Permission::on(CREATE, "eks:CreateCluster"),
+            Permission::on(DELETE, "eks:DeleteCluster"),
+            Permission::read("eks:DescribeCluster"),
+            Permission::read("eks:DescribeUpdate"),
+            Permission::read("eks:ListAccessEntries"),
+            Permission::read("eks:ListAssociatedAccessPolicies"),
+            Permission::read("eks:ListClusters"),
+            Permission::on(PUT, "eks:TagResource"),
+            Permission::on(PUT, "eks:UntagResource"),
+            Permission::change("eks:UpdateClusterConfig"),
+            Permission::on(PUT, "eks:UpdateClusterVersion"),
+            Permission::on(DELETE, "elasticloadbalancing:DeleteLoadBalancer"),
+            Permission::on(DELETE, "elasticloadbalancing:DeleteTargetGroup"),
+            Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
+            Permission::on(PUT, "iam:GetRole"),
+            Permission::on(PUT, "iam:PassRole"),
+            Permission::on(CREATE, "kms:CreateGrant"),
+            Permission::on(CREATE, "kms:DescribeKey"),
+            Permission::read("tag:GetResources"),
         ],
         terraform: &[("aws_eks_cluster", "id")],
         ..kind("aws.eks-cluster", "a Kubernetes cluster", Identity::Named)

@@ -10,10 +10,11 @@ use aws_sdk_eks::types::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
 use super::{Part, SERVICE};
 use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -24,22 +25,22 @@ pub(crate) static ROWS: &[Row] = &[Row {
         // AWS gives up on missing capacity after about half an hour, and an alternative may follow.
         deadline: MINUTE.saturating_mul(120),
         permissions: &[
-            "ec2:DescribeLaunchTemplateVersions",
-            "ec2:RunInstances",
-            "eks:CreateNodegroup",
-            "eks:DeleteNodegroup",
-            "eks:DescribeCluster",
-            "eks:DescribeNodegroup",
-            "eks:DescribeUpdate",
-            "eks:ListClusters",
-            "eks:ListNodegroups",
-            "eks:TagResource",
-            "eks:UntagResource",
-            "eks:UpdateNodegroupConfig",
-            "eks:UpdateNodegroupVersion",
-            "iam:CreateServiceLinkedRole",
-            "iam:GetRole",
-            "iam:PassRole",
+            Permission::read("ec2:DescribeLaunchTemplateVersions"),
+            Permission::on(PUT, "ec2:RunInstances"),
+            Permission::on(CREATE, "eks:CreateNodegroup"),
+            Permission::on(DELETE, "eks:DeleteNodegroup"),
+            Permission::read("eks:DescribeCluster"),
+            Permission::read("eks:DescribeNodegroup"),
+            Permission::read("eks:DescribeUpdate"),
+            Permission::read("eks:ListClusters"),
+            Permission::read("eks:ListNodegroups"),
+            Permission::on(PUT, "eks:TagResource"),
+            Permission::on(PUT, "eks:UntagResource"),
+            Permission::on(PUT, "eks:UpdateNodegroupConfig"),
+            Permission::on(PUT, "eks:UpdateNodegroupVersion"),
+            Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
+            Permission::on(PUT, "iam:GetRole"),
+            Permission::on(PUT, "iam:PassRole"),
         ],
         terraform: &[("aws_eks_node_group", "id")],
         ..kind("aws.eks-node-group", "machines of a cluster", Identity::Named)

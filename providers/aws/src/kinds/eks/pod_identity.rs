@@ -5,10 +5,11 @@ use async_trait::async_trait;
 use aws_sdk_eks::types::PodIdentityAssociation as Answer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
 use super::SERVICE;
 use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -16,17 +17,17 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            "eks:CreatePodIdentityAssociation",
-            "eks:DeletePodIdentityAssociation",
-            "eks:DescribeCluster",
-            "eks:DescribePodIdentityAssociation",
-            "eks:ListClusters",
-            "eks:ListPodIdentityAssociations",
-            "eks:TagResource",
-            "eks:UntagResource",
-            "eks:UpdatePodIdentityAssociation",
-            "iam:GetRole",
-            "iam:PassRole",
+            Permission::on(CREATE, "eks:CreatePodIdentityAssociation"),
+            Permission::on(DELETE, "eks:DeletePodIdentityAssociation"),
+            Permission::read("eks:DescribeCluster"),
+            Permission::read("eks:DescribePodIdentityAssociation"),
+            Permission::read("eks:ListClusters"),
+            Permission::read("eks:ListPodIdentityAssociations"),
+            Permission::on(PUT, "eks:TagResource"),
+            Permission::on(PUT, "eks:UntagResource"),
+            Permission::on(PUT, "eks:UpdatePodIdentityAssociation"),
+            Permission::on(PUT, "iam:GetRole"),
+            Permission::on(PUT, "iam:PassRole"),
         ],
         ..kind("aws.eks-pod-identity-association", "the role of pods", Identity::Named)
     },

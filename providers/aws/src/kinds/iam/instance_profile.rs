@@ -3,10 +3,11 @@
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
 use super::{PATH, SERVICE};
 use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -14,16 +15,16 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            "iam:AddRoleToInstanceProfile",
-            "iam:CreateInstanceProfile",
-            "iam:DeleteInstanceProfile",
-            "iam:GetInstanceProfile",
-            "iam:ListInstanceProfileTags",
-            "iam:ListInstanceProfiles",
-            "iam:PassRole",
-            "iam:RemoveRoleFromInstanceProfile",
-            "iam:TagInstanceProfile",
-            "iam:UntagInstanceProfile",
+            Permission::on(PUT, "iam:AddRoleToInstanceProfile"),
+            Permission::on(CREATE, "iam:CreateInstanceProfile"),
+            Permission::on(DELETE, "iam:DeleteInstanceProfile"),
+            Permission::read("iam:GetInstanceProfile"),
+            Permission::read("iam:ListInstanceProfileTags"),
+            Permission::read("iam:ListInstanceProfiles"),
+            Permission::on(PUT, "iam:PassRole"),
+            Permission::change("iam:RemoveRoleFromInstanceProfile"),
+            Permission::on(PUT, "iam:TagInstanceProfile"),
+            Permission::on(PUT, "iam:UntagInstanceProfile"),
         ],
         terraform: &[("aws_iam_instance_profile", "id")],
         ..kind("aws.instance-profile", "the role of a machine", Identity::Named)

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
 use super::SERVICE;
 use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -16,15 +17,15 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            "iam:AddClientIDToOpenIDConnectProvider",
-            "iam:CreateOpenIDConnectProvider",
-            "iam:DeleteOpenIDConnectProvider",
-            "iam:GetOpenIDConnectProvider",
-            "iam:ListOpenIDConnectProviderTags",
-            "iam:ListOpenIDConnectProviders",
-            "iam:RemoveClientIDFromOpenIDConnectProvider",
-            "iam:TagOpenIDConnectProvider",
-            "iam:UntagOpenIDConnectProvider",
+            Permission::on(PUT, "iam:AddClientIDToOpenIDConnectProvider"),
+            Permission::on(CREATE, "iam:CreateOpenIDConnectProvider"),
+            Permission::on(DELETE, "iam:DeleteOpenIDConnectProvider"),
+            Permission::read("iam:GetOpenIDConnectProvider"),
+            Permission::read("iam:ListOpenIDConnectProviderTags"),
+            Permission::read("iam:ListOpenIDConnectProviders"),
+            Permission::on(PUT, "iam:RemoveClientIDFromOpenIDConnectProvider"),
+            Permission::on(PUT, "iam:TagOpenIDConnectProvider"),
+            Permission::on(PUT, "iam:UntagOpenIDConnectProvider"),
         ],
         terraform: &[("aws_iam_openid_connect_provider", "arn")],
         ..kind("aws.oidc-provider", "an issuer of tokens that roles trust", Identity::Named)

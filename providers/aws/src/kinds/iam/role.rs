@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
 use super::{PATH, SERVICE};
 use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
@@ -16,22 +17,22 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         permissions: &[
-            "iam:AttachRolePolicy",
-            "iam:CreateRole",
-            "iam:DeleteRole",
-            "iam:DeleteRolePermissionsBoundary",
-            "iam:DeleteRolePolicy",
-            "iam:DetachRolePolicy",
-            "iam:GetRole",
-            "iam:GetRolePolicy",
-            "iam:ListAttachedRolePolicies",
-            "iam:ListRolePolicies",
-            "iam:ListRoles",
-            "iam:PutRolePermissionsBoundary",
-            "iam:PutRolePolicy",
-            "iam:TagRole",
-            "iam:UntagRole",
-            "iam:UpdateAssumeRolePolicy",
+            Permission::on(PUT, "iam:AttachRolePolicy"),
+            Permission::on(CREATE, "iam:CreateRole"),
+            Permission::on(DELETE, "iam:DeleteRole"),
+            Permission::on(PUT, "iam:DeleteRolePermissionsBoundary"),
+            Permission::change("iam:DeleteRolePolicy"),
+            Permission::change("iam:DetachRolePolicy"),
+            Permission::read("iam:GetRole"),
+            Permission::read("iam:GetRolePolicy"),
+            Permission::read("iam:ListAttachedRolePolicies"),
+            Permission::read("iam:ListRolePolicies"),
+            Permission::read("iam:ListRoles"),
+            Permission::on(PUT, "iam:PutRolePermissionsBoundary"),
+            Permission::on(PUT, "iam:PutRolePolicy"),
+            Permission::on(PUT, "iam:TagRole"),
+            Permission::on(PUT, "iam:UntagRole"),
+            Permission::on(PUT, "iam:UpdateAssumeRolePolicy"),
         ],
         terraform: &[("aws_iam_role", "id")],
         ..kind("aws.role", "a role that AWS's services and pods assume", Identity::Named)
