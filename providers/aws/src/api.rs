@@ -27,6 +27,17 @@ pub struct Access {
     pub region: String,
     /// The role to assume, by its ARN.
     pub role: Option<String>,
+    /// A simulator in place of AWS.
+    pub simulator: Option<Simulator>,
+}
+
+/// A server that simulates AWS's APIs, for tests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Simulator {
+    /// The URL of all services.
+    pub url: String,
+    /// What requests are signed with.
+    pub credentials: aws_credential_types::Credentials,
 }
 
 /// Who is signed in.
@@ -200,10 +211,13 @@ where
 
 async fn configured(access: &Access) -> Result<SdkConfig> {
     let timeouts = TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
-    let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+    let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .timeout_config(timeouts)
         .retry_config(RetryConfig::disabled())
         .region(Region::new(access.region.clone()));
+    if let Some(Simulator { url, credentials }) = &access.simulator {
+        loader = loader.endpoint_url(url).credentials_provider(credentials.clone());
+    }
     let config = loader.load().await;
     let Some(role) = &access.role else { return Ok(config) };
     if config.credentials_provider().is_none() {

@@ -25,7 +25,7 @@ mod table;
 mod tags;
 mod work;
 
-pub use api::{Access, Identity};
+pub use api::{Access, Identity, Simulator};
 pub use capabilities::{CAPABILITIES, inside};
 pub use names::cluster as cluster_name;
 pub use provider::Aws;

@@ -17,7 +17,7 @@ use crate::tags::{self, Tags};
 /// One kind of object.
 ///
 /// Its spec has a member for each attribute, never leaves one out, and has the tags of the operator in `tags`. [`read`](Self::read)
-/// fills the same type in from the object, so that equal values mean that nothing is to do.
+/// fills the same type in from the object, so that equal values mean that nothing is to do. A list is a set: see [`same`].
 #[async_trait]
 pub(crate) trait Resource: Send + Sync + 'static {
     /// The attributes of an object.
@@ -240,7 +240,7 @@ impl<R: Resource> AnyResource for Of<R> {
     }
 
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool {
-        wanted == seen || wanted.zip(seen).is_some_and(|(wanted, seen)| R::fits(field, wanted, seen))
+        same(wanted, seen) || wanted.zip(seen).is_some_and(|(wanted, seen)| R::fits(field, wanted, seen))
     }
 
     fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {
@@ -318,4 +318,16 @@ impl Seen<Spec> {
         };
         field.or_else(|| (!is_tagged()).then_some(TAGS))
     }
+}
+
+/// Whether two values of a field are equal. A list is a set: AWS returns lists in any order, and references to outputs cannot be
+/// sorted before they are resolved.
+pub(crate) fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+    let (Some(Value::Array(a)), Some(Value::Array(b))) = (a, b) else { return a == b };
+    let sorted = |list: &[Value]| {
+        let mut texts: Vec<String> = list.iter().map(Value::to_string).collect();
+        texts.sort();
+        texts
+    };
+    a.len() == b.len() && sorted(a) == sorted(b)
 }

@@ -14,6 +14,11 @@ use crate::tags;
 
 /// How many polls a new object may be missing from reads: AWS's reads are eventually consistent.
 const MISSING_POLLS: u32 = 12;
+/// How many polls look for an object after a call whose outcome is unknown, before the call is repeated.
+const LOST_POLLS: u32 = 6;
+/// How many polls wait for the objects that keep another one from being deleted: network interfaces end minutes after their
+/// load balancer.
+const DEPENDENCY_POLLS: u32 = 20;
 /// How many times the same change is sent while the object still shows the old value.
 const SAME_CHANGES: u32 = 20;
 /// The longest time between two polls, as a multiple of the shortest.
@@ -22,14 +27,14 @@ const LONGEST: u32 = 8;
 /// The state of an operation between two calls.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Stand {
-    /// The object's id.
+    /// The object's id; empty while it is unknown whether the call created one.
     id: String,
     /// Polls since the last call.
     polls: u32,
     /// The last change, and the value that the object showed before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     change: Option<(String, String)>,
-    /// How many times that change was sent.
+    /// How many times that change was sent, or that delete refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     sent: u32,
     /// The id of the change that AWS makes in the background.
@@ -78,7 +83,18 @@ impl Work<'_> {
         self.step(stand).await
     }
 
-    async fn step(&self, stand: Stand) -> Result<Progress> {
+    async fn step(&self, mut stand: Stand) -> Result<Progress> {
+        if stand.id.is_empty() {
+            stand.polls += 1;
+            return match self.made().await? {
+                Some(made) => self.apply(Stand::of(&made.id), Some(made)).await,
+                None if stand.polls <= LOST_POLLS => self.wait(stand, "it is unknown whether it was created"),
+                None => {
+                    let id = self.row.resource.create(self.api, self.op, 0).await?;
+                    self.pending(Stand::of(&id), "being created", Duration::ZERO)
+                }
+            };
+        }
         let seen = self.row.resource.read(self.api, &stand.id).await?;
         let seen = seen.filter(|seen| seen.state != State::Gone);
         match self.op.verb {
@@ -95,8 +111,21 @@ impl Work<'_> {
     }
 
     async fn create_alternative(&self, alternative: usize) -> Result<Progress> {
-        let id = self.row.resource.create(self.api, self.op, alternative).await?;
-        self.pending(Stand::of(&id), "being created", Duration::ZERO)
+        match self.row.resource.create(self.api, self.op, alternative).await {
+            Ok(id) => self.pending(Stand::of(&id), "being created", Duration::ZERO),
+            // The reply of this call or of one before it was lost, and lists show a new object late.
+            Err(error)
+                if self.is_found_by_tag() && matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Exists) =>
+            {
+                self.wait(Stand::of(""), &textnlp_provider::error_chain(&error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the API neither knows a client token nor a name, so that only tags tell what a call created.
+    fn is_found_by_tag(&self) -> bool {
+        !self.row.resource.has_client_token() && self.row.resource.id(&self.op.spec).is_none()
     }
 
     /// The object that an earlier call of this operation created.
@@ -195,8 +224,26 @@ impl Work<'_> {
         }
         match &seen.state {
             State::Degraded(why) if self.op.verb == Verb::Create => self.wait(stand, why),
+            _ if self.op.verb == Verb::Create && self.is_found_by_tag() => self.only_one(stand, &seen).await,
             _ => self.done(&seen),
         }
+    }
+
+    /// Ends a create once lists show its object and no second one. An earlier call, whose reply was lost, may have created
+    /// another object that the list before this call did not show yet; nothing refers to it.
+    async fn only_one(&self, stand: Stand, seen: &Seen<Spec>) -> Result<Progress> {
+        let filter = Filter::Operation(self.op.lineage, self.op.token.as_str().to_owned());
+        let all = self.row.resource.list(self.api, &filter).await?;
+        let is_ours = |one: &&Seen<Spec>| tags::lineage(&one.tags) == Some(self.op.lineage);
+        let is_there = |one: &&Seen<Spec>| !matches!(one.state, State::Gone | State::Deleting);
+        if let Some(second) = all.iter().filter(is_ours).filter(is_there).find(|one| one.id != seen.id) {
+            self.row.resource.delete(self.api, second).await?;
+            return self.pending(stand, &format!("deleting `{}`, which was created twice", second.id), Duration::ZERO);
+        }
+        if all.iter().any(|one| one.id == seen.id) || stand.polls > MISSING_POLLS {
+            return self.done(seen);
+        }
+        self.wait(stand, &format!("`{}` is not listed yet", seen.id))
     }
 
     /// Sends one change. One that AWS accepted and does not show yet is sent again after a while.
@@ -271,6 +318,10 @@ impl Work<'_> {
             Ok(()) => self.pending(stand, &format!("deleting `{}`", seen.id), Duration::ZERO),
             // Deleted by somebody else since it was read; the next read decides.
             Err(error) if error.kind == ErrorKind::NotFound => self.wait(stand, "not shown as deleted yet"),
+            Err(error) if error.kind == ErrorKind::Conflict && stand.sent < DEPENDENCY_POLLS => {
+                stand.sent += 1;
+                self.wait(stand, &textnlp_provider::error_chain(&error))
+            }
             Err(error) => Err(error),
         }
     }

@@ -15,6 +15,7 @@ use textnlp_provider::{
 };
 
 use crate::table;
+use crate::tags::Tags;
 
 /// Expands a component into the resources of its site's account and region.
 pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
@@ -60,7 +61,9 @@ impl Lowering<'_> {
 
     fn push(&mut self, id: ResourceId, kind: &'static str, spec: &impl Serialize, ownership: Ownership) {
         let mut spec = serde_json::to_value(spec).unwrap_or_default();
-        spec["tags"] = json!(self.site.tags);
+        let mut tags: Tags = serde_json::from_value(spec["tags"].take()).unwrap_or_default();
+        tags.extend(self.site.tags.clone());
+        spec["tags"] = json!(tags);
         let spec = Spec::of(&spec);
         let needs = spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())).collect();
         let kind = KindName::new(kind).expect("the names in the table are kind names");

@@ -1,27 +1,49 @@
 //! Virtual networks: <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateVpc.html>.
 
 use async_trait::async_trait;
-use aws_sdk_ec2::types::{AttributeBooleanValue, ResourceType, Vpc as Answer, VpcAttributeName, VpcState};
+use aws_sdk_ec2::types::{AttributeBooleanValue, ResourceType, SecurityGroup, Vpc as Answer, VpcAttributeName};
 use serde::{Deserialize, Serialize};
-use textnlp_provider::{Identity, Result};
+use textnlp_provider::{Identity, Permission, Result};
 
-use super::SERVICE;
+use super::inside::{self, Place};
+use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, named, sweeps};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen, State};
+use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
-use crate::tags::Tags;
+use crate::tags::{self, Tags};
 
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
+        permissions: &[
+            TAGS,
+            creates("ec2:CreateVpc"),
+            sweeps("ec2:DeleteSecurityGroup"),
+            UNTAGS,
+            deletes("ec2:DeleteVpc"),
+            Permission::read("ec2:DescribeNetworkInterfaces"),
+            Permission::read("ec2:DescribeSecurityGroups"),
+            Permission::read("ec2:DescribeVpcAttribute"),
+            Permission::read("ec2:DescribeVpcs"),
+            changes("ec2:ModifyVpcAttribute"),
+            sweeps("ec2:RevokeSecurityGroupEgress"),
+            sweeps("ec2:RevokeSecurityGroupIngress"),
+            sweeps("elasticloadbalancing:DeleteTargetGroup"),
+            Permission::read("elasticloadbalancing:DescribeTags"),
+            Permission::read("elasticloadbalancing:DescribeTargetGroups"),
+        ],
+        typical: QUICK,
         terraform: &[("aws_vpc", "id")],
         ..kind("aws.vpc", "a virtual network", Identity::Token)
     },
     service: SERVICE,
     resource: &Of::<Vpc>::kind(),
-    refused: &[],
+    refused: &[(
+        "cidr",
+        "a VPC keeps its range: restore `network.cidr`, or deploy another environment with the new range and move to it",
+    )],
 }];
 
-/// A VPC. Output: `id`.
+/// A VPC. Outputs: `id`, `cidr`.
 struct Vpc;
 
 /// The attributes of a VPC.
@@ -31,6 +53,8 @@ struct Spec {
     cidr: String,
     /// Whether instances have DNS names: private endpoints and EKS need them.
     dns_hostnames: bool,
+    /// Whether the default security group, which nothing here uses, lets its members talk to each other and to everything else.
+    default_rules: bool,
     #[serde(default)]
     tags: Tags,
 }
@@ -38,7 +62,7 @@ struct Spec {
 #[async_trait]
 impl Resource for Vpc {
     type Spec = Spec;
-    const IN_PLACE: &'static [&'static str] = &["dns_hostnames"];
+    const IN_PLACE: &'static [&'static str] = &["dns_hostnames", "default_rules"];
 
     async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
         let answer = api.find(SERVICE, id, api.ec2.describe_vpcs().vpc_ids(id).send()).await?;
@@ -48,6 +72,7 @@ impl Resource for Vpc {
         }
     }
 
+    /// Five calls for each VPC, of which a site has one.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
         let pages = api.ec2.describe_vpcs().filters(super::filter(filter)).into_paginator().items().send();
         let found: Vec<Answer> = api.call(SERVICE, "list", "VPCs", pages.try_collect()).await?;
@@ -66,10 +91,21 @@ impl Resource for Vpc {
     }
 
     async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
-        debug_assert_eq!(field, "dns_hostnames");
-        let value = AttributeBooleanValue::builder().value(spec.dns_hostnames).build();
-        let call = api.ec2.modify_vpc_attribute().vpc_id(&seen.id).enable_dns_hostnames(value).send();
-        api.call(SERVICE, "change", &seen.id, call).await.map(drop)
+        if field == "dns_hostnames" {
+            let value = AttributeBooleanValue::builder().value(spec.dns_hostnames).build();
+            let call = api.ec2.modify_vpc_attribute().vpc_id(&seen.id).enable_dns_hostnames(value).send();
+            return api.call(SERVICE, "change", &seen.id, call).await.map(drop);
+        }
+        let groups = groups_of(api, &seen.id).await?;
+        let Some(group) = groups.into_iter().find(is_default) else { return Ok(()) };
+        let (id, ingress) = (group.group_id.unwrap_or_default(), group.ip_permissions.unwrap_or_default());
+        if !ingress.is_empty() {
+            let call = api.ec2.revoke_security_group_ingress().group_id(&id).set_ip_permissions(Some(ingress)).send();
+            return api.call(SERVICE, "remove the rules of", &id, call).await.map(drop);
+        }
+        let egress = group.ip_permissions_egress;
+        let call = api.ec2.revoke_security_group_egress().group_id(&id).set_ip_permissions(egress).send();
+        api.call(SERVICE, "remove the rules of", &id, call).await.map(drop)
     }
 
     async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
@@ -77,8 +113,22 @@ impl Resource for Vpc {
     }
 
     async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
-        api.call(SERVICE, "delete", &seen.id, api.ec2.delete_vpc().vpc_id(&seen.id).send()).await.map(drop)
+        if inside::sweep(api, &seen.foreign).await? {
+            return Ok(());
+        }
+        let deleted = api.call(SERVICE, "delete", &seen.id, api.ec2.delete_vpc().vpc_id(&seen.id).send()).await;
+        inside::explained(api, deleted.map(drop), "vpc-id", &seen.id).await
     }
+}
+
+async fn groups_of(api: &Api, vpc: &str) -> Result<Vec<SecurityGroup>> {
+    let filter = named("vpc-id", [vpc]);
+    let pages = api.ec2.describe_security_groups().filters(filter).into_paginator().items().send();
+    api.call(SERVICE, "list", "security groups", pages.try_collect()).await
+}
+
+fn is_default(group: &SecurityGroup) -> bool {
+    group.group_name.as_deref() == Some("default")
 }
 
 async fn seen(api: &Api, vpc: Answer) -> Result<Option<Seen<Spec>>> {
@@ -86,10 +136,20 @@ async fn seen(api: &Api, vpc: Answer) -> Result<Option<Seen<Spec>>> {
     let call = api.ec2.describe_vpc_attribute().vpc_id(&id).attribute(VpcAttributeName::EnableDnsHostnames).send();
     let Some(attribute) = api.find(SERVICE, &id, call).await? else { return Ok(None) };
     let dns_hostnames = attribute.enable_dns_hostnames.and_then(|value| value.value).unwrap_or_default();
-    let state = match vpc.state {
-        Some(VpcState::Available) => State::Ready,
-        state => State::Pending(state.map_or_else(|| "unknown".to_owned(), |state| state.as_str().to_owned())),
+    let groups = groups_of(api, &id).await?;
+    let has_rules = |rules: &Option<Vec<_>>| rules.as_ref().is_some_and(|rules| !rules.is_empty());
+    let default = groups.iter().find(|group| is_default(group));
+    let default_rules =
+        default.is_some_and(|group| has_rules(&group.ip_permissions) || has_rules(&group.ip_permissions_egress));
+    let cidr = vpc.cidr_block.unwrap_or_default();
+    let tags = super::tags(vpc.tags);
+    // Nobody asked for a report about an existing network.
+    let foreign = match tags::lineage(&tags) {
+        Some(_) => inside::of_vpc(api, &Place::of(&id, &tags), groups).await?,
+        None => Vec::new(),
     };
-    let spec = Spec { cidr: vpc.cidr_block.unwrap_or_default(), dns_hostnames, tags: Tags::new() };
-    Ok(Some(Seen::new(&id, spec, super::tags(vpc.tags)).output("id", Some(id.clone())).state(state)))
+    let state = super::ready_in("available", vpc.state.as_ref().map(|state| state.as_str()));
+    let spec = Spec { cidr: cidr.clone(), dns_hostnames, default_rules, tags: Tags::new() };
+    let seen = Seen::new(&id, spec, tags).output("id", Some(id.clone())).output("cidr", Some(cidr)).state(state);
+    Ok(Some(Seen { foreign, ..seen }))
 }
