@@ -186,7 +186,7 @@ impl Work<'_> {
         };
         match &seen.state {
             State::Failed { code, why } => {
-                let (kind, hint) = crate::error::classify(self.row.service, code, None, why);
+                let (kind, hint) = crate::tables::errors::classify(self.row.service, code, None, why);
                 let lacks = matches!(kind, ErrorKind::Capacity | ErrorKind::Quota) && self.op.verb == Verb::Create;
                 let next = self.row.resource.alternative(&self.op.spec, &seen.spec).filter(|_| lacks);
                 if let Some(next) = next {
@@ -211,7 +211,7 @@ impl Work<'_> {
                     return self.wait(Stand { update: Some(update), ..stand }, &says);
                 }
                 State::Failed { code, why } => {
-                    let (kind, hint) = crate::error::classify(self.row.service, &code, None, &why);
+                    let (kind, hint) = crate::tables::errors::classify(self.row.service, &code, None, &why);
                     let mut error = Error::new(kind, "change", self.op.resource.to_string());
                     (error.code, error.hint) = (Some(code), hint);
                     return self.failed(&seen, error.because(why));
