@@ -4,6 +4,7 @@
 //! |---|---|
 //! | network | `SITE/network`: the VPC |
 
+mod cluster;
 mod network;
 
 use serde::Serialize;
@@ -22,6 +23,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
     let mut lowering = Lowering { component, site, wanted: Vec::new(), problems: Vec::new() };
     match &component.part {
         ComponentSpec::Network(network) => lowering.network(network),
+        ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
     }
