@@ -305,3 +305,11 @@ struct Machines<'a> {
     role: &'a ResourceId,
     cluster: &'a ResourceId,
 }
+
+impl Lowering<'_> {
+    /// The ids of the private subnets of a network.
+    fn private_subnets(&self, network: &textnlp_provider::ComponentName) -> Vec<Value> {
+        let part = |zone: &str| ResourceId::part(&self.site.name, network, &format!("subnet-private-{zone}")).ok();
+        ["a", "b"].into_iter().filter_map(part).map(|subnet| output(&subnet, "id")).collect()
+    }
+}
