@@ -2,10 +2,14 @@
 
 pub mod check;
 pub mod ec2;
+pub mod ecr;
+pub mod kms;
 pub mod model;
 pub mod protocol;
+pub mod s3;
 mod signature;
 pub mod sts;
+pub mod tagging;
 mod xml;
 
 use std::collections::HashMap;
@@ -21,7 +25,8 @@ use protocol::{Reply, Request};
 use signature::{Refusal, Signature, refusal_of};
 
 /// The services that are simulated.
-pub const SERVICES: &[&Service] = &[&ec2::SERVICE, &sts::SERVICE];
+pub const SERVICES: &[&Service] =
+    &[&ec2::SERVICE, &ecr::SERVICE, &kms::SERVICE, &s3::SERVICE, &sts::SERVICE, &tagging::SERVICE];
 
 /// What all services share, and where it is known from.
 pub const LEDGER: &[Behaviour] = &[
