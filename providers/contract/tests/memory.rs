@@ -105,7 +105,7 @@ fn every_component_is_expanded_into_resources() {
     };
     let parts = [
         ("network", ComponentSpec::Network(Network { cidr: None, policies: false })),
-        ("cluster", ComponentSpec::Cluster(Cluster { network: name("network"), gpu: None })),
+        ("cluster", ComponentSpec::Cluster(Cluster::of(name("network")))),
         (
             "secrets",
             ComponentSpec::Secrets(Secrets {
