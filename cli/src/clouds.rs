@@ -165,6 +165,9 @@ fn options(context: &Context<'_>) -> anyhow::Result<Options> {
     options.secrets = context.secrets.clone();
     options.needs_git = context.environment.prerequisites.git.is_some();
     options.user.clone_from(&context.environment.prerequisites.user);
+    // What is recorded, restored or cloned keeps its user.
+    let is_known = ["lineage.json", "sites"].iter().any(|entry| context.folder.join(entry).exists());
+    options.requires_user = context.environment.phase.is_production() && !is_known;
     Ok(options)
 }
 

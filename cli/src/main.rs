@@ -37,6 +37,7 @@ use crate::report::{Console, Exit, Failure};
 fn main() -> ExitCode {
     // aws-lc is the only provider that is linked in. A second installation fails harmlessly.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    textnlp_server::disable_core_dumps();
     // No file that this program or its children write is writable by other users.
     let umask = rustix::process::umask(Mode::WGRP | Mode::WOTH);
     rustix::process::umask(umask | Mode::WGRP | Mode::WOTH);

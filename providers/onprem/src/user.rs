@@ -46,10 +46,16 @@ impl SystemUser {
 }
 
 /// Whether this process has the rights of the user that runs the environment, and whether there is one where it is root.
-pub(crate) fn check(wanted: Option<&str>, problems: &mut Vec<Problem>) {
+pub(crate) fn check(wanted: Option<&str>, is_required: bool, problems: &mut Vec<Problem>) {
     let me = rustix::process::geteuid();
     let Some(name) = wanted.filter(|name| *name != "root" || !me.is_root()) else {
-        if me.is_root() {
+        if me.is_root() && is_required && wanted.is_none() {
+            let cause = "in this phase root has to name the user that runs the environment";
+            let fix = format!(
+                "create a user and set `{SETTING}`: see {GUIDE}; to run everything as root: `--set {SETTING}=root`"
+            );
+            problems.push(Problem::new(SETTING, cause, fix));
+        } else if me.is_root() {
             let cause = "the programs of this environment run as root";
             let fix = format!("create a user and set `{SETTING}`: see {GUIDE}");
             problems.push(Problem::warning(SETTING, cause, fix));
@@ -90,14 +96,19 @@ mod tests {
     #[test]
     fn missing_user_is_a_problem_and_root_a_warning() {
         let mut problems = Vec::new();
-        check(Some("no-such-user"), &mut problems);
+        check(Some("no-such-user"), false, &mut problems);
         assert!(problems.len() == 1 && !problems[0].warning, "{problems:?}");
         assert!(problems[0].cause.contains("has no such user"), "{problems:?}");
         problems.clear();
-        check(None, &mut problems);
-        check(Some("root"), &mut problems);
+        check(None, false, &mut problems);
+        check(Some("root"), true, &mut problems);
         let warnings = problems.iter().filter(|problem| problem.warning && problem.cause.contains("as root")).count();
         // Of `root`, another user hears that it is not root.
-        assert_eq!((problems.len(), warnings), if rustix::process::geteuid().is_root() { (2, 2) } else { (1, 0) });
+        let is_root = rustix::process::geteuid().is_root();
+        assert_eq!((problems.len(), warnings), if is_root { (2, 2) } else { (1, 0) });
+        problems.clear();
+        check(None, true, &mut problems);
+        let refused = problems.iter().filter(|problem| !problem.warning && problem.fix.contains("=root")).count();
+        assert_eq!((problems.len(), refused), if is_root { (1, 1) } else { (0, 0) }, "{problems:?}");
     }
 }
