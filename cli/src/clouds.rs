@@ -89,7 +89,7 @@ const MISSING: Row = Row {
     is_this_machine: false,
     account: |_, site| Ok(site.account.clone()),
     provider: |context| anyhow::bail!("the provider of site {} is not part of this program", context.site),
-    operations: |_| Ok(Arc::new(LocalOperations::default())),
+    operations: |_| Ok(Arc::new(LocalOperations::new(None))),
     endpoint: |_| None,
 };
 

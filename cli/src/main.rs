@@ -71,10 +71,21 @@ fn main() -> ExitCode {
         return textnlp_server::run(command.0);
     }
     let console = Console::new(cli.global.output, cli.global.quiet);
+    avoid_exposed_temporary_folder(console);
     code(match commands::run(cli, console) {
         Ok(success) => console.finish(success),
         Err(failure) => console.fail(&failure),
     })
+}
+
+/// Uses `/tmp` where other users control `TMPDIR`: they could replace what this command puts there.
+fn avoid_exposed_temporary_folder(console: Console) {
+    let Ok(folder) = std::env::temp_dir().canonicalize() else { return };
+    if let Ok(Some(exposed)) = textnlp_files::check_parents(folder)
+        && tempfile::env::override_temp_dir("/tmp".as_ref()).is_ok()
+    {
+        console.warn(format!("temporary files are in /tmp instead of TMPDIR: {exposed}"));
+    }
 }
 
 /// The failure for an invalid command line. With JSON output it is a document too.

@@ -157,6 +157,12 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let passphrase = sandbox.folder().join("passphrase");
     std::fs::write(&passphrase, "correct horse battery staple\n").unwrap();
     let with = ["--passphrase-file", passphrase.as_str()];
+    for option in ["--passphrase-file", "--key"] {
+        let exposed = run(&sandbox, &["backup", "verify", option, passphrase.as_str()]);
+        let exposed = refused(exposed, 4, "secret_exposed");
+        assert_eq!(exposed["error"]["hint"], format!("chmod 600 {passphrase}"));
+    }
+    textnlp_tests::write_secret(&passphrase, "correct horse battery staple\n");
     let sealed = run(&sandbox, &[&["backup", "create"][..], &with].concat()).expect(0).json();
     let plain = run(&sandbox, &["backup", "create", "--plain"]).expect(0);
     assert!(plain.err.contains("not encrypted"), "{}", plain.err);

@@ -48,7 +48,7 @@ async fn opener(opening: &Opening, session: &Session, folder: &Utf8Path) -> Resu
         return Ok(Decryptor::Passphrase(passphrase));
     }
     if let Some(file) = &opening.key {
-        let text = small_file(&session.here.join(file), "the key file")?;
+        let text = secret_file(&session.here.join(file), "the key file")?;
         return Ok(Decryptor::Keys(Key::parse(&text).map_err(failed)?));
     }
     backup::opener_of_state(&Linked, folder).await
@@ -56,7 +56,7 @@ async fn opener(opening: &Opening, session: &Session, folder: &Utf8Path) -> Resu
 
 fn passphrase(from: &Passphrase, session: &Session) -> Result<Option<Secret>, Failure> {
     if let Some(file) = &from.passphrase_file {
-        return small_file(&session.here.join(file), "the passphrase file").map(Some);
+        return secret_file(&session.here.join(file), "the passphrase file").map(Some);
     }
     let Some(name) = &from.passphrase_env else { return Ok(None) };
     match std::env::var(name) {
@@ -66,7 +66,18 @@ fn passphrase(from: &Passphrase, session: &Session) -> Result<Option<Secret>, Fa
     }
 }
 
-/// Reads a file with a key or a passphrase.
+/// Reads a file with a key or a passphrase, to which only its owner has access.
+fn secret_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
+    // A missing file is an error of reading it.
+    match textnlp_files::check_secret(path).ok().flatten() {
+        None => small_file(path, what),
+        Some(exposed) => {
+            Err(Failure::refused("secret_exposed", anyhow::anyhow!("{exposed}").context(format!("read {what}")))
+                .hint(exposed.fix()))
+        }
+    }
+}
+
 fn small_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
     use std::io::Read;
     const MAX: u64 = 64 << 10;

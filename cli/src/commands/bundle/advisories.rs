@@ -92,13 +92,10 @@ pub fn on_this_machine(session: &Session) -> Option<LoadedAdvisories> {
     found.max_by_key(LoadedAdvisories::newest)
 }
 
-/// Folders that may contain advisories. Missing or empty ones are skipped.
+/// Folders that may contain advisories. Missing or empty ones are skipped. Not the working directory: what lies there may
+/// come with a checkout or an archive.
 fn folders(session: &Session) -> Vec<Utf8PathBuf> {
-    let mut folders = vec![session.here.join(FOLDER)];
-    // Beside the git checkout that contains the working directory.
-    let checkout = session.here.ancestors().find(|folder| folder.join(".git").exists());
-    folders.extend(checkout.and_then(Utf8Path::parent).map(|parent_folder| parent_folder.join(FOLDER)));
-    folders.extend(cache(session));
+    let mut folders: Vec<Utf8PathBuf> = cache(session).into_iter().collect();
     let variable = |name: &str| std::env::var(name).ok().map(Utf8PathBuf::from).filter(|path| path.is_absolute());
     if let Some(cargo) = variable("CARGO_HOME").or_else(|| variable("HOME").map(|home| home.join(".cargo"))) {
         // cargo-audit has one clone, cargo-deny one per URL.
@@ -106,7 +103,9 @@ fn folders(session: &Session) -> Vec<Utf8PathBuf> {
         let clones = cargo.join("advisory-dbs").read_dir_utf8().into_iter().flatten().flatten();
         folders.extend(clones.map(|copy| copy.into_path()));
     }
-    folders.retain(|folder| folder.is_dir());
+    // Who can change them hides known vulnerabilities.
+    folders
+        .retain(|folder| folder.is_dir() && textnlp_files::check_settings(folder).is_ok_and(|found| found.is_none()));
     folders
 }
 
