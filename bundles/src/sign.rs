@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::layout::{self, MANIFEST_NAME, SIGNATURE, SIGNATURE_NAME, SUMS_NAME};
 use crate::open::Bundle;
 use crate::volumes::Volumes;
-pub use detached::{sign_bytes, sign_file, signature_of, verify_file};
+pub use detached::{sign_bytes, sign_file, signature_of, verify_bytes, verify_file};
 
 /// A public key, in its base64 text where it is stored.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -112,7 +112,14 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     refused(elsewhere(&sandbox, &[&restore[..], &["--at", "2026-11-20T12:00:00Z"]].concat()), 2, "no_such_moment");
     let other = sandbox.folder().join("elsewhere");
     assert_eq!(sandbox.files(&other), Vec::<String>::new(), "what was refused left nothing");
-    let restored = elsewhere(&sandbox, &restore).expect(0).json();
+    // Another key than the one that signed it.
+    let other_key = ["--signed-by", "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"];
+    refused(elsewhere(&sandbox, &[&restore[..], &other_key].concat()), 4, "other_signer");
+    assert_eq!(sandbox.files(&other), Vec::<String>::new(), "what was refused left nothing");
+    let restored = elsewhere(&sandbox, &restore).expect(0);
+    assert!(!restored.err.contains("was not verified"), "{}", restored.err);
+    let restored = restored.json();
+    assert_eq!((&restored["signer"], &restored["signer_verified"]), (&made["signer"], &json!(true)));
     assert_eq!(restored["lineage"], lineage);
     assert_eq!(restored["databases"]["here"]["keys"], 2, "{restored:#}");
     // Rows are written a moment after their request: of the last ones the copy may know nothing.
@@ -173,7 +180,10 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let proof = run(&sandbox, &[&["backup", "verify", "--light", sealed][..], &with].concat()).expect(0).json();
     assert_eq!(proof["proof"]["level"], "keys", "{proof:#}");
     run(&sandbox, &["backup", "verify", "--light", plain]).expect(0);
-    elsewhere(&sandbox, &["restore", plain]).expect(0);
+    // Nothing here names the key that has to have signed it.
+    let restored = elsewhere(&sandbox, &["restore", plain]).expect(0);
+    assert!(restored.err.contains("the origin of") && restored.err.contains("was not verified"), "{}", restored.err);
+    assert_eq!(restored.json()["signer_verified"], false);
 }
 
 #[test]

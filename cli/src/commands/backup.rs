@@ -7,14 +7,17 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup};
+use textnlp_orchestrator::backup::{
+    BackupDirectory, Decryptor, DumpFolder, EncryptionMode, Key, PublicKey, StoredBackup,
+};
+use textnlp_orchestrator::dr::report::signing_key;
 use textnlp_orchestrator::environment::model::Backup as Settings;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::Platform;
 use textnlp_service::backup::create::{Created, Encryption};
 use textnlp_service::backup::{
-    self, backup_status, create, failed, key, point_in_time, put_file, restore as restoring,
+    self, RequiredSigner, backup_status, create, failed, key, point_in_time, put_file, restore as restoring,
 };
 
 use crate::args::Up;
@@ -47,11 +50,29 @@ async fn opener(opening: &Opening, session: &Session, folder: &Utf8Path) -> Resu
     if let Some(passphrase) = passphrase(&opening.passphrase, session)? {
         return Ok(Decryptor::Passphrase(passphrase));
     }
-    if let Some(file) = &opening.key {
-        let text = secret_file(&session.here.join(file), "the key file")?;
-        return Ok(Decryptor::Keys(Key::parse(&text).map_err(failed)?));
+    match key_file(opening, session)? {
+        Some(text) => Ok(Decryptor::Keys(Key::parse(&text).map_err(failed)?)),
+        None => backup::opener_of_state(&Linked, folder).await,
     }
-    backup::opener_of_state(&Linked, folder).await
+}
+
+fn key_file(opening: &Opening, session: &Session) -> Result<Option<Secret>, Failure> {
+    let file = opening.key.as_ref().map(|file| session.here.join(file));
+    file.map(|file| secret_file(&file, "the key file")).transpose()
+}
+
+/// Whose signature a restore requires: `--signed-by`, else the one in the key file.
+fn required_signer(args: &Restore, session: &Session) -> Result<Option<RequiredSigner>, Failure> {
+    match args.signed_by.as_deref() {
+        Some("any") => Ok(Some(RequiredSigner::Any)),
+        Some(key) => PublicKey::parse(key).map(|key| Some(RequiredSigner::Key(key))).map_err(|error| {
+            Failure::usage("usage", error).hint("give the key that `backup create` printed: --signed-by RW…")
+        }),
+        None => match key_file(&args.opening, session)? {
+            Some(text) => Ok(Key::signer(&text).map_err(failed)?.map(RequiredSigner::Key)),
+            None => Ok(None),
+        },
+    }
 }
 
 fn passphrase(from: &Passphrase, session: &Session) -> Result<Option<Secret>, Failure> {
@@ -233,7 +254,7 @@ async fn create(session: &Session, args: &Create, console: Console) -> Result<Su
     let request = create::Request { shelf: &shelf, encryption, with_models, operator };
     let made = create::create(&chosen.scope, request, &progress).await;
     progress.finish();
-    let Created { dump, notes, seal, same_disk, key_is_only_here } = made?;
+    let Created { dump, notes, seal, signer, same_disk, key_is_only_here } = made?;
     notes.iter().for_each(|note| console.warn(note));
     if same_disk {
         console.say(
@@ -244,7 +265,9 @@ async fn create(session: &Session, args: &Create, console: Console) -> Result<Su
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     document["environment"] = json!(chosen.scope.name);
     document["same_disk"] = json!(same_disk);
+    document["signer"] = json!(signer);
     let mut text = format!("{}  {}, {}", dump.file, size(dump.bytes), sealed_text(&seal));
+    text.push_str(&format!("\nSigned by {}", signer.to_base64()));
     text.push_str(&format!("\nTo verify that it can be restored: {}", chosen.scope.command("backup verify")));
     if key_is_only_here {
         text.push_str(&format!(
@@ -364,22 +387,28 @@ async fn show_key(session: &Session, out: Option<&Utf8Path>, console: Console) -
          for example in a password manager. If this machine is lost, backups cannot be decrypted without the key.",
         chosen.scope.name
     ));
-    let secret: Secret = key.secret();
-    let text = secret.expose_text().unwrap_or_default();
+    let signer = signing_key(&chosen.scope.folder).context("read the key that signs backups")?;
+    let signer = signer.public().context("read the key that signs backups")?;
+    let (secret, content) = (key.secret(), key.file(&chosen.scope.name, &signer));
     let public = key.recipient().to_string();
-    let shown = format!("# backups of {}\n# public key: {public}\n{text}", chosen.scope.name);
     let shown = match out {
-        None => Success::new(shown, json!({ "environment": chosen.scope.name, "key": text, "recipient": public })),
+        None => Success::new(
+            content.expose_text().unwrap_or_default(),
+            json!({
+                "environment": chosen.scope.name, "key": secret.expose_text().unwrap_or_default(),
+                "recipient": public, "signer": signer,
+            }),
+        ),
         Some(out) => {
             let file = session.here.join(out);
             if file.symlink_metadata().is_ok() {
                 return Err(Failure::refused("file_exists", anyhow::anyhow!("{file} exists"))
                     .hint("give the path of a new file"));
             }
-            textnlp_files::Replace::private().write(&file, format!("{shown}\n").as_bytes()).context("write the key")?;
+            textnlp_files::Replace::private().write(&file, content.expose()).context("write the key")?;
             Success::new(
                 format!("{file}"),
-                json!({ "environment": chosen.scope.name, "file": file, "recipient": public }),
+                json!({ "environment": chosen.scope.name, "file": file, "recipient": public, "signer": signer }),
             )
         }
     };
@@ -418,12 +447,19 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         at,
         environment: session.global.env.as_deref(),
         replace: args.replace.as_deref(),
+        signer: required_signer(args, session)?,
         operator: operator(session),
     };
     let restored = restoring::restore(&request, &opener, &progress).await;
     progress.finish();
-    let restoring::Restored { manifest, state: target, moved, replaced } = restored?;
+    let restoring::Restored { manifest, state: target, moved, replaced, is_verified } = restored?;
     let name = &manifest.environment;
+    if !is_verified {
+        let origin = manifest.signer.as_ref().map_or("it is not signed".to_owned(), |signer| {
+            format!("{} signed it; compare that with what `backup create` printed", signer.to_base64())
+        });
+        console.warn(format!("the origin of {file} was not verified: {origin}"));
+    }
 
     let mut lines = vec![format!(
         "{name} of {} is restored to {target}: lineage {}",
@@ -461,6 +497,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     };
     let mut document = json!({
         "environment": name, "lineage": manifest.lineage, "made": manifest.at, "at": at, "file": file, "state": target, "replaced": replaced,
+        "signer": manifest.signer, "signer_verified": is_verified,
         "databases": manifest.databases, "environment_file": whole.is_file().then_some(&whole), "next": next,
     });
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);

@@ -403,7 +403,7 @@ pub fn write_signed(path: &Utf8Path, bytes: &[u8], key: &SecretKey, what: &str) 
     Ok(())
 }
 
-/// The key that signs the reports of drills and the evidence of gates; created if it does not exist. The public key is
+/// The key that signs the reports of drills, the evidence of gates and backups; created if it does not exist. The public key is
 /// stored beside the drills.
 pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
     let (secret, public) = key_files(state);
@@ -431,8 +431,12 @@ pub fn verify(file: &Utf8Path, key: &PublicKey) -> Result<String, ReportError> {
 /// Returns the signed comment of a file if its signature by this environment's own key is valid. The public key beside
 /// the drills is not asked: it lies where reports do, and the secret one among the secrets.
 pub fn verify_own(state: &Utf8Path, file: &Utf8Path) -> Result<String, ReportError> {
-    let key = SecretKey::read(&key_files(state).0, None)?.public()?;
-    verify(file, &key)
+    verify(file, &own_key(state)?)
+}
+
+/// The public half of this environment's own key.
+pub fn own_key(state: &Utf8Path) -> Result<PublicKey, ReportError> {
+    Ok(SecretKey::read(&key_files(state).0, None)?.public()?)
 }
 
 fn key_files(state: &Utf8Path) -> (Utf8PathBuf, Utf8PathBuf) {
