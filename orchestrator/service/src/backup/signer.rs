@@ -10,7 +10,7 @@ use crate::failure::Failure;
 /// Whose signature a restore requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequiredSigner {
-    /// Nobody's, by the operator's decision.
+    /// None, by the operator's decision.
     Any,
     /// The one of this key.
     Key(PublicKey),
