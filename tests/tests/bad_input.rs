@@ -613,17 +613,17 @@ fn settings_and_temporary_folders_of_other_users_are_not_used() {
     // Only root may give a folder away.
     let environments = sandbox.folder().join("environments");
     std::fs::create_dir(&environments).unwrap();
-    if chown(&environments, Some(65_534), None).is_err() {
+    if chown(&environments, Some(1001), None).is_err() {
         return;
     }
     let refused = sandbox.run(&["plan", "--env", "development", "-o", "json"]).expect(4).json();
     assert_eq!(refused["error"]["code"], "settings_exposed", "{refused:#}");
     let mut by_sudo = sandbox.command(&["plan", "--env", "development"]);
-    textnlp_tests::said(by_sudo.env("SUDO_UID", "65534").output().unwrap()).expect(0);
+    textnlp_tests::said(by_sudo.env("SUDO_UID", "1001").output().unwrap()).expect(0);
     // The folder above decides which state is used.
     std::fs::remove_dir(&environments).unwrap();
     std::fs::create_dir(sandbox.folder().join("state")).unwrap();
-    chown(sandbox.folder(), Some(65_534), None).unwrap();
+    chown(sandbox.folder(), Some(1001), None).unwrap();
     let refused = sandbox.run(&["plan", "--env", "development", "-o", "json"]).expect(4).json();
     assert_eq!(refused["error"]["code"], "state_exposed", "{refused:#}");
     assert!(refused.to_string().contains("who can replace the folders in it"), "{refused:#}");

@@ -46,30 +46,36 @@ pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Resul
 }
 
 /// The key from the flags. Without any, the key in the state.
-async fn opener(opening: &Opening, session: &Session, folder: &Utf8Path) -> Result<Decryptor, Failure> {
+async fn opener(
+    opening: &Opening,
+    key: Option<&Secret>,
+    session: &Session,
+    folder: &Utf8Path,
+) -> Result<Decryptor, Failure> {
     if let Some(passphrase) = passphrase(&opening.passphrase, session)? {
         return Ok(Decryptor::Passphrase(passphrase));
     }
-    match key_file(opening, session)? {
-        Some(text) => Ok(Decryptor::Keys(Key::parse(&text).map_err(failed)?)),
+    match key {
+        Some(text) => Ok(Decryptor::Keys(Key::parse(text).map_err(failed)?)),
         None => backup::opener_of_state(&Linked, folder).await,
     }
 }
 
+/// The content of the `--key` file, which can be a pipe and is read once.
 fn key_file(opening: &Opening, session: &Session) -> Result<Option<Secret>, Failure> {
     let file = opening.key.as_ref().map(|file| session.here.join(file));
     file.map(|file| secret_file(&file, "the key file")).transpose()
 }
 
 /// Whose signature a restore requires: `--signed-by`, else the one in the key file.
-fn required_signer(args: &Restore, session: &Session) -> Result<Option<RequiredSigner>, Failure> {
+fn required_signer(args: &Restore, key: Option<&Secret>) -> Result<Option<RequiredSigner>, Failure> {
     match args.signed_by.as_deref() {
         Some("any") => Ok(Some(RequiredSigner::Any)),
         Some(key) => PublicKey::parse(key).map(|key| Some(RequiredSigner::Key(key))).map_err(|error| {
             Failure::usage("usage", error).hint("give the key that `backup create` printed: --signed-by RW…")
         }),
-        None => match key_file(&args.opening, session)? {
-            Some(text) => Ok(Key::signer(&text).map_err(failed)?.map(RequiredSigner::Key)),
+        None => match key {
+            Some(text) => Ok(Key::signer(text).map_err(failed)?.map(RequiredSigner::Key)),
             None => Ok(None),
         },
     }
@@ -358,7 +364,8 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
         Some(file) => session.here.join(file),
         None => backup::newest(&chosen.scope, &shelf)?.file,
     };
-    let opener = Arc::new(opener(&args.opening, session, &chosen.scope.folder).await?);
+    let key = key_file(&args.opening, session)?;
+    let opener = Arc::new(opener(&args.opening, key.as_ref(), session, &chosen.scope.folder).await?);
     let progress = Progress::new(console);
     progress.doing("restores it to a temporary folder and queries it");
     let proven = backup::verify_backup(&Linked, &file, &opener, &chosen.scope.folder, args.light).await;
@@ -435,7 +442,8 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     if here != root {
         state_access::check(&here)?;
     }
-    let opener = Arc::new(opener(&args.opening, session, &here).await?);
+    let key = key_file(&args.opening, session)?;
+    let opener = Arc::new(opener(&args.opening, key.as_ref(), session, &here).await?);
     let progress = Progress::new(console);
     let (again, model_cache) = (session.again(), session.model_cache()?);
     let request = restoring::Request {
@@ -447,7 +455,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         at,
         environment: session.global.env.as_deref(),
         replace: args.replace.as_deref(),
-        signer: required_signer(args, session)?,
+        signer: required_signer(args, key.as_ref())?,
         operator: operator(session),
     };
     let restored = restoring::restore(&request, &opener, &progress).await;
