@@ -1,6 +1,5 @@
 //! Finds the newest advisories, in a local folder or in RustSec's repository.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::civil::Date;
 use textnlp_bundle::scan::{Database, DatabaseFacts};
 use textnlp_models::FetchOptions;
-use tokio::io::AsyncReadExt;
+use textnlp_provider::finished;
 use tokio::process::Command;
 
 use super::scan;
@@ -20,8 +19,6 @@ use crate::session::Session;
 
 /// Timeout of a shallow clone of RustSec's repository, about 10 MB.
 const CLONE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Limit of the output of git in bytes.
-const OUTPUT_MAX: u64 = 64 << 10;
 /// The folder name of a clone of RustSec's repository.
 const FOLDER: &str = "advisory-db";
 
@@ -123,27 +120,13 @@ async fn clone(session: &Session, url: &str) -> anyhow::Result<LoadedAdvisories>
     std::fs::create_dir_all(parent).with_context(|| format!("create {parent}"))?;
     let folder = tempfile::Builder::new().prefix(".advisory-db").tempdir_in(parent).context("create a folder")?;
     let fresh = Utf8Path::from_path(folder.path()).context("the path is not UTF-8")?.join(FOLDER);
-    let mut child = Command::new("git")
-        .args(["clone", "--quiet", "--depth", "1", "--single-branch", "--", url, fresh.as_str()])
-        .env("GIT_TERMINAL_PROMPT", "0")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("start git")?;
-    let (stderr, mut text) = (child.stderr.take(), Vec::new());
-    let ends = async {
-        // The repository decides how much is printed.
-        if let Some(stderr) = stderr {
-            stderr.take(OUTPUT_MAX).read_to_end(&mut text).await?;
-        }
-        child.wait().await
-    };
-    let ended = tokio::time::timeout(CLONE_TIMEOUT, ends).await;
-    let ended = ended.map_err(|_| anyhow::anyhow!("git took longer than {} s", CLONE_TIMEOUT.as_secs()))?;
-    if !ended.context("wait for git")?.success() {
-        let text = String::from_utf8_lossy(&text);
+    let mut git = Command::new("git");
+    git.args(["clone", "--quiet", "--depth", "1", "--single-branch", "--", url, fresh.as_str()]);
+    git.env("GIT_TERMINAL_PROMPT", "0");
+    let ended = finished(git, CLONE_TIMEOUT).await.context("start git")?;
+    let (status, _, errors) = ended.with_context(|| format!("git took longer than {} s", CLONE_TIMEOUT.as_secs()))?;
+    if !status.success() {
+        let text = String::from_utf8_lossy(&errors);
         anyhow::bail!("git failed: {}", text.lines().next_back().unwrap_or("no error output").trim());
     }
     let database = Database::from_folder(&fresh)?;
