@@ -398,6 +398,6 @@ fn file_changed_while_it_is_backed_up_is_refused() {
     let file = folder.join("file");
     std::fs::write(&file, b"first").unwrap();
     let items = [Item { path: "a".into(), content: Content::File(file.clone()) }];
-    let wrote = write(manifest(), &items, &mut Meddling(file, Vec::new()));
+    let wrote = write(manifest(), &items, &signing_key(&folder).unwrap(), &mut Meddling(file, Vec::new()));
     assert!(matches!(wrote, Err(Error::Changed { .. })), "{wrote:?}");
 }
