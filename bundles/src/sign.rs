@@ -150,7 +150,8 @@ impl PublicKey {
         id(self.0.keynum())
     }
 
-    fn to_file(&self) -> String {
+    /// The content of a `.pub` file.
+    pub fn to_file(&self) -> String {
         format!("untrusted comment: textnlp bundle public key {}\n{}\n", self.id(), self.to_base64())
     }
 }

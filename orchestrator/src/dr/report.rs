@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_bundle::{PublicKey, SecretKey, keygen, sign_bytes, signature_of, verify_file};
-use textnlp_files::Replace;
+use textnlp_files::{Replace, unique_name};
 
 use super::control_client::DatabaseRole;
 use super::drill::Leftovers;
@@ -411,11 +411,28 @@ pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
         for folder in [secret.parent(), public.parent()].into_iter().flatten() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("make", folder))?;
         }
-        // A public key without its private key, left by a killed run.
+        // The one of another private key.
         let _ = std::fs::remove_file(&public);
-        keygen(&secret, &public, None)?;
+        // A killed run leaves no half of a key, and of concurrent ones the first key counts.
+        let fresh = state.join("dr").join(format!(".{}.new", unique_name()));
+        let beside = Utf8PathBuf::from(format!("{fresh}.pub"));
+        let made = keygen(&fresh, &beside, None);
+        let linked = made.is_ok().then(|| std::fs::hard_link(&fresh, &secret));
+        [&fresh, &beside].into_iter().for_each(|file| drop(std::fs::remove_file(file)));
+        made?;
+        match linked {
+            Some(Err(error)) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(io("make", &secret)(error));
+            }
+            _ => {}
+        }
     }
-    Ok(SecretKey::read(&secret, None)?)
+    let key = SecretKey::read(&secret, None)?;
+    if !public.is_file() {
+        let text = key.public()?.to_file();
+        Replace::mode(0o644).write(&public, text.as_bytes()).map_err(|error| io("write", &public)(error.source))?;
+    }
+    Ok(key)
 }
 
 /// The public key that verifies reports of this environment.

@@ -241,6 +241,23 @@ fn backups_of_earlier_versions_are_read_and_have_no_signer() {
 }
 
 #[test]
+fn concurrent_runs_sign_with_one_key() {
+    let (_dir, state) = folder();
+    let keys: Vec<String> = std::thread::scope(|scope| {
+        let made = || signing_key(&state).unwrap().public().unwrap().to_base64();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(made)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    let left: Vec<_> = state.join("dr").read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned()).collect();
+    assert_eq!(left, ["drill-report.pub"]);
+    // What lies beside the drills is not the key that counts.
+    std::fs::remove_file(state.join("dr/drill-report.pub")).unwrap();
+    signing_key(&state).unwrap();
+    assert_eq!(textnlp_orchestrator::dr::report::public_key(&state).unwrap(), own_key(&state).unwrap());
+}
+
+#[test]
 fn key_file_names_the_signer() {
     let (_dir, state) = folder();
     signing_key(&state).unwrap();
