@@ -244,11 +244,10 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 /// The length of a colour of [`Console::paint`] at the start of a text, or 0.
 fn colour(text: &str) -> usize {
     const CODES: [&str; 6] = ["0", "1", "31", "32", "33", "36"];
-    let codes = text.strip_prefix("\u{1b}[").and_then(|text| text.split_once('m'));
-    match codes.filter(|(codes, _)| codes.split(';').all(|code| CODES.contains(&code))) {
-        Some((codes, _)) => codes.len() + "\u{1b}[m".len(),
-        None => 0,
-    }
+    let Some(text) = text.strip_prefix("\u{1b}[") else { return 0 };
+    let codes = text.split(|c: char| !c.is_ascii_digit() && c != ';').next().unwrap_or_default();
+    let is_ours = text[codes.len()..].starts_with('m') && codes.split(';').all(|code| CODES.contains(&code));
+    if is_ours { codes.len() + "\u{1b}[m".len() } else { 0 }
 }
 
 /// Writes to stdout and remembers the first failure. A closed pipe (`| head`) is not a failure.
