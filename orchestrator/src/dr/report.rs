@@ -420,11 +420,10 @@ pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
         let linked = made.is_ok().then(|| std::fs::hard_link(&fresh, &secret));
         [&fresh, &beside].into_iter().for_each(|file| drop(std::fs::remove_file(file)));
         made?;
-        match linked {
-            Some(Err(error)) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(io("make", &secret)(error));
-            }
-            _ => {}
+        if let Some(Err(error)) = linked
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            return Err(io("make", &secret)(error));
         }
     }
     let key = SecretKey::read(&secret, None)?;
