@@ -414,8 +414,8 @@ pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
         // The one of another private key.
         let _ = std::fs::remove_file(&public);
         // A killed run leaves no half of a key, and of concurrent ones the first key counts.
-        let fresh = state.join("dr").join(format!(".{}.new", unique_name()));
-        let beside = Utf8PathBuf::from(format!("{fresh}.pub"));
+        let name = unique_name();
+        let [fresh, beside] = ["", ".pub"].map(|end| Utf8PathBuf::from(format!("{secret}.{name}{end}.new")));
         let made = keygen(&fresh, &beside, None);
         let linked = made.is_ok().then(|| std::fs::hard_link(&fresh, &secret));
         [&fresh, &beside].into_iter().for_each(|file| drop(std::fs::remove_file(file)));

@@ -249,8 +249,9 @@ fn concurrent_runs_sign_with_one_key() {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
-    let left: Vec<_> = state.join("dr").read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned()).collect();
-    assert_eq!(left, ["drill-report.pub"]);
+    let left: Vec<_> =
+        state.join("secrets").read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned()).collect();
+    assert_eq!(left, [".drill-report.key"]);
     // What lies beside the drills is not the key that counts.
     std::fs::remove_file(state.join("dr/drill-report.pub")).unwrap();
     signing_key(&state).unwrap();
