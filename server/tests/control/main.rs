@@ -93,6 +93,18 @@ fn invalid_control_requests_are_refused_without_effect() {
         let (status, answer) = sites.post("primary", path, body);
         assert!((400..500).contains(&status), "{path} {body}: {status} {answer}");
     }
+    let rate = "5/hour".parse().unwrap();
+    let lease = |subject: String, units| {
+        let of = Reservation { unit: Unit::Requests, subject, key_limit: None, token: None, rate: Some(rate), units };
+        json!(Lease::default().request(&of)).to_string()
+    };
+    for (body, status) in
+        [(lease("k".repeat(201), 1), 400), (lease("k".to_owned(), u64::MAX), 400), (lease("k".repeat(9000), 1), 413)]
+    {
+        for at in NAMES {
+            assert_eq!(sites.post(at, "/v1/counters", &body).0, status, "{at} {body:.200}");
+        }
+    }
     let (status, answer) = sites.post("secondary", "/v1/handover", r#"{"to":"tertiary"}"#);
     assert!(status == 409 && answer["error"]["message"].as_str().unwrap().contains("not the primary"), "{answer}");
     assert_eq!(put(&sites, "primary", 1).0, 200);
