@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(second.begin_request(), 2);
         // Half of the five of the /56.
         let beside = admit("2001:db8:0:1::1");
-        assert_eq!([&beside, &beside, &beside].map(Place::begin_request), [2, 3, 3]);
+        assert_eq!([&beside, &beside, &beside].map(Place::begin_request), [2, 2, 3]);
         (0..3).for_each(|_| beside.end_request());
         let proxy = admission.admit(None, BOUNDS).unwrap();
         assert_eq!([proxy.begin_request(), proxy.begin_request()], [0, 0]);
