@@ -25,6 +25,7 @@ mod chat;
 mod leases;
 mod models;
 mod ready;
+mod recent;
 mod record;
 mod work;
 mod workers;
