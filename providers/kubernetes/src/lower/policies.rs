@@ -8,6 +8,7 @@ use textnlp_net::network::Network as Addresses;
 use textnlp_provider::ResourceId;
 use textnlp_provider::cluster::{EgressRule, METADATA_SERVICES, Transport};
 use textnlp_provider::component::{DatabaseAddress, Network, Workload};
+use textnlp_provider::settings::Hosting;
 
 use super::adapter::ADAPTER;
 use super::database::POSTGRES;
@@ -99,9 +100,10 @@ impl Lowering<'_> {
         }
         let database = workload.stored.postgres.as_ref().and_then(|postgres| postgres.address.as_ref());
         let database = match database {
+            // Only a cloud knows the address of its database, and only pods read a secret one.
+            None if workload.stored.hosting == Some(Hosting::Managed) => vec![(Host::Any, POSTGRES_PORT)],
             None => Vec::new(),
             Some(DatabaseAddress::Url(url, _)) => hosts(url),
-            // Only pods read a secret address.
             Some(DatabaseAddress::Secret(_)) => vec![(Host::Any, POSTGRES_PORT)],
         };
         let outside = workload.outside.as_ref().filter(|_| self.is_carried());
