@@ -10,8 +10,9 @@ use textnlp_provider::{Component, Site};
 pub const CAPABILITIES: Capabilities = Capabilities {
     runtimes: &[Runtime::Kubernetes],
     supported: &[
-        Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+        Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
         Database(DatabaseKind::Postgres, Some(Hosting::External)),
+        Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
         Tls(TlsMode::LocalCa),
         Tls(TlsMode::Existing),
         Failover(Failover::Manual),
