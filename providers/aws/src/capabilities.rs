@@ -48,6 +48,10 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let part = match &component.part {
         ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
         ComponentSpec::Cluster(cluster) => ComponentSpec::Cluster(Cluster { gpu: None, ..cluster.clone() }),
+        // A database that AWS runs has backups of its own.
+        ComponentSpec::Backup(_) if site.cluster.as_ref().is_some_and(|cluster| cluster.postgres.is_none()) => {
+            return None;
+        }
         part => part.clone(),
     };
     let is_inside = matches!(part, ComponentSpec::Certificate(_));
