@@ -163,7 +163,7 @@ impl Resource for Cluster {
         let vpc = spec.vpc().set_subnet_ids(list(&spec.subnets)).set_security_group_ids(list(&spec.security_groups));
         let encryption = spec.key.as_ref().map(|key| {
             let provider = Provider::builder().key_arn(key).build();
-            vec![EncryptionConfig::builder().resources("secrets").provider(provider).build()]
+            vec![EncryptionConfig::builder().provider(provider).build()]
         });
         // Nobody is an administrator by having created it: access is by entries that can be seen and removed.
         let access = CreateAccessConfigRequest::builder()
