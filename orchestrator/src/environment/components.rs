@@ -70,6 +70,7 @@ pub fn places(environment: &Environment) -> Vec<SiteOrWitness> {
             tags: environment.tags.clone(),
             protect_data: environment.data == DataProtection::Protected,
             cluster: None,
+            subnets: Vec::new(),
         },
     });
     sites.chain(witness).collect()
@@ -101,6 +102,8 @@ fn name(name: &str) -> ComponentName {
 fn place(environment: &Environment, site: &SiteSettings) -> Site {
     let mut tags = environment.tags.clone();
     tags.extend(site.tags.clone());
+    let own = &site.existing.subnets;
+    let subnets = if own.is_empty() { &environment.network.subnets } else { own };
     Site {
         environment: environment.environment.clone(),
         name: site.name.clone(),
@@ -111,6 +114,8 @@ fn place(environment: &Environment, site: &SiteSettings) -> Site {
         tags,
         protect_data: environment.data == DataProtection::Protected,
         cluster: site.is_in_cluster().then(|| Box::new(cluster_site(environment, site))),
+        // Validation rejected invalid ids.
+        subnets: subnets.iter().filter_map(|id| CloudId::new(id).ok()).collect(),
     }
 }
 

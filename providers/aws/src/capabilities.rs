@@ -21,6 +21,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         State(Store::Folder),
         State(Store::S3),
         Backup(Store::Folder),
+        Optional(Setting::AddressRange),
         Optional(Setting::Autoscaling),
         Optional(Setting::Backup),
         Optional(Setting::BackupSize),
@@ -36,6 +37,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         Optional(Setting::NetworkPolicies),
         Optional(Setting::PrivateAuthority),
         Optional(Setting::Proxy),
+        Optional(Setting::Subnets),
         Optional(Setting::Tags),
     ],
 };

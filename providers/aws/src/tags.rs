@@ -17,6 +17,8 @@ pub(crate) const RESOURCE: &str = "textnlp-resource";
 pub(crate) const OPERATION: &str = "textnlp-operation";
 /// The version of the secret that an object has.
 pub(crate) const SECRET: &str = "textnlp-secret";
+/// Tells in a network which cluster's controllers create objects in it; the cluster's name follows. Kubernetes defines it.
+pub(crate) const CLUSTER: &str = "kubernetes.io/cluster/";
 /// What AWS's console shows.
 const NAME: &str = "Name";
 /// Tags of AWS's own services, which nobody else may change.

@@ -38,6 +38,8 @@ pub struct Site {
     pub protect_data: bool,
     /// Its cluster, if its programs run as pods.
     pub cluster: Option<Box<ClusterSite>>,
+    /// The existing subnets that its objects are created in, with an existing network.
+    pub subnets: Vec<CloudId>,
 }
 
 /// The content of a file that a setting names, read before the plan; an error says why it is not available.

@@ -29,6 +29,10 @@ impl Lowering<'_> {
             return;
         }
         let subnets = self.private_subnets(&cluster.network);
+        if subnets.len() < 2 {
+            let cause = "EKS needs private subnets in two zones at least";
+            self.problem("network.subnets", cause, "add the id of a subnet in another zone");
+        }
         let description = format!("Secrets of the cluster {name}");
         let key = self.cluster_key(&description);
         let control = self.role("role", "eks.amazonaws.com", &["AmazonEKSClusterPolicy"], cluster);
@@ -304,12 +308,4 @@ struct Machines<'a> {
     subnets: &'a [Value],
     role: &'a ResourceId,
     cluster: &'a ResourceId,
-}
-
-impl Lowering<'_> {
-    /// The ids of the private subnets of a network.
-    fn private_subnets(&self, network: &textnlp_provider::ComponentName) -> Vec<Value> {
-        let part = |zone: &str| ResourceId::part(&self.site.name, network, &format!("subnet-private-{zone}")).ok();
-        ["a", "b"].into_iter().filter_map(part).map(|subnet| output(&subnet, "id")).collect()
-    }
 }

@@ -2,10 +2,11 @@
 //!
 //! | component | resources |
 //! |---|---|
-//! | network | `SITE/network`: the VPC |
+//! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |
 
 mod cluster;
 mod network;
+mod zones;
 
 use serde::Serialize;
 use serde_json::{Value, json};

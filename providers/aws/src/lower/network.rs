@@ -1,16 +1,302 @@
-//! The network of a site.
+//! The network of a site: public and private subnets in two or three zones.
+//!
+//! A protected site has a NAT gateway in each zone, so that a zone that fails takes no other one along, and private endpoints of the
+//! services that its nodes call. A disposable one has a single NAT gateway, and reaches these services through it.
 
-use serde_json::json;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
 use textnlp_provider::component::Network;
+use textnlp_provider::{ComponentName, Ownership, ResourceId};
 
-use super::Lowering;
+use super::{Lowering, output, zones};
+use crate::names;
+use crate::tags::{CLUSTER, Tags};
 
 /// The range of a VPC where the environment states none.
 const CIDR: &str = "10.42.0.0/16";
+/// The letters of zones and existing subnets, in the names of parts.
+const LETTERS: [&str; 16] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"];
+/// The fewest zones: EKS, RDS and load balancers need them.
+const MIN_ZONES: usize = 2;
+/// Services that nodes call, as the names of endpoints have them.
+const SERVICES: [&str; 6] = ["ec2", "ecr.api", "ecr.dkr", "logs", "secretsmanager", "sts"];
+/// The port of all of these.
+const HTTPS: u16 = 443;
 
 impl Lowering<'_> {
     pub(super) fn network(&mut self, network: &Network) {
+        match &self.component.existing {
+            Some(_) => self.existing_network(network),
+            None => self.new_network(network),
+        }
+    }
+
+    /// Read, and never changed: see `preflight` for what is checked.
+    fn existing_network(&mut self, network: &Network) {
+        let subnets = self.site.subnets.clone();
+        if network.cidr.is_some() {
+            self.problem("cidr", "an existing network has its own address range", "remove `network.cidr`");
+        }
+        if !(MIN_ZONES..=LETTERS.len()).contains(&subnets.len()) {
+            let cause = format!(
+                "an existing network needs {MIN_ZONES} to {} private subnets, and {} are set",
+                LETTERS.len(),
+                subnets.len()
+            );
+            self.problem("subnets", cause, "list them in `sites[].existing.subnets`, in two zones or more");
+            return;
+        }
+        if let Some(vpc) = self.component.existing.clone() {
+            self.external("vpc", "aws.vpc", vpc);
+        }
+        for (letter, subnet) in LETTERS.iter().zip(subnets) {
+            self.external(&format!("subnet-private-{letter}"), "aws.subnet", subnet);
+        }
+    }
+
+    fn external(&mut self, part: &str, kind: &'static str, id: textnlp_provider::CloudId) {
+        if let Ok(resource) = ResourceId::part(&self.site.name, &self.component.name, part) {
+            self.push(resource, kind, &json!({}), Ownership::External(id));
+        }
+    }
+
+    fn new_network(&mut self, network: &Network) {
+        if !self.site.subnets.is_empty() {
+            let fix = "set `sites[].existing.network` to their VPC, or remove `subnets`";
+            self.problem("subnets", "existing subnets need their existing network", fix);
+        }
         let cidr = network.cidr.as_deref().unwrap_or(CIDR);
-        self.main("aws.vpc", &json!({ "cidr": cidr, "dns_hostnames": true }));
+        let (range, zones) = match (Range::private(cidr), zones::zones(&self.site.region)) {
+            (Ok(range), Some(zones)) => (range, zones),
+            (range, zones) => {
+                if let Err((cause, fix)) = range {
+                    self.problem("cidr", cause, fix);
+                }
+                if zones.is_none() {
+                    let cause = format!("the zones of the region `{}` are unknown", self.site.region);
+                    self.problem("region", cause, "set `sites[].existing.network` and `sites[].existing.subnets`");
+                }
+                return;
+            }
+        };
+        if !self.problems.is_empty() {
+            return;
+        }
+        let tags = |more: &[(&str, &str)]| {
+            let mut tags: Tags = more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            // What controllers of this cluster create inside is swept with the network.
+            tags.insert(format!("{CLUSTER}{}", names::cluster(self.site)), "shared".to_owned());
+            json!(tags)
+        };
+        let (elb, internal_elb) =
+            (tags(&[("kubernetes.io/role/elb", "1")]), tags(&[("kubernetes.io/role/internal-elb", "1")]));
+        let spec =
+            json!({ "cidr": range.to_string(), "dns_hostnames": true, "default_rules": false, "tags": tags(&[]) });
+        self.part("vpc", "aws.vpc", &spec);
+        let vpc = self.id_of("vpc");
+        self.part("internet-gateway", "aws.internet-gateway", &json!({ "vpc": vpc }));
+        let gateway = self.resource("internet-gateway");
+        for (n, (letter, zone)) in LETTERS.iter().zip(&zones).enumerate() {
+            let subnet = |cidr: Range, tags: &Value| json!({ "vpc": vpc, "cidr": cidr.to_string(), "zone": zone, "public_addresses": false, "tags": tags });
+            self.part(&format!("subnet-public-{letter}"), "aws.subnet", &subnet(range.public(n), &elb));
+            self.part(&format!("subnet-private-{letter}"), "aws.subnet", &subnet(range.private_part(n), &internal_elb));
+        }
+        let letters: Vec<&str> = LETTERS.iter().take(zones.len()).copied().collect();
+        let public: Vec<Value> = letters.iter().map(|letter| self.id_of(&format!("subnet-public-{letter}"))).collect();
+        let routes = json!([{ "to": "0.0.0.0/0", "via": self.id_of("internet-gateway") }]);
+        let spec = json!({ "vpc": vpc, "routes": routes, "subnets": public });
+        self.part("routes-public", "aws.route-table", &spec);
+        // The route needs the gateway to be attached, which its id does not tell.
+        self.after(gateway.clone());
+
+        let nats = if self.site.protect_data { &letters[..] } else { &letters[..1] };
+        for letter in nats {
+            self.part(&format!("address-{letter}"), "aws.elastic-ip", &json!({}));
+            let (subnet, address) = (format!("subnet-public-{letter}"), format!("address-{letter}"));
+            let spec = json!({ "subnet": self.id_of(&subnet), "address": self.id_of(&address) });
+            self.part(&format!("nat-{letter}"), "aws.nat-gateway", &spec);
+            self.after(gateway.clone());
+        }
+        let mut tables = vec![self.id_of("routes-public")];
+        for letter in &letters {
+            let nat = if nats.contains(letter) { *letter } else { nats.first().copied().unwrap_or(letter) };
+            let routes = json!([{ "to": "0.0.0.0/0", "via": self.id_of(&format!("nat-{nat}")) }]);
+            let subnets = [self.id_of(&format!("subnet-private-{letter}"))];
+            let spec = json!({ "vpc": vpc, "routes": routes, "subnets": subnets });
+            let part = format!("routes-private-{letter}");
+            self.part(&part, "aws.route-table", &spec);
+            tables.push(self.id_of(&part));
+        }
+        self.endpoints(&vpc, &range, tables);
+    }
+
+    /// Private ways to AWS's services. The one to S3 costs nothing.
+    fn endpoints(&mut self, vpc: &Value, range: &Range, tables: Vec<Value>) {
+        // Public buckets are read without credentials (packages, images of Kubernetes), so that no identity can be demanded.
+        let spec = json!({
+            "vpc": vpc, "service": self.service("s3"), "kind": "Gateway", "route_tables": tables, "subnets": [], "groups": [],
+            "private_dns": false, "policy": policy(""),
+        });
+        self.part("endpoint-s3", "aws.vpc-endpoint", &spec);
+        if !self.site.protect_data {
+            return;
+        }
+        let rule = json!({
+            "protocol": "tcp", "from": HTTPS, "to": HTTPS, "peer": range.to_string(), "description": "HTTPS from the VPC",
+        });
+        let spec = json!({
+            "vpc": vpc, "name": names::of(self.site, "endpoints", 255), "description": "Private endpoints of AWS services",
+            "ingress": [rule], "egress": [],
+        });
+        self.part("endpoints", "aws.security-group", &spec);
+        let subnets = self.private_subnets(&self.component.name.clone());
+        for service in SERVICES {
+            // Tokens of service accounts are exchanged without credentials.
+            let account = if service == "sts" { "" } else { self.site.account.as_str() };
+            let spec = json!({
+                "vpc": vpc, "service": self.service(service), "kind": "Interface", "route_tables": [], "subnets": subnets,
+                "groups": [self.id_of("endpoints")], "private_dns": true, "policy": policy(account),
+            });
+            self.part(&format!("endpoint-{}", service.replace('.', "-")), "aws.vpc-endpoint", &spec);
+        }
+    }
+
+    /// The name of a service for endpoints. China's partition has a prefix for all but S3.
+    fn service(&self, name: &str) -> String {
+        let prefix = if self.site.region.starts_with("cn-") && name != "s3" { "cn." } else { "" };
+        format!("{prefix}com.amazonaws.{}.{name}", self.site.region)
+    }
+
+    fn resource(&self, part: &str) -> Option<ResourceId> {
+        ResourceId::part(&self.site.name, &self.component.name, part).ok()
+    }
+
+    /// A reference to the id of a part of this component.
+    fn id_of(&self, part: &str) -> Value {
+        self.part_of(&self.component.name, part)
+    }
+
+    fn part_of(&self, component: &ComponentName, part: &str) -> Value {
+        let resource = ResourceId::part(&self.site.name, component, part);
+        resource.map_or(Value::Null, |resource| output(&resource, "id"))
+    }
+
+    /// A reference to the id of a network's VPC.
+    pub(super) fn vpc(&self, network: &ComponentName) -> Value {
+        self.part_of(network, "vpc")
+    }
+
+    /// References to the ids of a network's private subnets, in which nodes, databases and endpoints are.
+    pub(super) fn private_subnets(&self, network: &ComponentName) -> Vec<Value> {
+        let count = match self.site.subnets.len() {
+            0 => zones::zones(&self.site.region).map_or(0, |zones| zones.len()),
+            count => count,
+        };
+        let parts = LETTERS.iter().take(count).map(|letter| format!("subnet-private-{letter}"));
+        parts.map(|part| self.part_of(network, &part)).collect()
+    }
+}
+
+/// A policy that lets every call through: those of one account, if it is known.
+fn policy(account: &str) -> Value {
+    let mut statement = json!({ "Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*" });
+    if !account.is_empty() {
+        statement["Condition"] = json!({ "StringEquals": { "aws:PrincipalAccount": account } });
+    }
+    json!({ "Version": "2012-10-17", "Statement": [statement] })
+}
+
+/// An IPv4 range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Range {
+    first: u32,
+    bits: u32,
+}
+
+impl Range {
+    /// Reads the range of a VPC; an error is its cause and fix.
+    fn private(text: &str) -> Result<Self, (String, &'static str)> {
+        let fix = "write one such as `10.42.0.0/16`, from /16 to /24";
+        let range = || {
+            let (address, bits) = text.split_once('/')?;
+            Some(Self { first: u32::from(address.parse::<Ipv4Addr>().ok()?), bits: bits.parse().ok()? })
+        };
+        let shown: String = text.chars().take(40).collect();
+        let Some(range) = range().filter(|range| range.bits <= 32) else {
+            return Err((format!("`{shown}` is not an address range"), fix));
+        };
+        if !(16..=24).contains(&range.bits) {
+            return Err((format!("`{shown}` has the wrong size for a VPC with six subnets"), fix));
+        }
+        if range.first.trailing_zeros() < 32 - range.bits {
+            return Err((format!("`{shown}` has bits behind its prefix"), "write the first address of the range"));
+        }
+        // RFC 1918.
+        let private =
+            [(Ipv4Addr::new(10, 0, 0, 0), 8), (Ipv4Addr::new(172, 16, 0, 0), 12), (Ipv4Addr::new(192, 168, 0, 0), 16)];
+        let is_in = |(outer, bits): (Ipv4Addr, u32)| range.first >> (32 - bits) == u32::from(outer) >> (32 - bits);
+        if !private.into_iter().any(is_in) {
+            let fix = "use a range in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16 (RFC 1918)";
+            return Err((format!("`{shown}` has public addresses"), fix));
+        }
+        Ok(range)
+    }
+
+    /// The private subnet of a zone: an eighth of the range, in its first half, which holds four. Pods have addresses of their own.
+    fn private_part(self, zone: usize) -> Self {
+        self.part(self.bits + 3, zone)
+    }
+
+    /// The public subnet of a zone: a sixteenth, in the third quarter. The last quarter stays free.
+    fn public(self, zone: usize) -> Self {
+        self.part(self.bits + 4, 8 + zone)
+    }
+
+    fn part(self, bits: u32, place: usize) -> Self {
+        let place = u32::try_from(place).unwrap_or_default();
+        Self { first: self.first + (place << (32 - bits)), bits }
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.first), self.bits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Range;
+
+    #[test]
+    fn a_range_is_divided_without_overlaps() {
+        for (text, private, public) in [
+            ("10.42.0.0/16", ["10.42.0.0/19", "10.42.64.0/19"], ["10.42.128.0/20", "10.42.160.0/20"]),
+            ("192.168.7.0/24", ["192.168.7.0/27", "192.168.7.64/27"], ["192.168.7.128/28", "192.168.7.160/28"]),
+        ] {
+            let range = Range::private(text).unwrap();
+            assert_eq!([0, 2].map(|zone| range.private_part(zone).to_string()), private);
+            assert_eq!([0, 2].map(|zone| range.public(zone).to_string()), public);
+            let mut parts: Vec<Range> =
+                (0..4).flat_map(|zone| [range.private_part(zone), range.public(zone)]).collect();
+            parts.sort_by_key(|part| part.first);
+            let ends = |part: &Range| u64::from(part.first) + (1 << (32 - part.bits));
+            assert!(parts.windows(2).all(|pair| ends(&pair[0]) <= u64::from(pair[1].first)), "{parts:?}");
+            assert!(parts.last().is_some_and(|last| ends(last) <= ends(&range)));
+        }
+    }
+
+    #[test]
+    fn a_range_is_private_and_large_enough() {
+        for bad in
+            ["", "10.0.0.0", "10.0.0.0/8", "10.0.0.0/25", "10.0.1.0/16", "8.8.0.0/16", "172.32.0.0/16", "10.0.0.0/99"]
+        {
+            assert!(Range::private(bad).is_err(), "{bad}");
+        }
+        for good in ["10.0.0.0/16", "172.31.0.0/20", "192.168.255.0/24"] {
+            assert!(Range::private(good).is_ok(), "{good}");
+        }
     }
 }

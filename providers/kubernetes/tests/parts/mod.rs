@@ -153,6 +153,7 @@ pub fn site() -> Site {
         tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
         protect_data: true,
         cluster: None,
+        subnets: Vec::new(),
     }
 }
 

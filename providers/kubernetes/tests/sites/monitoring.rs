@@ -25,6 +25,7 @@ fn rules(monitoring: Monitoring) -> Value {
         tags: BTreeMap::new(),
         protect_data: true,
         cluster: Some(Box::new(fixture.cluster())),
+        subnets: Vec::new(),
     };
     let component =
         Component { name: "monitoring".parse().unwrap(), existing: None, part: ComponentSpec::Monitoring(monitoring) };

@@ -84,6 +84,7 @@ impl Machine {
             tags: BTreeMap::new(),
             protect_data: false,
             cluster: None,
+            subnets: Vec::new(),
         };
         let ports = Ports::ask(2);
         let program = Program { path: stand_in().into_string(), digest: format!("sha256:{}", sha256(&stand_in())) };

@@ -49,5 +49,6 @@ pub(crate) fn site() -> Site {
         tags: BTreeMap::new(),
         protect_data: true,
         cluster: None,
+        subnets: Vec::new(),
     }
 }

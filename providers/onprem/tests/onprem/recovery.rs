@@ -25,6 +25,7 @@ fn site(called: &str) -> Site {
         tags: BTreeMap::new(),
         protect_data: true,
         cluster: None,
+        subnets: Vec::new(),
     }
 }
 

@@ -3,7 +3,11 @@
 pub mod check;
 pub mod ec2;
 pub mod ecr;
+pub mod eks;
+pub mod elb;
+pub mod iam;
 pub mod kms;
+pub mod logs;
 pub mod model;
 pub mod protocol;
 pub mod s3;
@@ -25,8 +29,18 @@ use protocol::{Reply, Request};
 use signature::{Refusal, Signature, refusal_of};
 
 /// The services that are simulated.
-pub const SERVICES: &[&Service] =
-    &[&ec2::SERVICE, &ecr::SERVICE, &kms::SERVICE, &s3::SERVICE, &sts::SERVICE, &tagging::SERVICE];
+pub const SERVICES: &[&Service] = &[
+    &ec2::SERVICE,
+    &ecr::SERVICE,
+    &eks::SERVICE,
+    &elb::SERVICE,
+    &iam::SERVICE,
+    &kms::SERVICE,
+    &logs::SERVICE,
+    &s3::SERVICE,
+    &sts::SERVICE,
+    &tagging::SERVICE,
+];
 
 /// What all services share, and where it is known from.
 pub const LEDGER: &[Behaviour] = &[

@@ -19,7 +19,7 @@ use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Lineage, Result};
 
 use super::{FILTER_VALUES, SERVICE, named};
 use crate::api::Api;
-use crate::tags::{self, Tags};
+use crate::tags::{self, CLUSTER, Tags};
 
 /// The signing name of Elastic Load Balancing.
 const ELB: &str = "elasticloadbalancing";
@@ -27,9 +27,6 @@ const ELB: &str = "elasticloadbalancing";
 const TAGGED: usize = 20;
 /// How many objects in the way an error names.
 const NAMED: usize = 5;
-/// Key of a cluster's tag, before its name.
-pub(crate) const CLUSTER: &str = "kubernetes.io/cluster/";
-
 /// A subnet or VPC of ours.
 pub(super) struct Place {
     id: String,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::Ec2;
+use super::items::{arn_in, state, unknown};
 use crate::{Call, Fault, World, passes};
 
 /// Keys and values of a list of tags.
@@ -25,13 +25,14 @@ pub(super) fn pairs(tags: &[Value]) -> Result<Vec<(String, String)>, Fault> {
 
 /// The ARN of a resource by its id, if there is one.
 fn arn(world: &mut World, call: &Call, id: &str) -> Result<String, Fault> {
-    let state = world.state::<Ec2>(&call.scope());
-    let kind = match id.split('-').next() {
-        Some("vpc") if state.vpcs.contains_key(id) => "vpc",
-        Some("vpc") => return Err(super::vpc::not_found(id)),
-        _ => return Err(Fault::new("InvalidID", format!("The ID '{id}' is not valid"))),
-    };
-    Ok(call.arn(&format!("{kind}/{id}")))
+    let found = state(world, call).get(id).map(|item| item.collection);
+    let collection = found.ok_or_else(|| {
+        match super::COLLECTIONS.iter().find(|one| id.starts_with(&format!("{}-", one.prefix))) {
+            Some(collection) => unknown(collection, id),
+            None => Fault::new("InvalidID", format!("The ID '{id}' is not valid")),
+        }
+    })?;
+    Ok(arn_in(&call.scope(), collection, id))
 }
 
 pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {

@@ -44,7 +44,10 @@ impl Entry {
 
     pub(super) fn administrator(call: &Call, cluster: &str) -> Self {
         let policy = "arn:aws:eks::aws:cluster-access-policy/AmazonEKSClusterAdminPolicy".to_owned();
-        Self { policies: BTreeMap::from([(policy, Vec::new())]), ..Self::new(call, cluster, &call.identity, "STANDARD") }
+        Self {
+            policies: BTreeMap::from([(policy, Vec::new())]),
+            ..Self::new(call, cluster, &call.identity, "STANDARD")
+        }
     }
 
     pub(super) fn of_nodes(call: &Call, cluster: &str, role: &str) -> Self {
@@ -67,8 +70,10 @@ fn entry<'a>(world: &'a mut World, call: &Call) -> Result<&'a mut Entry, Fault> 
     let principal = call.text("principalArn");
     let entries = &mut cluster(world, call, "clusterName")?.entries;
     entries.get_mut(principal).ok_or_else(|| {
-        not_found(format!("The specified principalArn could not be found. You can view your available access entries with \
-                           'ListAccessEntries': {principal}"))
+        not_found(format!(
+            "The specified principalArn could not be found. You can view your available access entries with \
+                           'ListAccessEntries': {principal}"
+        ))
     })
 }
 
@@ -93,7 +98,8 @@ pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         if open(world, call)?.entries.contains_key(&principal) {
             return Err(in_use("The specified access entry resource is already in use on this cluster."));
         }
-        let is_seen = world.find::<Iam>(&call.global()).is_some_and(|iam| iam.seen_role(&principal, call.now).is_some());
+        let is_seen =
+            world.find::<Iam>(&call.global()).is_some_and(|iam| iam.seen_role(&principal, call.now).is_some());
         if !principal.contains(":user/") && !is_seen {
             return Err(invalid("The specified principalArn is invalid: invalid principal"));
         }
@@ -157,7 +163,10 @@ pub(super) fn associate(world: &mut World, call: &Call) -> Result<Value, Fault> 
     }
     let entry = entry(world, call)?;
     if entry.kind != "STANDARD" {
-        return Err(Fault::new("InvalidRequestException", "Access policies can be associated with STANDARD entries only"));
+        return Err(Fault::new(
+            "InvalidRequestException",
+            "Access policies can be associated with STANDARD entries only",
+        ));
     }
     let answer = associated(&arn, &namespaces, call.now);
     entry.policies.insert(arn, namespaces);

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    Change, Cluster, Eks, active, bad_token, cluster, eks, in_use, invalid, mismatch, new_tags, not_found, start, tag_map,
+    Change, Cluster, Eks, active, bad_token, cluster, eks, in_use, invalid, mismatch, new_tags, not_found, start,
+    tag_map,
 };
 use crate::{Call, Fault, Stages, World, timestamp};
 
@@ -15,7 +16,12 @@ pub const VERSIONS: &[(&str, &str, &[&str], &[&str])] = &[
     ("aws-ebs-csi-driver", "v1.50.1-eksbuild.1", &["1.32", "1.33", "1.34", "1.35"], &["1.32", "1.33", "1.34", "1.35"]),
     ("coredns", "v1.11.4-eksbuild.24", &["1.32", "1.33"], &["1.32"]),
     ("coredns", "v1.12.4-eksbuild.1", &["1.33", "1.34", "1.35"], &["1.33", "1.34", "1.35"]),
-    ("eks-pod-identity-agent", "v1.3.9-eksbuild.3", &["1.32", "1.33", "1.34", "1.35"], &["1.32", "1.33", "1.34", "1.35"]),
+    (
+        "eks-pod-identity-agent",
+        "v1.3.9-eksbuild.3",
+        &["1.32", "1.33", "1.34", "1.35"],
+        &["1.32", "1.33", "1.34", "1.35"],
+    ),
     ("kube-proxy", "v1.32.9-eksbuild.2", &["1.32"], &["1.32"]),
     ("kube-proxy", "v1.33.5-eksbuild.2", &["1.33"], &["1.33"]),
     ("kube-proxy", "v1.34.1-eksbuild.2", &["1.34"], &["1.34"]),
@@ -55,7 +61,11 @@ impl Addon {
     fn status(&self, name: &str, cluster: &Cluster, now: Timestamp) -> &'static str {
         match self.state.at(now) {
             "ACTIVE" if DEPLOYMENTS.contains(&name) && !cluster.has_nodes(now) => {
-                if now < self.patience { "CREATING" } else { "DEGRADED" }
+                if now < self.patience {
+                    "CREATING"
+                } else {
+                    "DEGRADED"
+                }
             }
             state => state,
         }
@@ -67,8 +77,11 @@ fn answer(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let (cluster_name, name) = (call.text("clusterName"), call.text("addonName"));
     let status = addon.status(name, cluster(world, call, "clusterName")?, call.now);
     let issue = match (status, &addon.issue) {
-        ("DEGRADED", _) => Some(("InsufficientNumberOfReplicas", "The add-on is unhealthy because it doesn't have the desired \
-                                                                 number of replicas.")),
+        ("DEGRADED", _) => Some((
+            "InsufficientNumberOfReplicas",
+            "The add-on is unhealthy because it doesn't have the desired \
+                                                                 number of replicas.",
+        )),
         ("CREATE_FAILED" | "DELETE_FAILED", Some((code, message))) => Some((code.as_str(), message.as_str())),
         _ => None,
     };
@@ -102,7 +115,9 @@ fn version(call: &Call, kubernetes: &str) -> Result<Option<String>, Fault> {
             };
             let found = VERSIONS.iter().find(is_known);
             found.map(|(_, version, ..)| Some((*version).to_owned())).ok_or_else(|| {
-                invalid(format!("Addon version specified is not supported: {name} {wanted} with Kubernetes {kubernetes}"))
+                invalid(format!(
+                    "Addon version specified is not supported: {name} {wanted} with Kubernetes {kubernetes}"
+                ))
             })
         }
     }
@@ -177,7 +192,8 @@ pub(super) fn versions(_: &mut World, call: &Call) -> Result<Value, Fault> {
                     versions.push(version);
                 }
             }
-            None => addons.push(json!({ "addonName": name, "addonVersions": [version], "publisher": "eks", "owner": "aws" })),
+            None => addons
+                .push(json!({ "addonName": name, "addonVersions": [version], "publisher": "eks", "owner": "aws" })),
         }
     }
     call.page("addons", addons, bad_token())

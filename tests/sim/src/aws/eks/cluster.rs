@@ -270,8 +270,7 @@ pub(super) fn update_version(world: &mut World, call: &Call) -> Result<Value, Fa
     let takes = 20 * MINUTE;
     set_updating(cluster, call, takes);
     let params = vec![("Version", version.clone())];
-    let change =
-        Change { cluster: call.text("name").to_owned(), part: None, kind: "VersionUpdate", params, takes };
+    let change = Change { cluster: call.text("name").to_owned(), part: None, kind: "VersionUpdate", params, takes };
     Ok(start(world, call, change, move |cluster| cluster.version = version))
 }
 
@@ -281,7 +280,10 @@ pub(super) fn update_config(world: &mut World, call: &Call) -> Result<Value, Fau
     let has = |member: &str| vpc.get(member).is_some();
     let kinds: Vec<&'static str> = [
         (call.input.get("logging").is_some(), "LoggingUpdate"),
-        (has("endpointPrivateAccess") || has("endpointPublicAccess") || has("publicAccessCidrs"), "EndpointAccessUpdate"),
+        (
+            has("endpointPrivateAccess") || has("endpointPublicAccess") || has("publicAccessCidrs"),
+            "EndpointAccessUpdate",
+        ),
         (has("subnetIds") || has("securityGroupIds"), "VpcConfigUpdate"),
         (call.input.get("accessConfig").is_some(), "AccessConfigUpdate"),
         (call.input.get("upgradePolicy").is_some(), "UpgradePolicyUpdate"),
@@ -310,10 +312,8 @@ pub(super) fn update_config(world: &mut World, call: &Call) -> Result<Value, Fau
     let mut on = cluster.logs.clone();
     logs(&call.input["logging"], &mut on);
     let flag = |member: &str, old: bool| vpc[member].as_bool().unwrap_or(old);
-    let (private, public) = (
-        flag("endpointPrivateAccess", cluster.private),
-        flag("endpointPublicAccess", cluster.public),
-    );
+    let (private, public) =
+        (flag("endpointPrivateAccess", cluster.private), flag("endpointPublicAccess", cluster.public));
     if !private && !public {
         return Err(invalid("Private and public endpoint access cannot be false"));
     }

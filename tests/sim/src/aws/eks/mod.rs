@@ -16,6 +16,7 @@ pub use addon::{Addon, VERSIONS as ADDON_VERSIONS};
 pub use cluster::Cluster;
 pub use node_group::NodeGroup;
 
+use crate::aws::ec2::Ec2;
 use crate::aws::iam::{Iam, Role, trusts};
 use crate::{Behaviour, Call, Fault, Quota, Service, Source, Stages, World, timestamp};
 
@@ -154,8 +155,6 @@ pub struct Eks {
     /// What fails, once, and with which code and message: `("create", "gpu")`, `("update", …)`, `("delete", …)` of a node group, an
     /// add-on or a cluster by its name.
     pub failures: BTreeMap<(&'static str, String), (String, String)>,
-    /// The VPC and the zone of subnets.
-    pub subnets: BTreeMap<String, (String, String)>,
     updates: BTreeMap<String, Update>,
 }
 
@@ -244,7 +243,8 @@ fn role<'a>(world: &'a World, call: &Call, arn: &str, service: &str, actions: &[
 }
 
 fn subnet(world: &World, call: &Call, id: &str) -> Option<(String, String)> {
-    world.find::<Eks>(&call.scope())?.subnets.get(id).cloned()
+    let subnet = &world.find::<Ec2>(&call.scope())?.get(id)?.value;
+    Some((subnet["VpcId"].as_str()?.to_owned(), subnet["AvailabilityZone"].as_str()?.to_owned()))
 }
 
 /// The zones of subnets, and their VPC.
@@ -315,12 +315,7 @@ struct Change {
 }
 
 /// Starts a change: `done` is called at its end unless it fails. Gives the answer.
-fn start(
-    world: &mut World,
-    call: &Call,
-    change: Change,
-    done: impl FnOnce(&mut Cluster) + Send + 'static,
-) -> Value {
+fn start(world: &mut World, call: &Call, change: Change, done: impl FnOnce(&mut Cluster) + Send + 'static) -> Value {
     let Change { cluster, part, kind, params, takes } = change;
     let subject = part.clone().unwrap_or_else(|| cluster.clone());
     let state = eks(world, call);

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::access::Entry;
 use super::{
-    Change, Cluster, Eks, KUBERNETES, NODE_GROUPS, active, bad_token, cluster, eks, in_use, invalid, mismatch, new_tags,
-    not_found, role, start, tag_map, texts, zones,
+    Change, Cluster, Eks, KUBERNETES, NODE_GROUPS, active, bad_token, cluster, eks, in_use, invalid, mismatch,
+    new_tags, not_found, role, start, tag_map, texts, zones,
 };
 use crate::aws::iam::Iam;
 use crate::{Call, Fault, Market, Quota, Scope, Stages, World, timestamp};
@@ -260,7 +260,8 @@ fn launch(
     market: Market,
     count: u64,
 ) -> Result<(String, String, Market, u64), (String, String)> {
-    let issue = |words: &str| ("AsgInstanceLaunchFailures".to_owned(), format!("{words} Launching EC2 instance failed."));
+    let issue =
+        |words: &str| ("AsgInstanceLaunchFailures".to_owned(), format!("{words} Launching EC2 instance failed."));
     let mut over = None;
     for name in types {
         let Some((vcpus, on_demand, spot)) = machine(name) else { continue };
@@ -283,9 +284,9 @@ fn launch(
              limit of {limit} allows for the instance bucket that the specified instance type belongs to. Please visit \
              http://aws.amazon.com/contact-us/ec2-request to request an adjustment to this limit."
         )),
-        (Market::Spot, Some(_)) => issue(
-            "Could not launch Spot Instances. MaxSpotInstanceCountExceeded - Max spot instance count exceeded.",
-        ),
+        (Market::Spot, Some(_)) => {
+            issue("Could not launch Spot Instances. MaxSpotInstanceCountExceeded - Max spot instance count exceeded.")
+        }
         (Market::OnDemand, None) => issue(&format!(
             "Could not launch On-Demand Instances. InsufficientInstanceCapacity - We currently do not have sufficient {} capacity \
              in the Availability Zone you requested ({}). Our system will be working on provisioning additional capacity.",
@@ -376,7 +377,10 @@ pub(super) fn update_version(world: &mut World, call: &Call) -> Result<Value, Fa
     let version = call.str("version").unwrap_or(&kubernetes).to_owned();
     check_version(&version, &kubernetes)?;
     if version < group.version {
-        return Err(invalid(format!("Requested Nodegroup version {version} is lower than its version {}", group.version)));
+        return Err(invalid(format!(
+            "Requested Nodegroup version {version} is lower than its version {}",
+            group.version
+        )));
     }
     let template = call.input.get("launchTemplate").cloned().or_else(|| group.template.clone());
     if template.is_some() != group.template.is_some() {

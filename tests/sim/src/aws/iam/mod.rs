@@ -191,7 +191,10 @@ fn new_tags(call: &Call) -> Result<Vec<(String, String)>, Fault> {
     let tags: Vec<(String, String)> = pairs(call);
     let keys: BTreeSet<String> = tags.iter().map(|(key, _)| key.to_lowercase()).collect();
     if keys.len() < tags.len() {
-        return Err(Fault::new("InvalidInput", "Duplicate tag keys found. Please note that Tag keys are case insensitive."));
+        return Err(Fault::new(
+            "InvalidInput",
+            "Duplicate tag keys found. Please note that Tag keys are case insensitive.",
+        ));
     }
     if keys.iter().any(|key| key.starts_with("aws:")) {
         return Err(Fault::new("InvalidInput", "Tag keys that start with aws: are reserved."));

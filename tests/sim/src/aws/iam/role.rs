@@ -172,9 +172,10 @@ pub(super) fn detach(world: &mut World, call: &Call) -> Result<Value, Fault> {
 }
 
 pub(super) fn attached(world: &mut World, call: &Call) -> Result<Value, Fault> {
-    let managed = role(world, call)?.managed.iter().map(|policy| {
-        json!({ "PolicyName": policy.rsplit('/').next(), "PolicyArn": policy })
-    });
+    let managed = role(world, call)?
+        .managed
+        .iter()
+        .map(|policy| json!({ "PolicyName": policy.rsplit('/').next(), "PolicyArn": policy }));
     let managed = managed.collect();
     page(call, "AttachedPolicies", managed)
 }

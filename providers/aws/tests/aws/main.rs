@@ -1,0 +1,156 @@
+//! The provider against a simulated AWS: conformance of each kind, and what goes wrong.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod network;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use textnlp_aws::{Access, Aws};
+use textnlp_provider::component::Site;
+use textnlp_provider::conformance::TestBed;
+use textnlp_provider::settings::Runtime;
+use textnlp_provider::{
+    Error, ErrorKind, KindName, Lineage, Need, Ownership, Recorded, ResourceId, Result, Secret, SecretName, SecretRef,
+    SecretStore, SecretVersion, Spec, Wanted,
+};
+use textnlp_sim::{Options, Simulator, Timing};
+
+/// The region of all tests.
+pub(crate) const REGION: &str = "eu-west-1";
+/// The account of the simulator.
+pub(crate) const ACCOUNT: &str = "123456789012";
+
+/// A simulated AWS and the provider of its account.
+pub(crate) struct Bench {
+    pub(crate) simulator: Simulator,
+    pub(crate) provider: Aws,
+}
+
+impl Bench {
+    /// New objects appear in lists at the next request.
+    pub(crate) fn new() -> Self {
+        Self::consistent_after(Duration::from_secs(4))
+    }
+
+    /// New objects and tags appear in lists so much later; each request takes five seconds of the simulator's time.
+    pub(crate) fn consistent_after(consistency: Duration) -> Self {
+        let timing = Timing { consistency, ..Timing::default() };
+        Self::of(Simulator::start(Options { timing, ..Options::default() }), [])
+    }
+
+    /// With the values of secrets.
+    pub(crate) fn of(simulator: Simulator, secrets: impl IntoIterator<Item = (SecretRef, &'static str)>) -> Self {
+        let credentials =
+            aws_credential_types::Credentials::new(Simulator::ACCESS_KEY, Simulator::SECRET_KEY, None, None, "test");
+        let access = Access {
+            region: REGION.to_owned(),
+            role: None,
+            simulator: Some(textnlp_aws::Simulator { url: simulator.url(), credentials }),
+        };
+        let secrets = secrets.into_iter().collect();
+        let provider = Aws::new(access, Arc::new(Secrets(secrets))).polling_every(Duration::ZERO);
+        Self { simulator, provider }
+    }
+
+    /// The conformance tests; one for each test, because it numbers operations.
+    pub(crate) fn bed(&self) -> TestBed<'_> {
+        TestBed::new(&self.provider, "staging".parse().unwrap(), "here".parse().unwrap(), lineage())
+    }
+
+    /// How many requests of an operation succeeded.
+    pub(crate) fn calls(&self, operation: &str) -> usize {
+        let is_one =
+            |one: &&textnlp_sim::Exchange| one.operation == operation && one.outcome == textnlp_sim::Outcome::Succeeded;
+        self.simulator.requests().iter().filter(is_one).count()
+    }
+
+    /// Where the simulator holds the objects of the region.
+    pub(crate) fn scope() -> textnlp_sim::Scope {
+        textnlp_sim::Scope::new(ACCOUNT, REGION)
+    }
+}
+
+/// The lineage of all tests.
+pub(crate) fn lineage() -> Lineage {
+    "00000000-0000-4000-8000-000000007e57".parse().unwrap()
+}
+
+/// The site of all tests.
+pub(crate) fn site() -> Site {
+    Site {
+        environment: "staging".parse().unwrap(),
+        name: "here".parse().unwrap(),
+        account: ACCOUNT.to_owned(),
+        region: REGION.to_owned(),
+        runtime: Runtime::Kubernetes,
+        role: None,
+        tags: BTreeMap::from([("team".to_owned(), "nlp".to_owned())]),
+        protect_data: true,
+        cluster: None,
+        subnets: Vec::new(),
+    }
+}
+
+/// A wanted resource of the site, without references.
+pub(crate) fn wanted(id: &str, kind: &str, spec: &Value) -> Wanted {
+    Wanted {
+        id: ResourceId::new(id).unwrap(),
+        kind: KindName::new(kind).unwrap(),
+        site: "here".parse().unwrap(),
+        via: None,
+        spec: Spec::of(spec),
+        needs: Vec::<Need>::new(),
+        ownership: Ownership::Ours,
+        protected: false,
+    }
+}
+
+/// An output of a resource that a test created.
+pub(crate) fn output(recorded: &Recorded, name: &str) -> String {
+    recorded.outputs[name].as_str().unwrap().to_owned()
+}
+
+/// Runs a test; a violated rule fails it with its sentence.
+pub(crate) fn run(test: impl Future<Output = Result<(), textnlp_provider::conformance::Violation>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    if let Err(violation) = runtime.block_on(test) {
+        panic!("{violation}");
+    }
+}
+
+/// Secrets that are there from the start.
+struct Secrets(BTreeMap<SecretRef, &'static str>);
+
+#[async_trait]
+impl SecretStore for Secrets {
+    async fn put(&self, name: &SecretName, _version: &SecretVersion, _value: &Secret) -> Result<()> {
+        Err(Error::new(ErrorKind::Denied, "store", name.to_string()))
+    }
+
+    async fn get(&self, secret: &SecretRef) -> Result<Secret> {
+        let found = self.0.get(secret).map(|text| Secret::new((*text).to_owned()));
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, "read", secret.name.to_string()))
+    }
+
+    async fn versions(&self, _name: &SecretName) -> Result<Vec<SecretVersion>> {
+        Ok(Vec::new())
+    }
+
+    async fn list(&self, _prefix: &str) -> Result<Vec<SecretName>> {
+        Ok(Vec::new())
+    }
+
+    async fn delete(&self, name: &SecretName) -> Result<()> {
+        Err(Error::new(ErrorKind::Denied, "delete", name.to_string()))
+    }
+}
+
+#[test]
+fn kinds_are_declared_well() {
+    let bench = Bench::new();
+    textnlp_provider::conformance::well_formed(&bench.provider).unwrap();
+}

@@ -1,0 +1,238 @@
+//! Elastic Load Balancing: what controllers in clusters create, and how it ends.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::ec2::{self, interfaces};
+use crate::{Behaviour, Call, Fault, Scope, Service, Source, Stages, World};
+
+/// The service.
+pub const SERVICE: Service = Service {
+    name: "elasticloadbalancing",
+    model: "elbv2",
+    operations: &[
+        ("DeleteLoadBalancer", delete_balancer),
+        ("DeleteTargetGroup", delete_group),
+        ("DescribeLoadBalancers", describe_balancers),
+        ("DescribeTags", describe_tags),
+        ("DescribeTargetGroups", describe_groups),
+    ],
+    quotas: &[],
+    ledger: &[
+        row(
+            "deleting a load balancer that does not exist succeeds",
+            Source::Documentation(
+                "https://docs.aws.amazon.com/elasticloadbalancing/latest/APIReference/API_DeleteLoadBalancer.html",
+            ),
+        ),
+        row(
+            "a target group of a load balancer is not deleted: ResourceInUse",
+            Source::Documentation(
+                "https://docs.aws.amazon.com/elasticloadbalancing/latest/APIReference/API_DeleteTargetGroup.html",
+            ),
+        ),
+        row(
+            "the network interfaces of a load balancer end after it",
+            Source::Documentation(
+                "https://docs.aws.amazon.com/elasticloadbalancing/latest/network/load-balancer-delete.html",
+            ),
+        ),
+        row("they end three minutes after it", Source::Assumed),
+    ],
+};
+
+const fn row(what: &'static str, source: Source) -> Behaviour {
+    Behaviour { service: "elasticloadbalancing", what, source }
+}
+
+/// What the service holds in a region, by ARN.
+#[derive(Debug, Default)]
+pub struct Elb {
+    /// Load balancers as descriptions show them.
+    pub balancers: BTreeMap<String, Value>,
+    /// Target groups as descriptions show them.
+    pub groups: BTreeMap<String, Value>,
+}
+
+const UNKNOWN_BALANCER: (&str, &str) = ("LoadBalancerNotFound", "One or more load balancers not found");
+const UNKNOWN_GROUP: (&str, &str) = ("TargetGroupNotFound", "One or more target groups not found");
+
+fn describe(
+    call: &Call,
+    all: &BTreeMap<String, Value>,
+    ids: &str,
+    list: &str,
+    unknown: (&str, &str),
+) -> Result<Value, Fault> {
+    let ids = call.texts(ids);
+    if ids.iter().any(|id| !all.contains_key(*id)) {
+        return Err(Fault::new(unknown.0, unknown.1));
+    }
+    let is_meant = |arn: &str| ids.is_empty() || ids.contains(&arn);
+    let found = all.iter().filter(|(arn, _)| is_meant(arn)).map(|(_, value)| value.clone()).collect();
+    call.page(list, found, Fault::new("ValidationError", "The marker is invalid"))
+}
+
+fn describe_balancers(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let state = world.state::<Elb>(&call.scope());
+    describe(call, &state.balancers, "LoadBalancerArns", "LoadBalancers", UNKNOWN_BALANCER)
+}
+
+fn describe_groups(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let state = world.state::<Elb>(&call.scope());
+    describe(call, &state.groups, "TargetGroupArns", "TargetGroups", UNKNOWN_GROUP)
+}
+
+fn describe_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let mut found = Vec::new();
+    for arn in call.texts("ResourceArns") {
+        let state = world.state::<Elb>(&call.scope());
+        let unknown = if arn.contains(":targetgroup/") { UNKNOWN_GROUP } else { UNKNOWN_BALANCER };
+        if !state.balancers.contains_key(arn) && !state.groups.contains_key(arn) {
+            return Err(Fault::new(unknown.0, unknown.1));
+        }
+        let tags = world.tags.of(arn);
+        let tags: Vec<Value> = tags.iter().map(|(key, value)| json!({ "Key": key, "Value": value })).collect();
+        found.push(json!({ "ResourceArn": arn, "Tags": tags }));
+    }
+    Ok(json!({ "TagDescriptions": found }))
+}
+
+fn delete_balancer(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let arn = call.text("LoadBalancerArn").to_owned();
+    if world.state::<Elb>(&call.scope()).balancers.remove(&arn).is_none() {
+        return Ok(json!({}));
+    }
+    world.tags.forget(&arn);
+    let (scope, description) = (call.scope(), interface_of(&arn));
+    for group in world.state::<Elb>(&scope).groups.values_mut() {
+        group["LoadBalancerArns"].as_array_mut().into_iter().for_each(|all| all.retain(|one| *one != *arn));
+    }
+    world.defer(call.due(Duration::from_secs(180)), move |world| {
+        let known = world.state::<ec2::Ec2>(&scope).all(&ec2::INTERFACE);
+        let its: Vec<String> =
+            known.filter(|(_, item)| item.value["Description"] == *description).map(|(id, _)| id.to_owned()).collect();
+        its.iter().for_each(|id| interfaces::detach(world, &scope, id));
+    });
+    Ok(json!({}))
+}
+
+fn delete_group(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let arn = call.text("TargetGroupArn");
+    let state = world.state::<Elb>(&call.scope());
+    let Some(group) = state.groups.get(arn) else { return Err(Fault::new(UNKNOWN_GROUP.0, UNKNOWN_GROUP.1)) };
+    if group["LoadBalancerArns"].as_array().is_some_and(|all| !all.is_empty()) {
+        let message = format!("Target group '{arn}' is currently in use by a listener or a rule");
+        return Err(Fault::new("ResourceInUse", message));
+    }
+    state.groups.remove(arn);
+    world.tags.forget(arn);
+    Ok(json!({}))
+}
+
+/// `ELB net/NAME/ID`, as the interfaces of a load balancer are described.
+fn interface_of(arn: &str) -> String {
+    format!("ELB {}", arn.split_once(":loadbalancer/").map_or(arn, |(_, name)| name))
+}
+
+/// What the controllers of a cluster created in a network and did not remove.
+#[derive(Debug)]
+pub struct Leftovers {
+    /// A network load balancer with an interface in each subnet.
+    pub balancer: String,
+    /// Its target group.
+    pub target_group: String,
+    /// Its security group, to which a rule of the cluster's own group refers.
+    pub group: String,
+    /// The security group of the cluster.
+    pub cluster_group: String,
+    /// An interface that no pod uses.
+    pub interface: String,
+}
+
+/// Creates in a VPC what the controllers of a cluster leave behind if it is deleted before its services are.
+pub fn leave_behind(world: &mut World, scope: &Scope, cluster: &str, vpc: &str, subnets: &[String]) -> Leftovers {
+    let (random, now) = (world.random.clone(), world.now());
+    let mut id = |prefix: &str| format!("{prefix}-0{}", random.hex(16));
+    let (group, cluster_group, interface) = (id("sg"), id("sg"), id("eni"));
+    let owned = format!("kubernetes.io/cluster/{cluster}");
+    let tags =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let rule = json!({
+        "FromPort": 443, "ToPort": 443, "IpProtocol": "tcp", "IpRanges": [], "Ipv6Ranges": [], "PrefixListIds": [],
+        "UserIdGroupPairs": [{ "Description": "elbv2.k8s.aws/targetGroupBinding=shared", "GroupId": group, "UserId": scope.account }],
+    });
+    let value = |name: String, ingress: Value| {
+        json!({
+            "Description": name, "GroupName": name, "IpPermissions": ingress, "IpPermissionsEgress": [],
+            "OwnerId": scope.account, "VpcId": vpc,
+        })
+    };
+    let settled = || Stages::settled("");
+    let place = |world: &mut World, id: &str, value: Value, tags: Vec<(String, String)>| {
+        ec2::place(world, scope, (id, &ec2::GROUP), value, settled(), (tags, now));
+        world.uses.add(id, vpc);
+    };
+    let of_controller = tags(&[("elbv2.k8s.aws/cluster", cluster), ("elbv2.k8s.aws/resource", "backend-sg")]);
+    place(world, &group, value(format!("k8s-traffic-{cluster}"), json!([])), of_controller);
+    let of_cluster = tags(&[(owned.as_str(), "owned")]);
+    place(world, &cluster_group, value(format!("eks-cluster-sg-{cluster}"), json!([rule])), of_cluster);
+
+    let arn = |kind: &str, name: &str| {
+        format!("arn:aws:elasticloadbalancing:{}:{}:{kind}/{name}/{}", scope.region, scope.account, random.hex(16))
+    };
+    let balancer = arn("loadbalancer/net", "k8s-textnlp");
+    let target_group = arn("targetgroup", "k8s-textnlp");
+    let zones: Vec<Value> = subnets
+        .iter()
+        .map(|subnet| {
+            let zone = world
+                .find::<ec2::Ec2>(scope)
+                .and_then(|state| state.get(subnet))
+                .map(|item| item.value["AvailabilityZone"].clone());
+            json!({ "SubnetId": subnet, "ZoneName": zone })
+        })
+        .collect();
+    let state = world.state::<Elb>(scope);
+    state.balancers.insert(balancer.clone(), json!({
+        "AvailabilityZones": zones, "LoadBalancerArn": balancer, "LoadBalancerName": "k8s-textnlp",
+        "Scheme": "internet-facing", "SecurityGroups": [group], "State": { "Code": "active" }, "Type": "network", "VpcId": vpc,
+    }));
+    state.groups.insert(
+        target_group.clone(),
+        json!({
+            "LoadBalancerArns": [balancer], "Port": 8443, "Protocol": "TCP", "TargetGroupArn": target_group,
+            "TargetGroupName": "k8s-textnlp", "TargetType": "ip", "VpcId": vpc,
+        }),
+    );
+    for arn in [&balancer, &target_group] {
+        world.tags.set(arn, tags(&[("elbv2.k8s.aws/cluster", cluster)]), now);
+    }
+    let (groups, description) = ([group.clone()], interface_of(&balancer));
+    for subnet in subnets {
+        let new = interfaces::New {
+            subnet,
+            groups: &groups,
+            description: &description,
+            kind: "network_load_balancer",
+            public_address: Some("203.0.113.1"),
+        };
+        interfaces::place(world, scope, &id("eni"), &new, "in-use", Vec::new());
+    }
+    if let Some(subnet) = subnets.first() {
+        let groups = [cluster_group.clone()];
+        let new = interfaces::New {
+            subnet,
+            groups: &groups,
+            description: "aws-K8S-i-0",
+            kind: "interface",
+            public_address: None,
+        };
+        let of_cni =
+            tags(&[("cluster.k8s.amazonaws.com/name", cluster), ("node.k8s.amazonaws.com/instance_id", "i-0")]);
+        interfaces::place(world, scope, &interface, &new, "available", of_cni);
+    }
+    Leftovers { balancer, target_group, group, cluster_group, interface }
+}
