@@ -1,6 +1,8 @@
 //! The provider against a simulated AWS: conformance of each kind, and what goes wrong.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod eks;
+mod iam;
 mod network;
 
 use std::collections::BTreeMap;

@@ -56,7 +56,7 @@ fn with(wanted: &Wanted, field: &str, value: Value) -> Spec {
     Spec::of(&spec)
 }
 
-fn operation(verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>, number: u64) -> Operation {
+pub(crate) fn operation(verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>, number: u64) -> Operation {
     let id = OperationId(number);
     Operation {
         id,
@@ -76,7 +76,7 @@ fn operation(verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>, number: u
 }
 
 /// Runs an operation to its end, at most so many steps.
-async fn finish(bench: &Bench, op: &Operation) -> Result<Object, textnlp_provider::Error> {
+pub(crate) async fn finish(bench: &Bench, op: &Operation) -> Result<Object, textnlp_provider::Error> {
     let mut handle = None;
     for _ in 0..400 {
         let answer = match &handle {

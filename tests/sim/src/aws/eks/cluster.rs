@@ -15,6 +15,8 @@ use super::{
     CLUSTERS, Change, DEFAULT_KUBERNETES, Eks, KUBERNETES, active, bad_token, cluster, eks, in_use, invalid, mismatch,
     new_tags, role, start, tag_map, texts, zones,
 };
+use crate::aws::ec2::interfaces::{New, attach, detach};
+use crate::aws::ec2::{GROUP, place};
 use crate::{Call, Fault, Stages, World, timestamp};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -53,6 +55,7 @@ pub struct Cluster {
     logs: BTreeSet<String>,
     support: String,
     protected: bool,
+    interfaces: Vec<String>,
     created: Timestamp,
     failure: Option<(String, String)>,
 }
@@ -191,6 +194,15 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
     let failure = eks(world, call).failures.remove(&("create", name.clone()));
     let last = if failure.is_some() { "FAILED" } else { "ACTIVE" };
     let arn = call.arn(&format!("cluster/{name}"));
+    let security_group = security_group(world, call, &name, &vpc_id);
+    // Its control plane has network interfaces in two subnets.
+    let mut interfaces = Vec::new();
+    for subnet in subnets.iter().take(2) {
+        let description = format!("Amazon EKS {name}");
+        let groups = [security_group.clone()];
+        let new = New { subnet, groups: &groups, description: &description, kind: "interface", public_address: None };
+        interfaces.push(attach(world, call, &new));
+    }
     let mut cluster = Cluster {
         arn: arn.clone(),
         version,
@@ -200,7 +212,7 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
         entries: BTreeMap::new(),
         associations: BTreeMap::new(),
         vpc: vpc_id.clone(),
-        security_group: call.id("sg"),
+        security_group,
         issuer: format!("https://oidc.eks.{}.amazonaws.com/id/{}", call.region, call.random.hex(32).to_uppercase()),
         authentication,
         name: name.clone(),
@@ -214,6 +226,7 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
         logs: on,
         support: call.input["upgradePolicy"]["supportType"].as_str().unwrap_or("EXTENDED").to_owned(),
         protected: call.is("deletionProtection"),
+        interfaces,
         created: call.now,
         failure,
     };
@@ -221,12 +234,27 @@ fn new(world: &mut World, call: &Call) -> Result<String, Fault> {
         cluster.entries.insert(call.identity.clone(), Entry::administrator(call, &name));
     }
     eks(world, call).clusters.insert(name.clone(), cluster);
-    // Its network interfaces are in all of them.
-    for used in subnets.iter().chain([&vpc_id]) {
-        world.uses.add(&arn, used);
-    }
     world.tags.set(&arn, tags, call.visible());
     Ok(name)
+}
+
+/// The group that EKS gives a cluster; its nodes are in it too.
+fn security_group(world: &mut World, call: &Call, name: &str, vpc: &str) -> String {
+    let id = call.id("sg");
+    let value = json!({
+        "Description": "EKS created security group applied to ENI that is attached to EKS Control Plane master nodes, as well as \
+                        any managed workloads.",
+        "GroupName": format!("eks-cluster-sg-{name}-{}", call.random.number() % 1_000_000_000),
+        "IpPermissions": [],
+        "IpPermissionsEgress": [],
+        "OwnerId": call.account,
+        "VpcId": vpc,
+    });
+    let tags = [(format!("kubernetes.io/cluster/{name}"), "owned"), ("aws:eks:cluster-name".to_owned(), name)];
+    let tags = tags.map(|(key, value)| (key, value.to_owned())).to_vec();
+    place(world, &call.scope(), (&id, &GROUP), value, Stages::settled(""), (tags, call.visible()));
+    world.uses.add(&id, vpc);
+    id
 }
 
 fn networks(vpc: &Value) -> Result<Option<Vec<String>>, Fault> {
@@ -345,17 +373,12 @@ pub(super) fn update_config(world: &mut World, call: &Call) -> Result<Value, Fau
         3 * MINUTE
     };
     set_updating(cluster, call, takes);
-    let (arn, scope) = (cluster.arn.clone(), subnets.clone());
     let change = Change { cluster: call.text("name").to_owned(), part: None, kind, params: Vec::new(), takes };
-    let answer = start(world, call, change, move |cluster| {
+    Ok(start(world, call, change, move |cluster| {
         (cluster.logs, cluster.private, cluster.public, cluster.cidrs) = (on, private, public, cidrs);
         (cluster.subnets, cluster.groups, cluster.authentication) = (subnets, groups, authentication);
         (cluster.support, cluster.protected) = (support, protected);
-    });
-    for used in &scope {
-        world.uses.add(&arn, used);
-    }
-    Ok(answer)
+    }))
 }
 
 pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
@@ -387,6 +410,9 @@ pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
             let associations = gone.associations.values().map(|association| association.arn.clone());
             for inside in addons.chain(entries).chain(associations) {
                 world.tags.forget(&inside);
+            }
+            for id in gone.interfaces.iter().chain([&gone.security_group]) {
+                detach(world, &scope, id);
             }
         }
         world.uses.forget(&arn);
