@@ -191,7 +191,13 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     add(
         names::MODELS,
         there.bucket.as_ref().or(e.storage.existing.as_ref()),
-        ComponentSpec::ModelStore(part::ModelStore { models, max_cache_bytes: e.storage.model_cache.0 }),
+        ComponentSpec::ModelStore(part::ModelStore {
+            models,
+            max_cache_bytes: e.storage.model_cache.0,
+            // Validation rejected invalid ids.
+            key: there.key.as_ref().or(e.storage.existing_key.as_ref()).and_then(|id| CloudId::new(id.as_str()).ok()),
+            archive_after_days: e.storage.archive_after.map(|after| small(after.as_seconds() / 86_400)),
+        }),
     );
     if site.database().is_some() {
         let existing = there.database.as_ref().or(e.database.existing.as_ref());
@@ -521,6 +527,10 @@ fn database(e: &Environment, site: &SiteSettings, release: &Release) -> part::Da
                 peers: peers(e, site),
                 watch: name(names::WATCH),
                 max_lag_ms: millis(e.replication.database.max_lag),
+            }),
+            managed: (e.database_hosting() == Some(Hosting::Managed)).then(|| part::ManagedPostgres {
+                disk_bytes: settings.size.0,
+                backup_seconds: if e.backup.enabled { e.backup.keep.as_seconds() } else { 0 },
             }),
         })
     });

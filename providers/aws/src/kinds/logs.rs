@@ -33,6 +33,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             Permission::on(PUT, "logs:UntagResource"),
         ],
         terraform: &[("aws_cloudwatch_log_group", "id")],
+        pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.log-group", "logs of one source", Identity::Named)
     },
     service: SERVICE,

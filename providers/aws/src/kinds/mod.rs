@@ -1,6 +1,6 @@
 //! The kinds, by service.
 
-mod ec2;
+pub(crate) mod ec2;
 mod ecr;
 mod eks;
 mod elasticache;

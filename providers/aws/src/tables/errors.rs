@@ -11,9 +11,10 @@ use super::quotas::{self, Quota};
 
 /// What an error of AWS means, and what an operator does about it.
 ///
-/// `service` is the signing name: `elasticloadbalancing`. `code` may come from a failed call, from a list of errors in an answer (`CreateFleet`), from the state reason of an
-/// instance (`Server.InsufficientInstanceCapacity`) or from the health of a node group. Codes that only say that
-/// something failed are read by the codes inside `message`; so is the failure reason of an endpoint, with an empty code.
+/// `service` is the signing name: `elasticloadbalancing`. `code` may come from a failed call, from a list of errors in an
+/// answer (`CreateFleet`), from the state reason of an instance (`Server.InsufficientInstanceCapacity`) or from the health
+/// of a node group. Codes that only say that something failed are read by the codes inside `message`; so is the failure
+/// reason of an endpoint, with an empty code.
 pub fn classify(service: &str, code: &str, status: Option<u16>, message: &str) -> (ErrorKind, Option<String>) {
     let (kind, hint) =
         meaning(Service::signed(service), code, message).unwrap_or_else(|| (by_status(status), Hint::None));
@@ -51,7 +52,7 @@ struct Row {
 /// The meaning of a code by its row or by its words.
 fn meaning(service: Option<Service>, code: &str, message: &str) -> Option<(ErrorKind, Hint)> {
     let code = base(code);
-    match row(service, code, message) {
+    match row(&[service, None], code, message) {
         Some(Row { kind: Some(kind), hint, .. }) => Some((kind.clone(), *hint)),
         Some(Row { kind: None, .. }) => inside(service, message).or(Some((ErrorKind::Unavailable, Hint::None))),
         None => by_words(code).map(|kind| (kind, Hint::None)).or_else(|| inside(service, message)),
@@ -65,7 +66,7 @@ fn inside(service: Option<Service>, message: &str) -> Option<(ErrorKind, Hint)> 
     let words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '.')).map(|word| word.trim_matches('.'));
     let codes = words.filter(|word| word.chars().skip(1).any(|c| c.is_ascii_uppercase())).map(base);
     codes.take(MAX_CODES).find_map(|code| {
-        let found = row(service, code, message).or_else(|| row(Some(Service::Ec2), code, message))?;
+        let found = row(&[service, Some(Service::Ec2), None], code, message)?;
         Some((found.kind.clone()?, found.hint))
     })
 }
@@ -73,11 +74,11 @@ fn inside(service: Option<Service>, message: &str) -> Option<(ErrorKind, Hint)> 
 /// How many codes of a message are looked up.
 const MAX_CODES: usize = 200;
 
-fn row(service: Option<Service>, code: &str, message: &str) -> Option<&'static Row> {
-    let of = |wanted: Option<Service>| {
-        ROWS.iter().find(move |row| row.service == wanted && row.code == code && message.contains(row.phrase))
-    };
-    of(service).or_else(|| of(None))
+/// The row of a code, of the first of these services that has one.
+fn row(services: &[Option<Service>], code: &str, message: &str) -> Option<&'static Row> {
+    services.iter().find_map(|service| {
+        ROWS.iter().find(|row| row.service == *service && row.code == code && message.contains(row.phrase))
+    })
 }
 
 /// The code without what differs between protocols and places: a namespace, the side of a state reason, `Exception` and
@@ -365,6 +366,9 @@ rows! {
         // The instance of this client token is gone: another token is needed.
         "IdempotentInstanceTerminated" => Invalid;
         "CustomerKeyHasBeenRevoked" => Denied, Hint::Text(KMS);
+        // The key of an encrypted volume.
+        "InternalError" ["Client error on launch"] => Denied, Hint::Text(KMS);
+        "InvalidKMSKey.InvalidState" => Denied, Hint::Text(KMS);
         "DuplicateSubnetsInSameZone" => Invalid;
         "ExistingVpcEndpointConnections" => Conflict;
         "InvalidSecurity.RequestHasExpired" => Denied, Hint::Text(CLOCK);
@@ -374,8 +378,8 @@ rows! {
             "the free plan of this account has no such machine: upgrade the plan (console: Billing and Cost Management)"
         );
     }
-    // <https://docs.aws.amazon.com/eks/latest/APIReference/API_Issue.html>, and the errors of the API in botocore's
-    // model; the phrases: <https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/eks/cluster.go>.
+    // The errors and the health issues in botocore's model; messages of launches as Auto Scaling writes them; the phrases:
+    // <https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/eks/cluster.go>.
     Eks {
         "AsgInstanceLaunchFailures" ["Unsupported - "] => Capacity, Hint::Text(ZONE);
         "AsgInstanceLaunchFailures" ["not eligible for Free Tier"] => Invalid, Hint::Text(
@@ -415,8 +419,11 @@ rows! {
         "Ec2LaunchTemplateDeletionFailure" => Conflict;
         "Ec2SubnetMissingIpv6Assignment" => Invalid;
         "Ec2SubnetListTooLong" => Invalid;
-        "ResourceLimitExceeded" ["nodegroup"] => Limit, Hint::Raise(&quotas::NODE_GROUPS);
-        "ResourceLimitExceeded" => Limit, Hint::Raise(&quotas::CLUSTERS);
+        "ResourceLimitExceeded" => Limit, Hint::Text(
+            "raise the quota that the message names: `aws service-quotas request-service-quota-increase --service-code eks \
+             --desired-value NUMBER --quota-code CODE`; CODE is L-1194D53C for clusters, L-6D54EA21 for node groups of a \
+             cluster and L-BD136A63 for nodes of a group"
+        );
         // A cluster of that name.
         "ResourceInUse" ["already exists"] => Exists;
         // The state of the cluster does not allow it now.
@@ -434,7 +441,8 @@ rows! {
         "InvalidParameter" ["doesn't have the Amazon EKS Managed Policies"] => Conflict, Hint::Text(ROLE);
         "InvalidParameter" ["role's policy must include"] => Conflict, Hint::Text(ROLE);
     }
-    // The failure reason of an endpoint: <https://repost.aws/knowledge-center/sagemaker-insufficient-capacity-error>.
+    // The failure reason of an endpoint: <https://github.com/aws/sagemaker-python-sdk>; phrases of the API:
+    // <https://github.com/hashicorp/terraform-provider-aws/tree/main/internal/service/sagemaker>.
     SageMaker {
         "CapacityError" => Capacity;
         "InsufficientInstanceCapacity" => Capacity;
@@ -445,7 +453,6 @@ rows! {
         );
         // Calls for objects that do not exist, and roles that are not copied yet, come with this code.
         "Validation" ["Could not find"] => NotFound;
-        "Validation" ["Cannot find"] => NotFound;
         "Validation" ["ould not assume role"] => Conflict, Hint::Text(ROLE);
         "Validation" ["already existing"] => Exists;
     }
@@ -547,7 +554,6 @@ rows! {
         "InsufficientCloudWatchLogsResourcePolicy" => Denied;
     }
     Ecr {
-        "LimitExceeded" ["repositor"] => Limit, Hint::Raise(&quotas::REPOSITORIES);
         "Server" => Unavailable;
         "Kms" => Denied, Hint::Text(KMS);
         "BlockedByOrganizationPolicy" => Denied;
@@ -621,14 +627,17 @@ mod tests {
     use super::super::tests::python;
     use super::*;
     use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::LazyLock;
 
     fn kind(service: Service, code: &str) -> Option<ErrorKind> {
         meaning(Some(service), code, "").map(|(kind, _)| kind)
     }
 
+    type Declared = (Service, String, Option<u16>);
+
     /// The errors that AWS's models declare: service, code and status. Codes are those of the wire and the names of shapes,
     /// as the SDK gives one or the other.
-    fn declared() -> Option<Vec<(Service, String, Option<u16>)>> {
+    static DECLARED: LazyLock<Option<Vec<Declared>>> = LazyLock::new(|| {
         let script = "
 import json, sys, botocore.loaders
 loader, found = botocore.loaders.Loader(), []
@@ -644,11 +653,11 @@ print(json.dumps(found))";
         let found: Vec<(String, String, Option<u16>)> = serde_json::from_value(python(&script)?).unwrap();
         let service = |id: &str| *Service::ALL.iter().find(|service| service.id() == id).unwrap();
         Some(found.into_iter().map(|(id, code, status)| (service(&id), code, status)).collect())
-    }
+    });
 
     #[test]
     fn every_declared_error_is_classified_by_its_code() {
-        let Some(declared) = declared() else { return };
+        let Some(declared) = &*DECLARED else { return };
         assert!(declared.len() > 600, "{}", declared.len());
         let missing: Vec<_> = declared.iter().filter(|(service, code, _)| kind(*service, code).is_none()).collect();
         assert!(missing.is_empty(), "{missing:?}");
@@ -656,9 +665,9 @@ print(json.dumps(found))";
 
     #[test]
     fn kinds_agree_with_the_statuses_that_aws_declares() {
-        let Some(declared) = declared() else { return };
+        let Some(declared) = &*DECLARED else { return };
         let mut odd = BTreeSet::new();
-        for (service, code, status) in &declared {
+        for (service, code, status) in declared {
             let (Some(kind), Some(status)) = (kind(*service, code), status) else { continue };
             let fits = match status {
                 401 | 403 => kind == Denied,
@@ -697,9 +706,9 @@ print(json.dumps(found))";
 
     #[test]
     fn capacity_quota_and_throttling_are_told_apart() {
-        let Some(declared) = declared() else { return };
+        let Some(declared) = &*DECLARED else { return };
         let mut found: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-        for (service, code, _) in &declared {
+        for (service, code, _) in declared {
             let name = match kind(*service, code).unwrap() {
                 Capacity => "capacity",
                 ErrorKind::Throttled { .. } => "throttled",
@@ -785,14 +794,14 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
     fn rows_are_reachable() {
         for (at, row) in ROWS.iter().enumerate() {
             assert_eq!(base(row.code), row.code);
-            let found = super::row(row.service, row.code, row.phrase).unwrap();
+            let found = super::row(&[row.service], row.code, row.phrase).unwrap();
             assert!(std::ptr::eq(found, row), "row {at} {} is hidden by {}", row.code, found.code);
         }
     }
 
     #[test]
     fn rules_are_used() {
-        let Some(declared) = declared() else { return };
+        let Some(declared) = &*DECLARED else { return };
         let codes: Vec<_> =
             declared.iter().map(|(_, code, _)| base(code)).chain(EC2.iter().map(|(code, _)| *code)).collect();
         for (at, (pattern, _)) in RULES.iter().enumerate() {
@@ -1027,6 +1036,9 @@ print(json.dumps([ThrottledRetryableChecker._THROTTLED_ERROR_CODES, TransientRet
                 "describe-instance-type-offerings",
             ),
             ("eks", launch, "Instances failed to launch", Unavailable, ""),
+            ("eks", launch, "Client.InternalError: Client error on launch.", Denied, "kms"),
+            ("ec2", "Client.InternalError", "Client error on launch", Denied, "kms"),
+            ("ec2", "Server.InternalError", "Internal error on launch", Unavailable, ""),
             ("eks", "ResourceInUseException", "Cluster already exists with name: one", Exists, ""),
             ("eks", "ResourceInUseException", "Cluster has nodegroups attached", Conflict, ""),
             ("eks", "ClientException", "No cluster found for name: one.", NotFound, ""),

@@ -190,8 +190,8 @@ pub const FAMILIES: &[Family] = &[
         name: "p3",
         gpu: Some(("V100", 16_384)),
         spot: &quotas::SPOT_P,
-        // AWS's API no longer describes it, and no zone offers it.
-        withdrawn: Some("https://docs.aws.amazon.com/ec2/latest/instancetypes/ec2-instance-regions.html"),
+        // AWS's API no longer describes it, and no zone in moto's copy of AWS's offerings has it.
+        withdrawn: Some("https://github.com/dstackai/gpuhunt/pull/233"),
         sizes: &[("2xlarge", 8, 62_464, 1), ("8xlarge", 32, 249_856, 4), ("16xlarge", 64, 499_712, 8)],
         // 2026-08-22.
         source: "https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/cloudprovider/aws/ec2_instance_types.go",

@@ -460,6 +460,16 @@ mod tests {
     }
 
     #[test]
+    fn other_regions_cost_about_as_much_as_virginia() {
+        for (key, row) in MACHINES {
+            for micros in row.iter().filter(|micros| **micros > 0) {
+                let percent = micros * 100 / row[0];
+                assert!((85..=160).contains(&percent), "{key}: {percent} %");
+            }
+        }
+    }
+
+    #[test]
     fn a_standby_costs_about_as_much_as_its_database() {
         let mut count = 0;
         for price in PRICES.iter().filter(|price| price.key.ends_with("/multi-az")) {

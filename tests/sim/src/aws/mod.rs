@@ -4,13 +4,17 @@ pub mod check;
 pub mod ec2;
 pub mod ecr;
 pub mod eks;
+pub mod elasticache;
 pub mod elb;
 pub mod iam;
 pub mod kms;
 pub mod logs;
 pub mod model;
 pub mod protocol;
+pub mod rds;
 pub mod s3;
+pub mod secretsmanager;
+pub mod servicequotas;
 mod signature;
 pub mod sts;
 pub mod tagging;
@@ -33,11 +37,15 @@ pub const SERVICES: &[&Service] = &[
     &ec2::SERVICE,
     &ecr::SERVICE,
     &eks::SERVICE,
+    &elasticache::SERVICE,
     &elb::SERVICE,
     &iam::SERVICE,
     &kms::SERVICE,
     &logs::SERVICE,
+    &rds::SERVICE,
     &s3::SERVICE,
+    &secretsmanager::SERVICE,
+    &servicequotas::SERVICE,
     &sts::SERVICE,
     &tagging::SERVICE,
 ];

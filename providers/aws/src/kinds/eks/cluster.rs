@@ -54,6 +54,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             Permission::read("tag:GetResources"),
         ],
         terraform: &[("aws_eks_cluster", "id")],
+        pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.eks-cluster", "a Kubernetes cluster", Identity::Named)
     },
     service: SERVICE,

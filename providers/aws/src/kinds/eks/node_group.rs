@@ -43,6 +43,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             Permission::on(PUT, "iam:PassRole"),
         ],
         terraform: &[("aws_eks_node_group", "id")],
+        pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.eks-node-group", "machines of a cluster", Identity::Named)
     },
     service: SERVICE,

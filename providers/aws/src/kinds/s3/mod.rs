@@ -17,6 +17,7 @@ use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricin
 use self::rules::{Encryption, LifecycleRule, Replication};
 use super::{CREATE, DELETE, PUT, list_by_tag};
 use crate::api::Api;
+use crate::provider::partition;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -24,7 +25,7 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         data: DataClass::Precious,
-        pricing: Pricing::Unknown("by stored data and requests"),
+        pricing: Pricing::BySpec,
         // A call deletes a thousand objects.
         deadline: MINUTE.saturating_mul(120),
         permissions: &[
@@ -133,13 +134,15 @@ impl Resource for Bucket {
         };
         let tags = tags.into_iter().map(|tag| (tag.key, tag.value)).collect();
         let region = head.bucket_region.unwrap_or_else(|| api.region.clone());
-        let seen = Seen::new(id, spec, tags).output("name", Some(id)).output("arn", Some(format!("arn:aws:s3:::{id}")));
+        let seen = Seen::new(id, spec, tags)
+            .output("name", Some(id))
+            .output("arn", Some(format!("arn:{}:s3:::{id}", partition(&api.region))));
         Ok(Some(seen.output("region", Some(region))))
     }
 
     /// Nine calls for each bucket of the deployment, of which a site has one or two: each setting has its own.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
-        list_by_tag::<Self>(api, filter, "s3", |arn| arn.strip_prefix("arn:aws:s3:::")).await
+        list_by_tag::<Self>(api, filter, "s3", |arn| arn.split_once(":s3:::").map(|(_, name)| name)).await
     }
 
     fn id(spec: &Spec) -> Option<String> {
