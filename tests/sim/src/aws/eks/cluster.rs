@@ -252,7 +252,7 @@ fn security_group(world: &mut World, call: &Call, name: &str, vpc: &str) -> Stri
     });
     let tags = [(format!("kubernetes.io/cluster/{name}"), "owned"), ("aws:eks:cluster-name".to_owned(), name)];
     let tags = tags.map(|(key, value)| (key, value.to_owned())).to_vec();
-    place(world, &call.scope(), (&id, &GROUP), value, Stages::settled(""), (tags, call.visible()));
+    place(world, &call.scope(), (id.as_str(), &GROUP), value, Stages::settled(""), (tags, call.visible()));
     world.uses.add(&id, vpc);
     id
 }

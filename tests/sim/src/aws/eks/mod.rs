@@ -239,7 +239,7 @@ fn bad_token() -> Fault {
 fn role<'a>(world: &'a World, call: &Call, arn: &str, service: &str, actions: &[&str]) -> Option<&'a Role> {
     let role = world.find::<Iam>(&call.global())?.seen_role(arn, call.now)?;
     let is_trusted = |action: &&str| trusts(&role.trust, action, "Service", |name| name == service).is_some();
-    actions.iter().all(|action| is_trusted(&action)).then_some(role)
+    actions.iter().all(is_trusted).then_some(role)
 }
 
 fn subnet(world: &World, call: &Call, id: &str) -> Option<(String, String)> {

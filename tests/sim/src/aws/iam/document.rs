@@ -54,7 +54,7 @@ pub fn trusts<'a>(trust: &'a Value, action: &str, kind: &str, principal: impl Fn
         let is_all = statement["Principal"] == "*";
         statement["Effect"] == "Allow"
             && acts.into_iter().any(|act| act == action || act == "sts:*")
-            && (is_all || whom.into_iter().any(principal))
+            && (is_all || whom.into_iter().any(&principal))
     })
 }
 
