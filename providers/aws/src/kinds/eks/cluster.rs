@@ -20,7 +20,7 @@ use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
-/// The policy of somebody who may do everything in a cluster.
+/// The policy of an administrator of a cluster.
 const ADMIN: &str = "cluster-access-policy/AmazonEKSClusterAdminPolicy";
 
 pub(crate) static ROWS: &[Row] = &[Row {
