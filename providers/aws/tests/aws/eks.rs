@@ -14,7 +14,7 @@ use textnlp_provider::{
 };
 use textnlp_sim::aws::eks::Eks;
 use textnlp_sim::aws::{ec2, elb};
-use textnlp_sim::{Disruption, Market, Rule};
+use textnlp_sim::{Disruption, Market, Options, Rule, Simulator, Timing};
 
 use crate::iam::{role, with};
 use crate::network::{finish, operation};
@@ -150,7 +150,10 @@ fn what_is_in_a_cluster_lives() {
 
 #[test]
 fn a_new_role_is_waited_for_and_a_wrong_one_is_not() {
-    let bench = Bench::consistent_after(Duration::from_secs(60));
+    // The cluster follows its role by fewer requests than EKS needs to see it.
+    let (step, consistency) = (Duration::from_secs(2), Duration::from_secs(22));
+    let timing = Timing { step, consistency, ..Timing::default() };
+    let bench = Bench::of(Simulator::start(Options { timing, ..Options::default() }), []);
     run(async {
         let bed = bench.bed();
         let ground = ground(&bed).await?;
