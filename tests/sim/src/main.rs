@@ -7,10 +7,16 @@ use std::io::Read;
 use textnlp_sim::{Options, Simulator, aws};
 
 fn main() {
-    if std::env::args().any(|argument| argument == "--ledger") {
-        return ledger();
-    }
-    let simulator = Simulator::start(Options::default());
+    let options = match std::env::args().nth(1).as_deref() {
+        None => Options::default(),
+        Some("--zero-latency") => Options::zero_latency(),
+        Some("--ledger") => return ledger(),
+        Some(_) => {
+            println!("usage: textnlp-sim [--zero-latency | --ledger]");
+            return;
+        }
+    };
+    let simulator = Simulator::start(options);
     let address = serde_json::json!({
         "url": simulator.url(),
         "access_key": Simulator::ACCESS_KEY,

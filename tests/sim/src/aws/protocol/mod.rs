@@ -23,7 +23,7 @@ use super::xml::escape;
 use crate::{Fault, Service};
 
 /// A request whose body is there in full.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The method.
     pub method: String,
@@ -256,8 +256,8 @@ pub fn fault(
             }
         }
     }
-    // An answer to HEAD has no body: its status says what failed.
-    if request.method == "HEAD" {
+    // Such answers have no body: the status says what failed.
+    if request.method == "HEAD" || status == 304 {
         reply.body = Bytes::new();
     }
     reply.set(request_id_header(protocol, model), request_id);
