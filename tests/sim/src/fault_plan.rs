@@ -91,8 +91,10 @@ impl FaultPlan {
 
     pub(crate) fn next(&mut self, service: &str, operation: &str, region: &str) -> Option<Disruption> {
         let is = |wanted: &str, actual: &str| wanted.is_empty() || wanted == actual;
-        let matching =
-            |rule: &&mut Rule| rule.times > 0 && is(&rule.service, service) && is(&rule.operation, operation);
+        let matching = |rule: &&mut Rule| {
+            let is_meant = is(&rule.service, service) && is(&rule.operation, operation) && is(&rule.region, region);
+            is_meant && rule.times > 0
+        };
         let mut disruption = None;
         for rule in self.rules.iter_mut().filter(matching) {
             if rule.after > 0 {

@@ -61,10 +61,9 @@ pub(super) fn decode(service: &str, request: &Request, signed: Option<&Signed>) 
             return Err(Fault::new("BadDigest", message));
         }
     }
-    if let Some(wanted) = request.header("content-md5") {
-        if STANDARD.encode(md5::Md5::digest(&body)) != wanted {
-            return Err(Fault::new("BadDigest", "The Content-MD5 you specified did not match what we received."));
-        }
+    let wanted = request.header("content-md5");
+    if wanted.is_some_and(|wanted| STANDARD.encode(md5::Md5::digest(&body)) != wanted) {
+        return Err(Fault::new("BadDigest", "The Content-MD5 you specified did not match what we received."));
     }
     // Objects keep their encoding.
     if service != "s3" && request.header("content-encoding") == Some("gzip") {

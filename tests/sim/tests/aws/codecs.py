@@ -24,6 +24,8 @@ SPECIAL = "x é<&>\"'+%=/ y"
 # The one answer that a hook of the client reads, not the parser.
 HOOKED = {("s3", "GetBucketLocation")}
 
+# An old one, two members of which have one name in XML.
+AMBIGUOUS = {("s3", "PutBucketNotification")}
 # Members that botocore adds to the models, and its hooks take away or read.
 ADDED = {"SourceRegion", "Expires"}
 
@@ -51,6 +53,12 @@ def text(shape, largest, where):
     return (value * (least // len(value) + 1))[: max(least, min(most, len(value)))] or "a"
 
 
+def innermost(shape):
+    while shape.type_name in ("list", "map"):
+        shape = shape.member if shape.type_name == "list" else shape.value
+    return shape
+
+
 def value(shape, largest, where="body", above=()):
     kind = shape.type_name
     if getattr(shape, "is_document_type", False):
@@ -59,14 +67,15 @@ def value(shape, largest, where="body", above=()):
         members = {}
         names = list(shape.members) if largest else list(shape.required_members)
         if getattr(shape, "is_tagged_union", False):
-            names = list(shape.members)[:1]
+            # One that does not hold the same again.
+            names = sorted(shape.members, key=lambda name: innermost(shape.members[name]).name == shape.name)[:1]
+        # Forms do not show a structure that is empty.
+        names = names or list(shape.members)[:1] if above else names
         for name in names:
-            if name in ADDED:
+            if name in ADDED and name not in shape.required_members:
                 continue
             member = shape.members[name]
-            inner = member
-            while inner.type_name in ("list", "map"):
-                inner = inner.member if inner.type_name == "list" else inner.value
+            inner = innermost(member)
             is_endless = inner.type_name == "structure" and (inner.name in above or len(above) > 6)
             if member.serialization.get("eventstream") or is_endless and name not in shape.required_members:
                 continue
@@ -84,7 +93,8 @@ def value(shape, largest, where="body", above=()):
         return [value(shape.member, largest and len(above) < 4, where, above)] * int(min(count, 4 if above else count))
     if kind == "map":
         key = value(shape.key, largest and not shape.key.metadata.get("pattern"), "header" if where == "headers" else "body", above)
-        return {key: value(shape.value, largest, "header" if where == "headers" else where, above)}
+        item = value(shape.value, largest, "header" if where == "headers" else where, above)
+        return {(f"{key}{number}" if number else key): item for number in range(max(1, int(shape.metadata.get("min", 1))))}
     if kind in ("integer", "long"):
         bound = (1 << 31) - 1 if kind == "integer" else 1 << 40
         return int(shape.metadata.get("max", bound) if largest else shape.metadata.get("min", 1))
@@ -143,7 +153,7 @@ def requests(services):
                 serializer = botocore.serialize.create_serializer(protocol, False)
                 for largest in (False, True):
                     line = {"service": service, "protocol": protocol, "operation": name}
-                    if not is_stream_of_events(operation.input_shape):
+                    if not is_stream_of_events(operation.input_shape) and (service, name) not in AMBIGUOUS:
                         shape = operation.input_shape
                         given = value(shape, largest) if shape else {}
                         written = serializer.serialize_to_request(dict(given), operation)

@@ -75,11 +75,11 @@ fn bytes(line: &Value, member: &str) -> Vec<u8> {
 /// What of a request is read otherwise than botocore wrote it.
 fn compare(model: &'static Model, line: &Value) -> Vec<String> {
     let sent = &line["request"];
-    let url = url::Url::parse(sent["url"].as_str().unwrap()).unwrap();
-    // The parser of the test would normalise the path.
-    let text = sent["url"].as_str().unwrap().strip_prefix("http://127.0.0.1").unwrap();
-    let path = text.split('?').next().unwrap();
-    let raw_query = url.query().unwrap_or_default().to_owned();
+    // By hand: a parser would normalise the path.
+    let address = sent["url"].as_str().unwrap().strip_prefix("http://").unwrap();
+    let target = address.find(['/', '?']).map_or("", |start| &address[start..]);
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let raw_query = query.to_owned();
     let mut headers = http::HeaderMap::new();
     for (name, value) in sent["headers"].as_object().unwrap() {
         let value = http::HeaderValue::from_bytes(value.as_str().unwrap().as_bytes()).unwrap();
@@ -110,8 +110,13 @@ fn compare(model: &'static Model, line: &Value) -> Vec<String> {
     };
     let input = protocol::parse(model, protocol, &operation, &request);
     wrong.extend(input.problems);
-    if input.value != line["input"] {
-        wrong.push(format!("{} is read as {}", line["input"], input.value));
+    let mut value = input.value.clone();
+    if line["input"].get("ContentLength").is_none() {
+        // A header that the client adds, and a member of some inputs too.
+        value.as_object_mut().unwrap().shift_remove("ContentLength");
+    }
+    if value != line["input"] {
+        wrong.push(format!("{} is read as {value}", line["input"]));
     }
     if input.body != bytes(line, "streamed") {
         wrong.push("the body differs".to_owned());

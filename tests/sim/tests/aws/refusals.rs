@@ -46,7 +46,8 @@ fn wrong_signatures_are_refused_as_each_protocol_does() {
     let simulator = Simulator::start(Options::default());
     let script = r#"
 def client(service, **arguments):
-    return boto3.client(service, config=ONCE, **arguments)
+    keys = {"aws_access_key_id": os.environ["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": os.environ["AWS_SECRET_ACCESS_KEY"]}
+    return boto3.client(service, config=ONCE, **{**keys, **arguments})
 refused(403, "SignatureDoesNotMatch", client("sts", aws_secret_access_key="x").get_caller_identity)
 refused(403, "SignatureDoesNotMatch", client("ec2", aws_secret_access_key="x").describe_vpcs)
 refused(403, "InvalidClientTokenId", client("sts", aws_access_key_id="AKIAUNKNOWN").get_caller_identity)

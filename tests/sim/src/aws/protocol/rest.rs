@@ -47,12 +47,13 @@ pub(super) fn route(model: &Model, service: &Service, request: &Request) -> Opti
                 }
             }
         }
+        let is_current = !operation.deprecated;
         // SDKs name the operation where method and path are not enough.
         let is_named = request.query.iter().any(|(name, value)| name == "x-id" && *value == operation.name);
         let unknown = request.query.iter().filter(|(name, _)| name != "x-id" && !known.contains(name)).count();
         let is_handled = service.operations.iter().any(|(name, _)| *name == operation.name);
-        let rank =
-            (is_named, literals.len(), required, Reverse(unknown), fixed, is_handled, Reverse(operation.name.clone()));
+        let match_of = (is_named, literals.len(), required, Reverse(unknown), fixed);
+        let rank = (match_of, is_handled, is_current, Reverse(operation.name.clone()));
         Some((rank, operation.clone()))
     });
     candidates.max_by(|(one, _), (other, _)| one.cmp(other)).map(|(_, operation)| operation)
