@@ -245,6 +245,10 @@ pub fn fault(
                     Some(shape) => json::write(model, shape, &members, protocol == Protocol::RestJson),
                     None => members,
                 };
+                // Some shapes do not declare the message that all errors have.
+                if body["message"].is_null() && body["Message"].is_null() {
+                    body["message"] = fault.message.clone().into();
+                }
                 if protocol == Protocol::Json {
                     reply.set("content-type", &json_type(model));
                     body["__type"] = json!(name);
