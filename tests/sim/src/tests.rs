@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::aws::check;
-use crate::aws::model::{Model, Reference};
+use crate::aws::model::{Model, Protocol, Reference};
 use crate::clock::Random;
 use crate::fault_plan::{Disruption, FaultPlan, Rule};
 use crate::{Call, Fault, Market, Quota, Scope, Timing, World, is_like, later, passes};
@@ -30,6 +30,7 @@ fn call(world: &World, operation: &str, input: Value) -> Call {
         body: Default::default(),
         reply_body: Default::default(),
         paginator: Model::of("ec2").unwrap().paginator(operation).cloned(),
+        protocol: Protocol::Ec2,
     }
 }
 

@@ -65,6 +65,16 @@ pub const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "*",
+        what: "DryRun of EC2 is DryRunOperation for whoever is allowed the operation, before its input is looked at",
+        source: Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/APIReference/CommonParameters.html"),
+    },
+    Behaviour {
+        service: "*",
+        what: "AccessDenied, AccessDeniedException and UnauthorizedOperation by protocol",
+        source: Source::Documentation("https://docs.aws.amazon.com/IAM/latest/APIReference/CommonErrors.html"),
+    },
+    Behaviour {
+        service: "*",
         what: "a signature is too old after 5 minutes in every service",
         source: Source::Assumed,
     },
@@ -201,9 +211,14 @@ impl Answer<'_> {
             body: input.body,
             reply_body: Default::default(),
             paginator: model.paginator(&operation.name).cloned(),
+            protocol,
         };
         if let Some(authorizer) = world.authorizer {
             authorizer(&world, &call)?;
+        }
+        if protocol == Protocol::Ec2 && call.is("DryRun") {
+            let message = "Request would have succeeded, but DryRun flag is set.";
+            return Err(Fault::new("DryRunOperation", message).status(412));
         }
         let handler = service.operations.iter().find(|(name, _)| *name == operation.name).map(|(_, handler)| *handler);
         let Some(handler) = handler else {
