@@ -1,7 +1,10 @@
 //! The simulated AWS, driven by its own Python client and by requests as no client sends them.
 #![allow(clippy::unwrap_used)]
 
+mod codecs;
 mod eks;
+mod ledger;
+mod refusals;
 mod vpc;
 
 use std::process::Command;
