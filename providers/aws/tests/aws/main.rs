@@ -44,7 +44,8 @@ impl Bench {
 
     /// With the values of secrets.
     pub(crate) fn of(simulator: Simulator, secrets: impl IntoIterator<Item = (SecretRef, &'static str)>) -> Self {
-        let credentials = aws_credential_types::Credentials::new(Simulator::ACCESS_KEY, Simulator::SECRET_KEY, None, None, "test");
+        let credentials =
+            aws_credential_types::Credentials::new(Simulator::ACCESS_KEY, Simulator::SECRET_KEY, None, None, "test");
         let access = Access {
             region: REGION.to_owned(),
             role: None,
@@ -62,9 +63,8 @@ impl Bench {
 
     /// How many requests of an operation succeeded.
     pub(crate) fn calls(&self, operation: &str) -> usize {
-        let is_one = |one: &&textnlp_sim::Exchange| {
-            one.operation == operation && one.outcome == textnlp_sim::Outcome::Succeeded
-        };
+        let is_one =
+            |one: &&textnlp_sim::Exchange| one.operation == operation && one.outcome == textnlp_sim::Outcome::Succeeded;
         self.simulator.requests().iter().filter(is_one).count()
     }
 

@@ -93,7 +93,9 @@ fn describe_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
         if !state.balancers.contains_key(arn) && !state.groups.contains_key(arn) {
             return Err(Fault::new(unknown.0, unknown.1));
         }
-        let tags = world.tags.of(arn);
+        let tags = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
         let tags: Vec<Value> = tags.iter().map(|(key, value)| json!({ "Key": key, "Value": value })).collect();
         found.push(json!({ "ResourceArn": arn, "Tags": tags }));
     }
@@ -155,7 +157,7 @@ pub struct Leftovers {
 /// Creates in a VPC what the controllers of a cluster leave behind if it is deleted before its services are.
 pub fn leave_behind(world: &mut World, scope: &Scope, cluster: &str, vpc: &str, subnets: &[String]) -> Leftovers {
     let (random, now) = (world.random.clone(), world.now());
-    let mut id = |prefix: &str| format!("{prefix}-0{}", random.hex(16));
+    let id = |prefix: &str| format!("{prefix}-0{}", random.hex(16));
     let (group, cluster_group, interface) = (id("sg"), id("sg"), id("eni"));
     let owned = format!("kubernetes.io/cluster/{cluster}");
     let tags =
