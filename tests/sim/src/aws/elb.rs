@@ -93,9 +93,7 @@ fn describe_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
         if !state.balancers.contains_key(arn) && !state.groups.contains_key(arn) {
             return Err(Fault::new(unknown.0, unknown.1));
         }
-        let tags = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
-            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-        };
+        let tags = world.tags.of(arn);
         let tags: Vec<Value> = tags.iter().map(|(key, value)| json!({ "Key": key, "Value": value })).collect();
         found.push(json!({ "ResourceArn": arn, "Tags": tags }));
     }
@@ -160,8 +158,9 @@ pub fn leave_behind(world: &mut World, scope: &Scope, cluster: &str, vpc: &str, 
     let id = |prefix: &str| format!("{prefix}-0{}", random.hex(16));
     let (group, cluster_group, interface) = (id("sg"), id("sg"), id("eni"));
     let owned = format!("kubernetes.io/cluster/{cluster}");
-    let tags =
-        |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let tags = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
     let rule = json!({
         "FromPort": 443, "ToPort": 443, "IpProtocol": "tcp", "IpRanges": [], "Ipv6Ranges": [], "PrefixListIds": [],
         "UserIdGroupPairs": [{ "Description": "elbv2.k8s.aws/targetGroupBinding=shared", "GroupId": group, "UserId": scope.account }],
