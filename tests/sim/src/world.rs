@@ -168,7 +168,7 @@ struct Tag {
 }
 
 impl Tags {
-    /// Sets tags. [`Tags::listed`] shows them from `visible` on, for which [`Call::visible`] is the usual time.
+    /// Sets tags; even none, which registers the resource. [`Tags::listed`] shows them from `visible` on, for which [`Call::visible`] is the usual time.
     pub fn set(&mut self, arn: &str, tags: impl IntoIterator<Item = (String, String)>, visible: Timestamp) {
         let known = self.0.entry(arn.to_owned()).or_default();
         for (key, value) in tags {
@@ -186,6 +186,12 @@ impl Tags {
     /// Forgets a resource.
     pub fn forget(&mut self, arn: &str) {
         self.0.remove(arn);
+    }
+
+    /// Whether tags of a resource, perhaps none, were ever set and it was not forgotten.
+    #[must_use]
+    pub fn has(&self, arn: &str) -> bool {
+        self.0.contains_key(arn)
     }
 
     /// A resource's tags.
