@@ -348,10 +348,12 @@ fn throttled_and_failing_calls_are_repeated() {
         bench.simulator.faults().add(Rule::nth("ec2", operation, 1, disruption));
     }
     run(async {
-        let op = operation(Verb::Create, &vpc(), None, 1);
-        let object = finish(&bench, &op).await.unwrap();
-        assert_eq!(object.spec.get("default_rules"), Some(&json!(false)));
+        let bed = bench.bed();
+        let recorded = bed.make(&vpc()).await?;
+        assert_eq!(seen(&bench, &vpc(), &recorded).await.spec.get("default_rules"), Some(&json!(false)));
         assert_eq!(count(&bench, &ec2::VPC), 1);
+        bed.unmake(&vpc(), &recorded).await?;
+        assert_eq!(count(&bench, &ec2::VPC), 0);
         Ok(())
     });
 }
@@ -366,7 +368,7 @@ fn what_was_changed_by_hand_is_found_and_changed_back() {
         let recorded = bed.make(&wanted).await?;
         let changes = bench.provider.diff(&wanted, &recorded, &seen(&bench, &wanted, &recorded).await);
         assert!(changes.is_empty(), "{changes:?}");
-        // Somebody opens SSH to everybody; a controller of the cluster adds a rule of its own.
+        // An operator opens SSH to the internet; a controller of the cluster adds a rule of its own.
         let open = json!({ "protocol": "tcp", "from": 22, "to": 22, "peer": "0.0.0.0/0", "description": "" });
         let by_controller = json!({
             "protocol": "tcp", "from": 8443, "to": 8443, "peer": "10.42.0.0/16",

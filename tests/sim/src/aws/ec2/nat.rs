@@ -191,7 +191,7 @@ pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
         let known = world.state::<Ec2>(&scope).change(&text("AllocationId"));
         // Another gateway may have the address of one that failed.
         let is_its_own = |value: &Value| value["AssociationId"] == one["AssociationId"];
-        for value in known.filter(|value| one["AssociationId"].is_string() && is_its_own(value)) {
+        if let Some(value) = known.filter(|value| one["AssociationId"].is_string() && is_its_own(value)) {
             for member in ["AssociationId", "NetworkInterfaceId", "NetworkInterfaceOwnerId"] {
                 value.as_object_mut().into_iter().for_each(|members| drop(members.remove(member)));
             }
