@@ -1,6 +1,10 @@
 //! What would make a plan fail, found by reads: the region, permissions, names and address ranges. Everything is asked at once.
 
+<<<<<<< HEAD:providers/aws/src/preflight/mod.rs
 mod quotas;
+=======
+mod network;
+>>>>>>> awsnet:providers/aws/src/preflight.rs
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +24,7 @@ const ACTIONS_AT_ONCE: usize = 100;
 
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Api, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+<<<<<<< HEAD:providers/aws/src/preflight/mod.rs
     let (region, permissions, names, quotas, offerings) = futures::join!(
         region(api),
         permissions(api, wanted),
@@ -28,6 +33,11 @@ pub(crate) async fn preflight(api: &Api, wanted: &[Wanted]) -> Result<Vec<Proble
         quotas::offerings(api, wanted)
     );
     Ok([region, permissions, names, quotas, offerings].into_iter().flatten().collect())
+=======
+    let (region, permissions, names, network) =
+        futures::join!(region(api), permissions(api, wanted), names(api, wanted), network::network(api, wanted));
+    Ok([region, permissions, names, network].into_iter().flatten().collect())
+>>>>>>> awsnet:providers/aws/src/preflight.rs
 }
 
 /// A region that is not enabled refuses every call with an error that does not say so.

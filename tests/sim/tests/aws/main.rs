@@ -4,6 +4,7 @@
 mod codecs;
 mod eks;
 mod ledger;
+mod network;
 mod refusals;
 mod vpc;
 
