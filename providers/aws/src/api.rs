@@ -12,7 +12,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
 use textnlp_provider::{Error, ErrorKind, Result, SecretStore, error_chain};
 
-use crate::error;
+use crate::tables::errors;
 
 /// Timeout of one call. The engine allows ten seconds for everything that a verb does.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
@@ -195,8 +195,8 @@ where
     let (kind, hint) = match (&error, &code) {
         // Without credentials no call is made.
         (SdkError::ConstructionFailure(_), _) => (ErrorKind::Denied, None),
-        (_, Some(code)) => error::classify(service, code, status, &message),
-        (_, None) => error::classify(service, "", status, &message),
+        (_, Some(code)) => errors::classify(service, code, status, &message),
+        (_, None) => errors::classify(service, "", status, &message),
     };
     let why = if message.is_empty() { error_chain(&error) } else { message };
     let mut failed = Error::new(kind, action, subject.into());

@@ -12,7 +12,6 @@
 mod api;
 mod capabilities;
 mod diff;
-mod error;
 mod kinds;
 mod lower;
 mod names;
@@ -22,6 +21,7 @@ mod preflight;
 mod provider;
 mod resource;
 mod table;
+pub mod tables;
 mod tags;
 mod work;
 

@@ -163,7 +163,7 @@ impl Work<'_> {
         };
         match &seen.state {
             State::Failed { code, why } => {
-                let (kind, hint) = crate::error::classify(self.row.service, code, None, why);
+                let (kind, hint) = crate::tables::errors::classify(self.row.service, code, None, why);
                 let mut error = Error::new(kind, self.op.verb.to_string(), self.op.resource.to_string());
                 error.code = (!code.is_empty()).then(|| code.clone());
                 error.hint = hint;

@@ -127,7 +127,7 @@ impl Resource for VpcEndpoint {
             return Ok(());
         };
         let (code, why) = (failed.code.unwrap_or_default(), failed.message.unwrap_or_default());
-        let (kind, hint) = crate::error::classify(SERVICE, &code, None, &why);
+        let (kind, hint) = crate::tables::errors::classify(SERVICE, &code, None, &why);
         let mut error = textnlp_provider::Error::new(kind, "delete", &seen.id).because(why).code(code);
         error.hint = hint;
         Err(error)
