@@ -336,7 +336,7 @@ fn a_managed_database_is_an_rds_server_that_only_the_cluster_reaches() {
     let server = wanted[3].spec.as_value();
     assert_eq!(
         (&server["class"], &server["storage_gb"], &server["backup_days"]),
-        (&json!("db.m7g.large"), &json!(100), &json!(7))
+        (&json!("db.t4g.large"), &json!(100), &json!(7))
     );
     assert_eq!(
         (&server["public"], &server["multi_az"], &server["deletion_protection"]),

@@ -17,7 +17,7 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         data: DataClass::Precious,
-        pricing: Pricing::Unknown("by stored images"),
+        pricing: Pricing::BySpec,
         permissions: &[
             Permission::on(CREATE, "ecr:CreateRepository"),
             Permission::on(PUT, "ecr:DeleteLifecyclePolicy"),

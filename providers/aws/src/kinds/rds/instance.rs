@@ -15,7 +15,8 @@ use crate::kinds::secret;
 use crate::resource::{Filter, Make, Resource, Seen, State};
 use crate::tags::{self, Tags};
 
-/// A PostgreSQL server, or a read replica of one. Outputs: `name`, `arn`, `host`, `port`, `database`, `user`, `version`, `ca`.
+/// A PostgreSQL server, or a read replica of one. Outputs: `name`, `arn`, `host`, `port`, `database`, `user`, `url`,
+/// `version`, `ca`.
 pub(super) struct Instance;
 
 /// The attributes of a server. Its price depends on class, storage, copies in zones and backups beyond its size.
@@ -290,13 +291,18 @@ fn seen(server: Answer) -> Option<Seen<Spec>> {
     let state = state(server.db_instance_status.as_deref().unwrap_or_default());
     let (database, user) = (spec.database.clone(), spec.user.clone());
     let port = server.endpoint.as_ref().and_then(|to| to.port);
+    let host = server.endpoint.and_then(|to| to.address);
+    // As clients write it, without the password.
+    let address = host.as_ref().zip(port);
+    let url = address.map(|(host, port)| format!("postgresql://{user}@{host}:{port}/{database}?sslmode=verify-full"));
     let seen = Seen::new(&id, spec, tags)
         .output("name", Some(id.clone()))
         .output("arn", server.db_instance_arn)
-        .output("host", server.endpoint.and_then(|to| to.address))
+        .output("host", host)
         .output("port", port)
         .output("database", Some(database))
         .output("user", Some(user))
+        .output("url", url)
         .output("version", Some(version))
         .output("ca", server.ca_certificate_identifier)
         .output(RESOURCE, server.dbi_resource_id);

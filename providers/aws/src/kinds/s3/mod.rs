@@ -25,7 +25,7 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         data: DataClass::Precious,
-        pricing: Pricing::Unknown("by stored data and requests"),
+        pricing: Pricing::BySpec,
         // A call deletes a thousand objects.
         deadline: MINUTE.saturating_mul(120),
         permissions: &[

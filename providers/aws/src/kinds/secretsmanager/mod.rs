@@ -18,7 +18,7 @@ use crate::tags::{self, Tags};
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         data: DataClass::Derived,
-        pricing: Pricing::Unknown("by secrets and calls"),
+        pricing: Pricing::BySpec,
         permissions: &[
             Permission::on(PUT, "kms:Decrypt"),
             Permission::on(PUT, "kms:GenerateDataKey"),
