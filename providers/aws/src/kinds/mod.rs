@@ -11,7 +11,7 @@ mod secretsmanager;
 
 use aws_sdk_resourcegroupstagging::types::TagFilter;
 use futures::StreamExt;
-use textnlp_provider::{Result, Verb};
+use textnlp_provider::{Permission, Result, Verb};
 
 use crate::api::Api;
 use crate::resource::{Filter, Resource, Seen};
@@ -42,6 +42,12 @@ const CREATE: &[Verb] = &[Verb::Create];
 const PUT: &[Verb] = &[Verb::Create, Verb::Update];
 /// Operations that need one of [`Resource::delete`].
 const DELETE: &[Verb] = &[Verb::Delete];
+
+/// A permission on these resources only.
+const fn only(permission: Permission, resource: &'static str) -> Permission {
+    Permission { resource, ..permission }
+}
+
 /// Objects that are read at the same time.
 const AT_ONCE: usize = 8;
 

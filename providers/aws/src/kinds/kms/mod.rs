@@ -7,9 +7,9 @@ use aws_sdk_kms::types::{AliasListEntry, KeyListEntry, KeyState, Tag};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result};
+use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result};
 
-use super::{CREATE, DELETE, PUT};
+use super::{CREATE, DELETE, PUT, only};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{Row, kind};
@@ -20,25 +20,28 @@ pub(crate) static ROWS: &[Row] = &[Row {
         data: DataClass::Precious,
         pricing: Pricing::BySpec,
         permissions: &[
-            Permission::on(PUT, "kms:CreateAlias"),
+            only(Permission::on(PUT, "kms:CreateAlias"), ALIAS),
+            ours(Permission::on(PUT, "kms:CreateAlias")),
             Permission::on(CREATE, "kms:CreateKey"),
-            Permission::change("kms:DeleteAlias"),
+            only(Permission::change("kms:DeleteAlias"), ALIAS),
+            ours(Permission::change("kms:DeleteAlias")),
             Permission::read("kms:DescribeKey"),
-            Permission::on(PUT, "kms:DisableKey"),
-            Permission::on(PUT, "kms:DisableKeyRotation"),
-            Permission::on(PUT, "kms:EnableKey"),
-            Permission::on(PUT, "kms:EnableKeyRotation"),
+            ours(Permission::on(PUT, "kms:DisableKey")),
+            ours(Permission::on(PUT, "kms:DisableKeyRotation")),
+            ours(Permission::on(PUT, "kms:EnableKey")),
+            ours(Permission::on(PUT, "kms:EnableKeyRotation")),
             Permission::read("kms:GetKeyPolicy"),
             Permission::read("kms:GetKeyRotationStatus"),
             Permission::read("kms:ListAliases"),
             Permission::read("kms:ListKeys"),
             Permission::read("kms:ListResourceTags"),
-            Permission::on(PUT, "kms:PutKeyPolicy"),
-            Permission::on(DELETE, "kms:ScheduleKeyDeletion"),
+            ours(Permission::on(PUT, "kms:PutKeyPolicy")),
+            ours(Permission::on(DELETE, "kms:ScheduleKeyDeletion")),
             Permission::on(PUT, "kms:TagResource"),
-            Permission::on(PUT, "kms:UntagResource"),
-            Permission::on(PUT, "kms:UpdateAlias"),
-            Permission::on(PUT, "kms:UpdateKeyDescription"),
+            ours(Permission::on(PUT, "kms:UntagResource")),
+            only(Permission::on(PUT, "kms:UpdateAlias"), ALIAS),
+            only(Permission::on(PUT, "kms:UpdateAlias"), KEY),
+            ours(Permission::on(PUT, "kms:UpdateKeyDescription")),
         ],
         terraform: &[("aws_kms_key", "key_id")],
         ..kind("aws.key", "an encryption key", Identity::Token)
@@ -47,6 +50,15 @@ pub(crate) static ROWS: &[Row] = &[Row {
     resource: &Of::<Key>::kind(),
     refused: &[],
 }];
+
+const ALIAS: &str = "arn:{$partition}:kms:{$region}:{$account}:alias/textnlp-*";
+const KEY: &str = "arn:{$partition}:kms:{$region}:{$account}:key/*";
+
+/// A permission on the deployment's keys only.
+const fn ours(permission: Permission) -> Permission {
+    const LINEAGE: &[Condition] = &[Condition { key: "aws:ResourceTag/textnlp-lineage", value: "{$lineage}" }];
+    Permission { resource: KEY, conditions: LINEAGE, ..permission }
+}
 
 /// The signing name.
 const SERVICE: &str = "kms";
