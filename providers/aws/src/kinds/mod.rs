@@ -66,7 +66,7 @@ async fn list_by_tag<R: Resource>(
     let pages = api.tagging.get_resources().tag_filters(wanted).resource_type_filters(kind).into_paginator();
     let found: Vec<_> = api.call("tagging", "list", kind, pages.items().send().try_collect()).await?;
     let arns: Vec<String> = found.into_iter().filter_map(|one| one.resource_arn).collect();
-    let reads = arns.iter().filter_map(|arn| id(arn)).map(|id| R::read(api, id));
+    let reads: Vec<_> = arns.iter().filter_map(|arn| id(arn)).map(|id| R::read(api, id)).collect();
     let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
     read.into_iter().filter_map(Result::transpose).collect()
 }

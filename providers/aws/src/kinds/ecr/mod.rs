@@ -82,8 +82,8 @@ impl Resource for Repository {
 
     /// Three calls for each repository of the deployment, and one for each page of them.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
-        let name = |arn: &str| arn.split_once(":repository/").map(|(_, name)| name);
-        list_by_tag::<Self>(api, filter, "ecr:repository", name).await
+        list_by_tag::<Self>(api, filter, "ecr:repository", |arn| arn.split_once(":repository/").map(|(_, name)| name))
+            .await
     }
 
     fn id(spec: &Spec) -> Option<String> {

@@ -158,15 +158,17 @@ impl Resource for Key {
             Some(true) => Some((id, true)),
             None => Some((id, false)),
         });
-        let reads = candidates.map(|(id, has_our_alias)| async move {
-            match tags_of(api, &id).await {
-                Ok(Some(tags)) if filter.matches(&tags) => Key::read(api, &id).await,
-                Ok(_) => Ok(None),
-                // A key whose policy admits somebody else only.
-                Err(error) if error.kind == ErrorKind::Denied && !has_our_alias => Ok(None),
-                Err(error) => Err(error),
-            }
-        });
+        let reads: Vec<_> = candidates
+            .map(|(id, has_our_alias)| async move {
+                match tags_of(api, &id).await {
+                    Ok(Some(tags)) if filter.matches(&tags) => Key::read(api, &id).await,
+                    Ok(_) => Ok(None),
+                    // A key whose policy admits somebody else only.
+                    Err(error) if error.kind == ErrorKind::Denied && !has_our_alias => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .collect();
         let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
         read.into_iter().filter_map(Result::transpose).collect()
     }

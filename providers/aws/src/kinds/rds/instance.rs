@@ -202,6 +202,12 @@ impl Resource for Instance {
                 let why = format!("storage of {} GiB cannot shrink to {}", seen.spec.storage_gb, spec.storage_gb);
                 return refuse(&why, &format!("set `database.size` to {}GiB", seen.spec.storage_gb));
             }
+            // RDS would round up, and the server would have another size than the plan says.
+            "storage_gb" if i64::from(spec.storage_gb) * 10 < i64::from(seen.spec.storage_gb) * 11 => {
+                let least = (i64::from(seen.spec.storage_gb) * 11 + 9) / 10;
+                let why = format!("storage of {} GiB grows by a tenth at least", seen.spec.storage_gb);
+                return refuse(&why, &format!("set `database.size` to {least}GiB or more"));
+            }
             "storage_gb" => change.allocated_storage(spec.storage_gb),
             "storage_type" => change.storage_type(&spec.storage_type),
             "multi_az" => change.multi_az(spec.multi_az),
@@ -209,15 +215,15 @@ impl Resource for Instance {
             "performance_insights" => change.enable_performance_insights(spec.performance_insights),
             "final_snapshot" => change.copy_tags_to_snapshot(spec.final_snapshot),
             "deletion_protection" => change.deletion_protection(spec.deletion_protection),
-            // The tag follows once RDS shows that it is changing the password: what is lost in between is sent again.
-            _ => match &spec.password {
-                Some(password) if seen.spec.source.is_some() || is_changing_password(api, id).await? => {
+            _ => {
+                let Some(password) = &spec.password else { return refuse("a server has a password", "state one") };
+                // The tag follows once RDS shows that it is changing the password: what is lost in between is sent again.
+                if seen.spec.source.is_some() || is_changing_password(api, id).await? {
                     let tag = Tags::from([(tags::SECRET.to_owned(), secret::tag(password))]);
                     return super::tag(api, arn(seen), &tag, &[]).await;
                 }
-                Some(password) => change.master_user_password(secret::value(api, password).await?),
-                None => return refuse("a server has a password", "state one"),
-            },
+                change.master_user_password(secret::value(api, password).await?)
+            }
         };
         api.call(SERVICE, "change", id, change.send()).await.map(drop)
     }

@@ -6,7 +6,7 @@ mod rules;
 
 use async_trait::async_trait;
 use aws_sdk_s3::types::{
-    BucketInfo, BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration, Delete, ObjectIdentifier,
+    BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration, Delete, ObjectIdentifier,
     ObjectOwnership, OwnershipControls, OwnershipControlsRule, PublicAccessBlockConfiguration, Tag, Tagging,
     VersioningConfiguration,
 };
@@ -160,7 +160,7 @@ impl Resource for Bucket {
             .create_bucket()
             .bucket(&spec.name)
             .object_ownership(ObjectOwnership::BucketOwnerEnforced)
-            .create_bucket_configuration(configuration.set_bucket(None::<BucketInfo>).build())
+            .create_bucket_configuration(configuration.build())
             .send();
         api.call(SERVICE, "create", format!("bucket {}", spec.name), call).await?;
         Ok(spec.name.clone())

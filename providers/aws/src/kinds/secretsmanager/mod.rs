@@ -87,11 +87,11 @@ impl Resource for StoredSecret {
             .into_paginator();
         let found: Vec<_> = api.call(SERVICE, "list", "secrets", pages.items().send().try_collect()).await?;
         let names: Vec<String> = found.into_iter().filter_map(|one| one.name).collect();
-        let reads = names.iter().map(|name| Self::read(api, name));
+        let reads: Vec<_> = names.iter().map(|name| Self::read(api, name)).collect();
         let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
         let read = read.into_iter().filter_map(Result::transpose);
         // The values of tags are matched by their starts.
-        read.filter(|seen| seen.as_ref().map_or(true, |seen| filter.matches(&seen.tags))).collect()
+        read.filter(|seen| !matches!(seen, Ok(seen) if !filter.matches(&seen.tags))).collect()
     }
 
     fn id(spec: &Spec) -> Option<String> {
