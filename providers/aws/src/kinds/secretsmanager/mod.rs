@@ -85,8 +85,9 @@ impl Resource for StoredSecret {
             .filters(condition(FilterNameStringType::TagKey, key.to_owned()))
             .filters(condition(FilterNameStringType::TagValue, value))
             .into_paginator();
-        let found: Vec<_> = api.call(SERVICE, "list", "secrets", pages.items().send().try_collect()).await?;
-        let names: Vec<String> = found.into_iter().filter_map(|one| one.name).collect();
+        let pages: Vec<_> = api.call(SERVICE, "list", "secrets", pages.send().try_collect()).await?;
+        let found = pages.into_iter().filter_map(|page| page.secret_list).flatten();
+        let names: Vec<String> = found.filter_map(|one| one.name).collect();
         let reads: Vec<_> = names.iter().map(|name| Self::read(api, name)).collect();
         let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
         let read = read.into_iter().filter_map(Result::transpose);
