@@ -1,6 +1,7 @@
 //! The simulated AWS, driven by its own Python client and by requests as no client sends them.
 #![allow(clippy::unwrap_used)]
 
+mod network;
 mod storage;
 mod vpc;
 
