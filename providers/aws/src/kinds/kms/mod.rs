@@ -138,9 +138,9 @@ impl Resource for Key {
         Ok(Some(Seen::new(&id, spec, tags).output("id", Some(id.clone())).output("arn", key.arn).state(state)))
     }
 
-    /// Keys have no filter by tag: one call for each page of keys and of aliases, one for the tags of each key that may be of this
-    /// provider, and four for each that is. That is a key with an alias of ours, or one without an alias: the reply of its creation
-    /// may be lost.
+    /// Lists of keys show no tags: one call for each page of keys and of aliases, one for the tags of each key with one of our aliases
+    /// or without any, and four for each key of the deployment. A key without an alias may be ours: the reply of its creation may be
+    /// lost.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
         let pages = api.kms.list_aliases().into_paginator().items().send();
         let entries: Vec<AliasListEntry> = api.call(SERVICE, "list", "aliases", pages.try_collect()).await?;

@@ -1,6 +1,6 @@
 //! Buckets: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateBucket.html>.
 //!
-//! Each call names the account that must own the bucket: after a deletion anybody may take the name.
+//! Each call names the account that must own the bucket: after a deletion another account may take the name.
 
 mod rules;
 

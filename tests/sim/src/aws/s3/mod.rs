@@ -121,7 +121,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "s3",
         what: "writes with If-None-Match: * and If-Match are refused with PreconditionFailed where an object differs",
-        source: Source::Double("moto"),
+        source: Source::Documentation("https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html"),
     },
     Behaviour {
         service: "s3",
