@@ -1,4 +1,4 @@
-//! The bucket of the operator's own models, and the key that a site's data is encrypted with.
+//! The bucket of your own models, and the key that a site's data is encrypted with.
 
 use serde_json::{Value, json};
 use textnlp_provider::component::ModelStore;
@@ -16,7 +16,7 @@ const MOST_OF_BUCKET: usize = 63;
 const MOST_OF_ALIAS: usize = 250;
 /// Days until a replaced version of a model is removed: an operator can undo an upload for so long.
 const OLD_VERSIONS_DAYS: u32 = 30;
-/// Days until an upload is removed that nobody finished.
+/// Days until an incomplete upload is removed.
 const UPLOADS_DAYS: u32 = 7;
 /// Days between two rotations of the key: KMS's own period.
 const ROTATION_DAYS: u32 = 365;

@@ -50,7 +50,7 @@ fn group(vpc: &Recorded) -> Wanted {
 }
 
 /// The same resource with another value of a field.
-fn with(wanted: &Wanted, field: &str, value: Value) -> Spec {
+pub(crate) fn with(wanted: &Wanted, field: &str, value: Value) -> Spec {
     let mut spec = wanted.spec.as_value().clone();
     spec[field] = value;
     Spec::of(&spec)
@@ -94,7 +94,7 @@ pub(crate) async fn finish(bench: &Bench, op: &Operation) -> Result<Object, text
     panic!("it does not end");
 }
 
-async fn seen(bench: &Bench, wanted: &Wanted, recorded: &Recorded) -> Object {
+pub(crate) async fn seen(bench: &Bench, wanted: &Wanted, recorded: &Recorded) -> Object {
     match bench.provider.read(&wanted.kind, &recorded.cloud_id).await {
         Ok(Observed::Present(object)) => object,
         other => panic!("{other:?}"),

@@ -6,6 +6,7 @@ mod eks;
 mod ledger;
 mod network;
 mod refusals;
+mod storage;
 mod vpc;
 
 use std::process::Command;

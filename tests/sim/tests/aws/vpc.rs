@@ -29,10 +29,10 @@ vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16", TagSpecifications=tags)["Vpc"]
 assert vpc["State"] == "pending", vpc
 ec2.get_waiter("vpc_exists").wait(VpcIds=[vpc["VpcId"]], WaiterConfig={"Delay": 0})
 ec2.get_waiter("vpc_available").wait(VpcIds=[vpc["VpcId"]], WaiterConfig={"Delay": 0})
-others = [ec2.create_vpc(CidrBlock=f"10.{n}.0.0/16")["Vpc"]["VpcId"] for n in (1, 2, 3, 4)]
-refused("VpcLimitExceeded", ec2.create_vpc, CidrBlock="10.5.0.0/16")
-refused("DryRunOperation", ec2.create_vpc, CidrBlock="10.5.0.0/16", DryRun=True)
-refused("InvalidVpc.Range", ec2.create_vpc, CidrBlock="10.4.0.0/15")
+others = [ec2.create_vpc(CidrBlock=f"10.{n}.0.0/16")["Vpc"]["VpcId"] for n in range(1, 7)]
+refused("VpcLimitExceeded", ec2.create_vpc, CidrBlock="10.7.0.0/16")
+refused("DryRunOperation", ec2.create_vpc, CidrBlock="10.7.0.0/16", DryRun=True)
+refused("InvalidVpc.Range", ec2.create_vpc, CidrBlock="10.6.0.0/15")
 pages = list(ec2.get_paginator("describe_vpcs").paginate(PaginationConfig={"PageSize": 5}))
 assert [len(page["Vpcs"]) for page in pages] == [5, 2], pages
 found = ec2.describe_vpcs(Filters=[{"Name": "tag:a", "Values": ["x", "b*"]}])["Vpcs"]
