@@ -161,7 +161,13 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     add(
         names::CLUSTER,
         there.cluster.as_ref().or(e.cluster.existing.as_ref()),
-        ComponentSpec::Cluster(part::Cluster { network: name(names::NETWORK), gpu: pool }),
+        ComponentSpec::Cluster(part::Cluster {
+            gpu: pool,
+            version: e.cluster.version.clone(),
+            allow_from: e.cluster.allow_from.clone(),
+            permission_boundary: e.account.permission_boundary.clone(),
+            ..part::Cluster::of(name(names::NETWORK))
+        }),
     );
     add(
         names::SECRETS,
@@ -185,7 +191,13 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     add(
         names::MODELS,
         there.bucket.as_ref().or(e.storage.existing.as_ref()),
-        ComponentSpec::ModelStore(part::ModelStore { models, max_cache_bytes: e.storage.model_cache.0 }),
+        ComponentSpec::ModelStore(part::ModelStore {
+            models,
+            max_cache_bytes: e.storage.model_cache.0,
+            // Validation rejected invalid ids.
+            key: there.key.as_ref().or(e.storage.existing_key.as_ref()).and_then(|id| CloudId::new(id.as_str()).ok()),
+            archive_after_days: e.storage.archive_after.map(|after| small(after.as_seconds() / 86_400)),
+        }),
     );
     if site.database().is_some() {
         let existing = there.database.as_ref().or(e.database.existing.as_ref());
@@ -242,7 +254,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
     let mut made = Vec::new();
     let mut add = |called: &str, part: ComponentSpec| made.push(Component { name: name(called), existing: None, part });
     add(names::NETWORK, ComponentSpec::Network(part::Network { cidr: None, policies: e.has_network_policies() }));
-    add(names::CLUSTER, ComponentSpec::Cluster(part::Cluster { network: name(names::NETWORK), gpu: None }));
+    add(names::CLUSTER, ComponentSpec::Cluster(part::Cluster::of(name(names::NETWORK))));
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &place.region, &e.server.api.host);
         add(
@@ -515,6 +527,10 @@ fn database(e: &Environment, site: &SiteSettings, release: &Release) -> part::Da
                 peers: peers(e, site),
                 watch: name(names::WATCH),
                 max_lag_ms: millis(e.replication.database.max_lag),
+            }),
+            managed: (e.database_hosting() == Some(Hosting::Managed)).then(|| part::ManagedPostgres {
+                disk_bytes: settings.size.0,
+                backup_seconds: if e.backup.enabled { e.backup.keep.as_seconds() } else { 0 },
             }),
         })
     });

@@ -12,7 +12,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
 use textnlp_provider::{Error, ErrorKind, Result, SecretStore, error_chain};
 
-use crate::error;
+use crate::tables::errors;
 
 /// Timeout of one call. The engine allows ten seconds for everything that a verb does.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
@@ -56,7 +56,6 @@ pub(crate) struct Api {
     /// Where the values of secret references are.
     pub(crate) secrets: Arc<dyn SecretStore>,
     pub(crate) acm: aws_sdk_acm::Client,
-    pub(crate) autoscaling: aws_sdk_applicationautoscaling::Client,
     pub(crate) budgets: aws_sdk_budgets::Client,
     pub(crate) cloudwatch: aws_sdk_cloudwatch::Client,
     pub(crate) logs: aws_sdk_cloudwatchlogs::Client,
@@ -71,7 +70,6 @@ pub(crate) struct Api {
     pub(crate) rds: aws_sdk_rds::Client,
     pub(crate) route53: aws_sdk_route53::Client,
     pub(crate) s3: aws_sdk_s3::Client,
-    pub(crate) sagemaker: aws_sdk_sagemaker::Client,
     pub(crate) secretsmanager: aws_sdk_secretsmanager::Client,
     pub(crate) sns: aws_sdk_sns::Client,
     pub(crate) sts: aws_sdk_sts::Client,
@@ -118,7 +116,6 @@ impl Api {
             region,
             secrets,
             acm: aws_sdk_acm::Client::new(config),
-            autoscaling: aws_sdk_applicationautoscaling::Client::new(config),
             budgets: aws_sdk_budgets::Client::new(config),
             cloudwatch: aws_sdk_cloudwatch::Client::new(config),
             logs: aws_sdk_cloudwatchlogs::Client::new(config),
@@ -133,7 +130,6 @@ impl Api {
             rds: aws_sdk_rds::Client::new(config),
             route53: aws_sdk_route53::Client::new(config),
             s3: aws_sdk_s3::Client::from_conf(s3.build()),
-            sagemaker: aws_sdk_sagemaker::Client::new(config),
             secretsmanager: aws_sdk_secretsmanager::Client::new(config),
             sns: aws_sdk_sns::Client::new(config),
             sts,
@@ -195,8 +191,8 @@ where
     let (kind, hint) = match (&error, &code) {
         // Without credentials no call is made.
         (SdkError::ConstructionFailure(_), _) => (ErrorKind::Denied, None),
-        (_, Some(code)) => error::classify(service, code, status, &message),
-        (_, None) => error::classify(service, "", status, &message),
+        (_, Some(code)) => errors::classify(service, code, status, &message),
+        (_, None) => errors::classify(service, "", status, &message),
     };
     let why = if message.is_empty() { error_chain(&error) } else { message };
     let mut failed = Error::new(kind, action, subject.into());

@@ -11,8 +11,8 @@
 
 mod api;
 mod capabilities;
+mod costs;
 mod diff;
-mod error;
 mod kinds;
 mod lower;
 mod names;
@@ -22,6 +22,7 @@ mod preflight;
 mod provider;
 mod resource;
 mod table;
+pub mod tables;
 mod tags;
 mod work;
 

@@ -15,6 +15,8 @@ pub(crate) const ENVIRONMENT: &str = "textnlp-environment";
 pub(crate) const RESOURCE: &str = "textnlp-resource";
 /// The token of the operation that created the object.
 pub(crate) const OPERATION: &str = "textnlp-operation";
+/// The version of the secret that an object has.
+pub(crate) const SECRET: &str = "textnlp-secret";
 /// Tells in a network which cluster's controllers create objects in it; the cluster's name follows. Kubernetes defines it.
 pub(crate) const CLUSTER: &str = "kubernetes.io/cluster/";
 /// What AWS's console shows.
@@ -51,7 +53,7 @@ pub(crate) fn resource(tags: &Tags) -> Option<ResourceId> {
 
 /// The tags that a spec states: all but the built-in ones and those of AWS.
 pub(crate) fn own(tags: &Tags) -> Tags {
-    let built_in = [LINEAGE, ENVIRONMENT, RESOURCE, OPERATION, NAME];
+    let built_in = [LINEAGE, ENVIRONMENT, RESOURCE, OPERATION, SECRET, NAME];
     let is_own = |key: &str| !built_in.contains(&key) && !key.starts_with(RESERVED);
     tags.iter().filter(|(key, _)| is_own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }

@@ -117,6 +117,22 @@ pub struct Cluster {
     pub network: ComponentName,
     /// GPU machines, when asked for.
     pub gpu: Option<GpuPool>,
+    /// Its version; `None` is the provider's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The networks that reach its API server from outside of its own network; `None` is every network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_from: Option<Vec<String>>,
+    /// The permissions boundary of its roles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permission_boundary: Option<String>,
+}
+
+impl Cluster {
+    /// A cluster in a network, with nothing else set.
+    pub fn of(network: ComponentName) -> Self {
+        Self { network, gpu: None, version: None, allow_from: None, permission_boundary: None }
+    }
 }
 
 /// GPU machines.
@@ -175,6 +191,12 @@ pub struct ModelStore {
     pub models: Vec<Model>,
     /// Size limit of the download cache, in bytes.
     pub max_cache_bytes: u64,
+    /// The existing key that the data of the site is encrypted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<CloudId>,
+    /// The age in days at which files move to a cheaper storage class; `None` is the provider's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive_after_days: Option<u32>,
 }
 
 /// One model to serve.
@@ -238,6 +260,18 @@ pub struct Postgres {
     /// The sites that share it: each has a server, and one of them is the primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub between: Option<SitePostgres>,
+    /// The server of a cloud's managed service; `None` for any other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedPostgres>,
+}
+
+/// See [`Postgres::managed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagedPostgres {
+    /// Its disk, in bytes.
+    pub disk_bytes: u64,
+    /// Seconds for which the service keeps its backups; 0 without backups.
+    pub backup_seconds: u64,
 }
 
 /// See [`Postgres::between`].

@@ -32,17 +32,32 @@ const LASTS: Duration = Duration::from_secs(14 * 60);
 /// The role session name, which CloudTrail logs.
 const SESSION: &str = "textnlp-deploy";
 
-/// Region prefixes and the DNS suffixes of their partitions:
-/// <https://github.com/boto/botocore/blob/develop/botocore/data/endpoints.json>.
-const PARTITIONS: &[(&str, &str)] = &[
-    ("cn-", "amazonaws.com.cn"),
-    ("eusc-", "amazonaws.eu"),
-    ("us-iso-", "c2s.ic.gov"),
-    ("us-isob-", "sc2s.sgov.gov"),
-    ("us-isof-", "csp.hci.ic.gov"),
-    ("eu-isoe-", "cloud.adc-e.uk"),
-    // Includes `us-gov-`.
-    ("", "amazonaws.com"),
+/// A group of regions with accounts, ARNs and DNS names of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Partition {
+    /// The second part of an ARN: `aws`.
+    pub name: &'static str,
+    /// The end of the names of its services: `amazonaws.com`.
+    pub dns_suffix: &'static str,
+}
+
+/// The partition of a region.
+pub fn partition(region: &str) -> Partition {
+    let found = PARTITIONS.iter().find(|(prefix, ..)| region.starts_with(prefix));
+    let (name, dns_suffix) = found.map_or(("aws", "amazonaws.com"), |&(_, name, suffix)| (name, suffix));
+    Partition { name, dns_suffix }
+}
+
+/// Region prefixes, and names and DNS suffixes of their partitions; all other regions are of `aws`:
+/// <https://github.com/boto/botocore/blob/develop/botocore/data/partitions.json>.
+const PARTITIONS: &[(&str, &str, &str)] = &[
+    ("cn-", "aws-cn", "amazonaws.com.cn"),
+    ("eusc-", "aws-eusc", "amazonaws.eu"),
+    ("us-gov-", "aws-us-gov", "amazonaws.com"),
+    ("us-iso-", "aws-iso", "c2s.ic.gov"),
+    ("us-isob-", "aws-iso-b", "sc2s.sgov.gov"),
+    ("us-isof-", "aws-iso-f", "csp.hci.ic.gov"),
+    ("eu-isoe-", "aws-iso-e", "cloud.adc-e.uk"),
 ];
 
 const ACTION: (&str, &str) = ("sign in to", "aws");
@@ -131,8 +146,7 @@ fn presigned(credentials: &Credentials, region: &str, cluster: &str, now: System
         // STS rejects a signature once its credentials have expired.
         ends = ends.min(end);
     }
-    let suffix =
-        PARTITIONS.iter().find(|(begins, _)| region.starts_with(begins)).map_or("amazonaws.com", |(_, suffix)| suffix);
+    let suffix = partition(region).dns_suffix;
     let address = format!("https://sts.{region}.{suffix}/?Action=GetCallerIdentity&Version=2011-06-15");
     let mut settings = SigningSettings::default();
     settings.signature_location = SignatureLocation::QueryParams;

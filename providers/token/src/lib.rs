@@ -23,6 +23,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use textnlp_provider::{Error, ErrorKind, Result, Secret};
 
+#[cfg(feature = "aws")]
+pub use aws::{Partition, partition};
+
 /// The timeout of one request to a service.
 const EACH: Duration = Duration::from_secs(10);
 /// The overall timeout. kubectl waits for it, and this project's own timeout for such programs is 30 s.

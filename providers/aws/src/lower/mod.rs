@@ -2,9 +2,16 @@
 //!
 //! | component | resources |
 //! |---|---|
+//! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of the operator's models |
+//! | registry | `SITE/registry/repository`, if its address is that of this account |
+//! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL |
 //! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |
 
+mod cluster;
+mod database;
+mod models;
 mod network;
+mod registry;
 mod zones;
 
 use serde::Serialize;
@@ -23,6 +30,10 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
     let mut lowering = Lowering { component, site, wanted: Vec::new(), problems: Vec::new() };
     match &component.part {
         ComponentSpec::Network(network) => lowering.network(network),
+        ComponentSpec::ModelStore(store) => lowering.models(store),
+        ComponentSpec::Database(database) => lowering.database(database),
+        ComponentSpec::Registry(registry) => lowering.registry(registry),
+        ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
     }

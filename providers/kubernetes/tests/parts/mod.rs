@@ -180,6 +180,7 @@ pub fn database() -> Database {
         program: program(),
         archive_seconds: None,
         between: None,
+        managed: None,
     };
     let hosting = Some(Hosting::External);
     Database { kind: DatabaseKind::Postgres, hosting, schema: Some(7), postgres: Some(Box::new(postgres)) }
@@ -400,7 +401,7 @@ pub fn models() -> ModelStore {
         context: Some(1024),
         preload: true,
     };
-    ModelStore { models: vec![model], max_cache_bytes: 50_000_000_000 }
+    ModelStore { models: vec![model], max_cache_bytes: 50_000_000_000, key: None, archive_after_days: None }
 }
 
 /// The components of a site, with everything on that this version has.
@@ -408,7 +409,7 @@ pub fn whole() -> Vec<Component> {
     let growth = Autoscaling { max: 20, cpu: Some(70), memory: Some(80), requests_per_second: Some(1000) };
     vec![
         component("network", ComponentSpec::Network(Network { cidr: None, policies: true })),
-        component("cluster", ComponentSpec::Cluster(Cluster { network: "network".parse().unwrap(), gpu: None })),
+        component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap()))),
         component("models", ComponentSpec::ModelStore(models())),
         component("database", ComponentSpec::Database(database())),
         component("server", ComponentSpec::Workload(Workload { growth: Some(growth), ..workload() })),

@@ -31,6 +31,7 @@ pub(crate) fn postgres() -> Postgres {
         program: program(),
         archive_seconds: None,
         between: None,
+        managed: None,
     }
 }
 

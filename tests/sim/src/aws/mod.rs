@@ -2,11 +2,19 @@
 
 pub mod check;
 pub mod ec2;
+pub mod ecr;
+pub mod elasticache;
 pub mod elb;
+pub mod kms;
 pub mod model;
 pub mod protocol;
+pub mod rds;
+pub mod s3;
+pub mod secretsmanager;
+pub mod servicequotas;
 mod signature;
 pub mod sts;
+pub mod tagging;
 mod xml;
 
 use std::collections::HashMap;
@@ -22,7 +30,19 @@ use protocol::{Reply, Request};
 use signature::{Refusal, Signature, refusal_of};
 
 /// The services that are simulated.
-pub const SERVICES: &[&Service] = &[&ec2::SERVICE, &elb::SERVICE, &sts::SERVICE];
+pub const SERVICES: &[&Service] = &[
+    &ec2::SERVICE,
+    &ecr::SERVICE,
+    &elasticache::SERVICE,
+    &elb::SERVICE,
+    &kms::SERVICE,
+    &rds::SERVICE,
+    &s3::SERVICE,
+    &secretsmanager::SERVICE,
+    &servicequotas::SERVICE,
+    &sts::SERVICE,
+    &tagging::SERVICE,
+];
 
 /// What all services share, and where it is known from.
 pub const LEDGER: &[Behaviour] = &[

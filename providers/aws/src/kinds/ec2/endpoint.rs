@@ -28,6 +28,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         replace: textnlp_provider::ReplaceOrder::DeleteFirst,
         typical: QUICK,
         terraform: &[("aws_vpc_endpoint", "id")],
+        pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.vpc-endpoint", "a private way to a service of AWS", Identity::Token)
     },
     service: SERVICE,
@@ -127,7 +128,7 @@ impl Resource for VpcEndpoint {
             return Ok(());
         };
         let (code, why) = (failed.code.unwrap_or_default(), failed.message.unwrap_or_default());
-        let (kind, hint) = crate::error::classify(SERVICE, &code, None, &why);
+        let (kind, hint) = crate::tables::errors::classify(SERVICE, &code, None, &why);
         let mut error = textnlp_provider::Error::new(kind, "delete", &seen.id).because(why).code(code);
         error.hint = hint;
         Err(error)

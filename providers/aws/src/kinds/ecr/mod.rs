@@ -1,0 +1,182 @@
+//! Image repositories: <https://docs.aws.amazon.com/AmazonECR/latest/APIReference/API_CreateRepository.html>.
+
+use async_trait::async_trait;
+use aws_sdk_ecr::types::{
+    EncryptionConfiguration, EncryptionType, ImageScanningConfiguration, ImageTagMutability, Repository as Answer, Tag,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use textnlp_provider::{DataClass, Identity, Permission, Pricing, Result};
+
+use super::{CREATE, DELETE, PUT, list_by_tag};
+use crate::api::Api;
+use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::table::{Row, kind};
+use crate::tags::Tags;
+
+pub(crate) static ROWS: &[Row] = &[Row {
+    kind: textnlp_provider::Kind {
+        data: DataClass::Precious,
+        pricing: Pricing::BySpec,
+        permissions: &[
+            Permission::on(CREATE, "ecr:CreateRepository"),
+            Permission::on(PUT, "ecr:DeleteLifecyclePolicy"),
+            Permission::on(DELETE, "ecr:DeleteRepository"),
+            Permission::read("ecr:DescribeRepositories"),
+            Permission::read("ecr:GetLifecyclePolicy"),
+            Permission::read("ecr:ListTagsForResource"),
+            Permission::on(PUT, "ecr:PutImageScanningConfiguration"),
+            Permission::on(PUT, "ecr:PutImageTagMutability"),
+            Permission::on(PUT, "ecr:PutLifecyclePolicy"),
+            Permission::on(PUT, "ecr:TagResource"),
+            Permission::on(PUT, "ecr:UntagResource"),
+            // ECR makes a grant of the key for itself, as the caller.
+            Permission::on(PUT, "kms:CreateGrant"),
+            Permission::read("kms:DescribeKey"),
+            Permission::on(PUT, "kms:RetireGrant"),
+        ],
+        terraform: &[("aws_ecr_repository", "name")],
+        ..kind("aws.repository", "a repository of container images", Identity::Named)
+    },
+    service: SERVICE,
+    resource: &Of::<Repository>::kind(),
+    refused: &[],
+}];
+
+/// The signing name.
+const SERVICE: &str = "ecr";
+
+/// A repository. Outputs: `name`, `arn`, `uri`.
+struct Repository;
+
+/// The attributes of a repository. What it costs depends on the bytes in it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Spec {
+    name: String,
+    /// Whether a pushed tag never changes.
+    immutable: bool,
+    /// Whether images are scanned for vulnerabilities when they are pushed.
+    scan_on_push: bool,
+    /// The ARN of its key; null is a key of AWS.
+    key: Option<String>,
+    /// Which images expire: a document of ECR; null is none.
+    lifecycle: Value,
+    #[serde(default)]
+    tags: Tags,
+}
+
+#[async_trait]
+impl Resource for Repository {
+    type Spec = Spec;
+    const IN_PLACE: &'static [&'static str] = &["immutable", "scan_on_push", "lifecycle"];
+
+    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+        let call = api.ecr.describe_repositories().repository_names(id).send();
+        let answer = api.find(SERVICE, id, call).await?;
+        match answer.and_then(|answer| answer.repositories.unwrap_or_default().into_iter().next()) {
+            Some(repository) => seen(api, repository).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Three calls for each repository of the deployment, and one for each page of them.
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+        let name = |arn: &str| arn.split_once(":repository/").map(|(_, name)| name);
+        list_by_tag::<Self>(api, filter, "ecr:repository", name).await
+    }
+
+    fn id(spec: &Spec) -> Option<String> {
+        Some(spec.name.clone())
+    }
+
+    async fn create(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<String> {
+        let mut encryption = EncryptionConfiguration::builder().encryption_type(EncryptionType::Aes256);
+        if let Some(key) = &spec.key {
+            encryption = encryption.encryption_type(EncryptionType::Kms).kms_key(key);
+        }
+        let call = api
+            .ecr
+            .create_repository()
+            .repository_name(&spec.name)
+            .image_tag_mutability(mutability(spec.immutable))
+            .image_scanning_configuration(scanning(spec.scan_on_push))
+            .encryption_configuration(encryption.build().expect("its type is set"))
+            .set_tags(Some(listed(&make.tags)));
+        api.call(SERVICE, "create", format!("repository {}", spec.name), call.send()).await?;
+        Ok(spec.name.clone())
+    }
+
+    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+        let (ecr, name) = (&api.ecr, seen.id.as_str());
+        match field {
+            "immutable" => {
+                let call = ecr.put_image_tag_mutability().repository_name(name);
+                let call = call.image_tag_mutability(mutability(spec.immutable)).send();
+                api.call(SERVICE, "change", name, call).await.map(drop)
+            }
+            "scan_on_push" => {
+                let call = ecr.put_image_scanning_configuration().repository_name(name);
+                let call = call.image_scanning_configuration(scanning(spec.scan_on_push)).send();
+                api.call(SERVICE, "change", name, call).await.map(drop)
+            }
+            _ if spec.lifecycle.is_null() => {
+                let call = ecr.delete_lifecycle_policy().repository_name(name).send();
+                api.call(SERVICE, "change", name, call).await.map(drop)
+            }
+            _ => {
+                let call = ecr.put_lifecycle_policy().repository_name(name);
+                let call = call.lifecycle_policy_text(spec.lifecycle.to_string()).send();
+                api.call(SERVICE, "change", name, call).await.map(drop)
+            }
+        }
+    }
+
+    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+        let arn = seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default();
+        if set.is_empty() {
+            let call = api.ecr.untag_resource().resource_arn(arn).set_tag_keys(Some(remove.to_vec())).send();
+            return api.call(SERVICE, "remove tags of", &seen.id, call).await.map(drop);
+        }
+        let call = api.ecr.tag_resource().resource_arn(arn).set_tags(Some(listed(set))).send();
+        api.call(SERVICE, "set tags of", &seen.id, call).await.map(drop)
+    }
+
+    /// With its images: the engine has the consent for data.
+    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+        let call = api.ecr.delete_repository().repository_name(&seen.id).force(true).send();
+        api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
+    }
+}
+
+async fn seen(api: &Api, repository: Answer) -> Result<Option<Seen<Spec>>> {
+    let (Some(name), Some(arn)) = (repository.repository_name, repository.repository_arn) else { return Ok(None) };
+    let call = api.ecr.list_tags_for_resource().resource_arn(&arn).send();
+    let Some(tags) = api.find(SERVICE, &name, call).await? else { return Ok(None) };
+    let tags = tags.tags.unwrap_or_default().into_iter().map(|tag| (tag.key, tag.value)).collect();
+    let call = api.ecr.get_lifecycle_policy().repository_name(&name).send();
+    let lifecycle = api.find(SERVICE, &name, call).await?.and_then(|answer| answer.lifecycle_policy_text);
+    let encryption = repository.encryption_configuration;
+    let spec = Spec {
+        name: name.clone(),
+        immutable: repository.image_tag_mutability == Some(ImageTagMutability::Immutable),
+        scan_on_push: repository.image_scanning_configuration.is_some_and(|scanning| scanning.scan_on_push),
+        key: encryption.filter(|one| one.encryption_type == EncryptionType::Kms).and_then(|one| one.kms_key),
+        lifecycle: lifecycle.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
+        tags: Tags::new(),
+    };
+    let seen = Seen::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", Some(arn));
+    Ok(Some(seen.output("uri", repository.repository_uri)))
+}
+
+fn mutability(immutable: bool) -> ImageTagMutability {
+    if immutable { ImageTagMutability::Immutable } else { ImageTagMutability::Mutable }
+}
+
+fn scanning(scan_on_push: bool) -> ImageScanningConfiguration {
+    ImageScanningConfiguration::builder().scan_on_push(scan_on_push).build()
+}
+
+fn listed(tags: &Tags) -> Vec<Tag> {
+    let tag = |(key, value)| Tag::builder().key(key).value(value).build().expect("both members are set");
+    tags.iter().map(tag).collect()
+}

@@ -1,0 +1,90 @@
+//! Caches of ElastiCache: <https://docs.aws.amazon.com/AmazonElastiCache/latest/APIReference/Welcome.html>.
+
+mod group;
+mod subnet_group;
+
+use aws_sdk_elasticache::types::Tag;
+use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, Result};
+
+use self::group::Group;
+use self::subnet_group::SubnetGroup;
+use super::{CREATE, DELETE, PUT};
+use crate::api::Api;
+use crate::resource::Of;
+use crate::table::{MINUTE, Row, kind};
+use crate::tags::Tags;
+
+pub(crate) static ROWS: &[Row] = &[
+    Row {
+        kind: Kind {
+            permissions: &[
+                Permission::on(PUT, "elasticache:AddTagsToResource"),
+                Permission::on(CREATE, "elasticache:CreateCacheSubnetGroup"),
+                Permission::on(DELETE, "elasticache:DeleteCacheSubnetGroup"),
+                Permission::read("elasticache:DescribeCacheSubnetGroups"),
+                Permission::read("elasticache:ListTagsForResource"),
+                Permission::on(PUT, "elasticache:ModifyCacheSubnetGroup"),
+                Permission::on(PUT, "elasticache:RemoveTagsFromResource"),
+            ],
+            terraform: &[("aws_elasticache_subnet_group", "name")],
+            ..kind("aws.cache-subnet-group", "the subnets of a cache", Identity::Named)
+        },
+        service: SERVICE,
+        resource: &Of::<SubnetGroup>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            data: DataClass::Derived,
+            pricing: Pricing::BySpec,
+            deadline: MINUTE.saturating_mul(90),
+            typical: Some(MINUTE.saturating_mul(12)),
+            permissions: &[
+                Permission::on(PUT, "elasticache:AddTagsToResource"),
+                Permission::on(CREATE, "elasticache:CreateReplicationGroup"),
+                Permission::on(PUT, "elasticache:DecreaseReplicaCount"),
+                Permission::on(DELETE, "elasticache:DeleteReplicationGroup"),
+                Permission::read("elasticache:DescribeCacheClusters"),
+                Permission::read("elasticache:DescribeReplicationGroups"),
+                Permission::on(PUT, "elasticache:IncreaseReplicaCount"),
+                Permission::read("elasticache:ListTagsForResource"),
+                Permission::on(PUT, "elasticache:ModifyReplicationGroup"),
+                Permission::on(PUT, "elasticache:RemoveTagsFromResource"),
+                // ElastiCache makes a grant of the key for itself, as the caller.
+                Permission::on(CREATE, "kms:CreateGrant"),
+                Permission::on(CREATE, "kms:DescribeKey"),
+            ],
+            terraform: &[("aws_elasticache_replication_group", "replication_group_id")],
+            ..kind("aws.cache", "a cache with its replicas", Identity::Named)
+        },
+        service: SERVICE,
+        resource: &Of::<Group>::kind(),
+        refused: &[],
+    },
+];
+
+/// The signing name.
+const SERVICE: &str = "elasticache";
+
+/// Changes the tags of an object with one call.
+async fn tag(api: &Api, arn: &str, set: &Tags, remove: &[String]) -> Result<()> {
+    let elasticache = &api.elasticache;
+    if set.is_empty() {
+        let call =
+            elasticache.remove_tags_from_resource().resource_name(arn).set_tag_keys(Some(remove.to_vec())).send();
+        return api.call(SERVICE, "remove tags of", arn, call).await.map(drop);
+    }
+    let call = elasticache.add_tags_to_resource().resource_name(arn).set_tags(Some(listed(set))).send();
+    api.call(SERVICE, "set tags of", arn, call).await.map(drop)
+}
+
+/// The tags of an object, which its description does not show; `None` when it is gone.
+async fn tags_of(api: &Api, arn: &str) -> Result<Option<Tags>> {
+    let answer = api.find(SERVICE, arn, api.elasticache.list_tags_for_resource().resource_name(arn).send()).await?;
+    let pair = |tag: Tag| Some((tag.key?, tag.value.unwrap_or_default()));
+    Ok(answer.map(|answer| answer.tag_list.unwrap_or_default().into_iter().filter_map(pair).collect()))
+}
+
+fn listed(tags: &Tags) -> Vec<Tag> {
+    tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect()
+}

@@ -1,0 +1,120 @@
+//! PostgreSQL of RDS: <https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/Welcome.html>.
+
+mod instance;
+mod parameter_group;
+mod subnet_group;
+
+use aws_sdk_rds::types::Tag;
+use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, ReplaceOrder, Result};
+
+use self::instance::Instance;
+use self::parameter_group::ParameterGroup;
+use self::subnet_group::SubnetGroup;
+use super::{CREATE, DELETE, PUT};
+use crate::api::Api;
+use crate::resource::Of;
+use crate::table::{MINUTE, Row, kind};
+use crate::tags::Tags;
+
+pub(crate) static ROWS: &[Row] = &[
+    Row {
+        kind: Kind {
+            permissions: &[
+                Permission::on(PUT, "rds:AddTagsToResource"),
+                Permission::on(CREATE, "rds:CreateDBSubnetGroup"),
+                Permission::on(DELETE, "rds:DeleteDBSubnetGroup"),
+                Permission::read("rds:DescribeDBSubnetGroups"),
+                Permission::read("rds:ListTagsForResource"),
+                Permission::on(PUT, "rds:ModifyDBSubnetGroup"),
+                Permission::on(PUT, "rds:RemoveTagsFromResource"),
+            ],
+            terraform: &[("aws_db_subnet_group", "name")],
+            ..kind("aws.db-subnet-group", "the subnets of a database", Identity::Named)
+        },
+        service: SERVICE,
+        resource: &Of::<SubnetGroup>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            // A group of another major version has another name, and the database moves to it before the old one goes.
+            replace: ReplaceOrder::CreateFirst,
+            permissions: &[
+                Permission::on(PUT, "rds:AddTagsToResource"),
+                Permission::on(CREATE, "rds:CreateDBParameterGroup"),
+                Permission::on(DELETE, "rds:DeleteDBParameterGroup"),
+                Permission::read("rds:DescribeDBParameterGroups"),
+                Permission::read("rds:DescribeDBParameters"),
+                Permission::read("rds:ListTagsForResource"),
+                Permission::on(PUT, "rds:ModifyDBParameterGroup"),
+                Permission::on(PUT, "rds:RemoveTagsFromResource"),
+                Permission::on(PUT, "rds:ResetDBParameterGroup"),
+            ],
+            terraform: &[("aws_db_parameter_group", "name")],
+            ..kind("aws.db-parameter-group", "the settings of a database", Identity::Named)
+        },
+        service: SERVICE,
+        resource: &Of::<ParameterGroup>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            data: DataClass::Precious,
+            pricing: Pricing::BySpec,
+            typical: Some(MINUTE.saturating_mul(15)),
+            // A copy of a large database in another region, or a final snapshot of one, takes hours.
+            deadline: MINUTE.saturating_mul(360),
+            permissions: &[
+                // RDS makes a grant of the key for itself, as the caller.
+                Permission::on(PUT, "kms:CreateGrant"),
+                Permission::read("kms:DescribeKey"),
+                Permission::on(PUT, "rds:AddTagsToResource"),
+                Permission::on(CREATE, "rds:CreateDBInstance"),
+                Permission::on(CREATE, "rds:CreateDBInstanceReadReplica"),
+                Permission::on(DELETE, "rds:CreateDBSnapshot"),
+                Permission::on(DELETE, "rds:DeleteDBInstance"),
+                Permission::read("rds:DescribeDBInstances"),
+                Permission::change("rds:ModifyDBInstance"),
+                Permission::on(PUT, "rds:PromoteReadReplica"),
+                Permission::on(PUT, "rds:RemoveTagsFromResource"),
+            ],
+            terraform: &[("aws_db_instance", "identifier")],
+            ..kind("aws.db-instance", "a PostgreSQL server", Identity::Named)
+        },
+        service: SERVICE,
+        resource: &Of::<Instance>::kind(),
+        refused: &[
+            ("database", "a server is created with its database; create another one with SQL"),
+            ("key", "a server cannot be encrypted with another key; restore a snapshot with that key as a new one"),
+            ("user", "the master user is chosen once; create another role with SQL"),
+        ],
+    },
+];
+
+/// The signing name.
+const SERVICE: &str = "rds";
+
+/// Changes the tags of an object with one call.
+async fn tag(api: &Api, arn: &str, set: &Tags, remove: &[String]) -> Result<()> {
+    if set.is_empty() {
+        let call = api.rds.remove_tags_from_resource().resource_name(arn).set_tag_keys(Some(remove.to_vec())).send();
+        return api.call(SERVICE, "remove tags of", arn, call).await.map(drop);
+    }
+    let call = api.rds.add_tags_to_resource().resource_name(arn).set_tags(Some(listed(set))).send();
+    api.call(SERVICE, "set tags of", arn, call).await.map(drop)
+}
+
+/// The tags of a group, which its description does not show; `None` when it is gone.
+async fn tags_of(api: &Api, arn: &str) -> Result<Option<Tags>> {
+    let answer = api.find(SERVICE, arn, api.rds.list_tags_for_resource().resource_name(arn).send()).await?;
+    Ok(answer.map(|answer| tags(answer.tag_list)))
+}
+
+fn tags(tags: Option<Vec<Tag>>) -> Tags {
+    let pair = |tag: Tag| Some((tag.key?, tag.value.unwrap_or_default()));
+    tags.unwrap_or_default().into_iter().filter_map(pair).collect()
+}
+
+fn listed(tags: &Tags) -> Vec<Tag> {
+    tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect()
+}

@@ -1,0 +1,212 @@
+//! Relational Database Service: PostgreSQL servers, their subnet groups and parameter groups.
+
+mod groups;
+mod instances;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{Behaviour, Call, Fault, Quota, Service, Source, Stages, World};
+
+/// The service.
+pub const SERVICE: Service = Service {
+    name: "rds",
+    model: "rds",
+    operations: &[
+        ("AddTagsToResource", add_tags),
+        ("CreateDBInstance", instances::create),
+        ("CreateDBInstanceReadReplica", instances::create_replica),
+        ("CreateDBParameterGroup", groups::create_parameter_group),
+        ("CreateDBSubnetGroup", groups::create_subnet_group),
+        ("DeleteDBInstance", instances::delete),
+        ("DeleteDBParameterGroup", groups::delete_parameter_group),
+        ("DeleteDBSubnetGroup", groups::delete_subnet_group),
+        ("DescribeDBInstances", instances::describe),
+        ("DescribeDBParameterGroups", groups::describe_parameter_groups),
+        ("DescribeDBParameters", groups::describe_parameters),
+        ("DescribeDBSubnetGroups", groups::describe_subnet_groups),
+        ("ListTagsForResource", list_tags),
+        ("ModifyDBInstance", instances::modify),
+        ("ModifyDBParameterGroup", groups::modify_parameter_group),
+        ("ModifyDBSubnetGroup", groups::modify_subnet_group),
+        ("PromoteReadReplica", instances::promote),
+        ("RemoveTagsFromResource", remove_tags),
+        ("ResetDBParameterGroup", groups::reset_parameter_group),
+    ],
+    quotas: &[INSTANCES],
+    ledger: LEDGER,
+};
+
+/// Servers of a region.
+const INSTANCES: Quota =
+    Quota { service: "rds", code: "L-7B6409FD", name: "DB instances", value: 40.0, adjustable: true };
+
+const CREATE: Source =
+    Source::Documentation("https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/API_CreateDBInstance.html");
+const MODIFY: Source =
+    Source::Documentation("https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/API_ModifyDBInstance.html");
+
+const LEDGER: &[Behaviour] = &[
+    Behaviour {
+        service: "rds",
+        what: "names, passwords, ports, storage sizes, backup days, classes and engine versions of new servers are checked",
+        source: CREATE,
+    },
+    Behaviour {
+        service: "rds",
+        what: "a new server is creating, then backing-up if it has backups, then available; its endpoint appears at the end",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/accessing-monitoring.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
+        what: "how long each status lasts, and that modifying shows some seconds late",
+        source: Source::Assumed,
+    },
+    Behaviour {
+        service: "rds",
+        what: "a server in another status than available refuses changes: InvalidDBInstanceState",
+        source: MODIFY,
+    },
+    Behaviour {
+        service: "rds",
+        what: "storage only grows, by a tenth at least, and not while it is being optimized",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_PIOPS.StorageTypes.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
+        what: "a new major version needs AllowMajorVersionUpgrade and a parameter group of its family; there is no way back",
+        source: MODIFY,
+    },
+    Behaviour {
+        service: "rds",
+        what: "a protected server is not deleted; a last snapshot needs a name that no other has, and replicas get none",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/API_DeleteDBInstance.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
+        what: "a replica needs a source with backups, in another region its ARN and a key of the replica's region; it shows \
+               the source by its name or, in another region, its ARN",
+        source: Source::Documentation("https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_ReadRepl.XRgn.html"),
+    },
+    Behaviour {
+        service: "rds",
+        what: "a promoted replica is modifying, then rebooting, then a server of its own",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_ReadRepl.Promote.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
+        what: "a subnet group needs two zones, and groups that a server uses are not deleted",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_VPC.WorkingWithRDSInstanceinaVPC.html",
+        ),
+    },
+    Behaviour { service: "rds", what: "each subnet of a group counts as another zone", source: Source::Assumed },
+    Behaviour { service: "rds", what: "security groups are not looked up", source: Source::Assumed },
+    Behaviour {
+        service: "rds",
+        what: "static parameters are taken over at a restart only",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_WorkingWithParamGroups.html",
+        ),
+    },
+    Behaviour { service: "rds", what: "which parameters exist: those that tests set", source: Source::Assumed },
+];
+
+/// What RDS holds in a region.
+#[derive(Default)]
+pub struct Rds {
+    /// The servers by their names.
+    pub instances: BTreeMap<String, Instance>,
+    /// The names of snapshots, each with the server that it is of.
+    pub snapshots: BTreeMap<String, String>,
+    subnet_groups: BTreeMap<String, SubnetGroup>,
+    parameter_groups: BTreeMap<String, ParameterGroup>,
+}
+
+/// A server.
+pub struct Instance {
+    /// Its status over time. A test may set another.
+    pub status: Stages,
+    /// What `DescribeDBInstances` shows besides its status, endpoint, subnet group and tags.
+    pub shown: Value,
+    /// The password, which no answer shows.
+    pub password: String,
+    subnet_group: String,
+    /// From when on it has an endpoint.
+    ready: Timestamp,
+}
+
+struct SubnetGroup {
+    description: String,
+    subnets: Vec<String>,
+}
+
+struct ParameterGroup {
+    family: String,
+    description: String,
+    /// The value and the apply method of what is not at its default.
+    changed: BTreeMap<String, (String, String)>,
+}
+
+fn invalid(message: impl Into<String>) -> Fault {
+    Fault::new("InvalidParameterValue", message).status(400)
+}
+
+fn combination(message: impl Into<String>) -> Fault {
+    Fault::new("InvalidParameterCombination", message).status(400)
+}
+
+fn pairs(call: &Call) -> Result<Vec<(String, String)>, Fault> {
+    let text = |tag: &Value, member: &str| tag[member].as_str().unwrap_or_default().to_owned();
+    let pairs: Vec<_> = call.list("Tags").iter().map(|tag| (text(tag, "Key"), text(tag, "Value"))).collect();
+    match pairs.iter().find(|(key, _)| key.is_empty() || key.starts_with("aws:")) {
+        Some((key, _)) => Err(invalid(format!("Tag keys may not begin with aws: {key}"))),
+        None => Ok(pairs),
+    }
+}
+
+fn tag_list(world: &World, arn: &str) -> Vec<Value> {
+    world.tags.of(arn).into_iter().map(|(key, value)| json!({ "Key": key, "Value": value })).collect()
+}
+
+/// The ARN of the input, if there is such a resource.
+fn resource(world: &World, call: &Call) -> Result<String, Fault> {
+    let arn = call.text("ResourceName");
+    if world.tags.has(arn) {
+        return Ok(arn.to_owned());
+    }
+    let name = arn.rsplit(':').next().unwrap_or_default();
+    Err(match arn.split(':').nth(5) {
+        Some("subgrp") => groups::no_subnet_group(name),
+        Some("pg") => groups::no_parameter_group(name),
+        _ => instances::not_found(name),
+    })
+}
+
+fn add_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let tags = pairs(call)?;
+    let arn = resource(world, call)?;
+    world.tags.set(&arn, tags, call.visible());
+    Ok(json!({}))
+}
+
+fn remove_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let arn = resource(world, call)?;
+    world.tags.remove(&arn, call.texts("TagKeys"));
+    Ok(json!({}))
+}
+
+fn list_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let arn = resource(world, call)?;
+    Ok(json!({ "TagList": tag_list(world, &arn) }))
+}
