@@ -30,10 +30,10 @@ const LEAST_GB: u64 = 20;
 /// memory before.
 const CLASSES: &[(&str, u32)] = &[
     ("db.t4g.medium", 400),
-    ("db.m7g.large", 800),
-    ("db.m7g.xlarge", 1_600),
-    ("db.m7g.2xlarge", 3_300),
-    ("db.m7g.4xlarge", 5_000),
+    ("db.t4g.large", 800),
+    ("db.r6g.large", 1_700),
+    ("db.r6g.xlarge", 3_400),
+    ("db.r6g.2xlarge", 5_000),
 ];
 
 impl Lowering<'_> {

@@ -50,13 +50,13 @@ fn group(vpc: &Recorded) -> Wanted {
 }
 
 /// The same resource with another value of a field.
-fn with(wanted: &Wanted, field: &str, value: Value) -> Spec {
+pub(crate) fn with(wanted: &Wanted, field: &str, value: Value) -> Spec {
     let mut spec = wanted.spec.as_value().clone();
     spec[field] = value;
     Spec::of(&spec)
 }
 
-fn operation(verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>, number: u64) -> Operation {
+pub(crate) fn operation(verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>, number: u64) -> Operation {
     let id = OperationId(number);
     Operation {
         id,
@@ -76,9 +76,9 @@ fn operation(verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>, number: u
 }
 
 /// Runs an operation to its end, at most so many steps.
-async fn finish(bench: &Bench, op: &Operation) -> Result<Object, textnlp_provider::Error> {
+pub(crate) async fn finish(bench: &Bench, op: &Operation) -> Result<Object, textnlp_provider::Error> {
     let mut handle = None;
-    for _ in 0..400 {
+    for _ in 0..4_000 {
         let answer = match &handle {
             Some(handle) => bench.provider.advance(op, handle).await,
             None => bench.provider.begin(op).await,
@@ -94,7 +94,7 @@ async fn finish(bench: &Bench, op: &Operation) -> Result<Object, textnlp_provide
     panic!("it does not end");
 }
 
-async fn seen(bench: &Bench, wanted: &Wanted, recorded: &Recorded) -> Object {
+pub(crate) async fn seen(bench: &Bench, wanted: &Wanted, recorded: &Recorded) -> Object {
     match bench.provider.read(&wanted.kind, &recorded.cloud_id).await {
         Ok(Observed::Present(object)) => object,
         other => panic!("{other:?}"),

@@ -438,12 +438,12 @@ fn busy(call: &Call, after: Duration) -> Stages {
 fn modify(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let name = call.text("ReplicationGroupId").to_owned();
     let group = changeable(world, call)?;
-    let word = |on: &Value| if on == &Value::Bool(true) { "enabled" } else { "disabled" };
+    let word = |on: &Value| if *on == true { "enabled" } else { "disabled" };
     let mut members = Map::new();
     let mut takes = None;
     for (given, shown) in [("AutomaticFailoverEnabled", "AutomaticFailover"), ("MultiAZEnabled", "MultiAZ")] {
         if let Some(on) = call.input.get(given) {
-            if on == &Value::Bool(true) && group.nodes < 2 {
+            if *on == true && group.nodes < 2 {
                 return Err(combination("Automatic failover and Multi-AZ need a replica."));
             }
             members.insert(shown.to_owned(), word(on).into());
