@@ -130,10 +130,15 @@ fn row(name: &str) -> anyhow::Result<&'static Row> {
 
 /// The provider catalogue that environment files are validated against.
 pub fn catalogue() -> Catalogue {
-    let offer = |row: &Row| Offer { missing: row.missing.map(str::to_owned), capabilities: row.capabilities };
+    let here = detection::SystemView::here();
+    let offer = |row: &Row| Offer {
+        missing: row.missing.map(str::to_owned),
+        capabilities: row.capabilities,
+        region: here.region(row.name),
+    };
     Catalogue {
         providers: PROVIDERS.iter().map(|row| (row.name.to_owned(), offer(row))).collect(),
-        surroundings: Some(detection::SystemView::here().surroundings()),
+        surroundings: Some(here.surroundings()),
     }
 }
 

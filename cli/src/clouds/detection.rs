@@ -90,6 +90,20 @@ impl SystemView {
         DetectionInputs { evidence, fallback: "onprem".to_owned() }
     }
 
+    /// The region that a provider's own tools would use, as far as variables and files say: of AWS, its variables and the profile
+    /// (<https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html>).
+    pub fn region(&self, provider: &str) -> Option<String> {
+        if provider != "aws" {
+            return None;
+        }
+        let variable = ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().find_map(|name| self.variable(name));
+        variable.map(str::to_owned).or_else(|| {
+            let file = self.variable("AWS_CONFIG_FILE").map(str::to_owned);
+            let file = file.or_else(|| Some(format!("{}/.aws/config", self.variable("HOME")?)))?;
+            profile_region(&self.read(Utf8Path::new(&file))?, self.variable("AWS_PROFILE").unwrap_or("default"))
+        })
+    }
+
     fn variable(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -159,6 +173,22 @@ struct Context {
 #[derive(Deserialize)]
 struct Named {
     name: String,
+}
+
+/// The region of a profile in a configuration file of AWS.
+fn profile_region(text: &str, profile: &str) -> Option<String> {
+    let mut is_in = false;
+    for line in text.lines().map(str::trim) {
+        if let Some(section) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            let name = section.trim().strip_prefix("profile ").unwrap_or(section).trim();
+            is_in = name == profile;
+        } else if let Some((key, value)) = line.split_once('=').filter(|_| is_in)
+            && key.trim() == "region"
+        {
+            return Some(value.trim().to_owned()).filter(|region| !region.is_empty());
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -239,5 +269,13 @@ mod tests {
     fn expect_named(found: &[String], begins: &[&str]) {
         let all = found.len() == begins.len() && found.iter().zip(begins).all(|(one, begin)| one.starts_with(begin));
         assert!(all, "{found:?} where {begins:?} was expected");
+    }
+
+    #[test]
+    fn region_of_aws_is_that_of_its_own_tools() {
+        let text = "[default]\nregion = eu-central-1\n[profile ops]\noutput = json\nregion=us-west-2\n";
+        assert_eq!(profile_region(text, "default").as_deref(), Some("eu-central-1"));
+        assert_eq!(profile_region(text, "ops").as_deref(), Some("us-west-2"));
+        assert_eq!(profile_region(text, "other"), None);
     }
 }

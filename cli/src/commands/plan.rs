@@ -57,8 +57,8 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         Purpose::Up => cost.against(&environment.budget).into_iter().chain(cost.outdated(facts.now)).collect(),
         Purpose::Down => Vec::new(),
     };
+    let policies = policies(plan, &facts);
     if args.policy {
-        let policies = policies(plan, &facts);
         return policy(&policies, plan_view::document(plan, &facts, &cost), &deployment.chosen.scope);
     }
     let mut text = plan_view::text(plan);
@@ -75,6 +75,10 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     if plan.has_changes() {
         text.push_str(&goes_along(&swept));
         text.push_str(&feels(&reaches, &estimate));
+        if !policies.is_empty() {
+            let down = if args.down { "plan --down" } else { "plan" };
+            let _ = write!(text, "\nPermissions it needs: {} --policy", deployment.chosen.scope.same(down));
+        }
         let typed = args.delete_data.as_ref().map_or_else(String::new, |name| format!(" --delete-data {name}"));
         let verb = match (args.down, is_measured) {
             (true, _) => "down",

@@ -161,7 +161,13 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     add(
         names::CLUSTER,
         there.cluster.as_ref().or(e.cluster.existing.as_ref()),
-        ComponentSpec::Cluster(part::Cluster { network: name(names::NETWORK), gpu: pool }),
+        ComponentSpec::Cluster(part::Cluster {
+            gpu: pool,
+            version: e.cluster.version.clone(),
+            allow_from: e.cluster.allow_from.clone(),
+            permission_boundary: e.account.permission_boundary.clone(),
+            ..part::Cluster::of(name(names::NETWORK))
+        }),
     );
     add(
         names::SECRETS,
@@ -248,7 +254,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
     let mut made = Vec::new();
     let mut add = |called: &str, part: ComponentSpec| made.push(Component { name: name(called), existing: None, part });
     add(names::NETWORK, ComponentSpec::Network(part::Network { cidr: None, policies: e.has_network_policies() }));
-    add(names::CLUSTER, ComponentSpec::Cluster(part::Cluster { network: name(names::NETWORK), gpu: None }));
+    add(names::CLUSTER, ComponentSpec::Cluster(part::Cluster::of(name(names::NETWORK))));
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &place.region, &e.server.api.host);
         add(

@@ -7,13 +7,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use textnlp_provider::Capability;
+use textnlp_provider::settings::{Hosting, Runtime};
 
 use super::check::{Reading, Schema, join, type_problem};
 use super::library::{Library, Source, UnknownEnvironment};
-use super::model::{Environment, Phase};
-use super::problem::{Origin, Problem, Report, nearest};
-use super::semantics::{self, Catalogue};
+use super::model::{Environment, LOCAL, Phase};
+use super::problem::{Origin, Problem, Report, Severity, nearest};
+use super::semantics::{self, Catalogue, Offer};
 use super::tree::{self, Entry, Node, NodeKind, segments};
 use super::{references, units, upgrade};
 
@@ -38,6 +40,9 @@ pub struct FlagValue {
     /// The value.
     pub value: Value,
 }
+
+/// The path of the flag that replaces the provider of every site.
+const ALL_PROVIDERS: &str = "sites[*].provider";
 
 /// A loaded environment with the origins of its values.
 #[derive(Debug, Clone)]
@@ -112,6 +117,11 @@ impl Library {
         if !all_read {
             // The content of an unreadable file is unknown, so neither missing values nor contradictions are reported.
             return Err(LoadError::Invalid(Report::tidy(problems)));
+        }
+        for flag in overrides.flags.iter().filter(|flag| flag.path == ALL_PROVIDERS) {
+            if let Some(offer) = flag.value.as_str().and_then(|name| catalogue.providers.get(name)) {
+                adapt(&mut tree, flag, offer, &mut problems);
+            }
         }
         apply_overrides(&mut tree, overrides, &mut problems);
         fill_in(&mut tree, "", &schema, &overrides.variables, &mut problems);
@@ -284,6 +294,47 @@ fn apply_overrides(tree: &mut Node, overrides: &Overrides, problems: &mut Vec<Pr
         set(tree, &flag.path, Node::of_value(&flag.value, &origin), &origin, problems);
     }
     drop_nulls(tree);
+}
+
+/// Replaces what the file says for another provider and the one of `flag` does not support: the runtime, the region and the database.
+/// Variables and arguments still take precedence.
+fn adapt(tree: &mut Node, flag: &FlagValue, offer: &Offer, problems: &mut Vec<Problem>) {
+    let mut changes: Vec<(String, Value)> = Vec::new();
+    let word = |node: Option<&Node>| node.and_then(Node::text).map(str::to_owned);
+    for (i, site) in tree.get("sites").map(Node::items).unwrap_or_default().iter().enumerate() {
+        let runtime = word(site.get("runtime")).unwrap_or_else(|| Runtime::Process.to_string());
+        let runtimes = offer.capabilities.runtimes;
+        if let Some(first) = runtimes.first().filter(|_| !runtimes.iter().any(|one| one.as_str() == runtime)) {
+            changes.push((format!("sites[{i}].runtime"), json!(first.as_str())));
+        }
+        let is_local = word(site.get("region")).is_none_or(|region| region == LOCAL);
+        if let Some(region) = offer.region.as_ref().filter(|_| is_local) {
+            changes.push((format!("sites[{i}].region"), json!(region)));
+        }
+    }
+    let database = tree.get("database");
+    let kind = word(database.and_then(|database| database.get("kind")));
+    let hosting = word(database.and_then(|database| database.get("hosting")));
+    let databases = offer.capabilities.supported.iter().filter_map(|capability| match capability {
+        Capability::Database(kind, hosting) => Some((*kind, *hosting)),
+        _ => None,
+    });
+    let databases: Vec<_> = databases.collect();
+    let is_supported = databases.iter().any(|(known, at)| {
+        kind.as_deref() == Some(known.as_str()) && (hosting.is_none() || hosting.as_deref() == at.map(Hosting::as_str))
+    });
+    if let Some((kind, hosting)) = databases.first().filter(|_| !is_supported) {
+        changes.push(("database.kind".to_owned(), json!(kind.as_str())));
+        changes.extend(hosting.map(|hosting| ("database.hosting".to_owned(), json!(hosting.as_str()))));
+    }
+    let name = flag.value.as_str().unwrap_or_default();
+    let origin = Origin::Flag { flag: format!("{} {name}", flag.flag) };
+    for (path, value) in changes {
+        let cause = format!("it is `{}` for provider `{name}`", value.as_str().unwrap_or_default());
+        let fix = format!("to decide otherwise, add `--set {path}=…`");
+        problems.push(Problem::error(origin.clone(), path.clone(), cause, fix).at(Severity::Note));
+        set(tree, &path, Node::of_value(&value, &origin), &origin, problems);
+    }
 }
 
 /// Sets the value at a path and creates missing mappings on the way. List entries are selected by index, by their

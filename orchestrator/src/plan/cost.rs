@@ -80,7 +80,8 @@ impl Cost {
             }
             for kept in &plan.retained {
                 let current = site.holdings.get(&kept.resource).and_then(|holding| holding.current.as_ref());
-                objects.extend(current.map(|one| (provider, &one.kind, &kept.resource, &one.spec)));
+                let ours = current.filter(|one| one.ownership == Ownership::Ours);
+                objects.extend(ours.map(|one| (provider, &one.kind, &kept.resource, &one.spec)));
             }
             let held = site.holdings.values().flat_map(|holding| holding.objects());
             let ours = held.filter(|one| one.ownership == Ownership::Ours);

@@ -3,7 +3,7 @@
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, Setting, Store};
 use textnlp_provider::component::{Cluster, ComponentSpec, Network};
-use textnlp_provider::settings::{DatabaseKind, Failover, Hosting, Runtime, Strategy, TlsMode};
+use textnlp_provider::settings::{DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode};
 use textnlp_provider::{Component, Site};
 
 /// What is not listed here is refused.
@@ -26,7 +26,14 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         Optional(Setting::Autoscaling),
         Optional(Setting::Backup),
         Optional(Setting::BackupSize),
+        Gpu(GpuSize::Small),
+        Gpu(GpuSize::Medium),
+        Gpu(GpuSize::Large),
+        Gpu(GpuSize::Xlarge),
+        Optional(Setting::ClusterNetworks),
         Optional(Setting::ClusterNodes),
+        Optional(Setting::ClusterVersion),
+        Optional(Setting::PermissionBoundary),
         Optional(Setting::EncryptionKey),
         Optional(Setting::ExistingRegistry),
         Optional(Setting::MonitoringStack),

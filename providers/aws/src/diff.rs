@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use textnlp_provider::{Effect, FieldChange, Object, Wanted};
 
-use crate::resource::{TAGS, same};
+use crate::resource::TAGS;
 use crate::table::Row;
 use crate::tags;
 
@@ -12,7 +12,7 @@ pub(crate) fn diff(row: &Row, wanted: &Wanted, seen: &Object) -> Vec<FieldChange
     let mut changes: Vec<FieldChange> = wanted
         .spec
         .fields()
-        .filter(|(field, after)| !same(seen.spec.get(field), Some(after)))
+        .filter(|(field, after)| !row.resource.fits(field, Some(after), seen.spec.get(field)))
         .map(|(field, after)| FieldChange {
             field: field.clone(),
             before: seen.spec.get(field).cloned().filter(|value| *value != Value::Null),

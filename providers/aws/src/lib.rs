@@ -11,6 +11,7 @@
 
 mod api;
 mod capabilities;
+mod costs;
 mod diff;
 mod kinds;
 mod lower;

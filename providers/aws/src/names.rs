@@ -3,6 +3,9 @@
 use sha2::{Digest, Sha256};
 use textnlp_provider::Site;
 
+/// How every name starts.
+pub(crate) const PREFIX: &str = "textnlp-";
+
 /// `textnlp-ENVIRONMENT-SITE-PART`, at most `most` bytes: a longer name keeps its start and ends with a hash of the whole.
 pub(crate) fn of(site: &Site, part: &str, most: usize) -> String {
     bounded(format!("textnlp-{}-{}-{part}", site.environment, site.name), most)

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use textnlp_provider::{
-    CloudId, Component, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
+    CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
     PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
-    SecretStore, Site, Wanted,
+    SecretStore, Site, Spec, Wanted,
 };
 use tokio::sync::OnceCell;
 
 use crate::api::{Access, Api, Identity};
 use crate::work::Work;
-use crate::{diff, lower, observe, policy, preflight, table};
+use crate::{costs, diff, lower, observe, policy, preflight, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -68,6 +68,13 @@ impl Provider for Aws {
 
     fn diff(&self, wanted: &Wanted, _recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
         table::row(&wanted.kind).map(|row| diff::diff(row, wanted, seen)).unwrap_or_default()
+    }
+
+    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+        costs::costs(kind, spec, &self.access.region).unwrap_or_else(|| {
+            let known = self.kinds().iter().find(|known| known.name == kind.as_str());
+            known.map(Kind::costs).unwrap_or_default()
+        })
     }
 
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {

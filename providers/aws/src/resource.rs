@@ -48,6 +48,26 @@ pub(crate) trait Resource: Send + Sync + 'static {
     /// the wanted value: a list is changed one element at a time.
     async fn put(api: &Api, seen: &Seen<Self::Spec>, spec: &Self::Spec, field: &str) -> Result<()>;
 
+    /// The same for a change that AWS makes in the background and that can fail: its id, which [`change`](Self::change) reads.
+    async fn start(api: &Api, seen: &Seen<Self::Spec>, spec: &Self::Spec, field: &str) -> Result<Option<String>> {
+        Self::put(api, seen, spec, field).await.map(|()| None)
+    }
+
+    /// The state of a change that [`start`](Self::start) began: `Ready` once it is made.
+    async fn change(_api: &Api, _id: &str, _change: &str) -> Result<State> {
+        Ok(State::Ready)
+    }
+
+    /// Whether a value that differs from the wanted one is as good: a size between two bounds, one of several alternatives.
+    fn fits(_field: &str, _wanted: &Value, _seen: &Value) -> bool {
+        false
+    }
+
+    /// The alternative after the one that an object without capacity was created as; see [`Make::alternative`].
+    fn alternative(_wanted: &Self::Spec, _seen: &Self::Spec) -> Option<usize> {
+        None
+    }
+
     /// Sets and removes tags of the object: one call; removes are asked for once nothing is to be set.
     async fn tag(api: &Api, seen: &Seen<Self::Spec>, set: &Tags, remove: &[String]) -> Result<()>;
 
@@ -61,6 +81,8 @@ pub(crate) struct Make<'a> {
     pub(crate) token: &'a str,
     /// Its tags.
     pub(crate) tags: Tags,
+    /// Which of the alternatives in the spec is created: the first one, unless AWS had no capacity for those before it.
+    pub(crate) alternative: usize,
 }
 
 /// Which objects [`Resource::list`] returns.
@@ -157,8 +179,11 @@ pub(crate) trait AnyResource: Send + Sync {
     async fn read(&self, api: &Api, id: &str) -> Result<Option<Seen<Spec>>>;
     async fn list(&self, api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>>;
     fn id(&self, wanted: &Spec) -> Option<String>;
-    async fn create(&self, api: &Api, op: &Operation) -> Result<String>;
-    async fn put(&self, api: &Api, seen: &Seen<Spec>, op: &Operation, field: &str) -> Result<()>;
+    async fn create(&self, api: &Api, op: &Operation, alternative: usize) -> Result<String>;
+    async fn start(&self, api: &Api, seen: &Seen<Spec>, op: &Operation, field: &str) -> Result<Option<String>>;
+    async fn change(&self, api: &Api, id: &str, change: &str) -> Result<State>;
+    fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool;
+    fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize>;
     async fn delete(&self, api: &Api, seen: &Seen<Spec>) -> Result<()>;
 }
 
@@ -196,18 +221,30 @@ impl<R: Resource> AnyResource for Of<R> {
         R::id(&wanted.typed().ok()?)
     }
 
-    async fn create(&self, api: &Api, op: &Operation) -> Result<String> {
-        let make = Make { token: op.token.as_str(), tags: tags::of_new(op, &own_tags(&op.spec)) };
+    async fn create(&self, api: &Api, op: &Operation, alternative: usize) -> Result<String> {
+        let make = Make { token: op.token.as_str(), tags: tags::of_new(op, &own_tags(&op.spec)), alternative };
         R::create(api, &make, &typed(&op.spec, op)?).await
     }
 
-    async fn put(&self, api: &Api, seen: &Seen<Spec>, op: &Operation, field: &str) -> Result<()> {
+    async fn start(&self, api: &Api, seen: &Seen<Spec>, op: &Operation, field: &str) -> Result<Option<String>> {
         let typed_seen = retyped::<R::Spec>(seen, op)?;
         if field == TAGS {
             let (set, gone) = tags::change(op, &seen.tags, &own_tags(&op.spec));
-            return R::tag(api, &typed_seen, &set, &gone).await;
+            return R::tag(api, &typed_seen, &set, &gone).await.map(|()| None);
         }
-        R::put(api, &typed_seen, &typed(&op.spec, op)?, field).await
+        R::start(api, &typed_seen, &typed(&op.spec, op)?, field).await
+    }
+
+    async fn change(&self, api: &Api, id: &str, change: &str) -> Result<State> {
+        R::change(api, id, change).await
+    }
+
+    fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool {
+        same(wanted, seen) || wanted.zip(seen).is_some_and(|(wanted, seen)| R::fits(field, wanted, seen))
+    }
+
+    fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {
+        R::alternative(&wanted.typed().ok()?, &seen.typed().ok()?)
     }
 
     async fn delete(&self, api: &Api, seen: &Seen<Spec>) -> Result<()> {
@@ -273,7 +310,7 @@ impl Seen<Spec> {
 
     /// The fields that an update would change, in the order in which it does: those of the kind's table, then the tags.
     pub(crate) fn next(&self, resource: &dyn AnyResource, op: &Operation) -> Option<&'static str> {
-        let differs = |field: &&&str| !same(op.spec.get(field), self.spec.get(field));
+        let differs = |field: &&&str| !resource.fits(field, op.spec.get(field), self.spec.get(field));
         let field = resource.in_place().iter().find(differs).copied();
         let is_tagged = || {
             let (set, gone) = tags::change(op, &self.tags, &own_tags(&op.spec));

@@ -37,6 +37,12 @@ struct Stand {
     /// How many times that change was sent, or that delete refused.
     #[serde(default, skip_serializing_if = "is_zero")]
     sent: u32,
+    /// The id of the change that AWS makes in the background.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    update: Option<String>,
+    /// The alternative that is created once the object that AWS had no capacity for is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    alternative: Option<usize>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
@@ -84,7 +90,7 @@ impl Work<'_> {
                 Some(made) => self.apply(Stand::of(&made.id), Some(made)).await,
                 None if stand.polls <= LOST_POLLS => self.wait(stand, "it is unknown whether it was created"),
                 None => {
-                    let id = self.row.resource.create(self.api, self.op).await?;
+                    let id = self.row.resource.create(self.api, self.op, 0).await?;
                     self.pending(Stand::of(&id), "being created", Duration::ZERO)
                 }
             };
@@ -101,7 +107,11 @@ impl Work<'_> {
         if let Some(made) = self.made().await? {
             return self.apply(Stand::of(&made.id), Some(made)).await;
         }
-        match self.row.resource.create(self.api, self.op).await {
+        self.create_alternative(0).await
+    }
+
+    async fn create_alternative(&self, alternative: usize) -> Result<Progress> {
+        match self.row.resource.create(self.api, self.op, alternative).await {
             Ok(id) => self.pending(Stand::of(&id), "being created", Duration::ZERO),
             // The reply of this call or of one before it was lost, and lists show a new object late.
             Err(error)
@@ -153,6 +163,19 @@ impl Work<'_> {
 
     async fn apply(&self, mut stand: Stand, seen: Option<Seen<Spec>>) -> Result<Progress> {
         stand.polls += 1;
+        if let Some(next) = stand.alternative {
+            let is_old = |seen: &Seen<Spec>| self.row.resource.alternative(&self.op.spec, &seen.spec) == Some(next);
+            match &seen {
+                None => return self.create_alternative(next).await,
+                Some(old) if old.state == State::Deleting => {
+                    return self.wait(stand, "the one without capacity is being deleted");
+                }
+                Some(old) if matches!(old.state, State::Failed { .. }) && is_old(old) => {
+                    return self.delete_failed(stand, old, next).await;
+                }
+                Some(_) => stand.alternative = None,
+            }
+        }
         let Some(seen) = seen else {
             if self.op.verb == Verb::Create && stand.polls <= MISSING_POLLS {
                 return self.wait(stand, "not shown yet");
@@ -164,6 +187,11 @@ impl Work<'_> {
         match &seen.state {
             State::Failed { code, why } => {
                 let (kind, hint) = crate::tables::errors::classify(self.row.service, code, None, why);
+                let lacks = matches!(kind, ErrorKind::Capacity | ErrorKind::Quota) && self.op.verb == Verb::Create;
+                let next = self.row.resource.alternative(&self.op.spec, &seen.spec).filter(|_| lacks);
+                if let Some(next) = next {
+                    return self.delete_failed(stand, &seen, next).await;
+                }
                 let mut error = Error::new(kind, self.op.verb.to_string(), self.op.resource.to_string());
                 error.code = (!code.is_empty()).then(|| code.clone());
                 error.hint = hint;
@@ -175,6 +203,21 @@ impl Work<'_> {
             }
             State::Pending(says) => return self.wait(stand, &format!("`{}` is {says}", seen.id)),
             State::Ready | State::Degraded(_) | State::Gone => {}
+        }
+        if let Some(update) = stand.update.take() {
+            match self.row.resource.change(self.api, &stand.id, &update).await? {
+                State::Pending(says) => {
+                    let says = format!("a change of `{}` is {says}", seen.id);
+                    return self.wait(Stand { update: Some(update), ..stand }, &says);
+                }
+                State::Failed { code, why } => {
+                    let (kind, hint) = crate::tables::errors::classify(self.row.service, &code, None, &why);
+                    let mut error = Error::new(kind, "change", self.op.resource.to_string());
+                    (error.code, error.hint) = (Some(code), hint);
+                    return self.failed(&seen, error.because(why));
+                }
+                _ => {}
+            }
         }
         if let Some(field) = seen.next(self.row.resource, self.op) {
             return self.put(stand, &seen, field).await;
@@ -224,16 +267,25 @@ impl Work<'_> {
             stand.change = change;
             return self.pending(stand, &format!("the change of `{field}` is not shown yet"), self.poll);
         }
-        if let Err(error) = self.row.resource.put(self.api, seen, self.op, field).await {
-            return if error.kind.may_pass() || error.kind == ErrorKind::NotFound {
-                Err(error)
-            } else {
-                self.failed(seen, error)
-            };
-        }
+        stand.update = match self.row.resource.start(self.api, seen, self.op, field).await {
+            Ok(update) => update,
+            Err(error) if error.kind.may_pass() || error.kind == ErrorKind::NotFound => return Err(error),
+            Err(error) => return self.failed(seen, error),
+        };
         stand.change = change;
         stand.polls = 0;
         self.pending(stand, &format!("changing `{field}`"), Duration::ZERO)
+    }
+
+    /// Removes what AWS had no capacity for, so that the next alternative can be created.
+    async fn delete_failed(&self, stand: Stand, seen: &Seen<Spec>, next: usize) -> Result<Progress> {
+        self.row.resource.delete(self.api, seen).await?;
+        let why = if let State::Failed { why, .. } = &seen.state { why.as_str() } else { "no capacity" };
+        self.pending(
+            Stand { alternative: Some(next), ..stand },
+            &format!("trying another alternative: {why}"),
+            self.poll,
+        )
     }
 
     /// A failed create leaves an object that the next plan replaces; a failed update leaves the object as it was.
@@ -316,6 +368,6 @@ impl Work<'_> {
 
 impl Stand {
     fn of(id: &str) -> Self {
-        Self { id: id.to_owned(), polls: 0, change: None, sent: 0 }
+        Self { id: id.to_owned(), polls: 0, change: None, sent: 0, update: None, alternative: None }
     }
 }

@@ -160,6 +160,7 @@ optional_settings! {
     BackupSize = "backup.size",
     PointInTimeRecovery = "backup.point_in_time",
     CacheSize = "cache.max_size",
+    ClusterNetworks = "cluster.allow_from",
     ClusterNodes = "cluster.max_nodes",
     UnrestrictedPods = "cluster.restricted",
     ClusterVersion = "cluster.version",

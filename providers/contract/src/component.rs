@@ -117,6 +117,22 @@ pub struct Cluster {
     pub network: ComponentName,
     /// GPU machines, when asked for.
     pub gpu: Option<GpuPool>,
+    /// Its version; `None` is the provider's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The networks that reach its API server from outside of its own network; `None` is every network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_from: Option<Vec<String>>,
+    /// The permissions boundary of its roles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permission_boundary: Option<String>,
+}
+
+impl Cluster {
+    /// A cluster in a network, with nothing else set.
+    pub fn of(network: ComponentName) -> Self {
+        Self { network, gpu: None, version: None, allow_from: None, permission_boundary: None }
+    }
 }
 
 /// GPU machines.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod authenticator;
 mod databases;
 mod gateway;
 pub mod hollow;
@@ -30,6 +31,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
 pub use api::Api;
+use authenticator::Authenticator;
 use kubelet::Kubelet;
 use metrics::Metrics;
 use ports::Ports;
@@ -48,6 +50,7 @@ pub struct Cluster {
     url: String,
     authority: Authority,
     programs: Programs,
+    authenticator: Authenticator,
     keeper: Keeper,
     kubelet: OnceLock<Kubelet>,
     /// The number of hollow nodes.
@@ -132,6 +135,7 @@ impl Cluster {
             url: url.clone(),
             authority,
             programs: programs.clone(),
+            authenticator: Authenticator::default(),
             keeper,
             kubelet: OnceLock::new(),
             hollow: Mutex::default(),
@@ -144,6 +148,16 @@ impl Cluster {
         };
         let admin = cluster.kubeconfig("admin", &["system:masters"]);
 
+        let reviews = cluster.authenticator.start(cluster.authority.server(&["localhost"]));
+        let reviewer = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "reviewer",
+            "clusters": [{ "name": "reviewer", "cluster": {
+                "server": format!("https://localhost:{reviews}/"), "certificate-authority": file("ca.crt"),
+            } }],
+            "users": [{ "name": "api-server", "user": {} }],
+            "contexts": [{ "name": "reviewer", "context": { "cluster": "reviewer", "user": "api-server" } }],
+        });
+        write("reviewer.kubeconfig", &reviewer.to_string());
         let client = format!("http://127.0.0.1:{etcd}");
         let between = format!("http://127.0.0.1:{peer}");
         cluster.run(
@@ -176,6 +190,9 @@ impl Cluster {
             format!("--proxy-client-cert-file={}", file("front.crt")),
             format!("--proxy-client-key-file={}", file("front.key")),
             "--authorization-mode=RBAC".to_owned(),
+            format!("--authentication-token-webhook-config-file={}", file("reviewer.kubeconfig")),
+            "--authentication-token-webhook-version=v1".to_owned(),
+            "--authentication-token-webhook-cache-ttl=1s".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-key-file={}", file("tokens.pub")),
             format!("--service-account-signing-key-file={}", file("tokens.key")),
@@ -465,6 +482,11 @@ impl Cluster {
     pub fn webhook(&self, namespace: &str, plural: &str, decide: impl Fn(&Value) -> Verdict + Send + Sync + 'static) {
         let port = webhook::start(self.authority.server(&["localhost"]), decide);
         self.register_webhook(namespace, plural, port);
+    }
+
+    /// Lets `identify` say whose a token is: a user and groups. It is asked for tokens that no service account has.
+    pub fn identify(&self, identify: impl Fn(&str) -> Option<(String, Vec<String>)> + Send + Sync + 'static) {
+        self.authenticator.add(Box::new(identify));
     }
 
     /// Registers a webhook at a port where possibly no server listens.

@@ -349,8 +349,11 @@ fn default_runtime() -> Runtime {
     Runtime::Process
 }
 
+/// The region of your own machine.
+pub const LOCAL: &str = "local";
+
 fn default_region() -> String {
-    "local".to_owned()
+    LOCAL.to_owned()
 }
 
 impl SiteSettings {

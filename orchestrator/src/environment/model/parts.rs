@@ -154,6 +154,9 @@ section! {
         pub existing: Option<String> = None,
         /// Its version; left out, the provider's default.
         pub version: Option<String> = None,
+        /// The networks that reach the API server of a cluster that is created, besides the cluster's own: `[203.0.113.0/24]`. If
+        /// unset, every network; `[]` is none.
+        pub allow_from: Option<Vec<String>> = None,
         /// The namespace of the deployment.
         pub namespace: String = "textnlp".to_owned(),
         /// The minimum number of nodes.

@@ -40,6 +40,8 @@ pub struct Offer {
     pub missing: Option<String>,
     /// What the provider supports; everything else is rejected.
     pub capabilities: Capabilities,
+    /// The region that this machine's settings name; it replaces `local` where `--provider` selects this provider.
+    pub region: Option<String>,
 }
 
 /// An environment under check, and the problems found.

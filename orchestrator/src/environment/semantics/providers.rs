@@ -125,6 +125,10 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::CacheSize => {
                 (e.cache.max_size != CacheSettings::default().max_size).then(|| e.cache.max_size.to_string())
             }
+            Setting::ClusterNetworks => {
+                let networks = e.cluster.allow_from.as_ref();
+                networks.map(|all| if all.is_empty() { "[]".to_owned() } else { all.join(", ") })
+            }
             Setting::ClusterNodes => {
                 let nodes = e.cluster.max_nodes.unwrap_or(e.cluster.min_nodes).max(e.cluster.min_nodes);
                 (nodes > 1).then(|| nodes.to_string())

@@ -157,9 +157,9 @@ fn every_setting_is_checked_against_capabilities_or_exempt() {
 fn provider_without_capabilities_is_refused_every_setting() {
     let capabilities = Capabilities { runtimes: &[Runtime::Process], supported: &[] };
     let mut catalogue = Catalogue::default();
-    catalogue.providers.insert("onprem".to_owned(), Offer { missing: None, capabilities });
+    catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
     let asked = "network: { waf: true, policies: true, cidr: 10.0.0.0/16, subnets: [a], open_ports: [9000] }\n\
-                 features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2 }\n\
+                 features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, allow_from: [] }\n\
                  scaling: { max: 3, cpu: 70 }\nbackup: { enabled: true }\nmonitoring: { stack: true, retention: 30d }\n\
                  storage: { model_folder: /models }\ngpu: { size: small }\ncache: { kind: redis, hosting: managed }\n";
     let said = super::said(super::load(&format!("{}{asked}", super::GOOD), &Overrides::default(), &catalogue));
@@ -167,6 +167,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
         "backup.destination",
         "backup.enabled",
         "cache.kind",
+        "cluster.allow_from",
         "cluster.max_nodes",
         "cluster.restricted",
         "cluster.version",

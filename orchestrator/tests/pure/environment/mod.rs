@@ -15,7 +15,7 @@ use textnlp_orchestrator::environment::{
 use textnlp_orchestrator::release::{Artifacts, Release};
 use textnlp_provider::capabilities::{Capabilities, Capability, Store};
 use textnlp_provider::component::{ComponentSpec, Program};
-use textnlp_provider::settings::{DatabaseKind, Role, Runtime, Strategy, TlsMode, TrafficMode};
+use textnlp_provider::settings::{DatabaseKind, Hosting, Role, Runtime, Strategy, TlsMode, TrafficMode};
 
 fn artifacts() -> Artifacts {
     let digest = textnlp_orchestrator::release::digest(b"server");
@@ -373,7 +373,7 @@ fn unsupported_provider_settings_are_refused_by_name() {
             Capability::State(Store::Folder),
         ],
     };
-    catalogue.providers.insert("onprem".to_owned(), Offer { missing: None, capabilities });
+    catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
     let missing = Some("build with `--features all`".to_owned());
     catalogue.providers.insert("cumulus".to_owned(), Offer { missing, ..Offer::default() });
     let check = |more: &str, expected: Expect| {
@@ -419,10 +419,47 @@ fn unsupported_provider_settings_are_refused_by_name() {
 }
 
 #[test]
+fn flag_that_replaces_the_provider_replaces_what_the_new_one_does_not_support() {
+    let capabilities = Capabilities {
+        runtimes: &[Runtime::Kubernetes],
+        supported: &[
+            Capability::Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+            Capability::Database(DatabaseKind::Postgres, Some(Hosting::External)),
+            Capability::Tls(TlsMode::LocalCa),
+            Capability::Rollout(Strategy::Rolling),
+            Capability::State(Store::Folder),
+        ],
+    };
+    let offer = Offer { capabilities, region: Some("north-1".to_owned()), ..Offer::default() };
+    let catalogue = Catalogue { providers: BTreeMap::from([("cumulus".to_owned(), offer)]), ..Catalogue::default() };
+    let flag = FlagValue {
+        flag: "--provider".to_owned(),
+        path: "sites[*].provider".to_owned(),
+        value: serde_json::json!("cumulus"),
+    };
+    let with = |sets: &[&str]| {
+        let sets = sets.iter().map(|set| (*set).to_owned()).collect();
+        let overrides = Overrides { sets, flags: vec![flag.clone()], ..Overrides::default() };
+        let loaded = Library::built_in().load("staging", &overrides, &catalogue).unwrap();
+        let site = &loaded.environment.sites[0];
+        let hosting = loaded.environment.database_hosting();
+        (site.provider.clone(), site.runtime, site.region.clone(), hosting, loaded.report.to_string())
+    };
+    let (provider, runtime, region, hosting, report) = with(&[]);
+    assert_eq!((provider.as_str(), runtime, region.as_str()), ("cumulus", Runtime::Kubernetes, "north-1"));
+    assert_eq!(hosting, Some(Hosting::Cluster));
+    assert!(report.contains("`sites[0].region`: it is `north-1` for provider `cumulus`"), "{report}");
+    let (.., region, hosting, _) =
+        with(&["sites.0.region=south-2", "database.hosting=external", "database.url=secret:env:U"]);
+    assert_eq!((region.as_str(), hosting), ("south-2", Some(Hosting::External)), "arguments decide");
+}
+
+#[test]
 fn provider_detection_needs_evidence_and_never_guesses() {
     let offer = |linked: bool, runtimes: &'static [Runtime]| Offer {
         missing: (!linked).then(|| "not part of this version".to_owned()),
         capabilities: Capabilities { runtimes, ..Capabilities::default() },
+        ..Offer::default()
     };
     let providers = [
         ("onprem", true, &[Runtime::Process]),

@@ -1,9 +1,12 @@
 //! The kinds, by service.
 
-mod ec2;
+pub(crate) mod ec2;
 mod ecr;
+mod eks;
 mod elasticache;
+pub(crate) mod iam;
 mod kms;
+mod logs;
 mod rds;
 mod s3;
 mod secret;
@@ -29,8 +32,17 @@ pub(crate) static ALL: &[&[Row]] = &[
     ec2::subnet::ROWS,
     ec2::vpc::ROWS,
     ecr::ROWS,
+    eks::access_entry::ROWS,
+    eks::addon::ROWS,
+    eks::cluster::ROWS,
+    eks::node_group::ROWS,
+    eks::pod_identity::ROWS,
     elasticache::ROWS,
+    iam::instance_profile::ROWS,
+    iam::oidc_provider::ROWS,
+    iam::role::ROWS,
     kms::ROWS,
+    logs::ROWS,
     rds::ROWS,
     s3::ROWS,
     secretsmanager::ROWS,

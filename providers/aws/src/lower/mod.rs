@@ -7,6 +7,7 @@
 //! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL |
 //! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |
 
+mod cluster;
 mod database;
 mod models;
 mod network;
@@ -32,6 +33,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::ModelStore(store) => lowering.models(store),
         ComponentSpec::Database(database) => lowering.database(database),
         ComponentSpec::Registry(registry) => lowering.registry(registry),
+        ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
     }

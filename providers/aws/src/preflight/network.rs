@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use aws_sdk_ec2::types::{Filter, RouteTable, Subnet};
+use aws_sdk_ec2::types::{Filter, RouteTable, Subnet, Vpc, VpcEndpoint};
 use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted};
 
 use crate::api::Api;
@@ -38,7 +38,7 @@ async fn overlaps(api: &Api, wanted: &Wanted) -> Result<Vec<Problem>> {
     };
     let Some(own) = wanted.spec.get("cidr").and_then(|cidr| range(cidr.as_str()?)) else { return Ok(Vec::new()) };
     let pages = api.ec2.describe_vpcs().into_paginator().items().send();
-    let all: Vec<_> = api.call(EC2, "list", "VPCs", pages.try_collect::<Vec<_>>()).await?;
+    let all: Vec<Vpc> = api.call(EC2, "list", "VPCs", pages.try_collect()).await?;
     let mut problems = Vec::new();
     for vpc in all {
         let tag = vpc.tags().iter().find(|tag| tag.key() == Some(crate::tags::RESOURCE)).and_then(|tag| tag.value());
@@ -120,7 +120,7 @@ fn leads_out(tables: &[RouteTable], subnet: &str) -> bool {
 async fn without_endpoints(api: &Api, wanted: &Wanted, vpc: &str, isolated: &[&str]) -> Result<Vec<Problem>> {
     let filter = Filter::builder().name("vpc-id").values(vpc).build();
     let pages = api.ec2.describe_vpc_endpoints().filters(filter).into_paginator().items().send();
-    let there: Vec<_> = api.call(EC2, "list", "VPC endpoints", pages.try_collect::<Vec<_>>()).await?;
+    let there: Vec<VpcEndpoint> = api.call(EC2, "list", "VPC endpoints", pages.try_collect()).await?;
     let has = |service: &str| {
         let name = format!(".{}.{service}", api.region);
         there.iter().any(|one| one.service_name().is_some_and(|known| known.ends_with(&name)))

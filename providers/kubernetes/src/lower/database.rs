@@ -26,6 +26,8 @@ const AUTHORITY_SECRET: &str = "textnlp-database-ca";
 /// The Secret of the role that owns the database.
 const OWNER_SECRET: &str = "textnlp-database-owner";
 const OWNER: &str = "textnlp";
+/// The resource of a database that a cloud runs. Its outputs are `url`, an address without the password, and `ca_pem`.
+const MANAGED: &str = "instance";
 /// The key of the generated password among the secrets of a site.
 const PASSWORD: &str = "database-password";
 /// Connections besides those of the service: jobs, CloudNativePG, operators.
@@ -93,7 +95,9 @@ impl Lowering<'_> {
             return self.problem("kind", cause, fix);
         };
         match (&postgres.address, &self.cluster.postgres) {
+            // One that a cloud runs is a resource of that cloud's provider.
             (Some(_), _) => {}
+            (None, _) if database.hosting == Some(Hosting::Managed) => {}
             (None, Some(own)) if database.hosting == Some(Hosting::Cluster) => self.own_postgres(postgres, own),
             (None, _) => {
                 let hosting = database.hosting.map_or("", Hosting::as_str);
@@ -182,6 +186,26 @@ impl Lowering<'_> {
             Some(DatabaseAddress::Url(url, None)) => (json!({}), json!({ "url": url })),
             Some(DatabaseAddress::Url(url, Some(_))) => {
                 (by_password(of("password")?), json!({ "url": url, "password_file": password_file }))
+            }
+            None if stored.hosting == Some(Hosting::Managed) => {
+                let instance = self.id(database.as_str(), MANAGED)?;
+                let password = self.id(postgres.secrets.as_str(), PASSWORD)?;
+                let output = |name: &str| json!({ PLAIN: OutputRef::new(instance.clone(), name) });
+                return Some(DatabaseConnection {
+                    is_ours: false,
+                    secret: json!({
+                        "database-url": output("url"),
+                        "database-password": OutputRef::new(password, "secret"),
+                        "database-ca.crt": output("ca_pem"),
+                    }),
+                    settings: json!({
+                        "url": "${DATABASE_URL}",
+                        "password_file": password_file,
+                        "ca_file": format!("{SECRETS}/database-ca.crt"),
+                    }),
+                    authority: Value::Null,
+                    needs: vec![instance],
+                });
             }
             None => {
                 let own = self.cluster.postgres.as_ref()?;

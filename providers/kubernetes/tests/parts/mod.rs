@@ -409,7 +409,7 @@ pub fn whole() -> Vec<Component> {
     let growth = Autoscaling { max: 20, cpu: Some(70), memory: Some(80), requests_per_second: Some(1000) };
     vec![
         component("network", ComponentSpec::Network(Network { cidr: None, policies: true })),
-        component("cluster", ComponentSpec::Cluster(Cluster { network: "network".parse().unwrap(), gpu: None })),
+        component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap()))),
         component("models", ComponentSpec::ModelStore(models())),
         component("database", ComponentSpec::Database(database())),
         component("server", ComponentSpec::Workload(Workload { growth: Some(growth), ..workload() })),

@@ -644,7 +644,7 @@ fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
         ["replication-password", "database-password"].map(|name| (name.to_owned(), SecretRecipe::Password(32)));
     let secrets = Secrets { generate: generate.into(), shared: Default::default(), given: BTreeMap::new() };
     let network = Network { cidr: Some("10.0.0.0/8".to_owned()), policies: true };
-    let cluster = Cluster { network: "network".parse().unwrap(), gpu: None };
+    let cluster = Cluster::of("network".parse().unwrap());
     let of = |component: &Component, fixture: &Fixture, replicates: bool| {
         let cluster = Some(Box::new(ClusterSite { replicates, ..fixture.cluster() }));
         let (component, site) = local_part(component, &Site { cluster, ..site() })?;
@@ -696,7 +696,7 @@ fn unsupported_cluster_settings_are_refused_by_name() {
         (ComponentSpec::Database(sqlite), "a `sqlite` database is not supported in a cluster"),
         (ComponentSpec::Cache(Cache { kind: CacheKind::Redis }), "`redis` cache"),
         (
-            ComponentSpec::Cluster(Cluster { network: "network".parse().unwrap(), gpu: Some(gpu) }),
+            ComponentSpec::Cluster(Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) }),
             "would not use its GPU",
         ),
         (ComponentSpec::ModelStore(far), "model `textnlp-tiny` has no digest"),

@@ -92,7 +92,7 @@ impl Machine {
         let generate = [("api-key", SecretRecipe::ApiKey), ("jwt-signing-key", SecretRecipe::RsaSigningKey)];
         let components = vec![
             part("network", ComponentSpec::Network(Network { cidr: None, policies: false })),
-            part("cluster", ComponentSpec::Cluster(Cluster { network: name("network"), gpu: None })),
+            part("cluster", ComponentSpec::Cluster(Cluster::of(name("network")))),
             part(
                 "secrets",
                 ComponentSpec::Secrets(Secrets {

@@ -43,7 +43,7 @@ fn certificate() -> Component {
 fn ground() -> Vec<Component> {
     vec![
         component("network", ComponentSpec::Network(Network { cidr: None, policies: false })),
-        component("cluster", ComponentSpec::Cluster(Cluster { network: name("network"), gpu: None })),
+        component("cluster", ComponentSpec::Cluster(Cluster::of(name("network")))),
         certificate(),
     ]
 }

@@ -11,6 +11,7 @@ pub mod protocol;
 pub mod rds;
 pub mod s3;
 pub mod secretsmanager;
+pub mod servicequotas;
 mod signature;
 pub mod sts;
 pub mod tagging;
@@ -38,6 +39,7 @@ pub const SERVICES: &[&Service] = &[
     &rds::SERVICE,
     &s3::SERVICE,
     &secretsmanager::SERVICE,
+    &servicequotas::SERVICE,
     &sts::SERVICE,
     &tagging::SERVICE,
 ];

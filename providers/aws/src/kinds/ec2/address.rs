@@ -23,6 +23,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         ],
         typical: QUICK,
         terraform: &[("aws_eip", "id")],
+        pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.elastic-ip", "a public IPv4 address", Identity::Token)
     },
     service: SERVICE,

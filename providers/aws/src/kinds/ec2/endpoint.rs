@@ -28,6 +28,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         replace: textnlp_provider::ReplaceOrder::DeleteFirst,
         typical: QUICK,
         terraform: &[("aws_vpc_endpoint", "id")],
+        pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.vpc-endpoint", "a private way to a service of AWS", Identity::Token)
     },
     service: SERVICE,

@@ -35,6 +35,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         replace: ReplaceOrder::DeleteFirst,
         typical: QUICK,
         terraform: &[("aws_launch_template", "id")],
+        pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.launch-template", "how instances are started", Identity::Token)
     },
     service: SERVICE,

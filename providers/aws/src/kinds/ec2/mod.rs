@@ -58,7 +58,7 @@ const UNTAGS: Permission = Permission { conditions: OURS, ..Permission::on(&[Ver
 const QUICK: Option<Duration> = Some(Duration::from_secs(5));
 
 /// The tags of an answer.
-pub(super) fn tags(tags: Option<Vec<types::Tag>>) -> Tags {
+pub(crate) fn tags(tags: Option<Vec<types::Tag>>) -> Tags {
     let pair = |tag: types::Tag| Some((tag.key?, tag.value.unwrap_or_default()));
     tags.unwrap_or_default().into_iter().filter_map(pair).collect()
 }

@@ -26,6 +26,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         replace: ReplaceOrder::DeleteFirst,
         typical: QUICK,
         terraform: &[("aws_nat_gateway", "id")],
+        pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.nat-gateway", "the way out for private subnets", Identity::Token)
     },
     service: SERVICE,

@@ -1,0 +1,331 @@
+//! Managed node groups: <https://docs.aws.amazon.com/eks/latest/APIReference/API_CreateNodegroup.html>.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use aws_sdk_eks::types::{
+    AmiTypes, CapacityTypes, LaunchTemplateSpecification, NodeRepairConfig, Nodegroup as Answer,
+    NodegroupScalingConfig, NodegroupStatus, NodegroupUpdateConfig, TaintEffect, UpdateLabelsPayload,
+    UpdateTaintsPayload,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use textnlp_provider::{Identity, Permission, Result};
+
+use super::{Part, SERVICE};
+use crate::api::Api;
+use crate::kinds::{CREATE, DELETE, PUT};
+use crate::resource::{Filter, Make, Of, Resource, Seen, State};
+use crate::table::{MINUTE, Row, kind};
+use crate::tags::Tags;
+
+pub(crate) static ROWS: &[Row] = &[Row {
+    // Costs what its machines cost, by their type, `capacity`, and number: from `scaling.min` to `scaling.max`.
+    kind: textnlp_provider::Kind {
+        // AWS gives up on missing capacity after about half an hour, and an alternative may follow.
+        deadline: MINUTE.saturating_mul(120),
+        permissions: &[
+            Permission::read("ec2:DescribeLaunchTemplateVersions"),
+            Permission::on(PUT, "ec2:RunInstances"),
+            Permission::on(CREATE, "eks:CreateNodegroup"),
+            Permission::on(DELETE, "eks:DeleteNodegroup"),
+            Permission::read("eks:DescribeCluster"),
+            Permission::read("eks:DescribeNodegroup"),
+            Permission::read("eks:DescribeUpdate"),
+            Permission::read("eks:ListClusters"),
+            Permission::read("eks:ListNodegroups"),
+            Permission::on(PUT, "eks:TagResource"),
+            Permission::on(PUT, "eks:UntagResource"),
+            Permission::on(PUT, "eks:UpdateNodegroupConfig"),
+            Permission::on(PUT, "eks:UpdateNodegroupVersion"),
+            Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
+            Permission::on(PUT, "iam:GetRole"),
+            Permission::on(PUT, "iam:PassRole"),
+        ],
+        terraform: &[("aws_eks_node_group", "id")],
+        pricing: textnlp_provider::Pricing::BySpec,
+        ..kind("aws.eks-node-group", "machines of a cluster", Identity::Named)
+    },
+    service: SERVICE,
+    resource: &Of::<NodeGroup>::kind(),
+    refused: &[],
+}];
+
+/// A node group. Outputs: `name`, `arn`, `autoscaling_group`.
+struct NodeGroup;
+
+/// The attributes of a node group.
+#[derive(Debug, Serialize, Deserialize)]
+struct Spec {
+    /// The name of its cluster.
+    cluster: String,
+    /// Its name, at most 63 bytes.
+    name: String,
+    /// The minor version of Kubernetes on its nodes; `None` is the cluster's when it is created, and then what it is.
+    version: Option<String>,
+    /// The ARN of the role of its nodes.
+    role: String,
+    /// Subnets of its nodes.
+    subnets: BTreeSet<String>,
+    /// Instance types: on demand the first one of them that AWS has, with `SPOT` the one with the most capacity.
+    instance_types: Vec<String>,
+    /// The image of its nodes: `AL2023_x86_64_NVIDIA`.
+    ami_type: String,
+    /// How its machines are bought: `SPOT`, `ON_DEMAND`. Of several the first one with capacity when it is created.
+    capacity: Vec<String>,
+    /// The number of its nodes.
+    scaling: Scaling,
+    /// Labels of its nodes.
+    labels: BTreeMap<String, String>,
+    /// Taints of its nodes.
+    taints: BTreeSet<Taint>,
+    /// The launch template of its machines: disks, metadata service, tags.
+    launch_template: Option<LaunchTemplate>,
+    /// How many nodes are replaced at the same time in an update.
+    max_unavailable: i32,
+    /// Whether EKS replaces nodes that are not healthy.
+    repair: bool,
+    #[serde(default)]
+    tags: Tags,
+}
+
+/// The number of nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Scaling {
+    min: i32,
+    max: i32,
+    /// The number at first. Afterwards it is the autoscaler's.
+    desired: i32,
+}
+
+/// A taint.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Taint {
+    key: String,
+    value: Option<String>,
+    /// `NO_SCHEDULE`, `PREFER_NO_SCHEDULE` or `NO_EXECUTE`.
+    effect: String,
+}
+
+impl Taint {
+    fn given(&self) -> aws_sdk_eks::types::Taint {
+        let effect = TaintEffect::from(self.effect.as_str());
+        aws_sdk_eks::types::Taint::builder().key(&self.key).set_value(self.value.clone()).effect(effect).build()
+    }
+}
+
+/// A version of a launch template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct LaunchTemplate {
+    id: String,
+    version: String,
+}
+
+impl LaunchTemplate {
+    fn given(&self) -> LaunchTemplateSpecification {
+        LaunchTemplateSpecification::builder().id(&self.id).version(&self.version).build()
+    }
+}
+
+#[async_trait]
+impl Resource for NodeGroup {
+    type Spec = Spec;
+    const IN_PLACE: &'static [&'static str] =
+        &["scaling", "labels", "taints", "repair", "max_unavailable", "launch_template", "version"];
+
+    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+        let (cluster, name) = super::parts(id);
+        let call = api.eks.describe_nodegroup().cluster_name(cluster).nodegroup_name(name).send();
+        let answer = api.find(SERVICE, id, call).await?;
+        Ok(answer.and_then(|answer| answer.nodegroup).map(seen))
+    }
+
+    /// One call for each of our clusters, and one for each of its node groups.
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+        let mut all = Vec::new();
+        for cluster in super::cluster_names(api, filter).await? {
+            let pages = api.eks.list_nodegroups().cluster_name(&cluster).into_paginator().items().send();
+            let found: Option<Vec<String>> = api.find(SERVICE, &cluster, pages.try_collect()).await?;
+            for name in found.unwrap_or_default() {
+                let seen = Self::read(api, &super::id(&cluster, &name)).await?;
+                all.extend(seen.filter(|seen| filter.matches(&seen.tags)));
+            }
+        }
+        Ok(all)
+    }
+
+    fn id(spec: &Spec) -> Option<String> {
+        Some(super::id(&spec.cluster, &spec.name))
+    }
+
+    async fn create(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<String> {
+        let Scaling { min, max, desired } = spec.scaling;
+        let scaling = NodegroupScalingConfig::builder().min_size(min).max_size(max).desired_size(desired).build();
+        let capacity = spec.capacity.get(make.alternative).map(|name| CapacityTypes::from(name.as_str()));
+        let call = api
+            .eks
+            .create_nodegroup()
+            .cluster_name(&spec.cluster)
+            .nodegroup_name(&spec.name)
+            .set_version(spec.version.clone())
+            .node_role(&spec.role)
+            .set_subnets(Some(spec.subnets.iter().cloned().collect()))
+            .set_instance_types(Some(spec.instance_types.clone()))
+            .ami_type(AmiTypes::from(spec.ami_type.as_str()))
+            .set_capacity_type(capacity)
+            .scaling_config(scaling)
+            .set_labels(Some(spec.labels.clone().into_iter().collect()))
+            .set_taints(Some(spec.taints.iter().map(Taint::given).collect()))
+            .set_launch_template(spec.launch_template.as_ref().map(LaunchTemplate::given))
+            .update_config(NodegroupUpdateConfig::builder().max_unavailable(spec.max_unavailable).build())
+            .node_repair_config(NodeRepairConfig::builder().enabled(spec.repair).build())
+            // The token of a request with other parameters is another one.
+            .client_request_token(format!("{}-{}", make.token, make.alternative))
+            .set_tags(Some(make.tags.clone().into_iter().collect()))
+            .send();
+        let id = super::id(&spec.cluster, &spec.name);
+        match api.call(SERVICE, "create", format!("node group {id}"), call).await {
+            Ok(_) => Ok(id),
+            Err(error) => Err(super::about_role(api, error, &spec.role, Some("ec2.amazonaws.com")).await),
+        }
+    }
+
+    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+        Self::start(api, seen, spec, field).await.map(drop)
+    }
+
+    async fn start(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
+        let id = seen.id.as_str();
+        let (cluster, name) = super::parts(id);
+        if matches!(field, "version" | "launch_template") {
+            let template = spec.launch_template.as_ref().map(LaunchTemplate::given);
+            let call = api.eks.update_nodegroup_version().cluster_name(cluster).nodegroup_name(name);
+            let call = call.set_version(spec.version.clone()).set_launch_template(template).send();
+            return Ok(super::started(api.call(SERVICE, "update", id, call).await?.update));
+        }
+        let call = api.eks.update_nodegroup_config().cluster_name(cluster).nodegroup_name(name);
+        let call = match field {
+            "scaling" => {
+                let Scaling { min, max, .. } = spec.scaling;
+                let desired = seen.spec.scaling.desired.max(min).min(max);
+                call.scaling_config(
+                    NodegroupScalingConfig::builder().min_size(min).max_size(max).desired_size(desired).build(),
+                )
+            }
+            "labels" => {
+                let gone = seen.spec.labels.keys().filter(|key| !spec.labels.contains_key(*key)).cloned().collect();
+                let new = spec.labels.iter().filter(|(key, value)| seen.spec.labels.get(*key) != Some(value));
+                let new = new.map(|(key, value)| (key.clone(), value.clone())).collect();
+                let labels = UpdateLabelsPayload::builder().set_add_or_update_labels(Some(new));
+                call.labels(labels.set_remove_labels(Some(gone)).build())
+            }
+            "taints" => {
+                let gone = seen.spec.taints.difference(&spec.taints).map(Taint::given).collect();
+                let new = spec.taints.difference(&seen.spec.taints).map(Taint::given).collect();
+                let taints = UpdateTaintsPayload::builder().set_add_or_update_taints(Some(new));
+                call.taints(taints.set_remove_taints(Some(gone)).build())
+            }
+            "repair" => call.node_repair_config(NodeRepairConfig::builder().enabled(spec.repair).build()),
+            _ => call.update_config(NodegroupUpdateConfig::builder().max_unavailable(spec.max_unavailable).build()),
+        };
+        Ok(super::started(api.call(SERVICE, "change", id, call.send()).await?.update))
+    }
+
+    async fn change(api: &Api, id: &str, change: &str) -> Result<State> {
+        let (cluster, name) = super::parts(id);
+        super::change(api, cluster, Some(Part::NodeGroup(name)), change).await
+    }
+
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        match field {
+            "version" => wanted.is_null(),
+            "scaling" => ["min", "max"].iter().all(|bound| wanted[bound] == seen[bound]),
+            "capacity" => seen[0].is_string() && wanted.as_array().is_some_and(|all| all.contains(&seen[0])),
+            _ => false,
+        }
+    }
+
+    fn alternative(wanted: &Spec, seen: &Spec) -> Option<usize> {
+        let used = wanted.capacity.iter().position(|name| seen.capacity.first() == Some(name))?;
+        (used + 1 < wanted.capacity.len()).then_some(used + 1)
+    }
+
+    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+        let arn = seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default();
+        super::tag(api, arn, set, remove).await
+    }
+
+    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+        let (cluster, name) = super::parts(&seen.id);
+        let call = api.eks.delete_nodegroup().cluster_name(cluster).nodegroup_name(name).send();
+        api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
+    }
+}
+
+fn state(group: &Answer) -> State {
+    let issues = group
+        .health
+        .iter()
+        .flat_map(|health| health.issues())
+        .map(|issue| (issue.code().map(|code| code.as_str().to_owned()), issue.message().map(str::to_owned)));
+    let issues = super::issues(issues);
+    let unknown = || (String::new(), "AWS gives no reason".to_owned());
+    match (&group.status, issues) {
+        (Some(NodegroupStatus::Active), None) => State::Ready,
+        (Some(NodegroupStatus::CreateFailed), issues) => {
+            let (code, why) = issues.unwrap_or_else(unknown);
+            State::Failed { code, why }
+        }
+        (Some(NodegroupStatus::Active | NodegroupStatus::Degraded), issues) => {
+            State::Degraded(issues.unwrap_or_else(unknown).1)
+        }
+        (Some(NodegroupStatus::DeleteFailed), issues) => {
+            State::Degraded(format!("its deletion failed: {}", issues.unwrap_or_else(unknown).1))
+        }
+        (Some(NodegroupStatus::Deleting), _) => State::Deleting,
+        (status, _) => State::Pending(status.as_ref().map_or("unknown", NodegroupStatus::as_str).to_owned()),
+    }
+}
+
+fn seen(group: Answer) -> Seen<Spec> {
+    let state = state(&group);
+    let (cluster, name) = (group.cluster_name.unwrap_or_default(), group.nodegroup_name.unwrap_or_default());
+    let size = |of: Option<i32>| of.unwrap_or_default();
+    let scaling = group.scaling_config.map(|config| Scaling {
+        min: size(config.min_size),
+        max: size(config.max_size),
+        desired: size(config.desired_size),
+    });
+    let taint = |taint: aws_sdk_eks::types::Taint| Taint {
+        key: taint.key.unwrap_or_default(),
+        value: taint.value.filter(|value| !value.is_empty()),
+        effect: taint.effect.map(|effect| effect.as_str().to_owned()).unwrap_or_default(),
+    };
+    let template = |template: LaunchTemplateSpecification| LaunchTemplate {
+        id: template.id.unwrap_or_default(),
+        version: template.version.unwrap_or_default(),
+    };
+    let groups = group.resources.and_then(|resources| resources.auto_scaling_groups).unwrap_or_default();
+    let spec = Spec {
+        cluster: cluster.clone(),
+        name: name.clone(),
+        version: group.version,
+        role: group.node_role.unwrap_or_default(),
+        subnets: group.subnets.unwrap_or_default().into_iter().collect(),
+        instance_types: group.instance_types.unwrap_or_default(),
+        ami_type: group.ami_type.map(|name| name.as_str().to_owned()).unwrap_or_default(),
+        capacity: group.capacity_type.into_iter().map(|name| name.as_str().to_owned()).collect(),
+        scaling: scaling.unwrap_or(Scaling { min: 0, max: 0, desired: 0 }),
+        labels: group.labels.unwrap_or_default().into_iter().collect(),
+        taints: group.taints.unwrap_or_default().into_iter().map(taint).collect(),
+        launch_template: group.launch_template.map(template),
+        max_unavailable: group.update_config.and_then(|config| config.max_unavailable).unwrap_or_default(),
+        repair: group.node_repair_config.and_then(|config| config.enabled).unwrap_or_default(),
+        tags: Tags::new(),
+    };
+    Seen::new(super::id(&cluster, &name), spec, super::tags(group.tags))
+        .output("name", Some(name))
+        .output("arn", group.nodegroup_arn)
+        .output("autoscaling_group", groups.into_iter().find_map(|group| group.name))
+        .state(state)
+}

@@ -1,0 +1,315 @@
+//! The cluster of a site: its key, roles, control plane, add-ons and machines.
+
+use serde_json::{Value, json};
+use textnlp_provider::ResourceId;
+use textnlp_provider::component::{Cluster, GpuPool};
+use textnlp_provider::settings::{GpuSize, Spot};
+use textnlp_token::partition;
+
+use super::{Lowering, output};
+use crate::kinds::iam::PATH;
+use crate::names;
+use crate::tables::machines;
+
+/// The taint of machines with a GPU: only pods that ask for one are scheduled there.
+const GPU: &str = "nvidia.com/gpu";
+/// How long the logs of the control plane are kept, in days.
+const LOG_DAYS: u32 = 90;
+/// The disk of a machine in GiB: images and models.
+const DISK_GIB: u32 = 100;
+/// The same with a GPU: its images and models are larger.
+const GPU_DISK_GIB: u32 = 300;
+
+impl Lowering<'_> {
+    pub(super) fn cluster(&mut self, cluster: &Cluster) {
+        let name = names::cluster(self.site);
+        if self.component.existing.is_some() {
+            // An existing cluster is read, and never changed: its operator has set up its machines and add-ons.
+            self.main("aws.eks-cluster", &json!({ "name": name }));
+            return;
+        }
+        let subnets = self.private_subnets(&cluster.network);
+        let description = format!("Secrets of the cluster {name}");
+        let key = self.cluster_key(&description);
+        let control = self.role("role", "eks.amazonaws.com", &["AmazonEKSClusterPolicy"], cluster);
+        let nodes = self.role(
+            "node-role",
+            "ec2.amazonaws.com",
+            &["AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly"],
+            cluster,
+        );
+        let network = self.role("network-role", PODS, &["AmazonEKS_CNI_Policy"], cluster);
+        let disks = self.role("disk-role", PODS, &["service-role/AmazonEBSCSIDriverPolicy"], cluster);
+        let logs = self.part(
+            "logs",
+            "aws.log-group",
+            &json!({ "name": format!("/aws/eks/{name}/cluster"), "retention_days": LOG_DAYS, "key": null }),
+        );
+        let (Some(key), Some(control), Some(nodes), Some(network), Some(disks)) = (key, control, nodes, network, disks)
+        else {
+            return;
+        };
+        let main = self.main(
+            "aws.eks-cluster",
+            &json!({
+                "name": name,
+                "version": cluster.version,
+                "role": output(&control, "arn"),
+                "subnets": subnets,
+                "security_groups": [],
+                "private_access": true,
+                "public_cidrs": cluster.allow_from.clone().unwrap_or_else(|| vec!["0.0.0.0/0".to_owned()]),
+                "key": output(&key, "arn"),
+                "logs": ["api", "audit", "authenticator", "controllerManager", "scheduler"],
+                "authentication": "API",
+                "support": "STANDARD",
+                "deletion_protection": self.site.protect_data,
+                "deployer_access": true,
+            }),
+        );
+        // EKS would create the group itself, and keep its logs for ever.
+        self.after(logs);
+        self.part(
+            "oidc",
+            "aws.oidc-provider",
+            &json!({ "url": output(&main, "oidc_issuer"), "audiences": ["sts.amazonaws.com"] }),
+        );
+        // Pods of add-ons start with the roles that are there.
+        let network = self.pod_identity("network-identity", &main, "aws-node", &network);
+        let disks = self.pod_identity("disk-identity", &main, "ebs-csi-controller-sa", &disks);
+        // What nodes need before they are ready, then what needs nodes.
+        let agent = self.addon("eks-pod-identity-agent", &main, Value::Null, &[]);
+        let proxy = self.addon("kube-proxy", &main, Value::Null, &[]);
+        // Network policies are in the hands of this add-on.
+        let cni = self.addon("vpc-cni", &main, json!({ "enableNetworkPolicy": "true" }), &[network]);
+        let before = [agent, proxy, cni];
+        let site = self.site.cluster.as_deref();
+        let min = site.map_or(1, |site| site.min_nodes);
+        let max = site.and_then(|site| site.max_nodes).unwrap_or(min).max(min);
+        let system = self.machines(
+            &Machines {
+                name: "system",
+                types: machines::candidates(GpuSize::None),
+                capacity: &["ON_DEMAND"],
+                scaling: json!({ "min": min, "max": max, "desired": min }),
+                labels: json!({ "textnlp/pool": "system" }),
+                taints: json!([]),
+                disk_gib: DISK_GIB,
+                subnets: &subnets,
+                role: &nodes,
+                cluster: &main,
+            },
+            &before,
+        );
+        self.addon("coredns", &main, Value::Null, std::slice::from_ref(&system));
+        self.addon("aws-ebs-csi-driver", &main, Value::Null, &[system, disks]);
+        if let Some(pool) = &cluster.gpu {
+            self.gpu_machines(pool, &main, &nodes, &subnets, &before);
+        }
+    }
+
+    fn gpu_machines(
+        &mut self,
+        pool: &GpuPool,
+        cluster: &ResourceId,
+        role: &ResourceId,
+        subnets: &[Value],
+        before: &[Option<ResourceId>],
+    ) {
+        let capacity: &[&str] = match pool.spot {
+            Spot::Never => &["ON_DEMAND"],
+            Spot::Prefer => &["SPOT", "ON_DEMAND"],
+            Spot::Only => &["SPOT"],
+        };
+        let machines = Machines {
+            name: "gpu",
+            types: machines::candidates(pool.size),
+            capacity,
+            scaling: json!({ "min": pool.count, "max": pool.count, "desired": pool.count }),
+            labels: json!({ "textnlp/pool": "gpu" }),
+            taints: json!([{ "key": GPU, "value": "present", "effect": "NO_SCHEDULE" }]),
+            disk_gib: GPU_DISK_GIB,
+            subnets,
+            role,
+            cluster,
+        };
+        self.machines(&machines, before);
+    }
+
+    /// The launch template and the node group of a pool.
+    fn machines(&mut self, machines: &Machines<'_>, before: &[Option<ResourceId>]) -> Option<ResourceId> {
+        // EKS refuses a group in which one type does not exist.
+        let offered = |name: &&&str| machines::machine(name).is_some_and(|machine| machine.family.withdrawn.is_none());
+        let types: Vec<&str> = machines.types.iter().filter(offered).copied().collect();
+        let image = types.first().and_then(|name| machines::machine(name)).map(|machine| machine.ami_type());
+        let name = names::of(self.site, machines.name, 63);
+        let template = self.part(
+            &format!("{}-template", machines.name),
+            "aws.launch-template",
+            &json!({
+                "name": name,
+                "image": "",
+                "instance_type": "",
+                "groups": [],
+                "root_device": "/dev/xvda",
+                "root_gib": machines.disk_gib,
+                "key": "",
+                // Pods have a role of their own, and none of the machine's.
+                "metadata_hops": 1,
+                "user_data": "",
+                "instance_tags": self.site.tags,
+                "hardened": true,
+            }),
+        )?;
+        let group = self.part(
+            &format!("{}-nodes", machines.name),
+            "aws.eks-node-group",
+            &json!({
+                "cluster": output(machines.cluster, "name"),
+                "name": name,
+                // The nodes follow the control plane.
+                "version": output(machines.cluster, "version"),
+                "role": output(machines.role, "arn"),
+                "subnets": machines.subnets,
+                "instance_types": types,
+                "ami_type": image,
+                "capacity": machines.capacity,
+                "scaling": machines.scaling,
+                "labels": machines.labels,
+                "taints": machines.taints,
+                "launch_template": { "id": output(&template, "id"), "version": output(&template, "version") },
+                "max_unavailable": 1,
+                "repair": true,
+            }),
+        );
+        for one in before {
+            self.after(one.clone());
+        }
+        group
+    }
+
+    /// A key of the cluster's own: whoever may read Secrets in the API server's store still needs it.
+    fn cluster_key(&mut self, description: &str) -> Option<ResourceId> {
+        let (partition, account) = (partition(&self.site.region).name, &self.site.account);
+        // The policies of the account decide who may use it: EKS gets a grant.
+        let policy = json!({
+            "Version": "2012-10-17",
+            "Statement": [{
+                "Sid": "account",
+                "Effect": "Allow",
+                "Principal": { "AWS": format!("arn:{partition}:iam::{account}:root") },
+                "Action": "kms:*",
+                "Resource": "*",
+            }],
+        });
+        let alias = format!("alias/{}", names::of(self.site, "cluster", 250));
+        self.part(
+            "key",
+            "aws.key",
+            &json!({
+                "enabled": true,
+                "description": description,
+                "policy": policy,
+                "rotation_days": 365,
+                "aliases": [alias],
+            }),
+        )
+    }
+
+    /// A role that a service takes, with policies of AWS.
+    fn role(&mut self, part: &str, service: &str, policies: &[&str], cluster: &Cluster) -> Option<ResourceId> {
+        let partition = partition(&self.site.region).name;
+        let managed: Vec<String> =
+            policies.iter().map(|policy| format!("arn:{partition}:iam::aws:policy/{policy}")).collect();
+        let actions: &[&str] =
+            if service == PODS { &["sts:AssumeRole", "sts:TagSession"] } else { &["sts:AssumeRole"] };
+        let trust = json!({
+            "Version": "2012-10-17",
+            "Statement": [{ "Effect": "Allow", "Principal": { "Service": [service] }, "Action": actions }],
+        });
+        self.part(
+            part,
+            "aws.role",
+            &json!({
+                "name": names::of(self.site, part, 64),
+                "path": PATH,
+                "trust": trust,
+                "boundary": cluster.permission_boundary,
+                "managed": managed,
+                "inline": {},
+            }),
+        )
+    }
+
+    /// The role of a service account of an add-on.
+    fn pod_identity(
+        &mut self,
+        part: &str,
+        cluster: &ResourceId,
+        account: &str,
+        role: &ResourceId,
+    ) -> Option<ResourceId> {
+        self.part(
+            part,
+            "aws.eks-pod-identity-association",
+            &json!({
+                "cluster": output(cluster, "name"),
+                "namespace": "kube-system",
+                "service_account": account,
+                "role": output(role, "arn"),
+            }),
+        )
+    }
+
+    /// An add-on in the default version of the cluster's version.
+    fn addon(
+        &mut self,
+        name: &str,
+        cluster: &ResourceId,
+        configuration: Value,
+        after: &[Option<ResourceId>],
+    ) -> Option<ResourceId> {
+        let made = self.part(
+            &format!("addon-{name}"),
+            "aws.eks-addon",
+            &json!({
+                "cluster": output(cluster, "name"),
+                "name": name,
+                "version": null,
+                "kubernetes": [output(cluster, "version")],
+                "configuration": configuration,
+            }),
+        );
+        for one in after {
+            self.after(one.clone());
+        }
+        made
+    }
+}
+
+/// The service that takes the role of pods.
+const PODS: &str = "pods.eks.amazonaws.com";
+
+/// A pool of machines.
+struct Machines<'a> {
+    name: &'a str,
+    /// Instance types, best first.
+    types: &'a [&'a str],
+    /// How they are bought, best first.
+    capacity: &'a [&'a str],
+    scaling: Value,
+    labels: Value,
+    taints: Value,
+    disk_gib: u32,
+    subnets: &'a [Value],
+    role: &'a ResourceId,
+    cluster: &'a ResourceId,
+}
+
+impl Lowering<'_> {
+    /// The ids of the private subnets of a network.
+    fn private_subnets(&self, network: &textnlp_provider::ComponentName) -> Vec<Value> {
+        let part = |zone: &str| ResourceId::part(&self.site.name, network, &format!("subnet-private-{zone}")).ok();
+        ["a", "b"].into_iter().filter_map(part).map(|subnet| output(&subnet, "id")).collect()
+    }
+}

@@ -1,0 +1,218 @@
+//! Quotas against what a plan needs, and whether AWS has its machines in the region at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted};
+
+use super::unknown;
+use crate::api::Api;
+use crate::tables::machines::{self, Market};
+use crate::tables::quotas::{CLUSTERS, DATABASES, ELASTIC_IPS, INTERNET_GATEWAYS, Quota, SECURITY_GROUPS, Unit, VPCS};
+use crate::tags;
+
+/// Kinds whose objects count against a quota of the region.
+const COUNTED: &[(&str, &Quota)] = &[
+    ("aws.db-instance", &DATABASES),
+    ("aws.eks-cluster", &CLUSTERS),
+    ("aws.elastic-ip", &ELASTIC_IPS),
+    ("aws.internet-gateway", &INTERNET_GATEWAYS),
+    ("aws.security-group", &SECURITY_GROUPS),
+    ("aws.vpc", &VPCS),
+];
+
+/// What a plan needs of one quota.
+#[derive(Default)]
+struct Need {
+    amount: u64,
+    places: BTreeSet<String>,
+    /// Whether every machine that a node group could use counts against it.
+    is_the_only_way: bool,
+}
+
+/// Compares what is needed and used with the quotas of the account.
+pub(super) async fn quotas(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (quota, need) in needs(wanted) {
+        let limit = match limit(api, quota).await {
+            Ok(Some(limit)) => limit,
+            Ok(None) => continue,
+            Err(error) => {
+                problems.push(unknown(&format!("the quota {}", quota.name), &error));
+                continue;
+            }
+        };
+        let used = match used(api, quota, wanted).await {
+            Ok(used) => used,
+            Err(error) => {
+                problems.push(unknown(&format!("what is used of the quota {}", quota.name), &error));
+                continue;
+            }
+        };
+        if used.saturating_add(need.amount) <= limit {
+            continue;
+        }
+        let unit = if quota.unit == Unit::Vcpus { " vCPUs" } else { "" };
+        let cause = format!(
+            "`{}` ({}) allows {limit}{unit}; {used} are used, and this plan needs {} more",
+            quota.name, quota.code, need.amount
+        );
+        let place = need.places.into_iter().collect::<Vec<_>>().join(", ");
+        problems.push(match need.is_the_only_way {
+            true => Problem::new(place, cause, quota.hint()),
+            false => Problem::warning(place, format!("{cause}; other machines of the list are tried"), quota.hint()),
+        });
+    }
+    problems
+}
+
+fn needs(wanted: &[Wanted]) -> Vec<(&'static Quota, Need)> {
+    let mut needs: BTreeMap<&'static str, (&'static Quota, Need)> = BTreeMap::new();
+    let mut add = |quota: &'static Quota, amount: u64, place: String, is_the_only_way: bool| {
+        let (_, need) = needs.entry(quota.code).or_insert_with(|| (quota, Need::default()));
+        need.amount = need.amount.saturating_add(amount);
+        need.places.insert(place);
+        need.is_the_only_way |= is_the_only_way;
+    };
+    for one in wanted.iter().filter(|one| one.ownership == Ownership::Ours) {
+        if let Some((_, quota)) = COUNTED.iter().find(|(kind, _)| *kind == one.kind.as_str()) {
+            add(quota, 1, one.id.to_string(), true);
+        }
+        if let Some(group) = NodeGroup::of(one) {
+            let found: Vec<_> = group.types.iter().filter_map(|name| machines::machine(name)).collect();
+            let Some(first) = found.first() else { continue };
+            let quota = first.quota(group.market);
+            let is_the_only_way = found.iter().all(|machine| machine.quota(group.market).code == quota.code);
+            add(quota, group.count.saturating_mul(u64::from(first.vcpus)), one.id.to_string(), is_the_only_way);
+        }
+    }
+    needs.into_values().collect()
+}
+
+/// The machines that a node group asks for.
+struct NodeGroup<'a> {
+    types: Vec<&'a str>,
+    market: Market,
+    /// At first.
+    count: u64,
+}
+
+impl<'a> NodeGroup<'a> {
+    fn of(wanted: &'a Wanted) -> Option<Self> {
+        if wanted.kind.as_str() != "aws.eks-node-group" {
+            return None;
+        }
+        let list = |field: &str| -> Vec<&'a str> {
+            let items = wanted.spec.get(field).and_then(|value| value.as_array()).into_iter().flatten();
+            items.filter_map(|item| item.as_str()).collect()
+        };
+        let market = if list("capacity").first() == Some(&"SPOT") { Market::Spot } else { Market::OnDemand };
+        let count = wanted.spec.get("scaling").and_then(|scaling| scaling["desired"].as_u64()).unwrap_or_default();
+        Some(Self { types: list("instance_types"), market, count })
+    }
+}
+
+/// The account's own value, else what a new account has.
+async fn limit(api: &Api, quota: &Quota) -> Result<Option<u64>> {
+    let call = api.quotas.get_service_quota().service_code(quota.service).quota_code(quota.code).send();
+    let answer = match api.call("servicequotas", "read", quota.name, call).await {
+        Ok(answer) => answer.quota.and_then(|quota| quota.value),
+        // An account that never asked for another value may have none of its own.
+        Err(error) if error.kind == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    // Quotas are whole numbers, in an API that has only floats.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    Ok(answer.filter(|value| *value >= 0.0).map(|value| value as u64).or(quota.default))
+}
+
+/// How much of a quota is in use by what this plan does not already count: objects that `wanted` made before are needed, not used.
+async fn used(api: &Api, quota: &Quota, wanted: &[Wanted]) -> Result<u64> {
+    let is_ours = |found: Option<Vec<aws_sdk_ec2::types::Tag>>| {
+        let tags = crate::kinds::ec2::tags(found);
+        tags::resource(&tags).is_some_and(|id| wanted.iter().any(|one| one.id == id))
+    };
+    let count = |all: Vec<Option<Vec<aws_sdk_ec2::types::Tag>>>| {
+        u64::try_from(all.into_iter().filter(|tags| !is_ours(tags.clone())).count()).unwrap_or(u64::MAX)
+    };
+    Ok(match quota.code {
+        code if code == VPCS.code => {
+            let pages = api.ec2.describe_vpcs().into_paginator().items().send();
+            let all = api.call("ec2", "list", "VPCs", pages.try_collect()).await?;
+            count(all.into_iter().map(|vpc| vpc.tags).collect())
+        }
+        code if code == INTERNET_GATEWAYS.code => {
+            let pages = api.ec2.describe_internet_gateways().into_paginator().items().send();
+            let all = api.call("ec2", "list", "internet gateways", pages.try_collect()).await?;
+            count(all.into_iter().map(|gateway| gateway.tags).collect())
+        }
+        code if code == ELASTIC_IPS.code => {
+            let answer = api.call("ec2", "list", "addresses", api.ec2.describe_addresses().send()).await?;
+            count(answer.addresses.unwrap_or_default().into_iter().map(|address| address.tags).collect())
+        }
+        _ if quota.unit == Unit::Vcpus => vcpus(api, quota, wanted).await?,
+        // Their quotas are in the hundreds: only the plan's own need is compared.
+        _ => 0,
+    })
+}
+
+/// The vCPUs of running instances that count against a quota, without those of this plan's clusters.
+async fn vcpus(api: &Api, quota: &Quota, wanted: &[Wanted]) -> Result<u64> {
+    let clusters: Vec<&str> = wanted
+        .iter()
+        .filter(|one| one.kind.as_str() == crate::table::CLUSTER)
+        .filter_map(|one| one.spec.get("name").and_then(|name| name.as_str()))
+        .collect();
+    let running =
+        aws_sdk_ec2::types::Filter::builder().name("instance-state-name").values("pending").values("running").build();
+    let pages = api.ec2.describe_instances().filters(running).into_paginator().items().send();
+    let reservations = api.call("ec2", "list", "instances", pages.try_collect()).await?;
+    let mut sum = 0_u64;
+    for instance in reservations.into_iter().flat_map(|reservation| reservation.instances.unwrap_or_default()) {
+        let tags = crate::kinds::ec2::tags(instance.tags.clone());
+        if tags.get("eks:cluster-name").is_some_and(|name| clusters.contains(&name.as_str())) {
+            continue;
+        }
+        let market = match instance.instance_lifecycle {
+            Some(aws_sdk_ec2::types::InstanceLifecycleType::Spot) => Market::Spot,
+            _ => Market::OnDemand,
+        };
+        let name = instance.instance_type.as_ref().map(|name| name.as_str()).unwrap_or_default();
+        let machine = machines::machine(name);
+        if machine.is_some_and(|machine| machine.quota(market).code == quota.code) {
+            sum = sum.saturating_add(machine.map_or(0, |machine| u64::from(machine.vcpus)));
+        }
+    }
+    Ok(sum)
+}
+
+/// Whether the region has the machines of node groups.
+pub(super) async fn offerings(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let groups: Vec<(&Wanted, NodeGroup<'_>)> =
+        wanted.iter().filter_map(|one| Some((one, NodeGroup::of(one)?))).collect();
+    let types: BTreeSet<&str> = groups.iter().flat_map(|(_, group)| group.types.iter().copied()).collect();
+    if types.is_empty() {
+        return Vec::new();
+    }
+    let values = types.iter().map(|name| (*name).to_owned()).collect();
+    let filter = aws_sdk_ec2::types::Filter::builder().name("instance-type").set_values(Some(values)).build();
+    let pages = api.ec2.describe_instance_type_offerings().filters(filter).into_paginator().items().send();
+    let offered = match api.call("ec2", "list", "machines", pages.try_collect()).await {
+        Ok(offered) => offered,
+        Err(error) => return vec![unknown("the machines of the region", &error)],
+    };
+    let offered: BTreeSet<String> =
+        offered.into_iter().filter_map(|offering| Some(offering.instance_type?.as_str().to_owned())).collect();
+    let mut problems = Vec::new();
+    for (one, group) in groups {
+        let (has, lacks): (Vec<&str>, Vec<&str>) = group.types.iter().partition(|name| offered.contains(**name));
+        if lacks.is_empty() {
+            continue;
+        }
+        let cause = format!("AWS has no {} in {}", lacks.join(", "), api.region);
+        problems.push(match has.is_empty() {
+            true => Problem::new(one.id.to_string(), cause, "choose another `gpu.size`, or another region"),
+            false => Problem::note(one.id.to_string(), cause, format!("{} is used instead", has.join(", "))),
+        });
+    }
+    problems
+}
