@@ -27,7 +27,9 @@ impl Lowering<'_> {
             let cause = "the names of buckets are unique in all of AWS, and the account in them is not known";
             return self.problem("account", cause, "set `sites[].account` to its twelve digits");
         }
-        self.key(store.key.as_ref());
+        let description = format!("data of {} at {}", self.site.environment, self.site.name);
+        let ownership = store.key.clone().map_or(Ownership::Ours, Ownership::External);
+        self.key("data", &description, ownership);
         let existing = self.component.existing.clone();
         let name = existing.as_ref().map_or_else(
             || names::global(self.site, MODELS, MOST_OF_BUCKET),
@@ -72,12 +74,13 @@ impl Lowering<'_> {
         self.owned_part("bucket", "aws.bucket", &bucket, ownership);
     }
 
-    fn key(&mut self, existing: Option<&CloudId>) {
-        let alias = format!("alias/{}", names::of(self.site, "data", MOST_OF_ALIAS));
+    /// The key of a component: `name` is in its alias.
+    pub(super) fn key(&mut self, name: &str, description: &str, ownership: Ownership) -> Option<ResourceId> {
+        let alias = format!("alias/{}", names::of(self.site, name, MOST_OF_ALIAS));
         let account = format!("arn:{}:iam::{}:root", partition(&self.site.region), self.site.account);
         let key = json!({
             "enabled": true,
-            "description": format!("data of {} at {}", self.site.environment, self.site.name),
+            "description": description,
             // IAM decides who of the account may use it; nobody else may.
             "policy": {
                 "Version": "2012-10-17",
@@ -92,8 +95,7 @@ impl Lowering<'_> {
             "rotation_days": ROTATION_DAYS,
             "aliases": [alias],
         });
-        let ownership = existing.cloned().map_or(Ownership::Ours, Ownership::External);
-        self.owned_part("key", "aws.key", &key, ownership);
+        self.owned_part("key", "aws.key", &key, ownership)
     }
 
     /// The ARN of the key that data of the site is encrypted with: one key, because each costs the same whatever it encrypts.

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod ecr;
+mod eks;
 mod elasticache;
+mod iam;
 mod kms;
 mod network;
 mod rds;

@@ -78,7 +78,7 @@ pub(crate) fn operation(verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>
 /// Runs an operation to its end, at most so many steps.
 pub(crate) async fn finish(bench: &Bench, op: &Operation) -> Result<Object, textnlp_provider::Error> {
     let mut handle = None;
-    for _ in 0..400 {
+    for _ in 0..4_000 {
         let answer = match &handle {
             Some(handle) => bench.provider.advance(op, handle).await,
             None => bench.provider.begin(op).await,
