@@ -312,10 +312,10 @@ fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         }
         check_token(token)?;
     }
-    if let Some(id) = call.str("KmsKeyId") {
-        if kms::key(world, &call.scope(), id).map(kms::Key::state) != Some("Enabled") {
-            return Err(Fault::new("InvalidKMSKeyFault", format!("The key {id} cannot be used.")));
-        }
+    if let Some(id) = call.str("KmsKeyId")
+        && kms::key(world, &call.scope(), id).map(kms::Key::state) != Some("Enabled")
+    {
+        return Err(Fault::new("InvalidKMSKeyFault", format!("The key {id} cannot be used.")));
     }
     let subnet_group = call.str("CacheSubnetGroupName").unwrap_or("default").to_owned();
     let limit = world.quotas.of(&call.scope(), &NODES);
