@@ -58,6 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-bench", &["textnlp-inference"]),
     ("textnlp-tests", &[]),
     ("textnlp-cluster", &[]),
+    ("textnlp-sim", &[]),
     (
         "textnlp-fuzz",
         &[
@@ -94,6 +95,8 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("textnlp-bundle", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "axum", "candle"]),
     ("textnlp-orchestrator", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
     ("textnlp-service", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
+    // It answers the clients that it tests, and uses none of them.
+    ("textnlp-sim", &["aws-sdk", "aws-config", "google-cloud", "azure", "kube", "clap", "reqwest"]),
     ("textnlp-training", &["axum", "hyper", "reqwest"]),
     ("textnlp-process", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "sqlx", "candle", "jsonwebtoken"]),
     ("textnlp-store", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "axum", "hyper", "reqwest", "candle"]),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
@@ -33,6 +33,10 @@ pub struct Claims {
     pub iat: u64,
     /// Its name in the budgets.
     pub jti: String,
+    /// [`ApiKey::version`](textnlp_store::ApiKey::version) of the key. Tokens of earlier releases have none; they end within
+    /// `security.jwt_expiry`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// Signs and verifies.
@@ -53,7 +57,6 @@ pub struct Signer {
 #[derive(Default)]
 struct Others {
     keys: BTreeMap<String, OtherKey>,
-    learned: Option<Instant>,
 }
 
 struct OtherKey {
@@ -68,9 +71,6 @@ impl OtherKey {
         self.until.is_none_or(|until| jsonwebtoken::get_current_timestamp() < until)
     }
 }
-
-/// Tokens with an unknown key id trigger a key lookup at most this often.
-const KEY_LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a signing key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +145,7 @@ impl Signer {
         tenant_id: &str,
         token_limit: u64,
         expiry: Duration,
+        key: Option<String>,
     ) -> Result<(String, Claims), jsonwebtoken::errors::Error> {
         let iat = jsonwebtoken::get_current_timestamp();
         let claims = Claims {
@@ -155,6 +156,7 @@ impl Signer {
             exp: iat + expiry.as_secs().max(1),
             iat,
             jti: uuid::Uuid::new_v4().to_string(),
+            key,
         };
         Ok((jsonwebtoken::encode(&self.header, &claims, &self.signing)?, claims))
     }
@@ -183,15 +185,11 @@ impl Signer {
         lease.extends(there.as_ref().and_then(verifier::ends)).then_some((lease.name, lease.kid, jwk))
     }
 
-    /// Whether to look up the key that a token names: it is unknown here and was not looked up recently. Another site
-    /// may have signed the token.
+    /// Whether to look up the key that a token names: it is unknown here. Another site may have signed the token.
     pub fn should_learn(&self, token: &str) -> bool {
         let kid = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid);
         let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
-        kid.is_some()
-            && kid != self.header.kid
-            && kid.is_some_and(|kid| !others.keys.contains_key(&kid))
-            && others.is_old()
+        kid.is_some() && kid != self.header.kid && kid.is_some_and(|kid| !others.keys.contains_key(&kid))
     }
 
     /// Replaces the known public keys by those of all sites, as JWKs. Invalid ones are skipped.
@@ -211,7 +209,7 @@ impl Signer {
                 keys.insert(kid, key);
             }
         }
-        *self.others.write().unwrap_or_else(PoisonError::into_inner) = Others { keys, learned: Some(Instant::now()) };
+        *self.others.write().unwrap_or_else(PoisonError::into_inner) = Others { keys };
     }
 
     /// The public keys, in the form of `/.well-known/jwks.json`.
@@ -220,12 +218,6 @@ impl Signer {
         let valid = others.keys.values().filter(|key| key.is_valid());
         let keys: Vec<&Jwk> = [&self.jwk].into_iter().chain(valid.map(|key| &key.jwk)).collect();
         json!({ "keys": keys })
-    }
-}
-
-impl Others {
-    fn is_old(&self) -> bool {
-        self.learned.is_none_or(|at| at.elapsed() >= KEY_LOOKUP_INTERVAL)
     }
 }
 
@@ -260,7 +252,7 @@ mod tests {
         let pem = generate_pem().unwrap();
         let signer = |issuer| Signer::from_pem(pem.as_bytes(), Utf8Path::new("k"), &security(issuer)).unwrap();
         let ours = signer("a");
-        let (token, claims) = ours.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (token, claims) = ours.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         assert_eq!(ours.verify(&token).unwrap(), claims);
         assert_eq!(signer("a").verify(&token).unwrap(), claims, "another replica with the same key");
         assert!(signer("b").verify(&token).is_err());
@@ -275,9 +267,9 @@ mod tests {
         let (pem, other) = (generate_pem().unwrap(), generate_pem().unwrap());
         let here = Signer::from_pem(pem.as_bytes(), Utf8Path::new("k"), &security("a")).unwrap();
         let there = Signer::from_pem(other.as_bytes(), Utf8Path::new("k"), &security("a")).unwrap();
-        let (token, claims) = there.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (token, claims) = there.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         assert!(here.verify(&token).is_err() && here.should_learn(&token));
-        let (own, _) = here.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (own, _) = here.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         assert!(!here.should_learn(&own) && !here.should_learn("no token"));
         let (kid, jwk) = verifier::public_half(other.as_bytes()).unwrap();
         here.learn(&[jwk.to_string(), "{}".to_owned(), "no JSON".to_owned()]);
@@ -287,7 +279,7 @@ mod tests {
         let forged = jsonwebtoken::encode(&there.header, &claims, &here.signing).unwrap();
         assert!(here.verify(&forged).is_err());
         here.learn(&[]);
-        assert!(here.verify(&token).is_err() && !here.should_learn(&token), "nobody looks twice in a second");
+        assert!(here.verify(&token).is_err() && here.should_learn(&token));
     }
 
     #[test]
@@ -299,7 +291,7 @@ mod tests {
             Signer::new(&Security { jwt_private_key_file: Some(path), ..security("a") }).unwrap()
         };
         let (old, new) = (signer("old"), signer("new"));
-        let (token, claims) = old.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (token, claims) = old.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         let (name, kid, jwk) = old.lease("here", &BTreeMap::new()).unwrap();
         assert_eq!(name, format!("here/{kid}"));
         let value: Value = serde_json::from_str(&jwk).unwrap();
@@ -334,7 +326,7 @@ mod tests {
     #[test]
     fn token_with_a_critical_header_is_refused() {
         let signer = Signer::new(&security("a")).unwrap();
-        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         let with = |crit: Option<Vec<String>>| {
             let header = Header { crit, ..signer.header.clone() };
             signer.verify(&jsonwebtoken::encode(&header, &claims, &signer.signing).unwrap())
@@ -347,7 +339,7 @@ mod tests {
     #[test]
     fn expired_changed_and_wrong_algorithm_tokens_are_refused() {
         let signer = Signer::new(&security("a")).unwrap();
-        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         let old = Claims { exp: claims.iat - 10, ..claims.clone() };
         let old = jsonwebtoken::encode(&signer.header, &old, &signer.signing).unwrap();
         assert!(signer.verify(&old).is_err());

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::aws::model::Paginator;
+use crate::aws::model::{Paginator, Protocol};
 use crate::clock::{Random, Stages, later};
 use crate::world::{Quota, Scope, World};
 
@@ -156,6 +156,7 @@ pub struct Call {
     pub(crate) body: Bytes,
     pub(crate) reply_body: RefCell<Bytes>,
     pub(crate) paginator: Option<Paginator>,
+    pub(crate) protocol: Protocol,
 }
 
 impl Call {
@@ -247,6 +248,23 @@ impl Call {
     #[must_use]
     pub fn visible(&self) -> Timestamp {
         self.due(self.timing.consistency)
+    }
+
+    /// The service's error for a caller that no policy allows an action, such as `ec2:CreateVpc`: for authorizers.
+    #[must_use]
+    pub fn denied(&self, action: &str, resource: &str) -> Fault {
+        let reason = format!("is not authorized to perform: {action} on resource: {resource}");
+        let message =
+            format!("User: {} {reason} because no identity-based policy allows the {action} action", self.identity);
+        match self.protocol {
+            Protocol::Ec2 => {
+                let message = format!("You are not authorized to perform this operation. {message}");
+                Fault::new("UnauthorizedOperation", message).status(403)
+            }
+            Protocol::Query | Protocol::RestXml => Fault::new("AccessDenied", message).status(403),
+            Protocol::RestJson => Fault::new("AccessDeniedException", message).status(403),
+            Protocol::Json | Protocol::RpcCbor => Fault::new("AccessDeniedException", message).status(400),
+        }
     }
 
     /// The page of items that the input asks for, as the output `{ result_key: […], its token: … }`, by the model's

@@ -33,6 +33,8 @@ pub struct Rule {
     pub service: String,
     /// The operation; any if empty.
     pub operation: String,
+    /// The region; any if empty.
+    pub region: String,
     /// How many matching requests pass before the first that is disrupted.
     pub after: u32,
     /// How many are disrupted.
@@ -45,7 +47,14 @@ impl Rule {
     /// Disrupts one request: the `nth` of an operation, counted from 1 and from now.
     pub fn nth(service: &str, operation: &str, nth: u32, disruption: Disruption) -> Self {
         let (service, operation) = (service.to_owned(), operation.to_owned());
-        Self { service, operation, after: nth.saturating_sub(1), times: 1, disruption }
+        Self { service, operation, region: String::new(), after: nth.saturating_sub(1), times: 1, disruption }
+    }
+
+    /// The same in one region only.
+    #[must_use]
+    pub fn in_region(mut self, region: &str) -> Self {
+        region.clone_into(&mut self.region);
+        self
     }
 
     /// Disrupts each request of an operation.
@@ -80,10 +89,12 @@ impl FaultPlan {
         *self = Self::default();
     }
 
-    pub(crate) fn next(&mut self, service: &str, operation: &str) -> Option<Disruption> {
+    pub(crate) fn next(&mut self, service: &str, operation: &str, region: &str) -> Option<Disruption> {
         let is = |wanted: &str, actual: &str| wanted.is_empty() || wanted == actual;
-        let matching =
-            |rule: &&mut Rule| rule.times > 0 && is(&rule.service, service) && is(&rule.operation, operation);
+        let matching = |rule: &&mut Rule| {
+            let is_meant = is(&rule.service, service) && is(&rule.operation, operation) && is(&rule.region, region);
+            is_meant && rule.times > 0
+        };
         let mut disruption = None;
         for rule in self.rules.iter_mut().filter(matching) {
             if rule.after > 0 {

@@ -11,6 +11,8 @@ mod clock;
 mod fault_plan;
 mod filter;
 mod simulator;
+#[cfg(test)]
+mod tests;
 mod world;
 
 pub use call::{Behaviour, Call, Fault, Handler, Service, Source, Timing};

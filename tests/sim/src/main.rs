@@ -1,16 +1,26 @@
 //! A simulated cloud for clients in other processes: prints its address, and ends with its standard input.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::Read;
+use std::process::ExitCode;
 
 use textnlp_sim::{Options, Simulator, aws};
 
-fn main() {
-    if std::env::args().any(|argument| argument == "--ledger") {
-        return ledger();
-    }
-    let simulator = Simulator::start(Options::default());
+fn main() -> ExitCode {
+    let options = match std::env::args().nth(1).as_deref() {
+        None => Options::default(),
+        Some("--zero-latency") => Options::zero_latency(),
+        Some("--ledger") => {
+            ledger();
+            return ExitCode::SUCCESS;
+        }
+        Some(_) => {
+            eprintln!("usage: textnlp-sim [--zero-latency | --ledger]");
+            return ExitCode::from(2);
+        }
+    };
+    let simulator = Simulator::start(options);
     let address = serde_json::json!({
         "url": simulator.url(),
         "access_key": Simulator::ACCESS_KEY,
@@ -18,6 +28,9 @@ fn main() {
     });
     println!("{address}");
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let violations = simulator.take_violations();
+    violations.iter().for_each(|violation| eprintln!("{violation}"));
+    if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn ledger() {

@@ -358,10 +358,6 @@ impl Credentials {
         self.0.remove(access_key);
     }
 
-    pub(crate) fn entry(&self, access_key: &str) -> Option<(&str, &Credential)> {
-        self.0.get_key_value(access_key).map(|(key, credential)| (key.as_str(), credential))
-    }
-
     /// Who a key stands for.
     #[must_use]
     pub fn get(&self, access_key: &str) -> Option<&Credential> {

@@ -210,3 +210,38 @@ fn fill(tar: &Utf8Path, data: &Utf8Path, user: Option<(u32, u32)>) -> anyhow::Re
     file(&data.join("recovery.signal"), &mut std::io::empty())?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_in_the_folder_of_the_database_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap();
+        let (folder, outside, tar) = (root.join("postgres"), root.join("outside"), root.join("base.tar"));
+        let mut archive = tar::Builder::new(std::fs::File::create(&tar).unwrap());
+        for (path, kind) in [
+            ("postgresql.auto.conf", tar::EntryType::Regular),
+            ("pg_wal/", tar::EntryType::Directory),
+            ("pg_wal/1", tar::EntryType::Regular),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(0);
+            archive.append_data(&mut header, path, std::io::empty()).unwrap();
+        }
+        archive.finish().unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        // The user of the database was faster.
+        std::fs::create_dir_all(folder.join("data")).unwrap();
+        std::os::unix::fs::symlink(&outside, folder.join("data/pg_wal")).unwrap();
+        assert!(unpack(&tar, &folder, None).is_err());
+        assert_eq!(outside.read_dir_utf8().unwrap().count(), 0);
+
+        std::fs::remove_dir_all(folder.join("data")).unwrap();
+        unpack(&tar, &folder, None).unwrap();
+        assert!(folder.join("data/pg_wal/1").is_file() && folder.join("data/recovery.signal").is_file());
+        assert_eq!(root.read_dir_utf8().unwrap().count(), 3, "nothing stays beside it");
+    }
+}

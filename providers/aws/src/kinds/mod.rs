@@ -14,7 +14,7 @@ mod secretsmanager;
 
 use aws_sdk_resourcegroupstagging::types::TagFilter;
 use futures::StreamExt;
-use textnlp_provider::{Result, Verb};
+use textnlp_provider::{Permission, Result, Verb};
 
 use crate::api::Api;
 use crate::resource::{Filter, Resource, Seen};
@@ -54,6 +54,12 @@ const CREATE: &[Verb] = &[Verb::Create];
 const PUT: &[Verb] = &[Verb::Create, Verb::Update];
 /// Operations that need one of [`Resource::delete`].
 const DELETE: &[Verb] = &[Verb::Delete];
+
+/// A permission on these resources only.
+const fn only(permission: Permission, resource: &'static str) -> Permission {
+    Permission { resource, ..permission }
+}
+
 /// Objects that are read at the same time.
 const AT_ONCE: usize = 8;
 
@@ -72,7 +78,7 @@ async fn list_by_tag<R: Resource>(
     let pages = api.tagging.get_resources().tag_filters(wanted).resource_type_filters(kind).into_paginator();
     let found: Vec<_> = api.call("tagging", "list", kind, pages.items().send().try_collect()).await?;
     let arns: Vec<String> = found.into_iter().filter_map(|one| one.resource_arn).collect();
-    let reads = arns.iter().filter_map(|arn| id(arn)).map(|id| R::read(api, id));
+    let reads: Vec<_> = arns.iter().filter_map(|arn| id(arn)).map(|id| R::read(api, id)).collect();
     let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
     read.into_iter().filter_map(Result::transpose).collect()
 }

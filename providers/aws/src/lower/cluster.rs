@@ -1,14 +1,14 @@
 //! The cluster of a site: its key, roles, control plane, add-ons and machines.
 
 use serde_json::{Value, json};
-use textnlp_provider::ResourceId;
 use textnlp_provider::component::{Cluster, GpuPool};
 use textnlp_provider::settings::{GpuSize, Spot};
-use textnlp_token::partition;
+use textnlp_provider::{Ownership, ResourceId};
 
 use super::{Lowering, output};
 use crate::kinds::iam::PATH;
 use crate::names;
+use crate::provider::partition;
 use crate::tables::machines;
 
 /// The taint of machines with a GPU: only pods that ask for one are scheduled there.
@@ -29,8 +29,12 @@ impl Lowering<'_> {
             return;
         }
         let subnets = self.private_subnets(&cluster.network);
-        let description = format!("Secrets of the cluster {name}");
-        let key = self.cluster_key(&description);
+        if subnets.len() < 2 {
+            let cause = "EKS needs private subnets in two zones at least";
+            self.problem("network.subnets", cause, "add the id of a subnet in another zone");
+        }
+        // Whoever reads the API server's store still needs it. It ends with the cluster, and other data does not.
+        let key = self.key("cluster", &format!("Secrets of the cluster {name}"), Ownership::Ours);
         let control = self.role("role", "eks.amazonaws.com", &["AmazonEKSClusterPolicy"], cluster);
         let nodes = self.role(
             "node-role",
@@ -188,37 +192,9 @@ impl Lowering<'_> {
         group
     }
 
-    /// A key of the cluster's own: whoever may read Secrets in the API server's store still needs it.
-    fn cluster_key(&mut self, description: &str) -> Option<ResourceId> {
-        let (partition, account) = (partition(&self.site.region).name, &self.site.account);
-        // The policies of the account decide who may use it: EKS gets a grant.
-        let policy = json!({
-            "Version": "2012-10-17",
-            "Statement": [{
-                "Sid": "account",
-                "Effect": "Allow",
-                "Principal": { "AWS": format!("arn:{partition}:iam::{account}:root") },
-                "Action": "kms:*",
-                "Resource": "*",
-            }],
-        });
-        let alias = format!("alias/{}", names::of(self.site, "cluster", 250));
-        self.part(
-            "key",
-            "aws.key",
-            &json!({
-                "enabled": true,
-                "description": description,
-                "policy": policy,
-                "rotation_days": 365,
-                "aliases": [alias],
-            }),
-        )
-    }
-
     /// A role that a service takes, with policies of AWS.
     fn role(&mut self, part: &str, service: &str, policies: &[&str], cluster: &Cluster) -> Option<ResourceId> {
-        let partition = partition(&self.site.region).name;
+        let partition = partition(&self.site.region);
         let managed: Vec<String> =
             policies.iter().map(|policy| format!("arn:{partition}:iam::aws:policy/{policy}")).collect();
         let actions: &[&str] =
@@ -304,12 +280,4 @@ struct Machines<'a> {
     subnets: &'a [Value],
     role: &'a ResourceId,
     cluster: &'a ResourceId,
-}
-
-impl Lowering<'_> {
-    /// The ids of the private subnets of a network.
-    fn private_subnets(&self, network: &textnlp_provider::ComponentName) -> Vec<Value> {
-        let part = |zone: &str| ResourceId::part(&self.site.name, network, &format!("subnet-private-{zone}")).ok();
-        ["a", "b"].into_iter().filter_map(part).map(|subnet| output(&subnet, "id")).collect()
-    }
 }

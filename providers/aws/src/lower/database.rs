@@ -30,10 +30,10 @@ const LEAST_GB: u64 = 20;
 /// memory before.
 const CLASSES: &[(&str, u32)] = &[
     ("db.t4g.medium", 400),
-    ("db.m7g.large", 800),
-    ("db.m7g.xlarge", 1_600),
-    ("db.m7g.2xlarge", 3_300),
-    ("db.m7g.4xlarge", 5_000),
+    ("db.t4g.large", 800),
+    ("db.r6g.large", 1_700),
+    ("db.r6g.xlarge", 3_400),
+    ("db.r6g.2xlarge", 5_000),
 ];
 
 impl Lowering<'_> {
@@ -45,6 +45,14 @@ impl Lowering<'_> {
             let cause = "the size of the managed database is not recorded";
             return self.problem("size", cause, "plan again with this version");
         };
+        if postgres.ca_file.is_none() {
+            let region = &self.site.region;
+            let cause = "servers verify RDS by an authority that is in no public store";
+            let fix = format!(
+                "`curl -o rds.pem https://truststore.pki.rds.amazonaws.com/{region}/{region}-bundle.pem`, and set `network.private_ca: rds.pem`"
+            );
+            return self.problem("ca", cause, fix);
+        }
         if postgres.between.is_some() {
             let cause = "one managed database for several sites is not supported yet";
             return self.problem("between", cause, "keep one site in this environment");

@@ -2,7 +2,8 @@
 //!
 //! | component | resources |
 //! |---|---|
-//! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of the operator's models |
+//! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of your models |
+//! | cluster | `SITE/cluster`: the control plane; `role`, `node-role`, `network-role`, `disk-role`, `key`, `logs`, `oidc`, `network-identity`, `disk-identity`, `addon-vpc-cni` and the like, `system-template`, `system-nodes`; `gpu-template` and `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this account |
 //! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL |
 //! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |

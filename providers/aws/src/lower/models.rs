@@ -1,4 +1,4 @@
-//! The bucket of the operator's own models, and the key that a site's data is encrypted with.
+//! The bucket of your own models, and the key that a site's data is encrypted with.
 
 use serde_json::{Value, json};
 use textnlp_provider::component::ModelStore;
@@ -16,7 +16,7 @@ const MOST_OF_BUCKET: usize = 63;
 const MOST_OF_ALIAS: usize = 250;
 /// Days until a replaced version of a model is removed: an operator can undo an upload for so long.
 const OLD_VERSIONS_DAYS: u32 = 30;
-/// Days until an upload is removed that nobody finished.
+/// Days until an incomplete upload is removed.
 const UPLOADS_DAYS: u32 = 7;
 /// Days between two rotations of the key: KMS's own period.
 const ROTATION_DAYS: u32 = 365;
@@ -27,7 +27,9 @@ impl Lowering<'_> {
             let cause = "the names of buckets are unique in all of AWS, and the account in them is not known";
             return self.problem("account", cause, "set `sites[].account` to its twelve digits");
         }
-        self.key(store.key.as_ref());
+        let description = format!("data of {} at {}", self.site.environment, self.site.name);
+        let ownership = store.key.clone().map_or(Ownership::Ours, Ownership::External);
+        self.key("data", &description, ownership);
         let existing = self.component.existing.clone();
         let name = existing.as_ref().map_or_else(
             || names::global(self.site, MODELS, MOST_OF_BUCKET),
@@ -72,12 +74,13 @@ impl Lowering<'_> {
         self.owned_part("bucket", "aws.bucket", &bucket, ownership);
     }
 
-    fn key(&mut self, existing: Option<&CloudId>) {
-        let alias = format!("alias/{}", names::of(self.site, "data", MOST_OF_ALIAS));
+    /// The key of a component: `name` is in its alias.
+    pub(super) fn key(&mut self, name: &str, description: &str, ownership: Ownership) -> Option<ResourceId> {
+        let alias = format!("alias/{}", names::of(self.site, name, MOST_OF_ALIAS));
         let account = format!("arn:{}:iam::{}:root", partition(&self.site.region), self.site.account);
         let key = json!({
             "enabled": true,
-            "description": format!("data of {} at {}", self.site.environment, self.site.name),
+            "description": description,
             // IAM decides who of the account may use it; nobody else may.
             "policy": {
                 "Version": "2012-10-17",
@@ -92,8 +95,7 @@ impl Lowering<'_> {
             "rotation_days": ROTATION_DAYS,
             "aliases": [alias],
         });
-        let ownership = existing.cloned().map_or(Ownership::Ours, Ownership::External);
-        self.owned_part("key", "aws.key", &key, ownership);
+        self.owned_part("key", "aws.key", &key, ownership)
     }
 
     /// The ARN of the key that data of the site is encrypted with: one key, because each costs the same whatever it encrypts.

@@ -1,5 +1,6 @@
 //! What would make a plan fail, found by reads: the region, permissions, names and address ranges. Everything is asked at once.
 
+mod network;
 mod quotas;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,14 +21,15 @@ const ACTIONS_AT_ONCE: usize = 100;
 
 /// Checks the wanted resources of a site.
 pub(crate) async fn preflight(api: &Api, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-    let (region, permissions, names, quotas, offerings) = futures::join!(
+    let (region, permissions, names, network, quotas, offerings) = futures::join!(
         region(api),
         permissions(api, wanted),
         names(api, wanted),
+        network::network(api, wanted),
         quotas::quotas(api, wanted),
         quotas::offerings(api, wanted)
     );
-    Ok([region, permissions, names, quotas, offerings].into_iter().flatten().collect())
+    Ok([region, permissions, names, network, quotas, offerings].into_iter().flatten().collect())
 }
 
 /// A region that is not enabled refuses every call with an error that does not say so.

@@ -1,7 +1,15 @@
 //! The provider against a simulated AWS: conformance of each kind, and what goes wrong.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod ecr;
+mod eks;
+mod elasticache;
+mod iam;
+mod kms;
 mod network;
+mod rds;
+mod s3;
+mod secretsmanager;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -47,7 +47,9 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "ecr",
         what: "a tag of an immutable repository is not pushed again: ImageTagAlreadyExistsException",
-        source: Source::Double("moto"),
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonECR/latest/userguide/image-tag-mutability.html",
+        ),
     },
     Behaviour {
         service: "ecr",

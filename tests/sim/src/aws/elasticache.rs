@@ -312,10 +312,10 @@ fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         }
         check_token(token)?;
     }
-    if let Some(id) = call.str("KmsKeyId") {
-        if kms::key(world, &call.scope(), id).map(kms::Key::state) != Some("Enabled") {
-            return Err(Fault::new("InvalidKMSKeyFault", format!("The key {id} cannot be used.")));
-        }
+    if let Some(id) = call.str("KmsKeyId")
+        && kms::key(world, &call.scope(), id).map(kms::Key::state) != Some("Enabled")
+    {
+        return Err(Fault::new("InvalidKMSKeyFault", format!("The key {id} cannot be used.")));
     }
     let subnet_group = call.str("CacheSubnetGroupName").unwrap_or("default").to_owned();
     let limit = world.quotas.of(&call.scope(), &NODES);
@@ -438,12 +438,12 @@ fn busy(call: &Call, after: Duration) -> Stages {
 fn modify(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let name = call.text("ReplicationGroupId").to_owned();
     let group = changeable(world, call)?;
-    let word = |on: &Value| if on == &Value::Bool(true) { "enabled" } else { "disabled" };
+    let word = |on: &Value| if *on == true { "enabled" } else { "disabled" };
     let mut members = Map::new();
     let mut takes = None;
     for (given, shown) in [("AutomaticFailoverEnabled", "AutomaticFailover"), ("MultiAZEnabled", "MultiAZ")] {
         if let Some(on) = call.input.get(given) {
-            if on == &Value::Bool(true) && group.nodes < 2 {
+            if *on == true && group.nodes < 2 {
                 return Err(combination("Automatic failover and Multi-AZ need a replica."));
             }
             members.insert(shown.to_owned(), word(on).into());

@@ -155,11 +155,12 @@ pub struct Leftovers {
 /// Creates in a VPC what the controllers of a cluster leave behind if it is deleted before its services are.
 pub fn leave_behind(world: &mut World, scope: &Scope, cluster: &str, vpc: &str, subnets: &[String]) -> Leftovers {
     let (random, now) = (world.random.clone(), world.now());
-    let mut id = |prefix: &str| format!("{prefix}-0{}", random.hex(16));
+    let id = |prefix: &str| format!("{prefix}-0{}", random.hex(16));
     let (group, cluster_group, interface) = (id("sg"), id("sg"), id("eni"));
     let owned = format!("kubernetes.io/cluster/{cluster}");
-    let tags =
-        |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let tags = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
     let rule = json!({
         "FromPort": 443, "ToPort": 443, "IpProtocol": "tcp", "IpRanges": [], "Ipv6Ranges": [], "PrefixListIds": [],
         "UserIdGroupPairs": [{ "Description": "elbv2.k8s.aws/targetGroupBinding=shared", "GroupId": group, "UserId": scope.account }],

@@ -73,7 +73,14 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "kms",
-        what: "new keys, aliases and their changes are seen after some seconds in ListKeys and ListAliases, and at once by id",
+        what: "new keys and aliases are seen in ListKeys and ListAliases later",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/kms/latest/developerguide/accessing-kms.html#programming-eventual-consistency",
+        ),
+    },
+    Behaviour {
+        service: "kms",
+        what: "that takes some seconds, and reads by id or alias show them at once",
         source: Source::Assumed,
     },
 ];

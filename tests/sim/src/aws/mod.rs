@@ -1,11 +1,15 @@
 //! Amazon Web Services.
 
+mod body;
 pub mod check;
 pub mod ec2;
 pub mod ecr;
+pub mod eks;
 pub mod elasticache;
 pub mod elb;
+pub mod iam;
 pub mod kms;
+pub mod logs;
 pub mod model;
 pub mod protocol;
 pub mod rds;
@@ -33,9 +37,12 @@ use signature::{Refusal, Signature, refusal_of};
 pub const SERVICES: &[&Service] = &[
     &ec2::SERVICE,
     &ecr::SERVICE,
+    &eks::SERVICE,
     &elasticache::SERVICE,
     &elb::SERVICE,
+    &iam::SERVICE,
     &kms::SERVICE,
+    &logs::SERVICE,
     &rds::SERVICE,
     &s3::SERVICE,
     &secretsmanager::SERVICE,
@@ -69,6 +76,32 @@ pub const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "*",
+        what: "throttling and internal errors have the codes of the model where it has them",
+        source: Source::Model,
+    },
+    Behaviour {
+        service: "*",
+        what: "throttling and internal errors of services whose model has none: RequestLimitExceeded and Unavailable of EC2, \
+               SlowDown of S3, Throttling, InternalFailure and ServiceUnavailable of the query protocol",
+        source: Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html"),
+    },
+    Behaviour {
+        service: "*",
+        what: "chunked bodies: signatures of chunks and trailers, checksums in headers and trailers, BadDigest",
+        source: Source::Documentation("https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming-trailers.html"),
+    },
+    Behaviour {
+        service: "*",
+        what: "DryRun of EC2 is DryRunOperation for whoever is allowed the operation, before its input is looked at",
+        source: Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/APIReference/CommonParameters.html"),
+    },
+    Behaviour {
+        service: "*",
+        what: "AccessDenied, AccessDeniedException and UnauthorizedOperation by protocol",
+        source: Source::Documentation("https://docs.aws.amazon.com/IAM/latest/APIReference/CommonErrors.html"),
+    },
+    Behaviour {
+        service: "*",
         what: "a signature is too old after 5 minutes in every service",
         source: Source::Assumed,
     },
@@ -77,11 +110,7 @@ pub const LEDGER: &[Behaviour] = &[
 /// Answers a request. `None` says that the connection closes without an answer.
 pub(crate) fn answer(shared: &Shared, mut request: Request) -> (Option<Reply>, Option<Disruption>) {
     let request_id = shared.request_id();
-    let raw = std::mem::take(&mut request.body);
-    let decoded = decoded_body(&request, &raw);
-    request.body = decoded.clone().unwrap_or_default();
-    let found = Signature::of(&Request { body: raw.clone(), ..request.clone() });
-    let signature = match found {
+    let signature = match Signature::of(&request) {
         Ok(signature) => signature,
         Err(problem) => {
             let fault = Fault::new("IncompleteSignature", problem).status(403);
@@ -112,7 +141,7 @@ pub(crate) fn answer(shared: &Shared, mut request: Request) -> (Option<Reply>, O
     };
     let mut disruption = None;
     let answer = Answer { shared, service, model, protocol, operation: operation.as_deref(), request_id: &request_id };
-    let result = answer.result(&request, &raw, decoded, signature.as_ref(), &mut exchange, &mut disruption);
+    let result = answer.result(&request, signature.as_ref(), &mut exchange, &mut disruption);
     let reply = match &result {
         Ok((output, body)) => {
             let operation = operation.as_deref().unwrap_or_else(|| unreachable!("it succeeded"));
@@ -143,8 +172,6 @@ impl Answer<'_> {
     fn result(
         &self,
         request: &Request,
-        raw: &[u8],
-        decoded: Result<Bytes, Fault>,
         signature: Option<&Signature>,
         exchange: &mut Exchange,
         disruption: &mut Option<Disruption>,
@@ -153,24 +180,21 @@ impl Answer<'_> {
         let mut world = self.shared.world();
         let step = self.shared.timing.step.max(std::time::Duration::from_millis(1));
         world.advance(step);
-        let mut access_key = String::new();
-        let mut identity_id = String::new();
-        match signature {
-            Some(signature) => {
-                let (key, credential) = signature.verify(request, raw, &world, protocol)?;
-                key.clone_into(&mut access_key);
-                exchange.account.clone_from(&credential.account);
-                exchange.identity.clone_from(&credential.identity);
-                identity_id.clone_from(&credential.id);
-            }
-            None if self.operation.and_then(|o| o.authtype.as_deref()) == Some("none") => {}
+        let signed = match signature {
+            Some(signature) => Some(signature.verify(request, &world, protocol)?),
+            None if self.operation.and_then(|o| o.authtype.as_deref()) == Some("none") => None,
             None => return Err(refusal_of(service.name, protocol, Refusal::NoSignature)),
+        };
+        if let Some(signed) = &signed {
+            exchange.account.clone_from(&signed.credential.account);
+            exchange.identity.clone_from(&signed.credential.identity);
         }
         let Some(operation) = self.operation else {
             self.shared.violation(format!("{}: the model has no operation {:?}", service.name, exchange.operation));
             return Err(unknown_operation(protocol, &exchange.operation));
         };
-        let input = protocol::parse(model, protocol, operation, &Request { body: decoded?, ..request.clone() });
+        let body = body::decode(service.name, request, signed.as_ref())?;
+        let input = protocol::parse(model, protocol, operation, &Request { body, ..request.clone() });
         let mut problems = input.problems;
         let empty = Reference::default();
         if let Some(reference) = &operation.input {
@@ -187,11 +211,11 @@ impl Answer<'_> {
             };
             return Err(Fault::new(code, problems));
         }
-        *disruption = lock(&self.shared.faults).next(service.name, &operation.name);
+        *disruption = lock(&self.shared.faults).next(service.name, &operation.name, &exchange.region);
         match disruption {
-            Some(Disruption::Throttled) => return Err(throttled(service.name, protocol)),
-            Some(Disruption::Internal) => return Err(internal(service.name, protocol, 500)),
-            Some(Disruption::Unavailable) => return Err(internal(service.name, protocol, 503)),
+            Some(Disruption::Throttled) => return Err(throttled(model, service.name, protocol)),
+            Some(Disruption::Internal) => return Err(internal(model, service.name, protocol, 500)),
+            Some(Disruption::Unavailable) => return Err(internal(model, service.name, protocol, 503)),
             Some(Disruption::Refused(fault)) => return Err(fault.clone()),
             Some(Disruption::LostRequest | Disruption::Reset) => {
                 return Err(Fault::new("Lost", "the connection ends before the request takes effect"));
@@ -204,8 +228,8 @@ impl Answer<'_> {
             account: exchange.account.clone(),
             region: exchange.region.clone(),
             identity: exchange.identity.clone(),
-            identity_id,
-            access_key,
+            identity_id: signed.as_ref().map(|signed| signed.credential.id.clone()).unwrap_or_default(),
+            access_key: signed.map(|signed| signed.access_key).unwrap_or_default(),
             input: input.value,
             now: world.now(),
             request_id: self.request_id.to_owned(),
@@ -214,9 +238,14 @@ impl Answer<'_> {
             body: input.body,
             reply_body: Default::default(),
             paginator: model.paginator(&operation.name).cloned(),
+            protocol,
         };
         if let Some(authorizer) = world.authorizer {
             authorizer(&world, &call)?;
+        }
+        if protocol == Protocol::Ec2 && call.is("DryRun") {
+            let message = "Request would have succeeded, but DryRun flag is set.";
+            return Err(Fault::new("DryRunOperation", message).status(412));
         }
         let handler = service.operations.iter().find(|(name, _)| *name == operation.name).map(|(_, handler)| *handler);
         let Some(handler) = handler else {
@@ -245,23 +274,6 @@ impl Answer<'_> {
     }
 }
 
-/// The body without the codings that SDKs use: chunks with checksums after them, and gzip.
-fn decoded_body(request: &Request, raw: &Bytes) -> Result<Bytes, Fault> {
-    let is_chunked = request.header("x-amz-content-sha256").is_some_and(|hash| hash.starts_with("STREAMING-"));
-    let encodings = request.header("content-encoding").unwrap_or_default();
-    if is_chunked {
-        return chunks(request, raw);
-    }
-    if encodings.split(',').any(|encoding| encoding.trim() == "gzip") && request.header("x-amz-target").is_none() {
-        return Ok(raw.clone());
-    }
-    Ok(raw.clone())
-}
-
-fn chunks(_request: &Request, raw: &Bytes) -> Result<Bytes, Fault> {
-    Ok(raw.clone())
-}
-
 fn unknown_operation(protocol: Protocol, name: &str) -> Fault {
     match protocol {
         Protocol::Ec2 => Fault::new("InvalidAction", format!("The action {name} is not valid for this web service.")),
@@ -274,28 +286,43 @@ fn unknown_operation(protocol: Protocol, name: &str) -> Fault {
     }
 }
 
-fn throttled(service: &str, protocol: Protocol) -> Fault {
-    let (code, status) = match (service, protocol) {
-        ("ec2", _) => ("RequestLimitExceeded", 503),
-        ("s3", _) => ("SlowDown", 503),
-        (_, Protocol::Query | Protocol::RestXml | Protocol::Ec2) => ("Throttling", 400),
-        (_, Protocol::RestJson) => ("ThrottlingException", 429),
-        (_, Protocol::Json | Protocol::RpcCbor) => ("ThrottlingException", 400),
-    };
-    let message = if service == "ec2" { "Request limit exceeded." } else { "Rate exceeded" };
-    Fault::new(code, message).status(status)
+/// The service's error for too many requests: the model's if it has one, else that of the protocol.
+fn throttled(model: &Model, service: &str, protocol: Protocol) -> Fault {
+    let modelled = ["ThrottlingException", "ThrottledException", "TooManyRequestsException"];
+    if let Some(code) = modelled.into_iter().find(|code| model.shape(code).is_some()) {
+        return Fault::new(code, "Rate exceeded");
+    }
+    match (service, protocol) {
+        ("ec2", _) => Fault::new("RequestLimitExceeded", "Request limit exceeded.").status(503),
+        ("s3", _) => Fault::new("SlowDown", "Please reduce your request rate.").status(503),
+        (_, Protocol::Query) => Fault::new("Throttling", "Rate exceeded"),
+        _ => Fault::new("ThrottlingException", "Rate exceeded"),
+    }
 }
 
-fn internal(service: &str, protocol: Protocol, status: u16) -> Fault {
-    let code = match (service, protocol, status) {
-        ("s3" | "ec2", _, 500) => "InternalError",
-        ("ec2", _, _) => "Unavailable",
-        ("s3", ..) => "ServiceUnavailable",
-        (_, Protocol::Query | Protocol::RestXml, 500) => "InternalFailure",
-        (_, Protocol::Query | Protocol::RestXml, _) => "ServiceUnavailable",
-        (_, _, 500) => "InternalServerError",
-        _ => "ServiceUnavailableException",
+/// The service's error for a failure of its own, with status 500 or 503.
+fn internal(model: &Model, service: &str, protocol: Protocol, status: u16) -> Fault {
+    let modelled: &[&str] = match status {
+        503 => &["ServiceUnavailableException"],
+        _ => &[
+            "InternalServerException",
+            "InternalServiceException",
+            "InternalErrorException",
+            "InternalServiceError",
+            "InternalServiceFault",
+            "KMSInternalException",
+            "ServerException",
+            "ServiceFailureException",
+        ],
     };
+    let code = modelled.iter().find(|code| model.shape(code).is_some()).copied();
+    let code = code.unwrap_or(match (service, protocol, status) {
+        ("ec2", _, 503) => "Unavailable",
+        ("ec2" | "s3", _, 500) => "InternalError",
+        (_, _, 503) => "ServiceUnavailable",
+        (_, Protocol::Query, _) => "InternalFailure",
+        _ => "InternalServerError",
+    });
     Fault::new(code, "We encountered an internal error. Please try again.").status(status)
 }
 

@@ -243,6 +243,9 @@ pub struct Operation {
     /// `none` where a request needs no signature.
     #[serde(default)]
     pub authtype: Option<String>,
+    /// Whether another has taken its place.
+    #[serde(default)]
+    pub deprecated: bool,
 }
 
 /// How an operation's answer comes in pages.

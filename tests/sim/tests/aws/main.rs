@@ -1,6 +1,12 @@
 //! The simulated AWS, driven by its own Python client and by requests as no client sends them.
 #![allow(clippy::unwrap_used)]
 
+mod codecs;
+mod eks;
+mod ledger;
+mod network;
+mod refusals;
+mod storage;
 mod vpc;
 
 use std::process::Command;

@@ -1,12 +1,17 @@
 //! STS and VPCs.
 
-use textnlp_sim::{Options, Simulator};
+use std::time::Duration;
+
+use textnlp_sim::{Options, Scope, Simulator, Timing};
 
 use crate::boto3;
 
 #[test]
 fn boto3_creates_finds_tags_and_deletes_vpcs() {
-    let simulator = Simulator::start(Options::default());
+    // Two requests fit in before a tag is listed.
+    let timing = Timing { consistency: Duration::from_secs(12), ..Timing::default() };
+    let simulator = Simulator::start(Options { timing, ..Options::default() });
+    simulator.world().quotas.set(&Scope::new("123456789012", "eu-west-1"), "L-F678F1CE", 7.0);
     let script = r#"
 import boto3, botocore
 identity = boto3.client("sts").get_caller_identity()
@@ -22,12 +27,14 @@ def refused(code, call, **arguments):
 tags = [{"ResourceType": "vpc", "Tags": [{"Key": "a", "Value": "b"}]}]
 vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16", TagSpecifications=tags)["Vpc"]
 assert vpc["State"] == "pending", vpc
+ec2.get_waiter("vpc_exists").wait(VpcIds=[vpc["VpcId"]], WaiterConfig={"Delay": 0})
 ec2.get_waiter("vpc_available").wait(VpcIds=[vpc["VpcId"]], WaiterConfig={"Delay": 0})
-others = [ec2.create_vpc(CidrBlock=f"10.{n}.0.0/16")["Vpc"]["VpcId"] for n in (1, 2, 3, 4)]
-refused("VpcLimitExceeded", ec2.create_vpc, CidrBlock="10.5.0.0/16")
-refused("InvalidVpc.Range", ec2.create_vpc, CidrBlock="10.5.0.1/16")
+others = [ec2.create_vpc(CidrBlock=f"10.{n}.0.0/16")["Vpc"]["VpcId"] for n in range(1, 7)]
+refused("VpcLimitExceeded", ec2.create_vpc, CidrBlock="10.7.0.0/16")
+refused("DryRunOperation", ec2.create_vpc, CidrBlock="10.7.0.0/16", DryRun=True)
+refused("InvalidVpc.Range", ec2.create_vpc, CidrBlock="10.6.0.0/15")
 pages = list(ec2.get_paginator("describe_vpcs").paginate(PaginationConfig={"PageSize": 5}))
-assert [len(page["Vpcs"]) for page in pages] == [5], pages
+assert [len(page["Vpcs"]) for page in pages] == [5, 2], pages
 found = ec2.describe_vpcs(Filters=[{"Name": "tag:a", "Values": ["x", "b*"]}])["Vpcs"]
 assert [one["VpcId"] for one in found] == [vpc["VpcId"]] and found[0]["Tags"] == tags[0]["Tags"], found
 ec2.create_tags(Resources=[vpc["VpcId"], others[0]], Tags=[{"Key": "c", "Value": "d"}, {"Key": "e", "Value": "f"}])

@@ -27,7 +27,7 @@ const ELB: &str = "elasticloadbalancing";
 const TAGGED: usize = 20;
 /// How many objects in the way an error names.
 const NAMED: usize = 5;
-/// A subnet or VPC of ours.
+/// A subnet or VPC that this program created.
 pub(super) struct Place {
     id: String,
     lineage: Option<Lineage>,

@@ -169,7 +169,7 @@ fn seen(one: Answer) -> Option<Seen<Spec>> {
     Some(Seen::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())))
 }
 
-/// A route that somebody created. Gateway endpoints have prefix lists for destinations.
+/// A created route, not one that AWS added. Gateway endpoints have prefix lists for destinations.
 fn route(one: RouteAnswer) -> Option<Route> {
     let to = one.destination_cidr_block.filter(|_| one.origin == Some(RouteOrigin::CreateRoute))?;
     let targets = [

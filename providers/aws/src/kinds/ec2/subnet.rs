@@ -122,7 +122,7 @@ async fn seen(api: &Api, found: Vec<Answer>) -> Result<Vec<Seen<Spec>>> {
         let seen = Seen::new(&id, spec, super::tags(subnet.tags)).output("id", Some(id.clone()));
         all.push(seen.output("zone", zone).output("zone_id", zone_id).state(state));
     }
-    // Nobody asked for a report about existing subnets.
+    // An existing subnet is not reported on.
     let ours = all.iter().filter(|seen| tags::lineage(&seen.tags).is_some());
     let places: Vec<Place> = ours.map(|seen| Place::of(&seen.id, &seen.tags)).collect();
     let mut foreign = inside::of_subnets(api, &places).await?;

@@ -143,7 +143,7 @@ async fn seen(api: &Api, vpc: Answer) -> Result<Option<Seen<Spec>>> {
         default.is_some_and(|group| has_rules(&group.ip_permissions) || has_rules(&group.ip_permissions_egress));
     let cidr = vpc.cidr_block.unwrap_or_default();
     let tags = super::tags(vpc.tags);
-    // Nobody asked for a report about an existing network.
+    // An existing network is not reported on.
     let foreign = match tags::lineage(&tags) {
         Some(_) => inside::of_vpc(api, &Place::of(&id, &tags), groups).await?,
         None => Vec::new(),

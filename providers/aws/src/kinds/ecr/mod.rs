@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{DataClass, Identity, Permission, Pricing, Result};
 
-use super::{CREATE, DELETE, PUT, list_by_tag};
+use super::{CREATE, DELETE, PUT, list_by_tag, only};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
 use crate::table::{Row, kind};
@@ -19,17 +19,17 @@ pub(crate) static ROWS: &[Row] = &[Row {
         data: DataClass::Precious,
         pricing: Pricing::BySpec,
         permissions: &[
-            Permission::on(CREATE, "ecr:CreateRepository"),
-            Permission::on(PUT, "ecr:DeleteLifecyclePolicy"),
-            Permission::on(DELETE, "ecr:DeleteRepository"),
+            only(Permission::on(CREATE, "ecr:CreateRepository"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:DeleteLifecyclePolicy"), REPOSITORY),
+            only(Permission::on(DELETE, "ecr:DeleteRepository"), REPOSITORY),
             Permission::read("ecr:DescribeRepositories"),
-            Permission::read("ecr:GetLifecyclePolicy"),
-            Permission::read("ecr:ListTagsForResource"),
-            Permission::on(PUT, "ecr:PutImageScanningConfiguration"),
-            Permission::on(PUT, "ecr:PutImageTagMutability"),
-            Permission::on(PUT, "ecr:PutLifecyclePolicy"),
-            Permission::on(PUT, "ecr:TagResource"),
-            Permission::on(PUT, "ecr:UntagResource"),
+            only(Permission::read("ecr:GetLifecyclePolicy"), REPOSITORY),
+            only(Permission::read("ecr:ListTagsForResource"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:PutImageScanningConfiguration"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:PutImageTagMutability"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:PutLifecyclePolicy"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:TagResource"), REPOSITORY),
+            only(Permission::on(PUT, "ecr:UntagResource"), REPOSITORY),
             // ECR makes a grant of the key for itself, as the caller.
             Permission::on(PUT, "kms:CreateGrant"),
             Permission::read("kms:DescribeKey"),
@@ -43,6 +43,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
     refused: &[],
 }];
 
+const REPOSITORY: &str = "arn:{$partition}:ecr:{$region}:{$account}:repository/{name}";
 /// The signing name.
 const SERVICE: &str = "ecr";
 
@@ -81,8 +82,8 @@ impl Resource for Repository {
 
     /// Three calls for each repository of the deployment, and one for each page of them.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
-        let name = |arn: &str| arn.split_once(":repository/").map(|(_, name)| name);
-        list_by_tag::<Self>(api, filter, "ecr:repository", name).await
+        list_by_tag::<Self>(api, filter, "ecr:repository", |arn| arn.split_once(":repository/").map(|(_, name)| name))
+            .await
     }
 
     fn id(spec: &Spec) -> Option<String> {

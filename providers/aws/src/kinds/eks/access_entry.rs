@@ -170,7 +170,8 @@ async fn seen(api: &Api, id: &str, entry: Answer) -> Result<Option<Seen<Spec>>> 
     let (cluster, principal) = super::parts(id);
     let call = api.eks.list_associated_access_policies().cluster_name(cluster).principal_arn(principal);
     let pages = call.into_paginator().items().send();
-    let Some(policies) = api.find(SERVICE, id, pages.try_collect::<Vec<_>>()).await? else { return Ok(None) };
+    let found: Option<Vec<_>> = api.find(SERVICE, id, pages.try_collect()).await?;
+    let Some(policies) = found else { return Ok(None) };
     let policy = |policy: aws_sdk_eks::types::AssociatedAccessPolicy| {
         let namespaces = policy.access_scope.and_then(|scope| scope.namespaces).unwrap_or_default();
         Some(Policy { arn: policy.policy_arn?, namespaces: namespaces.into_iter().collect() })

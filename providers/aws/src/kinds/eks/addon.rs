@@ -41,7 +41,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
 
 /// An add-on. Outputs: `arn`, `version`.
 ///
-/// What somebody else set in its objects is overwritten: the configuration is in the spec.
+/// A change of its objects by another client is overwritten: the configuration is in the spec.
 struct Addon;
 
 /// The attributes of an add-on.

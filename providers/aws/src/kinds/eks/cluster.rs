@@ -20,7 +20,7 @@ use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
-/// The policy of somebody who may do everything in a cluster.
+/// The policy of an administrator of a cluster.
 const ADMIN: &str = "cluster-access-policy/AmazonEKSClusterAdminPolicy";
 
 pub(crate) static ROWS: &[Row] = &[Row {
@@ -28,7 +28,6 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(60),
         permissions: &[
-            Permission::on(DELETE, "ec2:DeleteSecurityGroup"),
             Permission::on(DELETE, "ec2:DeleteVolume"),
             Permission::on(PUT, "eks:AssociateAccessPolicy"),
             Permission::on(PUT, "eks:CreateAccessEntry"),
@@ -45,6 +44,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
             Permission::on(PUT, "eks:UpdateClusterVersion"),
             Permission::on(DELETE, "elasticloadbalancing:DeleteLoadBalancer"),
             Permission::on(DELETE, "elasticloadbalancing:DeleteTargetGroup"),
+            Permission::on(DELETE, "elasticloadbalancing:DescribeLoadBalancers"),
+            Permission::on(DELETE, "elasticloadbalancing:DescribeTargetGroups"),
             Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
             Permission::on(PUT, "iam:GetRole"),
             Permission::on(PUT, "iam:PassRole"),
@@ -164,7 +165,7 @@ impl Resource for Cluster {
         let vpc = spec.vpc().set_subnet_ids(list(&spec.subnets)).set_security_group_ids(list(&spec.security_groups));
         let encryption = spec.key.as_ref().map(|key| {
             let provider = Provider::builder().key_arn(key).build();
-            vec![EncryptionConfig::builder().resources("secrets").provider(provider).build()]
+            vec![EncryptionConfig::builder().provider(provider).build()]
         });
         // Nobody is an administrator by having created it: access is by entries that can be seen and removed.
         let access = CreateAccessConfigRequest::builder()
@@ -249,9 +250,8 @@ impl Resource for Cluster {
     async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
         // Without nodes nothing makes new ones. The tagging API shows deleted objects for a while.
         for foreign in &seen.foreign {
-            match sweep(api, foreign.cloud_id.as_str()).await {
-                Err(error) if error.kind == ErrorKind::NotFound => {}
-                done => return done,
+            if sweep(api, foreign.cloud_id.as_str()).await? {
+                return Ok(());
             }
         }
         if seen.spec.deletion_protection {
@@ -347,10 +347,10 @@ async fn grant_access(api: &Api, cluster: &str) -> Result<()> {
     api.call(SERVICE, "create an access entry in", cluster, call).await.map(drop)
 }
 
-/// What controllers in the cluster made and left behind: disks, and what load balancers consist of. Two calls.
+/// What controllers in the cluster made and left behind: disks and load balancers. Two calls. Their security groups go with the
+/// network: a rule of the cluster's own group, which ends with the cluster, refers to them.
 async fn left_behind(api: &Api, name: &str) -> Result<Vec<Foreign>> {
-    const TYPES: [&str; 4] =
-        ["ec2:volume", "ec2:security-group", "elasticloadbalancing:loadbalancer", "elasticloadbalancing:targetgroup"];
+    const TYPES: [&str; 3] = ["ec2:volume", "elasticloadbalancing:loadbalancer", "elasticloadbalancing:targetgroup"];
     let maker = CloudId::new(name).ok();
     let filters = [(format!("kubernetes.io/cluster/{name}"), "owned"), ("elbv2.k8s.aws/cluster".to_owned(), name)];
     let mut all = Vec::new();
@@ -361,13 +361,9 @@ async fn left_behind(api: &Api, name: &str) -> Result<Vec<Foreign>> {
         let found: Vec<_> = api
             .call("tagging", "list", "objects of the cluster", call.into_paginator().items().send().try_collect())
             .await?;
-        for object in found {
-            // The group that EKS makes goes with the cluster.
-            let is_of_eks = object.tags().iter().any(|tag| tag.key().starts_with("aws:eks:"));
-            let Some(arn) = object.resource_arn.filter(|_| !is_of_eks) else { continue };
+        for arn in found.into_iter().filter_map(|object| object.resource_arn) {
             let what = match arn.split(':').nth(5).and_then(|resource| resource.split('/').next()) {
                 Some("volume") => "disk",
-                Some("security-group") => "security group",
                 Some("targetgroup") => "target group",
                 _ => "load balancer",
             };
@@ -375,29 +371,36 @@ async fn left_behind(api: &Api, name: &str) -> Result<Vec<Foreign>> {
             all.push(Foreign { cloud_id, what: what.to_owned(), swept: true, maker: maker.clone() });
         }
     }
-    // A target group goes after the load balancer that uses it, and a security group last.
-    let order = |what: &str| ["load balancer", "target group", "disk"].iter().position(|one| *one == what).unwrap_or(3);
-    all.sort_by(|a, b| order(&a.what).cmp(&order(&b.what)).then_with(|| a.cmp(b)));
+    // A target group goes after the load balancer that uses it: in the order of their names.
+    all.sort_by(|a, b| a.what.cmp(&b.what).then_with(|| a.cmp(b)));
     all.dedup();
     Ok(all)
 }
 
-async fn sweep(api: &Api, arn: &str) -> Result<()> {
+/// Deletes one of these; `false` when it is gone already. Load balancing deletes what is not there without an error.
+async fn sweep(api: &Api, arn: &str) -> Result<bool> {
+    let elb = "elasticloadbalancing";
     let resource = arn.split(':').nth(5).unwrap_or_default();
     match resource.split_once('/') {
         Some(("volume", id)) => {
-            api.call("ec2", "delete", arn, api.ec2.delete_volume().volume_id(id).send()).await.map(drop)
-        }
-        Some(("security-group", id)) => {
-            api.call("ec2", "delete", arn, api.ec2.delete_security_group().group_id(id).send()).await.map(drop)
+            match api.call("ec2", "delete", arn, api.ec2.delete_volume().volume_id(id).send()).await {
+                Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+                done => done.map(|_| true),
+            }
         }
         Some(("targetgroup", _)) => {
+            if api.find(elb, arn, api.elb.describe_target_groups().target_group_arns(arn).send()).await?.is_none() {
+                return Ok(false);
+            }
             let call = api.elb.delete_target_group().target_group_arn(arn).send();
-            api.call("elasticloadbalancing", "delete", arn, call).await.map(drop)
+            api.call(elb, "delete", arn, call).await.map(|_| true)
         }
         _ => {
+            if api.find(elb, arn, api.elb.describe_load_balancers().load_balancer_arns(arn).send()).await?.is_none() {
+                return Ok(false);
+            }
             let call = api.elb.delete_load_balancer().load_balancer_arn(arn).send();
-            api.call("elasticloadbalancing", "delete", arn, call).await.map(drop)
+            api.call(elb, "delete", arn, call).await.map(|_| true)
         }
     }
 }
@@ -435,7 +438,7 @@ async fn seen(api: &Api, cluster: Answer) -> Result<Seen<Spec>> {
         let who = &api.identity.arn;
         state = State::Degraded(format!("no access entry makes `{who}` an administrator of the cluster"));
     }
-    let is_ours = crate::tags::lineage(&tags).is_some() && state != State::Deleting;
+    let is_ours = is_active && crate::tags::lineage(&tags).is_some();
     let foreign = if is_ours { left_behind(api, &name).await? } else { Vec::new() };
     let vpc = cluster.resources_vpc_config.unwrap_or_else(|| VpcConfigResponse::builder().build());
     let is_public = vpc.endpoint_public_access;

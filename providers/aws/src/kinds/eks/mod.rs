@@ -11,7 +11,7 @@ pub(super) mod pod_identity;
 use std::collections::HashMap;
 
 use aws_sdk_eks::types::{Cluster, ErrorDetail, Update, UpdateStatus};
-use textnlp_provider::{Error, ErrorKind, Result, error_chain};
+use textnlp_provider::{Error, ErrorKind, Result};
 
 use crate::api::Api;
 use crate::kinds::iam;
@@ -77,7 +77,7 @@ async fn cluster_names(api: &Api, filter: &Filter) -> Result<Vec<String>> {
 /// IAM is eventually consistent: for some seconds EKS refuses a new role in the same words as one that is missing or that does
 /// not trust `service`. The role itself, as IAM shows it, tells the two apart. The first passes, and the engine bounds its attempts.
 async fn about_role(api: &Api, error: Error, role: &str, service: Option<&str>) -> Error {
-    let words = error_chain(&error).to_lowercase();
+    let words = error.source.as_ref().map(ToString::to_string).unwrap_or_default().to_lowercase();
     let is_about_role = error.code.as_deref() == Some("InvalidParameterException")
         && ["role", "principal", "assume"].iter().any(|word| words.contains(word));
     if !is_about_role {

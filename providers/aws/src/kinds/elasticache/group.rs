@@ -84,8 +84,8 @@ impl Resource for Group {
 
     /// Three calls for each cache of the deployment, and one for each page of them.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
-        let name = |arn: &str| arn.split_once(":replicationgroup:").map(|(_, name)| name);
-        list_by_tag::<Self>(api, filter, "elasticache:replicationgroup", name).await
+        let kind = "elasticache:replicationgroup";
+        list_by_tag::<Self>(api, filter, kind, |arn| arn.split_once(":replicationgroup:").map(|(_, name)| name)).await
     }
 
     fn id(spec: &Spec) -> Option<String> {

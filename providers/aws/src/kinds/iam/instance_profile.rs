@@ -71,8 +71,8 @@ impl Resource for Profile {
             let name = &profile.instance_profile_name;
             let pages =
                 api.iam.list_instance_profile_tags().instance_profile_name(name).into_paginator().items().send();
-            let Some(tags) = api.find(SERVICE, name, pages.try_collect::<Vec<_>>()).await? else { continue };
-            let tags = super::tags(Some(tags));
+            let found: Option<Vec<_>> = api.find(SERVICE, name, pages.try_collect()).await?;
+            let Some(tags) = found.map(|tags| super::tags(Some(tags))) else { continue };
             if filter.matches(&tags) {
                 all.push(seen(profile, tags));
             }

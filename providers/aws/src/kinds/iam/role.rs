@@ -201,9 +201,10 @@ async fn remove(api: &Api, role: &str, policy: &str) -> Result<()> {
 async fn policies(api: &Api, role: aws_sdk_iam::types::Role) -> Result<Option<Seen<Spec>>> {
     let name = role.role_name;
     let pages = api.iam.list_attached_role_policies().role_name(&name).into_paginator().items().send();
-    let Some(attached) = api.find(SERVICE, &name, pages.try_collect::<Vec<_>>()).await? else { return Ok(None) };
+    let attached: Option<Vec<_>> = api.find(SERVICE, &name, pages.try_collect()).await?;
     let pages = api.iam.list_role_policies().role_name(&name).into_paginator().items().send();
-    let Some(own) = api.find(SERVICE, &name, pages.try_collect::<Vec<_>>()).await? else { return Ok(None) };
+    let own: Option<Vec<_>> = api.find(SERVICE, &name, pages.try_collect()).await?;
+    let Some((attached, own)) = attached.zip(own) else { return Ok(None) };
     let mut inline = BTreeMap::new();
     for policy in own {
         let call = api.iam.get_role_policy().role_name(&name).policy_name(&policy).send();

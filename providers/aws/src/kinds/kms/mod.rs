@@ -7,9 +7,9 @@ use aws_sdk_kms::types::{AliasListEntry, KeyListEntry, KeyState, Tag};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result};
+use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result};
 
-use super::{CREATE, DELETE, PUT};
+use super::{CREATE, DELETE, PUT, only};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{Row, kind};
@@ -20,25 +20,28 @@ pub(crate) static ROWS: &[Row] = &[Row {
         data: DataClass::Precious,
         pricing: Pricing::BySpec,
         permissions: &[
-            Permission::on(PUT, "kms:CreateAlias"),
+            only(Permission::on(PUT, "kms:CreateAlias"), ALIAS),
+            ours(Permission::on(PUT, "kms:CreateAlias")),
             Permission::on(CREATE, "kms:CreateKey"),
-            Permission::change("kms:DeleteAlias"),
+            only(Permission::change("kms:DeleteAlias"), ALIAS),
+            ours(Permission::change("kms:DeleteAlias")),
             Permission::read("kms:DescribeKey"),
-            Permission::on(PUT, "kms:DisableKey"),
-            Permission::on(PUT, "kms:DisableKeyRotation"),
-            Permission::on(PUT, "kms:EnableKey"),
-            Permission::on(PUT, "kms:EnableKeyRotation"),
+            ours(Permission::on(PUT, "kms:DisableKey")),
+            ours(Permission::on(PUT, "kms:DisableKeyRotation")),
+            ours(Permission::on(PUT, "kms:EnableKey")),
+            ours(Permission::on(PUT, "kms:EnableKeyRotation")),
             Permission::read("kms:GetKeyPolicy"),
             Permission::read("kms:GetKeyRotationStatus"),
             Permission::read("kms:ListAliases"),
             Permission::read("kms:ListKeys"),
             Permission::read("kms:ListResourceTags"),
-            Permission::on(PUT, "kms:PutKeyPolicy"),
-            Permission::on(DELETE, "kms:ScheduleKeyDeletion"),
+            ours(Permission::on(PUT, "kms:PutKeyPolicy")),
+            ours(Permission::on(DELETE, "kms:ScheduleKeyDeletion")),
             Permission::on(PUT, "kms:TagResource"),
-            Permission::on(PUT, "kms:UntagResource"),
-            Permission::on(PUT, "kms:UpdateAlias"),
-            Permission::on(PUT, "kms:UpdateKeyDescription"),
+            ours(Permission::on(PUT, "kms:UntagResource")),
+            only(Permission::on(PUT, "kms:UpdateAlias"), ALIAS),
+            only(Permission::on(PUT, "kms:UpdateAlias"), KEY),
+            ours(Permission::on(PUT, "kms:UpdateKeyDescription")),
         ],
         terraform: &[("aws_kms_key", "key_id")],
         ..kind("aws.key", "an encryption key", Identity::Token)
@@ -47,6 +50,15 @@ pub(crate) static ROWS: &[Row] = &[Row {
     resource: &Of::<Key>::kind(),
     refused: &[],
 }];
+
+const ALIAS: &str = "arn:{$partition}:kms:{$region}:{$account}:alias/textnlp-*";
+const KEY: &str = "arn:{$partition}:kms:{$region}:{$account}:key/*";
+
+/// A permission on the deployment's keys only.
+const fn ours(permission: Permission) -> Permission {
+    const LINEAGE: &[Condition] = &[Condition { key: "aws:ResourceTag/textnlp-lineage", value: "{$lineage}" }];
+    Permission { resource: KEY, conditions: LINEAGE, ..permission }
+}
 
 /// The signing name.
 const SERVICE: &str = "kms";
@@ -126,9 +138,9 @@ impl Resource for Key {
         Ok(Some(Seen::new(&id, spec, tags).output("id", Some(id.clone())).output("arn", key.arn).state(state)))
     }
 
-    /// Keys have no filter by tag: one call for each page of keys and of aliases, one for the tags of each key that may be of this
-    /// provider, and four for each that is. That is a key with an alias of ours, or one without an alias: the reply of its creation
-    /// may be lost.
+    /// Lists of keys show no tags: one call for each page of keys and of aliases, one for the tags of each key with one of our aliases
+    /// or without any, and four for each key of the deployment. A key without an alias may be ours: the reply of its creation may be
+    /// lost.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
         let pages = api.kms.list_aliases().into_paginator().items().send();
         let entries: Vec<AliasListEntry> = api.call(SERVICE, "list", "aliases", pages.try_collect()).await?;
@@ -146,15 +158,17 @@ impl Resource for Key {
             Some(true) => Some((id, true)),
             None => Some((id, false)),
         });
-        let reads = candidates.map(|(id, has_our_alias)| async move {
-            match tags_of(api, &id).await {
-                Ok(Some(tags)) if filter.matches(&tags) => Key::read(api, &id).await,
-                Ok(_) => Ok(None),
-                // A key whose policy admits somebody else only.
-                Err(error) if error.kind == ErrorKind::Denied && !has_our_alias => Ok(None),
-                Err(error) => Err(error),
-            }
-        });
+        let reads: Vec<_> = candidates
+            .map(|(id, has_our_alias)| async move {
+                match tags_of(api, &id).await {
+                    Ok(Some(tags)) if filter.matches(&tags) => Key::read(api, &id).await,
+                    Ok(_) => Ok(None),
+                    // A key whose policy admits somebody else only.
+                    Err(error) if error.kind == ErrorKind::Denied && !has_our_alias => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .collect();
         let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
         read.into_iter().filter_map(Result::transpose).collect()
     }

@@ -15,7 +15,8 @@ use crate::kinds::secret;
 use crate::resource::{Filter, Make, Resource, Seen, State};
 use crate::tags::{self, Tags};
 
-/// A PostgreSQL server, or a read replica of one. Outputs: `name`, `arn`, `host`, `port`, `database`, `user`, `version`, `ca`.
+/// A PostgreSQL server, or a read replica of one. Outputs: `name`, `arn`, `host`, `port`, `database`, `user`, `url`,
+/// `version`, `ca`.
 pub(super) struct Instance;
 
 /// The attributes of a server. Its price depends on class, storage, copies in zones and backups beyond its size.
@@ -201,6 +202,12 @@ impl Resource for Instance {
                 let why = format!("storage of {} GiB cannot shrink to {}", seen.spec.storage_gb, spec.storage_gb);
                 return refuse(&why, &format!("set `database.size` to {}GiB", seen.spec.storage_gb));
             }
+            // RDS would round up, and the server would have another size than the plan says.
+            "storage_gb" if i64::from(spec.storage_gb) * 10 < i64::from(seen.spec.storage_gb) * 11 => {
+                let least = (i64::from(seen.spec.storage_gb) * 11 + 9) / 10;
+                let why = format!("storage of {} GiB grows by a tenth at least", seen.spec.storage_gb);
+                return refuse(&why, &format!("set `database.size` to {least}GiB or more"));
+            }
             "storage_gb" => change.allocated_storage(spec.storage_gb),
             "storage_type" => change.storage_type(&spec.storage_type),
             "multi_az" => change.multi_az(spec.multi_az),
@@ -208,15 +215,15 @@ impl Resource for Instance {
             "performance_insights" => change.enable_performance_insights(spec.performance_insights),
             "final_snapshot" => change.copy_tags_to_snapshot(spec.final_snapshot),
             "deletion_protection" => change.deletion_protection(spec.deletion_protection),
-            // The tag follows once RDS shows that it is changing the password: what is lost in between is sent again.
-            _ => match &spec.password {
-                Some(password) if seen.spec.source.is_some() || is_changing_password(api, id).await? => {
+            _ => {
+                let Some(password) = &spec.password else { return refuse("a server has a password", "state one") };
+                // The tag follows once RDS shows that it is changing the password: what is lost in between is sent again.
+                if seen.spec.source.is_some() || is_changing_password(api, id).await? {
                     let tag = Tags::from([(tags::SECRET.to_owned(), secret::tag(password))]);
                     return super::tag(api, arn(seen), &tag, &[]).await;
                 }
-                Some(password) => change.master_user_password(secret::value(api, password).await?),
-                None => return refuse("a server has a password", "state one"),
-            },
+                change.master_user_password(secret::value(api, password).await?)
+            }
         };
         api.call(SERVICE, "change", id, change.send()).await.map(drop)
     }
@@ -290,13 +297,18 @@ fn seen(server: Answer) -> Option<Seen<Spec>> {
     let state = state(server.db_instance_status.as_deref().unwrap_or_default());
     let (database, user) = (spec.database.clone(), spec.user.clone());
     let port = server.endpoint.as_ref().and_then(|to| to.port);
+    let host = server.endpoint.and_then(|to| to.address);
+    // As clients write it, without the password.
+    let address = host.as_ref().zip(port);
+    let url = address.map(|(host, port)| format!("postgresql://{user}@{host}:{port}/{database}?sslmode=verify-full"));
     let seen = Seen::new(&id, spec, tags)
         .output("name", Some(id.clone()))
         .output("arn", server.db_instance_arn)
-        .output("host", server.endpoint.and_then(|to| to.address))
+        .output("host", host)
         .output("port", port)
         .output("database", Some(database))
         .output("user", Some(user))
+        .output("url", url)
         .output("version", Some(version))
         .output("ca", server.ca_certificate_identifier)
         .output(RESOURCE, server.dbi_resource_id);

@@ -10,7 +10,7 @@ use textnlp_provider::{DataClass, Identity, Kind, Permission, Pricing, ReplaceOr
 use self::instance::Instance;
 use self::parameter_group::ParameterGroup;
 use self::subnet_group::SubnetGroup;
-use super::{CREATE, DELETE, PUT};
+use super::{CREATE, DELETE, PUT, only};
 use crate::api::Api;
 use crate::resource::Of;
 use crate::table::{MINUTE, Row, kind};
@@ -20,13 +20,13 @@ pub(crate) static ROWS: &[Row] = &[
     Row {
         kind: Kind {
             permissions: &[
-                Permission::on(PUT, "rds:AddTagsToResource"),
+                only(Permission::on(PUT, "rds:AddTagsToResource"), SUBNETS),
                 Permission::on(CREATE, "rds:CreateDBSubnetGroup"),
-                Permission::on(DELETE, "rds:DeleteDBSubnetGroup"),
+                only(Permission::on(DELETE, "rds:DeleteDBSubnetGroup"), SUBNETS),
                 Permission::read("rds:DescribeDBSubnetGroups"),
-                Permission::read("rds:ListTagsForResource"),
-                Permission::on(PUT, "rds:ModifyDBSubnetGroup"),
-                Permission::on(PUT, "rds:RemoveTagsFromResource"),
+                only(Permission::read("rds:ListTagsForResource"), SUBNETS),
+                only(Permission::on(PUT, "rds:ModifyDBSubnetGroup"), SUBNETS),
+                only(Permission::on(PUT, "rds:RemoveTagsFromResource"), SUBNETS),
             ],
             terraform: &[("aws_db_subnet_group", "name")],
             ..kind("aws.db-subnet-group", "the subnets of a database", Identity::Named)
@@ -40,15 +40,15 @@ pub(crate) static ROWS: &[Row] = &[
             // A group of another major version has another name, and the database moves to it before the old one goes.
             replace: ReplaceOrder::CreateFirst,
             permissions: &[
-                Permission::on(PUT, "rds:AddTagsToResource"),
-                Permission::on(CREATE, "rds:CreateDBParameterGroup"),
-                Permission::on(DELETE, "rds:DeleteDBParameterGroup"),
+                only(Permission::on(PUT, "rds:AddTagsToResource"), PARAMETERS),
+                only(Permission::on(CREATE, "rds:CreateDBParameterGroup"), PARAMETERS),
+                only(Permission::on(DELETE, "rds:DeleteDBParameterGroup"), PARAMETERS),
                 Permission::read("rds:DescribeDBParameterGroups"),
                 Permission::read("rds:DescribeDBParameters"),
-                Permission::read("rds:ListTagsForResource"),
-                Permission::on(PUT, "rds:ModifyDBParameterGroup"),
-                Permission::on(PUT, "rds:RemoveTagsFromResource"),
-                Permission::on(PUT, "rds:ResetDBParameterGroup"),
+                only(Permission::read("rds:ListTagsForResource"), PARAMETERS),
+                only(Permission::on(PUT, "rds:ModifyDBParameterGroup"), PARAMETERS),
+                only(Permission::on(PUT, "rds:RemoveTagsFromResource"), PARAMETERS),
+                only(Permission::on(PUT, "rds:ResetDBParameterGroup"), PARAMETERS),
             ],
             terraform: &[("aws_db_parameter_group", "name")],
             ..kind("aws.db-parameter-group", "the settings of a database", Identity::Named)
@@ -68,15 +68,15 @@ pub(crate) static ROWS: &[Row] = &[
                 // RDS makes a grant of the key for itself, as the caller.
                 Permission::on(PUT, "kms:CreateGrant"),
                 Permission::read("kms:DescribeKey"),
-                Permission::on(PUT, "rds:AddTagsToResource"),
+                only(Permission::on(PUT, "rds:AddTagsToResource"), SERVER),
                 Permission::on(CREATE, "rds:CreateDBInstance"),
                 Permission::on(CREATE, "rds:CreateDBInstanceReadReplica"),
                 Permission::on(DELETE, "rds:CreateDBSnapshot"),
-                Permission::on(DELETE, "rds:DeleteDBInstance"),
+                only(Permission::on(DELETE, "rds:DeleteDBInstance"), SERVER),
                 Permission::read("rds:DescribeDBInstances"),
                 Permission::change("rds:ModifyDBInstance"),
-                Permission::on(PUT, "rds:PromoteReadReplica"),
-                Permission::on(PUT, "rds:RemoveTagsFromResource"),
+                only(Permission::on(PUT, "rds:PromoteReadReplica"), SERVER),
+                only(Permission::on(PUT, "rds:RemoveTagsFromResource"), SERVER),
             ],
             terraform: &[("aws_db_instance", "identifier")],
             ..kind("aws.db-instance", "a PostgreSQL server", Identity::Named)
@@ -91,6 +91,9 @@ pub(crate) static ROWS: &[Row] = &[
     },
 ];
 
+const SUBNETS: &str = "arn:{$partition}:rds:{$region}:{$account}:subgrp:{name}";
+const PARAMETERS: &str = "arn:{$partition}:rds:{$region}:{$account}:pg:{name}";
+const SERVER: &str = "arn:{$partition}:rds:{$region}:{$account}:db:{name}";
 /// The signing name.
 const SERVICE: &str = "rds";
 

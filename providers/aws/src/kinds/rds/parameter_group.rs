@@ -98,7 +98,7 @@ impl Resource for ParameterGroup {
             Answer::builder().parameter_name(name).apply_method(method(one.at_restart))
         };
         let (wanted, seen_ones) = (&spec.parameters, &seen.spec.parameters);
-        let different = wanted.iter().filter(|(name, one)| seen_ones.get(*name) != Some(one));
+        let different = wanted.iter().filter(|(name, one)| seen_ones.get(*name) != Some(*one));
         let set: Vec<Answer> =
             different.take(AT_ONCE).map(|(name, one)| written(name, one).parameter_value(&one.value).build()).collect();
         if !set.is_empty() {

@@ -1,12 +1,12 @@
 //! Buckets: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateBucket.html>.
 //!
-//! Each call names the account that must own the bucket: after a deletion anybody may take the name.
+//! Each call names the account that must own the bucket: after a deletion another account may take the name.
 
 mod rules;
 
 use async_trait::async_trait;
 use aws_sdk_s3::types::{
-    BucketInfo, BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration, Delete, ObjectIdentifier,
+    BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration, Delete, ObjectIdentifier,
     ObjectOwnership, OwnershipControls, OwnershipControlsRule, PublicAccessBlockConfiguration, Tag, Tagging,
     VersioningConfiguration,
 };
@@ -15,7 +15,7 @@ use serde_json::Value;
 use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result};
 
 use self::rules::{Encryption, LifecycleRule, Replication};
-use super::{CREATE, DELETE, PUT, list_by_tag};
+use super::{CREATE, DELETE, PUT, list_by_tag, only};
 use crate::api::Api;
 use crate::provider::partition;
 use crate::resource::{Filter, Make, Of, Resource, Seen};
@@ -29,31 +29,30 @@ pub(crate) static ROWS: &[Row] = &[Row {
         // A call deletes a thousand objects.
         deadline: MINUTE.saturating_mul(120),
         permissions: &[
-            Permission::on(PUT, "iam:PassRole"),
-            Permission::on(CREATE, "s3:CreateBucket"),
-            Permission::on(DELETE, "s3:DeleteBucket"),
-            Permission::on(PUT, "s3:DeleteBucketPolicy"),
-            Permission::on(DELETE, "s3:DeleteObject"),
-            Permission::on(DELETE, "s3:DeleteObjectVersion"),
-            Permission::read("s3:GetBucketOwnershipControls"),
-            Permission::read("s3:GetBucketPolicy"),
-            Permission::read("s3:GetBucketPublicAccessBlock"),
-            Permission::read("s3:GetBucketTagging"),
-            Permission::read("s3:GetBucketVersioning"),
-            Permission::read("s3:GetEncryptionConfiguration"),
-            Permission::read("s3:GetLifecycleConfiguration"),
-            Permission::read("s3:GetReplicationConfiguration"),
-            Permission::read("s3:ListBucket"),
-            Permission::read("s3:ListBucketVersions"),
-            Permission::on(PUT, "s3:PutBucketOwnershipControls"),
-            Permission::on(PUT, "s3:PutBucketPolicy"),
-            Permission::on(PUT, "s3:PutBucketPublicAccessBlock"),
-            Permission::on(PUT, "s3:PutBucketTagging"),
-            Permission::on(PUT, "s3:PutBucketVersioning"),
-            Permission::on(PUT, "s3:PutEncryptionConfiguration"),
-            Permission::on(PUT, "s3:PutLifecycleConfiguration"),
-            Permission::on(PUT, "s3:PutReplicationConfiguration"),
-            Permission::on(PUT, "s3:TagResource"),
+            only(Permission::on(CREATE, "s3:CreateBucket"), BUCKET),
+            only(Permission::on(DELETE, "s3:DeleteBucket"), BUCKET),
+            only(Permission::on(PUT, "s3:DeleteBucketPolicy"), BUCKET),
+            only(Permission::on(DELETE, "s3:DeleteObject"), OBJECTS),
+            only(Permission::on(DELETE, "s3:DeleteObjectVersion"), OBJECTS),
+            only(Permission::read("s3:GetBucketOwnershipControls"), BUCKET),
+            only(Permission::read("s3:GetBucketPolicy"), BUCKET),
+            only(Permission::read("s3:GetBucketPublicAccessBlock"), BUCKET),
+            only(Permission::read("s3:GetBucketTagging"), BUCKET),
+            only(Permission::read("s3:GetBucketVersioning"), BUCKET),
+            only(Permission::read("s3:GetEncryptionConfiguration"), BUCKET),
+            only(Permission::read("s3:GetLifecycleConfiguration"), BUCKET),
+            only(Permission::read("s3:GetReplicationConfiguration"), BUCKET),
+            only(Permission::read("s3:ListBucket"), BUCKET),
+            only(Permission::read("s3:ListBucketVersions"), BUCKET),
+            only(Permission::on(PUT, "s3:PutBucketOwnershipControls"), BUCKET),
+            only(Permission::on(PUT, "s3:PutBucketPolicy"), BUCKET),
+            only(Permission::on(PUT, "s3:PutBucketPublicAccessBlock"), BUCKET),
+            only(Permission::on(PUT, "s3:PutBucketTagging"), BUCKET),
+            only(Permission::on(PUT, "s3:PutBucketVersioning"), BUCKET),
+            only(Permission::on(PUT, "s3:PutEncryptionConfiguration"), BUCKET),
+            only(Permission::on(PUT, "s3:PutLifecycleConfiguration"), BUCKET),
+            only(Permission::on(PUT, "s3:PutReplicationConfiguration"), BUCKET),
+            only(Permission::on(PUT, "s3:TagResource"), BUCKET),
         ],
         terraform: &[("aws_s3_bucket", "id")],
         ..kind("aws.bucket", "a bucket of objects", Identity::Named)
@@ -63,6 +62,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
     refused: &[],
 }];
 
+const BUCKET: &str = "arn:{$partition}:s3:::{name}";
+const OBJECTS: &str = "arn:{$partition}:s3:::{name}/*";
 /// The signing name.
 const SERVICE: &str = "s3";
 /// The region whose buckets have no location constraint.
@@ -159,7 +160,7 @@ impl Resource for Bucket {
             .create_bucket()
             .bucket(&spec.name)
             .object_ownership(ObjectOwnership::BucketOwnerEnforced)
-            .create_bucket_configuration(configuration.set_bucket(None::<BucketInfo>).build())
+            .create_bucket_configuration(configuration.build())
             .send();
         api.call(SERVICE, "create", format!("bucket {}", spec.name), call).await?;
         Ok(spec.name.clone())

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result, SecretRef};
 
-use super::{AT_ONCE, CREATE, DELETE, PUT, secret};
+use super::{AT_ONCE, CREATE, DELETE, PUT, only, secret};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{Row, kind};
@@ -22,14 +22,14 @@ pub(crate) static ROWS: &[Row] = &[Row {
         permissions: &[
             Permission::on(PUT, "kms:Decrypt"),
             Permission::on(PUT, "kms:GenerateDataKey"),
-            Permission::on(CREATE, "secretsmanager:CreateSecret"),
-            Permission::on(DELETE, "secretsmanager:DeleteSecret"),
-            Permission::read("secretsmanager:DescribeSecret"),
+            only(Permission::on(CREATE, "secretsmanager:CreateSecret"), SECRET),
+            only(Permission::on(DELETE, "secretsmanager:DeleteSecret"), SECRET),
+            only(Permission::read("secretsmanager:DescribeSecret"), SECRET),
             Permission::read("secretsmanager:ListSecrets"),
-            Permission::on(PUT, "secretsmanager:PutSecretValue"),
-            Permission::on(PUT, "secretsmanager:TagResource"),
-            Permission::on(PUT, "secretsmanager:UntagResource"),
-            Permission::on(PUT, "secretsmanager:UpdateSecret"),
+            only(Permission::on(PUT, "secretsmanager:PutSecretValue"), SECRET),
+            only(Permission::on(PUT, "secretsmanager:TagResource"), SECRET),
+            only(Permission::on(PUT, "secretsmanager:UntagResource"), SECRET),
+            only(Permission::on(PUT, "secretsmanager:UpdateSecret"), SECRET),
         ],
         terraform: &[("aws_secretsmanager_secret", "name")],
         ..kind("aws.secret", "a secret of Secrets Manager", Identity::Named)
@@ -39,6 +39,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
     refused: &[],
 }];
 
+/// AWS adds a hyphen and six characters to the name.
+const SECRET: &str = "arn:{$partition}:secretsmanager:{$region}:{$account}:secret:{name}-*";
 /// The signing name.
 const SERVICE: &str = "secretsmanager";
 /// The label of the version that readers get.
@@ -83,13 +85,14 @@ impl Resource for StoredSecret {
             .filters(condition(FilterNameStringType::TagKey, key.to_owned()))
             .filters(condition(FilterNameStringType::TagValue, value))
             .into_paginator();
-        let found: Vec<_> = api.call(SERVICE, "list", "secrets", pages.items().send().try_collect()).await?;
-        let names: Vec<String> = found.into_iter().filter_map(|one| one.name).collect();
-        let reads = names.iter().map(|name| Self::read(api, name));
+        let pages: Vec<_> = api.call(SERVICE, "list", "secrets", pages.send().try_collect()).await?;
+        let found = pages.into_iter().filter_map(|page| page.secret_list).flatten();
+        let names: Vec<String> = found.filter_map(|one| one.name).collect();
+        let reads: Vec<_> = names.iter().map(|name| Self::read(api, name)).collect();
         let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
         let read = read.into_iter().filter_map(Result::transpose);
         // The values of tags are matched by their starts.
-        read.filter(|seen| seen.as_ref().map_or(true, |seen| filter.matches(&seen.tags))).collect()
+        read.filter(|seen| !matches!(seen, Ok(seen) if !filter.matches(&seen.tags))).collect()
     }
 
     fn id(spec: &Spec) -> Option<String> {

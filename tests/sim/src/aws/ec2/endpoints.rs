@@ -200,7 +200,8 @@ fn change(world: &mut World, call: &Call, id: &str, tables: Change<'_>, subnets:
         .map(str::to_owned)
         .collect();
     let own = changed(own, groups);
-    let is_changed = subnets != (&[], &[]) || groups != (&[], &[]);
+    let is_any = |(added, removed): Change<'_>| !added.is_empty() || !removed.is_empty();
+    let is_changed = is_any(subnets) || is_any(groups);
     value["RouteTableIds"] = changed(texts(&value, "RouteTableIds"), tables).into();
     value["SubnetIds"] = changed(texts(&value, "SubnetIds"), subnets).into();
     value["Groups"] = own.iter().map(|group| json!({ "GroupId": group, "GroupName": group })).collect();

@@ -110,7 +110,7 @@ pub(super) fn insert(
 }
 
 /// Adds a resource that no call made.
-pub(super) fn place(
+pub(crate) fn place(
     world: &mut World,
     scope: &Scope,
     (id, collection): (&str, &'static Collection),

@@ -9,6 +9,7 @@ mod network;
 mod routes;
 mod tags;
 mod templates;
+pub mod volumes;
 mod zones;
 
 pub use endpoints::ENDPOINT;
@@ -20,6 +21,7 @@ pub use nat::{ADDRESS, GATEWAY as NAT_GATEWAY};
 pub use network::{GATEWAY as INTERNET_GATEWAY, SUBNET, VPC};
 pub use routes::TABLE;
 pub use templates::TEMPLATE;
+pub use volumes::VOLUME;
 pub use zones::{Missing, Zone, zones};
 
 use items::describe;
@@ -27,8 +29,19 @@ use items::describe;
 use crate::{Behaviour, Service, Source};
 
 /// All kinds of resources.
-const COLLECTIONS: &[&Collection] =
-    &[&ADDRESS, &ENDPOINT, &GROUP, &INTERFACE, &INTERNET_GATEWAY, &NAT_GATEWAY, &SUBNET, &TABLE, &TEMPLATE, &VPC];
+const COLLECTIONS: &[&Collection] = &[
+    &ADDRESS,
+    &ENDPOINT,
+    &GROUP,
+    &INTERFACE,
+    &INTERNET_GATEWAY,
+    &NAT_GATEWAY,
+    &SUBNET,
+    &TABLE,
+    &TEMPLATE,
+    &VOLUME,
+    &VPC,
+];
 
 /// The service.
 pub const SERVICE: Service = Service {
@@ -60,6 +73,7 @@ pub const SERVICE: Service = Service {
         ("DeleteSecurityGroup", groups::delete),
         ("DeleteSubnet", network::delete_subnet),
         ("DeleteTags", tags::delete),
+        ("DeleteVolume", volumes::delete),
         ("DeleteVpc", network::delete_vpc),
         ("DeleteVpcEndpoints", endpoints::delete),
         ("DescribeAddresses", |world, call| describe(world, call, &ADDRESS)),

@@ -89,16 +89,23 @@ pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         below(world, call, &GATEWAYS, count, "NatGatewayLimitExceeded")?;
         Ok(make(world, call, (&vpc, subnet, zone), (address, &allocation), tags))
     })?;
-    let mut answer = json!({ "NatGateway": without_zone(answered(world, call, &id)) });
+    let mut answer = json!({ "NatGateway": clean(answered(world, call, &id)) });
     if let Some(token) = call.str("ClientToken") {
         answer["ClientToken"] = token.into();
     }
     Ok(answer)
 }
 
-/// The zone is only known here.
-fn without_zone(mut gateway: Value) -> Value {
-    gateway.as_object_mut().into_iter().for_each(|members| drop(members.remove("zone")));
+/// Without the zone, which is only known here, and without the reason of a failure that is not known yet.
+fn clean(mut gateway: Value) -> Value {
+    let is_pending = gateway["State"] == "pending";
+    if let Some(members) = gateway.as_object_mut() {
+        members.remove("zone");
+        if is_pending {
+            members.remove("FailureCode");
+            members.remove("FailureMessage");
+        }
+    }
     gateway
 }
 
@@ -164,16 +171,7 @@ fn make(
 }
 
 pub(super) fn describe(world: &mut World, call: &Call) -> Result<Value, Fault> {
-    items::described(world, call, &GATEWAY, |_, gateway| {
-        let state = gateway["State"].as_str().unwrap_or_default().to_owned();
-        if let Some(members) = gateway.as_object_mut() {
-            members.remove("zone");
-            if state == "pending" {
-                members.remove("FailureCode");
-                members.remove("FailureMessage");
-            }
-        }
-    })
+    items::described(world, call, &GATEWAY, |_, gateway| *gateway = clean(gateway.take()))
 }
 
 pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
@@ -193,7 +191,7 @@ pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
         let known = world.state::<Ec2>(&scope).change(&text("AllocationId"));
         // Another gateway may have the address of one that failed.
         let is_its_own = |value: &Value| value["AssociationId"] == one["AssociationId"];
-        for value in known.filter(|value| one["AssociationId"].is_string() && is_its_own(value)) {
+        if let Some(value) = known.filter(|value| one["AssociationId"].is_string() && is_its_own(value)) {
             for member in ["AssociationId", "NetworkInterfaceId", "NetworkInterfaceOwnerId"] {
                 value.as_object_mut().into_iter().for_each(|members| drop(members.remove(member)));
             }

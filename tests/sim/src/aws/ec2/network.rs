@@ -190,10 +190,10 @@ pub(super) fn create_subnet(world: &mut World, call: &Call) -> Result<Value, Fau
         .filter(|(_, item)| item.value["VpcId"] == vpc)
         .map(|(_, item)| item.value.clone())
         .collect();
-    let overlaps = |other: &&Value| {
+    let overlaps = |other: &Value| {
         block(other["CidrBlock"].as_str().unwrap_or_default()).is_some_and(|other| first < other.1 && other.0 < last)
     };
-    if of_vpc.iter().find(overlaps).is_some() {
+    if of_vpc.iter().any(overlaps) {
         let message = format!("The CIDR '{cidr}' conflicts with another subnet");
         return Err(Fault::new("InvalidSubnet.Conflict", message));
     }

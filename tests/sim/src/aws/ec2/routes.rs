@@ -272,7 +272,7 @@ pub(super) fn endpoint_route(
     is_added: bool,
 ) {
     let routes = state(world, call).change(table).and_then(|table| table["Routes"].as_array_mut());
-    for routes in routes {
+    if let Some(routes) = routes {
         routes.retain(|route| route["GatewayId"] != endpoint);
         if is_added {
             routes.push(json!({

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::items::{arn_in, state, unknown};
 use crate::{Call, Fault, World, passes};
 
 /// Keys and values of a list of tags.
@@ -23,16 +22,21 @@ pub(super) fn pairs(tags: &[Value]) -> Result<Vec<(String, String)>, Fault> {
     Ok(pairs)
 }
 
+/// The resources that are none of this module's collections: the prefix of ids, the type, and the error where there is none.
+const TYPES: &[(&str, &str, &str)] = &[];
+
 /// The ARN of a resource by its id, if there is one.
-fn arn(world: &mut World, call: &Call, id: &str) -> Result<String, Fault> {
-    let found = state(world, call).get(id).map(|item| item.collection);
-    let collection = found.ok_or_else(|| {
-        match super::COLLECTIONS.iter().find(|one| id.starts_with(&format!("{}-", one.prefix))) {
-            Some(collection) => unknown(collection, id),
-            None => Fault::new("InvalidID", format!("The ID '{id}' is not valid")),
-        }
-    })?;
-    Ok(arn_in(&call.scope(), collection, id))
+fn arn(world: &World, call: &Call, id: &str) -> Result<String, Fault> {
+    let invalid = || Fault::new("InvalidID", format!("The ID '{id}' is not valid"));
+    let (prefix, _) = id.rsplit_once('-').ok_or_else(invalid)?;
+    let own = super::COLLECTIONS.iter().map(|one| (one.prefix, one.name, one.unknown));
+    let mut types = own.chain(TYPES.iter().copied());
+    let (_, kind, not_found) = types.find(|(known, ..)| *known == prefix).ok_or_else(invalid)?;
+    let arn = call.arn(&format!("{kind}/{id}"));
+    match world.tags.has(&arn) {
+        true => Ok(arn),
+        false => Err(Fault::new(not_found, format!("The {kind} ID '{id}' does not exist"))),
+    }
 }
 
 pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
@@ -66,7 +70,7 @@ pub(super) fn describe(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let prefix = call.arn("");
     let mut found = Vec::new();
     for (arn, tags) in world.tags.listed(&prefix, call.now) {
-        let Some((kind, id)) = arn.trim_start_matches(&prefix).split_once('/') else { continue };
+        let Some((kind, id)) = arn[prefix.len()..].split_once('/') else { continue };
         for (key, value) in &tags {
             let field = |name: &str| match name {
                 "key" => Some(vec![key.clone()]),

@@ -23,7 +23,7 @@ use super::xml::escape;
 use crate::{Fault, Service};
 
 /// A request whose body is there in full.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The method.
     pub method: String,
@@ -245,6 +245,10 @@ pub fn fault(
                     Some(shape) => json::write(model, shape, &members, protocol == Protocol::RestJson),
                     None => members,
                 };
+                // Some shapes do not declare the message that all errors have.
+                if body["message"].is_null() && body["Message"].is_null() {
+                    body["message"] = fault.message.clone().into();
+                }
                 if protocol == Protocol::Json {
                     reply.set("content-type", &json_type(model));
                     body["__type"] = json!(name);
@@ -256,8 +260,8 @@ pub fn fault(
             }
         }
     }
-    // An answer to HEAD has no body: its status says what failed.
-    if request.method == "HEAD" {
+    // Such answers have no body: the status says what failed.
+    if request.method == "HEAD" || status == 304 {
         reply.body = Bytes::new();
     }
     reply.set(request_id_header(protocol, model), request_id);

@@ -28,14 +28,12 @@ pub(super) fn route(model: &Model, service: &Service, request: &Request) -> Opti
         }
         let mut required = 0;
         let mut known: Vec<String> = literals.iter().map(|(name, _)| name.clone()).collect();
-        let mut has_query_map = false;
         if let Some(shape) = operation.input.as_ref().and_then(|input| model.shape(&input.shape)) {
             for (name, member) in &shape.members {
                 let wire = member.location_name.as_ref().unwrap_or(name);
                 let is_there = match member.location {
                     Some(Location::Querystring) => {
                         known.push(wire.clone());
-                        has_query_map |= model.shape(&member.shape).is_some_and(|shape| shape.kind == Kind::Map);
                         request.query.iter().any(|(name, _)| name == wire)
                     }
                     Some(Location::Header) => request.headers.contains_key(wire.as_str()),
@@ -49,13 +47,13 @@ pub(super) fn route(model: &Model, service: &Service, request: &Request) -> Opti
                 }
             }
         }
+        let is_current = !operation.deprecated;
         // SDKs name the operation where method and path are not enough.
         let is_named = request.query.iter().any(|(name, value)| name == "x-id" && *value == operation.name);
         let unknown = request.query.iter().filter(|(name, _)| name != "x-id" && !known.contains(name)).count();
-        let unknown = if has_query_map { 0 } else { unknown };
         let is_handled = service.operations.iter().any(|(name, _)| *name == operation.name);
-        let rank =
-            (is_named, literals.len(), required, Reverse(unknown), fixed, is_handled, Reverse(operation.name.clone()));
+        let match_of = (is_named, literals.len(), required, Reverse(unknown), fixed);
+        let rank = (match_of, is_handled, is_current, Reverse(operation.name.clone()));
         Some((rank, operation.clone()))
     });
     candidates.max_by(|(one, _), (other, _)| one.cmp(other)).map(|(_, operation)| operation)
@@ -146,12 +144,6 @@ pub(super) fn parse(
                 let given: Vec<&str> = given.collect();
                 unread.retain(|name| name != wire);
                 match (inner.kind, given.first()) {
-                    (Kind::Map, _) => {
-                        let rest = request.query.iter().filter(|(name, _)| unread.contains(&name.as_str()));
-                        let entries: Map<String, Value> = rest.map(|(k, v)| (k.clone(), v.clone().into())).collect();
-                        unread.clear();
-                        (!entries.is_empty()).then_some(Value::Object(entries))
-                    }
                     (_, None) => None,
                     (Kind::List, _) => {
                         let items = inner.member.clone().unwrap_or_default();

@@ -173,7 +173,7 @@ pub(super) fn describe_parameters(world: &mut World, call: &Call) -> Result<Valu
         let kind = if is_static(name).unwrap_or_default() { "static" } else { "dynamic" };
         let mut one = json!({ "ParameterName": name, "ApplyType": kind, "IsModifiable": true });
         one["Source"] = if value.is_some() { "user" } else { "engine-default" }.into();
-        one["ApplyMethod"] = value.map_or("pending-reboot", |(_, method)| method).into();
+        one["ApplyMethod"] = value.map_or("pending-reboot", |(_, method)| method.as_str()).into();
         if let Some((value, _)) = value {
             one["ParameterValue"] = value.as_str().into();
         }

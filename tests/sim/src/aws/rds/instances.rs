@@ -231,7 +231,7 @@ pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let password = call.str("MasterUserPassword").unwrap_or_default();
     check_password(password)?;
     let user = call.str("MasterUsername").unwrap_or_default();
-    if user.is_empty() || ["admin", "postgres", "rdsadmin"].contains(&user) && user != "postgres" {
+    if user.is_empty() || ["admin", "rdsadmin"].contains(&user) {
         let message = format!("MasterUsername {user} cannot be used as it is a reserved word used by the engine");
         return Err(invalid(message));
     }
@@ -254,13 +254,12 @@ pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         at_first["KmsKeyId"] = key.into();
     }
     let has_backups = call.int("BackupRetentionPeriod").unwrap_or(1) > 0;
-    let stages: &[_] = if has_backups {
-        &[(6 * MINUTE, "backing-up"), (8 * MINUTE, "available")]
-    } else {
-        &[(6 * MINUTE, "available")]
-    };
+    let mut stages = vec![(6 * MINUTE, "available")];
+    if has_backups {
+        stages = vec![(6 * MINUTE, "backing-up"), (8 * MINUTE, "available")];
+    }
     world.tags.set(&arn(call, &name), tags, call.visible());
-    Ok(json!({ "DBInstance": insert(world, call, at_first, password.to_owned(), stages) }))
+    Ok(json!({ "DBInstance": insert(world, call, at_first, password.to_owned(), &stages) }))
 }
 
 /// The place and the name that an ARN or a name stands for.
@@ -422,7 +421,7 @@ pub(super) fn modify(world: &mut World, call: &Call) -> Result<Value, Fault> {
             let message = format!("Requested storage size ({wanted}) cannot be less than the current size ({there})");
             return Err(combination(message));
         }
-        let smallest = there + there.div_ceil(10);
+        let smallest = there + (there + 9) / 10;
         later.insert("AllocatedStorage".to_owned(), wanted.max(smallest).into());
         stages = vec![(LATE, "modifying"), (3 * MINUTE, "storage-optimization"), (60 * MINUTE, "available")];
     }
@@ -529,10 +528,10 @@ pub(super) fn promote(world: &mut World, call: &Call) -> Result<Value, Fault> {
 }
 
 fn forget_replica(world: &mut World, scope: &Scope, source: &str, replica: &str) {
-    if let Some(source) = world.state::<Rds>(scope).instances.get_mut(source) {
-        if let Some(replicas) = source.shown["ReadReplicaDBInstanceIdentifiers"].as_array_mut() {
-            replicas.retain(|one| one != replica);
-        }
+    let source = world.state::<Rds>(scope).instances.get_mut(source);
+    let replicas = source.and_then(|source| source.shown["ReadReplicaDBInstanceIdentifiers"].as_array_mut());
+    if let Some(replicas) = replicas {
+        replicas.retain(|one| one != replica);
     }
 }
 

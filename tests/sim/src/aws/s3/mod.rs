@@ -121,7 +121,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "s3",
         what: "writes with If-None-Match: * and If-Match are refused with PreconditionFailed where an object differs",
-        source: Source::Double("moto"),
+        source: Source::Documentation("https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html"),
     },
     Behaviour {
         service: "s3",
@@ -248,6 +248,7 @@ fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         );
         return Err(Fault::new("IllegalLocationConstraintException", message).status(400));
     }
+    let tags = settings::pairs(configuration["Tags"].as_array().map_or(&[], Vec::as_slice))?;
     let location = json!({ "Location": format!("/{name}"), "BucketArn": arn(name) });
     let limit = world.quotas.of(&Scope::global(&call.account), &BUCKETS);
     let buckets = &mut world.state::<S3>(&everywhere()).buckets;
@@ -293,7 +294,6 @@ fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         settings: at_first.into_iter().map(|(name, value)| (name, setting(value))).collect(),
     };
     buckets.insert(name.to_owned(), bucket);
-    let tags = settings::pairs(configuration["Tags"].as_array().map_or(&[], Vec::as_slice))?;
     world.tags.set(&arn(name), tags, call.visible());
     Ok(location)
 }

@@ -1,0 +1,529 @@
+//! Clusters and what is in them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use textnlp_provider::cluster::{ClusterAccess, ClusterSite};
+use textnlp_provider::component::{Cluster, Component, ComponentSpec, GpuPool, Network, Site};
+use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
+use textnlp_provider::settings::{GpuSize, Spot, Strategy};
+use textnlp_provider::{
+    CloudId, ErrorKind, Health, Observed, Outputs, Ownership, Provider, Recorded, ResourceId, Scope, Wanted,
+    error_chain,
+};
+use textnlp_sim::aws::eks::Eks;
+use textnlp_sim::aws::{ec2, elb};
+use textnlp_sim::{Disruption, Market, Options, Rule, Simulator, Timing};
+
+use crate::iam::{role, with};
+use crate::network::{finish, operation};
+use crate::{ACCOUNT, Bench, REGION, lineage, output, run, site, wanted};
+
+type Outcome<T = ()> = Result<T, Violation>;
+
+const NAME: &str = "textnlp-staging-here";
+
+/// What a cluster needs.
+struct Ground {
+    vpc: String,
+    subnets: Vec<String>,
+    role: String,
+}
+
+async fn ground(bed: &TestBed<'_>) -> Outcome<Ground> {
+    let spec = json!({ "cidr": "10.42.0.0/16", "dns_hostnames": true, "default_rules": false, "tags": {} });
+    let vpc = output(&bed.make(&wanted("here/network/vpc", "aws.vpc", &spec)).await?, "id");
+    let mut subnets = Vec::new();
+    for (letter, number) in [("a", 1), ("b", 2)] {
+        let spec = json!({
+            "vpc": vpc, "cidr": format!("10.42.{number}.0/24"), "zone": format!("euw1-az{number}"),
+            "public_addresses": false, "tags": {},
+        });
+        let subnet = wanted(&format!("here/network/subnet-private-{letter}"), "aws.subnet", &spec);
+        subnets.push(output(&bed.make(&subnet).await?, "id"));
+    }
+    let role = bed.make(&role("role", "eks.amazonaws.com", &["AmazonEKSClusterPolicy"])).await?;
+    Ok(Ground { vpc, subnets, role: output(&role, "arn") })
+}
+
+fn cluster(ground: &Ground) -> Wanted {
+    let spec = json!({
+        "name": NAME, "version": "1.33", "role": ground.role, "subnets": ground.subnets, "security_groups": [],
+        "private_access": true, "public_cidrs": ["203.0.113.0/24"], "key": format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/1"),
+        "logs": ["api", "audit"], "authentication": "API", "support": "STANDARD", "deletion_protection": true,
+        "deployer_access": true, "tags": {},
+    });
+    wanted("here/cluster", "aws.eks-cluster", &spec)
+}
+
+fn addon(name: &str) -> Wanted {
+    let spec = json!({
+        "cluster": NAME, "name": name, "version": null, "kubernetes": ["1.33"], "configuration": null, "tags": {},
+    });
+    wanted(&format!("here/cluster/addon-{name}"), "aws.eks-addon", &spec)
+}
+
+/// A cluster with a network for its nodes, and the wanted resource of a group of them.
+async fn with_nodes(bed: &TestBed<'_>) -> Outcome<(Wanted, Recorded, Wanted)> {
+    let ground = ground(bed).await?;
+    let wanted_cluster = cluster(&ground);
+    let recorded = bed.make(&wanted_cluster).await?;
+    bed.make(&addon("vpc-cni")).await?;
+    let nodes = bed.make(&role("node-role", "ec2.amazonaws.com", &["AmazonEKSWorkerNodePolicy"])).await?;
+    let spec = json!({
+        "cluster": NAME, "name": "gpu", "version": null, "role": output(&nodes, "arn"), "subnets": ground.subnets,
+        "instance_types": ["g4dn.xlarge"], "ami_type": "AL2023_x86_64_NVIDIA", "capacity": ["ON_DEMAND"],
+        "scaling": { "min": 1, "max": 3, "desired": 2 }, "labels": { "pool": "gpu" },
+        "taints": [{ "key": "nvidia.com/gpu", "value": "present", "effect": "NO_SCHEDULE" }],
+        "launch_template": null, "max_unavailable": 1, "repair": true, "tags": {},
+    });
+    Ok((wanted_cluster, recorded, wanted("here/cluster/gpu-nodes", "aws.eks-node-group", &spec)))
+}
+
+#[test]
+fn a_cluster_lives() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let wanted = cluster(&ground(&bed).await?);
+        let changed = with(
+            &wanted,
+            json!({
+                "logs": ["audit", "scheduler"], "public_cidrs": [], "support": "EXTENDED", "version": "1.34",
+                "tags": { "owner": "me" },
+            }),
+        );
+        bed.whole_life(&wanted, Some(&changed.spec)).await
+    });
+}
+
+#[test]
+fn a_node_group_lives() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let changed = with(
+            &group,
+            json!({
+                "scaling": { "min": 3, "max": 5, "desired": 3 }, "labels": { "pool": "other" }, "taints": [],
+                "max_unavailable": 2, "repair": false, "tags": { "owner": "me" },
+            }),
+        );
+        bed.whole_life(&group, Some(&changed.spec)).await
+    });
+}
+
+#[test]
+fn what_is_in_a_cluster_lives() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        bed.make(&cluster(&ground(&bed).await?)).await?;
+        let cni = addon("vpc-cni");
+        let changed =
+            with(&cni, json!({ "configuration": { "enableNetworkPolicy": "true" }, "tags": { "owner": "me" } }));
+        bed.whole_life(&cni, Some(&changed.spec)).await?;
+
+        let pods = "pods.eks.amazonaws.com";
+        let one = output(&bed.make(&role("one", pods, &[])).await?, "arn");
+        let other = output(&bed.make(&role("other", pods, &[])).await?, "arn");
+        let spec = json!({
+            "cluster": NAME, "namespace": "kube-system", "service_account": "aws-node", "role": one, "tags": {},
+        });
+        let association = wanted("here/cluster/network-identity", "aws.eks-pod-identity-association", &spec);
+        let changed = with(&association, json!({ "role": other, "tags": { "owner": "me" } }));
+        bed.whole_life(&association, Some(&changed.spec)).await?;
+
+        let policy = |name: &str, namespaces: Value| json!({ "arn": format!("arn:aws:eks::aws:cluster-access-policy/{name}"), "namespaces": namespaces });
+        let spec = json!({
+            "cluster": NAME, "principal": one, "groups": ["viewers"],
+            "policies": [policy("AmazonEKSViewPolicy", json!([])), policy("AmazonEKSEditPolicy", json!(["a"]))], "tags": {},
+        });
+        let entry = wanted("here/cluster/access", "aws.eks-access-entry", &spec);
+        let policies = json!([policy("AmazonEKSEditPolicy", json!(["b"])), policy("AmazonEKSAdminPolicy", json!([]))]);
+        let changed = with(&entry, json!({ "groups": [], "policies": policies, "tags": { "owner": "me" } }));
+        bed.whole_life(&entry, Some(&changed.spec)).await
+    });
+}
+
+#[test]
+fn a_new_role_is_waited_for_and_a_wrong_one_is_not() {
+    // The cluster follows its role by fewer requests than EKS needs to see it.
+    let (step, consistency) = (Duration::from_secs(2), Duration::from_secs(22));
+    let timing = Timing { step, consistency, ..Timing::default() };
+    let bench = Bench::of(Simulator::start(Options { timing, ..Options::default() }), []);
+    run(async {
+        let bed = bench.bed();
+        let ground = ground(&bed).await?;
+        bed.make(&cluster(&ground)).await?;
+        let refused = bench.simulator.requests().into_iter().filter(|request| {
+            request.operation == "CreateCluster" && request.outcome != textnlp_sim::Outcome::Succeeded
+        });
+        assert!(refused.count() > 0, "EKS saw the role at once");
+
+        for (wrong, says) in [
+            (output(&bed.make(&role("wrong", "ec2.amazonaws.com", &[])).await?, "arn"), "does not trust"),
+            (format!("arn:aws:iam::{ACCOUNT}:role/nobody"), "there is no role"),
+        ] {
+            let other = with(&cluster(&ground), json!({ "name": "textnlp-staging-other", "role": wrong }));
+            let error = finish(&bench, &operation(textnlp_provider::Verb::Create, &other, None, 90)).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Invalid);
+            assert!(error.hint.as_deref().unwrap_or_default().contains(says), "{error:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_upgrade_goes_by_one_minor_version_and_add_ons_follow() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let ground = ground(&bed).await?;
+        let wanted = with(&cluster(&ground), json!({ "version": "1.32" }));
+        let recorded = bed.make(&wanted).await?;
+        let proxy = with(&addon("kube-proxy"), json!({ "kubernetes": ["1.32"] }));
+        let proxy_recorded = bed.make(&proxy).await?;
+
+        let newer = with(&wanted, json!({ "version": "1.34" }));
+        let op = operation(textnlp_provider::Verb::Update, &newer, Some(&recorded), 90);
+        let object = finish(&bench, &op).await.unwrap();
+        assert_eq!(object.outputs["version"], "1.34");
+        assert_eq!(bench.calls("UpdateClusterVersion"), 2);
+
+        let newer_proxy = with(&proxy, json!({ "kubernetes": ["1.34"] }));
+        let op = operation(textnlp_provider::Verb::Update, &newer_proxy, Some(&proxy_recorded), 91);
+        let object = finish(&bench, &op).await.unwrap();
+        assert_eq!(object.outputs["version"], "v1.34.1-eksbuild.2");
+
+        let older = operation(textnlp_provider::Verb::Update, &wanted, Some(&recorded), 92);
+        let error = finish(&bench, &older).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid);
+        Ok(())
+    });
+}
+
+#[test]
+fn the_reason_of_a_failed_change_is_told() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let wanted = cluster(&ground(&bed).await?);
+        let recorded = bed.make(&wanted).await?;
+        let issue = ("InsufficientFreeAddresses".to_owned(), "Subnet subnet-1 has no free address".to_owned());
+        let state = |bench: &Bench| {
+            bench
+                .simulator
+                .world()
+                .state::<Eks>(&Bench::scope())
+                .failures
+                .insert(("update", NAME.to_owned()), issue.clone());
+        };
+        state(&bench);
+        let newer = with(&wanted, json!({ "version": "1.34" }));
+        let op = operation(textnlp_provider::Verb::Update, &newer, Some(&recorded), 90);
+        let error = finish(&bench, &op).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Quota);
+        assert!(error_chain(&error).contains("no free address"), "{}", error_chain(&error));
+        // The next attempt succeeds.
+        assert_eq!(finish(&bench, &op).await.unwrap().outputs["version"], "1.34");
+        Ok(())
+    });
+}
+
+/// Leaves no spot machine in any zone, and so many others.
+fn capacity(bench: &Bench, on_demand: u64) {
+    let mut world = bench.simulator.world();
+    for zone in ["a", "b", "c"] {
+        let zone = format!("{REGION}{zone}");
+        world.capacity.set(&zone, "g4dn.xlarge", Market::Spot, 0);
+        world.capacity.set(&zone, "g4dn.xlarge", Market::OnDemand, on_demand);
+    }
+}
+
+#[test]
+fn spot_machines_that_cannot_be_had_are_replaced_by_others() {
+    let bench = Bench::new();
+    capacity(&bench, 10);
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let group = with(&group, json!({ "capacity": ["SPOT", "ON_DEMAND"] }));
+        let recorded = bed.make(&group).await?;
+        assert_eq!((bench.calls("CreateNodegroup"), bench.calls("DeleteNodegroup")), (2, 1));
+        let Ok(Observed::Present(object)) = bench.provider.read(&group.kind, &recorded.cloud_id).await else {
+            panic!()
+        };
+        assert_eq!(object.spec.get("capacity"), Some(&json!(["ON_DEMAND"])));
+        assert!(bench.provider.diff(&group, &recorded, &object).is_empty());
+        bed.unmake(&group, &recorded).await
+    });
+}
+
+#[test]
+fn missing_capacity_and_a_quota_are_told_apart() {
+    let bench = Bench::new();
+    capacity(&bench, 0);
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let op = operation(textnlp_provider::Verb::Create, &group, None, 90);
+        assert_eq!(finish(&bench, &op).await.unwrap_err().kind, ErrorKind::Capacity);
+
+        bench.simulator.world().quotas.set(&Bench::scope(), "L-DB2E81BA", 4.0);
+        let group = with(&group, json!({ "name": "other" }));
+        let op = operation(textnlp_provider::Verb::Create, &group, None, 91);
+        let error = finish(&bench, &op).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Quota);
+        assert!(error.hint.as_deref().unwrap_or_default().contains("L-DB2E81BA"), "{error:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_number_of_nodes_is_the_autoscalers() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let recorded = bed.make(&group).await?;
+        let scope = Bench::scope();
+        let scale = |desired: i64| {
+            let mut world = bench.simulator.world();
+            let groups = &mut world.state::<Eks>(&scope).clusters.get_mut(NAME).unwrap().node_groups;
+            groups.get_mut("gpu").unwrap().scaling.2 = desired;
+        };
+        scale(3);
+        let Ok(Observed::Present(object)) = bench.provider.read(&group.kind, &recorded.cloud_id).await else {
+            panic!()
+        };
+        assert!(bench.provider.diff(&group, &recorded, &object).is_empty());
+        // A lower maximum takes the number along.
+        let smaller = with(&group, json!({ "scaling": { "min": 1, "max": 2, "desired": 1 } }));
+        let op = operation(textnlp_provider::Verb::Update, &smaller, Some(&recorded), 90);
+        let object = finish(&bench, &op).await.unwrap();
+        assert_eq!(object.spec.get("scaling"), Some(&json!({ "min": 1, "max": 2, "desired": 2 })));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_lost_reply_makes_no_second_node_group_and_a_failed_deletion_is_repeated() {
+    let bench = Bench::new();
+    bench.simulator.faults().add(Rule::nth("eks", "CreateNodegroup", 1, Disruption::LostReply));
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let recorded = bed.make(&group).await?;
+        let issue = ("Ec2SecurityGroupDeletionFailure".to_owned(), "a dependency".to_owned());
+        bench.simulator.world().state::<Eks>(&Bench::scope()).failures.insert(("delete", "gpu".to_owned()), issue);
+        bed.unmake(&group, &recorded).await?;
+        assert_eq!((bench.calls("CreateNodegroup"), bench.calls("DeleteNodegroup")), (1, 2));
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_cluster_leaves_behind_is_swept_and_its_protection_ends_with_it() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let ground = ground(&bed).await?;
+        let wanted = cluster(&ground);
+        let recorded = bed.make(&wanted).await?;
+        let scope = Bench::scope();
+        {
+            let mut world = bench.simulator.world();
+            elb::leave_behind(&mut world, &scope, NAME, &ground.vpc, &ground.subnets);
+            ec2::volumes::leave_behind(&mut world, &scope, "vol-0123", NAME);
+            ec2::volumes::leave_behind(&mut world, &scope, "vol-4567", "another");
+        }
+        bench.simulator.advance(Duration::from_secs(60));
+        let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
+            panic!()
+        };
+        let found: Vec<(&str, bool)> = object.foreign.iter().map(|one| (one.what.as_str(), one.swept)).collect();
+        assert_eq!(found, [("disk", true), ("load balancer", true), ("target group", true)]);
+        bed.unmake(&wanted, &recorded).await?;
+        let world = bench.simulator.world();
+        let balancers = &world.find::<elb::Elb>(&scope).unwrap().balancers;
+        let disks: Vec<&str> = world.find::<ec2::Ec2>(&scope).unwrap().all(&ec2::VOLUME).map(|(id, _)| id).collect();
+        assert!(balancers.is_empty());
+        assert_eq!(disks, ["vol-4567"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_existing_cluster_is_read_with_its_endpoint_and_the_access_to_it() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let wanted = with(&cluster(&ground(&bed).await?), json!({ "deployer_access": false }));
+        let recorded = bed.make(&wanted).await?;
+        let ca = "-----BEGIN CERTIFICATE-----\nb3du\n-----END CERTIFICATE-----\n";
+        {
+            let mut world = bench.simulator.world();
+            let own = ("https://127.0.0.1:6443".to_owned(), ca.to_owned());
+            world.state::<Eks>(&Bench::scope()).endpoint = Some(own);
+            // Somebody else's cluster.
+            let arn = format!("arn:aws:eks:{REGION}:{ACCOUNT}:cluster/{NAME}");
+            let keys: Vec<String> = world.tags.of(&arn).into_keys().collect();
+            world.tags.remove(&arn, keys.iter().map(String::as_str));
+        }
+        let external = Wanted { ownership: Ownership::External(CloudId::new(NAME).unwrap()), ..wanted };
+        let writes = bench.simulator.requests().len();
+        let Ok(Observed::Present(object)) = bench.provider.read(&external.kind, &recorded.cloud_id).await else {
+            panic!()
+        };
+        assert_eq!(object.outputs["endpoint"], "https://127.0.0.1:6443");
+        assert_eq!(object.outputs["ca_pem"], ca);
+        assert!(object.foreign.is_empty());
+        let Health::Degraded(why) = &object.health else { panic!("{:?}", object.health) };
+        assert!(why.contains("user/operator"), "{why}");
+        let all = bench.simulator.requests();
+        let changes =
+            |name: &str| ["Create", "Update", "Delete", "Associate", "Tag"].iter().any(|verb| name.starts_with(verb));
+        assert!(!all[writes..].iter().any(|request| changes(&request.operation)));
+        Ok(())
+    });
+}
+
+fn component(name: &str, part: ComponentSpec) -> Component {
+    Component { name: name.parse().unwrap(), existing: None, part }
+}
+
+/// A site with machines.
+fn full_site() -> Site {
+    let cluster = ClusterSite {
+        namespace: "textnlp".to_owned(),
+        settings: ClusterAccess::default(),
+        rollout: Strategy::Rolling,
+        certificate: None,
+        postgres: None,
+        adapter: false,
+        replicates: false,
+        pinned: false,
+        min_nodes: 3,
+        max_nodes: Some(10),
+    };
+    Site { cluster: Some(Box::new(cluster)), ..site() }
+}
+
+fn lowered(bench: &Bench, site: &Site, spot: Spot) -> Vec<Wanted> {
+    let gpu = GpuPool { size: GpuSize::Small, count: 2, spot };
+    let cluster = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
+    let components = [
+        component("network", ComponentSpec::Network(Network { cidr: None, policies: true })),
+        component("cluster", ComponentSpec::Cluster(cluster)),
+    ];
+    components.iter().flat_map(|component| lowers_purely(&bench.provider, component, site).unwrap()).collect()
+}
+
+#[test]
+fn a_cluster_with_its_network_and_machines_is_created_seen_unchanged_and_removed() {
+    let bench = Bench::new();
+    let site = full_site();
+    let all = lowered(&bench, &site, Spot::Prefer);
+    run(async {
+        let bed = bench.bed();
+        let mut made: Vec<(Wanted, Recorded)> = Vec::new();
+        let mut outputs: BTreeMap<ResourceId, Outputs> = BTreeMap::new();
+        let mut left = all;
+        while !left.is_empty() {
+            let is_ready = |one: &Wanted| one.needs.iter().all(|need| outputs.contains_key(&need.on));
+            let at = left.iter().position(is_ready).unwrap_or_else(|| {
+                panic!(
+                    "{:?} need each other, or something that is not there",
+                    left.iter().map(|one| one.id.as_str()).collect::<Vec<_>>()
+                )
+            });
+            let one = left.remove(at);
+            let spec = one.spec.resolve(|id| outputs.get(id)).unwrap();
+            let one = Wanted { spec, ..one };
+            let recorded = bed.make(&one).await?;
+            outputs.insert(one.id.clone(), recorded.outputs.clone());
+            made.push((one, recorded));
+        }
+        let groups: Vec<&str> = made
+            .iter()
+            .filter(|(one, _)| one.kind.as_str() == "aws.eks-node-group")
+            .map(|(_, recorded)| recorded.cloud_id.as_str())
+            .collect();
+        assert_eq!(groups.len(), 2, "{groups:?}");
+
+        bench.simulator.advance(Duration::from_secs(3600));
+        let wanted: Vec<Wanted> = made.iter().map(|(one, _)| one.clone()).collect();
+        let recorded: Vec<Recorded> = made.iter().map(|(_, recorded)| recorded.clone()).collect();
+        let environment = "staging".parse().unwrap();
+        let scope = Scope {
+            lineage: lineage(),
+            environment: &environment,
+            site: &site.name,
+            wanted: &wanted,
+            recorded: &recorded,
+        };
+        let seen = bench.provider.observe(&scope).await.unwrap();
+        assert_eq!(seen.len(), made.len(), "one object for each");
+        for (id, seen) in seen {
+            let (one, recorded) = made.iter().find(|(one, _)| one.id == id).unwrap();
+            let Observed::Present(object) = seen else { panic!("{id}: {seen:?}") };
+            assert!(bench.provider.diff(one, recorded, &object).is_empty(), "{id}");
+            assert_eq!(object.health, Health::Ready, "{id}");
+        }
+
+        while let Some((one, recorded)) = made.pop() {
+            bed.unmake(&one, &recorded).await?;
+        }
+        let scope = Scope { wanted: &[], recorded: &[], ..scope };
+        let rest = bench.provider.observe(&scope).await.unwrap();
+        assert!(rest.is_empty(), "{rest:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn settings_of_a_cluster_reach_its_resources() {
+    let bench = Bench::new();
+    let boundary = format!("arn:aws:iam::{ACCOUNT}:policy/boundary");
+    let spec = Cluster {
+        version: Some("1.33".to_owned()),
+        allow_from: Some(Vec::new()),
+        permission_boundary: Some(boundary.clone()),
+        ..Cluster::of("network".parse().unwrap())
+    };
+    let all =
+        lowers_purely(&bench.provider, &component("cluster", ComponentSpec::Cluster(spec)), &full_site()).unwrap();
+    let of = |id: &str| all.iter().find(|one| one.id.as_str() == id).unwrap();
+    let main = of("here/cluster");
+    assert_eq!((main.spec.get("version"), main.spec.get("public_cidrs")), (Some(&json!("1.33")), Some(&json!([]))));
+    assert_eq!(main.spec.get("deletion_protection"), Some(&json!(true)));
+    let roles: Vec<_> = all.iter().filter(|one| one.kind.as_str() == "aws.role").collect();
+    assert!(roles.len() >= 4 && roles.iter().all(|one| one.spec.get("boundary") == Some(&json!(boundary))));
+    assert_eq!(
+        of("here/cluster/system-nodes").spec.get("scaling"),
+        Some(&json!({ "min": 3, "max": 10, "desired": 3 }))
+    );
+    assert!(!all.iter().any(|one| one.id.as_str().contains("gpu")));
+
+    for (spot, capacity) in [
+        (Spot::Never, json!(["ON_DEMAND"])),
+        (Spot::Prefer, json!(["SPOT", "ON_DEMAND"])),
+        (Spot::Only, json!(["SPOT"])),
+    ] {
+        let all = lowered(&bench, &full_site(), spot);
+        let gpu = all.iter().find(|one| one.id.as_str() == "here/cluster/gpu-nodes").unwrap();
+        assert_eq!(gpu.spec.get("capacity"), Some(&capacity));
+        assert_eq!(gpu.spec.get("instance_types").and_then(|types| types.get(0)), Some(&json!("g4dn.xlarge")));
+        assert_eq!(gpu.spec.get("ami_type"), Some(&json!("AL2023_x86_64_NVIDIA")));
+    }
+
+    let existing = Component {
+        existing: Some(CloudId::new("theirs").unwrap()),
+        ..component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())))
+    };
+    let all = lowers_purely(&bench.provider, &existing, &full_site()).unwrap();
+    assert_eq!(all.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["here/cluster"]);
+}
