@@ -3,22 +3,35 @@
 //!
 //! Not the programs alone: root would then write into folders of a user who can replace their entries by links.
 
-use std::os::unix::process::CommandExt;
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::Access;
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Pid, Signal, Uid, getpid, getppid, kill_process, set_parent_process_death_signal, setsid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use textnlp_orchestrator::environment::Loaded;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clouds::SystemUser;
 use crate::report::Failure;
 use crate::session::Session;
+use crate::signals;
 
-/// Starts this command again as a user. Does nothing unless this is root, or where the user is missing, which
-/// `preflight` reports. After a failure the process may only end: it is no longer root.
+/// The signals that reach this process from its terminal or from a supervisor, and that the command of the user has to get.
+const FORWARDED: [(SignalKind, Signal); 4] = [
+    (SignalKind::interrupt(), Signal::INT),
+    (SignalKind::terminate(), Signal::TERM),
+    (SignalKind::quit(), Signal::QUIT),
+    (SignalKind::hangup(), Signal::HUP),
+];
+
+/// Runs this command again as a user, and ends as it does. Does nothing unless this is root, or where the user is missing,
+/// which `preflight` reports. After a failure the process may only end: it is no longer root.
 pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) -> Result<(), Failure> {
     if !rustix::process::geteuid().is_root() || !loaded.environment.runs_here() {
         return Ok(());
@@ -70,7 +83,47 @@ pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) 
         // It was found with the home directory of root.
         command.env("TEXTNLP_STATE_DIR", root);
     }
-    Err(anyhow::Error::new(command.exec()).context(format!("start again as the user `{name}`")).into())
+    let Err(error) = run_in_own_session(command);
+    Err(anyhow::Error::new(error).context(format!("start again as the user `{name}`")).into())
+}
+
+/// Runs a command in a session of its own, forwards signals to it, and ends as it does.
+fn run_in_own_session(mut command: Command) -> io::Result<Infallible> {
+    // Before the start: a signal in between would end this process alone.
+    let mut received = Vec::new();
+    for (kind, forwarded) in FORWARDED {
+        // The command inherits an ignored signal; a handler here would undo that.
+        if forwarded != Signal::HUP || !signals::ignores_hangup() {
+            received.push((signal(kind)?, forwarded));
+        }
+    }
+    let mut child = own_session(&mut command).spawn()?;
+    let pid = Pid::from_child(&child);
+    let runtime = Handle::current();
+    for (mut signal, forwarded) in received {
+        runtime.spawn(async move {
+            while signal.recv().await.is_some() {
+                let _ = kill_process(pid, forwarded);
+            }
+        });
+    }
+    let ended = child.wait()?;
+    // As shells report a signal.
+    std::process::exit(ended.code().or(ended.signal().map(|signal| 128 + signal)).unwrap_or(1))
+}
+
+/// Starts a command without a controlling terminal, and lets it end with this process. A process of the user could
+/// otherwise put input into the terminal (`TIOCSTI`), which the shell of root executes afterwards.
+fn own_session(command: &mut Command) -> &mut Command {
+    let parent = getpid();
+    let detach = move || {
+        setsid()?;
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have ended before the signal was set up.
+        if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from(io::ErrorKind::BrokenPipe)) }
+    };
+    // SAFETY: only system calls between fork and exec, and nothing is allocated.
+    unsafe { command.pre_exec(detach) }
 }
 
 /// Runs a check with a user's rights, in a thread of its own: the kernel keeps rights by thread.
@@ -83,7 +136,7 @@ pub fn as_user<T: Send>(user: &SystemUser, check: impl FnOnce() -> T + Send) -> 
 
 /// Takes the user's rights. The right to bind ports below 1024 stays, for the gateway.
 fn become_user(user: &SystemUser) -> rustix::io::Result<()> {
-    use rustix::process::{getppid, parent_process_death_signal, set_parent_process_death_signal};
+    use rustix::process::parent_process_death_signal;
     use rustix::thread::{
         capabilities, configure_capability_in_ambient_set, set_capabilities, set_keep_capabilities, set_thread_groups,
         set_thread_res_gid, set_thread_res_uid,
@@ -106,4 +159,20 @@ fn become_user(user: &SystemUser) -> rustix::io::Result<()> {
         return Err(rustix::io::Errno::CANCELED);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_of_another_user_has_no_controlling_terminal() {
+        // Of `/proc/PID/stat`: the session, and the number of the terminal.
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ $(cut -d' ' -f6,7 /proc/$$/stat)"]);
+        let output = own_session(&mut command).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let fields: Vec<&str> = text.split_whitespace().collect();
+        assert!(matches!(fields[..], [pid, session, "0"] if pid == session), "{text}");
+    }
 }

@@ -86,7 +86,7 @@ impl Session {
         Overrides { variables, sets: self.global.set.clone(), flags }
     }
 
-    /// Loads the environment of `--file` or `--env`. For root, the command starts again as the environment's user.
+    /// Loads the environment of `--file` or `--env`. For root, the command runs again as the environment's user.
     pub fn load(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
         let loaded = self.read()?;
         let name = loaded.environment.environment.clone();

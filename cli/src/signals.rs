@@ -46,7 +46,7 @@ fn listen(console: Console) -> CancellationToken {
 }
 
 /// Whether SIGHUP was ignored when this process started.
-fn ignores_hangup() -> bool {
+pub fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     // The lowest bit is signal 1.

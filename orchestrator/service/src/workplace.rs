@@ -1,6 +1,9 @@
 //! Temporary folders of one run. The name contains the process id, so that the folders of killed runs are recognised
 //! and removed. Most contain secrets.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -10,7 +13,8 @@ pub fn make(parent: &Utf8Path, prefix: &str, stays: impl Fn(&Utf8Path) -> bool) 
         // The next run retries a failed removal.
         let _ = std::fs::remove_dir_all(folder);
     }
-    let made = tempfile::Builder::new().prefix(&format!("{prefix}{}-", std::process::id())).tempdir_in(parent);
+    let prefix = format!("{prefix}{}-", std::process::id());
+    let made = tempfile::Builder::new().prefix(&prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(parent);
     made.with_context(|| format!("create a folder in {parent}"))
 }
 
@@ -41,6 +45,7 @@ mod tests {
         }
         let made = make(parent, ".work-", |folder| *folder == kept).unwrap();
         assert!(!dead.exists() && [&kept, &other, &ours].iter().all(|folder| folder.exists()));
+        assert_eq!(made.path().metadata().unwrap().permissions().mode() & 0o777, 0o700, "whatever the umask is");
         assert!(made.path().is_dir() && !left(parent, ".work-").contains(&ours));
     }
 }

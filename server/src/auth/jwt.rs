@@ -33,6 +33,10 @@ pub struct Claims {
     pub iat: u64,
     /// Its name in the budgets.
     pub jti: String,
+    /// [`ApiKey::version`](textnlp_store::ApiKey::version) of the key. Tokens of earlier releases have none; they end within
+    /// `security.jwt_expiry`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// Signs and verifies.
@@ -141,6 +145,7 @@ impl Signer {
         tenant_id: &str,
         token_limit: u64,
         expiry: Duration,
+        key: Option<String>,
     ) -> Result<(String, Claims), jsonwebtoken::errors::Error> {
         let iat = jsonwebtoken::get_current_timestamp();
         let claims = Claims {
@@ -151,6 +156,7 @@ impl Signer {
             exp: iat + expiry.as_secs().max(1),
             iat,
             jti: uuid::Uuid::new_v4().to_string(),
+            key,
         };
         Ok((jsonwebtoken::encode(&self.header, &claims, &self.signing)?, claims))
     }
@@ -246,7 +252,7 @@ mod tests {
         let pem = generate_pem().unwrap();
         let signer = |issuer| Signer::from_pem(pem.as_bytes(), Utf8Path::new("k"), &security(issuer)).unwrap();
         let ours = signer("a");
-        let (token, claims) = ours.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (token, claims) = ours.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         assert_eq!(ours.verify(&token).unwrap(), claims);
         assert_eq!(signer("a").verify(&token).unwrap(), claims, "another replica with the same key");
         assert!(signer("b").verify(&token).is_err());
@@ -261,9 +267,9 @@ mod tests {
         let (pem, other) = (generate_pem().unwrap(), generate_pem().unwrap());
         let here = Signer::from_pem(pem.as_bytes(), Utf8Path::new("k"), &security("a")).unwrap();
         let there = Signer::from_pem(other.as_bytes(), Utf8Path::new("k"), &security("a")).unwrap();
-        let (token, claims) = there.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (token, claims) = there.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         assert!(here.verify(&token).is_err() && here.should_learn(&token));
-        let (own, _) = here.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (own, _) = here.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         assert!(!here.should_learn(&own) && !here.should_learn("no token"));
         let (kid, jwk) = verifier::public_half(other.as_bytes()).unwrap();
         here.learn(&[jwk.to_string(), "{}".to_owned(), "no JSON".to_owned()]);
@@ -285,7 +291,7 @@ mod tests {
             Signer::new(&Security { jwt_private_key_file: Some(path), ..security("a") }).unwrap()
         };
         let (old, new) = (signer("old"), signer("new"));
-        let (token, claims) = old.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (token, claims) = old.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         let (name, kid, jwk) = old.lease("here", &BTreeMap::new()).unwrap();
         assert_eq!(name, format!("here/{kid}"));
         let value: Value = serde_json::from_str(&jwk).unwrap();
@@ -320,7 +326,7 @@ mod tests {
     #[test]
     fn token_with_a_critical_header_is_refused() {
         let signer = Signer::new(&security("a")).unwrap();
-        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         let with = |crit: Option<Vec<String>>| {
             let header = Header { crit, ..signer.header.clone() };
             signer.verify(&jsonwebtoken::encode(&header, &claims, &signer.signing).unwrap())
@@ -333,7 +339,7 @@ mod tests {
     #[test]
     fn expired_changed_and_wrong_algorithm_tokens_are_refused() {
         let signer = Signer::new(&security("a")).unwrap();
-        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60), None).unwrap();
         let old = Claims { exp: claims.iat - 10, ..claims.clone() };
         let old = jsonwebtoken::encode(&signer.header, &old, &signer.signing).unwrap();
         assert!(signer.verify(&old).is_err());

@@ -301,9 +301,12 @@ async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
         ApiError::new(StatusCode::UNAUTHORIZED, if expired { "token_expired" } else { "invalid_token" }, why)
             .hint("POST /auth/token with your API key gives a new one")
     })?;
-    // The key behind it may have been revoked since.
-    let key =
-        stored(app, &claims.user_id).await?.filter(|key| key.is_valid(now_ms()) && key.tenant == claims.tenant_id);
+    // The key behind it may have been revoked or rotated since.
+    let is_behind = |key: &ApiKey| {
+        let same_secret = claims.key.as_ref().is_none_or(|version| *version == key.version());
+        key.is_valid(now_ms()) && key.tenant == claims.tenant_id && same_secret
+    };
+    let key = stored(app, &claims.user_id).await?.filter(is_behind);
     let Some(key) = key else {
         return Err(ApiError::new(
             StatusCode::UNAUTHORIZED,

@@ -46,11 +46,11 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
         // A token does not outlive its key.
         expiry = expiry.min(Duration::from_millis((end - textnlp_store::now_ms()).max(1000) as u64));
     }
-    let (token, claims) =
-        app.signer.issue(&key.public_id, &key.tenant, token_limit.unwrap_or(most), expiry).map_err(|error| {
-            tracing::error!(%error, "a token could not be signed");
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the token could not be signed")
-        })?;
+    let (limit, version) = (token_limit.unwrap_or(most), Some(key.version()));
+    let (token, claims) = app.signer.issue(&key.public_id, &key.tenant, limit, expiry, version).map_err(|error| {
+        tracing::error!(%error, "a token could not be signed");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the token could not be signed")
+    })?;
     let open = || app.store.open_budget(&claims.jti, claims.token_limit, claims.exp as i64 * 1000);
     textnlp_store::change(StoreError::may_be_repeated, open).await?;
     app.audit.key_used(&key.public_id, &key.tenant, call.origin());

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, Row};
@@ -53,6 +54,13 @@ impl ApiKey {
     pub fn event(&self, by: &Actor, act: Action) -> AuditEvent {
         let detail = json!({ "name": self.name, "scopes": self.scopes });
         AuditEvent::new(by, act).object(self.public_id.as_str()).tenant(self.tenant.as_str()).detail(detail)
+    }
+
+    /// Names its present secret in tokens of `/auth/token`, so that they end when the secret is replaced. Whoever has a
+    /// token can read it: it is derived from the stored digest, and is not a part of it.
+    pub fn version(&self) -> String {
+        let digest = Sha256::new().chain_update("textnlp key version\0").chain_update(&self.sha256).finalize();
+        hex::encode(&digest[..8])
     }
 
     /// Whether it is valid at a time.

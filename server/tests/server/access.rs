@@ -84,6 +84,16 @@ async fn revoked_rotated_or_expired_key_is_refused_at_once() {
     assert_eq!(site.post("/v1/generate", short()).await.status, 401);
     let new = rotated["key"].as_str().unwrap();
     assert_eq!(site.post_as(new, "/v1/generate", short()).await.status, 200);
+    assert_eq!(
+        site.post_as(&token, "/v1/generate", short()).await.status,
+        401,
+        "a token ends with the secret it is of"
+    );
+    let token = site.client.send("POST", "/auth/token", &[("x-api-key", new)], b"").await.json()["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(site.post_as(&token, "/v1/generate", short()).await.status, 200);
     keys(&site.config, &json!({ "do": "revoke", "public_id": public }).to_string()).await.unwrap();
     assert_eq!(site.post_as(new, "/v1/generate", short()).await.status, 401);
     assert_eq!(site.post_as(&token, "/v1/generate", short()).await.status, 401, "a token does not outlive its key");

@@ -83,7 +83,7 @@ async fn isolated(database: Option<&str>) {
     let signer = Signer::new(&site.config.security).unwrap();
     let minute = std::time::Duration::from_secs(60);
     let forged = [(&acme.id, "globex"), (&globex.id, "acme")]
-        .map(|(id, tenant)| format!("Bearer {}", signer.issue(id, tenant, 1000, minute).unwrap().0));
+        .map(|(id, tenant)| format!("Bearer {}", signer.issue(id, tenant, 1000, minute, None).unwrap().0));
     let (key, token) = (format!("Bearer {}", acme.key), format!("Bearer {}", acme.token));
     let mut of_tenant = BTreeSet::new();
     for (route, method) in routes() {

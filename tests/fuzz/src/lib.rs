@@ -210,7 +210,7 @@ thread_local! {
 fn jwts() -> Vec<Vec<u8>> {
     SIGNER.with(|cell| {
         let signer = cell.get_or_init(signer);
-        let (token, _) = signer.issue("user", "tenant", 100, Duration::from_secs(60)).unwrap();
+        let (token, _) = signer.issue("user", "tenant", 100, Duration::from_secs(60), None).unwrap();
         vec![token.into_bytes(), signer.jwks().to_string().into_bytes()]
     })
 }

@@ -1,6 +1,6 @@
 //! A temporary PostgreSQL for a verification or a restore, from a dump or from a base backup and its log.
 
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, lchown};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -92,7 +92,7 @@ impl Postgres {
                 let (tar, version, work) = (tar.to_owned(), base.version, work.clone());
                 let unpacked = move || {
                     let made = platform.scratch_postgres(&work, Some(version))?;
-                    unpack(&tar, &made.folder.join("data"), made.user).with_context(|| format!("unpack {tar}"))?;
+                    unpack(&tar, &made.folder, made.user).with_context(|| format!("unpack {tar}"))?;
                     anyhow::Ok(made)
                 };
                 let made = tokio::task::spawn_blocking(unpacked).await??;
@@ -150,10 +150,28 @@ fn last_words(log: &Utf8Path) -> String {
     format!("its last output: {}", lines.join(" | "))
 }
 
-/// Unpacks a base backup for the server's user, and configures recovery from the log.
-fn unpack(tar: &Utf8Path, data: &Utf8Path, user: Option<(u32, u32)>) -> anyhow::Result<()> {
+/// Unpacks a base backup into `data` of a folder for the server's user, and configures recovery from the log.
+///
+/// Beside the folder, which is the user's: in it the user could replace by a link what root writes or gives away.
+fn unpack(tar: &Utf8Path, folder: &Utf8Path, user: Option<(u32, u32)>) -> anyhow::Result<()> {
+    let beside = Utf8PathBuf::from(format!("{folder}.data"));
+    std::fs::DirBuilder::new().mode(0o700).create(&beside).with_context(|| format!("create {beside}"))?;
+    let placed = fill(tar, &beside, user).and_then(|()| {
+        // The last step: from here on the user can change what is in it.
+        user.map_or(Ok(()), |(user, group)| lchown(&beside, Some(user), Some(group)))?;
+        Ok(std::fs::rename(&beside, folder.join("data"))?)
+    });
+    if placed.is_err() {
+        // The first error is the one to report.
+        let _ = std::fs::remove_dir_all(&beside);
+    }
+    placed
+}
+
+/// Unpacks it into a folder that only this process can enter.
+fn fill(tar: &Utf8Path, data: &Utf8Path, user: Option<(u32, u32)>) -> anyhow::Result<()> {
     let give = |path: &Utf8Path| -> std::io::Result<()> {
-        user.map_or(Ok(()), |(user, group)| chown(path, Some(user), Some(group)))
+        user.map_or(Ok(()), |(user, group)| lchown(path, Some(user), Some(group)))
     };
     let folder = |path: &Utf8Path| -> std::io::Result<()> {
         match std::fs::DirBuilder::new().mode(0o700).create(path) {
@@ -167,7 +185,6 @@ fn unpack(tar: &Utf8Path, data: &Utf8Path, user: Option<(u32, u32)>) -> anyhow::
         std::io::copy(content, &mut file)?;
         give(path)
     };
-    folder(data)?;
     let mut archive = tar::Archive::new(std::fs::File::open(tar)?);
     for entry in archive.entries()? {
         let mut entry = entry?;
@@ -192,4 +209,39 @@ fn unpack(tar: &Utf8Path, data: &Utf8Path, user: Option<(u32, u32)>) -> anyhow::
     // PostgreSQL starts archive recovery if this file exists.
     file(&data.join("recovery.signal"), &mut std::io::empty())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_in_the_folder_of_the_database_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap();
+        let (folder, outside, tar) = (root.join("postgres"), root.join("outside"), root.join("base.tar"));
+        let mut archive = tar::Builder::new(std::fs::File::create(&tar).unwrap());
+        for (path, kind) in [
+            ("postgresql.auto.conf", tar::EntryType::Regular),
+            ("pg_wal/", tar::EntryType::Directory),
+            ("pg_wal/1", tar::EntryType::Regular),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(0);
+            archive.append_data(&mut header, path, std::io::empty()).unwrap();
+        }
+        archive.finish().unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        // The user of the database was faster.
+        std::fs::create_dir_all(folder.join("data")).unwrap();
+        std::os::unix::fs::symlink(&outside, folder.join("data/pg_wal")).unwrap();
+        assert!(unpack(&tar, &folder, None).is_err());
+        assert_eq!(outside.read_dir_utf8().unwrap().count(), 0);
+
+        std::fs::remove_dir_all(folder.join("data")).unwrap();
+        unpack(&tar, &folder, None).unwrap();
+        assert!(folder.join("data/pg_wal/1").is_file() && folder.join("data/recovery.signal").is_file());
+        assert_eq!(root.read_dir_utf8().unwrap().count(), 3, "nothing stays beside it");
+    }
 }

@@ -81,6 +81,11 @@ pub async fn run(file: &Utf8Path) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let config = Arc::new(Config::read(file)?);
+    if config.attended {
+        // Without the terminal of the command that waits for it: the server's user could put input into it (`TIOCSTI`),
+        // which the shell of root executes. It fails only where this process leads its group, and has none to lose.
+        let _ = rustix::process::setsid();
+    }
     if let Some(of) = config.sites.clone() {
         let statuses = async move {
             tokio::select! {
