@@ -38,7 +38,7 @@ done
 if [ -x "$root/bin/textnlp-deploy" ]; then
     # A program of other users would run with the rights of this one.
     listed=$(ls -ldnL "$root")
-    case "$listed" in ????????w*) owner=everyone ;; *) owner=$(printf '%s\n' "$listed" | sed 's/^[^ ]* *[0-9]* *\([0-9]*\) .*/\1/') ;; esac
+    case "$listed" in ?????w* | ????????w*) owner=everyone ;; *) owner=$(printf '%s\n' "$listed" | sed 's/^[^ ]* *[0-9]* *\([0-9]*\) .*/\1/') ;; esac
     if [ "$owner" != 0 ] && [ "$owner" != "$(id -u)" ]; then
         fail "other users can replace the program in $root" "use a folder that belongs to you or to root, and that only its owner can write to: --root DIR"
     fi

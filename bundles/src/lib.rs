@@ -52,7 +52,7 @@ pub use pack::{Content, Input, Inputs, PackOptions, Packed, pack};
 pub use rules::{MOST_CHUNK, MOST_MANIFEST, TOPS};
 pub use sign::{
     Authenticity, Password, PublicKey, STOCK_VERIFICATION, STOCK_VERIFICATION_FILES, SecretKey, Signature, TrustSet,
-    keygen, sign, sign_bytes, sign_file, signature_of, verify_file,
+    keygen, sign, sign_bytes, sign_file, signature_of, verify_bytes, verify_file,
 };
 pub use site::{Collected, INSTALLED, Installed, Site, SiteLock, Source, Stamp};
 pub use trust::{Admission, AdmissionOptions, KeyChange, PinnedKeys, Release, TRUST};

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::layout::{self, MANIFEST_NAME, SIGNATURE, SIGNATURE_NAME, SUMS_NAME};
 use crate::open::Bundle;
 use crate::volumes::Volumes;
-pub use detached::{sign_bytes, sign_file, signature_of, verify_file};
+pub use detached::{sign_bytes, sign_file, signature_of, verify_bytes, verify_file};
 
 /// A public key, in its base64 text where it is stored.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,7 +150,8 @@ impl PublicKey {
         id(self.0.keynum())
     }
 
-    fn to_file(&self) -> String {
+    /// The content of a `.pub` file.
+    pub fn to_file(&self) -> String {
         format!("untrusted comment: textnlp bundle public key {}\n{}\n", self.id(), self.to_base64())
     }
 }

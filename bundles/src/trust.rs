@@ -162,11 +162,17 @@ impl Site {
 
     /// A user who can replace the record or a content decides which bundles are accepted and what runs.
     pub(crate) fn check_folder(&self) -> Result<()> {
+        let failed = || Error::io("read", self.root());
         match std::fs::metadata(self.root()) {
-            Ok(metadata) => check_owner(self.root(), &metadata),
-            Err(error) if is_missing(&error) => Ok(()),
-            Err(error) => Err(Error::io("read", self.root())(error)),
+            Ok(metadata) => check_owner(self.root(), &metadata)?,
+            Err(error) if is_missing(&error) => {}
+            Err(error) => return Err(failed()(error)),
         }
+        // The root does not exist before the first installation.
+        let Some(above) = self.root().ancestors().find(|path| path.exists()) else { return Ok(()) };
+        let rest = self.root().strip_prefix(above).map_or(Utf8Path::new(""), |rest| rest);
+        let real = above.canonicalize().map_err(failed())?.join(rest);
+        textnlp_files::check_parents(real)?.map_or(Ok(()), |exposed| Err(Error::Exposed(exposed)))
     }
 
     /// Whether this site accepts a bundle: signed by a pinned key and by a `typed` one, if there are any, and not older
@@ -313,11 +319,11 @@ fn is_missing(error: &io::Error) -> bool {
 
 /// As sshd checks a home folder. A sticky bit protects nothing: others could add a content with the name of the next one.
 fn check_owner(path: &Utf8Path, metadata: &Metadata) -> Result<()> {
-    const WRITABLE_BY_ALL: u32 = 0o002;
+    const WRITABLE_BY_OTHERS: u32 = 0o022;
     let mode = metadata.mode() & 0o7777;
     let why = if ![caller(), 0].contains(&metadata.uid()) {
         Exposure::Owner(metadata.uid())
-    } else if mode & WRITABLE_BY_ALL != 0 {
+    } else if mode & WRITABLE_BY_OTHERS != 0 {
         Exposure::Writable(mode)
     } else {
         return Ok(());

@@ -168,6 +168,9 @@ pub struct Restore {
     pub backup: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub opening: Opening,
+    /// Require the signature of this key, `RW…`; `any` accepts every backup [default: the key in the --key file, or of the replaced state]
+    #[arg(long, value_name = "KEY", env = "TEXTNLP_BACKUP_SIGNER")]
+    pub signed_by: Option<String>,
     /// Replace the state of the same deployment; type the environment's name
     ///
     /// The replaced state is kept as ENV.replaced-TIME.

@@ -74,8 +74,7 @@ pub struct Create {
     pub revoke: Vec<Utf8PathBuf>,
     /// Include this copy of the RustSec advisory database [default: the newest found]
     ///
-    /// A bundle with an air-gapped environment includes the newest of: `advisory-db` in the working directory, beside the checkout or in the
-    /// caches of cargo-audit and cargo-deny, and a clone of --advisories-url unless --offline is given.
+    /// A bundle with an air-gapped environment includes the newest of: an earlier clone, the caches of cargo-audit and cargo-deny, and a clone of --advisories-url unless --offline is given.
     #[arg(long, value_name = "DIR", env = "TEXTNLP_ADVISORIES")]
     pub advisories: Option<Utf8PathBuf>,
     /// Clone advisories from this git repository

@@ -100,7 +100,7 @@ const MISSING: Row = Row {
     is_this_machine: false,
     account: |_, site| Box::pin(async { Ok(site.account.clone()) }),
     provider: |context| anyhow::bail!("the provider of site {} is not part of this program", context.site),
-    operations: |_| Ok(Arc::new(LocalOperations::default())),
+    operations: |_| Ok(Arc::new(LocalOperations::new(None))),
     endpoint: |_| None,
 };
 
@@ -185,6 +185,9 @@ fn options(context: &Context<'_>) -> anyhow::Result<Options> {
     options.secrets = context.secrets.clone();
     options.needs_git = context.environment.prerequisites.git.is_some();
     options.user.clone_from(&context.environment.prerequisites.user);
+    // What is recorded, restored or cloned keeps its user.
+    let is_known = ["lineage.json", "sites"].iter().any(|entry| context.folder.join(entry).exists());
+    options.requires_user = context.environment.phase.is_production() && !is_known;
     Ok(options)
 }
 

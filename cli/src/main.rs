@@ -37,6 +37,7 @@ use crate::report::{Console, Exit, Failure};
 fn main() -> ExitCode {
     // aws-lc is the only provider that is linked in. A second installation fails harmlessly.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    textnlp_server::disable_core_dumps();
     // No file that this program or its children write is writable by other users.
     let umask = rustix::process::umask(Mode::WGRP | Mode::WOTH);
     rustix::process::umask(umask | Mode::WGRP | Mode::WOTH);
@@ -70,10 +71,21 @@ fn main() -> ExitCode {
         return textnlp_server::run(command.0);
     }
     let console = Console::new(cli.global.output, cli.global.quiet);
+    avoid_exposed_temporary_folder(console);
     code(match commands::run(cli, console) {
         Ok(success) => console.finish(success),
         Err(failure) => console.fail(&failure),
     })
+}
+
+/// Uses `/tmp` where other users control `TMPDIR`: they could replace what this command puts there.
+fn avoid_exposed_temporary_folder(console: Console) {
+    let Ok(folder) = std::env::temp_dir().canonicalize() else { return };
+    if let Ok(Some(exposed)) = textnlp_files::check_parents(folder)
+        && tempfile::env::override_temp_dir("/tmp".as_ref()).is_ok()
+    {
+        console.warn(format!("temporary files are in /tmp instead of TMPDIR: {exposed}"));
+    }
 }
 
 /// The failure for an invalid command line. With JSON output it is a document too.

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use textnlp_orchestrator::event::{Event, EventKind, Events};
 
-use crate::report::Console;
+use crate::report::{Console, printable};
 
 /// Prints events: one line per completed step, and on a terminal a last line with pending work.
 pub struct Progress {
@@ -35,7 +35,7 @@ impl Progress {
 
     /// Shows the current activity.
     pub fn doing(&self, text: &str) {
-        self.bar.set_message(text.to_owned());
+        self.bar.set_message(printable(text).into_owned());
     }
 
     /// Prints a permanent line, unless a terminal shows the current activity.
@@ -69,7 +69,7 @@ impl Progress {
         let shown: Vec<_> = waiting.iter().take(3).map(|(resource, text)| format!("{resource}: {text}")).collect();
         let more = waiting.len().saturating_sub(3);
         let more = if more > 0 { format!("  and {more} more") } else { String::new() };
-        self.bar.set_message(format!("{}{more}", shown.join("  ·  ")));
+        self.bar.set_message(printable(&format!("{}{more}", shown.join("  ·  "))).into_owned());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Output for people and programs: results on stdout, everything else on stderr. Only this module prints.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use std::borrow::Cow;
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::sync::OnceLock;
 
@@ -119,6 +120,11 @@ impl Console {
         }
     }
 
+    /// Clears the terminal, so that the next text starts at its top.
+    pub fn clear(&self) {
+        put_raw("\u{1b}[H\u{1b}[2J");
+    }
+
     /// Prints an event as a JSON line, under `--output jsonl` only.
     pub fn event(&self, event: &Value) {
         if self.is_jsonl() {
@@ -212,8 +218,45 @@ fn indented(head: &str, text: &str) -> String {
     format!("{head}{}", text.replace('\n', "\n         "))
 }
 
+/// Replaces what a terminal would take as a command, such as to change its title or to hide text: control characters and
+/// those that reorder text, except line breaks, tabs and our colours. Texts come from servers, clusters and bundles too.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') && !c.is_control();
+    if text.chars().all(|c| is_plain(c) || c == '\n') {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let kept = match c {
+            '\u{1b}' => colour(rest),
+            '\r' if rest.starts_with("\r\n") => "\r\n".len(),
+            '\n' | '\t' => 1,
+            c if is_plain(c) => c.len_utf8(),
+            _ => 0,
+        };
+        shown.push_str(if kept == 0 { "·" } else { &rest[..kept] });
+        rest = &rest[kept.max(c.len_utf8())..];
+    }
+    Cow::Owned(shown)
+}
+
+/// The length of a colour of [`Console::paint`] at the start of a text, or 0.
+fn colour(text: &str) -> usize {
+    const CODES: [&str; 6] = ["0", "1", "31", "32", "33", "36"];
+    let Some(text) = text.strip_prefix("\u{1b}[") else { return 0 };
+    let codes = text.split(|c: char| !c.is_ascii_digit() && c != ';').next().unwrap_or_default();
+    let is_ours = text[codes.len()..].starts_with('m') && codes.split(';').all(|code| CODES.contains(&code));
+    if is_ours { codes.len() + "\u{1b}[m".len() } else { 0 }
+}
+
 /// Writes to stdout and remembers the first failure. A closed pipe (`| head`) is not a failure.
 fn put(text: &str) {
+    let is_terminal = std::io::stdout().is_terminal();
+    put_raw(if is_terminal { printable(text) } else { Cow::Borrowed(text) }.as_ref());
+}
+
+fn put_raw(text: &str) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
         && error.kind() != std::io::ErrorKind::BrokenPipe
@@ -223,12 +266,28 @@ fn put(text: &str) {
 }
 
 fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", printable(line));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_our_colours_reach_a_terminal() {
+        for kept in ["plain ü\n\ttext\r\n", "\u{1b}[31;1merror:\u{1b}[0m", "\u{1b}[36mhint:\u{1b}[0m"] {
+            assert_eq!(printable(kept), kept);
+        }
+        for (text, shown) in [
+            ("a\u{1b}]0;title\u{7}b", "a·]0;title·b"),
+            ("\u{1b}[8mhidden\u{1b}[2J\u{1b}[", "·[8mhidden·[2J·["),
+            ("\u{1b}[31\u{1b}m", "·[31·m"),
+            ("\u{9b}2J over\rwritten", "·2J over·written"),
+            ("\u{202e}txt.exe\u{2066}\0", "·txt.exe··"),
+        ] {
+            assert_eq!(printable(text), shown);
+        }
+    }
 
     #[test]
     fn only_y_and_yes_confirm_a_prompt() {

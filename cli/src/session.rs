@@ -120,6 +120,7 @@ impl Session {
     }
 
     fn read(&self) -> Result<Loaded, Failure> {
+        self.check_library()?;
         let loaded = match &self.global.file {
             Some(file) => self.library.load_file(file, &self.overrides(), &clouds::catalogue()),
             None => self.library.load(&self.environment_name()?, &self.overrides(), &clouds::catalogue()),
@@ -136,6 +137,18 @@ impl Session {
         }
         known_models(&loaded, &self.again())?;
         Ok(loaded)
+    }
+
+    /// Refuses an `environments/` of another user, as git refuses a repository: it may have been put in or above the
+    /// working directory for this command to find.
+    fn check_library(&self) -> Result<(), Failure> {
+        let Some(folder) = self.library.folder().filter(|_| self.global.file.is_none()) else { return Ok(()) };
+        let exposed = textnlp_files::check_settings(folder).with_context(|| format!("check {folder}"))?;
+        exposed.map_or(Ok(()), |exposed| {
+            let error = anyhow::anyhow!("{exposed}, who decides what its environments do");
+            let hint = format!("{}\nor name the file of the environment: --file {folder}/NAME.yaml", exposed.fix());
+            Err(Failure::refused("settings_exposed", error).hint(hint))
+        })
     }
 
     /// Loads the environment. Rejects one that cannot run, because its provider is not available.

@@ -7,17 +7,19 @@ use serde_json::json;
 use textnlp_inference::engine::Handle;
 use textnlp_process::Leaving;
 use textnlp_store::{Action, Actor, AuditEvent, AuditLog, Store, UsageLog};
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::allowance::LocalRates;
 use crate::auth::jwt::Signer;
 use crate::auth::refusals::Refusals;
 use crate::config::Config;
+use crate::error::ApiError;
+use crate::http::BodyMemory;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
+use crate::recent::Recent;
 use crate::workers::Workers;
 
 /// State shared by all requests.
@@ -32,6 +34,10 @@ pub(crate) struct App {
     pub(crate) models: Arc<Models>,
     pub(crate) readiness: Readiness,
     pub(crate) refusals: Refusals,
+    /// The last read of the public keys that verify tokens of other servers.
+    pub(crate) verifiers: Recent<Result<(), ApiError>>,
+    /// Whether the database answered.
+    pub(crate) database_answers: Recent<bool>,
     pub(crate) local_rates: LocalRates,
     /// Where the primary site counts; otherwise the database does.
     pub(crate) leases: Option<Leases>,
@@ -42,8 +48,7 @@ pub(crate) struct App {
     pub(crate) texts: Workers,
     /// Large bodies being parsed.
     pub(crate) parsers: Workers,
-    /// KiB of large bodies that may be held at once.
-    pub(crate) bodies: Arc<Semaphore>,
+    pub(crate) bodies: BodyMemory,
     pub(crate) leaving: Arc<Leaving>,
 }
 

@@ -205,6 +205,7 @@ fn has_random_numbers() -> bool {
 /// Runs a command on its own runtime: HTTP needs few threads, the engine has its own.
 pub fn run(command: Command) -> ExitCode {
     set_process_name();
+    disable_core_dumps();
     if !has_random_numbers() {
         report(&CommandError::Random);
         return ExitCode::FAILURE;
@@ -360,6 +361,18 @@ async fn server(config: Config) -> Result<(), CommandError> {
 /// To standard output, for programs whose configuration has no log settings.
 fn log_plainly() -> Result<(), CommandError> {
     log::begin(&Monitoring::standard()).map_err(|error| CommandError::Log("standard output".to_owned(), error))
+}
+
+/// No core file of this process and its children: it would hold keys and prompts.
+///
+/// Not `PR_SET_DUMPABLE`: children read files that their parent passes as `/proc/PID/fd/N`, and the gate of an air-gapped
+/// site reads the connections of the service there.
+pub fn disable_core_dumps() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // One byte and not zero: with zero the kernel still passes the core to a handler such as systemd-coredump; see core(5).
+    let most = Some(getrlimit(Resource::Core).maximum.map_or(1, |most| most.min(1)));
+    // A lower limit is always allowed.
+    let _ = setrlimit(Resource::Core, Rlimit { current: most, maximum: most });
 }
 
 /// Each connection is a file: the soft limit of 1,024 that shells give is raised to what the system allows.

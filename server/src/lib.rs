@@ -25,6 +25,7 @@ mod chat;
 mod leases;
 mod models;
 mod ready;
+mod recent;
 mod record;
 mod work;
 mod workers;
@@ -40,6 +41,6 @@ pub mod mirror;
 
 pub use admin::audit::audit;
 pub use admin::keys::{KeysError, keys};
-pub use commands::{Admin, Command, CommandError, Configuration, JsonCommand, run};
+pub use commands::{Admin, Command, CommandError, Configuration, JsonCommand, disable_core_dumps, run};
 pub use legacy::current;
 pub use server::{Server, StartError};

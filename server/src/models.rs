@@ -38,11 +38,15 @@ pub(crate) struct Ready {
     pub load_ms: u64,
 }
 
+/// The longest text in bytes that is tokenized at once.
+const MAX_WHOLE_TEXT: usize = 320 << 10;
+
 impl Ready {
-    /// The longest text that is tokenized, in bytes: 16 for each token of the context, at least 64 KiB. Tokenizing takes
-    /// some 200 bytes of memory for each byte.
+    /// The longest text that is tokenized, in bytes: 16 for each token of the context, at least 64 KiB. Where a text is
+    /// not split in parts, tokenizing takes some 200 bytes of memory for each byte.
     pub(crate) fn max_text(&self) -> usize {
-        self.info.context.max(4096).saturating_mul(16)
+        let most = self.info.context.max(4096).saturating_mul(16);
+        if self.info.tokenizer.splits_in_parts() { most } else { most.min(MAX_WHOLE_TEXT) }
     }
 
     /// The most token ids that are decoded.

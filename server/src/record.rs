@@ -69,6 +69,12 @@ impl Record {
         });
     }
 
+    /// The tenant and the key of the request; empty until they are known.
+    pub(crate) fn owner(&self) -> (String, String) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        (known.tenant.clone().unwrap_or_default(), known.user.clone().unwrap_or_default())
+    }
+
     /// When the request must be answered.
     pub(crate) fn deadline(&self) -> Instant {
         self.began + self.app.config.api.timeout

@@ -8,7 +8,7 @@ use axum::routing::get;
 use textnlp_inference::engine::{Engine, EngineOptions};
 use textnlp_process::{Listener, Serving};
 use textnlp_store::{Action, AuditLog, Store, StoreError, UsageLog, now_ms};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +25,7 @@ use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
+use crate::recent::Recent;
 use crate::workers::Workers;
 
 /// Why a server did not start.
@@ -134,6 +135,8 @@ impl Server {
             audit,
             readiness: Readiness::default(),
             refusals: Refusals::default(),
+            verifiers: Recent::default(),
+            database_answers: Recent::default(),
             local_rates: LocalRates::default(),
             leases: match (&config.database.at, &config.watch) {
                 // Sites with a database each.
@@ -144,7 +147,7 @@ impl Server {
             tasks,
             texts: Workers::new(WORKERS, &worked),
             parsers: Workers::new(WORKERS, &worked),
-            bodies: Arc::new(Semaphore::new(http::kib_of_bodies(config.api.max_request_size) as usize)),
+            bodies: http::BodyMemory::new(config.api.max_request_size),
             leaving: Arc::default(),
             config,
         });

@@ -169,9 +169,12 @@ pub(crate) fn check_length(model: &Ready, param: &str, bytes: usize) -> Result<(
         return Ok(());
     }
     let message = format!("`{param}` has {bytes} bytes; model `{name}` takes texts of up to {most} bytes");
-    Err(ApiError::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
-        .param(param)
-        .hint("the limit is 16 bytes for each token of the model's context, at least 65536"))
+    Err(ApiError::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).param(param).hint(
+        match model.info.tokenizer.splits_in_parts() {
+            true => "the limit is 16 bytes for each token of the model's context, at least 65536",
+            false => "this model's tokenizer takes a text at once: send less in one request",
+        },
+    ))
 }
 
 /// Texts up to this many bytes are processed on the current thread: a thread switch takes longer.

@@ -423,7 +423,7 @@ def schedule(runner, options, rows, chosen, skipped):
     """Adds what this run consists of. Features do not depend on the part of the selection that is built, so the stories and what
     they start can be built first without building anything twice (`selection.py` checks it)."""
     features = ["--features", options.features] if options.features else []
-    selection = ["--release", "--locked", *tiers.SELECTION, *features]
+    selection = ["--release", "--locked", *tiers.selection(options.features), *features]
     everything = not options.programs
     started = set()
 
@@ -446,11 +446,12 @@ def schedule(runner, options, rows, chosen, skipped):
 
     def start_the_rest(job):
         programs = start_tests(job)
-        missing = {(row.package, row.target) for row in rows} - programs.keys()
+        built = [row for row in rows if row.package not in tiers.OF_CLOUDS or runner.facts["clouds"]]
+        missing = {(row.package, row.target) for row in built} - programs.keys()
         if missing:
             raise UsageError(f"{PLAN} names test programs that do not exist: {sorted(missing)}")
 
-    runner.facts["clouds"] = any(name.endswith("/clouds") for name in options.features.split(","))
+    runner.facts["clouds"] = tiers.has_clouds(options.features)
     if options.no_cluster:
         runner.facts["control-plane"] = False
     elif any("control-plane" in row.needs for row in chosen):

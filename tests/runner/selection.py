@@ -32,7 +32,7 @@ def tree(*arguments):
 def main(features):
     extra = ["--features", features] if features else []
     program = tree("-p", "textnlp-deploy", "-e", "normal,build", *extra)
-    selection = tree(*tiers.SELECTION, "-e", "normal,build,dev", *extra)
+    selection = tree(*tiers.selection(features), "-e", "normal,build,dev", *extra)
     wrong = [
         f"{package}: {sorted(features)} for the program, {sorted(selection.get(package, []))} for the tests"
         for package, features in sorted(program.items())

@@ -20,7 +20,21 @@ CACHE = Path.home() / ".cache/textnlp-deploy/tiers"
 EVIDENCE = ROOT / "tests/evidence/tiers.json"
 # Crates that are built for everything but their own tier: candle and gemm would change the features of 60 others.
 APART = ("textnlp-training", "textnlp-bench")
-SELECTION = ("--workspace", *(word for name in APART for word in ("--exclude", name)))
+# Crates that need the SDKs of clouds: only where the program is built with clouds too.
+OF_CLOUDS = ("textnlp-aws", "textnlp-sim")
+
+
+def has_clouds(features):
+    """Whether the program is built with clouds."""
+    return any(name.endswith("/clouds") for name in features.split(","))
+
+
+def selection(features):
+    """The crates that are built together."""
+    apart = APART if has_clouds(features) else APART + OF_CLOUDS
+    return ("--workspace", *(word for name in apart for word in ("--exclude", name)))
+
+
 ADVISORIES = "../shared/advisory-db"
 
 

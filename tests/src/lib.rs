@@ -315,6 +315,13 @@ pub fn advisories(folder: &Utf8Path, krate: &str, cvss: &str, date: &str) -> Str
     folder.to_string()
 }
 
+/// Writes a file that only its owner can read.
+pub fn write_secret(path: &Utf8Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text).expect("write a secret");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("make it private");
+}
+
 /// Today, as advisories are dated.
 pub fn today() -> String {
     let output = Command::new("date").args(["-u", "+%Y-%m-%d"]).output().expect("ask for the date");

@@ -112,7 +112,14 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     refused(elsewhere(&sandbox, &[&restore[..], &["--at", "2026-11-20T12:00:00Z"]].concat()), 2, "no_such_moment");
     let other = sandbox.folder().join("elsewhere");
     assert_eq!(sandbox.files(&other), Vec::<String>::new(), "what was refused left nothing");
-    let restored = elsewhere(&sandbox, &restore).expect(0).json();
+    // Another key than the one that signed it.
+    let other_key = ["--signed-by", "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"];
+    refused(elsewhere(&sandbox, &[&restore[..], &other_key].concat()), 4, "other_signer");
+    assert_eq!(sandbox.files(&other), Vec::<String>::new(), "what was refused left nothing");
+    let restored = elsewhere(&sandbox, &restore).expect(0);
+    assert!(!restored.err.contains("was not verified"), "{}", restored.err);
+    let restored = restored.json();
+    assert_eq!((&restored["signer"], &restored["signer_verified"]), (&made["signer"], &json!(true)));
     assert_eq!(restored["lineage"], lineage);
     assert_eq!(restored["databases"]["here"]["keys"], 2, "{restored:#}");
     // Rows are written a moment after their request: of the last ones the copy may know nothing.
@@ -157,6 +164,12 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let passphrase = sandbox.folder().join("passphrase");
     std::fs::write(&passphrase, "correct horse battery staple\n").unwrap();
     let with = ["--passphrase-file", passphrase.as_str()];
+    for option in ["--passphrase-file", "--key"] {
+        let exposed = run(&sandbox, &["backup", "verify", option, passphrase.as_str()]);
+        let exposed = refused(exposed, 4, "secret_exposed");
+        assert_eq!(exposed["error"]["hint"], format!("chmod 600 {passphrase}"));
+    }
+    textnlp_tests::write_secret(&passphrase, "correct horse battery staple\n");
     let sealed = run(&sandbox, &[&["backup", "create"][..], &with].concat()).expect(0).json();
     let plain = run(&sandbox, &["backup", "create", "--plain"]).expect(0);
     assert!(plain.err.contains("not encrypted"), "{}", plain.err);
@@ -167,7 +180,10 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let proof = run(&sandbox, &[&["backup", "verify", "--light", sealed][..], &with].concat()).expect(0).json();
     assert_eq!(proof["proof"]["level"], "keys", "{proof:#}");
     run(&sandbox, &["backup", "verify", "--light", plain]).expect(0);
-    elsewhere(&sandbox, &["restore", plain]).expect(0);
+    // Nothing here names the key that has to have signed it.
+    let restored = elsewhere(&sandbox, &["restore", plain]).expect(0);
+    assert!(restored.err.contains("the origin of") && restored.err.contains("was not verified"), "{}", restored.err);
+    assert_eq!(restored.json()["signer_verified"], false);
 }
 
 #[test]

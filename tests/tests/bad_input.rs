@@ -577,3 +577,55 @@ fn plaintext_secret_setting_is_refused_and_not_repeated() {
     let said = sandbox.run(&typed);
     assert!(!said.err.contains("hunter2"), "{}", said.err);
 }
+
+#[test]
+fn errors_of_a_server_do_not_command_the_terminal() {
+    use std::io::{Read, Write};
+    let sandbox = Sandbox::new("terminal");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    // Ends with the test.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let body = json!({ "error": { "message": "\u{1b}]0;owned\u{7}no", "hint": "\u{9b}2Jwait" } }).to_string();
+            let head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close";
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let said = sandbox.run(&["generate", "Once", "--address", &address, "--api-key", "k"]).expect(1);
+    assert!(said.err.contains("·]0;owned·no") && said.err.contains("·2Jwait"), "{}", said.err);
+    assert!(!said.err.contains(['\u{1b}', '\u{7}', '\u{9b}']), "{:?}", said.err);
+}
+
+#[test]
+fn settings_and_temporary_folders_of_other_users_are_not_used() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let sandbox = Sandbox::new("planted");
+    let shared = sandbox.folder().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let mut check = sandbox.command(&["env", "list"]);
+    let said = textnlp_tests::said(check.env("TMPDIR", shared.as_str()).output().unwrap()).expect(0);
+    let warning = format!("temporary files are in /tmp instead of TMPDIR: other users can write to {shared}");
+    assert!(said.err.contains(&warning), "{}", said.err);
+    // Only root may give a folder away.
+    let environments = sandbox.folder().join("environments");
+    std::fs::create_dir(&environments).unwrap();
+    if chown(&environments, Some(1001), None).is_err() {
+        return;
+    }
+    let refused = sandbox.run(&["plan", "--env", "development", "-o", "json"]).expect(4).json();
+    assert_eq!(refused["error"]["code"], "settings_exposed", "{refused:#}");
+    let mut by_sudo = sandbox.command(&["plan", "--env", "development"]);
+    textnlp_tests::said(by_sudo.env("SUDO_UID", "1001").output().unwrap()).expect(0);
+    // The folder above decides which state is used.
+    std::fs::remove_dir(&environments).unwrap();
+    std::fs::create_dir(sandbox.folder().join("state")).unwrap();
+    chown(sandbox.folder(), Some(1001), None).unwrap();
+    let refused = sandbox.run(&["plan", "--env", "development", "-o", "json"]).expect(4).json();
+    assert_eq!(refused["error"]["code"], "state_exposed", "{refused:#}");
+    assert!(refused.to_string().contains("who can replace the folders in it"), "{refused:#}");
+    chown(sandbox.folder(), Some(0), None).unwrap();
+}

@@ -130,7 +130,7 @@ fn point_in_time_restore_recovers_between_two_keys_on_a_bare_machine() {
     });
     let shown = run(&sandbox, &["backup", "key", "show"]).expect(0).json();
     let key_file = sandbox.folder().join("carried.key");
-    std::fs::write(&key_file, shown["key"].as_str().unwrap()).unwrap();
+    textnlp_tests::write_secret(&key_file, shown["key"].as_str().unwrap());
 
     // A proof takes the base and the log as far as it goes, and asks a server on it.
     let proof = run(&sandbox, &["backup", "verify"]).expect(0).json();

@@ -425,8 +425,16 @@ fn commands_of_root_run_as_the_user_of_the_environment() {
     }
 }
 
+/// Whether the soft and the hard limit of a process prevent core dumps.
+fn core_limits(pid: u32) -> Option<[bool; 2]> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size"))?;
+    let mut limits = line.split_whitespace().map(|limit| limit.parse::<u64>().is_ok_and(|limit| limit <= 1));
+    Some([limits.next()?, limits.next()?])
+}
+
 #[test]
-fn files_that_the_caller_left_open_stay_with_the_command() {
+fn files_that_the_caller_left_open_and_core_dumps_stay_away_from_programs() {
     let sandbox = Sandbox::new("descriptors");
     let left_open = sandbox.folder().join("lock of a script");
     std::fs::write(&left_open, "").unwrap();
@@ -442,7 +450,16 @@ fn files_that_the_caller_left_open_stay_with_the_command() {
         let mut files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         let is_it = |path: std::path::PathBuf| path == left_open.as_std_path();
         assert!(!files.any(|file| std::fs::read_link(file.path()).is_ok_and(is_it)), "{line}");
+        assert_eq!(core_limits(pid), Some([true, true]), "{line}");
     }
+    // Commands have secrets too.
+    let mut follows = sandbox.start(&["logs", "--follow"]);
+    let stays = textnlp_tests::eventually("the limit is set", || {
+        core_limits(follows.id()).filter(|limits| *limits == [true, true])
+    });
+    assert_eq!(stays, [true, true]);
+    follows.kill().unwrap();
+    follows.wait().unwrap();
     run(&sandbox, &["down", "--yes"]).expect(0);
 }
 
@@ -463,6 +480,26 @@ fn programs_that_run_as_root_are_a_warning() {
     assert_eq!(declined["warnings"].as_array().is_some_and(|found| found.iter().any(place)), is_root, "{declined:#}");
     let refused = run(&sandbox, &["preflight", "--set", "prerequisites.user=No:name"]).expect(2);
     assert!(refused.err.contains("is not the name of a service user"), "{}", refused.err);
+}
+
+#[test]
+fn root_names_the_user_of_a_new_environment_with_production_users() {
+    let sandbox = Sandbox::new("production");
+    let is_root = rustix::process::geteuid().is_root();
+    // Other problems, such as ports in use, do not count here.
+    let preflight = |sets: &[&str]| {
+        let said = sandbox.run(&[&["preflight", "--env", "multi-region", "-o", "json"], sets].concat());
+        let problems = said.json()["problems"].as_array().cloned().unwrap_or_default();
+        let refused = problems.iter().any(|problem| problem["place"] == "prerequisites.user");
+        (refused, [said.out, said.err].concat().contains("the programs of this environment run as root"))
+    };
+    assert_eq!(preflight(&[]), (is_root, false));
+    if is_root {
+        assert_eq!(preflight(&["--set", "prerequisites.user=root"]), (false, true));
+    }
+    // One that is recorded, restored or cloned goes on.
+    std::fs::create_dir_all(sandbox.state("multi-region").join("sites")).unwrap();
+    assert_eq!(preflight(&[]), (false, is_root));
 }
 
 #[test]

@@ -1,9 +1,10 @@
 use std::fmt;
 use std::fs::Metadata;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::account::Account;
 use crate::error::{Error, Result};
 
 /// The most findings that are reported at once.
@@ -15,6 +16,8 @@ const STICKY: u32 = 0o1000;
 pub enum Exposure {
     /// It belongs to this user.
     Owner(u32),
+    /// The folder above belongs to this user, who can replace what is in it.
+    Parent(u32),
     /// Other users can write to it; its permission bits.
     Writable(u32),
     /// Other users have access to a secret; its permission bits.
@@ -39,6 +42,9 @@ impl fmt::Display for Exposed {
         let path = self.path.display();
         match self.why {
             Exposure::Owner(uid) => write!(f, "{path} belongs to {}", user(uid)),
+            Exposure::Parent(uid) => {
+                write!(f, "{path} belongs to {}, who can replace the folders in it", user(uid))
+            }
             Exposure::Writable(mode) => write!(f, "other users can write to {path} (mode {mode:04o})"),
             Exposure::Open(mode) => {
                 write!(f, "permissions {mode:04o} for {path} are too open: other users have access")
@@ -58,6 +64,7 @@ impl Exposed {
                 let sudo = if caller() == 0 { "" } else { "sudo " };
                 format!("if you trust its content: {sudo}chown -h {} {path}", caller())
             }
+            Exposure::Parent(_) => "use a folder whose parents belong to you or to root".to_owned(),
             Exposure::Writable(_) => format!("chmod go-w {path}"),
             Exposure::Open(_) => format!("chmod 600 {path}"),
             Exposure::Link => format!("replace {path} by the folder that it leads to"),
@@ -76,16 +83,12 @@ pub fn user(uid: u32) -> String {
     user_name(uid).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))
 }
 
-/// The name of a user in `/etc/passwd`; `None` for users of other sources.
+/// The name of a user in `/etc/passwd`; `None` for users of other sources, and for names that a shell would not take as
+/// a word.
 pub fn user_name(uid: u32) -> Option<String> {
-    let users = BufReader::new(std::fs::File::open("/etc/passwd").ok()?);
-    // `name:password:uid:…`
-    users.lines().map_while(Result::ok).find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, id) = (fields.next()?, fields.nth(1)?);
-        let is_plain = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-        (is_plain && id.parse() == Ok(uid)).then(|| name.to_owned())
-    })
+    let is_plain = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    let found = Account::find(|account| account.uid == uid && is_plain(&account.name)).ok()?;
+    found.map(|account| account.name)
 }
 
 /// Appends what other users control at a path of this process's user: the path itself, which has to be a folder, and what is in it, down
@@ -154,8 +157,9 @@ fn each_entry(
     Ok(())
 }
 
-/// Checks a folder above those of this process's user: it may also belong to root, and a sticky bit protects what is in it. Its own parents
-/// are only checked for users who could rename it. The path has to be absolute and free of links.
+/// Checks a folder above those of this process's user, and all folders above that one, as sshd does: who owns or can
+/// write to one of them can replace what is in it. They belong to this process's user or to root, for `sudo` also to its
+/// caller, and a sticky bit protects what is in them. The path has to be absolute and free of links.
 pub fn check_parents(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
     let path = path.as_ref();
     for (level, folder) in path.ancestors().enumerate() {
@@ -166,6 +170,8 @@ pub fn check_parents(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
             Some(Exposure::NotFolder)
         } else if level == 0 && ![caller(), 0].contains(&there.uid()) {
             Some(Exposure::Owner(there.uid()))
+        } else if !is_trusted(there.uid()) {
+            Some(Exposure::Parent(there.uid()))
         } else {
             (there.mode() & STICKY == 0 && there.mode() & refused != 0)
                 .then(|| Exposure::Writable(there.mode() & 0o7777))
@@ -175,6 +181,31 @@ pub fn check_parents(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
         }
     }
     Ok(None)
+}
+
+/// Checks a file or folder that decides what this process does, such as settings in the working directory, as git checks
+/// a repository: it belongs to this process's user or to root, for `sudo` also to its caller. Links are followed.
+pub fn check_settings(path: impl AsRef<Path>) -> Result<Option<Exposed>> {
+    let path = path.as_ref();
+    let owner = std::fs::metadata(path).map_err(Error::at("check", path))?.uid();
+    Ok((!is_trusted(owner)).then(|| Exposed { path: path.to_owned(), why: Exposure::Owner(owner) }))
+}
+
+/// Whether a user decides anyway what this process does. Who called it by `sudo` also chose its arguments.
+fn is_trusted(uid: u32) -> bool {
+    let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
+    [caller(), 0].contains(&uid) || sudo == Some(uid) || is_outside(uid)
+}
+
+/// Whether a user stands for all those outside of this user namespace, such as the root of the host of a container.
+fn is_outside(uid: u32) -> bool {
+    const OVERFLOW: u32 = 65_534;
+    // `FIRST OUTSIDE COUNT`, see user_namespaces(7).
+    let covers = |line: &str| {
+        let numbers: Vec<u64> = line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        matches!(numbers[..], [first, _, count] if (first..first + count).contains(&u64::from(uid)))
+    };
+    uid == OVERFLOW && std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.lines().any(covers))
 }
 
 /// Checks a file with a secret, as ssh and PostgreSQL check private keys: it belongs to this process's user or to root, and other
@@ -294,7 +325,25 @@ mod tests {
         assert_eq!(check_parents(&own).unwrap(), None);
         assert_eq!(check_parents(own.join("not there yet")).unwrap(), None);
         set_mode(&shared, 0o777);
-        assert_eq!(check_parents(&own).unwrap(), Some(Exposed { path: shared, why: Exposure::Writable(0o777) }));
+        assert_eq!(
+            check_parents(&own).unwrap(),
+            Some(Exposed { path: shared.clone(), why: Exposure::Writable(0o777) })
+        );
+        // Only root may give a folder away.
+        set_mode(&shared, 0o755);
+        if std::os::unix::fs::chown(&shared, Some(1001), None).is_ok() {
+            assert_eq!(check_parents(&own).unwrap(), Some(Exposed { path: shared, why: Exposure::Parent(1001) }));
+        }
+    }
+
+    #[test]
+    fn settings_of_other_users_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(check_settings(folder.path()).unwrap(), None);
+        assert_eq!(check_settings("/etc/passwd").unwrap(), None, "root may own them");
+        if std::os::unix::fs::chown(folder.path(), Some(1001), None).is_ok() {
+            assert_eq!(check_settings(folder.path()).unwrap().map(|exposed| exposed.why), Some(Exposure::Owner(1001)));
+        }
     }
 
     #[test]

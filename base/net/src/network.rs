@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// An address, or a network such as `10.0.0.0/8`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network {
     address: IpAddr,
     prefix: u8,
@@ -43,15 +43,29 @@ fn masked(address: IpAddr, prefix: u8) -> IpAddr {
     }
 }
 
-/// The IPv6 network of one subscriber (RFC 6177), who can use all of its addresses.
-const SUBSCRIBER_PREFIX: u8 = 64;
+/// The IPv6 networks that one subscriber may have (RFC 6177, RIPE-690), as prefix lengths, and how much more than a /64
+/// each may use. Where every subscriber has a /64 only, those beside it share the rest.
+const SUBSCRIBER_NETWORKS: [(u8, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
-/// The address that stands for one client: an IPv4 address, or the network of an IPv6 subscriber.
-pub fn subscriber(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        address @ IpAddr::V4(_) => address,
-        address @ IpAddr::V6(_) => masked(address, SUBSCRIBER_PREFIX),
+/// The network that stands for one client: an IPv4 address, or the smallest network of an IPv6 subscriber.
+pub fn subscriber(address: IpAddr) -> Network {
+    network(address.to_canonical(), SUBSCRIBER_NETWORKS[0].0)
+}
+
+/// The networks that are limited together with an address, and the multiple of one client's limit that each may use:
+/// an IPv4 address, or the networks that an IPv6 subscriber may have, the smallest first.
+pub fn limited_networks(address: IpAddr) -> Vec<(Network, u32)> {
+    let address = address.to_canonical();
+    match address {
+        IpAddr::V4(_) => vec![(subscriber(address), 1)],
+        IpAddr::V6(_) => SUBSCRIBER_NETWORKS.map(|(prefix, times)| (network(address, prefix), times)).into(),
     }
+}
+
+/// The network of an address; an IPv4 address itself.
+fn network(address: IpAddr, prefix: u8) -> Network {
+    let prefix = if address.is_ipv4() { 32 } else { prefix };
+    Network { address: masked(address, prefix), prefix }
 }
 
 impl FromStr for Network {

@@ -5,7 +5,7 @@ use std::io::Cursor;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_files::Replace;
 
-use super::{PublicKey, SecretKey, key_error, read_key};
+use super::{PublicKey, SecretKey, read_key};
 use crate::error::{Error, Result};
 
 /// Far above the size of a signed report.
@@ -50,13 +50,20 @@ fn read_whole(file: &Utf8Path) -> Result<Vec<u8>> {
 /// Returns what a file was signed as, when its signature is by this key and valid.
 pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
     let beside = signature_of(file);
-    let invalid = |why: String| Error::FileSignature { why };
     let text = read_key(&beside)?;
-    let signature = minisign::SignatureBox::from_string(&text).map_err(|error| key_error(&beside, &error))?;
-    let bytes = read_whole(file)?;
-    minisign::verify(&key.0, &signature, Cursor::new(&bytes), true, false, false)
-        .map_err(|error| invalid(format!("{beside} does not fit {file} and key {}: {error}", key.id())))?;
-    signature.trusted_comment().map_err(|error| invalid(error.to_string()))
+    let invalid = |why| Error::FileSignature { why: format!("{beside} does not fit {file}: {why}") };
+    verify_bytes(&read_whole(file)?, &text, key).map_err(invalid)
+}
+
+/// Returns what these bytes were signed as, when the signature is by this key and valid.
+///
+/// # Errors
+/// Why it is not.
+pub fn verify_bytes(bytes: &[u8], signature: &str, key: &PublicKey) -> std::result::Result<String, String> {
+    let by_key = |error| format!("key {}: {error}", key.id());
+    let signature = minisign::SignatureBox::from_string(signature).map_err(by_key)?;
+    minisign::verify(&key.0, &signature, Cursor::new(bytes), true, false, false).map_err(by_key)?;
+    signature.trusted_comment().map_err(by_key)
 }
 
 #[cfg(test)]

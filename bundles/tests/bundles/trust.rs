@@ -247,16 +247,27 @@ fn a_root_whose_keys_other_users_can_replace_is_refused() {
         assert!(matches!(&error, Error::Exposed(exposed) if exposed.path == path.as_std_path()), "{error}");
         assert!(error.hint().unwrap().contains(path.as_str()));
     };
-    mode(&record, 0o666);
-    exposed(&record, AdmissionOptions::default());
+    for open in [0o666, 0o664] {
+        mode(&record, open);
+        exposed(&record, AdmissionOptions::default());
+    }
     mode(&record, 0o644);
-    for open in [0o777, 0o1777] {
+    for open in [0o777, 0o775, 0o1777] {
         mode(&root, open);
         exposed(&root, AdmissionOptions::default());
         exposed(&root, FORGET);
         assert!(matches!(it.site.rollback(), Err(Error::Exposed(_))), "what it leads to would be run");
     }
     mode(&root, 0o755);
+    // Who can rename the root can put another one in its place.
+    let above = root.parent().unwrap().to_owned();
+    mode(&above, 0o777);
+    let error = it.install("1.tar", &[&own], FORGET).unwrap_err();
+    assert!(
+        matches!(&error, Error::Exposed(exposed) if above.as_std_path().canonicalize().unwrap() == exposed.path),
+        "{error}"
+    );
+    mode(&above, 0o755);
     it.install("1.tar", &[], AdmissionOptions::default()).unwrap();
     // Only root can give a file away.
     if chown(&record, Some(65534), None).is_ok() {

@@ -7,14 +7,17 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup};
+use textnlp_orchestrator::backup::{
+    BackupDirectory, Decryptor, DumpFolder, EncryptionMode, Key, PublicKey, StoredBackup,
+};
+use textnlp_orchestrator::dr::report::signing_key;
 use textnlp_orchestrator::environment::model::Backup as Settings;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::Platform;
 use textnlp_service::backup::create::{Created, Encryption};
 use textnlp_service::backup::{
-    self, backup_status, create, failed, key, point_in_time, put_file, restore as restoring,
+    self, RequiredSigner, backup_status, create, failed, key, point_in_time, put_file, restore as restoring,
 };
 
 use crate::args::Up;
@@ -43,20 +46,44 @@ pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Resul
 }
 
 /// The key from the flags. Without any, the key in the state.
-async fn opener(opening: &Opening, session: &Session, folder: &Utf8Path) -> Result<Decryptor, Failure> {
+async fn opener(
+    opening: &Opening,
+    key: Option<&Secret>,
+    session: &Session,
+    folder: &Utf8Path,
+) -> Result<Decryptor, Failure> {
     if let Some(passphrase) = passphrase(&opening.passphrase, session)? {
         return Ok(Decryptor::Passphrase(passphrase));
     }
-    if let Some(file) = &opening.key {
-        let text = small_file(&session.here.join(file), "the key file")?;
-        return Ok(Decryptor::Keys(Key::parse(&text).map_err(failed)?));
+    match key {
+        Some(text) => Ok(Decryptor::Keys(Key::parse(text).map_err(failed)?)),
+        None => backup::opener_of_state(&Linked, folder).await,
     }
-    backup::opener_of_state(&Linked, folder).await
+}
+
+/// The content of the `--key` file, which can be a pipe and is read once.
+fn key_file(opening: &Opening, session: &Session) -> Result<Option<Secret>, Failure> {
+    let file = opening.key.as_ref().map(|file| session.here.join(file));
+    file.map(|file| secret_file(&file, "the key file")).transpose()
+}
+
+/// Whose signature a restore requires: `--signed-by`, else the one in the key file.
+fn required_signer(args: &Restore, key: Option<&Secret>) -> Result<Option<RequiredSigner>, Failure> {
+    match args.signed_by.as_deref() {
+        Some("any") => Ok(Some(RequiredSigner::Any)),
+        Some(key) => PublicKey::parse(key).map(|key| Some(RequiredSigner::Key(key))).map_err(|error| {
+            Failure::usage("usage", error).hint("give the key that `backup create` printed: --signed-by RW…")
+        }),
+        None => match key {
+            Some(text) => Ok(Key::signer(text).map_err(failed)?.map(RequiredSigner::Key)),
+            None => Ok(None),
+        },
+    }
 }
 
 fn passphrase(from: &Passphrase, session: &Session) -> Result<Option<Secret>, Failure> {
     if let Some(file) = &from.passphrase_file {
-        return small_file(&session.here.join(file), "the passphrase file").map(Some);
+        return secret_file(&session.here.join(file), "the passphrase file").map(Some);
     }
     let Some(name) = &from.passphrase_env else { return Ok(None) };
     match std::env::var(name) {
@@ -66,7 +93,18 @@ fn passphrase(from: &Passphrase, session: &Session) -> Result<Option<Secret>, Fa
     }
 }
 
-/// Reads a file with a key or a passphrase.
+/// Reads a file with a key or a passphrase, to which only its owner has access.
+fn secret_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
+    // A missing file is an error of reading it.
+    match textnlp_files::check_secret(path).ok().flatten() {
+        None => small_file(path, what),
+        Some(exposed) => {
+            Err(Failure::refused("secret_exposed", anyhow::anyhow!("{exposed}").context(format!("read {what}")))
+                .hint(exposed.fix()))
+        }
+    }
+}
+
 fn small_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
     use std::io::Read;
     const MAX: u64 = 64 << 10;
@@ -222,7 +260,7 @@ async fn create(session: &Session, args: &Create, console: Console) -> Result<Su
     let request = create::Request { shelf: &shelf, encryption, with_models, operator };
     let made = create::create(&chosen.scope, request, &progress).await;
     progress.finish();
-    let Created { dump, notes, seal, same_disk, key_is_only_here } = made?;
+    let Created { dump, notes, seal, signer, same_disk, key_is_only_here } = made?;
     notes.iter().for_each(|note| console.warn(note));
     if same_disk {
         console.say(
@@ -233,7 +271,9 @@ async fn create(session: &Session, args: &Create, console: Console) -> Result<Su
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     document["environment"] = json!(chosen.scope.name);
     document["same_disk"] = json!(same_disk);
+    document["signer"] = json!(signer);
     let mut text = format!("{}  {}, {}", dump.file, size(dump.bytes), sealed_text(&seal));
+    text.push_str(&format!("\nSigned by {}", signer.to_base64()));
     text.push_str(&format!("\nTo verify that it can be restored: {}", chosen.scope.command("backup verify")));
     if key_is_only_here {
         text.push_str(&format!(
@@ -324,7 +364,8 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
         Some(file) => session.here.join(file),
         None => backup::newest(&chosen.scope, &shelf)?.file,
     };
-    let opener = Arc::new(opener(&args.opening, session, &chosen.scope.folder).await?);
+    let key = key_file(&args.opening, session)?;
+    let opener = Arc::new(opener(&args.opening, key.as_ref(), session, &chosen.scope.folder).await?);
     let progress = Progress::new(console);
     progress.doing("restores it to a temporary folder and queries it");
     let proven = backup::verify_backup(&Linked, &file, &opener, &chosen.scope.folder, args.light).await;
@@ -353,22 +394,28 @@ async fn show_key(session: &Session, out: Option<&Utf8Path>, console: Console) -
          for example in a password manager. If this machine is lost, backups cannot be decrypted without the key.",
         chosen.scope.name
     ));
-    let secret: Secret = key.secret();
-    let text = secret.expose_text().unwrap_or_default();
+    let signer = signing_key(&chosen.scope.folder).context("read the key that signs backups")?;
+    let signer = signer.public().context("read the key that signs backups")?;
+    let (secret, content) = (key.secret(), key.file(&chosen.scope.name, &signer));
     let public = key.recipient().to_string();
-    let shown = format!("# backups of {}\n# public key: {public}\n{text}", chosen.scope.name);
     let shown = match out {
-        None => Success::new(shown, json!({ "environment": chosen.scope.name, "key": text, "recipient": public })),
+        None => Success::new(
+            content.expose_text().unwrap_or_default(),
+            json!({
+                "environment": chosen.scope.name, "key": secret.expose_text().unwrap_or_default(),
+                "recipient": public, "signer": signer,
+            }),
+        ),
         Some(out) => {
             let file = session.here.join(out);
             if file.symlink_metadata().is_ok() {
                 return Err(Failure::refused("file_exists", anyhow::anyhow!("{file} exists"))
                     .hint("give the path of a new file"));
             }
-            textnlp_files::Replace::private().write(&file, format!("{shown}\n").as_bytes()).context("write the key")?;
+            textnlp_files::Replace::private().write(&file, content.expose()).context("write the key")?;
             Success::new(
                 format!("{file}"),
-                json!({ "environment": chosen.scope.name, "file": file, "recipient": public }),
+                json!({ "environment": chosen.scope.name, "file": file, "recipient": public, "signer": signer }),
             )
         }
     };
@@ -395,7 +442,8 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     if here != root {
         state_access::check(&here)?;
     }
-    let opener = Arc::new(opener(&args.opening, session, &here).await?);
+    let key = key_file(&args.opening, session)?;
+    let opener = Arc::new(opener(&args.opening, key.as_ref(), session, &here).await?);
     let progress = Progress::new(console);
     let (again, model_cache) = (session.again(), session.model_cache()?);
     let request = restoring::Request {
@@ -407,12 +455,19 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         at,
         environment: session.global.env.as_deref(),
         replace: args.replace.as_deref(),
+        signer: required_signer(args, key.as_ref())?,
         operator: operator(session),
     };
     let restored = restoring::restore(&request, &opener, &progress).await;
     progress.finish();
-    let restoring::Restored { manifest, state: target, moved, replaced } = restored?;
+    let restoring::Restored { manifest, state: target, moved, replaced, is_verified } = restored?;
     let name = &manifest.environment;
+    if !is_verified {
+        let origin = manifest.signer.as_ref().map_or("it is not signed".to_owned(), |signer| {
+            format!("{} signed it; compare that with what `backup create` printed", signer.to_base64())
+        });
+        console.warn(format!("the origin of {file} was not verified: {origin}"));
+    }
 
     let mut lines = vec![format!(
         "{name} of {} is restored to {target}: lineage {}",
@@ -450,6 +505,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     };
     let mut document = json!({
         "environment": name, "lineage": manifest.lineage, "made": manifest.at, "at": at, "file": file, "state": target, "replaced": replaced,
+        "signer": manifest.signer, "signer_verified": is_verified,
         "databases": manifest.databases, "environment_file": whole.is_file().then_some(&whole), "next": next,
     });
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);

@@ -1,6 +1,7 @@
-//! The bytes of a backup: a tar whose first member is the manifest, and whose second is the manifest's digest.
+//! The bytes of a backup: a tar whose first member is the manifest. Its digest and its signature follow.
 //!
-//! Any `tar` extracts it, and `sha256sum -c backup.json.sha256` checks the manifest. The reader does not parse the tar:
+//! Any `tar` extracts it, `sha256sum -c backup.json.sha256` checks the manifest, and `minisign -Vm backup.json -P KEY`
+//! verifies it. The reader does not parse the tar:
 //! the manifest determines every byte that must follow, and the first difference is an error. No content is used before
 //! its digest was checked, and no file before the whole backup was read.
 
@@ -10,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
+use textnlp_bundle::{PublicKey, SecretKey, sign_bytes, verify_bytes};
 use textnlp_provider::Secret;
 
 use super::Error;
@@ -17,6 +19,8 @@ use super::manifest::{FORMAT, Manifest, Member, shown};
 
 const LIST: &str = "backup.json";
 const LIST_DIGEST: &str = "backup.json.sha256";
+const LIST_SIGNATURE: &str = "backup.json.minisig";
+const SIGNATURE_MAX: u64 = 4 << 10;
 /// A manifest of a hundred thousand members is smaller.
 const LIST_MAX: u64 = 32 << 20;
 const BLOCK: usize = 512;
@@ -39,10 +43,12 @@ pub enum Content {
     File(Utf8PathBuf),
 }
 
-/// Writes a backup and returns its manifest. `manifest` is passed without members; `items` become its members, in this
-/// order.
-pub fn write(mut manifest: Manifest, items: &[Item], to: &mut dyn Write) -> Result<Manifest, Error> {
+/// Writes a signed backup and returns its manifest. `manifest` is passed without members and signer; `items` become its
+/// members, in this order.
+pub fn write(mut manifest: Manifest, items: &[Item], key: &SecretKey, to: &mut dyn Write) -> Result<Manifest, Error> {
+    let unsigned = |error: textnlp_bundle::Error| Error::Key(format!("a backup cannot be signed: {error}"));
     manifest.members = items.iter().map(member).collect::<Result<_, _>>()?;
+    (manifest.format, manifest.signer) = (FORMAT, Some(key.public().map_err(unsigned)?));
     let text = serde_json::to_vec_pretty(&manifest).expect("a list is plain data");
     // A manifest that could not be read again is refused before it becomes the only backup.
     Manifest::parse(&text).map_err(|why| Error::Key(format!("a backup cannot be written: {why:?}")))?;
@@ -54,6 +60,11 @@ pub fn write(mut manifest: Manifest, items: &[Item], to: &mut dyn Write) -> Resu
     put(&header(LIST_DIGEST, digest.len() as u64))?;
     put(digest.as_bytes())?;
     put(padding(digest.len() as u64))?;
+    let what = format!("textnlp backup of {}, {}, {}", manifest.environment, manifest.lineage, manifest.at);
+    let signature = sign_bytes(&text, key, &what).map_err(unsigned)?;
+    put(&header(LIST_SIGNATURE, signature.len() as u64))?;
+    put(signature.as_bytes())?;
+    put(padding(signature.len() as u64))?;
     for (number, (item, member)) in items.iter().zip(&manifest.members).enumerate() {
         put(&header(&tar_name(&member.path, number), member.bytes))?;
         let mut hash = Sha256::new();
@@ -165,10 +176,36 @@ impl Reading<'_> {
         self.expect(&header(LIST_DIGEST, digest.len() as u64), "the digest of its list")?;
         self.expect(digest.as_bytes(), "the digest of its list")?;
         self.expect(padding(digest.len() as u64), "the digest of its list")?;
-        Manifest::parse(&text).map_err(|why| match why {
+        let manifest = Manifest::parse(&text).map_err(|why| match why {
             Ok(found) => Error::Newer { path: self.name.to_owned(), found, known: FORMAT },
             Err(why) => self.foreign(why),
-        })
+        })?;
+        if let Some(signer) = &manifest.signer {
+            self.signature(&text, signer)?;
+        }
+        Ok(manifest)
+    }
+
+    fn signature(&mut self, list: &[u8], signer: &PublicKey) -> Result<(), Error> {
+        const WHAT: &str = "the signature of its list";
+        let mut head = [0u8; BLOCK];
+        self.fill(&mut head, WHAT)?;
+        let length = length_of(&head).filter(|length| header(LIST_SIGNATURE, *length) == head);
+        let length = length.filter(|length| *length <= SIGNATURE_MAX);
+        let length = length.ok_or_else(|| self.damaged(format!("{WHAT} is missing")))?;
+        let mut text = vec![0; length as usize];
+        self.fill(&mut text, WHAT)?;
+        self.expect(padding(length), WHAT)?;
+        let text = String::from_utf8(text).map_err(|_| self.damaged(format!("{WHAT} is not text")))?;
+        // Two lines are not signed.
+        let is_exact = text.starts_with(&format!("untrusted comment: signature by key {}\n", signer.id()))
+            && text.ends_with('\n')
+            && text.lines().count() == 4;
+        match verify_bytes(list, &text, signer) {
+            Ok(_) if is_exact => Ok(()),
+            Ok(_) => Err(self.damaged(format!("{WHAT} is not what was written"))),
+            Err(why) => Err(self.damaged(format!("{WHAT} does not match it: {why}"))),
+        }
     }
 
     fn member(&mut self, member: &Member, to: &mut File, path: &Utf8Path) -> Result<(), Error> {

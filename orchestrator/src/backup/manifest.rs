@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use camino::{Utf8Component, Utf8Path};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use textnlp_bundle::PublicKey;
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 use super::log::SegmentName;
 
 /// The version of the format. Optional members need no new version. The number is raised when an older reader would
-/// restore too little.
-pub const FORMAT: u64 = 1;
+/// restore too little, or could not read the members after the manifest. From 2 on, a backup is signed.
+pub const FORMAT: u64 = 2;
 
 /// Identifies a backup of this program.
 pub(super) const KIND: &str = "textnlp-backup";
@@ -26,6 +27,10 @@ pub struct Manifest {
     pub kind: String,
     /// See [`FORMAT`].
     pub format: u64,
+    /// The key of the environment that signed this manifest. The reader has verified the signature; whether it is the
+    /// expected key, only its caller knows. `None` for backups of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<PublicKey>,
     /// The environment.
     pub environment: EnvironmentName,
     /// The lineage of the deployment.
@@ -123,7 +128,7 @@ impl Manifest {
         }
         match value["format"].as_u64() {
             Some(found) if found > FORMAT => return Err(Ok(found)),
-            Some(FORMAT) => {}
+            Some(1..=FORMAT) => {}
             _ => return Err(Err("its list has no format".to_owned())),
         }
         let manifest: Self = serde_json::from_value(value).map_err(|error| Err(error.to_string()))?;
@@ -133,6 +138,9 @@ impl Manifest {
 
     /// Whether every path is unique and stays inside of the backup, and every reference resolves.
     fn check(&self) -> Result<(), String> {
+        if self.signer.is_some() != (self.format > 1) {
+            return Err("its signer does not fit its format".to_owned());
+        }
         if self.members.len() > MEMBERS_MAX {
             return Err(format!("it lists {} members", self.members.len()));
         }

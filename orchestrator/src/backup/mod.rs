@@ -13,6 +13,8 @@ mod log;
 mod manifest;
 mod seal;
 
+pub use textnlp_bundle::PublicKey;
+
 pub use archive::{Content, Item, listed, unpack, write};
 pub use directory::{BackupDirectory, BackupFacts, StoredBackup, VerificationResult, removable};
 pub use dumps::{DumpFolder, StoredDump};

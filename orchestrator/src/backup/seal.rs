@@ -6,10 +6,13 @@ use std::str::FromStr;
 
 use age::secrecy::{ExposeSecret, SecretString};
 use camino::Utf8Path;
-use textnlp_provider::Secret;
+use textnlp_bundle::PublicKey;
+use textnlp_provider::{EnvironmentName, Secret};
 
 use super::Error;
 
+/// Begins the line of a key file with the key that signs the backups.
+const SIGNED_BY: &str = "# signed by: ";
 const SEALED: &[u8] = b"age-encryption.org/v1\n";
 const SEALED_LATER: &[u8] = b"age-encryption.org/";
 const PLAIN: &[u8] = b"backup.json\0";
@@ -72,6 +75,21 @@ impl Key {
             })
             .collect::<Result<_, _>>()?;
         if keys.is_empty() { Err(Error::Key("the key file holds no key".to_owned())) } else { Ok(keys) }
+    }
+
+    /// The key that signs the backups, if the file names it: `backup key show` writes it as a comment.
+    pub fn signer(text: &Secret) -> Result<Option<PublicKey>, Error> {
+        let mut lines = text.expose_text().into_iter().flat_map(str::lines);
+        let Some(line) = lines.find_map(|line| line.trim().strip_prefix(SIGNED_BY)) else { return Ok(None) };
+        PublicKey::parse(line).map(Some).map_err(|error| Error::Key(format!("`{}`: {error}", SIGNED_BY.trim())))
+    }
+
+    /// The content of a key file: this key, its public half and the key that signs the backups.
+    pub fn file(&self, environment: &EnvironmentName, signer: &PublicKey) -> Secret {
+        let secret = self.secret();
+        let text = secret.expose_text().unwrap_or_default();
+        let head = format!("# backups of {environment}\n# public key: {}\n", self.recipient());
+        Secret::new(format!("{head}{SIGNED_BY}{}\n{text}\n", signer.to_base64()).into_bytes())
     }
 
     /// The public half.

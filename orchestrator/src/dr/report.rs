@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_bundle::{PublicKey, SecretKey, keygen, sign_bytes, signature_of, verify_file};
-use textnlp_files::Replace;
+use textnlp_files::{Replace, unique_name};
 
 use super::control_client::DatabaseRole;
 use super::drill::Leftovers;
@@ -403,7 +403,7 @@ pub fn write_signed(path: &Utf8Path, bytes: &[u8], key: &SecretKey, what: &str) 
     Ok(())
 }
 
-/// The key that signs the reports of drills and the evidence of gates; created if it does not exist. The public key is
+/// The key that signs the reports of drills, the evidence of gates and backups; created if it does not exist. The public key is
 /// stored beside the drills.
 pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
     let (secret, public) = key_files(state);
@@ -411,11 +411,27 @@ pub fn signing_key(state: &Utf8Path) -> Result<SecretKey, ReportError> {
         for folder in [secret.parent(), public.parent()].into_iter().flatten() {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("make", folder))?;
         }
-        // A public key without its private key, left by a killed run.
+        // The one of another private key.
         let _ = std::fs::remove_file(&public);
-        keygen(&secret, &public, None)?;
+        // A killed run leaves no half of a key, and of concurrent ones the first key counts.
+        let name = unique_name();
+        let [fresh, beside] = ["", ".pub"].map(|end| Utf8PathBuf::from(format!("{secret}.{name}{end}.new")));
+        let made = keygen(&fresh, &beside, None);
+        let linked = made.is_ok().then(|| std::fs::hard_link(&fresh, &secret));
+        [&fresh, &beside].into_iter().for_each(|file| drop(std::fs::remove_file(file)));
+        made?;
+        if let Some(Err(error)) = linked
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            return Err(io("make", &secret)(error));
+        }
     }
-    Ok(SecretKey::read(&secret, None)?)
+    let key = SecretKey::read(&secret, None)?;
+    if !public.is_file() {
+        let text = key.public()?.to_file();
+        Replace::mode(0o644).write(&public, text.as_bytes()).map_err(|error| io("write", &public)(error.source))?;
+    }
+    Ok(key)
 }
 
 /// The public key that verifies reports of this environment.
@@ -431,8 +447,12 @@ pub fn verify(file: &Utf8Path, key: &PublicKey) -> Result<String, ReportError> {
 /// Returns the signed comment of a file if its signature by this environment's own key is valid. The public key beside
 /// the drills is not asked: it lies where reports do, and the secret one among the secrets.
 pub fn verify_own(state: &Utf8Path, file: &Utf8Path) -> Result<String, ReportError> {
-    let key = SecretKey::read(&key_files(state).0, None)?.public()?;
-    verify(file, &key)
+    verify(file, &own_key(state)?)
+}
+
+/// The public half of this environment's own key.
+pub fn own_key(state: &Utf8Path) -> Result<PublicKey, ReportError> {
+    Ok(SecretKey::read(&key_files(state).0, None)?.public()?)
 }
 
 fn key_files(state: &Utf8Path) -> (Utf8PathBuf, Utf8PathBuf) {

@@ -72,6 +72,9 @@ impl Gate {
     }
 }
 
+/// The check of the error rate.
+const SHARE_OF_ERRORS: &str = "share of errors";
+
 /// One check of a gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Check {
@@ -126,8 +129,11 @@ impl Check {
 
     /// The requirement as text: `at most 500 ms`.
     pub fn demand(&self) -> String {
-        let limit = self.limit.as_str().map_or_else(|| self.limit.to_string(), str::to_owned);
-        if self.at_most { format!("at most {limit}{}", self.unit_of(&self.limit)) } else { limit }
+        match &self.limit {
+            limit if self.at_most => format!("at most {}", self.shown(limit)),
+            Value::String(limit) => limit.clone(),
+            limit => limit.to_string(),
+        }
     }
 
     /// A check that was not made: as the policy says.
@@ -167,26 +173,31 @@ impl Check {
         if self.unit.is_empty() || measured.is_string() { String::new() } else { format!(" {}", self.unit) }
     }
 
+    /// A value in percent, if the check is about a share.
+    pub fn percent(&self, value: &Value) -> Option<String> {
+        let share = value.as_f64().filter(|_| self.name == SHARE_OF_ERRORS)?;
+        Some(format!("{} %", (share * 10_000.0).round() / 100.0))
+    }
+
+    /// A value with its unit.
+    fn shown(&self, value: &Value) -> String {
+        let plain = || value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        self.percent(value).unwrap_or_else(|| plain() + &self.unit_of(value))
+    }
+
     /// The measured value with its unit.
     pub fn measured_text(&self) -> String {
-        match &self.measured {
-            Value::Null => "not measured".to_owned(),
-            Value::String(text) => text.clone(),
-            measured => format!("{measured}{}", self.unit_of(measured)),
-        }
+        if self.measured.is_null() { "not measured".to_owned() } else { self.shown(&self.measured) }
     }
 }
 
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         write!(f, "{}: ", self.name)?;
         match &self.measured {
             Value::Null if self.waits => write!(f, "not measured yet")?,
             Value::Null => write!(f, "could not be measured")?,
-            measured => {
-                write!(f, "{}{}, wanted {}", plain(measured), self.unit_of(measured), self.demand())?;
-            }
+            measured => write!(f, "{}, wanted {}", self.shown(measured), self.demand())?,
         }
         match &self.note {
             Some(note) => write!(f, " ({note})"),
@@ -392,7 +403,7 @@ pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
         latency.note = Some("the load test was stopped before its end".to_owned());
     }
     let mut errors = Check::new(
-        "share of errors",
+        SHARE_OF_ERRORS,
         json!((rate * 10_000.0).round() / 10_000.0),
         gates.error_rate,
         "",

@@ -120,7 +120,7 @@ fn gate_of(evidence: &Evidence) -> Value {
     let checks: Vec<Value> = evidence
         .checks
         .iter()
-        .map(|c| json!({"name": c.name, "measured": plain(&c.measured), "limit": c.demand(), "unit": c.unit, "ok": c.ok, "warning": c.warning, "note": c.note}))
+        .map(|c| json!({"name": c.name, "measured": c.percent(&c.measured).unwrap_or_else(|| plain(&c.measured)), "limit": c.demand(), "unit": c.unit, "ok": c.ok, "warning": c.warning, "note": c.note}))
         .collect();
     json!({"state": evidence.gate.state(), "phase": evidence.phase, "seconds": format!("{:.1}", evidence.seconds), "checks": checks})
 }

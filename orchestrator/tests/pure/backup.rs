@@ -11,6 +11,7 @@ use textnlp_orchestrator::backup::{
     BackupDirectory, BackupFacts, Content, Decryptor, EncryptionKind, EncryptionMode, Error, Item, Key, Manifest,
     Recipient, StoredBackup, VerificationResult, opened, removable, unpack, write,
 };
+use textnlp_orchestrator::dr::report::{own_key, signing_key};
 use textnlp_provider::{EnvironmentName, Lineage, Secret};
 use uuid::Uuid;
 
@@ -18,6 +19,7 @@ fn manifest() -> Manifest {
     Manifest {
         kind: "textnlp-backup".into(),
         format: 1,
+        signer: None,
         environment: EnvironmentName::new("staging").unwrap(),
         lineage: Lineage(Uuid::nil()),
         at: "2026-11-20T12:00:00Z".parse().unwrap(),
@@ -41,8 +43,10 @@ fn items() -> Vec<Item> {
 }
 
 fn copy(seal: &EncryptionMode) -> Vec<u8> {
+    let (_dir, folder) = folder();
+    let key = signing_key(&folder).unwrap();
     let mut bytes = Vec::new();
-    seal.write(&mut bytes, |to| write(manifest(), &items(), to)).unwrap();
+    seal.write(&mut bytes, |to| write(manifest(), &items(), &key, to)).unwrap();
     bytes
 }
 
@@ -169,8 +173,10 @@ fn forged(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
 #[test]
 fn forged_backup_manifest_is_refused() {
     type Change = fn(&mut serde_json::Value);
-    let cases: [(Change, &str); 9] = [
-        (|list| list["format"] = 2.into(), "has format 2, this program reads formats up to 1"),
+    let cases: [(Change, &str); 11] = [
+        (|list| list["format"] = 3.into(), "has format 3, this program reads formats up to 2"),
+        (|list| list["format"] = 2.into(), "its signer does not fit its format"),
+        (|list| list["signer"] = "RWQx".into(), "it is not a minisign public key"),
         (|list| list["format"] = "one".into(), "no format"),
         (|list| list["kind"] = "other".into(), "not of kind"),
         (|list| list["members"][0]["path"] = "/etc/cron.d/x".into(), "leaves the target folder"),
@@ -198,8 +204,71 @@ fn unencrypted_backup_is_readable_with_tar() {
     let mut tar = tar::Archive::new(bytes.as_slice());
     let names: Vec<_> =
         tar.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().to_string_lossy().into_owned()).collect();
-    assert_eq!(names[..3], ["backup.json", "backup.json.sha256", "state/lineage.json"]);
-    assert_eq!(names.len(), 2 + items().len());
+    assert_eq!(names[..4], ["backup.json", "backup.json.sha256", "backup.json.minisig", "state/lineage.json"]);
+    assert_eq!(names.len(), 3 + items().len());
+}
+
+#[test]
+fn signature_of_a_backup_is_that_of_the_named_key() {
+    let (_dir, state) = folder();
+    let key = signing_key(&state).unwrap();
+    let mut bytes = Vec::new();
+    write(manifest(), &items(), &key, &mut bytes).unwrap();
+    let (read_manifest, _) = read(&bytes, &Decryptor::Nothing).unwrap();
+    assert_eq!(read_manifest.signer, Some(own_key(&state).unwrap()));
+    // A copy of another maker who names the same key: same length, other signature.
+    let (_other, other) = folder();
+    let mut forged = Vec::new();
+    write(manifest(), &items(), &signing_key(&other).unwrap(), &mut forged).unwrap();
+    let names = [own_key(&other).unwrap().to_base64(), own_key(&state).unwrap().to_base64()];
+    let length = usize::from_str_radix(std::str::from_utf8(&forged[124..135]).unwrap(), 8).unwrap();
+    let list = String::from_utf8(forged[512..512 + length].to_vec()).unwrap().replace(&names[0], &names[1]);
+    assert_eq!(list.len(), length);
+    forged[512..512 + length].copy_from_slice(list.as_bytes());
+    let at = 512 + length.next_multiple_of(512) + 512;
+    let digest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(list.as_bytes()));
+    forged[at..at + digest.len()].copy_from_slice(digest.as_bytes());
+    let error = read(&forged, &Decryptor::Nothing).unwrap_err();
+    assert!(matches!(&error, Error::Damaged { what, .. } if what.contains("signature")), "{error}");
+}
+
+#[test]
+fn backups_of_earlier_versions_are_read_and_have_no_signer() {
+    let unsigned = forged(|list| list["members"] = serde_json::json!([]));
+    // The builder wrote the two empty blocks at the end already.
+    let (manifest, files) = read(&unsigned, &Decryptor::Nothing).unwrap();
+    assert_eq!((manifest.format, manifest.signer, files.len()), (1, None, 0));
+}
+
+#[test]
+fn concurrent_runs_sign_with_one_key() {
+    let (_dir, state) = folder();
+    let keys: Vec<String> = std::thread::scope(|scope| {
+        let made = || signing_key(&state).unwrap().public().unwrap().to_base64();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(made)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    let left: Vec<_> =
+        state.join("secrets").read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned()).collect();
+    assert_eq!(left, [".drill-report.key"]);
+    // What lies beside the drills is not the key that counts.
+    std::fs::remove_file(state.join("dr/drill-report.pub")).unwrap();
+    signing_key(&state).unwrap();
+    assert_eq!(textnlp_orchestrator::dr::report::public_key(&state).unwrap(), own_key(&state).unwrap());
+}
+
+#[test]
+fn key_file_names_the_signer() {
+    let (_dir, state) = folder();
+    signing_key(&state).unwrap();
+    let (key, signer) = (Key::generate(), own_key(&state).unwrap());
+    let file = key.file(&EnvironmentName::new("staging").unwrap(), &signer);
+    assert_eq!(Key::signer(&file).unwrap(), Some(signer));
+    let keys = Key::parse(&file).unwrap();
+    assert_eq!(keys[0].recipient().to_string(), key.recipient().to_string());
+    assert_eq!(Key::signer(&key.secret()).unwrap(), None);
+    assert!(Key::signer(&Secret::new(*b"# signed by: nobody\n")).is_err());
 }
 
 #[test]
@@ -347,6 +416,6 @@ fn file_changed_while_it_is_backed_up_is_refused() {
     let file = folder.join("file");
     std::fs::write(&file, b"first").unwrap();
     let items = [Item { path: "a".into(), content: Content::File(file.clone()) }];
-    let wrote = write(manifest(), &items, &mut Meddling(file, Vec::new()));
+    let wrote = write(manifest(), &items, &signing_key(&folder).unwrap(), &mut Meddling(file, Vec::new()));
     assert!(matches!(wrote, Err(Error::Changed { .. })), "{wrote:?}");
 }

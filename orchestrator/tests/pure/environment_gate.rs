@@ -287,7 +287,7 @@ fn each_fault_closes_the_gate_with_its_own_message() {
         NoMetrics
           metrics: missing, wanted exported
         FailsOneIn(20)
-          share of errors: 0.0463, wanted at most 0.01 (79× status 500)
+          share of errors: 4.63 %, wanted at most 1 % (79× status 500)
         KeepsKeys
           temporary keys revoked: 3 keys left, wanted 0 (gate: the database is locked; gate-limit: the database is locked; gate-load: the database is locked)
         GivesNoKeys

@@ -55,9 +55,6 @@ pub(crate) struct Api {
     pub(crate) region: String,
     /// Where the values of secret references are.
     pub(crate) secrets: Arc<dyn SecretStore>,
-    pub(crate) acm: aws_sdk_acm::Client,
-    pub(crate) budgets: aws_sdk_budgets::Client,
-    pub(crate) cloudwatch: aws_sdk_cloudwatch::Client,
     pub(crate) logs: aws_sdk_cloudwatchlogs::Client,
     pub(crate) ec2: aws_sdk_ec2::Client,
     pub(crate) ecr: aws_sdk_ecr::Client,
@@ -68,11 +65,8 @@ pub(crate) struct Api {
     pub(crate) kms: aws_sdk_kms::Client,
     pub(crate) quotas: aws_sdk_servicequotas::Client,
     pub(crate) rds: aws_sdk_rds::Client,
-    pub(crate) route53: aws_sdk_route53::Client,
     pub(crate) s3: aws_sdk_s3::Client,
     pub(crate) secretsmanager: aws_sdk_secretsmanager::Client,
-    pub(crate) sns: aws_sdk_sns::Client,
-    pub(crate) sts: aws_sdk_sts::Client,
     pub(crate) tagging: aws_sdk_resourcegroupstagging::Client,
 }
 
@@ -115,9 +109,6 @@ impl Api {
             identity,
             region,
             secrets,
-            acm: aws_sdk_acm::Client::new(config),
-            budgets: aws_sdk_budgets::Client::new(config),
-            cloudwatch: aws_sdk_cloudwatch::Client::new(config),
             logs: aws_sdk_cloudwatchlogs::Client::new(config),
             ec2: aws_sdk_ec2::Client::new(config),
             ecr: aws_sdk_ecr::Client::new(config),
@@ -128,10 +119,8 @@ impl Api {
             kms: aws_sdk_kms::Client::new(config),
             quotas: aws_sdk_servicequotas::Client::new(config),
             rds: aws_sdk_rds::Client::new(config),
-            route53: aws_sdk_route53::Client::new(config),
             s3: aws_sdk_s3::Client::from_conf(s3.build()),
             secretsmanager: aws_sdk_secretsmanager::Client::new(config),
-            sns: aws_sdk_sns::Client::new(config),
             sts,
             tagging: aws_sdk_resourcegroupstagging::Client::new(config),
         }

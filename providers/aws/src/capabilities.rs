@@ -10,8 +10,9 @@ use textnlp_provider::{Component, Site};
 pub const CAPABILITIES: Capabilities = Capabilities {
     runtimes: &[Runtime::Kubernetes],
     supported: &[
-        Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+        Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
         Database(DatabaseKind::Postgres, Some(Hosting::External)),
+        Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
         Tls(TlsMode::LocalCa),
         Tls(TlsMode::Existing),
         Failover(Failover::Manual),
@@ -51,6 +52,10 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     let part = match &component.part {
         ComponentSpec::Network(network) => ComponentSpec::Network(Network { cidr: None, ..network.clone() }),
         ComponentSpec::Cluster(cluster) => ComponentSpec::Cluster(Cluster { gpu: None, ..cluster.clone() }),
+        // A database that AWS runs has backups of its own.
+        ComponentSpec::Backup(_) if site.cluster.as_ref().is_some_and(|cluster| cluster.postgres.is_none()) => {
+            return None;
+        }
         part => part.clone(),
     };
     let is_inside = matches!(part, ComponentSpec::Certificate(_));

@@ -34,7 +34,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
                 by_use(Service::Ec2, "vpc/interface-endpoint", region, "data through the endpoint"),
             ]
         }
-        "aws.vpc-endpoint" => Vec::new(),
+        "aws.vpc-endpoint" => vec![one(Service::Ec2, "vpc/gateway-endpoint", "a gateway endpoint")],
         "aws.key" => vec![
             one(Service::Kms, "kms/key", "a key"),
             by_use(Service::Kms, "kms/requests", region, "requests with the key"),

@@ -78,3 +78,64 @@ pub(crate) fn kinds() -> &'static [Kind] {
     static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| rows().map(|row| row.kind.clone()).collect());
     &KINDS
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use textnlp_provider::Pricing;
+
+    use super::*;
+
+    /// The table of the guide. Every kind is created, read for drift attribute by attribute, and deleted by the same driver.
+    fn table() -> String {
+        let mut text = String::from(
+            "| kind | what it is | changes in place | from Terraform | cost | actions of IAM |\n|---|---|---|---|---|---|\n",
+        );
+        let listed = |words: Vec<String>| if words.is_empty() { "—".to_owned() } else { words.join(", ") };
+        for row in rows() {
+            let kind = &row.kind;
+            let fields = row.resource.in_place().iter().chain([&TAGS]).map(|field| format!("`{field}`"));
+            let terraform = kind.terraform.iter().map(|(name, _)| format!("`{name}`"));
+            let cost = match kind.pricing {
+                Pricing::Free => "none",
+                Pricing::BySpec => "by its spec",
+                Pricing::Included => "included",
+                Pricing::Unknown(why) => why,
+            };
+            let actions: BTreeSet<&str> = kind.permissions.iter().map(|permission| permission.action).collect();
+            text += &format!(
+                "| `{}` | {} | {} | {} | {cost} | {} |\n",
+                kind.name,
+                kind.says,
+                listed(fields.collect()),
+                listed(terraform.collect()),
+                actions.len()
+            );
+        }
+        text
+    }
+
+    #[test]
+    fn guide_lists_every_kind() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guide/aws.md");
+        let text = std::fs::read_to_string(file).unwrap();
+        let (before, rest) = text.split_once("<!-- kinds -->\n").unwrap();
+        let (found, after) = rest.split_once("<!-- end of kinds -->").unwrap();
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            let new = format!("{before}<!-- kinds -->\n{}<!-- end of kinds -->{after}", table());
+            return std::fs::write(file, new).unwrap();
+        }
+        assert_eq!(found, table(), "UPDATE_EXPECT=1 writes it");
+    }
+
+    #[test]
+    fn kinds_are_complete() {
+        for row in rows() {
+            let name = row.kind.name;
+            assert!(!row.kind.permissions.is_empty(), "{name} has no permissions");
+            let service = row.service;
+            assert!(crate::tables::Service::signed(service).is_some(), "{name}: {service} is no service of the table");
+        }
+    }
+}

@@ -21,7 +21,7 @@ pub(crate) const SECRET: &str = "textnlp-secret";
 pub(crate) const CLUSTER: &str = "kubernetes.io/cluster/";
 /// What AWS's console shows.
 const NAME: &str = "Name";
-/// Tags of AWS's own services, which nobody else may change.
+/// Tags of AWS's own services, which only they change.
 const RESERVED: &str = "aws:";
 
 /// The tags of a new object: those of its spec, and the built-in ones.

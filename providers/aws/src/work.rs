@@ -144,7 +144,7 @@ impl Work<'_> {
             if !is_ours {
                 let whose = match (tags::lineage(&seen.tags), tags::resource(&seen.tags)) {
                     (Some(lineage), Some(resource)) => format!("{resource} of the deployment {lineage}"),
-                    _ => "nobody that is known here: it has no tag `textnlp-lineage`".to_owned(),
+                    _ => "no deployment: it has no tag `textnlp-lineage`".to_owned(),
                 };
                 let error = Error::new(ErrorKind::Exists, "create", self.op.resource.to_string());
                 return Err(error

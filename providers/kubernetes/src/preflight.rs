@@ -48,6 +48,11 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
         let cause = format!("`{image}` has no digest: a new push of that tag changes what new pods run");
         problems.push(Problem::warning("cluster.image", cause, "write `REGISTRY/textnlp@sha256:…`"));
     }
+    if site.is_some_and(|site| site.replicates && site.settings.health_address.is_none()) {
+        let cause = "health checks of the other sites use the clients' address: a flood there looks like a failed site";
+        let fix = "make service textnlp-api-ready reachable from the witness's machine only, and write its address: `https://HOST:PORT`";
+        problems.push(Problem::warning("cluster.health_address", cause, fix));
+    }
     let brought = brought_kinds(wanted);
     let missing = missing_kinds(&api, &supported).await?;
     for row in ROWS.iter().filter(|row| missing.contains(row.name) && !brought.contains(&row.resource())) {

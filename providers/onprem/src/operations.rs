@@ -1,28 +1,30 @@
 //! Operations of a site of local processes. It has no autoscaling, canary or backup of its own; of the optional
 //! abilities it has one-off jobs alone.
 
-use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
 use textnlp_provider::operations::{JobOutput, Jobs, Operations, ServerProgram, ServiceEndpoint, SiteOutputs};
 use textnlp_provider::{Error, Lineage, Result};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
-use crate::verbs::VerifiedProgram;
+use crate::verbs::{Input, ProgramOutput, VerifiedProgram, run};
+
+/// Timeout of a one-off job. A key that several sites acknowledge takes up to two minutes.
+const JOB_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A site of local processes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct LocalOperations {
     server: Option<ServerProgram>,
+    within: Duration,
 }
 
 impl LocalOperations {
     /// The operations with this server program; `None` when none is recorded.
     pub fn new(server: Option<ServerProgram>) -> Self {
-        Self { server }
+        Self { server, within: JOB_TIMEOUT }
     }
 }
 
@@ -62,20 +64,12 @@ impl Jobs for LocalOperations {
             .map_err(std::io::Error::other)
             .and_then(|verified| verified)
             .map_err(|error| failed("start")(error).hint("`up` restores the recorded program"))?;
-        let mut child = Command::from(verified.command())
-            .args(["admin", command, "--config", config.as_str()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(failed("start"))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.to_string().as_bytes()).await.map_err(failed("write to"))?;
-        }
-        let output = child.wait_with_output().await.map_err(failed("wait for"))?;
-        let failure = (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned());
-        Ok(JobOutput { answer: serde_json::from_slice(&output.stdout).ok(), failure })
+        let arguments = ["admin", command, "--config", config.as_str()].map(str::to_owned);
+        let input = Input::Text(input.to_string());
+        let ProgramOutput { status, out, err } =
+            run(&verified, &arguments, input, self.within, program.as_str()).await?;
+        let failure = (!status.success()).then(|| String::from_utf8_lossy(&err).into_owned());
+        Ok(JobOutput { answer: serde_json::from_slice(&out).ok(), failure })
     }
 }
 
@@ -113,7 +107,29 @@ mod tests {
         assert!(std::process::Command::new("sh").args(["-c", changed, program.as_str()]).status().unwrap().success());
         let refused = jobs.run(lineage, "keys", &json!({})).await.unwrap_err();
         assert!(textnlp_provider::error_chain(&refused).contains("was changed: it has sha256:"), "{refused:?}");
-        assert!(Arc::new(LocalOperations::default()).jobs().is_none());
+        assert!(Arc::new(LocalOperations::new(None)).jobs().is_none());
+    }
+
+    #[tokio::test]
+    async fn job_that_does_not_end_is_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
+        let program = folder.join("bin/server");
+        std::fs::create_dir(folder.join("bin")).unwrap();
+        let script = "printf '#!/bin/sh\\nexec cat /dev/zero\\n' > \"$0\" && chmod 755 \"$0\"";
+        let written = std::process::Command::new("sh").args(["-c", script, program.as_str()]).status().unwrap();
+        assert!(written.success());
+        crate::verbs::record_program(&SiteFolder::at(folder), "bin/server");
+        let server = ServerProgram { program: program.clone(), config: folder.join("server.yaml") };
+        let run = |within: Duration| {
+            let jobs = LocalOperations { server: Some(server.clone()), within };
+            async move { jobs.run(Lineage(uuid::Uuid::nil()), "keys", &json!({})).await }
+        };
+        // Without a bound its output would be held in memory.
+        let flooded = run(JOB_TIMEOUT).await.unwrap();
+        assert!(flooded.failure.is_some() && flooded.answer.is_none(), "{flooded:?}");
+        let stopped = run(Duration::ZERO).await.unwrap_err();
+        assert!(textnlp_provider::error_chain(&stopped).contains("no answer in 0 s"), "{stopped:?}");
     }
 
     #[test]

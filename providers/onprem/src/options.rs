@@ -26,6 +26,8 @@ pub struct Options {
     pub needs_git: bool,
     /// The user that runs the environment on this machine, where one is set.
     pub user: Option<String>,
+    /// Whether root has to name the user: the environment serves production users, and is not deployed yet.
+    pub requires_user: bool,
     /// How models are fetched: proxies, endpoints, offline.
     pub models: FetchOptions,
     /// The model cache, shared by environments.
@@ -53,6 +55,7 @@ impl Options {
             serves_elsewhere: false,
             needs_git: false,
             user: None,
+            requires_user: false,
             models: FetchOptions::from_env(),
             model_cache: base.join("model-cache"),
             state_folder,

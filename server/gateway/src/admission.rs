@@ -1,13 +1,14 @@
 //! Admission of client connections: a share per address, and a total. For one connection more than the total, the one
 //! that has been idle longest is closed, as nginx does, so that silent connections do not keep clients out. A connection
 //! is idle unless one of its requests waits for a backend. The requests of an address have the same bound as its connections: one
-//! HTTP/2 connection may have many, each with a connection to a backend.
+//! HTTP/2 connection may have many, each with a connection to a backend. The networks that an IPv6 client may have are
+//! bounded too, because it can use all of their addresses.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use textnlp_net::network::subscriber;
+use textnlp_net::network::{Network, limited_networks};
 use tokio_util::sync::CancellationToken;
 
 /// Places above the total for our own proxies and their health checks.
@@ -42,16 +43,16 @@ struct Table {
     /// Including those that are closing.
     open: usize,
     connections: HashMap<u64, Connection>,
-    shares: HashMap<IpAddr, usize>,
+    /// Connections that are open, also those that are closing.
+    shares: HashMap<Network, usize>,
     /// Requests that are open, also those of evicted connections.
-    requests: HashMap<IpAddr, usize>,
+    requests: HashMap<Network, usize>,
     /// Idle connections, the longest idle first.
     idle: BTreeMap<u64, u64>,
 }
 
 #[derive(Debug)]
 struct Connection {
-    share: Option<IpAddr>,
     idle_since: Option<u64>,
     close: CancellationToken,
 }
@@ -61,8 +62,34 @@ struct Connection {
 pub(super) struct Place {
     admission: Arc<Admission>,
     number: u64,
-    share: Option<IpAddr>,
+    /// The networks whose shares it uses, and the multiples of one address's share that they have. None for those that
+    /// are not limited as one client.
+    shares: Vec<(Network, u32)>,
     close: CancellationToken,
+}
+
+/// Counts one more of each share.
+fn take(counts: &mut HashMap<Network, usize>, shares: &[(Network, u32)]) {
+    for (network, _) in shares {
+        *counts.entry(*network).or_default() += 1;
+    }
+}
+
+fn give_back(counts: &mut HashMap<Network, usize>, shares: &[(Network, u32)]) {
+    for (network, _) in shares {
+        if let Some(count) = counts.get_mut(network) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(network);
+            }
+        }
+    }
+}
+
+/// How much of one address's share is in use, in the network that has used the largest part of its own.
+fn in_use(counts: &HashMap<Network, usize>, shares: &[(Network, u32)]) -> usize {
+    let part = |(network, times): &(Network, u32)| counts.get(network).map(|count| count.div_ceil(*times as usize));
+    shares.iter().filter_map(part).max().unwrap_or_default()
 }
 
 impl Admission {
@@ -72,13 +99,18 @@ impl Admission {
 
     /// A place for a connection. `address` is none for those that are not limited as one client.
     pub(super) fn admit(self: &Arc<Self>, address: Option<IpAddr>, bounds: Bounds) -> Result<Place, Refused> {
-        let share = address.map(subscriber);
+        let shares = address.map(limited_networks).unwrap_or_default();
         let mut table = self.table();
-        if share.is_some_and(|share| table.shares.get(&share).is_some_and(|count| *count >= bounds.per_address)) {
+        let is_full = |(network, times): &(Network, u32)| {
+            let most = bounds.per_address.saturating_mul(*times as usize);
+            table.shares.get(network).is_some_and(|count| *count >= most)
+        };
+        if shares.iter().any(is_full) {
             return Err(Refused::AddressLimit);
         }
-        let total = bounds.total + if share.is_none() { RESERVED_PLACES } else { 0 };
-        if table.open >= bounds.total + RESERVED_PLACES + CLOSING_MAX {
+        // Connections of clients that are closing must not use the reserved places.
+        let total = bounds.total + if address.is_none() { RESERVED_PLACES } else { 0 };
+        if table.open >= total + CLOSING_MAX {
             return Err(Refused::Full);
         }
         let evicted = match table.connections.len() >= total {
@@ -89,16 +121,14 @@ impl Admission {
         let number = table.number();
         let since = table.number();
         table.idle.insert(since, number);
-        table.connections.insert(number, Connection { share, idle_since: Some(since), close: close.clone() });
+        table.connections.insert(number, Connection { idle_since: Some(since), close: close.clone() });
         table.open += 1;
-        if let Some(share) = share {
-            *table.shares.entry(share).or_default() += 1;
-        }
+        take(&mut table.shares, &shares);
         drop(table);
         if let Some(evicted) = evicted {
             evicted.cancel();
         }
-        Ok(Place { admission: self.clone(), number, share, close })
+        Ok(Place { admission: self.clone(), number, shares, close })
     }
 }
 
@@ -119,14 +149,6 @@ impl Table {
         if let Some(since) = connection.idle_since {
             self.idle.remove(&since);
         }
-        if let Some(share) = connection.share
-            && let Some(count) = self.shares.get_mut(&share)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.shares.remove(&share);
-            }
-        }
         Some(connection.close)
     }
 }
@@ -137,25 +159,16 @@ impl Place {
         self.close.cancelled().await;
     }
 
-    /// Counts a request. The open requests of the address, with this one; none are counted where it is not limited as
-    /// one client.
+    /// Counts a request. The open requests of the address, with this one, or the part of one address's requests that its
+    /// networks use, if that is more. None are counted where it is not limited as one client.
     pub(super) fn begin_request(&self) -> usize {
-        let Some(share) = self.share else { return 0 };
-        let mut table = self.admission.table();
-        let count = table.requests.entry(share).or_default();
-        *count += 1;
-        *count
+        let requests = &mut self.admission.table().requests;
+        take(requests, &self.shares);
+        in_use(requests, &self.shares)
     }
 
     pub(super) fn end_request(&self) {
-        let Some(share) = self.share else { return };
-        let requests = &mut self.admission.table().requests;
-        if let Some(count) = requests.get_mut(&share) {
-            *count -= 1;
-            if *count == 0 {
-                requests.remove(&share);
-            }
-        }
+        give_back(&mut self.admission.table().requests, &self.shares);
     }
 
     /// The connection has a request that waits for a backend, or has none any more.
@@ -179,6 +192,7 @@ impl Drop for Place {
         let mut table = self.admission.table();
         table.remove(self.number);
         table.open -= 1;
+        give_back(&mut table.shares, &self.shares);
     }
 }
 
@@ -203,7 +217,12 @@ mod tests {
         let _other = admit("192.0.2.2").unwrap();
         let _net = (admit("2001:db8::1").unwrap(), admit("2001:db8::ffff").unwrap());
         assert_eq!(admit("2001:db8:0:0:1::").unwrap_err(), Refused::AddressLimit);
-        let _next = admit("2001:db8:0:1::1").unwrap();
+        // A subscriber may have many of them: a /56 has the share of two addresses, a /48 that of four.
+        let _next = (admit("2001:db8:0:1::1").unwrap(), admit("2001:db8:0:2::1").unwrap());
+        assert_eq!(admit("2001:db8:0:3::1").unwrap_err(), Refused::AddressLimit);
+        let _far: Vec<_> = (1..5).map(|n| admit(&format!("2001:db8:0:{n}00::1")).unwrap()).collect();
+        assert_eq!(admit("2001:db8:0:500::1").unwrap_err(), Refused::AddressLimit);
+        let _others = admit("2001:db8:1::1").unwrap();
         drop(first);
         let _again = admit("192.0.2.1").unwrap();
         // Proxies have many clients.
@@ -246,6 +265,10 @@ mod tests {
         first.end_request();
         second.end_request();
         assert_eq!(second.begin_request(), 2);
+        // Half of the five of the /56.
+        let beside = admit("2001:db8:0:1::1");
+        assert_eq!([&beside, &beside, &beside].map(Place::begin_request), [2, 2, 3]);
+        (0..3).for_each(|_| beside.end_request());
         let proxy = admission.admit(None, BOUNDS).unwrap();
         assert_eq!([proxy.begin_request(), proxy.begin_request()], [0, 0]);
         for place in [&first, &second, &other, &proxy] {
@@ -255,13 +278,17 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_do_not_close_are_bounded_too() {
+    fn connections_that_do_not_close_count_for_their_address_and_leave_the_reserved_places() {
         let admission = Arc::new(Admission::default());
-        let bounds = Bounds { total: 3, per_address: usize::MAX };
-        let most = 3 + RESERVED_PLACES + CLOSING_MAX;
-        let places: Vec<_> = (0..most).map(|_| admission.admit(address("192.0.2.1"), bounds).unwrap()).collect();
-        assert_eq!(admission.admit(address("192.0.2.1"), bounds).unwrap_err(), Refused::Full);
-        drop(places);
-        admission.admit(address("192.0.2.1"), bounds).unwrap();
+        let bounds = Bounds { total: 3, per_address: 300 };
+        let address = |n: usize| Some(IpAddr::from([192, 0, 2, (n / 300) as u8]));
+        let most = 3 + CLOSING_MAX;
+        let places: Vec<_> = (0..most).map(|n| admission.admit(address(n), bounds).unwrap()).collect();
+        assert_eq!(admission.admit(address(0), bounds).unwrap_err(), Refused::AddressLimit);
+        assert_eq!(admission.admit(address(most), bounds).unwrap_err(), Refused::Full);
+        let reserved: Vec<_> = (0..RESERVED_PLACES).map(|_| admission.admit(None, bounds).unwrap()).collect();
+        assert_eq!(admission.admit(None, bounds).unwrap_err(), Refused::Full);
+        drop((places, reserved));
+        admission.admit(address(0), bounds).unwrap();
     }
 }

@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::admission::Bounds;
+use super::admission::{Admission, Bounds};
 use super::certificate::Certificate;
 use super::config::{MOST_CONNECTIONS, SocketAddress};
 use super::events::Closing;
@@ -134,7 +134,8 @@ impl Listener {
         .await;
     }
 
-    /// Serves metrics, administration or health checks: small answers, with TLS if there is a certificate.
+    /// Serves metrics, administration or health checks: small answers, with TLS if there is a certificate. For one
+    /// connection too many, the one that has been idle longest is closed: silent ones keep no health check out.
     pub(super) async fn serve_small<F>(
         self,
         gateway: Arc<Gateway>,
@@ -143,9 +144,17 @@ impl Listener {
     ) where
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        self.accept(gateway, MOST_SMALL, move |gateway, stream| {
-            let certificate = certificate.clone();
+        let admission = Arc::new(Admission::default());
+        self.accept(gateway, 2 * MOST_SMALL, move |gateway, stream| {
+            let (certificate, admission) = (certificate.clone(), admission.clone());
             async move {
+                let bounds = Bounds { total: MOST_SMALL, per_address: usize::MAX };
+                let ip = match &stream {
+                    Stream::Tcp(_, peer) => Some(peer.ip()),
+                    Stream::Unix(_) => None,
+                };
+                let Ok(place) = admission.admit(ip, bounds) else { return };
+                let place = Arc::new(place);
                 let peer = match &stream {
                     Stream::Tcp(..) => None,
                     Stream::Unix(stream) => Peer::of(stream).ok(),
@@ -153,20 +162,29 @@ impl Listener {
                 let stream: BoxStream = match certificate {
                     None => Box::new(stream),
                     Some(certificate) => {
-                        match timeout(HANDSHAKE_TIMEOUT, certificate.acceptor().accept(stream)).await {
+                        let shaken = tokio::select! {
+                            shaken = timeout(HANDSHAKE_TIMEOUT, certificate.acceptor().accept(stream)) => shaken,
+                            () = place.evicted() => return,
+                        };
+                        match shaken {
                             Ok(Ok(stream)) => Box::new(stream),
                             _ => return,
                         }
                     }
                 };
                 let service = {
-                    let gateway = gateway.clone();
+                    let (gateway, place) = (gateway.clone(), place.clone());
                     service_fn(move |mut request: Request<Incoming>| {
                         if let Some(peer) = &peer {
                             request.extensions_mut().insert(peer.clone());
                         }
-                        let answer = answer(gateway.clone(), request);
-                        async move { Ok::<_, Infallible>(answer.await) }
+                        let (answer, place) = (answer(gateway.clone(), request), place.clone());
+                        async move {
+                            place.set_idle(false);
+                            let answered = answer.await;
+                            place.set_idle(true);
+                            Ok::<_, Infallible>(answered)
+                        }
                     })
                 };
                 let connection = http1::Builder::new()
@@ -178,6 +196,7 @@ impl Listener {
                 let mut connection = pin!(connection);
                 tokio::select! {
                     _ = &mut connection => return,
+                    () = place.evicted() => return,
                     () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
                 }
                 tokio::select! {

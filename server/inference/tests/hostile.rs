@@ -10,6 +10,7 @@ use std::path::Path;
 use support::golden;
 use textnlp_inference::cpu::{Cpu, LoadOptions};
 use textnlp_inference::format::{Checkpoint, FormatError};
+use textnlp_inference::text::Tokenizer;
 
 /// Counts what this thread holds, and the most it held.
 struct Counting;
@@ -66,6 +67,29 @@ fn header_length(gguf: &[u8]) -> usize {
     let last = b"output.weight";
     let places = gguf.windows(last.len()).enumerate().filter(|(_, w)| w == last);
     places.map(|(at, _)| at + last.len() + 4 + 8 + 4 + 8).next_back().unwrap()
+}
+
+#[test]
+fn long_text_is_split_in_bounded_memory() {
+    let letters = ('!'..='~').chain("ĠĊ".chars()).enumerate().map(|(id, letter)| (letter.to_string(), id.into()));
+    let vocab: serde_json::Map<String, serde_json::Value> = letters.collect();
+    let by_bytes =
+        serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": by_bytes, "decoder": by_bytes,
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    });
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+    assert!(tokenizer.splits_in_parts());
+    // What a model with a context of 131072 tokens takes.
+    for text in ["ab ".repeat(700_000), "the quick (brown) fox.\n".repeat(90_000), "x".repeat(2_000_000)] {
+        HELD.with(|held| held.set((0, 0)));
+        let ids = tokenizer.encode(&text, true).map(|ids| ids.len());
+        let most = HELD.with(|held| held.get().1);
+        println!("{:.20}: {ids:?}, {} kB", text.escape_default().to_string(), most / 1000);
+        assert!(most <= 64_000_000, "{most} bytes were held for a text of {}", text.len());
+        assert_eq!(ids.is_ok(), text.contains(' '));
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::config::Rate;
 use crate::error::ApiError;
+use crate::recent;
 
 /// An authenticated caller.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +74,15 @@ pub(crate) async fn keep_verifiers(app: &App, stop: &CancellationToken) {
     }
 }
 
+/// Reads the known public keys again, unless that was done a moment ago.
+pub(crate) async fn learn_verifiers(app: &App) -> Result<(), ApiError> {
+    let read = async {
+        app.signer.learn(textnlp_store::read(|| app.store.verifiers()).await?.values());
+        Ok(())
+    };
+    app.verifiers.get(recent::INTERVAL, read).await
+}
+
 async fn look_at_verifiers(app: &App) -> Result<(), StoreError> {
     let mut stored = app.store.verifiers().await?;
     if let Some((name, kid, jwk)) = app.signer.lease(&app.config.site, &stored) {
@@ -127,7 +137,7 @@ pub(crate) fn refuse(app: &App, action: Action, error: ApiError, origin: Origin<
 
 /// Identifies the caller.
 pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
-    let claimed = claimed_tenant(app, headers).await?;
+    let claim = claimed_tenant(app, headers).await?;
     let caller = match credential(app, headers)? {
         Some(Credential::Key(text)) => with_key(app, &text).await.map(|key| caller(app, &key, None))?,
         Some(Credential::Token(text)) => with_token(app, &text).await?,
@@ -140,14 +150,14 @@ pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Calle
             ));
         }
         // A domain whose subdomains are tenants: without a key, the request itself must name its tenant.
-        None if claimed.is_none() && app.config.api.base_domain.is_some() => {
+        None if claim.tenant.is_none() && app.config.api.base_domain.is_some() => {
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "tenant_required", "Tenant ID required")
                 .param("X-Tenant-ID")
                 .hint("send X-Tenant-ID, use the tenant's subdomain, or send a key: it belongs to a tenant"));
         }
-        None => anonymous(claimed.as_deref().unwrap_or(tenant::DEFAULT)),
+        None => anonymous(claim.tenant.as_deref().unwrap_or(tenant::DEFAULT)),
     };
-    of_tenant(claimed, caller)
+    of_tenant(app, claim, caller).await
 }
 
 /// The caller that created a ticket, with the current rights of its key; `None` when the ticket is no longer valid. A
@@ -157,7 +167,7 @@ pub(crate) async fn with_ticket(
     headers: &HeaderMap,
     ticket: &StreamTicket,
 ) -> Result<Option<Caller>, ApiError> {
-    let claimed = claimed_tenant(app, headers).await?;
+    let claim = claimed_tenant(app, headers).await?;
     if credential(app, headers)?.is_some() && authenticate(app, headers).await?.tenant != ticket.tenant {
         return Err(ApiError::new(
             StatusCode::FORBIDDEN,
@@ -175,11 +185,17 @@ pub(crate) async fn with_ticket(
         None if ticket.user == ANONYMOUS && !app.config.security.api_keys_enabled => anonymous(&ticket.tenant),
         None => return Ok(None),
     };
-    of_tenant(claimed, found).map(Some)
+    of_tenant(app, claim, found).await.map(Some)
 }
 
 /// Rejects a caller of another tenant than the one that the header or the host name claims.
-fn of_tenant(claimed: Option<String>, caller: Caller) -> Result<Caller, ApiError> {
+async fn of_tenant(app: &App, claim: Claim, caller: Caller) -> Result<Caller, ApiError> {
+    let claimed = match claim.label {
+        Some(label) if label == caller.tenant || textnlp_store::read(|| app.store.has_tenant(&label)).await? => {
+            Some(agreed(claim.tenant, label)?)
+        }
+        _ => claim.tenant,
+    };
     match claimed.filter(|claimed| *claimed != caller.tenant) {
         None => Ok(caller),
         Some(claimed) => Err(ApiError::new(
@@ -277,7 +293,7 @@ pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> 
 
 async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
     if app.signer.should_learn(text) {
-        app.signer.learn(textnlp_store::read(|| app.store.verifiers()).await?.values());
+        learn_verifiers(app).await?;
     }
     let claims = app.signer.verify(text).map_err(|error| {
         let expired = matches!(error.kind(), jsonwebtoken::errors::ErrorKind::ExpiredSignature);
@@ -311,8 +327,22 @@ pub(crate) fn caller(app: &App, key: &ApiKey, token: Option<Token>) -> Caller {
     }
 }
 
+/// The tenant that a request claims.
+struct Claim {
+    tenant: Option<String>,
+    /// A part of the host name that claims a tenant too, if there is one of that name. The database is asked only for a
+    /// caller that was authenticated.
+    label: Option<String>,
+}
+
+impl Claim {
+    fn of(tenant: Option<String>) -> Self {
+        Self { tenant, label: None }
+    }
+}
+
 /// The tenant that the header or the host name claims.
-async fn claimed_tenant(app: &App, headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+async fn claimed_tenant(app: &App, headers: &HeaderMap) -> Result<Claim, ApiError> {
     let named = one(headers, tenant::HEADER)?.map(str::to_owned);
     if let Some(named) = &named
         && !tenant::is_tenant_id(named)
@@ -323,7 +353,7 @@ async fn claimed_tenant(app: &App, headers: &HeaderMap) -> Result<Option<String>
     }
     let host = one(headers, header::HOST.as_str())?.unwrap_or_default();
     let base = app.config.api.base_domain.as_deref();
-    let Some(label) = tenant::subdomain(host, base) else { return Ok(named) };
+    let Some(label) = tenant::subdomain(host, base) else { return Ok(Claim::of(named)) };
     let label = label.to_ascii_lowercase();
     if !tenant::is_tenant_id(&label) {
         return if base.is_some() {
@@ -334,11 +364,14 @@ async fn claimed_tenant(app: &App, headers: &HeaderMap) -> Result<Option<String>
             )
             .param("Host"))
         } else {
-            Ok(named)
+            Ok(Claim::of(named))
         };
     }
+    if base.is_none() && app.config.security.api_keys_enabled {
+        return Ok(Claim { tenant: named, label: Some(label) });
+    }
     if base.is_none() && !textnlp_store::read(|| app.store.has_tenant(&label)).await? {
-        return Ok(named);
+        return Ok(Claim::of(named));
     }
     // With API keys on, a claim to another tenant is rejected later, without revealing which tenants exist.
     if !app.config.security.api_keys_enabled
@@ -349,11 +382,16 @@ async fn claimed_tenant(app: &App, headers: &HeaderMap) -> Result<Option<String>
             .param("Host")
             .hint("`textnlp-deploy key create NAME --tenant TENANT` creates it with its first key"));
     }
-    match named {
-        Some(named) if named != label => {
-            Err(ApiError::invalid(format!("X-Tenant-ID is `{named}`, but the host is of `{label}`"))
-                .param("X-Tenant-ID"))
+    agreed(named, label).map(|tenant| Claim::of(Some(tenant)))
+}
+
+/// The tenant that the host claims, which the header must not contradict.
+fn agreed(named: Option<String>, label: String) -> Result<String, ApiError> {
+    match named.filter(|named| *named != label) {
+        None => Ok(label),
+        Some(named) => {
+            let message = format!("X-Tenant-ID is `{named}`, but the host is of `{label}`");
+            Err(ApiError::invalid(message).param("X-Tenant-ID"))
         }
-        _ => Ok(Some(label)),
     }
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::http::Call;
 use crate::ready::{self, Verdict};
+use crate::recent;
 
 /// Timeout of the database check.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -51,8 +52,8 @@ pub(super) async fn health(call: Call) -> Response {
 /// Whether requests can be sent here.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     // Clients wait two or three seconds, and the verdict does not depend on the database.
-    let asked = tokio::time::timeout(DATABASE_TIMEOUT, app.store.check()).await;
-    let database = if matches!(asked, Ok(Ok(()))) { "ok" } else { "unavailable" };
+    let check = async { matches!(tokio::time::timeout(DATABASE_TIMEOUT, app.store.check()).await, Ok(Ok(()))) };
+    let database = if app.database_answers.get(recent::INTERVAL, check).await { "ok" } else { "unavailable" };
     let verdict = ready::verdict(&app).await;
     app.leaving.asked(verdict == Verdict::Draining);
     let (status, body) = match verdict {

@@ -77,9 +77,7 @@ fn key_in_headers(app: &App, headers: &HeaderMap) -> Option<String> {
 /// The public keys.
 pub(super) async fn jwks(State(app): State<Arc<App>>) -> Response {
     // If the store is unavailable, the last known keys are shown.
-    if let Ok(verifiers) = app.store.verifiers().await {
-        app.signer.learn(verifiers.values());
-    }
+    let _ = auth::learn_verifiers(&app).await;
     let keys: Value = app.signer.jwks();
     ([(header::CACHE_CONTROL, "public, max-age=300")], Json(keys)).into_response()
 }

@@ -1,5 +1,7 @@
 //! Reading a request's body: bounded in size, time, depth, and in the memory of its values.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -8,13 +10,14 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use textnlp_inference::engine::Failure;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::fields::Fields;
 use super::strict::{self, Refused};
 use crate::app::App;
 use crate::config::ByteSize;
 use crate::error::ApiError;
+use crate::record::Record;
 
 /// The largest bodies of routes that need less than `max_request_size`.
 const LIMITS: &[(&str, usize)] = &[("/auth/token", 4_000), ("/v1/stream/tickets", 128_000), ("/v1/validate", 256_000)];
@@ -41,17 +44,75 @@ pub(crate) fn body_limit(max_request_size: usize, route: &str) -> usize {
     own.unwrap_or(max_request_size).min(max_request_size)
 }
 
-/// KiB of large bodies that may be held at once: at least one of the largest.
-pub(crate) fn kib_of_bodies(max_request_size: usize) -> u32 {
-    kib(max_request_size.max(MAX_HELD))
-}
-
 fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX)
 }
 
+/// The memory of large bodies: bounded for all requests together, for those of one tenant and for those of one key, so
+/// that each leaves room for the others.
+pub(crate) struct BodyMemory {
+    all: Arc<Semaphore>,
+    tenant_kib: u32,
+    key_kib: u32,
+    /// Those that are in use.
+    shares: Mutex<HashMap<Owner, Arc<Semaphore>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Owner {
+    Tenant(String),
+    Key(String),
+}
+
+/// The memory of one body.
+pub(crate) struct HeldMemory {
+    _permits: [OwnedSemaphorePermit; 3],
+}
+
+impl BodyMemory {
+    /// For bodies of up to this many bytes: two of the largest fit in, one of each tenant.
+    pub(crate) fn new(max_request_size: usize) -> Self {
+        let all = MAX_HELD.max(max_request_size.saturating_mul(2));
+        let part = |divisor: usize| kib((all / divisor).max(max_request_size));
+        Self {
+            all: Arc::new(Semaphore::new(kib(all) as usize)),
+            tenant_kib: part(2),
+            key_kib: part(4),
+            shares: Mutex::default(),
+        }
+    }
+
+    /// Waits until there is room for a body beside those of other requests.
+    async fn hold(&self, tenant: &str, key: &str, bytes: usize) -> Result<HeldMemory, ApiError> {
+        let key = self.share(Owner::Key(key.to_owned()), self.key_kib);
+        let tenant = self.share(Owner::Tenant(tenant.to_owned()), self.tenant_kib);
+        let size = kib(bytes);
+        // The own shares first: whoever waits for them takes no place of others.
+        let permits = async {
+            let key = key.acquire_many_owned(size).await?;
+            let tenant = tenant.acquire_many_owned(size).await?;
+            Ok::<_, tokio::sync::AcquireError>([key, tenant, self.all.clone().acquire_many_owned(size).await?])
+        };
+        let waited = tokio::time::timeout(HELD_TIMEOUT, permits).await;
+        let permits = waited.map_err(|_| Failure::Busy { retry_after_ms: 1000 })?.map_err(|_| Failure::Draining)?;
+        Ok(HeldMemory { _permits: permits })
+    }
+
+    fn share(&self, owner: Owner, kib: u32) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        // Permits and those that wait have a reference, too.
+        shares.retain(|_, share| Arc::strong_count(share) > 1);
+        shares.entry(owner).or_insert_with(|| Arc::new(Semaphore::new(kib as usize))).clone()
+    }
+}
+
 /// Reads a JSON object.
-pub(crate) async fn read_fields(app: &App, route: &str, headers: &HeaderMap, body: Body) -> Result<Fields, ApiError> {
+pub(crate) async fn read_fields(
+    app: &App,
+    record: &Record,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Fields, ApiError> {
     let plain = match headers.get(header::CONTENT_TYPE) {
         None => true,
         Some(value) => value.to_str().is_ok_and(|value| {
@@ -74,7 +135,7 @@ pub(crate) async fn read_fields(app: &App, route: &str, headers: &HeaderMap, bod
             "the body must not be compressed",
         ));
     }
-    let (bytes, held) = read(app, body_limit(app.config.api.max_request_size, route), headers, body).await?;
+    let (bytes, held) = read(app, record, headers, body).await?;
     let value = match held {
         None => parse(&bytes)?,
         Some(_) => app.parsers.run(move || parse(&bytes)).await??,
@@ -111,10 +172,11 @@ fn too_large(message: String) -> ApiError {
 /// The body, and the permit of one that is larger than [`SMALL`].
 async fn read(
     app: &App,
-    most: usize,
+    record: &Record,
     headers: &HeaderMap,
     mut body: Body,
-) -> Result<(BytesMut, Option<OwnedSemaphorePermit>), ApiError> {
+) -> Result<(BytesMut, Option<HeldMemory>), ApiError> {
+    let most = body_limit(app.config.api.max_request_size, &record.route);
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     let collect = async {
         if announced.is_some_and(|announced| announced > most) {
@@ -131,7 +193,8 @@ async fn read(
             if size > SMALL && held.is_none() {
                 // One of unknown size counts as the largest.
                 let whole = announced.unwrap_or(most).max(size);
-                held = Some(hold(app, whole).await?);
+                let (tenant, key) = record.owner();
+                held = Some(app.bodies.hold(&tenant, &key, whole).await?);
                 bytes.reserve(announced.map_or(0, |announced| announced.saturating_sub(bytes.len())));
             }
             bytes.extend_from_slice(&data);
@@ -152,13 +215,6 @@ async fn read(
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body took too long to arrive"))
         }
     }
-}
-
-/// Waits until there is room for a large body beside those of other requests.
-async fn hold(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-    let permit = app.bodies.clone().acquire_many_owned(kib(bytes));
-    let waited = tokio::time::timeout(HELD_TIMEOUT, permit).await;
-    waited.map_err(|_| Failure::Busy { retry_after_ms: 1000 })?.map_err(|_| Failure::Draining.into())
 }
 
 async fn discard(mut body: Body) {
@@ -212,6 +268,29 @@ fn field_before(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn one_tenant_and_one_key_leave_memory_for_the_bodies_of_others() {
+        use futures::FutureExt as _;
+        let memory = BodyMemory::new(10_000_000);
+        let hold = |tenant: &str, key: &str| memory.hold(tenant, key, 10_000_000).now_or_never().map(Result::unwrap);
+        let first = hold("acme", "1").unwrap();
+        assert!(hold("acme", "1").is_none(), "a key has a quarter");
+        let others = [hold("acme", "2").unwrap(), hold("acme", "3").unwrap()];
+        assert!(hold("acme", "4").is_none(), "a tenant has half");
+        let beside = [hold("other", "5").unwrap(), hold("other", "6").unwrap(), hold("third", "7").unwrap()];
+        assert!(hold("fourth", "8").is_none(), "all of it is in use");
+        drop(first);
+        let _again = hold("acme", "1").unwrap();
+        drop((others, beside));
+        let _last = hold("fourth", "8").unwrap();
+        assert_eq!(memory.shares.lock().unwrap().len(), 4, "what nobody uses is forgotten");
+        // Two of the largest bodies fit in, whatever their size.
+        let memory = BodyMemory::new(100 << 20);
+        let hold = |tenant: &str, key: &str| memory.hold(tenant, key, 100 << 20).now_or_never().map(Result::unwrap);
+        let _two = (hold("acme", "1").unwrap(), hold("other", "2").unwrap());
+        assert!(hold("third", "3").is_none());
+    }
 
     fn check(text: &str, param: Option<&str>, hint: Option<&str>) {
         let error = broken(text, &serde_json::from_str::<Value>(text).unwrap_err());

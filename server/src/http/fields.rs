@@ -7,8 +7,8 @@ use std::ops::RangeInclusive;
 use axum::extract::Query;
 use axum::http::Uri;
 use serde_json::{Map, Value};
-use tokio::sync::OwnedSemaphorePermit;
 
+use super::body::HeldMemory;
 use crate::config::nearest;
 use crate::error::ApiError;
 
@@ -18,7 +18,7 @@ pub(crate) struct Fields {
     known: RefCell<Vec<&'static str>>,
     wrong: RefCell<Vec<(String, String, Option<String>)>>,
     /// The memory of a large body, until its fields are dropped.
-    _held: Option<OwnedSemaphorePermit>,
+    _held: Option<HeldMemory>,
 }
 
 /// Mistakes named besides the first.
@@ -29,7 +29,7 @@ impl Fields {
         Self::of_body(value, None)
     }
 
-    pub(crate) fn of_body(value: Value, held: Option<OwnedSemaphorePermit>) -> Result<Self, ApiError> {
+    pub(crate) fn of_body(value: Value, held: Option<HeldMemory>) -> Result<Self, ApiError> {
         match value {
             Value::Object(map) => Ok(Self { map, known: RefCell::default(), wrong: RefCell::default(), _held: held }),
             other => Err(ApiError::invalid(format!("the body must be a JSON object, not {}", kind(&other)))),

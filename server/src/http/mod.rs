@@ -20,7 +20,7 @@ use hyper::body::{Frame, SizeHint};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
-pub(crate) use body::{body_limit, kib_of_bodies};
+pub(crate) use body::{BodyMemory, body_limit};
 pub(crate) use fields::Fields;
 
 use textnlp_store::rate::Left;
@@ -138,7 +138,7 @@ impl Call {
     /// Reads the body's fields.
     pub(crate) async fn fields(&mut self) -> Result<Fields, ApiError> {
         let body = std::mem::take(self.body.get_mut().unwrap_or_else(PoisonError::into_inner));
-        body::read_fields(&self.app, &self.record.route, &self.headers, body).await
+        body::read_fields(&self.app, &self.record, &self.headers, body).await
     }
 }
 

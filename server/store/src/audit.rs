@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row, Transaction};
+use textnlp_net::network::{Network, subscriber};
 use tokio::sync::Notify;
 
 use super::scope::Job;
@@ -313,6 +314,10 @@ pub struct Origin<'r> {
     pub request_id: &'r str,
 }
 
+fn shown(source: IpAddr) -> String {
+    source.to_canonical().to_string()
+}
+
 /// Aggregates events of requests and writes them asynchronously.
 #[derive(Debug, Clone)]
 pub struct AuditLog(Arc<Shared>);
@@ -338,7 +343,8 @@ struct Group {
     action: Action,
     outcome: Outcome,
     actor: Actor,
-    source: Option<String>,
+    /// An IPv6 client can use every address of its network.
+    source: Option<Network>,
     reason: Option<&'static str>,
 }
 
@@ -375,12 +381,12 @@ impl AuditLog {
         let event = AuditEvent {
             // One for each key, whichever replica sees it first.
             id: format!("first-use-{key}"),
-            source: origin.source.map(|source| source.to_string()),
+            source: origin.source.map(shown),
             request_id: Some(origin.request_id.to_owned()),
             ..AuditEvent::new(&actor, Action::KeyFirstUse).object(key).tenant(tenant)
         };
-        let group =
-            Group { action: event.action, outcome: event.outcome, actor, source: event.source.clone(), reason: None };
+        let source = origin.source.map(subscriber);
+        let group = Group { action: event.action, outcome: event.outcome, actor, source, reason: None };
         waiting.add(group, event);
         self.0.wake.notify_one();
     }
@@ -406,8 +412,8 @@ impl AuditLog {
     }
 
     fn sum(&self, event: AuditEvent, reason: Option<&'static str>, origin: Origin<'_>) {
-        let (source, request_id) = (origin.source.map(|source| source.to_string()), Some(origin.request_id.to_owned()));
-        let event = AuditEvent { source: source.clone(), request_id, ..event };
+        let (source, request_id) = (origin.source.map(subscriber), Some(origin.request_id.to_owned()));
+        let event = AuditEvent { source: origin.source.map(shown), request_id, ..event };
         let group = Group { action: event.action, outcome: event.outcome, actor: event.actor.clone(), source, reason };
         self.lock().add(group, event);
     }
@@ -444,6 +450,9 @@ impl Waiting {
             Some(there) => {
                 there.count = there.count.saturating_add(1);
                 there.until_ms = there.until_ms.max(event.at_ms);
+                if there.source != event.source {
+                    there.source = group.source.map(|network| network.to_string());
+                }
             }
             None => {
                 self.groups.insert(group, event);
@@ -560,6 +569,13 @@ mod tests {
     async fn a_flood_of_wrong_credentials_is_a_bounded_number_of_rows_that_count_all_of_it(bench: Bench) {
         let store = bench.store().await;
         let (log, task) = AuditLog::start(store.clone());
+        // An IPv6 client can use another address for each.
+        for (network, last) in [("2001:db8:0:1", 900), ("2001:db8:0:2", 1)] {
+            for n in 0..last {
+                let source = format!("{network}::{n:x}").parse().ok();
+                log.refused(Action::Authenticate, "invalid_api_key", Origin { source, request_id: "r" });
+            }
+        }
         for n in 0..10_000 {
             let source = Some(IpAddr::from([10, 0, (n / 250 % 200) as u8, (n % 250) as u8]));
             log.refused(Action::SignIn, "invalid_api_key", Origin { source, request_id: "r" });
@@ -571,6 +587,10 @@ mod tests {
         log.close();
         task.await.unwrap();
         let rows = store.audit_page(ALL).await.unwrap();
+        let mut networks: Vec<_> =
+            rows.iter().filter(|row| row.action == "authenticate").map(|row| (row.source.clone(), row.count)).collect();
+        networks.sort();
+        assert_eq!(networks, [(Some("2001:db8:0:1::/64".into()), 900), (Some("2001:db8:0:2::".into()), 1)]);
         let rows: Vec<_> = rows.iter().filter(|row| row.action == "sign_in").collect();
         let refused: Vec<_> = rows.iter().filter(|row| row.outcome == "refused").collect();
         // One more than are told apart: all others together.

@@ -5,6 +5,7 @@ use sqlx::any::AnyRow;
 use sqlx::{Any, Row, Transaction};
 
 use super::{Store, StoreError, Token, now_ms};
+use crate::audit::is_plain;
 use crate::lease::{LeaseAnswer, LeaseRequest, Settlement};
 use crate::rate::{Left, Rate, Taken, give_back, take};
 
@@ -145,6 +146,11 @@ impl Reservation {
     }
 }
 
+/// The most that a budget counts: sums with it do not overflow.
+const MAX_USED: i64 = 1 << 60;
+/// How far ahead the arrival of a rate may be, in milliseconds: the longest period is a day, and clocks differ.
+const MAX_AHEAD_MS: f64 = 2.0 * 86_400_000.0;
+
 /// Why units were not reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -234,7 +240,8 @@ impl Store {
         if let Some(rate) = reservation.rate
             && leased > 0
         {
-            // What is leased is not free, however long ago it was granted.
+            // What is leased is not free, however long ago it was granted; no more is than the rate allows.
+            let leased = leased.min(rate.count);
             let (subject, unit) = (&reservation.subject, reservation.unit.name());
             let arrival = self.arrival(&mut transaction, subject, unit).await?.unwrap_or(0.0);
             let least = now_ms as f64 + rate.each_ms() * leased as f64;
@@ -367,11 +374,12 @@ impl Store {
         for Budget { id, .. } in reservation.budgets() {
             let query = sqlx::query(
                 "UPDATE token_budgets SET reserved = CASE WHEN reserved > $1 THEN reserved - $1 ELSE 0 END, \
-                 used = CASE WHEN used + $2 > 0 THEN used + $2 ELSE 0 END WHERE jti = $3",
+                 used = CASE WHEN used + $2 <= 0 THEN 0 WHEN used + $2 > $4 THEN $4 ELSE used + $2 END WHERE jti = $3",
             )
             .bind(granted as i64)
             .bind(used)
-            .bind(share.name(&id));
+            .bind(share.name(&id))
+            .bind(MAX_USED);
             self.ask(query.execute(&mut **transaction)).await?;
         }
         let unused = (granted as i64).saturating_sub(used).max(0) as u64;
@@ -548,6 +556,18 @@ pub enum Counter {
 }
 
 impl Counter {
+    /// Whether a site may count so. It comes from another process.
+    pub fn is_valid(&self, now_ms: i64) -> bool {
+        match self {
+            Self::Rate { subject, arrival_ms, .. } => {
+                is_plain(subject) && (0.0..=now_ms as f64 + MAX_AHEAD_MS).contains(arrival_ms)
+            }
+            Self::Budget { id, limit, reserved, used, .. } => {
+                is_plain(id) && *limit >= 0 && [reserved, used].into_iter().all(|count| (0..=MAX_USED).contains(count))
+            }
+        }
+    }
+
     fn of_rate(row: &AnyRow) -> Result<Self, sqlx::Error> {
         let unit =
             if row.try_get::<String, _>("kind")? == Unit::Requests.name() { Unit::Requests } else { Unit::Tokens };
@@ -654,6 +674,38 @@ mod tests {
         assert!(store.reserve(&reservation).await.unwrap().is_ok());
         let much = Reservation { units: 101, ..reservation };
         assert_eq!(store.reserve(&much).await.unwrap(), Err(BudgetRefusal::Rate(Taken::Never)));
+    }
+
+    #[test]
+    fn counters_with_values_that_no_site_counts_are_invalid() {
+        let now = 1_800_000_000_000;
+        let rate =
+            |subject: &str, arrival_ms| Counter::Rate { subject: subject.into(), unit: Unit::Tokens, arrival_ms };
+        let budget = |id: &str, limit, reserved, used| Counter::Budget {
+            id: id.into(),
+            limit,
+            reserved,
+            used,
+            expires_at: i64::MAX,
+        };
+        let day_ahead = now as f64 + 86_400_000.0;
+        for valid in [rate("k", 0.0), rate("k", day_ahead), budget("key k", i64::MAX, 5, MAX_USED)] {
+            assert!(valid.is_valid(now), "{valid:?}");
+        }
+        let long = "k".repeat(1000);
+        for invalid in [
+            rate(&long, 0.0),
+            rate("k", -1.0),
+            rate("k", f64::MAX),
+            rate("k", f64::NAN),
+            budget(&long, 1, 0, 0),
+            budget("k", -1, 0, 0),
+            budget("k", 1, -1, 0),
+            budget("k", 1, i64::MAX, 0),
+            budget("k", 1, 0, i64::MAX),
+        ] {
+            assert!(!invalid.is_valid(now), "{invalid:?}");
+        }
     }
 
     async fn expired_budgets_go_when_new_ones_come(bench: Bench) {

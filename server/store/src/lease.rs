@@ -14,6 +14,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::is_plain;
 use crate::budget::{BudgetRefusal, Grant, Reservation, Unit};
 use crate::rate::{Left, Taken};
 
@@ -63,6 +64,22 @@ pub struct LeaseRequest {
     /// lost.
     #[serde(default)]
     pub overdrawn: u64,
+}
+
+/// The most units of a settlement or a lease; the largest rate has fewer.
+const MAX_UNITS: u64 = 1 << 50;
+
+impl LeaseRequest {
+    /// Whether its names and amounts are ones that a counter can have. It comes from another process.
+    pub fn is_valid(&self) -> bool {
+        let Reservation { subject, key_limit, token, units, .. } = &self.reservation;
+        let names = [Some(&self.holder), Some(subject), token.as_ref().map(|token| &token.jti)];
+        let limits = [*key_limit, token.as_ref().map(|token| token.limit)];
+        let settled = [self.settled, self.settled_apart].map(|ended| ended.granted.max(ended.used.unsigned_abs()));
+        names.into_iter().flatten().all(|name| is_plain(name))
+            && limits.into_iter().flatten().all(|limit| i64::try_from(limit).is_ok())
+            && [*units, self.overdrawn].into_iter().chain(settled).all(|amount| amount <= MAX_UNITS)
+    }
 }
 
 /// The next lease.
@@ -237,10 +254,27 @@ impl Outstanding {
 /// How long a lease counts as granted after its end: its holder may still use it while it renews it.
 const LATE_MS: i64 = 5000;
 
-/// Rates with leases; beyond it those that are over are forgotten.
+/// Rates with leases, and holders of one rate. No further leases are granted until some of them are over.
 const MAX_RATES: usize = 10_000;
+const MAX_HOLDERS: usize = 1000;
 
 impl Granted {
+    /// Whether a lease of the request can be remembered.
+    pub fn has_room(&mut self, request: &LeaseRequest, now_ms: i64) -> bool {
+        let name = name(request);
+        if let Some(holders) = self.0.get_mut(&name) {
+            holders.retain(|_, lease| lease.is_open(now_ms));
+            return holders.len() < MAX_HOLDERS || holders.contains_key(&request.holder);
+        }
+        if self.0.len() >= MAX_RATES {
+            self.0.retain(|_, holders| {
+                holders.retain(|_, lease| lease.is_open(now_ms));
+                !holders.is_empty()
+            });
+        }
+        request.reservation.rate.is_none() || self.0.len() < MAX_RATES
+    }
+
     /// The leased units of the rate, with those that the request settles.
     pub fn leased(&mut self, request: &LeaseRequest, now_ms: i64) -> u64 {
         let own = request.settled.granted;
@@ -254,12 +288,6 @@ impl Granted {
     pub fn note(&mut self, request: &LeaseRequest, answer: &LeaseAnswer, now_ms: i64) {
         if request.reservation.rate.is_none() {
             return;
-        }
-        if self.0.len() >= MAX_RATES {
-            self.0.retain(|_, holders| {
-                holders.retain(|_, lease| lease.is_open(now_ms));
-                !holders.is_empty()
-            });
         }
         let holders = self.0.entry(name(request)).or_default();
         holders.remove(&request.holder);
@@ -302,6 +330,59 @@ mod tests {
         unreachable_primary_leaves_each_site_its_part,
         next_primary_knows_what_was_counted,
     );
+
+    #[test]
+    fn requests_with_names_and_amounts_that_no_counter_has_are_invalid() {
+        let valid = Lease::default().request(&of(Some("5/hour"), Some(9), Unit::Tokens, 1));
+        assert!(valid.is_valid());
+        let token = |jti: String, limit| Some(crate::Token { jti, limit, expires_at_ms: 0 });
+        let change = |change: &dyn Fn(&mut LeaseRequest)| {
+            let mut request = valid.clone();
+            change(&mut request);
+            request.is_valid()
+        };
+        assert!(change(&|request| request.reservation.token = token("a".repeat(36), 1 << 50)));
+        for (number, is_valid) in [
+            change(&|request| request.holder = "h".repeat(1000)),
+            change(&|request| request.reservation.subject = "k\n".to_owned()),
+            change(&|request| request.reservation.token = token("a".repeat(1000), 1)),
+            change(&|request| request.reservation.token = token("a".to_owned(), u64::MAX)),
+            change(&|request| request.reservation.key_limit = Some(u64::MAX)),
+            change(&|request| request.reservation.units = u64::MAX),
+            change(&|request| request.overdrawn = u64::MAX),
+            change(&|request| request.settled.granted = u64::MAX),
+            change(&|request| request.settled_apart.used = i64::MIN),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert!(!is_valid, "{number}");
+        }
+    }
+
+    #[test]
+    fn number_of_rates_and_holders_with_leases_is_bounded() {
+        let mut granted = Granted::default();
+        let lease = |granted: &mut Granted, key: usize, holder: usize, now_ms| {
+            let mut request = Lease::default().request(&of(Some("5/hour"), None, Unit::Requests, 1));
+            (request.holder, request.reservation.subject) = (holder.to_string(), key.to_string());
+            let has_room = granted.has_room(&request, now_ms);
+            if has_room {
+                let grant = Some(Ok(Grant { units: 1, left: None }));
+                let answer = LeaseAnswer { granted: grant, apart: false, unsettled: Settlement::default() };
+                granted.note(&request, &answer, now_ms);
+            }
+            has_room
+        };
+        let holders = (0..2 * MAX_HOLDERS).filter(|holder| lease(&mut granted, 0, *holder, START)).count();
+        let keys = (1..2 * MAX_RATES).filter(|key| lease(&mut granted, *key, 0, START)).count();
+        assert_eq!((holders, keys), (MAX_HOLDERS, MAX_RATES - 1));
+        assert!(lease(&mut granted, 0, 7, START), "a holder renews its lease");
+        assert!(
+            lease(&mut granted, 0, 2 * MAX_HOLDERS, START + 60_000) && lease(&mut granted, 77_777, 0, START + 60_000)
+        );
+        assert!(granted.0.len() < 10, "what is over is forgotten");
+    }
 
     const SITES: u64 = 3;
     const START: i64 = 1_800_000_000_000;

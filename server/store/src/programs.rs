@@ -19,7 +19,9 @@ pub fn find(name: &str, least: u32) -> Option<Utf8PathBuf> {
         .flat_map(|version| [format!("/usr/lib/postgresql/{version}/bin"), format!("/usr/pgsql-{version}/bin")]);
     let folders = std::env::var("TEXTNLP_POSTGRES_BIN").into_iter().chain(versions);
     let path = std::env::var("PATH").unwrap_or_default();
-    let folders: Vec<String> = folders.chain(path.split(':').map(str::to_owned)).collect();
+    // An empty or relative entry is the working directory, whose files others may have put there.
+    let places = path.split(':').filter(|place| place.starts_with('/')).map(str::to_owned);
+    let folders: Vec<String> = folders.chain(places).collect();
     folders.into_iter().map(|folder| Utf8PathBuf::from(folder).join(name)).find(|program| program.is_file())
 }
 

@@ -89,7 +89,7 @@ fn models_and_configuration_are_copied_to_every_site() {
     for model in ["m", "n"] {
         std::fs::remove_dir_all(sites.root().join("primary/models").join(model)).unwrap();
     }
-    until(LONG, || sites.status("secondary")["role"] == "primary");
+    sites.next_primary();
     sites.run("primary");
     until(LONG, || copies(&sites, "primary") == both());
 }

@@ -10,6 +10,7 @@ use camino::Utf8PathBuf;
 use serde_json::{Value, json};
 
 pub(crate) const NAMES: [&str; 3] = ["primary", "secondary", "tertiary"];
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_textnlp-server");
 
 pub(crate) fn until(patience: Duration, mut what: impl FnMut() -> bool) {
@@ -162,6 +163,17 @@ impl Sites {
     pub(crate) fn status(&self, site: &str) -> Value {
         self.try_get(site, "/v1/status")
             .map_or(Value::Null, |(_, body)| serde_json::from_str(&body).unwrap_or_default())
+    }
+
+    /// The site that took the role of the home site. Those earlier in the list ask earlier, but that is a preference: on a
+    /// busy machine a later one may be first.
+    pub(crate) fn next_primary(&self) -> &'static str {
+        let mut next = None;
+        until(LONG, || {
+            next = NAMES.into_iter().skip(1).find(|site| self.status(site)["role"] == "primary");
+            next.is_some()
+        });
+        next.unwrap()
     }
 
     pub(crate) fn witness_status(&self) -> Value {

@@ -209,6 +209,13 @@ async fn the_longest_idle_connection_makes_room_and_checks_are_served_in_a_flood
     assert!(is_served(TcpStream::connect(checks).await.unwrap(), "/ready").await);
     assert!(is_served(TcpStream::connect(checks).await.unwrap(), "/health").await);
     assert!(!is_served(TcpStream::connect(checks).await.unwrap(), "/status").await);
+    // Nor do silent connections there keep a check out.
+    let mut silent = Vec::new();
+    for _ in 0..64 {
+        silent.push(TcpStream::connect(checks).await.unwrap());
+    }
+    assert!(is_served(TcpStream::connect(checks).await.unwrap(), "/ready").await);
+    assert!(is_closed(&mut silent[0]).await);
     assert_eq!(site.admin("GET", "/ready", "").await.0, 200);
     assert_eq!(a.state.left.load(SeqCst), 0);
 }

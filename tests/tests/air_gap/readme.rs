@@ -25,7 +25,8 @@ fn readme_commands_end_with_an_open_gate() {
     }
     let (before, behind) = commands();
     // The repository cannot be cloned here; a copy lies where `bundle create` looks for one.
-    advisories(&stage, "advisory-db", "a-crate-that-nobody-has", "");
+    let known = stage.sandbox.folder().join("home/.cargo/advisory-db");
+    advisories(&stage, known.as_str(), "a-crate-that-nobody-has", "");
     let bin = stage.sandbox.folder().join("bin");
     std::fs::create_dir(&bin).unwrap();
     std::os::unix::fs::symlink(textnlp_tests::program(), bin.join("textnlp-deploy")).unwrap();

@@ -129,8 +129,11 @@ fn create_uses_the_newest_advisories_found() {
         said(command.output().unwrap()).expect(0)
     };
     let date = |said: &textnlp_tests::Said| said.json()["advisories"][0]["date"].clone();
-    // In the working directory, as git clones it; the repository cannot be reached.
-    advisories_of(&stage, "advisory-db", "a-crate-that-nobody-has", "", "2025-06-01");
+    // Where cargo-audit keeps its clone; the repository cannot be reached.
+    let known = stage.sandbox.folder().join("home/.cargo/advisory-db");
+    advisories_of(&stage, known.as_str(), "a-crate-that-nobody-has", "", "2025-06-01");
+    // One in the working directory may be anybody's.
+    advisories_of(&stage, "advisory-db", "a-crate-that-nobody-has", "", "2025-06-15");
     let local = create(&[], "http://127.0.0.1:1/advisory-db.git");
     assert_eq!(date(&local), "2025-06-01");
     names(&local.err, &["no advisories could be cloned from http://127.0.0.1:1/"]);
@@ -149,7 +152,7 @@ fn create_uses_the_newest_advisories_found() {
     // The clone is kept for the next time.
     assert_eq!(date(&create(&["--offline"], "http://127.0.0.1:1/advisory-db.git")), "2025-07-01");
     // What was named is taken, whatever else there is.
-    assert_eq!(date(&create(&["--advisories", "advisory-db"], &url)), "2025-06-01");
+    assert_eq!(date(&create(&["--advisories", "advisory-db"], &url)), "2025-06-15");
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     assert!(!opens(newer));
     let shown = operator.run(&["backup", "key", "show"], &[]).expect(0).out;
     let key_file = operator.sandbox.folder().join("key.txt");
-    std::fs::write(&key_file, shown).unwrap();
+    textnlp_tests::write_secret(&key_file, &shown);
     let from = format!("--from-file={key_file}");
     let secret = ["create", "secret", "generic", "textnlp-backup-key", "--namespace", namespace, &from];
     assert!(operator.cluster.kubectl(&secret).status.success());

@@ -42,8 +42,10 @@ impl Regions {
                 "  - {{ name: {name}, role: {role}, provider: onprem, runtime: process, region: local, port: {port}, metrics_port: {metrics} }}\n"
             )
         };
+        // Root names the user of an environment with production users.
+        let user = if rustix::process::geteuid().is_root() { "prerequisites: { user: root }\n" } else { "" };
         let text = format!(
-            "extends: multi-region\nenvironment: {NAME}\nsites:\n{}{}{}traffic: {{ port: {}, metrics_port: {}{traffic} }}\nbackup: {{ enabled: false }}\n{more}",
+            "extends: multi-region\nenvironment: {NAME}\nsites:\n{}{}{}traffic: {{ port: {}, metrics_port: {}{traffic} }}\nbackup: {{ enabled: false }}\n{user}{more}",
             site("primary", "primary", 0),
             site("secondary", "secondary", 1),
             site("tertiary", "standby", 2),

@@ -275,7 +275,7 @@ fn lagging_replica_is_reported_and_not_promoted() {
     let shown = regions.run(&["backup", "key", "show"]).expect(0).out;
     let (file, key) = (regions.folder().join("carried-away.dump"), regions.folder().join("carried-away.key"));
     std::fs::copy(copy, &file).unwrap();
-    std::fs::write(&key, shown).unwrap();
+    textnlp_tests::write_secret(&key, &shown);
     lose_everything(&regions);
     let restored = regions.plain(&["restore", file.as_str(), "--key", key.as_str(), "-o", "json"]).expect(0).json();
     assert_eq!(

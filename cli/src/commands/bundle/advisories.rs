@@ -1,6 +1,5 @@
 //! Finds the newest advisories, in a local folder or in RustSec's repository.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::civil::Date;
 use textnlp_bundle::scan::{Database, DatabaseFacts};
 use textnlp_models::FetchOptions;
+use textnlp_provider::finished;
 use tokio::process::Command;
 
 use super::scan;
@@ -92,13 +92,10 @@ pub fn on_this_machine(session: &Session) -> Option<LoadedAdvisories> {
     found.max_by_key(LoadedAdvisories::newest)
 }
 
-/// Folders that may contain advisories. Missing or empty ones are skipped.
+/// Folders that may contain advisories. Missing or empty ones are skipped. Not the working directory: what lies there may
+/// come with a checkout or an archive.
 fn folders(session: &Session) -> Vec<Utf8PathBuf> {
-    let mut folders = vec![session.here.join(FOLDER)];
-    // Beside the git checkout that contains the working directory.
-    let checkout = session.here.ancestors().find(|folder| folder.join(".git").exists());
-    folders.extend(checkout.and_then(Utf8Path::parent).map(|parent_folder| parent_folder.join(FOLDER)));
-    folders.extend(cache(session));
+    let mut folders: Vec<Utf8PathBuf> = cache(session).into_iter().collect();
     let variable = |name: &str| std::env::var(name).ok().map(Utf8PathBuf::from).filter(|path| path.is_absolute());
     if let Some(cargo) = variable("CARGO_HOME").or_else(|| variable("HOME").map(|home| home.join(".cargo"))) {
         // cargo-audit has one clone, cargo-deny one per URL.
@@ -106,7 +103,9 @@ fn folders(session: &Session) -> Vec<Utf8PathBuf> {
         let clones = cargo.join("advisory-dbs").read_dir_utf8().into_iter().flatten().flatten();
         folders.extend(clones.map(|copy| copy.into_path()));
     }
-    folders.retain(|folder| folder.is_dir());
+    // Who can change them hides known vulnerabilities.
+    folders
+        .retain(|folder| folder.is_dir() && textnlp_files::check_settings(folder).is_ok_and(|found| found.is_none()));
     folders
 }
 
@@ -121,20 +120,13 @@ async fn clone(session: &Session, url: &str) -> anyhow::Result<LoadedAdvisories>
     std::fs::create_dir_all(parent).with_context(|| format!("create {parent}"))?;
     let folder = tempfile::Builder::new().prefix(".advisory-db").tempdir_in(parent).context("create a folder")?;
     let fresh = Utf8Path::from_path(folder.path()).context("the path is not UTF-8")?.join(FOLDER);
-    let child = Command::new("git")
-        .args(["clone", "--quiet", "--depth", "1", "--single-branch", "--", url, fresh.as_str()])
-        .env("GIT_TERMINAL_PROMPT", "0")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("start git")?;
-    let ended = tokio::time::timeout(CLONE_TIMEOUT, child.wait_with_output()).await;
-    let ended = ended.map_err(|_| anyhow::anyhow!("git took longer than {} s", CLONE_TIMEOUT.as_secs()))?;
-    let ended = ended.context("wait for git")?;
-    if !ended.status.success() {
-        let text = String::from_utf8_lossy(&ended.stderr);
+    let mut git = Command::new("git");
+    git.args(["clone", "--quiet", "--depth", "1", "--single-branch", "--", url, fresh.as_str()]);
+    git.env("GIT_TERMINAL_PROMPT", "0");
+    let ended = finished(git, CLONE_TIMEOUT).await.context("start git")?;
+    let (status, _, errors) = ended.with_context(|| format!("git took longer than {} s", CLONE_TIMEOUT.as_secs()))?;
+    if !status.success() {
+        let text = String::from_utf8_lossy(&errors);
         anyhow::bail!("git failed: {}", text.lines().next_back().unwrap_or("no error output").trim());
     }
     let database = Database::from_folder(&fresh)?;

@@ -38,8 +38,8 @@ pub async fn watch(session: &Session, console: Console) -> Result<Success, Failu
         let (primary, epoch) = (now.control_status.primary(), now.control_status.epoch());
         let steady = format!("{epoch} {primary:?} {lines:?} {}", now.warnings.len());
         if on_terminal {
-            // Starts at the top of a cleared screen.
-            console.stream(&format!("\u{1b}[H\u{1b}[2J{text}\n"));
+            console.clear();
+            console.stream(&format!("{text}\n"));
         } else if steady != shown {
             // A log gets a line only after a change.
             console.stream(&format!("{text}\n"));

@@ -8,9 +8,10 @@ use anyhow::Context;
 use camino::Utf8Path;
 use jiff::Timestamp;
 use textnlp_orchestrator::backup::{
-    BackupDirectory, BackupFacts, Base, Database, EncryptionMode, Manifest, Recipient, StoredBackup, removable,
-    unneeded, write,
+    BackupDirectory, BackupFacts, Base, Database, EncryptionMode, Manifest, PublicKey, Recipient, StoredBackup,
+    removable, unneeded, write,
 };
+use textnlp_orchestrator::dr::report::{own_key, signing_key};
 use textnlp_orchestrator::state::{LineageFile, Operator};
 use textnlp_provider::component::Backup as Order;
 use textnlp_provider::operations::SiteBackups;
@@ -75,6 +76,8 @@ pub struct Created {
     pub notes: Vec<String>,
     /// How it was encrypted.
     pub seal: EncryptionMode,
+    /// The key that signed it.
+    pub signer: PublicKey,
     /// Whether it is on the disk of what it backs up.
     pub same_disk: bool,
     /// Whether the key that decrypts it was never shown to the operator.
@@ -98,10 +101,11 @@ pub async fn create(scope: &Scope, request: Request<'_>, progress: &dyn Progress
     progress.doing("copies state, keys and databases");
     let making = BackupRun { scope, shelf, seal: &seal, scheduled: false };
     let (dump, notes) = making.make(with_models, &operator, LOCK_TIMEOUT).await?;
+    let signer = own_key(&scope.folder).context("read the key that signed the backup")?;
     let same_disk = same_disk(shelf.folder(), &scope.folder);
     let key_is_only_here =
         matches!(seal, EncryptionMode::Keys(_)) && backup_status::read(&scope.folder).key_shown.is_none();
-    Ok(Created { dump, notes, seal, same_disk, key_is_only_here })
+    Ok(Created { dump, notes, seal, signer, same_disk, key_is_only_here })
 }
 
 /// The environment's own key, and all further recipients.
@@ -142,6 +146,8 @@ impl BackupRun<'_> {
         operator: &Operator,
         timeout: Duration,
     ) -> Result<(StoredBackup, Vec<String>), Failure> {
+        // Before the content is gathered: the key is part of it.
+        let key = signing_key(&self.scope.folder).context("sign the backup")?;
         let gathered = gather(self.scope, with_models, operator, timeout).await?;
         let BackupContent { manifest, items, notes, .. } = &gathered;
         let at = manifest.at;
@@ -165,7 +171,7 @@ impl BackupRun<'_> {
         };
         // The runtime's other thread continues to listen for signals.
         let put = tokio::task::block_in_place(|| {
-            self.shelf.put(facts, at, |to| self.seal.write(to, |to| write(manifest.clone(), items, to)).map(drop))
+            self.shelf.put(facts, at, |to| self.seal.write(to, |to| write(manifest.clone(), items, &key, to)).map(drop))
         });
         Ok((put.map_err(failed)?, notes.clone()))
     }

@@ -182,6 +182,7 @@ pub(crate) async fn gather(
     let manifest = Manifest {
         kind: "textnlp-backup".to_owned(),
         format: FORMAT,
+        signer: None,
         environment: name.clone(),
         lineage: state.lineage(),
         at: Timestamp::now(),

@@ -9,6 +9,7 @@ pub mod point_in_time;
 pub mod restore;
 mod scratch_postgres;
 pub mod settings;
+mod signer;
 mod verify_backup;
 
 use anyhow::Context;
@@ -27,6 +28,7 @@ pub use gather::nothing_to_back_up;
 pub(crate) use gather::{BackupContent, gather};
 pub(crate) use restore::into_cache;
 pub use settings::put as put_file;
+pub use signer::RequiredSigner;
 pub use verify_backup::{newest, verify_backup};
 
 /// The backup directory of an environment: a folder of its name in the destination, else beside its state.

@@ -11,7 +11,7 @@ use textnlp_orchestrator::state::{Folder, Holder, LineageFile, Operator, SiteLoc
 use textnlp_provider::{Lineage, SiteName};
 
 use super::gather::STATE;
-use super::{point_in_time, settings, verify_backup};
+use super::{RequiredSigner, point_in_time, settings, signer, verify_backup};
 use crate::failure::{Failure, state_failed};
 use crate::platform::{Platform, Progress, Scope};
 use crate::rerun_flags::RerunFlags;
@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub environment: Option<&'a str>,
     /// The name of the environment whose state may be replaced, as typed by the operator.
     pub replace: Option<&'a str>,
+    /// Whose signature is required. `None` requires the one of the deployment that is replaced, if there is one.
+    pub signer: Option<RequiredSigner>,
     /// Who restores.
     pub operator: Operator,
 }
@@ -49,6 +51,8 @@ pub struct Restored {
     pub moved: Vec<(SiteName, String)>,
     /// Where the previous state is kept.
     pub replaced: Option<Utf8PathBuf>,
+    /// Whether the signature is of a key that was required.
+    pub is_verified: bool,
 }
 
 /// Restores a state from a backup.
@@ -64,6 +68,9 @@ pub async fn restore(
     let mut staged = workplace::make(root, PREFIX, is_aside)?;
     let place = &Utf8PathBuf::try_from(staged.path().to_owned()).context("temporary folders have UTF-8 names")?;
     let (_, mut manifest) = tokio::task::block_in_place(|| verify_backup::open(file, opener, place))?;
+    // Again: another file may have taken its place.
+    let required = required_signer(request, &manifest);
+    signer::check(file, &manifest, required.as_ref())?;
     let state = verify_backup::state_of(place, &manifest).await.context("read the restored state")?;
     if let Some(at) = at {
         progress.doing("recovers the database in a temporary folder, to the given point in time");
@@ -76,7 +83,13 @@ pub async fn restore(
     let moved = rebind(&place.join(STATE), &state, machine)?;
     take_models(request.model_cache, &manifest, place).await?;
     let replaced = put_in_place(request, &manifest, &mut staged, &target).await?;
-    Ok(Restored { manifest, state: target, moved, replaced })
+    let is_verified = matches!(required, Some(RequiredSigner::Key(_)));
+    Ok(Restored { manifest, state: target, moved, replaced, is_verified })
+}
+
+fn required_signer(request: &Request<'_>, manifest: &Manifest) -> Option<RequiredSigner> {
+    let target = request.root.join(manifest.environment.as_str());
+    request.signer.clone().or_else(|| signer::recorded(&target, manifest))
 }
 
 /// Checks whether a backup can be restored here, before anything is decrypted or changed. Reports all problems at once.
@@ -98,6 +111,7 @@ async fn may_be_restored(request: &Request<'_>, opener: &Decryptor) -> Result<()
             obstacles
                 .push(Failure::refused("other_environment", error).hint(format!("omit --env, or use --env {name}")));
         }
+        obstacles.extend(signer::check(file, manifest, required_signer(request, manifest).as_ref()).err());
         let target = root.join(name.as_str());
         obstacles.extend(may_replace(request, manifest, &target).await?);
         let holder = Folder::at(&target).holder().await.map_err(|error| state_failed(error, again, name))?;

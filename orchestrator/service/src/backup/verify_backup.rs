@@ -24,6 +24,7 @@ use super::failed;
 use super::gather::{DATABASE_TIMEOUT, STATE};
 use super::point_in_time::{self, Range, SegmentNames};
 use super::scratch_postgres::{DatabaseSource, Postgres};
+use super::signer;
 use crate::failure::Failure;
 use crate::platform::{Platform, Scope};
 use crate::workplace;
@@ -157,6 +158,8 @@ async fn restored(
     light: bool,
 ) -> anyhow::Result<(&'static str, String)> {
     let state = state_of(place, manifest).await.context("read the restored state")?;
+    let own = signer::recorded(live, manifest).filter(|_| manifest.signer.is_some());
+    signer::check(copy, manifest, own.as_ref()).map_err(|failure| failure.error)?;
     let folder = place.join(STATE);
     if manifest.databases.is_empty() {
         return Ok(("state", "the state is complete; the backup has no database".to_owned()));
@@ -193,6 +196,9 @@ async fn restored(
             level = if asked { level } else { "keys" };
             said.push(says);
         }
+    }
+    if manifest.signer.is_none() {
+        said.push("it is not signed: an earlier version made it".to_owned());
     }
     Ok((level, said.join("; ")))
 }

@@ -45,6 +45,14 @@ impl Lowering<'_> {
             let cause = "the size of the managed database is not recorded";
             return self.problem("size", cause, "plan again with this version");
         };
+        if postgres.ca_file.is_none() {
+            let region = &self.site.region;
+            let cause = "servers verify RDS by an authority that is in no public store";
+            let fix = format!(
+                "`curl -o rds.pem https://truststore.pki.rds.amazonaws.com/{region}/{region}-bundle.pem`, and set `network.private_ca: rds.pem`"
+            );
+            return self.problem("ca", cause, fix);
+        }
         if postgres.between.is_some() {
             let cause = "one managed database for several sites is not supported yet";
             return self.problem("between", cause, "keep one site in this environment");

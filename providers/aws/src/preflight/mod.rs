@@ -130,7 +130,7 @@ fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
     })
 }
 
-/// Names that somebody else has.
+/// Names that others have.
 async fn names(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for one in wanted {

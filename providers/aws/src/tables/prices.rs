@@ -233,6 +233,8 @@ const EKS: Source = (
     "https://aws.amazon.com/blogs/containers/amazon-eks-extended-support-for-kubernetes-versions-pricing/",
     date(2024, 4, 1),
 );
+const GATEWAY_ENDPOINTS: Source =
+    ("https://docs.aws.amazon.com/vpc/latest/privatelink/gateway-endpoints.html", date(2026, 11, 23));
 const NAT: Source = (infracost!("nat_gateway"), DAY_2024_07);
 const ENDPOINTS: Source = (infracost!("vpc_endpoint"), date(2024, 10, 18));
 const LOAD_BALANCERS: Source = (infracost!("lb"), DAY_2024_07);
@@ -311,6 +313,8 @@ const ROWS: &[Row] = &[
     // Endpoints in AWS, and others. Each option, such as HTTPS, costs more.
     anywhere("route53/health-check", 500_000, Month, HEALTH_CHECKS),
     anywhere("route53/health-check/outside", 750_000, Month, HEALTH_CHECKS),
+    // To S3 and DynamoDB.
+    anywhere("vpc/gateway-endpoint", 0, Hour, GATEWAY_ENDPOINTS),
     virginia("vpc/nat-gateway", 45_000, Hour, NAT),
     row("vpc/nat-gateway", "ap-northeast-1", 62_000, Hour, TOKYO),
     // For each zone.

@@ -299,7 +299,7 @@ fn an_rds_server_that_fails_says_why() {
 fn database(managed: Option<ManagedPostgres>, replicas: u32, connections: u32) -> Component {
     let postgres = Postgres {
         address: None,
-        ca_file: None,
+        ca_file: Some("rds.pem".to_owned()),
         name: "textnlp".to_owned(),
         version: 16,
         port: None,

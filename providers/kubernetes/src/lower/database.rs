@@ -26,7 +26,7 @@ const AUTHORITY_SECRET: &str = "textnlp-database-ca";
 /// The Secret of the role that owns the database.
 const OWNER_SECRET: &str = "textnlp-database-owner";
 const OWNER: &str = "textnlp";
-/// The resource of a database that a cloud runs. Its outputs are `url`, an address without the password, and `ca_pem`.
+/// The resource of a database that a cloud runs. Its output `url` is an address without the password.
 const MANAGED: &str = "instance";
 /// The key of the generated password among the secrets of a site.
 const PASSWORD: &str = "database-password";
@@ -179,6 +179,7 @@ impl Lowering<'_> {
         let of = |part: &str| self.id(database.as_str(), part).map(|id| json!(OutputRef::new(id, "secret")));
         let by_password = |password: Value| json!({ "database-password": password });
         let password_file = format!("{SECRETS}/database-password");
+        let mut needs = Vec::new();
         let (secret, settings) = match &postgres.address {
             Some(DatabaseAddress::Secret(_)) => {
                 (json!({ "database-url": of("url")? }), json!({ "url": "${DATABASE_URL}" }))
@@ -190,22 +191,10 @@ impl Lowering<'_> {
             None if stored.hosting == Some(Hosting::Managed) => {
                 let instance = self.id(database.as_str(), MANAGED)?;
                 let password = self.id(postgres.secrets.as_str(), PASSWORD)?;
-                let output = |name: &str| json!({ PLAIN: OutputRef::new(instance.clone(), name) });
-                return Some(DatabaseConnection {
-                    is_ours: false,
-                    secret: json!({
-                        "database-url": output("url"),
-                        "database-password": OutputRef::new(password, "secret"),
-                        "database-ca.crt": output("ca_pem"),
-                    }),
-                    settings: json!({
-                        "url": "${DATABASE_URL}",
-                        "password_file": password_file,
-                        "ca_file": format!("{SECRETS}/database-ca.crt"),
-                    }),
-                    authority: Value::Null,
-                    needs: vec![instance],
-                });
+                needs.push(instance.clone());
+                let mut secret = by_password(json!(OutputRef::new(password, "secret")));
+                secret["database-url"] = json!({ PLAIN: OutputRef::new(instance, "url") });
+                (secret, json!({ "url": "${DATABASE_URL}", "password_file": password_file }))
             }
             None => {
                 let own = self.cluster.postgres.as_ref()?;
@@ -228,13 +217,8 @@ impl Lowering<'_> {
                 });
             }
         };
-        let mut way = DatabaseConnection {
-            is_ours: false,
-            secret,
-            settings,
-            authority: private_authority(egress),
-            needs: Vec::new(),
-        };
+        let mut way =
+            DatabaseConnection { is_ours: false, secret, settings, authority: private_authority(egress), needs };
         if let Some(folder) = way.authority["folder"].as_str() {
             way.settings["ca_file"] = json!(format!("{folder}/ca.crt"));
         }

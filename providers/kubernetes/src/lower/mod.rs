@@ -144,9 +144,9 @@ impl Lowering<'_> {
         self.policies(network);
     }
 
-    /// The port for health checks from outside of the cluster, if they have an address of their own.
+    /// The port for health checks of the global endpoint and the site agent, where there are any.
     fn ready_port(&self) -> Option<u16> {
-        self.settings().health_address.as_ref().map(|_| READY_PORT)
+        (self.cluster.replicates || self.settings().health_address.is_some()).then_some(READY_PORT)
     }
 
     fn namespace(&mut self) {

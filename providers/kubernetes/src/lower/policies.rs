@@ -8,6 +8,7 @@ use textnlp_net::network::Network as Addresses;
 use textnlp_provider::ResourceId;
 use textnlp_provider::cluster::{EgressRule, METADATA_SERVICES, Transport};
 use textnlp_provider::component::{DatabaseAddress, Network, Workload};
+use textnlp_provider::settings::Hosting;
 
 use super::adapter::ADAPTER;
 use super::database::POSTGRES;
@@ -27,6 +28,8 @@ const API_PORTS: [u16; 2] = [443, 6443];
 const POSTGRES_PORT: u16 = 5432;
 /// The status port of CloudNativePG's instances.
 const INSTANCE_PORT: u16 = 8000;
+/// The name of CloudNativePG's operator in the labels of its pods, by its manifests, its chart and OLM.
+const OPERATOR: &str = "cloudnative-pg";
 
 /// What a host name or an address is in a policy, which knows addresses only.
 enum Host {
@@ -84,7 +87,7 @@ impl Lowering<'_> {
             egress.extend(configured);
             let inputs = json!({
                 "namespace": self.cluster.namespace, "name": POSTGRES, "clients": database_clients(),
-                "port": POSTGRES_PORT, "instance_port": INSTANCE_PORT, "egress": egress,
+                "port": POSTGRES_PORT, "instance_port": INSTANCE_PORT, "operator": OPERATOR, "egress": egress,
             });
             self.part_of_kind("allow-database", Template::AllowDatabase, &inputs, []);
         }
@@ -97,9 +100,10 @@ impl Lowering<'_> {
         }
         let database = workload.stored.postgres.as_ref().and_then(|postgres| postgres.address.as_ref());
         let database = match database {
+            // Only a cloud knows the address of its database, and only pods read a secret one.
+            None if workload.stored.hosting == Some(Hosting::Managed) => vec![(Host::Any, POSTGRES_PORT)],
             None => Vec::new(),
             Some(DatabaseAddress::Url(url, _)) => hosts(url),
-            // Only pods read a secret address.
             Some(DatabaseAddress::Secret(_)) => vec![(Host::Any, POSTGRES_PORT)],
         };
         let outside = workload.outside.as_ref().filter(|_| self.is_carried());
@@ -113,6 +117,15 @@ impl Lowering<'_> {
         ] {
             let mut rules: Vec<Value> = Vec::new();
             for (host, port) in to {
+                if let Host::Address(address) = host
+                    && is_metadata(address)
+                {
+                    let cause = format!(
+                        "{address} is in a network of the cloud's metadata services, which give the credentials of the node"
+                    );
+                    self.problem("egress", cause, "write the address of another server: pods never connect to these");
+                    continue;
+                }
                 let rule = rule(host.to(), &[port]);
                 if !rules.contains(&rule) {
                     rules.push(rule);
@@ -247,25 +260,69 @@ fn block(network: Addresses, except: &[&str]) -> Value {
     }
 }
 
-/// The hosts and ports of a URL. The address of a PostgreSQL may name several.
+/// The hosts and ports of a URL. The address of a PostgreSQL may name several, in its authority or in its query, whose
+/// names go before.
 fn hosts(url: &str) -> Vec<(Host, u16)> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
+    let is_postgres = scheme == "postgres" || scheme == "postgresql";
     let usual = match scheme {
-        "postgres" | "postgresql" => POSTGRES_PORT,
+        _ if is_postgres => POSTGRES_PORT,
         "http" => 80,
         _ => 443,
     };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let (before, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let authority = before.split(['/', '#']).next().unwrap_or_default();
     let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let host = |text: &str| {
+    let named = |text: &str| -> (String, Option<u16>) {
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, port)) => (host, port.strip_prefix(':')),
             None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
         };
-        let port = port.and_then(|port| port.parse().ok()).unwrap_or(usual);
-        (host.parse().map_or(Host::Any, Host::Address), port)
+        (host.to_owned(), port.and_then(|port| port.parse().ok()))
     };
-    authority.split(',').map(host).collect()
+    let mut found: Vec<(String, Option<u16>)> = authority.split(',').map(named).collect();
+    if is_postgres {
+        let query = query.split('#').next().unwrap_or_default();
+        let pairs: Vec<(&str, String)> = query
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(name, value)| (name, decoded(value)))
+            .collect();
+        let value =
+            |wanted: &str| pairs.iter().rev().find(|(name, _)| *name == wanted).map(|(_, value)| value.as_str());
+        if let Some(hosts) = value("hostaddr").or_else(|| value("host")) {
+            let ports: Vec<Option<u16>> = found.iter().map(|(_, port)| *port).collect();
+            let hosts = hosts.split(',').map(|host| host.trim_matches(['[', ']']).to_owned());
+            found = hosts.enumerate().map(|(i, host)| (host, ports.get(i).copied().flatten())).collect();
+        }
+        if let Some(ports) = value("port") {
+            let ports: Vec<Option<u16>> = ports.split(',').map(|port| port.parse().ok()).collect();
+            let of = |i: usize| if ports.len() == 1 { ports.first() } else { ports.get(i) };
+            found.iter_mut().enumerate().for_each(|(i, (_, port))| *port = of(i).copied().flatten().or(*port));
+        }
+    }
+    // A path is that of a Unix socket.
+    let remote = found.into_iter().filter(|(host, _)| !host.is_empty() && !host.starts_with('/'));
+    let resolved = |host: &str| host.parse().map_or(Host::Any, |address: IpAddr| Host::Address(address.to_canonical()));
+    remote.map(|(host, port)| (resolved(&host), port.unwrap_or(usual))).collect()
+}
+
+/// A value of a query. What is encoded wrongly stays as it is.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = after.get(if byte.is_some() { 2.. } else { 0.. }).unwrap_or_default();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether a metadata service may have this address.
+fn is_metadata(address: IpAddr) -> bool {
+    METADATA_SERVICES.iter().any(|text| text.parse().is_ok_and(|network: Addresses| network.contains(address)))
 }
 
 #[cfg(test)]
@@ -274,14 +331,15 @@ mod tests {
 
     #[test]
     fn hosts_and_ports_are_read_from_urls() {
-        let of = |url: &str| -> Vec<(Option<String>, u16)> {
+        type Named = (Option<String>, u16);
+        let of = |url: &str| -> Vec<Named> {
             let known = |host| match host {
                 Host::Address(address) => Some(address.to_string()),
                 Host::Any | Host::Public => None,
             };
             hosts(url).into_iter().map(|(host, port)| (known(host), port)).collect()
         };
-        let named = |port| vec![(None, port)];
+        let named = |port| -> Vec<Named> { vec![(None, port)] };
         assert_eq!(of("postgresql://u@db.example.com/text?sslmode=require"), named(5432));
         assert_eq!(of("postgres://u:p@db.example.com:6432/text"), named(6432));
         assert_eq!(of("postgresql://u@10.0.0.7:5433/text"), [(Some("10.0.0.7".to_owned()), 5433)]);
@@ -290,6 +348,18 @@ mod tests {
         assert_eq!(of("http://proxy:3128"), named(3128));
         assert_eq!((of("http://proxy"), of("https://models.example.com/a/")), (named(80), named(443)));
         assert_eq!(of("http://[fd00::1]"), [(Some("fd00::1".to_owned()), 80)]);
+        // In the query, as libpq reads it.
+        let address = |text: &str, port| vec![(Some(text.to_owned()), port)];
+        assert_eq!(of("postgresql:///text?host=db.example.com&port=6432"), named(6432));
+        assert_eq!(of("postgresql://u@/text?sslmode=require&host=10.0.0.7"), address("10.0.0.7", 5432));
+        assert_eq!(of("postgresql://u@ignored:1/text?host=fd00%3A%3A7&port=2"), address("fd00::7", 2));
+        assert_eq!(of("postgresql://db.example.com/text?hostaddr=10.0.0.7&port=5433"), address("10.0.0.7", 5433));
+        assert_eq!(of("postgresql://a:1/text?port=2#port=3"), named(2));
+        assert_eq!(of("postgresql:///text?host=a,10.0.0.7&port=1,2"), [named(1), address("10.0.0.7", 2)].concat());
+        assert_eq!(of("postgresql:///text?host=a,b&port=6432"), [named(6432), named(6432)].concat());
+        assert!(of("postgresql:///text?host=%2Fvar%2Frun").is_empty());
+        assert_eq!(of("postgresql://u@[::ffff:10.0.0.7]/text"), address("10.0.0.7", 5432));
+        assert_eq!(of("https://prometheus.example.com/?host=10.0.0.7&port=1"), named(443));
     }
 
     #[test]

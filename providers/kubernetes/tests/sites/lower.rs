@@ -6,7 +6,7 @@ use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::local_part;
-use textnlp_provider::cluster::{Analytics, ClusterAccess, ClusterSite, EgressRule, OwnPostgres, Transport};
+use textnlp_provider::cluster::{Analytics, ClusterAccess, EgressRule, OwnPostgres, Transport};
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
@@ -178,6 +178,11 @@ fn pods_connect_only_to_their_dependencies() {
         rules.flat_map(ports).collect()
     };
     assert_eq!((rules("egress", "to", &to), rules("ingress", "from", &to)), (vec![5432, 8000], vec![5432, 8000]));
+    // The operator's pods, wherever they run, and no others.
+    let operator = json!({ "matchLabels": { "app.kubernetes.io/name": "cloudnative-pg" } });
+    let operator = json!([{ "namespaceSelector": {}, "podSelector": operator }]);
+    assert_eq!(rules("ingress", "from", &operator), [8000]);
+    assert_eq!(instances["ingress"].to_string().matches("8000").count(), 2, "{instances}");
     // A client of the API server has no business with the database, and no other pod of ours with its instances.
     let excluded = json!({ "key": "app.kubernetes.io/name", "operator": "NotIn", "values": ["textnlp-rollout", "textnlp-adapter"] });
     let clients = json!([{ "podSelector": {
@@ -193,6 +198,15 @@ fn pods_connect_only_to_their_dependencies() {
     let to = json!([{ "ipBlock": { "cidr": "10.0.0.7/32" } }]);
     assert_eq!(addressed, json!([{ "to": to, "ports": [{ "protocol": "TCP", "port": 6432 }] }]));
     assert_eq!(ports(&stored("postgresql://u@db.example.com/text")[0]), [5432]);
+    assert_eq!(stored("postgresql:///text?user=u&host=10.0.0.7&port=6432"), addressed);
+    // What names a metadata service is refused, however it is written.
+    for address in
+        ["169.254.169.254/text", "[fd00:ec2::254]:443/text", "/text?host=169.254.169.254", "[::ffff:169.254.169.254]"]
+    {
+        let workload = Workload { stored: url(&format!("postgresql://u@{address}")), ..workload() };
+        let refused = lowered(&component("server", ComponentSpec::Workload(workload)), fixture()).unwrap_err();
+        assert!(refused.to_string().contains("metadata services"), "{address}: {refused}");
+    }
     // Where it is, only pods read: it has the usual port.
     let secret = server(&|_| {}, fixture());
     assert_eq!(ports(&secret["textnlp-database-out"]["egress"][0]), [5432]);
@@ -333,7 +347,12 @@ fn user_job_gets_database_access_and_the_settings_of_its_config_map() {
 fn health_checks_of_other_sites_have_a_port_and_a_service() {
     let plain = objects(&fixture());
     assert!(!plain.iter().any(|one| one.spec.as_value().to_string().contains("8444")));
-    let made = objects(&fixture().set(|site| site.health_address = Some("https://ready.example.com:8444".to_owned())));
+    let addressed = fixture().set(|site| site.health_address = Some("https://ready.example.com:8444".to_owned()));
+    let made = objects(&Fixture { replicates: true, ..fixture() });
+    assert!(
+        made.iter().map(|one| &one.spec).eq(objects(&addressed).iter().map(|one| &one.spec)),
+        "always with failover"
+    );
     let find = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap().spec.as_value();
     let service = &find("/service-ready")["spec"];
     assert_eq!((&service["type"], &service["ports"][0]["port"]), (&json!("ClusterIP"), &json!(8444)));
@@ -646,7 +665,7 @@ fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
     let network = Network { cidr: Some("10.0.0.0/8".to_owned()), policies: true };
     let cluster = Cluster::of("network".parse().unwrap());
     let of = |component: &Component, fixture: &Fixture, replicates: bool| {
-        let cluster = Some(Box::new(ClusterSite { replicates, ..fixture.cluster() }));
+        let cluster = Some(Box::new(Fixture { replicates, ..fixture.clone() }.cluster()));
         let (component, site) = local_part(component, &Site { cluster, ..site() })?;
         assert_eq!(site.runtime, Runtime::Process);
         Some(component)

@@ -39,6 +39,8 @@ const SYSTEMS: [(&str, u32, &str); 6] = [
 const KERNEL: (u32, u32) = (4, 18);
 /// Connections of clients, each with one to a replica, and other open files.
 const OPEN_FILES: u64 = 4096;
+/// Below this the server cannot open its database.
+const OPEN_FILES_FLOOR: u64 = 64;
 /// Below this a model does not even load.
 const MEMORY_FLOOR: u64 = 1 << 30;
 /// A clock before this program was written is wrong: 2026-01-01.
@@ -157,9 +159,13 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem
     {
         short("its CPU has neither AVX2 nor FMA".to_owned(), "expect a small fraction of the usual speed");
     }
-    if let Some(limit) = facts.open_files.filter(|limit| *limit < OPEN_FILES) {
-        let cause = format!("a process can open {limit} files; the gateway needs {OPEN_FILES}");
-        short(cause, "raise it: `ulimit -n 65536`, or `LimitNOFILE` and limits.conf");
+    const MORE_FILES: &str = "raise it: `ulimit -n 65536`, or `LimitNOFILE` and limits.conf";
+    if let Some(limit) = facts.open_files.filter(|limit| (OPEN_FILES_FLOOR..OPEN_FILES).contains(limit)) {
+        short(format!("a process can open {limit} files; the gateway needs {OPEN_FILES}"), MORE_FILES);
+    }
+    if let Some(limit) = facts.open_files.filter(|limit| *limit < OPEN_FILES_FLOOR) {
+        let cause = format!("a process can open {limit} files; a server needs at least {OPEN_FILES_FLOOR}");
+        problems.push(Problem::new("host", cause, MORE_FILES));
     }
     if let Some(memory) = facts.memory_bytes.filter(|memory| *memory < MEMORY_FLOOR) {
         let cause = format!("{} MB of memory are not enough for any model", memory >> 20);
@@ -298,6 +304,14 @@ mod tests {
             assert!(matches!(&problems[..], [only] if only.note && only.warning), "case {number}: {problems:?}");
         }
         assert_eq!(found(Minimum::DEVELOPMENT, |facts| facts.has_gpu = false), []);
+    }
+
+    #[test]
+    fn too_few_open_files_always_block() {
+        for minimum in [Minimum::DEVELOPMENT, Minimum::PRODUCTION] {
+            let problems = found(minimum, |facts| facts.open_files = Some(20));
+            assert!(matches!(&problems[..], [only] if !only.warning && only.fix.contains("ulimit -n")), "{problems:?}");
+        }
     }
 
     #[test]

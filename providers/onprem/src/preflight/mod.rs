@@ -34,7 +34,7 @@ pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<
         host::check(&host::Facts::read(&preflight::nearest(&options.state_folder)), &options.minimum, &mut problems);
     }
     if !options.serves_elsewhere {
-        crate::user::check(options.user.as_deref(), &mut problems);
+        crate::user::check(options.user.as_deref(), options.requires_user, &mut problems);
     }
     if options.needs_git {
         preflight::git(&std::env::var_os("PATH").unwrap_or_default(), &mut problems);

@@ -28,8 +28,8 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// A migration of a large database takes its time.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(600);
-/// What a child may print.
-const OUTPUT_MAX: u64 = 4 << 20;
+/// What a child may print: a page of the audit log, all keys.
+const OUTPUT_MAX: u64 = 64 << 20;
 
 pub(super) async fn put_schema(work: &Work<'_>) -> Result<Progress> {
     let spec: SchemaSpec = work.spec()?;
@@ -331,7 +331,7 @@ pub(crate) fn pass_bytes(bytes: &[u8]) -> std::io::Result<DescriptorFile> {
     Ok(DescriptorFile { path: path.into(), _file: file })
 }
 
-enum Input {
+pub(crate) enum Input {
     Text(String),
     Held(File),
 }
@@ -354,6 +354,32 @@ async fn ask(
     within: Duration,
     subject: &str,
 ) -> Result<Value> {
+    let ProgramOutput { status, out, err } = run(program, arguments, input, within, subject).await?;
+    // The last line: a program may print other lines before.
+    let answer = String::from_utf8_lossy(&out);
+    let answer = answer.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let parsed: Option<Value> = serde_json::from_str(answer).ok().or_else(|| serde_json::from_slice(&out).ok());
+    match parsed {
+        Some(answer) if status.success() => Ok(answer),
+        answer => Err(refused(subject, status, answer, &err)),
+    }
+}
+
+/// What a program printed, each at most [`OUTPUT_MAX`] bytes.
+pub(crate) struct ProgramOutput {
+    pub(crate) status: std::process::ExitStatus,
+    pub(crate) out: Vec<u8>,
+    pub(crate) err: Vec<u8>,
+}
+
+/// Runs the program once, for at most this time.
+pub(crate) async fn run(
+    program: &VerifiedProgram,
+    arguments: &[String],
+    input: Input,
+    within: Duration,
+    subject: &str,
+) -> Result<ProgramOutput> {
     let fails = |error: std::io::Error| Error::io("run program for", subject, error);
     let (text, stdin) = match input {
         Input::Text(text) => (Some(text), Stdio::piped()),
@@ -401,14 +427,7 @@ async fn ask(
                 .because(format!("no answer in {} s", within.as_secs()))
         })?
         .map_err(fails)?;
-    // The last line: a program may print other lines before.
-    let answer = String::from_utf8_lossy(&out);
-    let answer = answer.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    let parsed: Option<Value> = serde_json::from_str(answer).ok().or_else(|| serde_json::from_slice(&out).ok());
-    match parsed {
-        Some(answer) if status.success() => Ok(answer),
-        answer => Err(refused(subject, status, answer, &err)),
-    }
+    Ok(ProgramOutput { status, out, err })
 }
 
 fn refused(subject: &str, status: std::process::ExitStatus, answer: Option<Value>, err: &[u8]) -> Error {

@@ -16,7 +16,7 @@ use textnlp_provider::{Handle, Object, Progress, Result, Verb};
 use crate::OnPrem;
 use crate::supervise;
 use crate::table::ResourceKind;
-pub(crate) use child::{pass_bytes, pass_file, query_database};
+pub(crate) use child::{Input, ProgramOutput, pass_bytes, pass_file, query_database, run};
 pub(crate) use model::has_copy;
 pub use program::VerifiedProgram;
 #[cfg(test)]

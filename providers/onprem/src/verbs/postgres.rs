@@ -58,7 +58,9 @@ pub(crate) fn programs(version: u32) -> Option<Utf8PathBuf> {
         candidates.insert(0, place);
     }
     let path = std::env::var("PATH").unwrap_or_default();
-    candidates.extend(path.split(':').filter(|place| version_in(place) == Some(version)).map(str::to_owned));
+    // An empty or relative entry is the working directory, whose files others may have put there.
+    let places = path.split(':').filter(|place| place.starts_with('/'));
+    candidates.extend(places.filter(|place| version_in(place) == Some(version)).map(str::to_owned));
     candidates
         .into_iter()
         .map(Utf8PathBuf::from)

@@ -142,7 +142,7 @@ async fn copied(spec: ProgramSpec, path: Utf8PathBuf) -> Result<Map<String, Valu
     let copied = tokio::task::spawn_blocking(move || copy(&source, &sha256, &target)).await;
     copied.map_err(std::io::Error::other).and_then(|copied| copied).map_err(|error| {
         let invalid = error.kind() == std::io::ErrorKind::InvalidData;
-        let failed = Error::io("copy program", spec.source.as_str(), error);
+        let failed = Error::io("copy program", format!("{} to {path}", spec.source), error);
         if invalid { failed.hint("`release set` locks the program that is there now") } else { failed }
     })?;
     let stamp = Stamp::of(&path).map_err(|error| Error::io("check", path.as_str(), error))?;

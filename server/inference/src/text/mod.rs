@@ -5,6 +5,7 @@
 
 mod directory;
 mod gguf;
+mod parts;
 mod pieces;
 mod stream;
 
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::format::gguf::Vocabulary;
+use parts::Around;
 use pieces::Pieces;
 pub use stream::Stream;
 
@@ -60,6 +62,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     pieces: Pieces,
     extras: Extras,
+    /// None if long texts are not split in parts.
+    around: Option<Around>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -92,7 +96,9 @@ impl Tokenizer {
         let special = |id: &u32| added.get(id).is_some_and(|token| token.special);
         let tokens = inner.get_vocab(true).into_iter().map(|(piece, id)| (id, piece, special(&id)));
         let pieces = Pieces::new(tokens, json.get("decoder").unwrap_or(&Value::Null))?;
-        Ok(Tokenizer { inner, pieces, extras: Extras::default() })
+        let mut tokenizer = Tokenizer { inner, pieces, extras: Extras::default(), around: None };
+        tokenizer.around = tokenizer.probe();
+        Ok(tokenizer)
     }
 
     /// From the vocabulary of a GGUF file.
@@ -106,6 +112,13 @@ impl Tokenizer {
     /// Splits a text. `add_special` adds what the model wants around one, such as its first token; a rendered chat
     /// template holds that already.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
+        match &self.around {
+            Some(around) if Self::is_long(text) => self.in_parts(text, add_special.then_some(around)),
+            _ => self.whole(text, add_special),
+        }
+    }
+
+    fn whole(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
         let encoding = self.inner.encode_fast(text, add_special).map_err(|e| TextError::Encode(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }

@@ -110,6 +110,57 @@ fn each_gguf_pre_tokenizer_has_its_own_splitting_rules() {
     check("llama-bpe", "a\n\nb", &["a", "ĊĊ", "b"]);
 }
 
+/// Fragments of texts in a random order, at least so many bytes.
+fn fragments(bytes: usize, mut state: u32) -> String {
+    const ALL: &[&str] = &[
+        "the", "the", " the", " ", "  ", "\n", "\n\n", "\r\n", "\t", "1234", "12", "'s", "é", "e\u{301}", "東京",
+        "<|end|>", ";", "==", "\u{a0}", "   ", "\u{0}", "😀", ")\n",
+    ];
+    let mut text = String::new();
+    while text.len() < bytes {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        text.push_str(ALL[(state >> 16) as usize % ALL.len()]);
+    }
+    text
+}
+
+#[test]
+fn parts_of_a_long_text_have_the_tokens_of_the_whole() {
+    for pre in ["gpt-2", "smollm", "llama-bpe"] {
+        let vocabulary = Vocabulary { add_bos: Some(true), add_eos: Some(true), ..vocabulary(pre, WORDS) };
+        let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
+        assert!(tokenizer.splits_in_parts(), "{pre}");
+        // What is no word is longer than a part.
+        let gaps = format!("{}the{}", " \n".repeat(36_000), "the ".repeat(2000));
+        for text in [fragments(150_000, 1), fragments(80_000, 7), gaps, "1;".repeat(40_000)] {
+            let (found, whole) = (tokenizer.encode(&text, true).unwrap(), tokenizer.whole(&text, true).unwrap());
+            assert!(found == whole, "{pre} {text:.20}");
+        }
+        let text = fragments(80_000, 3);
+        assert!(tokenizer.encode(&text, false).unwrap() == tokenizer.whole(&text, false).unwrap(), "{pre}");
+        let word = tokenizer.encode(&"a".repeat(2 << 20), false).unwrap_err().to_string();
+        assert!(word.contains("without the end of a word"), "{word}");
+    }
+}
+
+#[test]
+fn tokenizers_that_change_the_beginning_of_a_text_split_none_in_parts() {
+    let changed = |field: &str, value: Value| {
+        let mut json = byte_level_json(WORDS);
+        json[field] = value;
+        Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
+    };
+    assert!(changed("version", json!("1.0")).splits_in_parts());
+    let prefix = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    let strip = json!({"type": "Strip", "strip_left": true, "strip_right": true});
+    let prepend = json!({"type": "Prepend", "prepend": "x"});
+    for (field, value) in
+        [("pre_tokenizer", prefix), ("pre_tokenizer", Value::Null), ("normalizer", strip), ("normalizer", prepend)]
+    {
+        assert!(!changed(field, value.clone()).splits_in_parts(), "{value}");
+    }
+}
+
 #[test]
 fn unsupported_gguf_tokenizers_are_reported() {
     let check = |vocabulary: Vocabulary, expect: &str| {

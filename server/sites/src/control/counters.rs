@@ -125,6 +125,10 @@ pub(super) async fn grant(
     Query(query): Query<BTreeMap<String, String>>,
     Json(mut request): Json<LeaseRequest>,
 ) -> Response {
+    if !request.is_valid() {
+        let hint = "names have up to 200 characters, and amounts are below 2^50";
+        return refused(StatusCode::BAD_REQUEST, "bad_request", "a name or an amount is out of bounds", hint);
+    }
     let sites = watch.config.sites().len() as u64;
     let is_forwarded = query.contains_key("forwarded");
     if !is_forwarded {
@@ -134,7 +138,13 @@ pub(super) async fn grant(
         request.settled_apart = Default::default();
     }
     let answer = match watch.actor.standing().await {
-        Ok(Leadership { lease_ms: Some(_), .. }) => here(&watch, &request, sites).await,
+        Ok(Leadership { lease_ms: Some(_), .. }) => match here(&watch, &request, sites).await {
+            Some(answer) => answer,
+            None => {
+                let message = "too many leases are granted";
+                return refused(StatusCode::SERVICE_UNAVAILABLE, "busy", message, "try again in a moment");
+            }
+        },
         _ if is_forwarded => return not_primary(),
         Ok(Leadership { primary: Some(primary), .. }) => elsewhere(&watch, &primary, &request, sites).await,
         _ => watch.store.lease_apart(&request, sites, now_ms()).await,
@@ -142,16 +152,23 @@ pub(super) async fn grant(
     answer.map_or_else(|error| failed(&error), |answer| Json(answer).into_response())
 }
 
-async fn here(watch: &AgentState, request: &LeaseRequest, sites: u64) -> Result<LeaseAnswer, StoreError> {
+/// Grants at the primary; `None` where no further lease can be remembered.
+async fn here(watch: &AgentState, request: &LeaseRequest, sites: u64) -> Option<Result<LeaseAnswer, StoreError>> {
     let mut granted = watch.counters.granted.lock().await;
+    if !granted.has_room(request, now_ms()) {
+        return None;
+    }
     let leased = granted.leased(request, now_ms());
     let lease = || watch.store.lease(request, sites, leased, now_ms());
-    let answer = retry(RETRIES, StoreError::passes, lease).await?;
+    let answer = match retry(RETRIES, StoreError::passes, lease).await {
+        Ok(answer) => answer,
+        Err(error) => return Some(Err(error)),
+    };
     granted.note(request, &answer, now_ms());
     drop(granted);
     let mut changes = watch.counters.changes();
     request.reservation.counters().into_iter().for_each(|name| changes.note(name));
-    Ok(answer)
+    Some(Ok(answer))
 }
 
 async fn elsewhere(
@@ -194,6 +211,19 @@ struct Page {
     run: u64,
     last: u64,
     counters: Vec<Counter>,
+}
+
+impl Page {
+    /// Leaves out what no site counts, and what is more than a page has.
+    fn truncate(&mut self, now_ms: i64) {
+        let before = self.counters.len();
+        self.counters.truncate(2 * MAX_COUNTERS as usize);
+        self.counters.retain(|counter| counter.is_valid(now_ms));
+        let invalid = before - self.counters.len();
+        if invalid > 0 {
+            tracing::warn!(invalid, "counters of the primary are out of bounds and were left out");
+        }
+    }
 }
 
 /// `GET /v1/counters`: at the primary, the counters that changed after a number, or all of them.
@@ -246,7 +276,8 @@ pub(super) async fn follow(watch: Arc<AgentState>, stop: CancellationToken) {
         let (run, after) = place.as_ref().filter(|place| place.0 == primary).map_or((0, 0), |place| (place.1, place.2));
         let path = format!("/v1/counters?run={run}&after={after}");
         let Ok((StatusCode::OK, page)) = client::get(address, &path, POLL_TIMEOUT).await else { continue };
-        let Ok(page) = serde_json::from_value::<Page>(page) else { continue };
+        let Ok(mut page) = serde_json::from_value::<Page>(page) else { continue };
+        page.truncate(now_ms());
         // What this site counts itself by now is newer.
         if primary_elsewhere(&watch).await.as_ref() != Some(&primary) {
             continue;
@@ -315,6 +346,16 @@ mod tests {
         }
         assert_eq!(changes.after(run, 3), None);
         assert!(changes.names.len() < MAX_CHANGES && changes.names.len() == changes.numbers.len());
+    }
+
+    #[test]
+    fn page_of_counters_is_bounded_and_has_valid_values_only() {
+        let budget = |used| Counter::Budget { id: "key k".into(), limit: 1, reserved: 0, used, expires_at: 1 };
+        let counters = [budget(-1), budget(1)].into_iter().chain((0..2 * MAX_COUNTERS).map(|_| budget(0))).collect();
+        let mut page = Page { run: 1, last: 1, counters };
+        page.truncate(0);
+        assert_eq!(page.counters.len(), 2 * MAX_COUNTERS as usize - 1);
+        assert_eq!(page.counters[0], budget(1));
     }
 
     #[test]

@@ -46,6 +46,8 @@ const MOST_WRITES: usize = 1000;
 const MOST_WRITE_BYTES: usize = 1 << 20;
 /// A key of the table is a short path.
 const MOST_KEY: usize = 512;
+/// The largest request for a lease, in bytes.
+const MOST_LEASE: usize = 8 << 10;
 /// The longest that a request waits.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
@@ -62,7 +64,7 @@ pub(super) fn watch_routes(watch: Arc<AgentState>) -> Router {
         .route("/v1/write", post(write).layer(DefaultBodyLimit::max(2 * MOST_WRITE_BYTES)))
         .route("/v1/claim", post(claim))
         .route("/v1/handover", post(handover))
-        .route("/v1/counters", get(counters::changes).post(counters::grant))
+        .route("/v1/counters", get(counters::changes).post(counters::grant).layer(DefaultBodyLimit::max(MOST_LEASE)))
         .route("/v1/usage", post(usage).layer(DefaultBodyLimit::max(16 << 20)))
         .route("/v1/usage/ids", post(usage_ids))
         .route("/v1/copies", get(copies))

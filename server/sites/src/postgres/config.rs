@@ -213,7 +213,7 @@ impl Config {
         let mut ident = String::new();
         for uid in std::collections::BTreeSet::from([me, user]) {
             // The system calls its users by names.
-            if let Some(name) = name_of(uid) {
+            if let Some(name) = textnlp_files::user_name(uid) {
                 ident.push_str(&format!("owner {name} {OWNER}\n"));
             }
         }
@@ -277,14 +277,4 @@ impl Config {
 /// A quoted name for pg_hba.conf: quotes remove the special meaning of words like `all`.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// The name of a user of this system.
-fn name_of(uid: u32) -> Option<String> {
-    let users = std::fs::read_to_string("/etc/passwd").ok()?;
-    users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, _, id) = (fields.next()?, fields.next()?, fields.next()?);
-        (id.parse() == Ok(uid)).then(|| name.to_owned())
-    })
 }

@@ -55,6 +55,13 @@ pub const SERVICES: &[&Service] = &[
 pub const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "*",
+        what: "answers have empty maps of tags also where the model asks for one entry",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/eks/latest/APIReference/API_DescribeAccessEntry.html",
+        ),
+    },
+    Behaviour {
+        service: "*",
         what: "requests and answers have the members, types and bounds of the models, in each service's protocol",
         source: Source::Model,
     },

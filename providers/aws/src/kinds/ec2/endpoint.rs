@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{Identity, Permission, Result};
 
-use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
+use super::{SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{MINUTE, Row, kind};
@@ -26,7 +26,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         ],
         // A VPC has one endpoint with the private names of a service.
         replace: textnlp_provider::ReplaceOrder::DeleteFirst,
-        typical: QUICK,
+        typical: Some(MINUTE.saturating_mul(2)),
         terraform: &[("aws_vpc_endpoint", "id")],
         pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.vpc-endpoint", "a private way to a service of AWS", Identity::Token)

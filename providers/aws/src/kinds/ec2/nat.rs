@@ -5,7 +5,7 @@ use aws_sdk_ec2::types::{NatGateway as Answer, NatGatewayState, ResourceType};
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
-use super::{QUICK, SERVICE, TAGS, UNTAGS, creates, deletes};
+use super::{SERVICE, TAGS, UNTAGS, creates, deletes};
 use crate::api::Api;
 use crate::resource::{Filter, Make, Of, Resource, Seen, State};
 use crate::table::{MINUTE, Row, kind};
@@ -24,7 +24,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
         ],
         // The address can be used by one gateway at a time.
         replace: ReplaceOrder::DeleteFirst,
-        typical: QUICK,
+        typical: Some(MINUTE.saturating_mul(2)),
         terraform: &[("aws_nat_gateway", "id")],
         pricing: textnlp_provider::Pricing::BySpec,
         ..kind("aws.nat-gateway", "the way out for private subnets", Identity::Token)

@@ -294,7 +294,11 @@ fn seen(server: Answer) -> Option<Seen<Spec>> {
     // While servers move from one group to another, both are shown.
     let mut groups = server.db_parameter_groups.unwrap_or_default().into_iter();
     spec.parameter_group = groups.next().and_then(|group| group.db_parameter_group_name).unwrap_or_default();
-    let state = state(server.db_instance_status.as_deref().unwrap_or_default());
+    let state = match state(server.db_instance_status.as_deref().unwrap_or_default()) {
+        // The first backup may be under way before clients have an address.
+        State::Ready if server.endpoint.is_none() => State::Pending("without an address".to_owned()),
+        state => state,
+    };
     let (database, user) = (spec.database.clone(), spec.user.clone());
     let port = server.endpoint.as_ref().and_then(|to| to.port);
     let host = server.endpoint.and_then(|to| to.address);

@@ -91,13 +91,17 @@ async fn definition_with_external_objects_is_kept_and_a_missing_one_is_named() {
     let Some(world) = World::new("kinds") else { return };
     // Fewer nodes than are asked for are told of.
     let namespace = world.namespace.clone();
-    let fixture = Fixture { namespace, min_nodes: 900, max_nodes: Some(901), ..bare() };
+    let fixture = Fixture { namespace, min_nodes: 900, max_nodes: Some(901), replicates: true, ..bare() };
     let problems = provider(world.cluster).of_site(fixture.cluster()).preflight(&[]).await.unwrap();
     assert!(
-        matches!(&problems[..], [few, many] if few.warning && few.cause.contains("`cluster.min_nodes` is 900")
-            && many.warning && many.cause.contains("`cluster.max_nodes` is 901")),
+        matches!(&problems[..], [few, many, flooded] if few.warning && few.cause.contains("`cluster.min_nodes` is 900")
+            && many.warning && many.cause.contains("`cluster.max_nodes` is 901")
+            && flooded.warning && flooded.cause.contains("a flood there looks like a failed site")),
         "{problems:#?}"
     );
+    let apart = fixture.set(|site| site.health_address = Some("https://ready.example.com:8444".to_owned()));
+    let problems = provider(world.cluster).of_site(apart.cluster()).preflight(&[]).await.unwrap();
+    assert_eq!(problems.len(), 2, "{problems:#?}");
     // So is a claim for a volume that nobody makes by itself.
     let asks =
         json!({ "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } } });

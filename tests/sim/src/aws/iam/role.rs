@@ -107,7 +107,7 @@ fn with_details(world: &mut World, call: &Call, answer: &mut Value) -> Result<()
     let (arn, boundary) = (role.arn.clone(), role.boundary.clone());
     if let Some(boundary) = boundary {
         answer["PermissionsBoundary"] =
-            json!({ "PermissionsBoundaryType": "Policy", "PermissionsBoundaryArn": boundary });
+            json!({ "PermissionsBoundaryType": "PermissionsBoundaryPolicy", "PermissionsBoundaryArn": boundary });
     }
     let tags = world.tags.of(&arn);
     if !tags.is_empty() {

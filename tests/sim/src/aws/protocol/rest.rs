@@ -337,9 +337,11 @@ pub(super) fn reply(
             let region = members.get("LocationConstraint").and_then(Value::as_str).unwrap_or_default();
             format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<LocationConstraint xmlns=\"{}\">{region}</LocationConstraint>", namespace_of(model)).into()
         } else {
-            let name = match reference.shape.strip_suffix("Output") {
-                Some(name) => format!("{name}Result"),
-                None => reference.shape.clone(),
+            let known = S3_ROOTS.iter().find(|(known, _)| is_s3(model) && *known == operation.name);
+            let name = match (known, reference.shape.strip_suffix("Output")) {
+                (Some((_, root)), _) => (*root).to_owned(),
+                (None, Some(name)) => format!("{name}Result"),
+                (None, None) => reference.shape.clone(),
             };
             let namespace = namespace_of(model);
             format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<{name} xmlns=\"{namespace}\">{inside}</{name}>")
@@ -347,6 +349,19 @@ pub(super) fn reply(
         };
     }
 }
+
+/// Roots of S3's answers, which the model does not name and clients check
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html>).
+const S3_ROOTS: &[(&str, &str)] = &[
+    ("DeleteObjects", "DeleteResult"),
+    ("GetBucketLifecycleConfiguration", "LifecycleConfiguration"),
+    ("GetBucketTagging", "Tagging"),
+    ("GetBucketVersioning", "VersioningConfiguration"),
+    ("ListBuckets", "ListAllMyBucketsResult"),
+    ("ListObjectVersions", "ListVersionsResult"),
+    ("ListObjects", "ListBucketResult"),
+    ("ListObjectsV2", "ListBucketResult"),
+];
 
 fn namespace_of(model: &Model) -> String {
     match is_s3(model) {
