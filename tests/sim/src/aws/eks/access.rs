@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Cluster, active, bad_token, cluster, in_use, invalid, mismatch, new_tags, not_found, tag_map, texts};
+use super::{Cluster, active, bad_token, cluster, in_use, invalid, mismatch, new_tags, not_found, set_tags, texts};
 use crate::aws::iam::Iam;
 use crate::{Call, Fault, World, timestamp};
 
@@ -79,17 +79,18 @@ fn entry<'a>(world: &'a mut World, call: &Call) -> Result<&'a mut Entry, Fault> 
 
 fn answer(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let entry = entry(world, call)?.clone();
-    Ok(json!({ "accessEntry": {
+    let mut answer = json!({
         "clusterName": call.text("clusterName"),
         "principalArn": call.text("principalArn"),
         "kubernetesGroups": entry.groups,
         "accessEntryArn": entry.arn,
         "createdAt": timestamp(entry.created),
         "modifiedAt": timestamp(entry.created),
-        "tags": tag_map(world, &entry.arn),
         "username": entry.username,
         "type": entry.kind,
-    } }))
+    });
+    set_tags(world, &entry.arn, &mut answer);
+    Ok(json!({ "accessEntry": answer }))
 }
 
 pub(super) fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {

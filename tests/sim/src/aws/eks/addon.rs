@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    Change, Cluster, Eks, active, bad_token, cluster, eks, in_use, invalid, mismatch, new_tags, not_found, start,
-    tag_map,
+    Change, Cluster, Eks, active, bad_token, cluster, eks, in_use, invalid, mismatch, new_tags, not_found, set_tags,
+    start,
 };
 use crate::{Call, Fault, Stages, World, timestamp};
 
@@ -96,8 +96,8 @@ fn answer(world: &mut World, call: &Call) -> Result<Value, Fault> {
         "addonArn": addon.arn,
         "createdAt": timestamp(addon.created),
         "modifiedAt": timestamp(addon.created),
-        "tags": tag_map(world, &addon.arn),
     });
+    set_tags(world, &addon.arn, &mut answer);
     if let Some(configuration) = &addon.configuration {
         answer["configurationValues"] = json!(configuration);
     }

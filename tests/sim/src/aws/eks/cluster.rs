@@ -13,7 +13,7 @@ use super::node_group::NodeGroup;
 use super::pod_identity::Association;
 use super::{
     CLUSTERS, Change, DEFAULT_KUBERNETES, Eks, KUBERNETES, active, bad_token, cluster, eks, in_use, invalid, mismatch,
-    new_tags, role, start, tag_map, texts, zones,
+    new_tags, role, set_tags, start, texts, zones,
 };
 use crate::aws::ec2::interfaces::{New, attach, detach};
 use crate::aws::ec2::{GROUP, place};
@@ -99,12 +99,12 @@ fn answer(world: &World, call: &Call, name: &str) -> Value {
         ] },
         "status": status,
         "platformVersion": "eks.1",
-        "tags": tag_map(world, &cluster.arn),
         "health": { "issues": issues },
         "accessConfig": { "authenticationMode": cluster.authentication },
         "upgradePolicy": { "supportType": cluster.support },
         "deletionProtection": cluster.protected,
     });
+    set_tags(world, &cluster.arn, &mut answer);
     if let Some(key) = &cluster.key {
         answer["encryptionConfig"] = json!([{ "resources": ["secrets"], "provider": { "keyArn": key } }]);
     }

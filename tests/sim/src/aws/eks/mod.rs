@@ -273,9 +273,12 @@ fn tags_of(value: &Value) -> Vec<(String, String)> {
     pairs.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
 }
 
-fn tag_map(world: &World, arn: &str) -> Value {
+/// Sets the tags of an answer: none are left out.
+fn set_tags(world: &World, arn: &str, answer: &mut Value) {
     let tags: Map<String, Value> = world.tags.of(arn).into_iter().map(|(key, value)| (key, json!(value))).collect();
-    Value::Object(tags)
+    if !tags.is_empty() {
+        answer["tags"] = Value::Object(tags);
+    }
 }
 
 fn new_tags(call: &Call) -> Result<Vec<(String, String)>, Fault> {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::access::Entry;
 use super::{
     Change, Cluster, Eks, KUBERNETES, NODE_GROUPS, active, bad_token, cluster, eks, in_use, invalid, mismatch,
-    new_tags, not_found, role, start, tag_map, texts, zones,
+    new_tags, not_found, role, set_tags, start, texts, zones,
 };
 use crate::aws::iam::Iam;
 use crate::{Call, Fault, Market, Quota, Scope, Stages, World, timestamp};
@@ -87,8 +87,8 @@ fn answer(world: &mut World, call: &Call) -> Result<Value, Fault> {
         "health": { "issues": issues },
         "updateConfig": { "maxUnavailable": group.unavailable },
         "nodeRepairConfig": { "enabled": group.repair },
-        "tags": tag_map(world, &group.arn),
     });
+    set_tags(world, &group.arn, &mut answer);
     if let Some(template) = group.template {
         answer["launchTemplate"] = template;
     }

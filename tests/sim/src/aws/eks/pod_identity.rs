@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{active, bad_token, cluster, in_use, invalid, mismatch, new_tags, not_found, role, tag_map};
+use super::{active, bad_token, cluster, in_use, invalid, mismatch, new_tags, not_found, role, set_tags};
 use crate::{Call, Fault, World, timestamp};
 
 /// A pod identity association.
@@ -29,17 +29,18 @@ fn association<'a>(world: &'a mut World, call: &Call) -> Result<&'a mut Associat
 fn answer(world: &mut World, call: &Call, id: &str) -> Result<Value, Fault> {
     let cluster = cluster(world, call, "clusterName")?;
     let Some(association) = cluster.associations.get(id).cloned() else { return Ok(Value::Null) };
-    Ok(json!({ "association": {
+    let mut answer = json!({
         "clusterName": call.text("clusterName"),
         "namespace": association.namespace,
         "serviceAccount": association.service_account,
         "roleArn": association.role,
         "associationArn": association.arn,
         "associationId": id,
-        "tags": tag_map(world, &association.arn),
         "createdAt": timestamp(association.created),
         "modifiedAt": timestamp(association.created),
-    } }))
+    });
+    set_tags(world, &association.arn, &mut answer);
+    Ok(json!({ "association": answer }))
 }
 
 fn check_role(world: &World, call: &Call, arn: &str) -> Result<(), Fault> {
