@@ -8,7 +8,7 @@ use textnlp_provider::{
 };
 
 use crate::api::Api;
-use crate::resource::{Filter, Seen, State};
+use crate::resource::{Filter, ObservedObject, State};
 use crate::table::{self, Row};
 use crate::tags;
 
@@ -55,7 +55,7 @@ pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(Resourc
     Ok(answers.into_iter().flat_map(|(id, all)| all.into_iter().map(move |one| (id.clone(), one))).collect())
 }
 
-async fn list(api: &Api, row: &'static Row, filter: &Filter) -> (&'static Row, Result<Vec<Seen<Spec>>>) {
+async fn list(api: &Api, row: &'static Row, filter: &Filter) -> (&'static Row, Result<Vec<ObservedObject<Spec>>>) {
     (row, row.resource.list(api, filter).await)
 }
 
@@ -123,7 +123,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn present(row: &Row, seen: &Seen<Spec>) -> Option<Observed> {
+fn present(row: &Row, seen: &ObservedObject<Spec>) -> Option<Observed> {
     seen.object(&row.kind).map(Observed::Present)
 }
 

@@ -31,10 +31,10 @@ pub(crate) trait Resource: Send + Sync + 'static {
     const HAS_CLIENT_TOKEN: bool = false;
 
     /// Reads one object; `None` when it does not exist.
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Self::Spec>>>;
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Self::Spec>>>;
 
     /// All objects with these tags, in as few calls as possible.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Self::Spec>>>;
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Self::Spec>>>;
 
     /// The id that an object with this spec has, where it follows from the name in it.
     fn id(_spec: &Self::Spec) -> Option<String> {
@@ -46,10 +46,15 @@ pub(crate) trait Resource: Send + Sync + 'static {
 
     /// Brings one field of the object closer to the spec: one mutating call. It is called again, after a read, until the field has
     /// the wanted value: a list is changed one element at a time.
-    async fn put(api: &Api, seen: &Seen<Self::Spec>, spec: &Self::Spec, field: &str) -> Result<()>;
+    async fn put(api: &Api, seen: &ObservedObject<Self::Spec>, spec: &Self::Spec, field: &str) -> Result<()>;
 
     /// The same for a change that AWS makes in the background and that can fail: its id, which [`change`](Self::change) reads.
-    async fn start(api: &Api, seen: &Seen<Self::Spec>, spec: &Self::Spec, field: &str) -> Result<Option<String>> {
+    async fn start(
+        api: &Api,
+        seen: &ObservedObject<Self::Spec>,
+        spec: &Self::Spec,
+        field: &str,
+    ) -> Result<Option<String>> {
         Self::put(api, seen, spec, field).await.map(|()| None)
     }
 
@@ -69,10 +74,10 @@ pub(crate) trait Resource: Send + Sync + 'static {
     }
 
     /// Sets and removes tags of the object: one call; removes are asked for once nothing is to be set.
-    async fn tag(api: &Api, seen: &Seen<Self::Spec>, set: &Tags, remove: &[String]) -> Result<()>;
+    async fn tag(api: &Api, seen: &ObservedObject<Self::Spec>, set: &Tags, remove: &[String]) -> Result<()>;
 
     /// Brings the object closer to its end: one mutating call, repeated after a read until the object is gone.
-    async fn delete(api: &Api, seen: &Seen<Self::Spec>) -> Result<()>;
+    async fn delete(api: &Api, seen: &ObservedObject<Self::Spec>) -> Result<()>;
 }
 
 /// What [`Resource::create`] gives the new object.
@@ -112,7 +117,7 @@ impl Filter {
 
 /// An object as read.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen<S> {
+pub(crate) struct ObservedObject<S> {
     /// Its id.
     pub(crate) id: String,
     /// Its attributes. The driver fills in `tags`.
@@ -127,7 +132,7 @@ pub(crate) struct Seen<S> {
     pub(crate) foreign: Vec<Foreign>,
 }
 
-impl<S> Seen<S> {
+impl<S> ObservedObject<S> {
     /// A ready object without outputs.
     pub(crate) fn new(id: impl Into<String>, spec: S, tags: Tags) -> Self {
         Self { id: id.into(), spec, outputs: BTreeMap::new(), tags, state: State::Ready, foreign: Vec::new() }
@@ -176,15 +181,21 @@ pub(crate) enum State {
 pub(crate) trait AnyResource: Send + Sync {
     fn in_place(&self) -> &'static [&'static str];
     fn has_client_token(&self) -> bool;
-    async fn read(&self, api: &Api, id: &str) -> Result<Option<Seen<Spec>>>;
-    async fn list(&self, api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>>;
+    async fn read(&self, api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>>;
+    async fn list(&self, api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>>;
     fn id(&self, wanted: &Spec) -> Option<String>;
     async fn create(&self, api: &Api, op: &Operation, alternative: usize) -> Result<String>;
-    async fn start(&self, api: &Api, seen: &Seen<Spec>, op: &Operation, field: &str) -> Result<Option<String>>;
+    async fn start(
+        &self,
+        api: &Api,
+        seen: &ObservedObject<Spec>,
+        op: &Operation,
+        field: &str,
+    ) -> Result<Option<String>>;
     async fn change(&self, api: &Api, id: &str, change: &str) -> Result<State>;
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool;
     fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize>;
-    async fn delete(&self, api: &Api, seen: &Seen<Spec>) -> Result<()>;
+    async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>) -> Result<()>;
 }
 
 /// The field of every spec that the driver changes.
@@ -209,11 +220,11 @@ impl<R: Resource> AnyResource for Of<R> {
         R::HAS_CLIENT_TOKEN
     }
 
-    async fn read(&self, api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(&self, api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         Ok(R::read(api, id).await?.map(untyped))
     }
 
-    async fn list(&self, api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(&self, api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         Ok(R::list(api, filter).await?.into_iter().map(untyped).collect())
     }
 
@@ -226,7 +237,13 @@ impl<R: Resource> AnyResource for Of<R> {
         R::create(api, &make, &typed(&op.spec, op)?).await
     }
 
-    async fn start(&self, api: &Api, seen: &Seen<Spec>, op: &Operation, field: &str) -> Result<Option<String>> {
+    async fn start(
+        &self,
+        api: &Api,
+        seen: &ObservedObject<Spec>,
+        op: &Operation,
+        field: &str,
+    ) -> Result<Option<String>> {
         let typed_seen = retyped::<R::Spec>(seen, op)?;
         if field == TAGS {
             let (set, gone) = tags::change(op, &seen.tags, &own_tags(&op.spec));
@@ -247,7 +264,7 @@ impl<R: Resource> AnyResource for Of<R> {
         R::alternative(&wanted.typed().ok()?, &seen.typed().ok()?)
     }
 
-    async fn delete(&self, api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let spec: R::Spec = seen
             .spec
             .typed()
@@ -265,12 +282,12 @@ fn typed<S: DeserializeOwned>(spec: &Spec, op: &Operation) -> Result<S> {
         .map_err(|error| Error::new(ErrorKind::Invalid, op.verb.to_string(), op.resource.to_string()).because(error))
 }
 
-fn retyped<S: DeserializeOwned>(seen: &Seen<Spec>, op: &Operation) -> Result<Seen<S>> {
+fn retyped<S: DeserializeOwned>(seen: &ObservedObject<Spec>, op: &Operation) -> Result<ObservedObject<S>> {
     Ok(with_spec(seen, typed(&seen.spec, op)?))
 }
 
-fn with_spec<S>(seen: &Seen<Spec>, spec: S) -> Seen<S> {
-    Seen {
+fn with_spec<S>(seen: &ObservedObject<Spec>, spec: S) -> ObservedObject<S> {
+    ObservedObject {
         id: seen.id.clone(),
         spec,
         outputs: seen.outputs.clone(),
@@ -280,14 +297,21 @@ fn with_spec<S>(seen: &Seen<Spec>, spec: S) -> Seen<S> {
     }
 }
 
-fn untyped<S: Serialize>(seen: Seen<S>) -> Seen<Spec> {
+fn untyped<S: Serialize>(seen: ObservedObject<S>) -> ObservedObject<Spec> {
     let mut value = serde_json::to_value(&seen.spec).unwrap_or_default();
     value[TAGS] = serde_json::json!(tags::own(&seen.tags));
     let spec = Spec::of(&value);
-    Seen { id: seen.id, spec, outputs: seen.outputs, tags: seen.tags, state: seen.state, foreign: seen.foreign }
+    ObservedObject {
+        id: seen.id,
+        spec,
+        outputs: seen.outputs,
+        tags: seen.tags,
+        state: seen.state,
+        foreign: seen.foreign,
+    }
 }
 
-impl Seen<Spec> {
+impl ObservedObject<Spec> {
     /// The object in the terms of the contract; `None` when its id is not one.
     pub(crate) fn object(&self, kind: &Kind) -> Option<Object> {
         let health = match &self.state {

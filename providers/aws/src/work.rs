@@ -8,7 +8,7 @@ use textnlp_provider::{
 };
 
 use crate::api::Api;
-use crate::resource::{Filter, Seen, State};
+use crate::resource::{Filter, ObservedObject, State};
 use crate::table::Row;
 use crate::tags;
 
@@ -129,7 +129,7 @@ impl Work<'_> {
     }
 
     /// The object that an earlier call of this operation created.
-    async fn made(&self) -> Result<Option<Seen<Spec>>> {
+    async fn made(&self) -> Result<Option<ObservedObject<Spec>>> {
         let resource = self.row.resource;
         if let Some(name) = resource.id(&self.op.spec) {
             let Some(seen) = resource.read(self.api, &name).await?.filter(|seen| seen.state != State::Gone) else {
@@ -161,10 +161,11 @@ impl Work<'_> {
         Ok(made.into_iter().find(|seen| !matches!(seen.state, State::Gone | State::Deleting)))
     }
 
-    async fn apply(&self, mut stand: Stand, seen: Option<Seen<Spec>>) -> Result<Progress> {
+    async fn apply(&self, mut stand: Stand, seen: Option<ObservedObject<Spec>>) -> Result<Progress> {
         stand.polls += 1;
         if let Some(next) = stand.alternative {
-            let is_old = |seen: &Seen<Spec>| self.row.resource.alternative(&self.op.spec, &seen.spec) == Some(next);
+            let is_old =
+                |seen: &ObservedObject<Spec>| self.row.resource.alternative(&self.op.spec, &seen.spec) == Some(next);
             match &seen {
                 None => return self.create_alternative(next).await,
                 Some(old) if old.state == State::Deleting => {
@@ -231,11 +232,11 @@ impl Work<'_> {
 
     /// Ends a create once lists show its object and no second one. An earlier call, whose reply was lost, may have created
     /// another object that the list before this call did not show yet; nothing refers to it.
-    async fn only_one(&self, stand: Stand, seen: &Seen<Spec>) -> Result<Progress> {
+    async fn only_one(&self, stand: Stand, seen: &ObservedObject<Spec>) -> Result<Progress> {
         let filter = Filter::Operation(self.op.lineage, self.op.token.as_str().to_owned());
         let all = self.row.resource.list(self.api, &filter).await?;
-        let is_ours = |one: &&Seen<Spec>| tags::lineage(&one.tags) == Some(self.op.lineage);
-        let is_there = |one: &&Seen<Spec>| !matches!(one.state, State::Gone | State::Deleting);
+        let is_ours = |one: &&ObservedObject<Spec>| tags::lineage(&one.tags) == Some(self.op.lineage);
+        let is_there = |one: &&ObservedObject<Spec>| !matches!(one.state, State::Gone | State::Deleting);
         if let Some(second) = all.iter().filter(is_ours).filter(is_there).find(|one| one.id != seen.id) {
             self.row.resource.delete(self.api, second).await?;
             return self.pending(stand, &format!("deleting `{}`, which was created twice", second.id), Duration::ZERO);
@@ -247,7 +248,7 @@ impl Work<'_> {
     }
 
     /// Sends one change. One that AWS accepted and does not show yet is sent again after a while.
-    async fn put(&self, mut stand: Stand, seen: &Seen<Spec>, field: &str) -> Result<Progress> {
+    async fn put(&self, mut stand: Stand, seen: &ObservedObject<Spec>, field: &str) -> Result<Progress> {
         let shown = if field == crate::resource::TAGS {
             format!("{:?}", seen.tags)
         } else {
@@ -278,7 +279,7 @@ impl Work<'_> {
     }
 
     /// Removes what AWS had no capacity for, so that the next alternative can be created.
-    async fn delete_failed(&self, stand: Stand, seen: &Seen<Spec>, next: usize) -> Result<Progress> {
+    async fn delete_failed(&self, stand: Stand, seen: &ObservedObject<Spec>, next: usize) -> Result<Progress> {
         self.row.resource.delete(self.api, seen).await?;
         let why = if let State::Failed { why, .. } = &seen.state { why.as_str() } else { "no capacity" };
         self.pending(
@@ -289,14 +290,14 @@ impl Work<'_> {
     }
 
     /// A failed create leaves an object that the next plan replaces; a failed update leaves the object as it was.
-    fn failed(&self, seen: &Seen<Spec>, error: Error) -> Result<Progress> {
+    fn failed(&self, seen: &ObservedObject<Spec>, error: Error) -> Result<Progress> {
         match self.op.verb {
             Verb::Create => Ok(Progress::Failed { left: seen.object(&self.row.kind), error }),
             Verb::Update | Verb::Delete => Err(error),
         }
     }
 
-    async fn delete(&self, mut stand: Stand, seen: Option<Seen<Spec>>) -> Result<Progress> {
+    async fn delete(&self, mut stand: Stand, seen: Option<ObservedObject<Spec>>) -> Result<Progress> {
         stand.polls += 1;
         let Some(seen) = seen else { return self.gone() };
         if seen.state == State::Deleting {
@@ -326,7 +327,7 @@ impl Work<'_> {
         }
     }
 
-    fn done(&self, seen: &Seen<Spec>) -> Result<Progress> {
+    fn done(&self, seen: &ObservedObject<Spec>) -> Result<Progress> {
         let object = seen.object(&self.row.kind).ok_or_else(|| self.invalid("AWS shows an id that is none"))?;
         Ok(Progress::Done(object))
     }

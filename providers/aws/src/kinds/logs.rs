@@ -7,7 +7,7 @@ use textnlp_provider::{DataClass, Identity, Permission, Result};
 
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT};
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -62,7 +62,7 @@ impl Resource for LogGroup {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["key", "retention_days"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let pages = api.logs.describe_log_groups().log_group_name_prefix(id).into_paginator().items().send();
         let found: Vec<Answer> = api.call(SERVICE, "read", id, pages.try_collect()).await?;
         match found.into_iter().find(|group| group.log_group_name.as_deref() == Some(id)) {
@@ -72,7 +72,7 @@ impl Resource for LogGroup {
     }
 
     /// One call for each prefix, and one for the tags of each group that they show.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let mut all = Vec::new();
         for prefix in PREFIXES {
             let pages = api.logs.describe_log_groups().log_group_name_prefix(prefix).into_paginator().items().send();
@@ -96,7 +96,7 @@ impl Resource for LogGroup {
         Ok(spec.name.clone())
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let (logs, id) = (&api.logs, seen.id.as_str());
         match (field, spec.retention_days, &spec.key) {
             ("retention_days", Some(days), _) => {
@@ -118,7 +118,7 @@ impl Resource for LogGroup {
         }
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let arn = seen.outputs.get("arn").and_then(|arn| arn.as_str()).unwrap_or_default();
         if set.is_empty() {
             let call = api.logs.untag_resource().resource_arn(arn).set_tag_keys(Some(remove.to_vec())).send();
@@ -129,18 +129,18 @@ impl Resource for LogGroup {
         api.call(SERVICE, "set tags of", &seen.id, call).await.map(drop)
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.logs.delete_log_group().log_group_name(&seen.id).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }
 }
 
-async fn seen(api: &Api, group: Answer) -> Result<Option<Seen<Spec>>> {
+async fn seen(api: &Api, group: Answer) -> Result<Option<ObservedObject<Spec>>> {
     let (Some(name), Some(arn)) = (group.log_group_name, group.log_group_arn) else { return Ok(None) };
     let call = api.logs.list_tags_for_resource().resource_arn(&arn).send();
     let Some(answer) = api.find(SERVICE, &name, call).await? else { return Ok(None) };
     let tags = answer.tags.unwrap_or_default().into_iter().collect();
     let spec =
         Spec { name: name.clone(), retention_days: group.retention_in_days, key: group.kms_key_id, tags: Tags::new() };
-    Ok(Some(Seen::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", Some(arn))))
+    Ok(Some(ObservedObject::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", Some(arn))))
 }

@@ -17,7 +17,7 @@ use futures::StreamExt;
 use textnlp_provider::{Permission, Result, Verb};
 
 use crate::api::Api;
-use crate::resource::{Filter, Resource, Seen};
+use crate::resource::{Filter, ObservedObject, Resource};
 use crate::table::Row;
 
 /// The rows of every service.
@@ -72,7 +72,7 @@ async fn list_by_tag<R: Resource>(
     filter: &Filter,
     kind: &str,
     id: impl Fn(&str) -> Option<&str>,
-) -> Result<Vec<Seen<R::Spec>>> {
+) -> Result<Vec<ObservedObject<R::Spec>>> {
     let (key, value) = filter.tag();
     let wanted = TagFilter::builder().key(key).values(value).build();
     let pages = api.tagging.get_resources().tag_filters(wanted).resource_type_filters(kind).into_paginator();

@@ -7,7 +7,7 @@ use textnlp_provider::{Identity, Permission, Result};
 
 use super::{QUICK, SERVICE, TAGS, UNTAGS, creates, deletes};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -46,13 +46,13 @@ impl Resource for Address {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &[];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.ec2.describe_addresses().allocation_ids(id).send()).await?;
         Ok(answer.and_then(|answer| answer.addresses.unwrap_or_default().into_iter().find_map(seen)))
     }
 
     /// One call: the answer has no pages.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let call = api.ec2.describe_addresses().filters(super::filter(filter)).send();
         let answer = api.call(SERVICE, "list", "addresses", call).await?;
         Ok(answer.addresses.unwrap_or_default().into_iter().filter_map(seen).collect())
@@ -64,22 +64,23 @@ impl Resource for Address {
         super::id_in(api.call(SERVICE, "allocate", "address", call).await?.allocation_id, "address")
     }
 
-    async fn put(_api: &Api, _seen: &Seen<Spec>, _spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(_api: &Api, _seen: &ObservedObject<Spec>, _spec: &Spec, _field: &str) -> Result<()> {
         Ok(())
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.ec2.release_address().allocation_id(&seen.id).send();
         api.call(SERVICE, "release", &seen.id, call).await.map(drop)
     }
 }
 
-fn seen(one: Answer) -> Option<Seen<Spec>> {
+fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
     let id = one.allocation_id?;
-    let seen = Seen::new(&id, Spec { tags: Tags::new() }, super::tags(one.tags)).output("id", Some(id.clone()));
+    let seen =
+        ObservedObject::new(&id, Spec { tags: Tags::new() }, super::tags(one.tags)).output("id", Some(id.clone()));
     Some(seen.output("address", one.public_ip))
 }

@@ -8,7 +8,7 @@ use textnlp_provider::{Identity, Permission, Result};
 
 use super::{SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -67,12 +67,12 @@ impl Resource for VpcEndpoint {
     const IN_PLACE: &'static [&'static str] = &["route_tables", "subnets", "groups", "private_dns", "policy"];
     const HAS_CLIENT_TOKEN: bool = true;
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.ec2.describe_vpc_endpoints().vpc_endpoint_ids(id).send()).await?;
         Ok(answer.and_then(|answer| answer.vpc_endpoints.unwrap_or_default().into_iter().find_map(seen)))
     }
 
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let pages = api.ec2.describe_vpc_endpoints().filters(super::filter(filter)).into_paginator().items().send();
         let found: Vec<Answer> = api.call(SERVICE, "list", "VPC endpoints", pages.try_collect()).await?;
         Ok(found.into_iter().filter_map(seen).collect())
@@ -95,7 +95,7 @@ impl Resource for VpcEndpoint {
         super::id_in(answer.vpc_endpoint.and_then(|one| one.vpc_endpoint_id), "VPC endpoint")
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let call = api.ec2.modify_vpc_endpoint().vpc_endpoint_id(&seen.id);
         let call = match field {
             "route_tables" => {
@@ -116,11 +116,11 @@ impl Resource for VpcEndpoint {
         api.call(SERVICE, "change", &seen.id, call.send()).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.ec2.delete_vpc_endpoints().vpc_endpoint_ids(&seen.id).send();
         let answer = api.call(SERVICE, "delete", &seen.id, call).await?;
         // What fails is in the answer to a call that succeeds.
@@ -139,7 +139,7 @@ fn is_interface(spec: &Spec) -> bool {
     spec.kind == VpcEndpointType::Interface.as_str()
 }
 
-fn seen(one: Answer) -> Option<Seen<Spec>> {
+fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
     let id = one.vpc_endpoint_id?;
     let groups = one.groups.unwrap_or_default().into_iter().filter_map(|group| group.group_id);
     let policy = one.policy_document.unwrap_or_default();
@@ -169,5 +169,5 @@ fn seen(one: Answer) -> Option<Seen<Spec>> {
         "partial" => State::Degraded(why()),
         _ => State::Pending(word),
     };
-    Some(Seen::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())).state(state))
+    Some(ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())).state(state))
 }

@@ -7,7 +7,7 @@ use textnlp_provider::{Identity, Permission, Result};
 
 use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -48,13 +48,13 @@ impl Resource for InternetGateway {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["vpc"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let call = api.ec2.describe_internet_gateways().internet_gateway_ids(id).send();
         let answer = api.find(SERVICE, id, call).await?;
         Ok(answer.and_then(|answer| answer.internet_gateways.unwrap_or_default().into_iter().find_map(seen)))
     }
 
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let call = api.ec2.describe_internet_gateways().filters(super::filter(filter));
         let pages = call.into_paginator().items().send();
         let found: Vec<Answer> = api.call(SERVICE, "list", "internet gateways", pages.try_collect()).await?;
@@ -68,7 +68,7 @@ impl Resource for InternetGateway {
         super::id_in(answer.internet_gateway.and_then(|one| one.internet_gateway_id), "internet gateway")
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, _field: &str) -> Result<()> {
         if !seen.spec.vpc.is_empty() {
             return detach(api, seen).await;
         }
@@ -76,11 +76,11 @@ impl Resource for InternetGateway {
         api.call(SERVICE, "attach", &seen.id, call).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         if !seen.spec.vpc.is_empty() {
             return detach(api, seen).await;
         }
@@ -89,14 +89,14 @@ impl Resource for InternetGateway {
     }
 }
 
-async fn detach(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+async fn detach(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
     let call = api.ec2.detach_internet_gateway().internet_gateway_id(&seen.id).vpc_id(&seen.spec.vpc).send();
     api.call(SERVICE, "detach", &seen.id, call).await.map(drop)
 }
 
-fn seen(one: Answer) -> Option<Seen<Spec>> {
+fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
     let id = one.internet_gateway_id?;
     let attached = one.attachments.unwrap_or_default().into_iter().find_map(|attachment| attachment.vpc_id);
     let spec = Spec { vpc: attached.unwrap_or_default(), tags: Tags::new() };
-    Some(Seen::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())))
+    Some(ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())))
 }

@@ -15,7 +15,7 @@ use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
 use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -95,7 +95,7 @@ impl Resource for LaunchTemplate {
     ];
     const HAS_CLIENT_TOKEN: bool = true;
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let call = api.ec2.describe_launch_templates().launch_template_ids(id).send();
         let answer = api.find(SERVICE, id, call).await?;
         match answer.and_then(|answer| answer.launch_templates.unwrap_or_default().into_iter().next()) {
@@ -105,7 +105,7 @@ impl Resource for LaunchTemplate {
     }
 
     /// One call, and one more for each template.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let call = api.ec2.describe_launch_templates().filters(super::filter(filter));
         let pages = call.into_paginator().items().send();
         let found: Vec<Answer> = api.call(SERVICE, "list", "launch templates", pages.try_collect()).await?;
@@ -125,7 +125,7 @@ impl Resource for LaunchTemplate {
     }
 
     /// Makes the latest version the default one if it is as wanted, else creates a version.
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, _field: &str) -> Result<()> {
         if let Some((version, latest)) = version(api, &seen.id, &seen.spec.name, "$Latest").await?
             && latest.is_as(spec)
         {
@@ -138,11 +138,11 @@ impl Resource for LaunchTemplate {
         api.call(SERVICE, "create a version of", &seen.id, call).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.ec2.delete_launch_template().launch_template_id(&seen.id).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }
@@ -219,10 +219,10 @@ async fn version(api: &Api, id: &str, name: &str, which: &str) -> Result<Option<
     Ok(found.and_then(|one| Some((one.version_number?, Spec::of(name.to_owned(), one.launch_template_data?)))))
 }
 
-async fn seen(api: &Api, one: Answer) -> Result<Option<Seen<Spec>>> {
+async fn seen(api: &Api, one: Answer) -> Result<Option<ObservedObject<Spec>>> {
     let Some(id) = one.launch_template_id else { return Ok(None) };
     let name = one.launch_template_name.unwrap_or_default();
     let Some((version, spec)) = version(api, &id, &name, "$Default").await? else { return Ok(None) };
-    let seen = Seen::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone()));
+    let seen = ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone()));
     Ok(Some(seen.output("version", Some(version.to_string()))))
 }

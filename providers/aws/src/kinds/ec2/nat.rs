@@ -7,7 +7,7 @@ use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
 use super::{SERVICE, TAGS, UNTAGS, creates, deletes};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -54,12 +54,12 @@ impl Resource for NatGateway {
     const IN_PLACE: &'static [&'static str] = &[];
     const HAS_CLIENT_TOKEN: bool = true;
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.ec2.describe_nat_gateways().nat_gateway_ids(id).send()).await?;
         Ok(answer.and_then(|answer| answer.nat_gateways.unwrap_or_default().into_iter().find_map(seen)))
     }
 
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let pages = api.ec2.describe_nat_gateways().filter(super::filter(filter)).into_paginator().items().send();
         let found: Vec<Answer> = api.call(SERVICE, "list", "NAT gateways", pages.try_collect()).await?;
         Ok(found.into_iter().filter_map(seen).collect())
@@ -73,21 +73,21 @@ impl Resource for NatGateway {
         super::id_in(answer.nat_gateway.and_then(|one| one.nat_gateway_id), "NAT gateway")
     }
 
-    async fn put(_api: &Api, _seen: &Seen<Spec>, _spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(_api: &Api, _seen: &ObservedObject<Spec>, _spec: &Spec, _field: &str) -> Result<()> {
         Ok(())
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.ec2.delete_nat_gateway().nat_gateway_id(&seen.id).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }
 }
 
-fn seen(one: Answer) -> Option<Seen<Spec>> {
+fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
     let id = one.nat_gateway_id?;
     let addresses = one.nat_gateway_addresses.unwrap_or_default();
     // A gateway without secondary addresses may have none that is marked as the primary one.
@@ -107,6 +107,6 @@ fn seen(one: Answer) -> Option<Seen<Spec>> {
         Some(NatGatewayState::Deleted) => State::Gone,
         state => State::Pending(state.map_or_else(|| "in no known state".to_owned(), |one| one.as_str().to_owned())),
     };
-    let seen = Seen::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())).state(state);
+    let seen = ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())).state(state);
     Some(seen.output("address", first.and_then(|first| first.public_ip.clone())))
 }

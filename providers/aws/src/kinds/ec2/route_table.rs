@@ -9,7 +9,7 @@ use textnlp_provider::{Identity, Permission, Result};
 
 use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, named};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -67,12 +67,12 @@ impl Resource for RouteTable {
     const IN_PLACE: &'static [&'static str] = &["routes", "subnets"];
     const HAS_CLIENT_TOKEN: bool = true;
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.ec2.describe_route_tables().route_table_ids(id).send()).await?;
         Ok(answer.and_then(|answer| answer.route_tables.unwrap_or_default().into_iter().find_map(seen)))
     }
 
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let found = tables(api, super::filter(filter)).await?;
         Ok(found.into_iter().filter_map(seen).collect())
     }
@@ -84,15 +84,15 @@ impl Resource for RouteTable {
         super::id_in(answer.route_table.and_then(|one| one.route_table_id), "route table")
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         if field == "subnets" { put_subnets(api, seen, spec).await } else { put_routes(api, seen, spec).await }
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         if let Some(subnet) = seen.spec.subnets.first() {
             return disassociate(api, &seen.id, subnet).await;
         }
@@ -107,7 +107,7 @@ async fn tables(api: &Api, filter: aws_sdk_ec2::types::Filter) -> Result<Vec<Ans
 }
 
 /// Adds or replaces the first route that is missing or leads elsewhere, else deletes the first one too many.
-async fn put_routes(api: &Api, seen: &Seen<Spec>, spec: &Spec) -> Result<()> {
+async fn put_routes(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec) -> Result<()> {
     let there = &seen.spec.routes;
     let Some(route) = spec.routes.iter().find(|route| !there.contains(route)) else {
         let Some(extra) = there.iter().find(|route| !spec.routes.contains(route)) else { return Ok(()) };
@@ -129,7 +129,7 @@ async fn put_routes(api: &Api, seen: &Seen<Spec>, spec: &Spec) -> Result<()> {
 }
 
 /// Adds the first subnet that is missing, else removes the first one too many.
-async fn put_subnets(api: &Api, seen: &Seen<Spec>, spec: &Spec) -> Result<()> {
+async fn put_subnets(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec) -> Result<()> {
     let (add, remove) = super::change(&seen.spec.subnets, &spec.subnets);
     let Some(subnet) = add.iter().flatten().next() else {
         let Some(subnet) = remove.iter().flatten().next() else { return Ok(()) };
@@ -158,7 +158,7 @@ async fn association(api: &Api, subnet: &str) -> Result<Option<String>> {
     Ok(all.find(of_subnet).and_then(|one| one.route_table_association_id))
 }
 
-fn seen(one: Answer) -> Option<Seen<Spec>> {
+fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
     let id = one.route_table_id?;
     let spec = Spec {
         vpc: one.vpc_id.unwrap_or_default(),
@@ -166,7 +166,7 @@ fn seen(one: Answer) -> Option<Seen<Spec>> {
         subnets: one.associations.unwrap_or_default().into_iter().filter_map(|one| one.subnet_id).collect(),
         tags: Tags::new(),
     };
-    Some(Seen::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())))
+    Some(ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())))
 }
 
 /// A created route, not one that AWS added. Gateway endpoints have prefix lists for destinations.

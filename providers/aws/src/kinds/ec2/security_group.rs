@@ -9,7 +9,7 @@ use textnlp_provider::{Identity, Permission, ReplaceOrder, Result};
 
 use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, inside};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -85,12 +85,12 @@ impl Resource for SecurityGroup {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["ingress", "egress"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.ec2.describe_security_groups().group_ids(id).send()).await?;
         Ok(answer.and_then(|answer| answer.security_groups.unwrap_or_default().into_iter().find_map(seen)))
     }
 
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let pages = api.ec2.describe_security_groups().filters(super::filter(filter)).into_paginator().items().send();
         let found: Vec<Answer> = api.call(SERVICE, "list", "security groups", pages.try_collect()).await?;
         Ok(found.into_iter().filter_map(seen).collect())
@@ -104,7 +104,7 @@ impl Resource for SecurityGroup {
         super::id_in(answer.group_id, "security group")
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let is_egress = field == "egress";
         let (there, wanted) = match is_egress {
             true => (&seen.spec.egress, &spec.egress),
@@ -124,11 +124,11 @@ impl Resource for SecurityGroup {
         change.make(api, &seen.id, is_egress).await
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.ec2.delete_security_group().group_id(&seen.id).send();
         let deleted = api.call(SERVICE, "delete", &seen.id, call).await;
         inside::explained(api, deleted.map(drop), "group-id", &seen.id).await
@@ -207,7 +207,7 @@ impl Rule {
     }
 }
 
-fn seen(one: Answer) -> Option<Seen<Spec>> {
+fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
     let id = one.group_id?;
     let spec = Spec {
         vpc: one.vpc_id.unwrap_or_default(),
@@ -217,7 +217,7 @@ fn seen(one: Answer) -> Option<Seen<Spec>> {
         egress: rules(one.ip_permissions_egress, &id),
         tags: Tags::new(),
     };
-    Some(Seen::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())))
+    Some(ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())))
 }
 
 /// A rule for each peer of each permission, without those of controllers.

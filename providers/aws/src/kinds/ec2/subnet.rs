@@ -8,7 +8,7 @@ use textnlp_provider::{ErrorKind, Identity, Permission, Result};
 use super::inside::{self, Place};
 use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, sweeps};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::{self, Tags};
 
@@ -60,14 +60,14 @@ impl Resource for Subnet {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["public_addresses"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.ec2.describe_subnets().subnet_ids(id).send()).await?;
         let found = answer.and_then(|answer| answer.subnets).unwrap_or_default();
         Ok(seen(api, found).await?.pop())
     }
 
     /// Three calls for all subnets, and one more for each 20 load balancers in them.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let pages = api.ec2.describe_subnets().filters(super::filter(filter)).into_paginator().items().send();
         seen(api, api.call(SERVICE, "list", "subnets", pages.try_collect()).await?).await
     }
@@ -86,17 +86,17 @@ impl Resource for Subnet {
         super::id_in(answer.subnet.and_then(|subnet| subnet.subnet_id), "subnet")
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, _field: &str) -> Result<()> {
         let value = AttributeBooleanValue::builder().value(spec.public_addresses).build();
         let call = api.ec2.modify_subnet_attribute().subnet_id(&seen.id).map_public_ip_on_launch(value).send();
         api.call(SERVICE, "change", &seen.id, call).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         if inside::sweep(api, &seen.foreign).await? {
             return Ok(());
         }
@@ -106,7 +106,7 @@ impl Resource for Subnet {
     }
 }
 
-async fn seen(api: &Api, found: Vec<Answer>) -> Result<Vec<Seen<Spec>>> {
+async fn seen(api: &Api, found: Vec<Answer>) -> Result<Vec<ObservedObject<Spec>>> {
     let mut all = Vec::new();
     for subnet in found {
         let Some(id) = subnet.subnet_id else { continue };
@@ -119,7 +119,7 @@ async fn seen(api: &Api, found: Vec<Answer>) -> Result<Vec<Seen<Spec>>> {
             tags: Tags::new(),
         };
         let state = super::ready_in("available", subnet.state.as_ref().map(|state| state.as_str()));
-        let seen = Seen::new(&id, spec, super::tags(subnet.tags)).output("id", Some(id.clone()));
+        let seen = ObservedObject::new(&id, spec, super::tags(subnet.tags)).output("id", Some(id.clone()));
         all.push(seen.output("zone", zone).output("zone_id", zone_id).state(state));
     }
     // An existing subnet is not reported on.

@@ -8,7 +8,7 @@ use textnlp_provider::{Identity, Permission, Result};
 use super::inside::{self, Place};
 use super::{QUICK, SERVICE, TAGS, UNTAGS, changes, creates, deletes, named, sweeps};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::{self, Tags};
 
@@ -64,7 +64,7 @@ impl Resource for Vpc {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["dns_hostnames", "default_rules"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.ec2.describe_vpcs().vpc_ids(id).send()).await?;
         match answer.and_then(|answer| answer.vpcs.unwrap_or_default().into_iter().next()) {
             Some(vpc) => seen(api, vpc).await,
@@ -73,7 +73,7 @@ impl Resource for Vpc {
     }
 
     /// Five calls for each VPC, of which a site has one.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let pages = api.ec2.describe_vpcs().filters(super::filter(filter)).into_paginator().items().send();
         let found: Vec<Answer> = api.call(SERVICE, "list", "VPCs", pages.try_collect()).await?;
         let mut all = Vec::new();
@@ -90,7 +90,7 @@ impl Resource for Vpc {
         super::id_in(answer.vpc.and_then(|vpc| vpc.vpc_id), "VPC")
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         if field == "dns_hostnames" {
             let value = AttributeBooleanValue::builder().value(spec.dns_hostnames).build();
             let call = api.ec2.modify_vpc_attribute().vpc_id(&seen.id).enable_dns_hostnames(value).send();
@@ -108,11 +108,11 @@ impl Resource for Vpc {
         api.call(SERVICE, "remove the rules of", &id, call).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, &seen.id, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         if inside::sweep(api, &seen.foreign).await? {
             return Ok(());
         }
@@ -131,7 +131,7 @@ fn is_default(group: &SecurityGroup) -> bool {
     group.group_name.as_deref() == Some("default")
 }
 
-async fn seen(api: &Api, vpc: Answer) -> Result<Option<Seen<Spec>>> {
+async fn seen(api: &Api, vpc: Answer) -> Result<Option<ObservedObject<Spec>>> {
     let Some(id) = vpc.vpc_id else { return Ok(None) };
     let call = api.ec2.describe_vpc_attribute().vpc_id(&id).attribute(VpcAttributeName::EnableDnsHostnames).send();
     let Some(attribute) = api.find(SERVICE, &id, call).await? else { return Ok(None) };
@@ -150,6 +150,7 @@ async fn seen(api: &Api, vpc: Answer) -> Result<Option<Seen<Spec>>> {
     };
     let state = super::ready_in("available", vpc.state.as_ref().map(|state| state.as_str()));
     let spec = Spec { cidr: cidr.clone(), dns_hostnames, default_rules, tags: Tags::new() };
-    let seen = Seen::new(&id, spec, tags).output("id", Some(id.clone())).output("cidr", Some(cidr)).state(state);
-    Ok(Some(Seen { foreign, ..seen }))
+    let seen =
+        ObservedObject::new(&id, spec, tags).output("id", Some(id.clone())).output("cidr", Some(cidr)).state(state);
+    Ok(Some(ObservedObject { foreign, ..seen }))
 }

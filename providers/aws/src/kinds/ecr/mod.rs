@@ -10,7 +10,7 @@ use textnlp_provider::{DataClass, Identity, Permission, Pricing, Result};
 
 use super::{CREATE, DELETE, PUT, list_by_tag, only};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -71,7 +71,7 @@ impl Resource for Repository {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["immutable", "scan_on_push", "lifecycle"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let call = api.ecr.describe_repositories().repository_names(id).send();
         let answer = api.find(SERVICE, id, call).await?;
         match answer.and_then(|answer| answer.repositories.unwrap_or_default().into_iter().next()) {
@@ -81,7 +81,7 @@ impl Resource for Repository {
     }
 
     /// Three calls for each repository of the deployment, and one for each page of them.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         list_by_tag::<Self>(api, filter, "ecr:repository", |arn| arn.split_once(":repository/").map(|(_, name)| name))
             .await
     }
@@ -107,7 +107,7 @@ impl Resource for Repository {
         Ok(spec.name.clone())
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let (ecr, name) = (&api.ecr, seen.id.as_str());
         match field {
             "immutable" => {
@@ -132,7 +132,7 @@ impl Resource for Repository {
         }
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let arn = seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default();
         if set.is_empty() {
             let call = api.ecr.untag_resource().resource_arn(arn).set_tag_keys(Some(remove.to_vec())).send();
@@ -143,13 +143,13 @@ impl Resource for Repository {
     }
 
     /// With its images: the engine has the consent for data.
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.ecr.delete_repository().repository_name(&seen.id).force(true).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }
 }
 
-async fn seen(api: &Api, repository: Answer) -> Result<Option<Seen<Spec>>> {
+async fn seen(api: &Api, repository: Answer) -> Result<Option<ObservedObject<Spec>>> {
     let (Some(name), Some(arn)) = (repository.repository_name, repository.repository_arn) else { return Ok(None) };
     let call = api.ecr.list_tags_for_resource().resource_arn(&arn).send();
     let Some(tags) = api.find(SERVICE, &name, call).await? else { return Ok(None) };
@@ -165,7 +165,7 @@ async fn seen(api: &Api, repository: Answer) -> Result<Option<Seen<Spec>>> {
         lifecycle: lifecycle.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
         tags: Tags::new(),
     };
-    let seen = Seen::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", Some(arn));
+    let seen = ObservedObject::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", Some(arn));
     Ok(Some(seen.output("uri", repository.repository_uri)))
 }
 

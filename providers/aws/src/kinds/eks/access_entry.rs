@@ -12,7 +12,7 @@ use textnlp_provider::{Identity, Permission, Result};
 use super::SERVICE;
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT};
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -82,7 +82,7 @@ impl Resource for Entry {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["groups", "policies"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let (cluster, principal) = super::parts(id);
         let call = api.eks.describe_access_entry().cluster_name(cluster).principal_arn(principal).send();
         let answer = api.find(SERVICE, id, call).await?;
@@ -93,7 +93,7 @@ impl Resource for Entry {
     }
 
     /// One call for each of our clusters, and one for each of its entries; two for those that pass the filter.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let mut all = Vec::new();
         for cluster in super::cluster_names(api, filter).await? {
             let pages = api.eks.list_access_entries().cluster_name(&cluster).into_paginator().items().send();
@@ -133,7 +133,7 @@ impl Resource for Entry {
         }
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let id = seen.id.as_str();
         let (cluster, principal) = super::parts(id);
         if field == "groups" {
@@ -154,19 +154,19 @@ impl Resource for Entry {
         api.call(SERVICE, "give a policy to", id, call).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let arn = seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default();
         super::tag(api, arn, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let (cluster, principal) = super::parts(&seen.id);
         let call = api.eks.delete_access_entry().cluster_name(cluster).principal_arn(principal).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }
 }
 
-async fn seen(api: &Api, id: &str, entry: Answer) -> Result<Option<Seen<Spec>>> {
+async fn seen(api: &Api, id: &str, entry: Answer) -> Result<Option<ObservedObject<Spec>>> {
     let (cluster, principal) = super::parts(id);
     let call = api.eks.list_associated_access_policies().cluster_name(cluster).principal_arn(principal);
     let pages = call.into_paginator().items().send();
@@ -183,6 +183,6 @@ async fn seen(api: &Api, id: &str, entry: Answer) -> Result<Option<Seen<Spec>>> 
         policies: policies.into_iter().filter_map(policy).collect(),
         tags: Tags::new(),
     };
-    let seen = Seen::new(id, spec, super::tags(entry.tags));
+    let seen = ObservedObject::new(id, spec, super::tags(entry.tags));
     Ok(Some(seen.output("arn", entry.access_entry_arn).output("username", entry.username)))
 }

@@ -11,7 +11,7 @@ use textnlp_provider::{Error, ErrorKind, Identity, Permission, Result};
 use super::{Part, SERVICE};
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT};
-use crate::resource::{Filter, Make, Of, Resource, Seen, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -67,7 +67,7 @@ impl Resource for Addon {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["kubernetes", "version", "configuration"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let (cluster, name) = super::parts(id);
         let call = api.eks.describe_addon().cluster_name(cluster).addon_name(name).send();
         let answer = api.find(SERVICE, id, call).await?;
@@ -78,7 +78,7 @@ impl Resource for Addon {
     }
 
     /// One call for each of our clusters, and two for each of its add-ons.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let mut all = Vec::new();
         for cluster in super::cluster_names(api, filter).await? {
             let pages = api.eks.list_addons().cluster_name(&cluster).into_paginator().items().send();
@@ -112,11 +112,11 @@ impl Resource for Addon {
         Ok(id)
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         Self::start(api, seen, spec, field).await.map(drop)
     }
 
-    async fn start(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
+    async fn start(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
         let (cluster, name) = super::parts(&seen.id);
         let call = api.eks.update_addon().cluster_name(cluster).addon_name(name);
         let call = call.resolve_conflicts(ResolveConflicts::Overwrite);
@@ -146,12 +146,12 @@ impl Resource for Addon {
         }
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let arn = seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default();
         super::tag(api, arn, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let (cluster, name) = super::parts(&seen.id);
         let call = api.eks.delete_addon().cluster_name(cluster).addon_name(name).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
@@ -200,7 +200,7 @@ fn state(addon: &Answer) -> State {
     }
 }
 
-async fn seen(api: &Api, addon: Answer) -> Result<Seen<Spec>> {
+async fn seen(api: &Api, addon: Answer) -> Result<ObservedObject<Spec>> {
     let state = state(&addon);
     let (cluster, name) = (addon.cluster_name.unwrap_or_default(), addon.addon_name.unwrap_or_default());
     let versions = versions(api, &name).await?;
@@ -215,6 +215,6 @@ async fn seen(api: &Api, addon: Answer) -> Result<Seen<Spec>> {
         configuration: configuration.filter(|value| *value != serde_json::json!({})).unwrap_or_default(),
         tags: Tags::new(),
     };
-    let seen = Seen::new(super::id(&cluster, &name), spec, super::tags(addon.tags));
+    let seen = ObservedObject::new(super::id(&cluster, &name), spec, super::tags(addon.tags));
     Ok(seen.output("arn", addon.addon_arn).output("version", addon.addon_version).state(state))
 }

@@ -16,7 +16,7 @@ use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Permission,
 use super::SERVICE;
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT};
-use crate::resource::{Filter, Make, Of, Resource, Seen, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -142,14 +142,14 @@ impl Resource for Cluster {
         "deletion_protection",
     ];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         match super::describe(api, id).await? {
             Some(cluster) => seen(api, cluster).await.map(Some),
             None => Ok(None),
         }
     }
 
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let mut all = Vec::new();
         for cluster in super::clusters(api, filter).await? {
             all.push(seen(api, cluster).await?);
@@ -196,11 +196,11 @@ impl Resource for Cluster {
         }
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         Self::start(api, seen, spec, field).await.map(drop)
     }
 
-    async fn start(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
+    async fn start(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
         let id = seen.id.as_str();
         // A call takes one kind of change.
         let config = api.eks.update_cluster_config().name(id);
@@ -242,12 +242,12 @@ impl Resource for Cluster {
         }
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let arn = seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default();
         super::tag(api, arn, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         // Without nodes nothing makes new ones. The tagging API shows deleted objects for a while.
         for foreign in &seen.foreign {
             if sweep(api, foreign.cloud_id.as_str()).await? {
@@ -424,7 +424,7 @@ fn state(cluster: &Answer) -> State {
     }
 }
 
-async fn seen(api: &Api, cluster: Answer) -> Result<Seen<Spec>> {
+async fn seen(api: &Api, cluster: Answer) -> Result<ObservedObject<Spec>> {
     let name = cluster.name.clone().unwrap_or_default();
     let mut state = state(&cluster);
     let is_active = matches!(state, State::Ready | State::Degraded(_));
@@ -470,7 +470,7 @@ async fn seen(api: &Api, cluster: Answer) -> Result<Seen<Spec>> {
         tags: Tags::new(),
     };
     let issuer = cluster.identity.and_then(|identity| identity.oidc).and_then(|oidc| oidc.issuer);
-    let seen = Seen::new(&name, spec, tags)
+    let seen = ObservedObject::new(&name, spec, tags)
         .output("name", Some(name.clone()))
         .output("arn", cluster.arn)
         .output("version", cluster.version)
@@ -480,7 +480,7 @@ async fn seen(api: &Api, cluster: Answer) -> Result<Seen<Spec>> {
         .output("security_group", vpc.cluster_security_group_id)
         .output("vpc", vpc.vpc_id)
         .state(state);
-    Ok(Seen { foreign, ..seen })
+    Ok(ObservedObject { foreign, ..seen })
 }
 
 #[cfg(test)]

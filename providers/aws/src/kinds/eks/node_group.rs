@@ -15,7 +15,7 @@ use textnlp_provider::{Identity, Permission, Result};
 use super::{Part, SERVICE};
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT};
-use crate::resource::{Filter, Make, Of, Resource, Seen, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -133,7 +133,7 @@ impl Resource for NodeGroup {
     const IN_PLACE: &'static [&'static str] =
         &["scaling", "labels", "taints", "repair", "max_unavailable", "launch_template", "version"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let (cluster, name) = super::parts(id);
         let call = api.eks.describe_nodegroup().cluster_name(cluster).nodegroup_name(name).send();
         let answer = api.find(SERVICE, id, call).await?;
@@ -141,7 +141,7 @@ impl Resource for NodeGroup {
     }
 
     /// One call for each of our clusters, and one for each of its node groups.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let mut all = Vec::new();
         for cluster in super::cluster_names(api, filter).await? {
             let pages = api.eks.list_nodegroups().cluster_name(&cluster).into_paginator().items().send();
@@ -190,11 +190,11 @@ impl Resource for NodeGroup {
         }
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         Self::start(api, seen, spec, field).await.map(drop)
     }
 
-    async fn start(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
+    async fn start(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
         let id = seen.id.as_str();
         let (cluster, name) = super::parts(id);
         if matches!(field, "version" | "launch_template") {
@@ -250,12 +250,12 @@ impl Resource for NodeGroup {
         (used + 1 < wanted.capacity.len()).then_some(used + 1)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let arn = seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default();
         super::tag(api, arn, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let (cluster, name) = super::parts(&seen.id);
         let call = api.eks.delete_nodegroup().cluster_name(cluster).nodegroup_name(name).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
@@ -287,7 +287,7 @@ fn state(group: &Answer) -> State {
     }
 }
 
-fn seen(group: Answer) -> Seen<Spec> {
+fn seen(group: Answer) -> ObservedObject<Spec> {
     let state = state(&group);
     let (cluster, name) = (group.cluster_name.unwrap_or_default(), group.nodegroup_name.unwrap_or_default());
     let size = |of: Option<i32>| of.unwrap_or_default();
@@ -323,7 +323,7 @@ fn seen(group: Answer) -> Seen<Spec> {
         repair: group.node_repair_config.and_then(|config| config.enabled).unwrap_or_default(),
         tags: Tags::new(),
     };
-    Seen::new(super::id(&cluster, &name), spec, super::tags(group.tags))
+    ObservedObject::new(super::id(&cluster, &name), spec, super::tags(group.tags))
         .output("name", Some(name))
         .output("arn", group.nodegroup_arn)
         .output("autoscaling_group", groups.into_iter().find_map(|group| group.name))

@@ -10,7 +10,7 @@ use textnlp_provider::{Identity, Permission, Result};
 use super::SERVICE;
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT};
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -61,7 +61,7 @@ impl Resource for Association {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["role"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let (cluster, pods) = super::parts(id);
         let Some((namespace, account)) = pods.split_once('/') else { return Ok(None) };
         let call = api.eks.list_pod_identity_associations().cluster_name(cluster);
@@ -74,7 +74,7 @@ impl Resource for Association {
     }
 
     /// One call for each of our clusters, and one for each of its associations.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let mut all = Vec::new();
         for cluster in super::cluster_names(api, filter).await? {
             let call = api.eks.list_pod_identity_associations().cluster_name(&cluster);
@@ -110,7 +110,7 @@ impl Resource for Association {
         }
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, _field: &str) -> Result<()> {
         let (cluster, _) = super::parts(&seen.id);
         let association = seen.outputs.get("association_id").and_then(Value::as_str).unwrap_or_default();
         let call = api.eks.update_pod_identity_association().cluster_name(cluster).association_id(association);
@@ -120,12 +120,12 @@ impl Resource for Association {
         }
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let arn = seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default();
         super::tag(api, arn, set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let (cluster, _) = super::parts(&seen.id);
         let association = seen.outputs.get("association_id").and_then(Value::as_str).unwrap_or_default();
         let call = api.eks.delete_pod_identity_association().cluster_name(cluster).association_id(association).send();
@@ -136,12 +136,12 @@ impl Resource for Association {
 /// The service that takes the role of pods.
 const PODS: &str = "pods.eks.amazonaws.com";
 
-async fn describe(api: &Api, cluster: &str, association: &str) -> Result<Option<Seen<Spec>>> {
+async fn describe(api: &Api, cluster: &str, association: &str) -> Result<Option<ObservedObject<Spec>>> {
     let call = api.eks.describe_pod_identity_association().cluster_name(cluster).association_id(association).send();
     Ok(api.find(SERVICE, association, call).await?.and_then(|answer| answer.association).map(seen))
 }
 
-fn seen(association: Answer) -> Seen<Spec> {
+fn seen(association: Answer) -> ObservedObject<Spec> {
     let spec = Spec {
         cluster: association.cluster_name.unwrap_or_default(),
         namespace: association.namespace.unwrap_or_default(),
@@ -150,7 +150,7 @@ fn seen(association: Answer) -> Seen<Spec> {
         tags: Tags::new(),
     };
     let id = super::id(&spec.cluster, &format!("{}/{}", spec.namespace, spec.service_account));
-    Seen::new(id, spec, super::tags(association.tags))
+    ObservedObject::new(id, spec, super::tags(association.tags))
         .output("arn", association.association_arn)
         .output("association_id", association.association_id)
 }

@@ -11,7 +11,7 @@ use textnlp_provider::{Error, ErrorKind, Result, SecretRef};
 use super::SERVICE;
 use crate::api::Api;
 use crate::kinds::{list_by_tag, secret};
-use crate::resource::{Filter, Make, Resource, Seen, State};
+use crate::resource::{Filter, Make, ObservedObject, Resource, State};
 use crate::tags::{self, Tags};
 
 /// A primary node and its replicas. Outputs: `name`, `arn`, `host`, `reader_host`, `port`.
@@ -65,7 +65,7 @@ impl Resource for Group {
         "token",
     ];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let call = api.elasticache.describe_replication_groups().replication_group_id(id).send();
         let answer = api.find(SERVICE, id, call).await?;
         let group = answer.and_then(|answer| answer.replication_groups.unwrap_or_default().into_iter().next());
@@ -83,7 +83,7 @@ impl Resource for Group {
     }
 
     /// Three calls for each cache of the deployment, and one for each page of them.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let kind = "elasticache:replicationgroup";
         list_by_tag::<Self>(api, filter, kind, |arn| arn.split_once(":replicationgroup:").map(|(_, name)| name)).await
     }
@@ -120,7 +120,7 @@ impl Resource for Group {
         Ok(spec.name.clone())
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let (elasticache, id) = (&api.elasticache, seen.id.as_str());
         let change = elasticache.modify_replication_group().replication_group_id(id).apply_immediately(true);
         let change = match field {
@@ -167,11 +167,11 @@ impl Resource for Group {
         api.call(SERVICE, "change", id, change.send()).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, arn(seen), set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.elasticache.delete_replication_group().replication_group_id(&seen.id).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }
@@ -204,7 +204,7 @@ impl TokenTag {
     }
 }
 
-fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: Tags) -> Seen<Spec> {
+fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: Tags) -> ObservedObject<Spec> {
     let changed = group.auth_token_last_modified_date.map_or(0, |date| date.secs());
     let token = tags.get(tags::SECRET).and_then(|tag| TokenTag::read(tag));
     let token = token.filter(|tag| changed == 0 || !tag.is_next && tag.changed == changed);
@@ -242,7 +242,7 @@ fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: 
     let shard = group.node_groups.unwrap_or_default().into_iter().next();
     let (primary, reader) = shard.map(|shard| (shard.primary_endpoint, shard.reader_endpoint)).unwrap_or_default();
     let port = primary.as_ref().and_then(|to| to.port);
-    Seen::new(id, spec, tags)
+    ObservedObject::new(id, spec, tags)
         .output("name", Some(id))
         .output("arn", Some(arn))
         .output("host", primary.and_then(|to| to.address))
@@ -257,6 +257,6 @@ fn version(major: &str) -> String {
     format!("{major}.0")
 }
 
-fn arn(seen: &Seen<Spec>) -> &str {
+fn arn(seen: &ObservedObject<Spec>) -> &str {
     seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default()
 }

@@ -8,7 +8,7 @@ use textnlp_provider::Result;
 use super::SERVICE;
 use crate::api::Api;
 use crate::kinds::list_by_tag;
-use crate::resource::{Filter, Make, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Resource};
 use crate::tags::Tags;
 
 /// A subnet group. Outputs: `name`, `arn`.
@@ -30,7 +30,7 @@ impl Resource for SubnetGroup {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["description", "subnets"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api
             .find(SERVICE, id, api.elasticache.describe_cache_subnet_groups().cache_subnet_group_name(id).send())
             .await?;
@@ -46,11 +46,11 @@ impl Resource for SubnetGroup {
             tags: Tags::new(),
         };
         spec.subnets.sort();
-        Ok(Some(Seen::new(id, spec, tags).output("name", Some(id)).output("arn", Some(arn))))
+        Ok(Some(ObservedObject::new(id, spec, tags).output("name", Some(id)).output("arn", Some(arn))))
     }
 
     /// Two calls for each group of the deployment, and one for each page of them.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         list_by_tag::<Self>(api, filter, "elasticache:subnetgroup", |arn| {
             arn.split_once(":subnetgroup:").map(|(_, name)| name)
         })
@@ -74,7 +74,7 @@ impl Resource for SubnetGroup {
     }
 
     /// One call has both fields.
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, _field: &str) -> Result<()> {
         let call = api
             .elasticache
             .modify_cache_subnet_group()
@@ -84,11 +84,11 @@ impl Resource for SubnetGroup {
         api.call(SERVICE, "change", &seen.id, call.send()).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default(), set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.elasticache.delete_cache_subnet_group().cache_subnet_group_name(&seen.id).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }

@@ -8,7 +8,7 @@ use textnlp_provider::{Identity, Permission, Result};
 use super::{PATH, SERVICE};
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT};
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -55,7 +55,7 @@ impl Resource for Profile {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["role"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.iam.get_instance_profile().instance_profile_name(id).send()).await?;
         let Some(profile) = answer.and_then(|answer| answer.instance_profile) else { return Ok(None) };
         let tags = super::tags(profile.tags.clone());
@@ -63,7 +63,7 @@ impl Resource for Profile {
     }
 
     /// One call for all profiles of our path, and one for the tags of each.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let pages = api.iam.list_instance_profiles().path_prefix(PATH).into_paginator().items().send();
         let found: Vec<_> = api.call(SERVICE, "list", "instance profiles", pages.try_collect()).await?;
         let mut all = Vec::new();
@@ -96,7 +96,7 @@ impl Resource for Profile {
         Ok(spec.name.clone())
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, _field: &str) -> Result<()> {
         // A profile holds one role.
         if let Some(role) = &seen.spec.role {
             return remove(api, &seen.id, role).await;
@@ -106,7 +106,7 @@ impl Resource for Profile {
         api.call(SERVICE, "add the role to", &seen.id, call).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let id = &seen.id;
         if set.is_empty() {
             let gone = Some(remove.to_vec());
@@ -117,7 +117,7 @@ impl Resource for Profile {
         api.call(SERVICE, "set tags of", id, call).await.map(drop)
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         if let Some(role) = &seen.spec.role {
             return remove(api, &seen.id, role).await;
         }
@@ -131,9 +131,9 @@ async fn remove(api: &Api, profile: &str, role: &str) -> Result<()> {
     api.call(SERVICE, "remove the role from", profile, call).await.map(drop)
 }
 
-fn seen(profile: aws_sdk_iam::types::InstanceProfile, tags: Tags) -> Seen<Spec> {
+fn seen(profile: aws_sdk_iam::types::InstanceProfile, tags: Tags) -> ObservedObject<Spec> {
     let name = profile.instance_profile_name;
     let role = profile.roles.into_iter().next().map(|role| role.role_name);
     let spec = Spec { name: name.clone(), path: profile.path, role, tags: Tags::new() };
-    Seen::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", Some(profile.arn))
+    ObservedObject::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", Some(profile.arn))
 }

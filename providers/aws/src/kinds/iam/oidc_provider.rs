@@ -10,7 +10,7 @@ use textnlp_provider::{Identity, Permission, Result};
 use super::SERVICE;
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT};
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -57,19 +57,19 @@ impl Resource for Provider {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["audiences"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let arn = arn(api, id);
         let call = api.iam.get_open_id_connect_provider().open_id_connect_provider_arn(&arn).send();
         let Some(answer) = api.find(SERVICE, id, call).await? else { return Ok(None) };
         let host = answer.url.unwrap_or_else(|| host(id).to_owned());
         let audiences = answer.client_id_list.unwrap_or_default().into_iter().collect();
         let spec = Spec { url: format!("https://{host}"), audiences, tags: Tags::new() };
-        let seen = Seen::new(&host, spec, super::tags(answer.tags));
+        let seen = ObservedObject::new(&host, spec, super::tags(answer.tags));
         Ok(Some(seen.output("arn", Some(arn)).output("issuer", Some(host.clone()))))
     }
 
     /// One call for all providers of the account, one for the tags of each, and one for each that passes the filter.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let answer =
             api.call(SERVICE, "list", "OIDC providers", api.iam.list_open_id_connect_providers().send()).await?;
         let mut all = Vec::new();
@@ -99,7 +99,7 @@ impl Resource for Provider {
         Ok(host(&spec.url).to_owned())
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, _field: &str) -> Result<()> {
         let arn = arn(api, &seen.id);
         if let Some(new) = spec.audiences.difference(&seen.spec.audiences).next() {
             let call = api.iam.add_client_id_to_open_id_connect_provider().open_id_connect_provider_arn(arn);
@@ -110,7 +110,7 @@ impl Resource for Provider {
         api.call(SERVICE, "remove an audience from", &seen.id, call.client_id(gone).send()).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let arn = arn(api, &seen.id);
         if set.is_empty() {
             let call = api.iam.untag_open_id_connect_provider().open_id_connect_provider_arn(arn);
@@ -122,7 +122,7 @@ impl Resource for Provider {
         api.call(SERVICE, "set tags of", &seen.id, call).await.map(drop)
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.iam.delete_open_id_connect_provider().open_id_connect_provider_arn(arn(api, &seen.id)).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }

@@ -10,7 +10,7 @@ use textnlp_provider::{Identity, Permission, Result};
 use super::{PATH, SERVICE};
 use crate::api::Api;
 use crate::kinds::{CREATE, DELETE, PUT};
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -70,7 +70,7 @@ impl Resource for Role {
     // What a role can do at most is set before what it can do.
     const IN_PLACE: &'static [&'static str] = &["boundary", "trust", "managed", "inline"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.iam.get_role().role_name(id).send()).await?;
         let Some(role) = answer.and_then(|answer| answer.role) else { return Ok(None) };
         policies(api, role).await
@@ -78,7 +78,7 @@ impl Resource for Role {
 
     /// One call for all roles of our path, one for the tags of each, and two and one for each policy of its own for each that
     /// passes the filter.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let pages = api.iam.list_roles().path_prefix(PATH).into_paginator().items().send();
         let found: Vec<_> = api.call(SERVICE, "list", "roles", pages.try_collect()).await?;
         let mut all = Vec::new();
@@ -112,7 +112,7 @@ impl Resource for Role {
         Ok(spec.name.clone())
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let (iam, id) = (&api.iam, seen.id.as_str());
         match field {
             "boundary" => match &spec.boundary {
@@ -167,7 +167,7 @@ impl Resource for Role {
         }
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         if set.is_empty() {
             let call = api.iam.untag_role().role_name(&seen.id).set_tag_keys(Some(remove.to_vec())).send();
             return api.call(SERVICE, "remove tags of", &seen.id, call).await.map(drop);
@@ -176,7 +176,7 @@ impl Resource for Role {
         api.call(SERVICE, "set tags of", &seen.id, call).await.map(drop)
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         if let Some(policy) = seen.spec.managed.first() {
             return detach(api, &seen.id, policy).await;
         }
@@ -198,7 +198,7 @@ async fn remove(api: &Api, role: &str, policy: &str) -> Result<()> {
 }
 
 /// The role with its policies; `None` if it was deleted since it was read.
-async fn policies(api: &Api, role: aws_sdk_iam::types::Role) -> Result<Option<Seen<Spec>>> {
+async fn policies(api: &Api, role: aws_sdk_iam::types::Role) -> Result<Option<ObservedObject<Spec>>> {
     let name = role.role_name;
     let pages = api.iam.list_attached_role_policies().role_name(&name).into_paginator().items().send();
     let attached: Option<Vec<_>> = api.find(SERVICE, &name, pages.try_collect()).await?;
@@ -221,6 +221,6 @@ async fn policies(api: &Api, role: aws_sdk_iam::types::Role) -> Result<Option<Se
         inline,
         tags: Tags::new(),
     };
-    let seen = Seen::new(&name, spec, super::tags(role.tags));
+    let seen = ObservedObject::new(&name, spec, super::tags(role.tags));
     Ok(Some(seen.output("name", Some(name.clone())).output("arn", Some(role.arn))))
 }

@@ -11,7 +11,7 @@ use textnlp_provider::{Condition, DataClass, Error, ErrorKind, Identity, Permiss
 
 use super::{CREATE, DELETE, PUT, only};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{Row, kind};
 use crate::tags::Tags;
 
@@ -98,7 +98,7 @@ impl Resource for Key {
     // A disabled key accepts no rotation.
     const IN_PLACE: &'static [&'static str] = &["enabled", "description", "policy", "aliases", "rotation_days"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.kms.describe_key().key_id(id).send()).await?;
         let Some(key) = answer.and_then(|answer| answer.key_metadata) else { return Ok(None) };
         let id = key.key_id.clone();
@@ -135,13 +135,15 @@ impl Resource for Key {
             spec.aliases.sort();
             tags = tags_of(api, &id).await?.unwrap_or_default();
         }
-        Ok(Some(Seen::new(&id, spec, tags).output("id", Some(id.clone())).output("arn", key.arn).state(state)))
+        Ok(Some(
+            ObservedObject::new(&id, spec, tags).output("id", Some(id.clone())).output("arn", key.arn).state(state),
+        ))
     }
 
     /// Lists of keys show no tags: one call for each page of keys and of aliases, one for the tags of each key with one of our aliases
     /// or without any, and four for each key of the deployment. A key without an alias may be ours: the reply of its creation may be
     /// lost.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let pages = api.kms.list_aliases().into_paginator().items().send();
         let entries: Vec<AliasListEntry> = api.call(SERVICE, "list", "aliases", pages.try_collect()).await?;
         let mut aliases: BTreeMap<String, bool> = BTreeMap::new();
@@ -182,7 +184,7 @@ impl Resource for Key {
             .ok_or_else(|| Error::new(ErrorKind::Unavailable, "create", "key").because("AWS's answer has no id"))
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let (kms, id) = (&api.kms, seen.id.as_str());
         let action = "change";
         match field {
@@ -216,7 +218,7 @@ impl Resource for Key {
         }
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         if set.is_empty() {
             let call = api.kms.untag_resource().key_id(&seen.id).set_tag_keys(Some(remove.to_vec())).send();
             return api.call(SERVICE, "remove tags of", &seen.id, call).await.map(drop);
@@ -226,7 +228,7 @@ impl Resource for Key {
     }
 
     /// The alias goes first: KMS keeps it until the key is deleted, and the next environment of this name needs it.
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         if let Some(alias) = seen.spec.aliases.first() {
             let call = api.kms.delete_alias().alias_name(alias).send();
             return api.call(SERVICE, "delete", alias, call).await.map(drop);

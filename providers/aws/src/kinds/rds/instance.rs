@@ -12,7 +12,7 @@ use textnlp_provider::{Error, ErrorKind, Result, SecretRef};
 use super::SERVICE;
 use crate::api::Api;
 use crate::kinds::secret;
-use crate::resource::{Filter, Make, Resource, Seen, State};
+use crate::resource::{Filter, Make, ObservedObject, Resource, State};
 use crate::tags::{self, Tags};
 
 /// A PostgreSQL server, or a read replica of one. Outputs: `name`, `arn`, `host`, `port`, `database`, `user`, `url`,
@@ -82,13 +82,13 @@ impl Resource for Instance {
         "deletion_protection",
     ];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.rds.describe_db_instances().db_instance_identifier(id).send()).await?;
         Ok(answer.and_then(|answer| answer.db_instances?.into_iter().next()).and_then(seen))
     }
 
     /// One call for each page of the account's PostgreSQL servers: their descriptions have the tags.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let engine = Condition::builder().name("engine").values(ENGINE).build();
         let pages = api.rds.describe_db_instances().filters(engine).into_paginator().items().send();
         let all: Vec<Answer> = api.call(SERVICE, "list", "databases", pages.try_collect()).await?;
@@ -162,7 +162,7 @@ impl Resource for Instance {
         Ok(spec.name.clone())
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let id = seen.id.as_str();
         let refuse = |why: &str, hint: &str| {
             Err(Error::new(ErrorKind::Invalid, "change", id).because(why.to_owned()).hint(hint.to_owned()))
@@ -228,12 +228,12 @@ impl Resource for Instance {
         api.call(SERVICE, "change", id, change.send()).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, arn(seen), set, remove).await
     }
 
     /// The protection goes first; the engine has the consent for data.
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let id = seen.id.as_str();
         if seen.spec.deletion_protection {
             let call = api.rds.modify_db_instance().db_instance_identifier(id).deletion_protection(false);
@@ -258,7 +258,7 @@ const ENGINE: &str = "postgres";
 /// The output with the id that no other server ever has: the name of the last snapshot ends with it.
 const RESOURCE: &str = "resource";
 
-fn seen(server: Answer) -> Option<Seen<Spec>> {
+fn seen(server: Answer) -> Option<ObservedObject<Spec>> {
     let id = server.db_instance_identifier?;
     let tags = super::tags(server.tag_list);
     let version = server.engine_version.unwrap_or_default();
@@ -305,7 +305,7 @@ fn seen(server: Answer) -> Option<Seen<Spec>> {
     // As clients write it, without the password.
     let address = host.as_ref().zip(port);
     let url = address.map(|(host, port)| format!("postgresql://{user}@{host}:{port}/{database}?sslmode=verify-full"));
-    let seen = Seen::new(&id, spec, tags)
+    let seen = ObservedObject::new(&id, spec, tags)
         .output("name", Some(id.clone()))
         .output("arn", server.db_instance_arn)
         .output("host", host)
@@ -359,6 +359,6 @@ async fn is_changing_password(api: &Api, id: &str) -> Result<bool> {
     }))
 }
 
-fn arn(seen: &Seen<Spec>) -> &str {
+fn arn(seen: &ObservedObject<Spec>) -> &str {
     seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default()
 }

@@ -11,7 +11,7 @@ use textnlp_provider::Result;
 use super::SERVICE;
 use crate::api::Api;
 use crate::kinds::list_by_tag;
-use crate::resource::{Filter, Make, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Resource};
 use crate::tags::Tags;
 
 /// A parameter group. Outputs: `name`, `arn`.
@@ -46,7 +46,7 @@ impl Resource for ParameterGroup {
     type Spec = Spec;
     const IN_PLACE: &'static [&'static str] = &["parameters"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let call = api.rds.describe_db_parameter_groups().db_parameter_group_name(id).send();
         let answer = api.find(SERVICE, id, call).await?;
         let group = answer.and_then(|answer| answer.db_parameter_groups.unwrap_or_default().into_iter().next());
@@ -67,11 +67,11 @@ impl Resource for ParameterGroup {
             parameters: parameters.collect(),
             tags: Tags::new(),
         };
-        Ok(Some(Seen::new(id, spec, tags).output("name", Some(id)).output("arn", Some(arn))))
+        Ok(Some(ObservedObject::new(id, spec, tags).output("name", Some(id)).output("arn", Some(arn))))
     }
 
     /// Three calls for each group of the deployment, and one for each page of them.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         list_by_tag::<Self>(api, filter, "rds:pg", |arn| arn.split_once(":pg:").map(|(_, name)| name)).await
     }
 
@@ -92,7 +92,7 @@ impl Resource for ParameterGroup {
     }
 
     /// Sets what differs, then resets what is in no spec any more.
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, _field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, _field: &str) -> Result<()> {
         let method = |at_restart| if at_restart { ApplyMethod::PendingReboot } else { ApplyMethod::Immediate };
         let written = |name: &String, one: &Parameter| {
             Answer::builder().parameter_name(name).apply_method(method(one.at_restart))
@@ -111,11 +111,11 @@ impl Resource for ParameterGroup {
         api.call(SERVICE, "change", &seen.id, call.send()).await.map(drop)
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         super::tag(api, seen.outputs.get("arn").and_then(Value::as_str).unwrap_or_default(), set, remove).await
     }
 
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.rds.delete_db_parameter_group().db_parameter_group_name(&seen.id).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }

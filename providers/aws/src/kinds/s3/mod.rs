@@ -18,7 +18,7 @@ use self::rules::{Encryption, LifecycleRule, Replication};
 use super::{CREATE, DELETE, PUT, list_by_tag, only};
 use crate::api::Api;
 use crate::provider::partition;
-use crate::resource::{Filter, Make, Of, Resource, Seen};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
 
@@ -99,7 +99,7 @@ impl Resource for Bucket {
     const IN_PLACE: &'static [&'static str] =
         &["public_access_blocked", "owner_enforced", "encryption", "policy", "versioned", "lifecycle", "replication"];
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let (s3, owner) = (&api.s3, api.identity.account.as_str());
         let call = s3.head_bucket().bucket(id).expected_bucket_owner(owner).send();
         let Some(head) = api.find(SERVICE, id, call).await? else { return Ok(None) };
@@ -135,14 +135,14 @@ impl Resource for Bucket {
         };
         let tags = tags.into_iter().map(|tag| (tag.key, tag.value)).collect();
         let region = head.bucket_region.unwrap_or_else(|| api.region.clone());
-        let seen = Seen::new(id, spec, tags)
+        let seen = ObservedObject::new(id, spec, tags)
             .output("name", Some(id))
             .output("arn", Some(format!("arn:{}:s3:::{id}", partition(&api.region))));
         Ok(Some(seen.output("region", Some(region))))
     }
 
     /// Nine calls for each bucket of the deployment, of which a site has one or two: each setting has its own.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         list_by_tag::<Self>(api, filter, "s3", |arn| arn.split_once(":s3:::").map(|(_, name)| name)).await
     }
 
@@ -166,7 +166,7 @@ impl Resource for Bucket {
         Ok(spec.name.clone())
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let (s3, id, owner) = (&api.s3, seen.id.as_str(), api.identity.account.as_str());
         let action = "change";
         match field {
@@ -236,7 +236,7 @@ impl Resource for Bucket {
     }
 
     /// S3 replaces all tags of a bucket at once, so a change and a removal are one call.
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let mut tags = seen.tags.clone();
         tags.extend(set.clone());
         tags.retain(|key, _| !remove.contains(key));
@@ -247,7 +247,7 @@ impl Resource for Bucket {
     }
 
     /// Deletes a page of versions and delete markers, and an empty bucket itself. The engine has the consent for data.
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let (s3, id, owner) = (&api.s3, seen.id.as_str(), api.identity.account.as_str());
         let call = s3.list_object_versions().bucket(id).expected_bucket_owner(owner).max_keys(PAGE).send();
         let page = api.call(SERVICE, "list", format!("versions in {id}"), call).await?;

@@ -11,7 +11,7 @@ use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricin
 
 use super::{AT_ONCE, CREATE, DELETE, PUT, only, secret};
 use crate::api::Api;
-use crate::resource::{Filter, Make, Of, Resource, Seen, State};
+use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State};
 use crate::table::{Row, kind};
 use crate::tags::{self, Tags};
 
@@ -70,13 +70,13 @@ impl Resource for StoredSecret {
     const IN_PLACE: &'static [&'static str] = &["description", "key", "value"];
     const HAS_CLIENT_TOKEN: bool = true;
 
-    async fn read(api: &Api, id: &str) -> Result<Option<Seen<Spec>>> {
+    async fn read(api: &Api, id: &str) -> Result<Option<ObservedObject<Spec>>> {
         let answer = api.find(SERVICE, id, api.secretsmanager.describe_secret().secret_id(id).send()).await?;
         Ok(answer.and_then(seen))
     }
 
     /// One call for each page, and one for each secret of the deployment.
-    async fn list(api: &Api, filter: &Filter) -> Result<Vec<Seen<Spec>>> {
+    async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let (key, value) = filter.tag();
         let condition = |name, value: String| Condition::builder().key(name).values(value).build();
         let pages = api
@@ -119,7 +119,7 @@ impl Resource for StoredSecret {
         Ok(spec.name.clone())
     }
 
-    async fn put(api: &Api, seen: &Seen<Spec>, spec: &Spec, field: &str) -> Result<()> {
+    async fn put(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<()> {
         let (manager, id) = (&api.secretsmanager, seen.id.as_str());
         match (field, &spec.value) {
             ("value", Some(value)) if seen.outputs.get(VERSION) == Some(&Value::from(version(value))) => {
@@ -142,7 +142,7 @@ impl Resource for StoredSecret {
         }
     }
 
-    async fn tag(api: &Api, seen: &Seen<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
+    async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
         let (manager, id) = (&api.secretsmanager, seen.id.as_str());
         if set.is_empty() {
             let call = manager.untag_resource().secret_id(id).set_tag_keys(Some(remove.to_vec())).send();
@@ -154,13 +154,13 @@ impl Resource for StoredSecret {
 
     /// Without a time for recovery: the value is in the deployment's own store, and a secret in recovery keeps its name from the
     /// next `up` for a week at least.
-    async fn delete(api: &Api, seen: &Seen<Spec>) -> Result<()> {
+    async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
         let call = api.secretsmanager.delete_secret().secret_id(&seen.id).force_delete_without_recovery(true).send();
         api.call(SERVICE, "delete", &seen.id, call).await.map(drop)
     }
 }
 
-fn seen(secret: DescribeSecretOutput) -> Option<Seen<Spec>> {
+fn seen(secret: DescribeSecretOutput) -> Option<ObservedObject<Spec>> {
     let name = secret.name?;
     let pairs = secret.tags.unwrap_or_default().into_iter();
     let tags: Tags = pairs.filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default()))).collect();
@@ -175,7 +175,7 @@ fn seen(secret: DescribeSecretOutput) -> Option<Seen<Spec>> {
         tags: Tags::new(),
     };
     let state = if secret.deleted_date.is_some() { State::Gone } else { State::Ready };
-    let seen = Seen::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", secret.arn);
+    let seen = ObservedObject::new(&name, spec, tags).output("name", Some(name.clone())).output("arn", secret.arn);
     Some(seen.output(VERSION, current).state(state))
 }
 
