@@ -56,7 +56,7 @@ impl ApiKey {
         AuditEvent::new(by, act).object(self.public_id.as_str()).tenant(self.tenant.as_str()).detail(detail)
     }
 
-    /// Names its present secret in tokens of `/auth/token`, so that they end when the secret is replaced. Whoever has a
+    /// Names its present secret in tokens of `/auth/token`, so that they end when the secret is replaced. A client with a
     /// token can read it: it is derived from the stored digest, and is not a part of it.
     pub fn version(&self) -> String {
         let digest = Sha256::new().chain_update("textnlp key version\0").chain_update(&self.sha256).finalize();
