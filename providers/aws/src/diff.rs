@@ -1,18 +1,21 @@
 //! The fields in which an object differs from its spec. Pure.
 
 use serde_json::{Value, json};
-use textnlp_provider::{Effect, FieldChange, Object, Wanted};
+use textnlp_provider::{Effect, FieldChange, Object, Recorded, Wanted};
 
 use crate::resource::TAGS;
 use crate::table::Row;
 use crate::tags;
 
 /// Compares what the spec states; AWS's defaults for what it leaves open are no differences, because a spec leaves nothing out.
-pub(crate) fn diff(row: &Row, wanted: &Wanted, seen: &Object) -> Vec<FieldChange> {
+pub(crate) fn diff(row: &Row, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
     let mut changes: Vec<FieldChange> = wanted
         .spec
         .fields()
-        .filter(|(field, after)| !row.resource.fits(field, Some(after), seen.spec.get(field)))
+        .filter(|(field, after)| match field.as_str() {
+            TAGS => !tags::fit(&wanted.spec, &recorded.spec, &seen.spec),
+            field => !row.resource.fits(field, Some(after), seen.spec.get(field)),
+        })
         .map(|(field, after)| FieldChange {
             field: field.clone(),
             before: seen.spec.get(field).cloned().filter(|value| *value != Value::Null),

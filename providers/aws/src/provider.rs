@@ -66,8 +66,8 @@ impl Provider for Aws {
         lower::lower(component, site)
     }
 
-    fn diff(&self, wanted: &Wanted, _recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
-        table::row(&wanted.kind).map(|row| diff::diff(row, wanted, seen)).unwrap_or_default()
+    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        table::row(&wanted.kind).map(|row| diff::diff(row, wanted, recorded, seen)).unwrap_or_default()
     }
 
     fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {

@@ -233,7 +233,7 @@ impl<R: Resource> AnyResource for Of<R> {
     }
 
     async fn create(&self, api: &Api, op: &Operation, alternative: usize) -> Result<String> {
-        let make = Make { token: op.token.as_str(), tags: tags::of_new(op, &own_tags(&op.spec)), alternative };
+        let make = Make { token: op.token.as_str(), tags: tags::of_new(op, &tags::in_spec(&op.spec)), alternative };
         R::create(api, &make, &typed(&op.spec, op)?).await
     }
 
@@ -246,7 +246,7 @@ impl<R: Resource> AnyResource for Of<R> {
     ) -> Result<Option<String>> {
         let typed_seen = retyped::<R::Spec>(seen, op)?;
         if field == TAGS {
-            let (set, gone) = tags::change(op, &seen.tags, &own_tags(&op.spec));
+            let (set, gone) = tags::change(op, &seen.tags, &tags::in_spec(&op.spec));
             return R::tag(api, &typed_seen, &set, &gone).await.map(|()| None);
         }
         R::start(api, &typed_seen, &typed(&op.spec, op)?, field).await
@@ -271,10 +271,6 @@ impl<R: Resource> AnyResource for Of<R> {
             .map_err(|error| Error::new(ErrorKind::Invalid, "delete", seen.id.clone()).because(error))?;
         R::delete(api, &with_spec(seen, spec)).await
     }
-}
-
-fn own_tags(spec: &Spec) -> Tags {
-    spec.get(TAGS).and_then(|tags| serde_json::from_value(tags.clone()).ok()).unwrap_or_default()
 }
 
 fn typed<S: DeserializeOwned>(spec: &Spec, op: &Operation) -> Result<S> {
@@ -337,7 +333,7 @@ impl ObservedObject<Spec> {
         let differs = |field: &&&str| !resource.fits(field, op.spec.get(field), self.spec.get(field));
         let field = resource.in_place().iter().find(differs).copied();
         let is_tagged = || {
-            let (set, gone) = tags::change(op, &self.tags, &own_tags(&op.spec));
+            let (set, gone) = tags::change(op, &self.tags, &tags::in_spec(&op.spec));
             set.is_empty() && gone.is_empty()
         };
         field.or_else(|| (!is_tagged()).then_some(TAGS))

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use textnlp_provider::{EnvironmentName, Lineage, Operation, ResourceId};
+use textnlp_provider::{EnvironmentName, Lineage, Operation, ResourceId, Spec};
+
+use crate::resource::TAGS;
 
 /// Tags by key.
 pub(crate) type Tags = BTreeMap<String, String>;
@@ -58,10 +60,45 @@ pub(crate) fn own(tags: &Tags) -> Tags {
     tags.iter().filter(|(key, _)| is_own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// What makes the tags of an object those of `wanted`: the tags to set, and the keys to remove.
+/// What makes the tags of an object those of `wanted`: the tags to set, and the keys to remove. Only keys that this program set before
+/// are removed: companies tag what is in their accounts.
 pub(crate) fn change(op: &Operation, seen: &Tags, wanted: &Tags) -> (Tags, Vec<String>) {
     let mut set = of_object(op.lineage, &op.environment, &op.resource, wanted);
     set.retain(|key, value| seen.get(key) != Some(value));
-    let gone = own(seen).into_keys().filter(|key| !wanted.contains_key(key)).collect();
+    let recorded = op.recorded.as_ref().map(|recorded| in_spec(&recorded.spec)).unwrap_or_default();
+    let gone = recorded.into_keys().filter(|key| !wanted.contains_key(key) && seen.contains_key(key)).collect();
     (set, gone)
+}
+
+/// The tags that a spec states.
+pub(crate) fn in_spec(spec: &Spec) -> Tags {
+    spec.get(TAGS).and_then(|tags| serde_json::from_value(tags.clone()).ok()).unwrap_or_default()
+}
+
+/// Whether an object has the tags of a spec, and none of a recorded spec that the spec has no longer.
+pub(crate) fn fit(wanted: &Spec, recorded: &Spec, seen: &Spec) -> bool {
+    let (wanted, recorded, seen) = (in_spec(wanted), in_spec(recorded), in_spec(seen));
+    wanted.iter().all(|(key, value)| seen.get(key) == Some(value))
+        && !recorded.keys().any(|key| !wanted.contains_key(key) && seen.contains_key(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn tags_of_others_are_left_alone() {
+        let spec = |tags: serde_json::Value| Spec::of(&json!({ "tags": tags }));
+        let recorded = spec(json!({ "team": "text", "old": "1" }));
+        let fits = |wanted: serde_json::Value, seen: serde_json::Value| fit(&spec(wanted), &recorded, &spec(seen));
+        assert!(fits(json!({ "team": "text" }), json!({ "team": "text", "cost-center": "7" })), "a tag of the company");
+        assert!(!fits(json!({ "team": "text" }), json!({ "team": "other" })), "a changed value");
+        assert!(!fits(json!({ "team": "text" }), json!({})), "a missing tag");
+        assert!(
+            !fits(json!({ "team": "text" }), json!({ "team": "text", "old": "1" })),
+            "a tag that is not wanted any more"
+        );
+    }
 }
