@@ -73,16 +73,16 @@ pub(crate) struct Api {
 impl Api {
     /// Signs in and asks who is signed in.
     pub(crate) async fn connect(access: &Access, secrets: Arc<dyn SecretStore>) -> Result<Self> {
-        let (config, sts, identity) = Self::signed_in(access).await?;
-        Ok(Self::of(&config, sts, identity, access.region.clone(), secrets))
+        let (config, identity) = Self::signed_in(access).await?;
+        Ok(Self::of(&config, identity, access.region.clone(), secrets))
     }
 
     /// Asks who is signed in.
     pub(crate) async fn identify(access: &Access) -> Result<Identity> {
-        Ok(Self::signed_in(access).await?.2)
+        Ok(Self::signed_in(access).await?.1)
     }
 
-    async fn signed_in(access: &Access) -> Result<(SdkConfig, aws_sdk_sts::Client, Identity)> {
+    async fn signed_in(access: &Access) -> Result<(SdkConfig, Identity)> {
         let config = configured(access).await?;
         let sts = aws_sdk_sts::Client::new(&config);
         let nobody = Identity { account: String::new(), arn: "nobody".to_owned() };
@@ -92,16 +92,10 @@ impl Api {
             None => error.hint("`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         })?;
         let identity = Identity { account: answer.account.unwrap_or_default(), arn: answer.arn.unwrap_or_default() };
-        Ok((config, sts, identity))
+        Ok((config, identity))
     }
 
-    fn of(
-        config: &SdkConfig,
-        sts: aws_sdk_sts::Client,
-        identity: Identity,
-        region: String,
-        secrets: Arc<dyn SecretStore>,
-    ) -> Self {
+    fn of(config: &SdkConfig, identity: Identity, region: String, secrets: Arc<dyn SecretStore>) -> Self {
         let mut s3 = aws_sdk_s3::config::Builder::from(config);
         // A bucket is a part of the host's name only where the host is one of AWS.
         s3.set_force_path_style(Some(config.endpoint_url().is_some()));
@@ -121,7 +115,6 @@ impl Api {
             rds: aws_sdk_rds::Client::new(config),
             s3: aws_sdk_s3::Client::from_conf(s3.build()),
             secretsmanager: aws_sdk_secretsmanager::Client::new(config),
-            sts,
             tagging: aws_sdk_resourcegroupstagging::Client::new(config),
         }
     }

@@ -115,7 +115,15 @@ fn every_component_is_expanded_into_resources() {
             }),
         ),
         ("cert", ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names: vec![], days: 90 })),
-        ("models", ComponentSpec::ModelStore(ModelStore { models: vec![model], max_cache_bytes: 1 })),
+        (
+            "models",
+            ComponentSpec::ModelStore(ModelStore {
+                models: vec![model],
+                max_cache_bytes: 1,
+                key: None,
+                archive_after_days: None,
+            }),
+        ),
         (
             "database",
             ComponentSpec::Database(Database {

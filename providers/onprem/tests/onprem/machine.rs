@@ -122,6 +122,8 @@ impl Machine {
                         preload: true,
                     }],
                     max_cache_bytes: 1 << 30,
+                    key: None,
+                    archive_after_days: None,
                 }),
             ),
             part(

@@ -62,7 +62,15 @@ fn of_site(called: &str) -> Vec<Component> {
             "secrets",
             ComponentSpec::Secrets(Secrets { generate, shared: Default::default(), given: Default::default() }),
         ),
-        component("models", ComponentSpec::ModelStore(ModelStore { models: vec![], max_cache_bytes: 1 })),
+        component(
+            "models",
+            ComponentSpec::ModelStore(ModelStore {
+                models: vec![],
+                max_cache_bytes: 1,
+                key: None,
+                archive_after_days: None,
+            }),
+        ),
         component(
             "database",
             ComponentSpec::Database(Database {
