@@ -29,7 +29,20 @@ pub(crate) async fn preflight(api: &Api, wanted: &[Wanted]) -> Result<Vec<Proble
         quotas::quotas(api, wanted),
         quotas::offerings(api, wanted)
     );
-    Ok([region, permissions, names, network, quotas, offerings].into_iter().flatten().collect())
+    Ok([region, permissions, names, network, quotas, offerings, open(wanted)].into_iter().flatten().collect())
+}
+
+/// API servers that every network reaches.
+fn open(wanted: &[Wanted]) -> Vec<Problem> {
+    let is_open = |one: &&Wanted| {
+        let networks = one.spec.get("public_cidrs").and_then(|networks| networks.as_array());
+        networks.is_some_and(|networks| networks.iter().any(|network| network == "0.0.0.0/0"))
+    };
+    let warning = |one: &Wanted| {
+        let fix = "set `cluster.allow_from` to the networks that you deploy from";
+        Problem::warning(one.id.to_string(), "every network reaches the API server of the cluster", fix)
+    };
+    wanted.iter().filter(is_open).map(warning).collect()
 }
 
 /// A region that is not enabled refuses every call with an error that does not say so.
