@@ -36,7 +36,7 @@ const HOST: &str = "cluster";
 
 /// How a site's account is signed in to.
 fn access(environment: &Environment, region: &str) -> Access {
-    Access { region: region.to_owned(), role: environment.account.existing_role.clone() }
+    Access { region: region.to_owned(), role: environment.account.existing_role.clone(), ..Access::default() }
 }
 
 /// The account that is signed in, which has to be the one that the environment names.
