@@ -3,7 +3,7 @@
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, Setting, Store};
 use textnlp_provider::component::{Cluster, ComponentSpec, Network};
-use textnlp_provider::settings::{DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode};
+use textnlp_provider::settings::{DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode};
 use textnlp_provider::{Component, Site};
 
 /// What is not listed here is refused.
@@ -16,6 +16,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         Tls(TlsMode::LocalCa),
         Tls(TlsMode::Existing),
         Failover(Failover::Manual),
+        Traffic(TrafficMode::Gateway),
         Rollout(Strategy::Rolling),
         Rollout(Strategy::Canary),
         Rollout(Strategy::BlueGreen),
