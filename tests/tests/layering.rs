@@ -19,6 +19,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-onprem", &["textnlp-provider", "textnlp-keys", "textnlp-models"]),
     ("textnlp-kubernetes", &["textnlp-provider", "textnlp-models"]),
     ("textnlp-token", &["textnlp-provider"]),
+    ("textnlp-aws", &["textnlp-provider", "textnlp-token"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
     ("textnlp-service", &["textnlp-orchestrator", "textnlp-provider", "textnlp-models"]),
     ("textnlp-bundle", &["textnlp-models"]),
@@ -45,6 +46,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "textnlp-provider",
             "textnlp-models",
             "textnlp-inference",
+            "textnlp-aws",
             "textnlp-kubernetes",
             "textnlp-token",
             "textnlp-keys",
@@ -90,6 +92,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("textnlp-keys", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     ("textnlp-onprem", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     // Who one is for each cloud, and nothing that is done there.
+    ("textnlp-aws", &["google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     ("textnlp-token", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-kubernetes", &["aws-sdk", "aws-config", "google-cloud", "azure", "clap", "indicatif", "rcgen"]),
     ("textnlp-bundle", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "axum", "candle"]),
