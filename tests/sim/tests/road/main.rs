@@ -106,7 +106,7 @@ fn caller(sts: &str, token: &str) -> Option<String> {
 #[test]
 fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     let Some(account) = Account::new("aws") else { return };
-    let plan = account.run(&["plan", "-o", "json"], &[]).expect(2).json();
+    let plan = account.run(&["plan", "-o", "json"], &[]).expect(0).json();
     eprintln!("plan: {:?}, {}", counts(&plan), plan["cost"]["note"]);
     let services: Vec<&str> =
         plan["cost"]["services"].as_array().unwrap().iter().filter_map(|one| one["service"].as_str()).collect();
