@@ -162,14 +162,8 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let sandbox = Sandbox::new("passphrase");
     sandbox.up("development");
     let passphrase = sandbox.folder().join("passphrase");
-    std::fs::write(&passphrase, "correct horse battery staple\n").unwrap();
-    let with = ["--passphrase-file", passphrase.as_str()];
-    for option in ["--passphrase-file", "--key"] {
-        let exposed = run(&sandbox, &["backup", "verify", option, passphrase.as_str()]);
-        let exposed = refused(exposed, 4, "secret_exposed");
-        assert_eq!(exposed["error"]["hint"], format!("chmod 600 {passphrase}"));
-    }
     textnlp_tests::write_secret(&passphrase, "correct horse battery staple\n");
+    let with = ["--passphrase-file", passphrase.as_str()];
     let sealed = run(&sandbox, &[&["backup", "create"][..], &with].concat()).expect(0).json();
     let plain = run(&sandbox, &["backup", "create", "--plain"]).expect(0);
     assert!(plain.err.contains("not encrypted"), "{}", plain.err);
@@ -177,6 +171,13 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     assert!(plain["file"].as_str().unwrap().ends_with("-2.dump"), "the second of the day: {plain:#}");
     let (sealed, plain) = (sealed["file"].as_str().unwrap(), plain["file"].as_str().unwrap());
     refused(run(&sandbox, &["backup", "verify", sealed]), 2, "sealed");
+    let exposed = sandbox.folder().join("exposed");
+    std::fs::write(&exposed, "correct horse battery staple\n").unwrap();
+    for option in ["--passphrase-file", "--key"] {
+        let said = run(&sandbox, &["backup", "verify", sealed, option, exposed.as_str()]);
+        let said = refused(said, 4, "secret_exposed");
+        assert_eq!(said["error"]["hint"], format!("chmod 600 {exposed}"));
+    }
     let proof = run(&sandbox, &[&["backup", "verify", "--light", sealed][..], &with].concat()).expect(0).json();
     assert_eq!(proof["proof"]["level"], "keys", "{proof:#}");
     run(&sandbox, &["backup", "verify", "--light", plain]).expect(0);
