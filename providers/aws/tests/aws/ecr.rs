@@ -46,10 +46,12 @@ fn an_ecr_repository_with_images_is_deleted_with_them() {
         let made = bed.make(&wanted).await?;
         let state = bench.simulator.world().state::<Ecr>(&Bench::scope()).repositories.len();
         assert_eq!(state, 1);
-        let mut world = bench.simulator.world();
-        let images = &mut world.state::<Ecr>(&Bench::scope()).repositories.get_mut("textnlp/server").unwrap().images;
-        images.insert("1.0".to_owned(), "sha256:0".to_owned());
-        drop(world);
+        {
+            let mut world = bench.simulator.world();
+            let ecr = world.state::<Ecr>(&Bench::scope());
+            let images = &mut ecr.repositories.get_mut("textnlp/server").unwrap().images;
+            images.insert("1.0".to_owned(), "sha256:0".to_owned());
+        }
         bed.unmake(&wanted, &made).await?;
         assert!(bench.simulator.world().state::<Ecr>(&Bench::scope()).repositories.is_empty());
         Ok(())
