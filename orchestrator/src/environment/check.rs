@@ -76,8 +76,10 @@ impl Schema {
         let words = words(schema);
         let wanted = wanted(schema, &words);
         match &node.kind {
-            NodeKind::Map(_) if schema["type"] == "object" => self.mapping(node, schema, path, reading, problems),
-            NodeKind::List(items) if schema["type"] == "array" => {
+            NodeKind::Map(_) if types(schema).contains(&"object") => {
+                self.mapping(node, schema, path, reading, problems)
+            }
+            NodeKind::List(items) if types(schema).contains(&"array") => {
                 let least = schema["minItems"].as_u64().unwrap_or(0);
                 if (items.len() as u64) < least {
                     error(format!("the list has {} entries", items.len()), format!("at least {least} must be there"));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
+use textnlp_net::network::Network;
 use textnlp_provider::cluster::{ClusterSite, OwnPostgres};
 use textnlp_provider::component::{self as part, Component, ComponentSpec, Program, SecretRecipe, Site};
 use textnlp_provider::{CloudId, ComponentName, SiteName};
@@ -164,7 +165,10 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
         ComponentSpec::Cluster(part::Cluster {
             gpu: pool,
             version: e.cluster.version.clone(),
-            allow_from: e.cluster.allow_from.clone(),
+            allow_from: e.cluster.allow_from.as_ref().map(|networks| {
+                // Validation rejected invalid ones. An address is a network of one.
+                networks.iter().filter_map(|text| Some(text.parse::<Network>().ok()?.to_string())).collect()
+            }),
             permission_boundary: e.account.permission_boundary.clone(),
             ..part::Cluster::of(name(names::NETWORK))
         }),

@@ -1,5 +1,7 @@
 //! Checks of database, cache, state and the network that connects them.
 
+use textnlp_net::network::Network;
+
 use super::super::model::*;
 use super::super::problem::{Severity, nearest};
 use super::super::units::cut;
@@ -163,6 +165,13 @@ impl Checker<'_> {
                     format!("`{}` is not the address of a store", cut(endpoint)),
                     "write one such as `https://minio.example.com:9000`",
                 );
+            }
+        }
+        for (i, network) in e.cluster.allow_from.iter().flatten().enumerate() {
+            if network.parse::<Network>().is_err() {
+                let fix = "write a network without host bits, such as `203.0.113.0/24`, or an address";
+                let cause = format!("`{}` is neither an address nor a network", cut(network));
+                self.error(&format!("cluster.allow_from[{i}]"), cause, fix);
             }
         }
         if let Some(cidr) = &e.network.cidr

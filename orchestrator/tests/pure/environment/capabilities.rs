@@ -191,6 +191,22 @@ fn provider_without_capabilities_is_refused_every_setting() {
     ] {
         assert!(said.contains(&format!("not yet: `{path}`")), "{path}:\n{said}");
     }
+    assert!(!said.contains("error:"), "every setting is valid: {said}");
+}
+
+#[test]
+fn networks_that_reach_the_api_server_are_checked() {
+    let with = |networks: &str| {
+        let text = format!("{}cluster: {{ allow_from: {networks} }}\n", super::GOOD);
+        super::load(&text, &Overrides::default(), &Catalogue::default())
+    };
+    let loaded = with("[203.0.113.0/24, 198.51.100.7]").unwrap();
+    assert_eq!(loaded.environment.cluster.allow_from.map(|networks| networks.len()), Some(2));
+    let said = super::said(with("[203.0.113.7/24, office]"));
+    for (i, network) in ["203.0.113.7/24", "office"].into_iter().enumerate() {
+        let expected = format!("`cluster.allow_from[{i}]`: `{network}` is neither an address nor a network");
+        assert!(said.contains(&expected), "{said}");
+    }
 }
 
 /// The paths of everything that can be written, without the keys of maps.
