@@ -85,8 +85,8 @@ impl Api {
     async fn signed_in(access: &Access) -> Result<(SdkConfig, Identity)> {
         let config = configured(access).await?;
         let sts = aws_sdk_sts::Client::new(&config);
-        let nobody = Identity { account: String::new(), arn: "nobody".to_owned() };
-        let answer = sent("sts", "sign in to", "aws", &nobody, sts.get_caller_identity().send()).await;
+        let unknown = Identity { account: String::new(), arn: "an unknown identity".to_owned() };
+        let answer = sent("sts", "sign in to", "aws", &unknown, sts.get_caller_identity().send()).await;
         let answer = answer.map_err(|error| match error.hint {
             Some(_) => error,
             None => error.hint("`aws sts get-caller-identity` shows your identity; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),

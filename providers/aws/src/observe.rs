@@ -43,11 +43,22 @@ pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(Resourc
         }
     }
 
+    // An object that is both recorded and wanted is read once, as the recorded one.
+    let mut asked: BTreeMap<(&ResourceId, Option<String>), Asked<'_>> = BTreeMap::new();
     for one in Asked::all(scope) {
-        let Some(row) = table::row(one.kind) else { continue };
-        let answer = one.observe(api, row, scope, &failures, &shown).await;
-        let known = answers.entry(one.id.clone()).or_default();
-        known.extend(answer);
+        asked.entry((one.id, one.object())).or_insert(one);
+    }
+    let unlisted = |((_, object), one): &((&ResourceId, Option<String>), Asked<'_>)| {
+        object.as_ref().is_none_or(|id| !shown.contains(&(one.row.kind.name, id.clone())))
+    };
+    let asked_for: BTreeSet<ResourceId> = asked.keys().map(|(id, _)| (*id).clone()).collect();
+    let reads: Vec<_> = asked.into_iter().filter(unlisted).map(|(_, one)| one.observe(api, scope, &failures)).collect();
+    let reads: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
+    for (id, answer) in reads {
+        answers.entry(id).or_default().extend(answer);
+    }
+    for id in asked_for {
+        let known = answers.entry(id).or_default();
         if known.is_empty() {
             known.push(Observed::Absent);
         }
@@ -62,7 +73,7 @@ async fn list(api: &Api, row: &'static Row, filter: &Filter) -> (&'static Row, R
 /// An id that an observation was asked for.
 struct Asked<'a> {
     id: &'a ResourceId,
-    kind: &'a KindName,
+    row: &'static Row,
     /// Its object, as recorded or as an existing object.
     cloud_id: Option<&'a CloudId>,
     is_external: bool,
@@ -71,55 +82,56 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
+    /// Those of this provider's kinds, the recorded ones first.
     fn all(scope: &Scope<'a>) -> Vec<Self> {
-        let wanted = scope.wanted.iter().map(|wanted| {
+        let recorded = scope.recorded.iter().filter_map(|recorded| {
+            let is_external = matches!(recorded.ownership, Ownership::External(_));
+            let row = table::row(&recorded.kind)?;
+            Some(Self { id: &recorded.id, row, cloud_id: Some(&recorded.cloud_id), is_external, spec: None })
+        });
+        let wanted = scope.wanted.iter().filter_map(|wanted| {
             let external = match &wanted.ownership {
                 Ownership::External(id) => Some(id),
                 Ownership::Ours => None,
             };
-            let (id, kind, spec) = (&wanted.id, &wanted.kind, Some(&wanted.spec));
-            Self { id, kind, cloud_id: external, is_external: external.is_some(), spec }
+            let (row, spec) = (table::row(&wanted.kind)?, Some(&wanted.spec));
+            Some(Self { id: &wanted.id, row, cloud_id: external, is_external: external.is_some(), spec })
         });
-        let recorded = scope.recorded.iter().map(|recorded| Self {
-            id: &recorded.id,
-            kind: &recorded.kind,
-            cloud_id: Some(&recorded.cloud_id),
-            is_external: matches!(recorded.ownership, Ownership::External(_)),
-            spec: None,
-        });
-        wanted.chain(recorded).collect()
+        recorded.chain(wanted).collect()
+    }
+
+    /// The id of its object, if that is known or follows from its name.
+    fn object(&self) -> Option<String> {
+        let name = || self.spec.and_then(|spec| self.row.resource.id(spec));
+        self.cloud_id.map(|id| id.as_str().to_owned()).or_else(name)
     }
 
     /// What the lists did not show. They are eventually consistent, so an id that is known is read before it counts as gone.
     async fn observe(
-        &self,
+        self,
         api: &Api,
-        row: &'static Row,
         scope: &Scope<'_>,
         failures: &BTreeMap<&'static str, String>,
-        shown: &BTreeSet<(&'static str, String)>,
-    ) -> Option<Observed> {
-        let name = || self.spec.and_then(|spec| row.resource.id(spec));
-        let id = self.cloud_id.map(|id| id.as_str().to_owned()).or_else(name);
-        let Some(id) = id.filter(|id| !shown.contains(&(row.kind.name, id.clone()))) else {
-            return failures.get(row.kind.name).filter(|_| self.cloud_id.is_none()).map(|why| unknown(why.clone()));
+    ) -> (ResourceId, Option<Observed>) {
+        let row = self.row;
+        let Some(id) = self.object() else {
+            return (self.id.clone(), failures.get(row.kind.name).map(|why| unknown(why.clone())));
         };
-        match row.resource.read(api, &id).await {
+        let answer = match row.resource.read(api, &id).await {
             Ok(Some(seen)) if !matches!(seen.state, State::Gone | State::Deleting) => {
-                let whose = tags::lineage(&seen.tags);
-                if self.is_external || self.cloud_id.is_some() && whose.is_none_or(|whose| whose == scope.lineage) {
-                    return present(row, &seen);
-                }
-                match whose {
-                    // A name that is wanted and not recorded: listed late.
+                match tags::lineage(&seen.tags) {
+                    _ if self.is_external => present(row, &seen),
+                    // Also a name that is wanted and not recorded: listed late.
                     Some(whose) if whose == scope.lineage => present(row, &seen),
+                    None if self.cloud_id.is_some() => present(row, &seen),
                     Some(whose) => Some(unknown(format!("`{id}` belongs to the deployment {whose}"))),
                     None => Some(unknown(format!("`{id}` exists and has no tag `{}`", tags::LINEAGE))),
                 }
             }
             Ok(_) => None,
             Err(error) => Some(unknown(error_chain(&error))),
-        }
+        };
+        (self.id.clone(), answer)
     }
 }
 

@@ -9,6 +9,7 @@ use textnlp_provider::{
     PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
     SecretStore, Site, Spec, Wanted,
 };
+use textnlp_token::partition;
 use tokio::sync::OnceCell;
 
 use crate::api::{Access, Api, Identity};
@@ -120,18 +121,8 @@ impl Own {
         match name {
             "$account" => self.account.clone(),
             "$region" => Some(self.region.clone()),
-            "$partition" => Some(partition(&self.region).to_owned()),
+            "$partition" => Some(partition(&self.region).name.to_owned()),
             _ => None,
         }
-    }
-}
-
-/// The partition of a region: <https://docs.aws.amazon.com/whitepapers/latest/aws-fault-isolation-boundaries/partitions.html>.
-pub(crate) fn partition(region: &str) -> &'static str {
-    match region.split('-').next() {
-        Some("cn") => "aws-cn",
-        Some("eusc") => "aws-eusc",
-        _ if region.starts_with("us-gov-") => "aws-us-gov",
-        _ => "aws",
     }
 }

@@ -317,7 +317,7 @@ impl Work<'_> {
         }
         match self.row.resource.delete(self.api, &seen).await {
             Ok(()) => self.pending(stand, &format!("deleting `{}`", seen.id), Duration::ZERO),
-            // Deleted by somebody else since it was read; the next read decides.
+            // Deleted by another process since it was read; the next read decides.
             Err(error) if error.kind == ErrorKind::NotFound => self.wait(stand, "not shown as deleted yet"),
             Err(error) if error.kind == ErrorKind::Conflict && stand.sent < DEPENDENCY_POLLS => {
                 stand.sent += 1;

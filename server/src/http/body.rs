@@ -87,7 +87,7 @@ impl BodyMemory {
         let key = self.share(Owner::Key(key.to_owned()), self.key_kib);
         let tenant = self.share(Owner::Tenant(tenant.to_owned()), self.tenant_kib);
         let size = kib(bytes);
-        // The own shares first: whoever waits for them takes no place of others.
+        // The own shares first: a request that waits for them takes no place of others.
         let permits = async {
             let key = key.acquire_many_owned(size).await?;
             let tenant = tenant.acquire_many_owned(size).await?;
@@ -284,7 +284,7 @@ mod tests {
         let _again = hold("acme", "1").unwrap();
         drop((others, beside));
         let _last = hold("fourth", "8").unwrap();
-        assert_eq!(memory.shares.lock().unwrap().len(), 4, "what nobody uses is forgotten");
+        assert_eq!(memory.shares.lock().unwrap().len(), 4, "unused shares are forgotten");
         // Two of the largest bodies fit in, whatever their size.
         let memory = BodyMemory::new(100 << 20);
         let hold = |tenant: &str, key: &str| memory.hold(tenant, key, 100 << 20).now_or_never().map(Result::unwrap);

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::tls;
 
-/// The user and the groups of a token; `None` if it is nobody's.
+/// The user and the groups of a token; `None` if it is unknown.
 type Identify = Box<dyn Fn(&str) -> Option<(String, Vec<String>)> + Send + Sync>;
 
-/// Answers token reviews. Until a test says otherwise, a token is nobody's.
+/// Answers token reviews. Until a test says otherwise, no token is known.
 #[derive(Clone, Default)]
 pub(crate) struct Authenticator(Arc<Mutex<Vec<Identify>>>);
 
@@ -36,7 +36,7 @@ impl Authenticator {
                     }
                     .boxed()
                 });
-                tell.send(port.await).expect("somebody waits");
+                tell.send(port.await).expect("the caller waits");
                 std::future::pending::<()>().await;
             });
         });

@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 use textnlp_provider::component::{Cluster, GpuPool};
 use textnlp_provider::settings::{GpuSize, Spot};
 use textnlp_provider::{Ownership, ResourceId};
+use textnlp_token::partition;
 
 use super::{Lowering, output};
 use crate::kinds::iam::PATH;
 use crate::names;
-use crate::provider::partition;
 use crate::tables::machines;
 
 /// The taint of machines with a GPU: only pods that ask for one are scheduled there.
@@ -33,7 +33,7 @@ impl Lowering<'_> {
             let cause = "EKS needs private subnets in two zones at least";
             self.problem("network.subnets", cause, "add the id of a subnet in another zone");
         }
-        // Whoever reads the API server's store still needs it. It ends with the cluster, and other data does not.
+        // A reader of the API server's store still needs it. It ends with the cluster, and other data does not.
         let key = self.key("cluster", &format!("Secrets of the cluster {name}"), Ownership::Ours);
         let control = self.role("role", "eks.amazonaws.com", &["AmazonEKSClusterPolicy"], cluster);
         let nodes = self.role(
@@ -194,7 +194,7 @@ impl Lowering<'_> {
 
     /// A role that a service takes, with policies of AWS.
     fn role(&mut self, part: &str, service: &str, policies: &[&str], cluster: &Cluster) -> Option<ResourceId> {
-        let partition = partition(&self.site.region);
+        let partition = partition(&self.site.region).name;
         let managed: Vec<String> =
             policies.iter().map(|policy| format!("arn:{partition}:iam::aws:policy/{policy}")).collect();
         let actions: &[&str] =

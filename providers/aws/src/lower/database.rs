@@ -119,7 +119,7 @@ impl Lowering<'_> {
             "subnets": self.private_subnets(&network),
         });
         let subnets = self.part("subnets", "aws.db-subnet-group", &subnets)?;
-        // Only pods and nodes of the cluster connect; the server connects to nobody.
+        // Only pods and nodes of the cluster connect; the server opens no connections.
         let access = json!({
             "vpc": self.vpc(&network),
             "name": names::of(self.site, "database", MOST_OF_GROUP),

@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 use textnlp_provider::component::ModelStore;
 use textnlp_provider::{CloudId, Ownership, ResourceId};
+use textnlp_token::partition;
 
 use super::{Lowering, output};
 use crate::names;
-use crate::provider::partition;
 
 /// The component that the key of a site belongs to.
 const MODELS: &str = "models";
@@ -35,8 +35,8 @@ impl Lowering<'_> {
             || names::global(self.site, MODELS, MOST_OF_BUCKET),
             |bucket| bucket.as_str().trim_start_matches("arn:aws:s3:::").to_owned(),
         );
-        let arn = format!("arn:{}:s3:::{name}", partition(&self.site.region));
-        // The files of a model are read when a pod starts, at times that nobody knows: S3 chooses the class by use, without a fee for
+        let arn = format!("arn:{}:s3:::{name}", partition(&self.site.region).name);
+        // The files of a model are read when a pod starts, at times that are not known before: S3 chooses the class by use, without a fee for
         // reading. An operator who knows better says so.
         let (days, class) = match store.archive_after_days {
             Some(days) => (days, "GLACIER_IR"),
@@ -77,11 +77,11 @@ impl Lowering<'_> {
     /// The key of a component: `name` is in its alias.
     pub(super) fn key(&mut self, name: &str, description: &str, ownership: Ownership) -> Option<ResourceId> {
         let alias = format!("alias/{}", names::of(self.site, name, MOST_OF_ALIAS));
-        let account = format!("arn:{}:iam::{}:root", partition(&self.site.region), self.site.account);
+        let account = format!("arn:{}:iam::{}:root", partition(&self.site.region).name, self.site.account);
         let key = json!({
             "enabled": true,
             "description": description,
-            // IAM decides who of the account may use it; nobody else may.
+            // IAM decides who of the account may use it; no other account may.
             "policy": {
                 "Version": "2012-10-17",
                 "Statement": [{

@@ -5,6 +5,7 @@ mod quotas;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::StreamExt;
 use textnlp_provider::{
     EnvironmentName, ErrorKind, PolicyRequest, PolicyResource, Problem, Result, SiteName, Verb, Wanted, error_chain,
 };
@@ -16,6 +17,8 @@ use crate::resource::State;
 use crate::table;
 use crate::tags;
 
+/// Names that are read at the same time.
+const AT_ONCE: usize = 8;
 /// The most actions in one simulation: its answer is one page.
 const ACTIONS_AT_ONCE: usize = 100;
 
@@ -75,7 +78,9 @@ async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let needed = policy::permissions(&request, |name| Own::of(api).value(name));
     let mut by_resource: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for permission in &needed {
-        by_resource.entry(&permission.resource).or_default().insert(&permission.action);
+        // A simulation takes ARNs, and no patterns.
+        let resource = if permission.resource.contains('*') { "*" } else { permission.resource.as_str() };
+        by_resource.entry(resource).or_default().insert(&permission.action);
     }
     let mut denied: BTreeSet<String> = BTreeSet::new();
     let mut unconfirmed: BTreeSet<String> = BTreeSet::new();
@@ -84,7 +89,7 @@ async fn permissions(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         for actions in actions.chunks(ACTIONS_AT_ONCE) {
             let names = actions.iter().map(|action| (*action).to_owned()).collect();
             let mut call = api.iam.simulate_principal_policy().policy_source_arn(&source).set_action_names(Some(names));
-            if resource != "*" && !resource.contains('*') {
+            if resource != "*" {
                 call = call.resource_arns(resource);
             }
             let answer = match api.call("iam", "simulate", "permissions", call.send()).await {
@@ -145,25 +150,27 @@ fn request(wanted: &[Wanted]) -> Option<PolicyRequest> {
 
 /// Names that others have.
 async fn names(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for one in wanted {
-        let Some(row) = table::row(&one.kind) else { continue };
-        let Some(name) = row.resource.id(&one.spec) else { continue };
-        match row.resource.read(api, &name).await {
-            Ok(Some(seen)) if !matches!(seen.state, State::Gone) && tags::lineage(&seen.tags).is_none() => {
-                let cause = format!("{} `{name}` exists, and no deployment of this program created it", row.kind.says);
-                let fix = "`textnlp-deploy state import` adopts it; or give the environment or the site another name";
-                problems.push(Problem::new(one.id.to_string(), cause, fix));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind == ErrorKind::Denied => {
-                let cause = format!("the name `{name}` is taken by another account, or it may not be read");
-                problems.push(Problem::warning(one.id.to_string(), cause, "check it, or give the site another name"));
-            }
-            Err(error) => problems.push(unknown(one.id.as_str(), &error)),
+    let checks: Vec<_> = wanted.iter().map(|one| name(api, one)).collect();
+    let found: Vec<_> = futures::stream::iter(checks).buffered(AT_ONCE).collect().await;
+    found.into_iter().flatten().collect()
+}
+
+async fn name(api: &Api, one: &Wanted) -> Option<Problem> {
+    let row = table::row(&one.kind)?;
+    let name = row.resource.id(&one.spec)?;
+    match row.resource.read(api, &name).await {
+        Ok(Some(seen)) if !matches!(seen.state, State::Gone) && tags::lineage(&seen.tags).is_none() => {
+            let cause = format!("{} `{name}` exists, and no deployment of this program created it", row.kind.says);
+            let fix = "`textnlp-deploy state import` adopts it; or give the environment or the site another name";
+            Some(Problem::new(one.id.to_string(), cause, fix))
         }
+        Ok(_) => None,
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let cause = format!("the name `{name}` is taken by another account, or it may not be read");
+            Some(Problem::warning(one.id.to_string(), cause, "check it, or give the site another name"))
+        }
+        Err(error) => Some(unknown(one.id.as_str(), &error)),
     }
-    problems
 }
 
 fn unknown(what: &str, error: &textnlp_provider::Error) -> Problem {

@@ -128,7 +128,7 @@ impl Spec {
 #[async_trait]
 impl Resource for Cluster {
     type Spec = Spec;
-    // Whoever deploys needs access to everything after it.
+    // The deploying identity needs access to everything after it.
     const IN_PLACE: &'static [&'static str] = &[
         "authentication",
         "deployer_access",
@@ -167,7 +167,7 @@ impl Resource for Cluster {
             let provider = Provider::builder().key_arn(key).build();
             vec![EncryptionConfig::builder().provider(provider).build()]
         });
-        // Nobody is an administrator by having created it: access is by entries that can be seen and removed.
+        // No identity is an administrator by having created it: access is by entries that can be seen and removed.
         let access = CreateAccessConfigRequest::builder()
             .authentication_mode(AuthenticationMode::from(spec.authentication.as_str()))
             .bootstrap_cluster_creator_admin_permissions(false)
@@ -433,7 +433,7 @@ async fn seen(api: &Api, cluster: Answer) -> Result<ObservedObject<Spec>> {
     let deployer_access =
         is_active && has_entries && own_entry(api, &name).await?.is_some_and(|(_, is_admin)| is_admin);
     let tags = super::tags(cluster.tags.clone());
-    // Nobody changes an existing cluster: its operator gives access.
+    // An existing cluster is not changed: its operator gives access.
     if state == State::Ready && has_entries && !deployer_access && crate::tags::lineage(&tags).is_none() {
         let who = &api.identity.arn;
         state = State::Degraded(format!("no access entry makes `{who}` an administrator of the cluster"));

@@ -165,7 +165,7 @@ impl Resource for Key {
                 match tags_of(api, &id).await {
                     Ok(Some(tags)) if filter.matches(&tags) => Key::read(api, &id).await,
                     Ok(_) => Ok(None),
-                    // A key whose policy admits somebody else only.
+                    // A key whose policy admits other identities only.
                     Err(error) if error.kind == ErrorKind::Denied && !has_our_alias => Ok(None),
                     Err(error) => Err(error),
                 }

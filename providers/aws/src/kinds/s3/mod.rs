@@ -13,11 +13,11 @@ use aws_sdk_s3::types::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use textnlp_provider::{DataClass, Error, ErrorKind, Identity, Permission, Pricing, Result};
+use textnlp_token::partition;
 
 use self::rules::{Encryption, LifecycleRule, Replication};
 use super::{CREATE, DELETE, PUT, list_by_tag, only};
 use crate::api::Api;
-use crate::provider::partition;
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -137,7 +137,7 @@ impl Resource for Bucket {
         let region = head.bucket_region.unwrap_or_else(|| api.region.clone());
         let seen = ObservedObject::new(id, spec, tags)
             .output("name", Some(id))
-            .output("arn", Some(format!("arn:{}:s3:::{id}", partition(&api.region))));
+            .output("arn", Some(format!("arn:{}:s3:::{id}", partition(&api.region).name)));
         Ok(Some(seen.output("region", Some(region))))
     }
 
